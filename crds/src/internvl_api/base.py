@@ -1,0 +1,20 @@
+"""The one pydantic base class: camelCase outside, snake_case inside, unknown fields refused."""
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+
+class ApiModel(BaseModel):
+    """Base of everything a user or a stage reads as YAML."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        validate_default=False,
+        protected_namespaces=(),
+    )
+
+    def to_dict(self, *, exclude_unset: bool = False) -> dict[str, object]:
+        """camelCase JSON-ready dict; absent optionals are left out rather than written as null."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=exclude_unset)

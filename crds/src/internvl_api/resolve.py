@@ -1,0 +1,119 @@
+"""spec + recipe + catalogue -> RunConfig: the only place where defaults meet."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from internvl_api.catalogue import CATALOGUE, find_model
+from internvl_api.recipes import load_recipe, recipe_names
+from internvl_api.run_config import ResolvedModel, RunConfig
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.suggest import did_you_mean
+
+
+class SpecError(ValueError):
+    """The spec cannot be run. `field` is the path a user would edit, `message` says found, expected, next step."""
+
+    def __init__(self, reason: str, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.reason, self.field, self.message = reason, field, message
+
+
+def parse_spec(raw: object) -> InternVLFineTuneSpec:
+    """A raw `spec` dict with its recipe merged under it, validated. Raises SpecError."""
+    if not isinstance(raw, dict):
+        raise SpecError("InvalidSpec", "spec", f"found {type(raw).__name__}, expected an object")
+    recipe = raw.get("recipe")
+    if recipe is None:
+        return _validate(raw)
+    if recipe not in recipe_names():
+        hint = did_you_mean(str(recipe), recipe_names())
+        raise SpecError(
+            "UnknownRecipe", "spec.recipe", f"found {recipe!r}, which no recipe is called{hint}; see `recipes` in docs/"
+        )
+    return _validate(_merge(load_recipe(recipe), raw))
+
+
+def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
+    """The RunConfig of a parsed spec. Raises SpecError where fields contradict each other."""
+    return RunConfig(
+        job=job,
+        job_uid=job_uid,
+        recipe=spec.recipe,
+        model=_resolve_model(spec),
+        data=spec.data,
+        image=spec.image,
+        method=spec.method,
+        lora=spec.lora,
+        training=spec.training,
+        checkpoint=spec.checkpoint,
+        output=spec.output,
+        workers=spec.workers,
+        processes_per_worker=spec.processes_per_worker,
+        device="cuda" if spec.gpus_per_worker else "cpu",
+        gradient_accumulation=_gradient_accumulation(spec),
+    )
+
+
+def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
+    model = spec.model
+    entry = None
+    if model.name is not None:
+        entry = find_model(model.name)
+        if entry is None:
+            hint = did_you_mean(model.name, list(CATALOGUE))
+            raise SpecError(
+                "UnknownModel",
+                "spec.model.name",
+                f"found {model.name!r}, which is not in the catalogue{hint}; leave name out to use model.source as it is",
+            )
+    source = model.source or (f"hf://{entry.hub_repository}" if entry else None)
+    if source is None:
+        raise SpecError(
+            "ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is"
+        )
+    template = model.template or (entry.template if entry else None)
+    return ResolvedModel(
+        name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate
+    )
+
+
+def _gradient_accumulation(spec: InternVLFineTuneSpec) -> int:
+    training = spec.training
+    per_forward = spec.world_size * training.micro_batch_size
+    if training.global_batch_size % per_forward:
+        lower = training.global_batch_size // per_forward * per_forward
+        nearest = " or ".join(str(n) for n in (lower, lower + per_forward) if n)
+        raise SpecError(
+            "BatchNotDivisible",
+            "spec.training.globalBatchSize",
+            f"found {training.global_batch_size}, which {spec.world_size} processes x microBatchSize "
+            f"{training.micro_batch_size} = {per_forward} does not divide; use {nearest}, or change workers, "
+            "gpusPerWorker or microBatchSize",
+        )
+    return training.global_batch_size // per_forward
+
+
+def _validate(raw: dict[str, Any]) -> InternVLFineTuneSpec:
+    try:
+        return InternVLFineTuneSpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["spec", *(str(part) for part in first["loc"])])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        found = "" if first["type"] == "missing" else f"found {_short(first['input'])}: "
+        raise SpecError("InvalidSpec", field, f"{found}{first['msg']}{more}") from None
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, objects merged key by key, everything else replaced."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

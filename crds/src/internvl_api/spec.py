@@ -1,0 +1,219 @@
+"""What a user writes: `spec` of an InternVLFineTune.
+
+A field in a section marked RECIPE below may be left out: `resolve` takes it from the recipe, else from the
+default given here. The generated CRD therefore carries no `default` for those fields (an API server would fill
+them in, and a recipe could no longer tell what the user wrote).
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from internvl_api.base import ApiModel
+
+Method = Literal["full", "lora"]
+Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
+Precision = Literal["bf16", "fp32"]
+
+# Passed through to the pod untouched; the API server validates them when the pod is created.
+KubernetesObject = dict[str, Any]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://[^/]+/[^/@]+(@[A-Za-z0-9._/-]+)?|pvc://[a-z0-9.-]+(/.*)?|https://.+|/.*)$"
+OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
+SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+Source = Annotated[
+    str, Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, pvc:// or a path")
+]
+
+
+class Model(ApiModel):
+    """The base model. RECIPE."""
+
+    name: str | None = Field(
+        None, pattern=NAME_PATTERN, description="A model of the catalogue; decides the template and default source"
+    )
+    source: Source | None = Field(
+        None, description="Checkpoint folder in upstream's or the hf format; default: the catalogue's Hub repository"
+    )
+    template: Template | None = Field(
+        None, description="Conversation template; default: the catalogue's, else the checkpoint's config.json"
+    )
+    drop_path_rate: float = Field(0.0, ge=0.0, lt=1.0, description="Stochastic depth of the vision tower")
+
+
+class Dataset(ApiModel):
+    """One annotation file and its media root: an entry of upstream's meta JSON."""
+
+    annotation: Source = Field(description="JSONL file, one conversation a line")
+    root: Source | None = Field(None, description="Where relative media paths start; default: the annotation's folder")
+    repeat_time: float = Field(1.0, gt=0.0, description="Below 1 keeps the FIRST part of the rows, as upstream does")
+    data_augment: bool = False
+    max_dynamic_patch: int | None = Field(None, ge=1, le=64, description="Overrides image.maxDynamicPatch")
+    length: int | None = Field(None, ge=0, description="Rows expected in the annotation; checked when given")
+
+
+class Data(ApiModel):
+    """Training data: named datasets, or upstream's meta JSON as it is."""
+
+    train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000)
+    meta: Source | None = Field(None, description="Upstream's meta JSON; its entries join those of train")
+    bad_rows: Literal["fail", "skip"] = "fail"
+    max_bad_rows: int = Field(0, ge=0, description="With badRows: skip, more findings than this still fail")
+    compat: Literal["default", "upstream"] = Field(
+        "default", description="upstream reproduces upstream's label defects, to compare numbers"
+    )
+
+
+class Image(ApiModel):
+    """How pictures become tiles. RECIPE."""
+
+    tile_size: int | None = Field(None, ge=14, le=1024, description="Pixels; default: the checkpoint's")
+    dynamic: bool = True
+    min_dynamic_patch: int = Field(1, ge=1, le=64)
+    max_dynamic_patch: int = Field(12, ge=1, le=64)
+    thumbnail: bool = True
+    video_frames: int = Field(8, ge=1, le=512, description="Frames sampled from a video, one tile each")
+
+
+class Freeze(ApiModel):
+    """Which towers keep their weights. LoRA freezes the language model by itself."""
+
+    vision: bool = True
+    projector: bool = False
+    language: bool = False
+
+
+class Lora(ApiModel):
+    """Adapter shape; alpha is 2 x rank as upstream sets it unless given. RECIPE."""
+
+    language_rank: int = Field(16, ge=0, le=1024, description="0 leaves the language model without an adapter")
+    vision_rank: int = Field(0, ge=0, le=1024)
+    language_alpha: float | None = Field(None, gt=0)
+    vision_alpha: float | None = Field(None, gt=0)
+    dropout: float = Field(0.05, ge=0.0, lt=1.0)
+
+
+class Training(ApiModel):
+    """Optimisation. RECIPE."""
+
+    epochs: float = Field(1.0, gt=0.0)
+    max_steps: int | None = Field(None, ge=1, description="Ends training earlier than epochs would")
+    learning_rate: float = Field(1e-5, gt=0.0, lt=1.0)
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
+    weight_decay: float = Field(0.01, ge=0.0, le=1.0)
+    adam_betas: tuple[float, float] = Field((0.9, 0.999))
+    adam_epsilon: float = Field(1e-8, gt=0.0)
+    max_grad_norm: float = Field(1.0, ge=0.0, description="0 switches clipping off")
+    global_batch_size: int = Field(16, ge=1, description="Samples in one optimizer step, over all processes")
+    micro_batch_size: int = Field(1, ge=1, description="Samples in one forward of one process")
+    max_seq_length: int = Field(8192, ge=16, description="Tokens; longer rows are a finding")
+    precision: Precision = "bf16"
+    gradient_checkpointing: bool = True
+    group_by_length: bool = False
+    zero_stage: Literal[1, 2, 3] = 1
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="Merged over the generated DeepSpeed configuration"
+    )
+    seed: int = Field(42, ge=0)
+    data_workers: int = Field(4, ge=0, le=64, description="Processes that decode and tokenize, for each rank")
+    freeze: Freeze = Field(default_factory=Freeze)
+
+
+class Checkpoint(ApiModel):
+    """Resumable state. RECIPE."""
+
+    every_steps: int = Field(200, ge=1)
+    keep: int = Field(2, ge=1, le=100, description="Verified checkpoints kept; older ones are deleted")
+
+
+class Secrets(ApiModel):
+    """Names of Secrets in the CR's namespace; the operator never reads them."""
+
+    object_storage: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        description="Keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_ENDPOINT_URL, AWS_REGION",
+    )
+    hugging_face: str | None = Field(None, pattern=SECRET_PATTERN, description="Key HF_TOKEN")
+
+
+class RunPolicy(ApiModel):
+    """Life cycle of the run."""
+
+    suspend: bool = Field(False, description="true: checkpoint, free every pod, keep the state")
+    backoff_limit: int = Field(3, ge=0, le=100, description="Group restarts after failures of the run itself")
+    active_deadline_seconds: int | None = Field(None, ge=1)
+    ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
+
+
+class PodTemplate(ApiModel):
+    """What every worker pod gets; the shapes are Kubernetes' own."""
+
+    image: str | None = Field(None, min_length=1, description="Trainer image; default: the operator's setting")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[KubernetesObject] = Field(default_factory=list, max_length=100)
+    affinity: KubernetesObject | None = None
+    resources: KubernetesObject | None = Field(None, description="Of a training worker; GPUs come from gpusPerWorker")
+    priority_class_name: str | None = None
+    service_account_name: str | None = None
+    runtime_class_name: str | None = None
+    image_pull_secrets: list[KubernetesObject] = Field(default_factory=list, max_length=20)
+    volumes: list[KubernetesObject] = Field(default_factory=list, max_length=100)
+    volume_mounts: list[KubernetesObject] = Field(default_factory=list, max_length=100)
+    env: list[KubernetesObject] = Field(default_factory=list, max_length=200)
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    shm_size: str = Field(
+        "8Gi", pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$", description="Limit of the memory-backed /dev/shm"
+    )
+    termination_grace_period_seconds: int = Field(
+        120, ge=1, le=3600, description="Time to write a checkpoint after SIGTERM"
+    )
+
+
+class InternVLFineTuneSpec(ApiModel):
+    """One fine-tuning run, from a base model and data to a published result."""
+
+    recipe: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", description="Named defaults")
+    model: Model = Field(default_factory=Model)
+    data: Data
+    image: Image = Field(default_factory=Image)
+    method: Method = "full"
+    lora: Lora = Field(default_factory=Lora)
+    workers: int = Field(1, ge=1, le=1024, description="Pods of the training group")
+    gpus_per_worker: int = Field(0, ge=0, le=16, description="Processes in a pod; 0 trains on the CPU, one process")
+    training: Training = Field(default_factory=Training)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    output: str = Field(pattern=OUTPUT_PATTERN, description="Where checkpoints and artifacts go: s3://bucket/prefix")
+    secrets: Secrets = Field(default_factory=Secrets)
+    run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    pod_template: PodTemplate = Field(default_factory=PodTemplate)
+
+    @field_validator("output")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return re.sub(r"/+$", "", value)
+
+    @model_validator(mode="after")
+    def _some_data(self) -> "InternVLFineTuneSpec":
+        if not self.data.train and self.data.meta is None:
+            raise ValueError("spec.data: found neither train nor meta; name at least one dataset")
+        return self
+
+    @property
+    def processes_per_worker(self) -> int:
+        """Training processes in one pod: one a GPU, one on a CPU pod."""
+        return max(1, self.gpus_per_worker)
+
+    @property
+    def world_size(self) -> int:
+        """Training processes over all pods."""
+        return self.workers * self.processes_per_worker
+
+
+# Sections whose fields a recipe may supply: the CRD leaves their defaults to `resolve`.
+RECIPE_SECTIONS = ("model", "image", "method", "lora", "workers", "gpusPerWorker", "training", "checkpoint")

@@ -1,0 +1,1 @@
+"""The InternVLFineTune operator: a thin kopf shell around a pure core."""
