@@ -1,0 +1,1 @@
+"""The stages of an InternVL fine-tuning run."""

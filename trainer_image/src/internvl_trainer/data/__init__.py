@@ -1,0 +1,1 @@
+"""Data: from a JSONL row to the tensors of a batch."""

@@ -1,0 +1,22 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: shown as a message, never as a traceback.
+
+    Args:
+        reason: CamelCase word for a condition or a metric label, such as `MissingShard`.
+        message: what was found, what was expected, and the next step.
+        where: the file, line or field it is about, where there is one.
+    """
+
+    def __init__(self, reason: str, message: str, where: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message

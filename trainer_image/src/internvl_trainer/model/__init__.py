@@ -1,0 +1,1 @@
+"""Models: upstream's checkpoint format, the native chat model, adapters."""
