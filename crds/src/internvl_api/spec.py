@@ -20,7 +20,7 @@ Precision = Literal["bf16", "fp32"]
 KubernetesObject = dict[str, Any]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://[^/]+/[^/@]+(@[A-Za-z0-9._/-]+)?|pvc://[a-z0-9.-]+(/.*)?|https://.+|/.*)$"
+SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://[^/]+/[^/@]+(@[A-Za-z0-9._/-]+)?|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
 OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
 SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
