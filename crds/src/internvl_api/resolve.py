@@ -65,17 +65,13 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
             raise SpecError(
                 "UnknownModel",
                 "spec.model.name",
-                f"found {model.name!r}, which is not in the catalogue{hint}; leave name out to use model.source as it is",
+                f"found {model.name!r}, which is not in the catalogue{hint}; without a name, model.source is used as is",
             )
     source = model.source or (f"hf://{entry.hub_repository}" if entry else None)
     if source is None:
-        raise SpecError(
-            "ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is"
-        )
+        raise SpecError("ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is")
     template = model.template or (entry.template if entry else None)
-    return ResolvedModel(
-        name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate
-    )
+    return ResolvedModel(name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate)
 
 
 def _gradient_accumulation(spec: InternVLFineTuneSpec) -> int:

@@ -66,6 +66,12 @@ class Data(ApiModel):
         "default", description="upstream reproduces upstream's label defects, to compare numbers"
     )
 
+    @model_validator(mode="after")
+    def _budget_needs_skip(self) -> "Data":
+        if self.max_bad_rows and self.bad_rows == "fail":
+            raise ValueError("maxBadRows needs badRows: skip")
+        return self
+
 
 class Image(ApiModel):
     """How pictures become tiles. RECIPE."""
@@ -76,6 +82,14 @@ class Image(ApiModel):
     max_dynamic_patch: int = Field(12, ge=1, le=64)
     thumbnail: bool = True
     video_frames: int = Field(8, ge=1, le=512, description="Frames sampled from a video, one tile each")
+
+    @model_validator(mode="after")
+    def _ordered_bounds(self) -> "Image":
+        if self.min_dynamic_patch > self.max_dynamic_patch:
+            raise ValueError(
+                f"minDynamicPatch {self.min_dynamic_patch} exceeds maxDynamicPatch {self.max_dynamic_patch}"
+            )
+        return self
 
 
 class Freeze(ApiModel):

@@ -1,0 +1,57 @@
+# Every target sets up what it needs; the first run of a fresh Debian 12 machine installs and builds (root; apt and pip).
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CLUSTER := PYTHONPATH=tests/cluster $(PY) -m ivft_cluster
+DEMO := PYTHONPATH=tests/cluster $(PY) -m ivft_demo
+CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internvlfinetunes.yaml
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo demo-down test test-unit lint typecheck generate verify bench setup clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt --upgrade pip
+	# torch first and by its exact version: what others ask for must not replace the build that was chosen
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt --group dev -e crds -e operator -e 'trainer_image[eval]'
+	touch $@
+
+setup: $(STAMP) ## virtualenv, Debian packages, Kubernetes binaries (cached outside the checkout)
+	$(CLUSTER) setup
+
+demo: setup ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up)
+	$(DEMO) up $(if $(KEEP),--keep)
+
+demo-down: $(STAMP) ## remove every trace of the demo
+	$(DEMO) down
+
+test: setup verify ## every test: unit, contract, integration, end to end
+	$(PY) -m pytest
+
+test-unit: $(STAMP) ## the tests that need neither root nor a server: seconds
+	$(PY) -m pytest -m 'not integration and not e2e and not slow'
+
+lint: $(STAMP) ## ruff and the import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+typecheck: $(STAMP) ## mypy, strict
+	$(VENV)/bin/mypy crds/src operator/src
+
+generate: $(STAMP) ## write the generated files
+	$(PY) -m internvl_api.crd $(CRD_COPIES)
+
+verify: lint typecheck ## lint, types, import contracts, and generated files up to date
+	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
+
+bench: setup ## figures, not gates: time to first pod, trainer throughput
+	$(PY) -m pytest -q -s tests/bench -o testpaths=tests/bench
+
+clean: ## remove the virtualenv and build leftovers (caches outside the checkout stay)
+	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
