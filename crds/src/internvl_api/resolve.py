@@ -65,7 +65,7 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
             raise SpecError(
                 "UnknownModel",
                 "spec.model.name",
-                f"found {model.name!r}, which is not in the catalogue{hint}; without a name, model.source is used as is",
+                f"found {model.name!r}, which is not in the catalogue{hint}; leave it out to use model.source",
             )
     source = model.source or (f"hf://{entry.hub_repository}" if entry else None)
     if source is None:
@@ -97,8 +97,9 @@ def _validate(raw: dict[str, Any]) -> InternVLFineTuneSpec:
         first = error.errors()[0]
         field = ".".join(["spec", *(str(part) for part in first["loc"])])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        found = "" if first["type"] == "missing" else f"found {_short(first['input'])}: "
-        raise SpecError("InvalidSpec", field, f"{found}{first['msg']}{more}") from None
+        own_words = first["type"] in ("missing", "value_error")  # these say by themselves what was found
+        found = "" if own_words else f"found {_short(first['input'])}: "
+        raise SpecError("InvalidSpec", field, found + first["msg"].removeprefix("Value error, ") + more) from None
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

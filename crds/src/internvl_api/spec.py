@@ -67,7 +67,9 @@ class Data(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _budget_needs_skip(self) -> "Data":
+    def _consistent(self) -> "Data":
+        if not self.train and self.meta is None:
+            raise ValueError("found neither train nor meta; name at least one dataset")
         if self.max_bad_rows and self.bad_rows == "fail":
             raise ValueError("maxBadRows needs badRows: skip")
         return self
@@ -84,7 +86,7 @@ class Image(ApiModel):
     video_frames: int = Field(8, ge=1, le=512, description="Frames sampled from a video, one tile each")
 
     @model_validator(mode="after")
-    def _ordered_bounds(self) -> "Image":
+    def _consistent(self) -> "Image":
         if self.min_dynamic_patch > self.max_dynamic_patch:
             raise ValueError(
                 f"minDynamicPatch {self.min_dynamic_patch} exceeds maxDynamicPatch {self.max_dynamic_patch}"
@@ -211,12 +213,6 @@ class InternVLFineTuneSpec(ApiModel):
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
         return re.sub(r"/+$", "", value)
-
-    @model_validator(mode="after")
-    def _some_data(self) -> "InternVLFineTuneSpec":
-        if not self.data.train and self.data.meta is None:
-            raise ValueError("spec.data: found neither train nor meta; name at least one dataset")
-        return self
 
     @property
     def processes_per_worker(self) -> int:
