@@ -1,12 +1,52 @@
-"""The native InternVL model with what transformers leaves out."""
+"""The native InternVL model with what transformers leaves out: blank tiles, drop path, both pixel shuffles, exact losses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import InternVLForConditionalGeneration
+
+IGNORED = -100
+"""Label of a position that is not supervised."""
+
+# Channel means and deviations of ImageNet, as torchvision publishes them; upstream normalises every tile with them.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
+    """(tiles, 3, S, S) uint8 to fp32: / 255, - mean, / deviation, each rounded as torchvision rounds it.
+
+    The divisors are tensors on the tiles' device because CUDA turns a division by a Python number into a multiplication by its
+    reciprocal, which rounds differently.
+    """
+    device = tiles.device
+    scale = torch.tensor(255.0, device=device)
+    mean = torch.tensor(_IMAGENET_MEAN, device=device).view(3, 1, 1)
+    std = torch.tensor(_IMAGENET_STD, device=device).view(3, 1, 1)
+    return tiles.to(torch.float32).div_(scale).sub_(mean).div_(std)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a whole residual branch for a tile with probability `rate`, in training only."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0.0:
+            return branch
+        keep = 1.0 - self.rate
+        mask = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(keep)
+        return branch * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4f}"
 
 
 @dataclass
@@ -37,6 +77,20 @@ class ChatModel(nn.Module):
         self.native = native
         self.pixel_shuffle_version = pixel_shuffle_version
         self.select_layer = select_layer
+        self.reset_rotary()
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.native.model.vision_tower
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.native.model.multi_modal_projector
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.native.model.language_model
 
     def forward(
         self,
@@ -49,24 +103,149 @@ class ChatModel(nn.Module):
         loss_weights: torch.Tensor | None = None,
         return_logits: bool = False,
     ) -> ChatOutput:
-        """One pass, `use_cache=False` always.
+        """One pass, without a key-value cache (with one, packed rows would see each other).
 
         Args:
             input_ids: (B, L) int64.
             pixel_values: (tiles, 3, S, S), uint8 (normalised here, on the device) or float (already normalised).
-            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row.
+            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row; None: all are real.
             attention_mask: (B, L) bool, True on real tokens; None when nothing is padded or when rows are packed.
             position_ids: (B, L); reset to 0 at each packed row's start.
             labels: (B, L) int64, -100 where nothing is supervised; unshifted.
             loss_weights: (B, L) fp32 weight of each label's cross entropy.
             return_logits: also compute logits at every position.
+
+        Raises:
+            ValueError: the batch has not as many `<IMG_CONTEXT>` tokens as its tiles need.
         """
-        raise NotImplementedError
+        hidden = self.language_model(
+            inputs_embeds=self.embed(input_ids, pixel_values, image_flags),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        output = ChatOutput(None, None, None)
+        if return_logits:
+            output.logits = self.native.lm_head(hidden).float()
+        if labels is not None:
+            self._add_loss(output, hidden, labels, loss_weights)
+        return output
+
+    def _add_loss(
+        self, output: ChatOutput, hidden: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None
+    ) -> None:
+        """Cross entropy in fp32, with logits only where a next token is supervised."""
+        targets = labels[:, 1:]
+        supervised = targets != IGNORED
+        logits = self.native.lm_head(hidden[:, :-1][supervised]).float()
+        losses = functional.cross_entropy(logits, targets[supervised], reduction="none")
+        output.tokens = supervised.sum()
+        if loss_weights is None:
+            output.loss_sum, output.weight_sum = losses.sum(), output.tokens.to(torch.float32)
+        else:
+            weights = loss_weights[:, 1:][supervised]
+            output.loss_sum, output.weight_sum = (losses * weights).sum(), weights.sum()
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_flags: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, L, hidden) token embeddings with tile features in place of the `<IMG_CONTEXT>` tokens.
+
+        A batch without tiles sends one blank tile through the vision tower and uses none of its features: every rank then runs
+        the same modules and has a gradient for the same parameters, without which ZeRO hangs (stage 3) or aborts (stage 1).
+        """
+        embeddings = self.language_model.get_input_embeddings()(input_ids)
+        if pixel_values is None or len(pixel_values) == 0:
+            pixel_values, image_flags = self._blank_tile(input_ids.device)
+        features = self.encode_tiles(pixel_values)
+        if image_flags is not None:
+            features = features[image_flags.bool()]
+        places = input_ids == self.native.config.image_token_id
+        features = features.flatten(0, 1).to(embeddings.dtype)
+        if (wanted := int(places.sum())) != len(features):
+            raise ValueError(
+                f"the batch has {wanted} <IMG_CONTEXT> tokens but its tiles give {len(features)} features; "
+                f"was a row cut in the middle of an image?"
+            )
+        return embeddings.masked_scatter(places.unsqueeze(-1), features)
+
+    def _blank_tile(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = self.native.config.vision_config.image_size
+        return torch.zeros(1, 3, height, width, device=device), torch.zeros(1, dtype=torch.long, device=device)
+
+    def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(tiles, context tokens, language hidden) features of tiles."""
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalise_tiles(pixel_values)
+        tower = self.vision_tower
+        hidden = tower.embeddings(pixel_values)
+        layers = tower.encoder.layer
+        # Hidden states count from the embeddings (0), so -1 is what the last layer gives.
+        count = self.select_layer if self.select_layer >= 0 else len(layers) + 1 + self.select_layer
+        for layer in layers[:count]:
+            hidden = layer(hidden)
+        if count == len(layers):
+            hidden = tower.layernorm(hidden)
+        return self.projector(self._pixel_shuffle(hidden[:, 1:]))
+
+    def _pixel_shuffle(self, patches: torch.Tensor) -> torch.Tensor:
+        """(tiles, patches, C) to (tiles, context tokens, C / ratio squared)."""
+        side = int(patches.shape[1] ** 0.5)
+        grid = patches.reshape(len(patches), side, side, -1)
+        shuffled = self.native.model.pixel_shuffle(grid, scale_factor=self.native.config.downsample_ratio)
+        if self.pixel_shuffle_version == "v1":  # the first release forgot to swap height and width back
+            shuffled = shuffled.transpose(1, 2)
+        return shuffled.flatten(1, 2)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_flags: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """(B, new tokens) ids; `settings` go to transformers' generate. Pad prompts on the left."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        embeddings = self.embed(input_ids, pixel_values, image_flags)
+        return self.native.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **settings)
 
     def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; training mode only."""
-        raise NotImplementedError
+        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; training mode only.
+
+        The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to it;
+        scaling a branch commutes with the layer scale that follows.
+        """
+        layers = self.vision_tower.encoder.layer
+        rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
+        for layer, layer_rate in zip(layers, rates, strict=True):
+            layer.attention.projection_dropout = DropPath(layer_rate)
+            layer.dropout = DropPath(layer_rate)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass, in both towers."""
-        raise NotImplementedError
+        if enabled:
+            self.native.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.native.gradient_checkpointing_disable()
+
+    def reset_rotary(self) -> None:
+        """Compute the rotary frequencies anew, in fp32, on the model's device."""
+        old = self.language_model.rotary_emb
+        self.language_model.rotary_emb = type(old)(config=self.native.config.text_config).to(_device_of(old))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ChatModel:
+        """Rotary frequencies stay fp32 whatever the weights are cast to (DeepSpeed calls module.bfloat16())."""
+        super()._apply(fn, recurse)
+        self.reset_rotary()
+        return self
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    buffer = next(module.buffers())
+    return buffer.device if buffer.device.type != "meta" else torch.device("cpu")

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    MODEL_MAPPING,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
 
-from ..errors import UserError
 from .chat_model import ChatModel
+from .checkpoint_format import Architecture, UnsupportedArchitecture, native_config, read_architecture, to_native
+from .checkpoint_format.config import DEFAULT_TEMPLATES, count_context_tokens
+from .checkpoint_format.files import (
+    CheckpointError,
+    TensorEntry,
+    list_tensors,
+    read_json,
+    read_tensors,
+    shape_tensors,
+)
+from .checkpoint_format.tensors import UnknownTensor, match_native
+from .tokenizer import CONTEXT_TOKEN, load_tokenizer
 
+__all__ = ["CheckpointError", "LoadedModel", "load_chat_model"]
 
-class CheckpointError(UserError):
-    """The checkpoint directory cannot be used as it is."""
+logger = logging.getLogger(__name__)
+
+UPSTREAM_CONFIG_FILE = "upstream_config.json"
+"""In a native directory: upstream's config.json of the same model, kept for the way back."""
+_POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -25,7 +51,8 @@ class LoadedModel:
     Attributes:
         model: parameters in `dtype` on the CPU (or partitioned, under ZeRO-3).
         tokenizer: with the checkpoint's own special tokens; `<IMG_CONTEXT>` is `model.native.config.image_token_id`.
-        upstream_config: config.json as it was read (None for a native, hf-format directory).
+        upstream_config: upstream's config.json as it was read; None for a native directory that did not keep it.
+        architecture: what the tensor mapping needs for the way back.
         kind: language-model family: qwen2 | internlm2 | llama | phi3.
         template: name of the conversation template that the checkpoint was trained with.
         image_size: pixels of a tile's side; context_tokens: `<IMG_CONTEXT>` tokens for each tile.
@@ -35,11 +62,24 @@ class LoadedModel:
     model: ChatModel
     tokenizer: PreTrainedTokenizerBase
     upstream_config: dict[str, Any] | None
+    architecture: Architecture
     kind: str
     template: str
     image_size: int
     context_tokens: int
     attn_implementation: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A directory understood: its native config, and its tensors under native names."""
+
+    directory: Path
+    config: InternVLConfig
+    architecture: Architecture
+    upstream_config: dict[str, Any] | None
+    entries: list[TensorEntry]
+    rename: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterator[tuple[str, torch.Tensor]]]
 
 
 def load_chat_model(
@@ -53,15 +93,216 @@ def load_chat_model(
     select_layer: int | None = None,
     zero3_config: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Read an upstream-format (model_type internvl_chat) or native hf-format directory.
+    """Read an upstream-format (model_type internvl_chat) or native hf-format (internvl) directory.
 
     Args:
         image_size: another tile size than the checkpoint's resizes the position embeddings.
         pixel_shuffle_version, select_layer: override what the checkpoint's config says.
         zero3_config: the DeepSpeed config (a dict with zero_optimization.stage 3), after deepspeed.init_distributed():
-            parameters are partitioned as they are made and filled one by one from rank 0. None otherwise.
+            parameters are partitioned as they are made and filled one by one from rank 0, so no process ever holds the
+            whole model. None otherwise.
 
     Raises:
         CheckpointError: with the file and what to do.
     """
-    raise NotImplementedError
+    directory = Path(directory)
+    tokenizer = load_tokenizer(directory)
+    source = _open(directory, tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN))
+    changes = {"image_size": image_size, "pixel_shuffle_version": pixel_shuffle_version, "select_layer": select_layer}
+    architecture = replace(source.architecture, **{key: value for key, value in changes.items() if value is not None})
+    config = source.config
+    config.vision_config.image_size = (architecture.image_size, architecture.image_size)
+    config.image_seq_length = architecture.context_tokens
+    config.vision_feature_layer = architecture.select_layer
+    config.dtype = config.vision_config.dtype = config.text_config.dtype = dtype
+    attention = attn_implementation or choose_attention()
+    config._attn_implementation = attention
+    logger.info("attention implementation: %s", attention)
+
+    with _empty_parameters(zero3_config, dtype):
+        native = InternVLForConditionalGeneration(config)
+    _fill(native, source, dtype, partitioned=zero3_config is not None)
+    model = ChatModel(
+        native,
+        pixel_shuffle_version=architecture.pixel_shuffle_version,
+        select_layer=architecture.select_layer,
+    )
+    if drop_path_rate > 0:
+        model.set_drop_path(drop_path_rate)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        upstream_config=source.upstream_config,
+        architecture=architecture,
+        kind=architecture.kind,
+        template=architecture.template,
+        image_size=architecture.image_size,
+        context_tokens=architecture.context_tokens,
+        attn_implementation=attention,
+    )
+
+
+def choose_attention() -> str:
+    """flash_attention_2 where its package and a GPU are there, else sdpa."""
+    has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
+    return "flash_attention_2" if has_flash else "sdpa"
+
+
+def _open(directory: Path, image_token_id: int) -> _Source:
+    path = directory / "config.json"
+    config = read_json(path, missing="give the directory of a checkpoint")
+    if config.get("model_type") == "internvl":
+        return _open_native(directory, image_token_id)
+    try:
+        architecture = read_architecture(config)
+        native = native_config(config, image_token_id)
+    except (UnsupportedArchitecture, KeyError, ValueError) as error:
+        raise CheckpointError("UnsupportedArchitecture", _config_problem(error), str(path)) from error
+    return _Source(
+        directory, native, architecture, config, list_tensors(directory), lambda stream: to_native(stream, architecture)
+    )
+
+
+def _config_problem(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing from llm_config; copy config.json from the model's repository again"
+    return f"{error}"
+
+
+def _open_native(directory: Path, image_token_id: int) -> _Source:
+    config = InternVLConfig.from_pretrained(directory)
+    config.image_token_id = image_token_id
+    kept = directory / UPSTREAM_CONFIG_FILE
+    upstream = read_json(kept, missing="") if kept.exists() else None
+    architecture = read_architecture(upstream) if upstream else _native_architecture(config, directory)
+    return _Source(directory, config, architecture, upstream, list_tensors(directory), _current_names)
+
+
+def _native_architecture(config: InternVLConfig, directory: Path) -> Architecture:
+    kind = config.text_config.model_type
+    if kind not in ("qwen2", "llama", "phi3"):
+        raise CheckpointError(
+            "UnsupportedArchitecture",
+            f"text_config.model_type is {kind!r}; supported are qwen2, llama, phi3",
+            str(directory / "config.json"),
+        )
+    return Architecture(
+        kind=kind,
+        heads=config.text_config.num_attention_heads,
+        kv_heads=config.text_config.num_key_value_heads,
+        select_layer=config.vision_feature_layer,
+        pixel_shuffle_version="v2",
+        image_size=config.vision_config.image_size[0],
+        downsample_ratio=config.downsample_ratio,
+        patch_size=config.vision_config.patch_size[0],
+        template="internvl2_5" if kind == "qwen2" else DEFAULT_TEMPLATES[kind],
+    )
+
+
+# Prefixes in files written by transformers before 4.53 and since.
+_OLD_PREFIXES = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+
+
+def _current_names(stream: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in stream:
+        old = next((prefix for prefix in _OLD_PREFIXES if name.startswith(prefix)), None)
+        yield (_OLD_PREFIXES[old] + name.removeprefix(old) if old else name), tensor
+
+
+@contextmanager
+def _empty_parameters(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside have parameters without data: on the meta device, or partitioned over ranks (ZeRO-3)."""
+    with no_init_weights(), _placement(zero3_config, dtype):
+        yield
+
+
+def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    if zero3_config is None:
+        from accelerate import init_empty_weights
+
+        return init_empty_weights(include_buffers=False)
+    import deepspeed
+    import torch._dynamo  # noqa: F401 - a first import of it under zero.Init fails, as its classes get patched half-way
+
+    return deepspeed.zero.Init(config_dict_or_path=dict(zero3_config), dtype=dtype)
+
+
+def _fill(native: InternVLForConditionalGeneration, source: _Source, dtype: torch.dtype, *, partitioned: bool) -> None:
+    """Give every parameter its tensor, checking names and shapes before any data is read."""
+    shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
+    _check(source, shapes)
+    lead = not partitioned or torch.distributed.get_rank() == 0
+    stream = source.rename(read_tensors(source.entries) if lead else shape_tensors(source.entries))
+    for name, tensor in stream:
+        if name == _POSITION_EMBEDDINGS and tuple(tensor.shape) != tuple(shapes[name]):
+            tensor = resize_position_embeddings(tensor, shapes[name][1])
+        if partitioned:
+            _fill_partitioned(native.get_parameter(name), tensor, lead)
+        else:
+            _assign(native, name, nn.Parameter(tensor.to(dtype, copy=True)))
+
+
+def _assign(native: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(native.get_submodule(owner), leaf, parameter)
+
+
+def _fill_partitioned(parameter: nn.Parameter, tensor: torch.Tensor, lead: bool) -> None:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+        if lead:
+            parameter.copy_(tensor)
+
+
+def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
+    """Every parameter has a tensor of its shape, and no tensor is left over."""
+    missing = set(shapes)
+    for entry in source.entries:
+        try:
+            renamed = list(source.rename(shape_tensors([entry])))
+        except UnknownTensor as error:
+            raise CheckpointError("UnknownTensor", f"{error}; is config.json of this model?", str(entry.file)) from error
+        for name, tensor in renamed:
+            if name not in shapes:
+                raise CheckpointError(
+                    "UnknownTensor",
+                    f"tensor {entry.name} has no place in the model that config.json describes (as {name}); "
+                    f"check that config.json and the weights belong together",
+                    str(entry.file),
+                )
+            missing.discard(name)
+            if tuple(tensor.shape) != tuple(shapes[name]) and not _is_resizable(name, tensor, shapes[name]):
+                raise CheckpointError(
+                    "ShapeMismatch",
+                    f"tensor {entry.name} has shape {list(entry.shape)}; config.json asks for {name} to be "
+                    f"{list(shapes[name])}, found {list(tensor.shape)}. Check that config.json and the weights belong together",
+                    str(entry.file),
+                )
+    if missing:
+        name = min(missing)
+        wanted = match_native(name, source.architecture.kind).upstream_name if source.upstream_config else name
+        raise CheckpointError(
+            "TensorMissing",
+            f"tensor {wanted} is in no weight file ({len(missing)} of {len(shapes)} are missing); download the weights again",
+            str(source.directory),
+        )
+
+
+def _is_resizable(name: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
+    return name == _POSITION_EMBEDDINGS and tensor.ndim == 3 and tensor.shape[2] == shape[2]
+
+
+def resize_position_embeddings(embeddings: torch.Tensor, positions: int) -> torch.Tensor:
+    """(1, 1 + n^2, C) to (1, positions, C): bicubic on the square grid in fp32, the class token kept, as upstream does."""
+    grid = embeddings[:, 1:].float()
+    old, new = int(grid.shape[1] ** 0.5), int((positions - 1) ** 0.5)
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1).to(embeddings.dtype)
+    return torch.cat([embeddings[:, :1], grid], dim=1)

@@ -1,0 +1,150 @@
+"""Checkpoint directories: safetensors read shard by shard, checked before a byte of a tensor is used."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ...errors import UserError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class CheckpointError(UserError):
+    """The checkpoint directory cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor is and what it looks like; nothing of its data is read yet."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_json(path: Path, *, missing: str) -> dict[str, Any]:
+    """A JSON object, or CheckpointError; `missing` says what to do when the file is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError("FileMissing", f"{path.name} is missing; {missing}", str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            "InvalidJson", f"not valid JSON ({error}); copy the file from the model's repository again", str(path)
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("InvalidJson", f"expected a JSON object, found {type(value).__name__}", str(path))
+    return value
+
+
+def list_tensors(directory: Path) -> list[TensorEntry]:
+    """Every tensor of a checkpoint, shard by shard, from the shards' headers.
+
+    Raises:
+        CheckpointError: no safetensors, a shard missing or cut short, a tensor that is not where the index says, a dtype
+            that is no plain float.
+    """
+    index = directory / INDEX_FILE
+    if index.exists():
+        return _list_sharded(directory, index)
+    if (directory / SINGLE_FILE).exists():
+        return list(_read_header(directory / SINGLE_FILE))
+    pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            "PickledWeights",
+            f"only pickled weights found ({', '.join(pickled)}); pickle can run code and is never read. "
+            f"Convert them to safetensors first",
+            str(directory),
+        )
+    raise CheckpointError(
+        "WeightsMissing", f"neither {SINGLE_FILE} nor {INDEX_FILE} is there; download the weights again", str(directory)
+    )
+
+
+def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
+    weight_map = read_json(index, missing="").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("InvalidIndex", "weight_map is missing or empty; download the file again", str(index))
+    by_file: dict[str, set[str]] = defaultdict(set)
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError("InvalidIndex", f"weight_map names {file!r}, which is no plain file name", str(index))
+        by_file[file].add(name)
+    entries = []
+    for position, file in enumerate(sorted(by_file), start=1):
+        path = directory / file
+        if not path.exists():
+            raise CheckpointError(
+                "ShardMissing",
+                f"shard {position} of {len(by_file)} is missing ({INDEX_FILE} lists {len(by_file[file])} tensors in it); "
+                f"download it again",
+                str(path),
+            )
+        found = list(_read_header(path))
+        if lost := by_file[file] - {entry.name for entry in found}:
+            raise CheckpointError(
+                "TensorMissing",
+                f"{INDEX_FILE} says that tensor {min(lost)} is in this file, but it is not; download both again",
+                str(path),
+            )
+        entries += [entry for entry in found if entry.name in by_file[file]]
+    return entries
+
+
+def _read_header(path: Path) -> Iterator[TensorEntry]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            names = shard.keys()
+            slices = [(name, shard.get_slice(name)) for name in names]
+            described = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+    except SafetensorError as error:
+        raise CheckpointError(
+            "InvalidSafetensors",
+            f"cannot be read as safetensors, {path.stat().st_size} bytes found ({error}); "
+            f"the file is cut short or damaged, download it again",
+            str(path),
+        ) from error
+    for name, shape, dtype in described:
+        if dtype not in _WEIGHT_DTYPES:
+            raise CheckpointError(
+                "UnsupportedDtype",
+                f"tensor {name} has dtype {dtype}; expected one of {', '.join(_WEIGHT_DTYPES)}. "
+                f"Use the unquantized checkpoint",
+                str(path),
+            )
+        yield TensorEntry(name, path, shape, _WEIGHT_DTYPES[dtype])
+
+
+def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in the order of `entries`, each shard opened once; at most one tensor is held."""
+    by_file: dict[Path, list[TensorEntry]] = {}
+    for entry in entries:
+        by_file.setdefault(entry.file, []).append(entry)
+    for file, members in by_file.items():
+        with safe_open(file, framework="pt") as shard:
+            for entry in members:
+                yield entry.name, shard.get_tensor(entry.name)
+
+
+def shape_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same stream as `read_tensors` with tensors on the meta device: shapes without data."""
+    for entry in entries:
+        yield entry.name, torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+
+
+def file_of(entries: list[TensorEntry]) -> Mapping[str, Path]:
+    """Tensor name to shard, for messages."""
+    return {entry.name: entry.file for entry in entries}

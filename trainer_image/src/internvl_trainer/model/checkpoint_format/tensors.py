@@ -1,0 +1,247 @@
+"""Tensor names and layouts, upstream to native and back, as streams of (name, tensor).
+
+Every rule is one row of a table that is read in both directions, so the way back is the way there. Splitting and joining only
+move rows of a matrix: values are never touched and the round trip is equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .config import Architecture, LanguageKind
+
+NamedTensors = Iterable[tuple[str, torch.Tensor]]
+
+
+class UnknownTensor(KeyError):
+    """A tensor name that belongs to no rule of this architecture."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class IncompleteTensor(ValueError):
+    """Some parts of a fused tensor never came."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One upstream name and the native names it becomes; `{n}` is a layer number, `{leaf}` is weight or bias."""
+
+    upstream: str
+    native: tuple[str, ...]
+    fusion: str | None = None  # key of _FUSIONS where one upstream tensor is several native ones
+
+
+def _vision(upstream: str, *native: str, fusion: str | None = None) -> Rule:
+    prefix = "model.vision_tower."
+    return Rule(f"vision_model.{upstream}", tuple(prefix + name for name in native), fusion)
+
+
+def _layer(upstream: str, *native: str, fusion: str | None = None) -> Rule:
+    return _vision(
+        f"encoder.layers.{{n}}.{upstream}", *(f"encoder.layer.{{n}}.{name}" for name in native), fusion=fusion
+    )
+
+
+def _language(upstream: str, *native: str, fusion: str | None = None) -> Rule:
+    prefix = "model.language_model."
+    return Rule(f"language_model.model.{upstream}", tuple(prefix + name for name in native), fusion)
+
+
+def _decoder(upstream: str, *native: str, fusion: str | None = None) -> Rule:
+    return _language(f"layers.{{n}}.{upstream}", *(f"layers.{{n}}.{name}" for name in native), fusion=fusion)
+
+
+_VISION_RULES = (
+    _vision("embeddings.class_embedding", "embeddings.cls_token"),
+    _vision("embeddings.position_embedding", "embeddings.position_embeddings"),
+    _vision("embeddings.patch_embedding.{leaf}", "embeddings.patch_embeddings.projection.{leaf}"),
+    _layer(
+        "attn.qkv.{leaf}",
+        "attention.q_proj.{leaf}",
+        "attention.k_proj.{leaf}",
+        "attention.v_proj.{leaf}",
+        fusion="thirds",
+    ),
+    _layer("attn.proj.{leaf}", "attention.projection_layer.{leaf}"),
+    _layer("attn.q_norm.{leaf}", "attention.q_norm.{leaf}"),
+    _layer("attn.k_norm.{leaf}", "attention.k_norm.{leaf}"),
+    _layer("mlp.fc1.{leaf}", "mlp.fc1.{leaf}"),
+    _layer("mlp.fc2.{leaf}", "mlp.fc2.{leaf}"),
+    _layer("norm1.{leaf}", "layernorm_before.{leaf}"),
+    _layer("norm2.{leaf}", "layernorm_after.{leaf}"),
+    _layer("ls1", "lambda_1"),
+    _layer("ls2", "lambda_2"),
+)
+_PROJECTOR_RULES = (
+    Rule("mlp1.0.{leaf}", ("model.multi_modal_projector.layer_norm.{leaf}",)),
+    Rule("mlp1.1.{leaf}", ("model.multi_modal_projector.linear_1.{leaf}",)),
+    Rule("mlp1.3.{leaf}", ("model.multi_modal_projector.linear_2.{leaf}",)),
+)
+_SAME_NAMED = (
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o", "qkv")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down", "gate_up")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
+_LLAMA_RULES = (
+    _language("embed_tokens.{leaf}", "embed_tokens.{leaf}"),
+    _language("norm.{leaf}", "norm.{leaf}"),
+    *(_decoder(f"{name}.{{leaf}}", f"{name}.{{leaf}}") for name in _SAME_NAMED),
+    Rule("language_model.lm_head.{leaf}", ("lm_head.{leaf}",)),
+)
+_INTERNLM2_RULES = (
+    _language("tok_embeddings.{leaf}", "embed_tokens.{leaf}"),
+    _language("norm.{leaf}", "norm.{leaf}"),
+    _decoder(
+        "attention.wqkv.{leaf}",
+        "self_attn.q_proj.{leaf}",
+        "self_attn.k_proj.{leaf}",
+        "self_attn.v_proj.{leaf}",
+        fusion="kv_groups",
+    ),
+    _decoder("attention.wo.{leaf}", "self_attn.o_proj.{leaf}"),
+    _decoder("feed_forward.w1.{leaf}", "mlp.gate_proj.{leaf}"),
+    _decoder("feed_forward.w3.{leaf}", "mlp.up_proj.{leaf}"),
+    _decoder("feed_forward.w2.{leaf}", "mlp.down_proj.{leaf}"),
+    _decoder("attention_norm.{leaf}", "input_layernorm.{leaf}"),
+    _decoder("ffn_norm.{leaf}", "post_attention_layernorm.{leaf}"),
+    Rule("language_model.output.{leaf}", ("lm_head.{leaf}",)),
+)
+
+DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+"""Buffers that old checkpoints store although they follow from the config; never loaded."""
+
+
+def rules_for(kind: LanguageKind) -> tuple[Rule, ...]:
+    """The whole table of one architecture."""
+    language = _INTERNLM2_RULES if kind == "internlm2" else _LLAMA_RULES
+    return (*_VISION_RULES, *_PROJECTOR_RULES, *language)
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    split: Callable[[torch.Tensor, Architecture], tuple[torch.Tensor, ...]]
+    join: Callable[[tuple[torch.Tensor, ...], Architecture], torch.Tensor]
+
+
+def _split_thirds(fused: torch.Tensor, _: Architecture) -> tuple[torch.Tensor, ...]:
+    return tuple(part.contiguous() for part in fused.chunk(3, dim=0))
+
+
+def _join_thirds(parts: tuple[torch.Tensor, ...], _: Architecture) -> torch.Tensor:
+    return torch.cat(parts, dim=0)
+
+
+def _split_kv_groups(fused: torch.Tensor, architecture: Architecture) -> tuple[torch.Tensor, ...]:
+    """wqkv's rows are, for each KV head: its query heads, then its key, then its value (each head_dim rows)."""
+    per_group = architecture.heads // architecture.kv_heads
+    grouped = fused.unflatten(0, (architecture.kv_heads, per_group + 2, -1))
+    parts = grouped[:, :per_group], grouped[:, per_group], grouped[:, per_group + 1]
+    trailing = fused.shape[1:]
+    return tuple(part.reshape(-1, *trailing).contiguous() for part in parts)
+
+
+def _join_kv_groups(parts: tuple[torch.Tensor, ...], architecture: Architecture) -> torch.Tensor:
+    query, key, value = (part.unflatten(0, (architecture.kv_heads, count, -1)) for part, count in zip(
+        parts, (architecture.heads // architecture.kv_heads, 1, 1), strict=True
+    ))
+    return torch.cat((query, key, value), dim=1).flatten(0, 2)
+
+
+_FUSIONS = {
+    "thirds": _Fusion(_split_thirds, _join_thirds),
+    "kv_groups": _Fusion(_split_kv_groups, _join_kv_groups),
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule that fits a name, with the layer number and leaf it had."""
+
+    rule: Rule
+    layer: str
+    leaf: str
+
+    @property
+    def upstream_name(self) -> str:
+        return self.rule.upstream.format(n=self.layer, leaf=self.leaf)
+
+    @property
+    def native_names(self) -> tuple[str, ...]:
+        return tuple(name.format(n=self.layer, leaf=self.leaf) for name in self.rule.native)
+
+
+def match_upstream(name: str, kind: LanguageKind) -> Match:
+    """Raises UnknownTensor."""
+    return _match(name, _compiled(kind)[0], kind)
+
+
+def match_native(name: str, kind: LanguageKind) -> Match:
+    """Raises UnknownTensor."""
+    return _match(name, _compiled(kind)[1], kind)
+
+
+def _match(name: str, table: list[tuple[re.Pattern[str], Rule]], kind: str) -> Match:
+    for pattern, rule in table:
+        if found := pattern.fullmatch(name):
+            groups = found.groupdict()
+            return Match(rule, groups.get("n", ""), groups.get("leaf", ""))
+    raise UnknownTensor(f"tensor {name!r} belongs to no part of a {kind} InternVL model")
+
+
+@cache
+def _compiled(kind: LanguageKind) -> tuple[list[tuple[re.Pattern[str], Rule]], list[tuple[re.Pattern[str], Rule]]]:
+    rules = rules_for(kind)
+    upstream = [(_pattern(rule.upstream), rule) for rule in rules]
+    native = [(_pattern(name), rule) for rule in rules for name in rule.native]
+    return upstream, native
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template)
+    return re.compile(escaped.replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{leaf\}", r"(?P<leaf>weight|bias)"))
+
+
+def to_native(tensors: NamedTensors, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
+    """Upstream's tensors under native names. Needs one tensor in memory at a time.
+
+    Raises:
+        UnknownTensor: a name that no rule knows.
+    """
+    for name, tensor in tensors:
+        if DERIVED.search(name):
+            continue
+        match = match_upstream(name, architecture.kind)
+        parts = _FUSIONS[match.rule.fusion].split(tensor, architecture) if match.rule.fusion else (tensor,)
+        yield from zip(match.native_names, parts, strict=True)
+
+
+def to_upstream(tensors: NamedTensors, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
+    """Native tensors under upstream's names. Holds the parts of a fused tensor until the last has come.
+
+    Raises:
+        UnknownTensor: a name that no rule knows.
+        IncompleteTensor: the stream ended with a fused tensor's part missing.
+    """
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors:
+        match = match_native(name, architecture.kind)
+        if match.rule.fusion is None:
+            yield match.upstream_name, tensor
+            continue
+        parts = waiting.setdefault(match.upstream_name, {})
+        parts[name] = tensor
+        if len(parts) == len(match.native_names):
+            ordered = tuple(parts[part] for part in match.native_names)
+            del waiting[match.upstream_name]
+            yield match.upstream_name, _FUSIONS[match.rule.fusion].join(ordered, architecture)
+    if waiting:
+        name, parts = next(iter(waiting.items()))
+        raise IncompleteTensor(f"{name} cannot be joined: only {', '.join(sorted(parts))} came")

@@ -1,0 +1,79 @@
+"""Tokenizers from a checkpoint's own files, without its code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sentencepiece import sentencepiece_model_pb2
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from .checkpoint_format.files import CheckpointError, read_json
+
+CONTEXT_TOKEN = "<IMG_CONTEXT>"
+IMAGE_START, IMAGE_END = "<img>", "</img>"
+
+# The tokenizer classes that are a sentencepiece model underneath; InternLM2's own class is remote code and not needed.
+_SENTENCEPIECE_CLASSES = ("InternLM2Tokenizer", "LlamaTokenizer")
+_SENTENCEPIECE_FILE = "tokenizer.model"
+_BYTE_LEVEL_FILES = ("vocab.json", "merges.txt")
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Raises CheckpointError when a file is absent or the image tokens are not in the vocabulary."""
+    path = directory / "tokenizer_config.json"
+    config = read_json(path, missing="copy the tokenizer's files from the model's repository")
+    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    try:
+        if name in _SENTENCEPIECE_CLASSES and _require(directory, [_SENTENCEPIECE_FILE]):
+            tokenizer = _load_sentencepiece(directory, add_bos=config.get("add_bos_token", True))
+        elif name == "Qwen2Tokenizer" and _require(directory, _BYTE_LEVEL_FILES):
+            tokenizer = Qwen2Tokenizer.from_pretrained(directory)
+        elif _require(directory, ()):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "InvalidTokenizer", f"the tokenizer ({name or 'no tokenizer_class'}) cannot be read: {error}", str(path)
+        ) from error
+    vocabulary = tokenizer.get_vocab()
+    if absent := [token for token in (IMAGE_START, IMAGE_END, CONTEXT_TOKEN) if token not in vocabulary]:
+        raise CheckpointError(
+            "ImageTokenMissing",
+            f"the tokenizer does not know {', '.join(absent)}; use the tokenizer of an InternVL chat model",
+            str(path),
+        )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:
+    """True when the files, or the one file that replaces them all, are there."""
+    if (directory / "tokenizer.json").exists():
+        return True
+    for file in files or ["tokenizer.json"]:
+        if not (directory / file).exists():
+            raise CheckpointError(
+                "TokenizerFileMissing",
+                f"{file} is missing; copy the tokenizer's files from the model's repository",
+                str(directory / file),
+            )
+    return True
+
+
+def _load_sentencepiece(directory: Path, *, add_bos: bool) -> PreTrainedTokenizerBase:
+    """Whether a space goes before the text is what tokenizer.model itself says; the class would always add one."""
+    options = {"add_bos_token": add_bos}
+    path = directory / _SENTENCEPIECE_FILE
+    if path.exists():
+        options["add_prefix_space"] = _adds_dummy_prefix(path)
+    return LlamaTokenizer.from_pretrained(directory, **options)
+
+
+def _adds_dummy_prefix(path: Path) -> bool:
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError has no public home that is stable across its backends
+        raise CheckpointError(
+            "InvalidTokenizer", f"not a sentencepiece model ({error}); copy it from the model's repository", str(path)
+        ) from error
+    return bool(model.normalizer_spec.add_dummy_prefix)
