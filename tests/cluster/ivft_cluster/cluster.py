@@ -1,0 +1,383 @@
+"""The whole: control plane, nodes, object storage, Prometheus, DNS and gateway, each a member of one cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+from kubernetes import client, config
+
+from ivft_cluster import cgroups, daemons, machine, network, node
+from ivft_cluster.control_plane import ControlPlane
+from ivft_cluster.kubernetes import binary
+from ivft_cluster.oci import import_missing
+from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
+from ivft_cluster.node import NodeSpec
+from ivft_cluster.paths import PACKAGE, default_state_dir
+from ivft_cluster.pki import Authority
+from ivft_cluster.ports import free_ports
+from ivft_cluster.prometheus import Prometheus
+from ivft_cluster.s3 import Credentials, S3Server
+from ivft_cluster.shell import HarnessError, phase, tail, wait_for
+
+S3_PORT, PROMETHEUS_PORT = 8333, 9090
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `up` decided and everybody else reads back from `<state>/cluster.json` (mode 0600)."""
+
+    nodes: int
+    s3: Credentials
+    api_gateway: int
+    s3_gateway: int
+    prometheus_gateway: int
+
+    @classmethod
+    def make(cls, nodes: int) -> Settings:
+        return cls(nodes, Credentials.make(), *free_ports(3))
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        fields = json.loads(path.read_text())
+        return cls(**{**fields, "s3": Credentials(**fields["s3"])})
+
+    def save(self, path: Path) -> None:
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(asdict(self), indent=2))
+
+
+class Cluster:
+    """A cluster by its state directory; attaching to one that is up is just making this object.
+
+    From outside (this process) use `kubeconfig`, `s3` and `prometheus`: gateways on loopback lead in. From pods,
+    object storage is at `s3_endpoint_inside`.
+    """
+
+    def __init__(self, state: Path | str | None = None) -> None:
+        self.state = Path(state or os.environ.get("IVFT_CLUSTER_STATE") or default_state_dir()).absolute()
+        self.id = hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
+
+    # --- what it is
+
+    @property
+    def settings(self) -> Settings:
+        path = self.state / "cluster.json"
+        if not path.exists():
+            raise HarnessError(f"no cluster in {self.state}: run `python -m ivft_cluster up` first")
+        return Settings.load(path)
+
+    @property
+    def node_names(self) -> list[str]:
+        return [f"node{number}" for number in range(1, self.settings.nodes + 1)]
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Administrator's kubeconfig for this machine's own network (through the gateway)."""
+        return self.state / "kubeconfig"
+
+    @property
+    def kubeconfig_inside(self) -> Path:
+        """The same for a process inside the control plane's network (`exec`)."""
+        return self.control_plane.pki / "admin.kubeconfig"
+
+    @property
+    def s3_endpoint_inside(self) -> str:
+        return f"http://{CONTROL_PLANE_IP}:{S3_PORT}"
+
+    @property
+    def prometheus_inside(self) -> str:
+        return f"http://{CONTROL_PLANE_IP}:{PROMETHEUS_PORT}"
+
+    @cached_property
+    def network(self) -> Namespace:
+        return Namespace.find(self._member(CONTROL_PLANE))
+
+    @cached_property
+    def control_plane(self) -> ControlPlane:
+        return ControlPlane(self.id, self.state, CONTROL_PLANE_IP, netns=self.network.prefix)
+
+    @cached_property
+    def s3(self) -> S3Server:
+        return S3Server(
+            self._member("s3"),
+            self.state / "s3",
+            self.settings.s3,
+            CONTROL_PLANE_IP,
+            S3_PORT,
+            f"http://127.0.0.1:{self.settings.s3_gateway}",
+            netns=self.network.prefix,
+        )
+
+    @cached_property
+    def prometheus(self) -> Prometheus:
+        return Prometheus(
+            self._member("prometheus"),
+            self.state / "prometheus",
+            CONTROL_PLANE_IP,
+            PROMETHEUS_PORT,
+            f"http://127.0.0.1:{self.settings.prometheus_gateway}",
+            netns=self.network.prefix,
+        )
+
+    @cached_property
+    def api(self) -> client.ApiClient:
+        """A `kubernetes` client for this cluster alone (no global configuration is touched)."""
+        return config.new_client_from_config(str(self.kubeconfig))
+
+    @property
+    def core(self) -> client.CoreV1Api:
+        return client.CoreV1Api(self.api)
+
+    # --- up and down
+
+    def is_up(self) -> bool:
+        return bool(daemons.find(self._member(CONTROL_PLANE)))
+
+    def up(self, nodes: int = 2) -> None:
+        """Bring up a fresh cluster with every node Ready; what an earlier one left in this state is removed first.
+
+        Raises HarnessError naming the part that did not start, with the end of its log.
+        """
+        machine.require_root()
+        binary("kubelet")
+        with phase("clean state"):
+            self.down()
+            shutil.rmtree(self.state / "logs", ignore_errors=True)
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Settings.make(nodes).save(self.state / "cluster.json")
+        with phase("network, certificates, daemons started"):
+            self.network = Namespace.create(self._member(CONTROL_PLANE), self._log(CONTROL_PLANE))
+            network.make_bridge(self.network)
+            authority = self.control_plane.issue_certificates()
+            self.control_plane.start_etcd()
+            self.control_plane.start_apiserver()
+            self._start_gateway(authority)
+            for number in range(1, nodes + 1):
+                self._issue_node(authority, number)
+                self._start_node(number)
+            self.s3.start()
+        with phase("API server ready"):
+            self.control_plane.wait_ready(self._api_server_outside)
+        with phase("controllers, scheduler, DNS, Prometheus, object storage"):
+            self.control_plane.start_controller_manager()
+            self.control_plane.start_scheduler()
+            self._start_watchers()
+            self.prometheus.start()
+            self.s3.wait_ready()
+        with phase(f"{nodes} nodes Ready"):
+            self.wait_nodes_ready()
+            self.prometheus.wait_ready()
+
+    def down(self) -> None:
+        """Remove every process, namespace, mount, cgroup and file of this cluster, but not its logs. Idempotent."""
+        self._kill_all()
+        self._forget()
+        cgroups.remove(f"ivft-{self.id}-")
+        for path in self.state.glob("*"):
+            if path.name != "logs":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in node.MOUNT_POINTS:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    def _kill_all(self) -> None:
+        """Members, and whatever else lives in one of their networks (an operator started by `exec`, say)."""
+        members = daemons.find(self.id)
+        networks = {_network_of(process.pid) for process in members if process.name() == HOLDER}
+        networks -= {_network_of(1), None}
+        mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+        guests = [process for process in psutil.process_iter() if _network_of(process.pid) in networks]
+        everyone = {process.pid: process for process in [*members, *guests] if process.pid not in mine}
+        daemons.kill(list(everyone.values()))
+
+    def _forget(self) -> None:
+        for name in ("network", "control_plane", "s3", "prometheus", "api"):
+            self.__dict__.pop(name, None)
+
+    # --- using it
+
+    def exec(self, argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[Any]:
+        """`subprocess.run` inside the control plane's network, with KUBECONFIG and the S3 variables set."""
+        env = {**(options.pop("env", None) or os.environ), **self.env_inside}
+        return subprocess.run([*self.network.prefix, *(str(word) for word in argv)], env=env, **options)
+
+    @property
+    def env_inside(self) -> dict[str, str]:
+        return {
+            **self.s3.env,
+            "AWS_ENDPOINT_URL_S3": self.s3_endpoint_inside,
+            "KUBECONFIG": str(self.kubeconfig_inside),
+            "PROMETHEUS_URL": self.prometheus_inside,
+            "IVFT_CLUSTER_STATE": str(self.state),
+        }
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The same variables for a process in this machine's own network."""
+        return {
+            **self.s3.env,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PROMETHEUS_URL": self.prometheus.url,
+            "IVFT_CLUSTER_STATE": str(self.state),
+        }
+
+    def kubectl(self, *arguments: str, **options: Any) -> str:
+        """Output of kubectl. Raises CalledProcessError."""
+        command = [str(binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
+        cache = f"--cache-dir={self.state / 'kubectl-cache'}"
+        done = subprocess.run([*command, cache], check=True, stdout=subprocess.PIPE, text=True, **options)
+        return str(done.stdout)
+
+    def import_images(self, archives: Iterable[Path], nodes: Iterable[str] | None = None) -> dict[str, list[str]]:
+        """Load OCI archives into every node's containerd, all nodes at once.
+
+        Returns, for each node, the image names that were really imported: what is there already is left alone.
+        """
+        paths, names = list(archives), list(nodes or self.node_names)
+        with ThreadPoolExecutor(len(names)) as pool:
+            imported = pool.map(lambda name: import_missing(self._inside_node(name), paths), names)
+            return dict(zip(names, imported, strict=True))
+
+    def wait_nodes_ready(self, names: Iterable[str] | None = None, timeout: float = 120) -> None:
+        wanted = set(names or self.node_names)
+
+        def ready() -> bool:
+            return wanted <= {
+                each.metadata.name
+                for each in self.core.list_node().items
+                if any(c.type == "Ready" and c.status == "True" for c in each.status.conditions or [])
+            }
+
+        def logs() -> str:
+            return "\n".join(f"--- {name}\n{self.node_log(name)}" for name in wanted)
+
+        wait_for(f"nodes {sorted(wanted)} are Ready", ready, timeout=timeout, on_timeout=logs)
+
+    def node_log(self, name: str, daemon: str = "kubelet") -> str:
+        return tail(self._log(name)) + "\n" + tail(self.state / name / f"log/{daemon}.log")
+
+    def add_resource(self, name: str, resource: str, amount: int) -> None:
+        """Pretend that a node has a device, `nvidia.com/gpu` say: the scheduler counts it, nobody checks it."""
+        self.core.patch_node_status(name, {"status": {"capacity": {resource: str(amount)}}})
+
+    # --- breaking it
+
+    def kill_node(self, name: str) -> None:
+        """As if the power went: every process of the node, its pods and its network are gone at once."""
+        daemons.kill(daemons.find(self._member(name)))
+
+    def start_node(self, name: str) -> None:
+        """Power it on again; its pods' containers are forgotten, its images are not."""
+        self._start_node(self._number(name))
+
+    def cut(self, one: str, other: str) -> None:
+        """Drop every packet between two nodes and their pods, or a node and `control-plane` (S3, Prometheus, API)."""
+        self._drop(one, other, on=True)
+
+    def heal(self, one: str, other: str) -> None:
+        self._drop(one, other, on=False)
+
+    def stop_apiserver(self) -> None:
+        daemons.kill(daemons.find(self._member("kube-apiserver")))
+
+    def start_apiserver(self) -> None:
+        self.control_plane.start_apiserver()
+        self.control_plane.wait_ready(self._api_server_outside)
+
+    def restart_apiserver(self) -> None:
+        self.stop_apiserver()
+        self.start_apiserver()
+
+    # --- parts
+
+    def _member(self, name: str) -> str:
+        return f"{self.id}/{name}"
+
+    def _log(self, name: str) -> Path:
+        return self.state / "logs" / f"{name}.log"
+
+    def _number(self, name: str) -> int:
+        if name not in self.node_names:
+            raise HarnessError(f"no node {name!r}: the cluster has {', '.join(self.node_names)}")
+        return self.node_names.index(name) + 1
+
+    def _inside_node(self, name: str) -> tuple[str, ...]:
+        return node.shell_prefix(self._member(name))
+
+    @property
+    def _api_server_outside(self) -> str:
+        return f"https://127.0.0.1:{self.settings.api_gateway}"
+
+    def _start_gateway(self, authority: Authority) -> None:
+        authority.kubeconfig("admin", self._api_server_outside, self.kubeconfig)
+        settings = self.settings
+        routes = {
+            settings.api_gateway: self.control_plane.port,
+            settings.s3_gateway: S3_PORT,
+            settings.prometheus_gateway: PROMETHEUS_PORT,
+        }
+        ports = [f"{near}={CONTROL_PLANE_IP}:{far}" for near, far in routes.items()]
+        self._start_python("gateway", [], str(self.network.pid), *ports)
+
+    def _start_watchers(self) -> None:
+        kubeconfig = str(self.kubeconfig_inside)
+        self._start_python("dns_server", self.network.prefix, kubeconfig, CONTROL_PLANE_IP)
+        self._start_python("discovery", self.network.prefix, kubeconfig, str(self.prometheus.targets))
+
+    def _start_python(self, module: str, prefix: Sequence[str], *arguments: str) -> None:
+        daemons.start(
+            self._member(module),
+            [*prefix, sys.executable, "-m", f"ivft_cluster.{module}", *arguments],
+            self._log(module),
+            env={"PYTHONPATH": str(PACKAGE.parent)},
+        )
+
+    def _issue_node(self, authority: Authority, number: int) -> None:
+        name = f"node{number}"
+        authority.issue(
+            name, f"system:node:{name}", "system:nodes", hosts=[name, "127.0.0.1", network.node_ip(number)]
+        )
+        authority.kubeconfig(name, self.control_plane.server)
+
+    def _start_node(self, number: int) -> None:
+        name = f"node{number}"
+        spec = NodeSpec(
+            self.id,
+            name,
+            number,
+            network.node_ip(number),
+            network.pod_cidr(number),
+            self.state / name,
+            self.control_plane.pki,
+        )
+        own_network = Namespace.create(spec.member, self._log(name))
+        network.connect_node(self.network, own_network, number, self.settings.nodes)
+        node.start(spec, own_network, self._log(name))
+
+    def _drop(self, one: str, other: str, *, on: bool) -> None:
+        for here, there in ((one, other), (other, one)):
+            if there == CONTROL_PLANE:
+                sources = [CONTROL_PLANE_IP]
+            else:
+                number = self._number(there)
+                sources = [network.node_ip(number), network.pod_cidr(number)]
+            network.drop_from(Namespace.find(self._member(here)), sources, on=on)
+
+
+def _network_of(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return None

@@ -1,0 +1,76 @@
+"""The cluster's DNS: A records of Services and of pods behind headless Services; everything else does not exist.
+
+Run as `python -m ivft_cluster.dns_server <kubeconfig> <address>`. Answers follow a watch of Services and Endpoints, so a
+pod's name resolves as soon as its address is in the Endpoints (at once, with publishNotReadyAddresses).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from dnslib import QTYPE, RCODE, RR, A
+from dnslib.server import BaseResolver, DNSServer
+from kubernetes import client, config
+
+from ivft_cluster.watching import Key, follow
+
+ZONE = ("svc", "cluster", "local")
+
+
+class Records(BaseResolver):  # type: ignore[misc]
+    """What is known: (namespace, service) → cluster address, and → the (hostname, address) pairs behind it."""
+
+    def __init__(self) -> None:
+        self.services: dict[Key, str] = {}
+        self.endpoints: dict[Key, list[tuple[str | None, str]]] = {}
+
+    def lookup(self, name: str) -> list[str] | None:
+        """Addresses of `name`, or None when there is no such name."""
+        *labels, a, b, c = ("." * 3 + name.lower().rstrip(".")).split(".")
+        labels = [label for label in labels if label]
+        if (a, b, c) != ZONE or len(labels) not in (2, 3):
+            return None
+        key = (labels[-1], labels[-2])
+        if key not in self.services:
+            return None
+        behind = self.endpoints.get(key, [])
+        if len(labels) == 3:
+            return [address for hostname, address in behind if hostname == labels[0]] or None
+        if (address := self.services[key]) not in ("", "None"):
+            return [address]
+        return [address for _, address in behind]
+
+    def resolve(self, request: Any, handler: Any) -> Any:
+        reply = request.reply()
+        addresses = self.lookup(str(request.q.qname))
+        if addresses is None:
+            reply.header.rcode = RCODE.NXDOMAIN
+        elif request.q.qtype == QTYPE.A:
+            for address in addresses:
+                reply.add_answer(RR(request.q.qname, QTYPE.A, rdata=A(address), ttl=1))
+        return reply
+
+
+def _addresses(endpoints: Any) -> list[tuple[str | None, str]]:
+    subsets: Iterable[Any] = endpoints.subsets or []
+    return [(each.hostname, each.ip) for subset in subsets for each in subset.addresses or []]
+
+
+def main(kubeconfig: str, address: str) -> None:
+    config.load_kube_config(kubeconfig)
+    api, records = client.CoreV1Api(), Records()
+    for listing, store, value in (
+        (api.list_service_for_all_namespaces, records.services, lambda service: service.spec.cluster_ip),
+        (api.list_endpoints_for_all_namespaces, records.endpoints, _addresses),
+    ):
+        threading.Thread(target=follow, args=(listing, store, value), daemon=True).start()
+    servers = [DNSServer(records, address=address, port=53, tcp=tcp) for tcp in (False, True)]
+    servers[0].start_thread()
+    servers[1].start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,94 @@
+"""`setup`: Debian packages, the Kubernetes build and the base image, each made only when it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ivft_cluster import images, kubernetes
+from ivft_cluster.paths import locked
+from ivft_cluster.shell import HarnessError, phase, run
+
+DEBIAN_PACKAGES = (
+    "buildah",
+    "conntrack",
+    "containerd",
+    "containernetworking-plugins",
+    "dpkg-dev",
+    "gcc",
+    "golang-go",
+    "iproute2",
+    "iptables",
+    "libc6-dev",
+    "mmdebstrap",
+    "prometheus",
+    "runc",
+    "util-linux",
+)
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def setup() -> None:
+    """Make this machine able to run a cluster; a second call finds everything in place.
+
+    Raises HarnessError when not root, or with the log of the step that failed.
+    """
+    require_root()
+    with phase("Debian packages"):
+        install_packages()
+    with phase("Kubernetes binaries"):
+        kubernetes.build()
+    with phase("base and pause images"):
+        images.base_image()
+        images.pause_image()
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        raise HarnessError(
+            "the cluster needs root (network namespaces, mounts, cgroups): run it as root or with sudo"
+        )
+
+
+def missing_packages() -> list[str]:
+    query = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *DEBIAN_PACKAGES],
+        capture_output=True,
+        text=True,
+    )
+    installed = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
+    return [name for name in DEBIAN_PACKAGES if name not in installed]
+
+
+def install_packages() -> None:
+    if shutil.which("dpkg-query") is None:
+        raise HarnessError("the cluster is made from Debian's packages: this machine has no dpkg")
+    with locked("apt"):
+        if not (missing := missing_packages()):
+            return
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        with _no_daemons():
+            run(["apt-get", "update", "-qq"], env=env)
+            run(
+                ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600"]
+                + missing,
+                env=env,
+            )
+
+
+@contextmanager
+def _no_daemons() -> Iterator[None]:
+    """While packages are installed, keep them from starting their services (containerd, Prometheus)."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()

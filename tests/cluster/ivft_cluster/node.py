@@ -1,0 +1,77 @@
+"""A node seen from outside: what it is told, how it is started, killed and asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ivft_cluster import daemons
+from ivft_cluster.network import HOLDER, Namespace
+from ivft_cluster.paths import PACKAGE
+
+CONTAINERD = "/run/containerd/containerd.sock"
+PAUSE_IMAGE = "localhost/pause:1"
+MOUNT_POINTS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"))
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What process 1 of a node needs to know; written to `<state>/node.json`."""
+
+    cluster: str
+    name: str
+    number: int
+    ip: str
+    pod_cidr: str
+    state: Path
+    pki: Path
+
+    @property
+    def member(self) -> str:
+        return f"{self.cluster}/{self.name}"
+
+    @property
+    def cgroup(self) -> str:
+        return f"ivft-{self.cluster}-{self.name}"
+
+    @classmethod
+    def load(cls, path: Path) -> NodeSpec:
+        fields = json.loads(path.read_text())
+        return cls(**{**fields, "state": Path(fields["state"]), "pki": Path(fields["pki"])})
+
+    def save(self) -> Path:
+        self.state.mkdir(parents=True, exist_ok=True)
+        path = self.state / "node.json"
+        path.write_text(json.dumps(asdict(self), default=str))
+        return path
+
+
+def start(spec: NodeSpec, network: Namespace, log: Path) -> None:
+    for path in MOUNT_POINTS:
+        path.mkdir(parents=True, exist_ok=True)
+    unshare = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
+    python = [sys.executable, "-m", "ivft_cluster.node_main", spec.save()]
+    daemons.start(
+        spec.member,
+        [*network.prefix, *unshare, "--propagation=private", "--", *python],
+        log,
+        env={"PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))},
+    )
+
+
+def shell_prefix(member: str) -> tuple[str, ...]:
+    """The command prefix that runs a command in the node's network, mount and process namespaces."""
+    (init,) = [p for p in daemons.find(member) if p.name() != HOLDER and _pid_inside(p.pid) == 1]
+    return ("nsenter", f"--target={init.pid}", "--net", "--mount", "--pid", "--ipc", "--uts", "--")
+
+
+def _pid_inside(pid: int) -> int:
+    """The pid a process has in its innermost namespace (last number of NSpid in proc(5) status)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            fields = line.split()
+            return int(fields[-1]) if len(fields) > 2 else 0
+    return 0

@@ -1,0 +1,231 @@
+"""Process 1 of a node: mounts, containerd, kube-proxy and the kubelet, in the node's own namespaces.
+
+Started by `node.start` as `python -m ivft_cluster.node_main <node.json>`. Every mount below is made in this node's
+mount namespace, so nothing of it is left when the process dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from ivft_cluster import cgroups
+from ivft_cluster.images import pause_image
+from ivft_cluster.kubernetes import binary, minor
+from ivft_cluster.network import CONTROL_PLANE_IP, POD_CIDR
+from ivft_cluster.node import CONTAINERD, PAUSE_IMAGE, NodeSpec
+from ivft_cluster.oci import import_missing
+from ivft_cluster.paths import cache_dir
+from ivft_cluster.shell import run, wait_for
+
+STALE = ("io.containerd.grpc.v1.cri/containers", "io.containerd.grpc.v1.cri/sandboxes")
+
+
+def main(spec: NodeSpec) -> None:
+    make_mounts(spec)
+    cgroups.create(spec.cgroup)
+    store, _lock = claim_store(spec.name)
+    write_config(spec, store)
+    forget_old_containers(spec, store)
+    containerd = ["containerd", "--config", spec.state / "containerd.toml"]
+    supervise(spec, {"containerd": containerd, "kube-proxy": proxy_command(spec), "kubelet": kubelet_command(spec)})
+
+
+def make_mounts(spec: NodeSpec) -> None:
+    for name in ("kubelet", "log", "cni"):
+        (spec.state / name).mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+    Path("/run/netns").mkdir()
+    for source, target in (("kubelet", "/var/lib/kubelet"), ("log", "/var/log")):
+        run(["mount", "--bind", spec.state / source, target])
+    run(["mount", "--make-rshared", "/var/lib/kubelet"])
+    run(["mount", "-t", "tmpfs", "tmpfs", "/var/lib/cni"])
+
+
+def claim_store(name: str) -> tuple[Path, IO[str]]:
+    """The first content store for this node name that no other running cluster uses, and the lock that says so.
+
+    Stores outlive their cluster: an image is imported once, not at every start.
+    """
+    for slot in range(16):
+        store = cache_dir() / "nodes" / (name if slot == 0 else f"{name}.{slot}")
+        store.mkdir(parents=True, exist_ok=True)
+        lock = (store / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            return store, lock
+    raise SystemExit(f"all content stores of {name} are in use: too many clusters are up")
+
+
+def write_config(spec: NodeSpec, store: Path) -> None:
+    (spec.state / "resolv.conf").write_text("")  # pods get the cluster's DNS and nothing of this machine's
+    (spec.state / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(spec)))
+    (spec.state / "cni/10-bridge.conflist").write_text(json.dumps(cni_config(spec)))
+    (spec.state / "containerd.toml").write_text(
+        f"""version = 2
+root = "{store}"
+state = "/run/containerd"
+[grpc]
+  address = "{CONTAINERD}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE_IMAGE}"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{spec.state}/cni"
+"""
+    )
+
+
+def cni_config(spec: NodeSpec) -> dict[str, object]:
+    bridge = {
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": spec.pod_cidr}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": "/var/lib/cni/networks",
+        },
+    }
+    return {
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}],
+    }
+
+
+def kubelet_config(spec: NodeSpec) -> dict[str, object]:
+    version = minor(binary("kubelet"))
+    config: dict[str, object] = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": "0.0.0.0",
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": f"{spec.pki}/ca.crt"},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": f"{spec.pki}/{spec.name}.crt",
+        "tlsPrivateKeyFile": f"{spec.pki}/{spec.name}.key",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{spec.cgroup}",  # one tree a node: two kubelets would clean up each other's pods
+        "clusterDomain": "cluster.local",
+        "clusterDNS": [CONTROL_PLANE_IP],
+        "resolvConf": str(spec.state / "resolv.conf"),
+        "failSwapOn": False,
+        "readOnlyPort": 0,
+        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "imageGCHighThresholdPercent": 100,  # nothing could pull an image again
+        "podCIDR": spec.pod_cidr,
+        "nodeStatusUpdateFrequency": "1s",
+        "syncFrequency": "10s",
+        "volumeStatsAggPeriod": "0s",
+        "serializeImagePulls": False,
+        "registryPullQPS": 0,
+        "eventRecordQPS": 0,
+    }
+    if version >= 27:
+        config["containerRuntimeEndpoint"] = f"unix://{CONTAINERD}"
+    if version >= 31:
+        config["failCgroupV1"] = False
+    return config
+
+
+def kubelet_command(spec: NodeSpec) -> list[str | Path]:
+    path = binary("kubelet")
+    version = minor(path)
+    flags = [
+        f"--kubeconfig={spec.pki}/{spec.name}.kubeconfig",
+        f"--config={spec.state}/kubelet.yaml",
+        f"--hostname-override={spec.name}",
+        f"--node-ip={spec.ip}",
+        "--root-dir=/var/lib/kubelet",
+    ]
+    if version < 24:
+        flags.append("--network-plugin=")
+    if version < 27:
+        flags += ["--container-runtime=remote", f"--container-runtime-endpoint=unix://{CONTAINERD}"]
+    if version < 35:
+        flags.append(f"--pod-infra-container-image={PAUSE_IMAGE}")
+    return [path, *flags]
+
+
+def proxy_command(spec: NodeSpec) -> list[str | Path]:
+    return [
+        binary("kube-proxy"),
+        f"--kubeconfig={spec.pki}/kube-proxy.kubeconfig",
+        "--proxy-mode=iptables",
+        f"--cluster-cidr={POD_CIDR}",
+        f"--hostname-override={spec.name}",
+        f"--bind-address={spec.ip}",
+        "--healthz-bind-address=127.0.0.1:10256",
+        "--metrics-bind-address=127.0.0.1:10249",
+        "--conntrack-max-per-core=0",
+    ]
+
+
+def forget_old_containers(spec: NodeSpec, store: Path) -> None:
+    """The content store may remember the containers of the cluster before; the new kubelet must not meet them."""
+    if not any(child for folder in STALE if (store / folder).is_dir() for child in (store / folder).iterdir()):
+        return
+    config = spec.state / "containerd-cleanup.toml"
+    config.write_text(
+        f'version = 2\nroot = "{store}"\nstate = "/run/containerd"\n'
+        f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\n  address = "{CONTAINERD}"\n'
+    )
+    with (spec.state / "log/containerd-cleanup.log").open("ab") as sink:
+        containerd = subprocess.Popen(["containerd", "--config", config], stdout=sink, stderr=sink)
+    ctr = ["ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+    wait_for("containerd", lambda: run([*ctr, "version"]), timeout=30)
+    if containers := run([*ctr, "containers", "list", "--quiet"]).split():
+        run([*ctr, "containers", "delete", *containers])
+    containerd.terminate()
+    containerd.wait()
+    for folder in STALE:
+        shutil.rmtree(store / folder, ignore_errors=True)
+
+
+def supervise(spec: NodeSpec, commands: dict[str, list[str | Path]]) -> None:
+    """Start each command; as process 1, reap every orphan, and start again what ends (as systemd would)."""
+    running: dict[int, str] = {}
+
+    def launch(name: str) -> None:
+        with (spec.state / f"log/{name}.log").open("ab") as sink:
+            running[subprocess.Popen([str(word) for word in commands[name]], stdout=sink, stderr=sink).pid] = name
+
+    launch("containerd")
+    wait_for("containerd", lambda: run(["ctr", "--address", CONTAINERD, "version"]), timeout=30)
+    import_missing((), [pause_image().archive])
+    launch("kube-proxy")
+    launch("kubelet")
+    while True:
+        pid, status = os.wait()
+        if name := running.pop(pid, None):
+            print(f"{name} ended with status {status}: starting it again", flush=True)
+            time.sleep(1)
+            launch(name)
+
+
+if __name__ == "__main__":
+    main(NodeSpec.load(Path(sys.argv[1])))

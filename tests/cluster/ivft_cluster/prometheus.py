@@ -1,0 +1,97 @@
+"""Debian's Prometheus: scrapes every pod that asks for it by the usual annotations, every two seconds."""
+
+from __future__ import annotations
+
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from ivft_cluster import daemons
+from ivft_cluster.shell import tail, wait_for
+
+SCRAPE_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """Listens on `address`:`port`; `url` is where this process reaches it."""
+
+    member: str
+    state: Path
+    address: str
+    port: int
+    url: str
+    netns: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> Path:
+        """The file `discovery` writes the pods to."""
+        return self.state / "targets.json"
+
+    def start(self) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        config = self.state / "prometheus.yaml"
+        config.write_text(yaml.safe_dump(scrape_config(self.targets), sort_keys=False))
+        daemons.start(
+            self.member,
+            [
+                *self.netns,
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={self.state / 'data'}",
+                f"--web.listen-address={self.address}:{self.port}",
+                "--log.level=warn",
+            ],
+            self.state / "prometheus.log",
+        )
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+
+        wait_for("Prometheus is ready", ready, on_timeout=lambda: tail(self.state / "prometheus.log"))
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """An instant query: `[{"metric": {label: value}, "value": [time, "number"]}, …]`.
+
+        Raises requests.HTTPError with Prometheus's own message for a wrong expression.
+        """
+        answer = requests.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10)
+        if not answer.ok:
+            raise requests.HTTPError(answer.text, response=answer)
+        return list(answer.json()["data"]["result"])
+
+
+def scrape_config(targets: Path) -> dict[str, Any]:
+    """Keep pods annotated prometheus.io/scrape=true; labels: namespace, pod, and `internvl_dev_*` for `internvl.dev/*`."""
+    annotation = "__meta_kubernetes_pod_annotation_prometheus_io_"
+    relabel: list[dict[str, Any]] = [
+        {"source_labels": [f"{annotation}scrape"], "action": "keep", "regex": "true"},
+        # a pod that has ended keeps its address in the API for a while
+        {"source_labels": ["__meta_kubernetes_pod_phase"], "action": "drop", "regex": "Succeeded|Failed"},
+        {
+            "source_labels": ["__meta_kubernetes_pod_ip", f"{annotation}port"],
+            "separator": ":",
+            "regex": "(.+:.+)",
+            "target_label": "__address__",
+        },
+        {"source_labels": [f"{annotation}path"], "regex": "(.+)", "target_label": "__metrics_path__"},
+        {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
+        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+        {"action": "labelmap", "regex": "__meta_kubernetes_pod_label_(internvl_dev_.+)"},
+    ]
+    return {
+        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "scrape_timeout": f"{SCRAPE_SECONDS}s"},
+        "scrape_configs": [
+            {
+                "job_name": "pods",
+                "file_sd_configs": [{"files": [str(targets)]}],
+                "relabel_configs": relabel,
+            }
+        ],
+    }
