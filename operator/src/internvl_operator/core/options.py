@@ -1,0 +1,19 @@
+"""What the administrator decides for every job; the shell reads it from the environment, the core is handed it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """Defaults of pods, and the bounds of waiting. Durations are seconds."""
+
+    trainer_image: str = "localhost/internvl-trainer:dev"
+    image_pull_policy: str = "IfNotPresent"
+    cache_host_path: str | None = None
+    stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
+    worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
+    retry_base: float = 10.0
+    retry_cap: float = 300.0
+    settle: float = 5.0
+    force_delete_after: float = 60.0

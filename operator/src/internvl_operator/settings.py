@@ -1,0 +1,115 @@
+"""Every setting of the operator: an environment variable each, checked at start."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from internvl_operator.core.options import Options
+
+PREFIX = "INTERNVL_OPERATOR_"
+DEFAULTS = Options()
+
+
+def _json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(gt=0)]
+Resources = Annotated[dict[str, Any], BeforeValidator(_json)]
+
+
+class SettingsError(ValueError):
+    """An environment variable that cannot be used; the message names it."""
+
+
+class Settings(BaseModel):
+    """A field `worker_threads` is the variable INTERNVL_OPERATOR_WORKER_THREADS."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trainer_image: str = Field(DEFAULTS.trainer_image, min_length=1, description="Image of every stage's pods")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="Of the trainer image"
+    )
+    namespaces: tuple[str, ...] = Field((), description="Comma-separated; empty: the whole cluster")
+    worker_threads: int = Field(8, ge=1, le=128, description="Jobs reconciled at the same time")
+    stage_resources: Resources = Field(
+        DEFAULTS.stage_resources, description="JSON; resources of a preflight or publish pod"
+    )
+    worker_resources: Resources = Field(
+        DEFAULTS.worker_resources,
+        description="JSON; resources of a training worker whose spec.podTemplate.resources is absent",
+    )
+    cache_host_path: str | None = Field(
+        None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
+    )
+    progress_interval_seconds: Seconds = Field(5.0, description="Between two questions to a job's /progress")
+    progress_threads: int = Field(8, ge=1, le=64, description="Questions under way at the same time")
+    retry_base_seconds: Seconds = Field(
+        DEFAULTS.retry_base, description="First wait before a stalled or failing stage starts again"
+    )
+    retry_cap_seconds: Seconds = Field(DEFAULTS.retry_cap, description="Longest such wait")
+    settle_seconds: float = Field(
+        DEFAULTS.settle,
+        ge=0,
+        description="After a worker's failure, wait this long for its peers, to find who failed first",
+    )
+    force_delete_after_seconds: Seconds = Field(
+        DEFAULTS.force_delete_after,
+        description="Past its grace period, a pod that will not go is deleted by force (its node is dead)",
+    )
+    watch_timeout_seconds: Seconds = Field(60.0, description="Length of one watch request; a silent one is given up")
+    request_timeout_seconds: Seconds = Field(30.0, description="Of one request to the API server")
+    resync_seconds: Seconds = Field(300.0, description="Every job is looked at again at least so often")
+    metrics_port: int = Field(8000, ge=0, le=65535, description="Prometheus; 0: any free port")
+    liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: Literal["plain", "json"] = Field("plain", description="plain or json")
+
+    @field_validator("namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
+        """Read the process environment (or `env`). Raises SettingsError naming the variable."""
+        env = os.environ if env is None else env
+        given = {name: env[variable(name)] for name in cls.model_fields if env.get(variable(name), "") != ""}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise SettingsError(f"{variable(name)}: found {given.get(name)!r}: {first['msg']}") from None
+
+    def options(self) -> Options:
+        """The part the pure core works with."""
+        return Options(
+            trainer_image=self.trainer_image,
+            image_pull_policy=self.image_pull_policy,
+            cache_host_path=self.cache_host_path,
+            stage_resources=self.stage_resources,
+            worker_resources=self.worker_resources,
+            retry_base=self.retry_base_seconds,
+            retry_cap=self.retry_cap_seconds,
+            settle=self.settle_seconds,
+            force_delete_after=self.force_delete_after_seconds,
+        )
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def help_text() -> str:
+    """One line for each variable, with its default; for --help."""
+    lines = []
+    for name, info in Settings.model_fields.items():
+        default = json.dumps(info.default) if isinstance(info.default, dict) else (info.default or "")
+        lines.append(f"  {variable(name)}={default}\n      {info.description}")
+    return "\n".join(lines)
