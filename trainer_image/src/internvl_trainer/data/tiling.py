@@ -1,0 +1,119 @@
+"""One image to square tiles, decision by decision and pixel by pixel as upstream cuts it."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+BLANK = (255, 255, 255)
+"""Colour of the tile that stands in for the missing image of a text-only row."""
+
+# ImageNet's mean as the 8-bit colour that upstream pads non-square images with.
+_PAD_COLOUR = (123, 116, 103)
+JPEG_QUALITIES = range(75, 101)
+"""Qualities that upstream's data_augment draws from."""
+
+
+class ImageProblem(ValueError):
+    """The bytes are no image that can be decoded to the end."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """RGB, fully decoded.
+
+    Raises:
+        ImageProblem: empty, no known format, or cut short (a half-decoded image is never trained on).
+    """
+    if not data:
+        raise ImageProblem("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ImageProblem(f"cannot be decoded ({error}), {len(data)} bytes") from error
+
+
+@lru_cache(maxsize=32)
+def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """(columns, rows) of every grid with a permitted number of tiles, fewest tiles first.
+
+    The order among grids of one size decides ties between equally good aspect ratios. Upstream sorts a set of pairs, so its
+    order there is that of the set's iteration; building the same set gives the same order.
+    """
+    found = {
+        (columns, rows)
+        for tiles in range(min_tiles, max_tiles + 1)
+        for columns in range(1, tiles + 1)
+        for rows in range(1, tiles + 1)
+        if min_tiles <= columns * rows <= max_tiles
+    }
+    return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
+
+
+def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) whose aspect ratio is nearest the image's; of equals, a larger grid if the image fills half of it."""
+    aspect = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in grids(min_tiles, max_tiles):
+        distance = abs(aspect - columns / rows)
+        fills = width * height > 0.5 * image_size * image_size * columns * rows
+        if distance < best_distance or (distance == best_distance and fills):
+            best, best_distance = (columns, rows), distance
+    return best
+
+
+def count_tiles(
+    width: int, height: int, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool
+) -> int:
+    """Tiles that `cut_tiles` will give, without touching a pixel."""
+    columns, rows = choose_grid(width, height, image_size, min_tiles, max_tiles)
+    return columns * rows + (1 if thumbnail and columns * rows > 1 else 0)
+
+
+def cut_tiles(
+    image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool
+) -> list[Image.Image]:
+    """Resize to the chosen grid and cut row by row; the whole image, small, comes last when there is more than one tile."""
+    columns, rows = choose_grid(*image.size, image_size, min_tiles, max_tiles)
+    resized = image.resize((image_size * columns, image_size * rows))
+    tiles = [
+        resized.crop((x * image_size, y * image_size, (x + 1) * image_size, (y + 1) * image_size))
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    if thumbnail and len(tiles) > 1:
+        tiles.append(image.resize((image_size, image_size)))
+    return tiles
+
+
+def fit_tile(image: Image.Image, image_size: int, *, pad_to_square: bool = False) -> Image.Image:
+    """The whole image as one tile: bicubic, after padding to a square where asked."""
+    if pad_to_square and image.width != image.height:
+        side = max(image.size)
+        padded = Image.new("RGB", (side, side), _PAD_COLOUR)
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = padded
+    if image.size == (image_size, image_size):
+        return image
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def blank_tile(image_size: int) -> Image.Image:
+    """The white tile of a text-only row."""
+    return Image.new("RGB", (image_size, image_size), BLANK)
+
+
+def degrade_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """What data_augment does to a tile: one trip through JPEG at a random quality."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def stack_tiles(tiles: list[Image.Image]) -> np.ndarray:
+    """(n, 3, S, S) uint8."""
+    return np.ascontiguousarray(np.stack([np.asarray(tile) for tile in tiles]).transpose(0, 3, 1, 2))

@@ -1,0 +1,112 @@
+"""Frames of a video: which ones, as upstream samples them, and their pixels through PyAV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import av
+import numpy as np
+from PIL import Image
+
+
+class VideoProblem(ValueError):
+    """The bytes are no video that can be decoded."""
+
+
+def frame_indices(
+    count: int, total: int, *, sampling: str, fps: float = 1.0, rng: np.random.Generator | None = None
+) -> list[int]:
+    """Indices of frames to take from `total`.
+
+    Args:
+        sampling: "middle" (of `count` equal intervals), "rand" (one from each interval, "middle" without an rng), or "fpsX"
+            (X frames a second, at most `count`).
+
+    Raises:
+        ValueError: another sampling, or no frames at all.
+    """
+    if total < 1:
+        raise ValueError("there are no frames to take")
+    if sampling.startswith("fps"):
+        return _frames_per_second(float(sampling.removeprefix("fps")), count, total, fps)
+    if sampling not in ("middle", "rand"):
+        raise ValueError(f"frame sampling is {sampling!r}; expected middle, rand or fps<number>")
+    edges = np.linspace(0, total, min(count, total) + 1).astype(int)
+    starts, lasts = edges[:-1], edges[1:] - 1
+    if sampling == "rand" and rng is not None:
+        chosen = [int(rng.integers(start, last + 1)) for start, last in zip(starts, lasts, strict=True)]
+    else:
+        chosen = [int(index) for index in (starts + lasts) // 2]
+    return chosen + [chosen[-1]] * (count - len(chosen))  # a short video repeats its last frame
+
+
+def _frames_per_second(rate: float, limit: int, total: int, fps: float) -> list[int]:
+    step = 1 / rate
+    seconds = np.arange(step / 2, total / fps + step / 2, step)
+    indices = [int(index) for index in np.around(seconds * fps).astype(int) if index < total]
+    return indices[:limit] or [0]
+
+
+def read_frames(
+    data: bytes,
+    *,
+    min_frames: int,
+    max_frames: int,
+    sampling: str,
+    clip: Sequence[float] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[Image.Image]:
+    """Between `min_frames` and `max_frames` RGB frames (the maximum, without an rng).
+
+    Args:
+        clip: (start, end) in seconds; the whole video when None.
+
+    Raises:
+        VideoProblem: no video stream, no frames, or a clip outside the video.
+    """
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.video:
+                raise VideoProblem("there is no video stream in it")
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or 1)
+            total = stream.frames or _count_frames(data)
+            first, total = _clip_range(clip, total, fps)
+            count = max_frames if rng is None else int(rng.integers(min_frames, max_frames + 1))
+            wanted = [first + index for index in frame_indices(count, total, sampling=sampling, fps=fps, rng=rng)]
+            frames = _decode(container, set(wanted))
+    except av.FFmpegError as error:
+        raise VideoProblem(f"cannot be decoded ({error}), {len(data)} bytes") from error
+    if lost := [index for index in wanted if index not in frames]:
+        raise VideoProblem(f"frame {lost[0]} of {total} cannot be decoded; the file is cut short")
+    return [frames[index] for index in wanted]
+
+
+def _clip_range(clip: Sequence[float] | None, total: int, fps: float) -> tuple[int, int]:
+    """(first frame, number of frames)."""
+    if clip is None:
+        return 0, total
+    start, end = clip
+    first, count = int(start * fps), int((end - start) * fps)
+    if first < 0 or count < 1 or first + count > total:
+        raise VideoProblem(f"clip [{start}, {end}] is not inside the video, which is {total / fps:.2f} s long")
+    return first, count
+
+
+def _count_frames(data: bytes) -> int:
+    """For containers whose header has no frame count."""
+    with av.open(io.BytesIO(data)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def _decode(container: av.container.InputContainer, wanted: set[int]) -> dict[int, Image.Image]:
+    """Decodes in order up to the last wanted frame: exact for every codec, where seeking is not."""
+    frames: dict[int, Image.Image] = {}
+    last = max(wanted)
+    for index, frame in enumerate(container.decode(video=0)):
+        if index in wanted:
+            frames[index] = frame.to_image()
+        if index == last:
+            break
+    return frames
