@@ -18,7 +18,9 @@ LABEL_JOB_UID = f"{GROUP}/job-uid"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_NODE_RANK = f"{GROUP}/node-rank"
-ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # sha256 of the RunConfig a pod was made for
+# What a pod was made for, as digests of the user's own words, so that an upgraded operator restarts nothing:
+ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of what decides the result: spec without the two lines below
+ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of spec.podTemplate and spec.secrets (runPolicy is in neither)
 
 # Inside a worker pod.
 CONFIG_PATH = "/etc/internvl/run.yaml"

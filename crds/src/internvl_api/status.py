@@ -97,6 +97,9 @@ class InternVLFineTuneStatus(_Answer):
     finished_at: str | None = None
     retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
     failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
+    run_digest: str | None = Field(
+        None, description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again"
+    )
 
 
 class StageResult(_Answer):
