@@ -15,7 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from .conversation import IMAGE_MARK, encode
 from .findings import Finding
-from .tiling import JPEG_QUALITIES, ImageProblem, blank_tile, cut_tiles, decode_image, degrade_jpeg, fit_tile, stack_tiles
+from .tiling import (
+    JPEG_QUALITIES,
+    ImageProblem,
+    blank_tile,
+    cut_tiles,
+    decode_image,
+    degrade_jpeg,
+    fit_tile,
+    stack_tiles,
+)
 from .video import VideoProblem, read_frames
 
 OpenMedia = Callable[[str, str], bytes]
@@ -107,7 +116,9 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
     try:
         meta = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError("InvalidMeta", f"not valid JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}") from error
+        raise UserError(
+            "InvalidMeta", f"not valid JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}"
+        ) from error
     if not isinstance(meta, dict) or not meta:
         raise UserError("InvalidMeta", "expected an object of the form {name: {root, annotation, ...}}", path)
     return [_describe(name, entry, path) for name, entry in meta.items()]
@@ -140,7 +151,9 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
             raise UserError("InvalidMeta", f"expected a number above 0, found {entry[key]}", f"{path}: {name}.{key}")
     if description.repeat_time > 1 and not description.repeat_time.is_integer():
         raise UserError(
-            "InvalidMeta", f"above 1 expected a whole number, found {entry['repeat_time']}", f"{path}: {name}.repeat_time"
+            "InvalidMeta",
+            f"above 1 expected a whole number, found {entry['repeat_time']}",
+            f"{path}: {name}.repeat_time",
         )
     return description
 
@@ -270,9 +283,7 @@ def _fit(image: Image.Image, settings: SampleSettings, augment: np.random.Genera
     return fit_tile(degraded, settings.image_size)
 
 
-def _with_marks(
-    conversations: list[Mapping[str, Any]], images: int, *, is_video: bool
-) -> list[Mapping[str, Any]]:
+def _with_marks(conversations: list[Mapping[str, Any]], images: int, *, is_video: bool) -> list[Mapping[str, Any]]:
     """Upstream's help for rows without a mark: it goes before the first question. A video's mark becomes one line a frame."""
     position = next((index for index, turn in enumerate(conversations) if turn["from"] == "human"), 0)
     text = conversations[position]["value"]

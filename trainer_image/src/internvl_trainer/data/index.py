@@ -37,7 +37,9 @@ class RowIndex:
         try:
             offsets = _scan_lines(path)
         except FileNotFoundError as error:
-            raise UserError("AnnotationMissing", "the annotation file is not there; check the path", str(path)) from error
+            raise UserError(
+                "AnnotationMissing", "the annotation file is not there; check the path", str(path)
+            ) from error
         blank = _blank_lines(path, offsets)
         if len(blank) == len(offsets) - 1:
             raise UserError("AnnotationEmpty", "the annotation file has no rows", str(path))

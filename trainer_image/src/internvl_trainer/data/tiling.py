@@ -66,9 +66,7 @@ def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_ti
     return best
 
 
-def count_tiles(
-    width: int, height: int, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool
-) -> int:
+def count_tiles(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool) -> int:
     """Tiles that `cut_tiles` will give, without touching a pixel."""
     columns, rows = choose_grid(width, height, image_size, min_tiles, max_tiles)
     return columns * rows + (1 if thumbnail and columns * rows > 1 else 0)

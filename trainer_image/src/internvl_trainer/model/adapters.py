@@ -1,19 +1,44 @@
-"""Which parameters learn: freezing by tower, and LoRA in upstream's shape."""
+"""Which parameters learn: freezing by tower, and LoRA in upstream's shape.
+
+Upstream puts one LoRA pair on a fused query-key-value projection (InternLM2's wqkv, InternViT's qkv). Native layers have three
+projections: they share ONE A here, and the rows of their three B's together are those of upstream's B. Counts and functions are
+then equal, and an adapter goes both ways (see `adapter_files`). One difference stays: each projection draws its own dropout mask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
+from ..errors import UserError
 from .chat_model import ChatModel
+
+ADAPTER = "default"
+
+_VISION_TARGETS = r"model\.vision_tower\.encoder\.layer\.\d+\.(attention\.({qkv}|projection_layer)|mlp\.(fc1|fc2))".format(
+    qkv="q_proj|k_proj|v_proj"
+)
+_LANGUAGE_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.({attention})|mlp\.({mlp}))"
+_LANGUAGE_LAYERS = {
+    "phi3": ("qkv_proj|o_proj", "gate_up_proj|down_proj"),
+    "default": ("q_proj|k_proj|v_proj|o_proj", "gate_proj|up_proj|down_proj"),
+}
+_TOWERS = {
+    "vision": "native.model.vision_tower.",
+    "projector": "native.model.multi_modal_projector.",
+    "language": ("native.model.language_model.", "native.lm_head."),
+}
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """True keeps a part as it is. `language` does not touch adapters put on it."""
+    """True keeps a part as it is. Where a tower has an adapter, its own weights are frozen whatever is said here."""
 
     vision: bool = False
     projector: bool = False
@@ -24,18 +49,23 @@ class Freeze:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Ranks of 0 mean no adapter on that tower. `alpha` None means upstream's 2 x lora_rank."""
+    """Ranks of 0 mean no adapter on that tower. `alpha` None means upstream's 2 x lora_rank, for each tower.
+
+    `language_targets` and `vision_targets` are regular expressions on native module names; None means upstream's layers.
+    """
 
     language_rank: int = 0
     vision_rank: int = 0
     alpha: float | None = None
     dropout: float = 0.05
     use_dora: bool = False
+    language_targets: str | None = None
+    vision_targets: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainableReport:
-    """Parameter counts of the whole model and by tower (vision, projector, language)."""
+    """Parameter counts of the whole model and by tower (vision, projector, language): (trainable, total)."""
 
     trainable: int
     total: int
@@ -45,29 +75,144 @@ class TrainableReport:
     def percent(self) -> float:
         return 100.0 * self.trainable / self.total
 
+    def __str__(self) -> str:
+        lines = [f"trainable {self.trainable:,} || all {self.total:,} || {self.percent:.4f} %"]
+        lines += [f"  {tower}: {trainable:,} of {total:,}" for tower, (trainable, total) in self.by_tower.items()]
+        return "\n".join(lines)
+
 
 def apply_method(
-    model: ChatModel, method: str, *, freeze: Freeze = Freeze(), lora: LoraSettings | None = None, seed: int = 0
+    model: ChatModel,
+    method: str,
+    *,
+    freeze: Freeze = Freeze(),
+    lora: LoraSettings | None = None,
+    seed: int = 0,
 ) -> TrainableReport:
-    """Set requires_grad and put adapters in, in place. `method` is "full" or "lora"; seeds before adapters are made."""
-    raise NotImplementedError
+    """Put adapters in and set requires_grad, in place; the global random state is left as it was.
+
+    Args:
+        method: "full" or "lora".
+        seed: adapters start from it, equally on every rank.
+
+    Raises:
+        UserError: nothing would learn, or "lora" without a rank.
+    """
+    lora = lora or LoraSettings()
+    if method not in ("full", "lora"):
+        raise UserError("UnknownMethod", f"method is {method!r}; expected full or lora", "method")
+    if method == "lora":
+        if lora.language_rank <= 0 and lora.vision_rank <= 0:
+            raise UserError("LoraRankMissing", "method lora needs a lora_rank above 0 on a tower", "lora")
+        add_lora(model, lora_config(model, lora), seed=seed)
+    _freeze(model, freeze, lora if method == "lora" else LoraSettings())
+    report = trainable_report(model)
+    if report.trainable == 0:
+        raise UserError("NothingToTrain", "every part is frozen and there is no adapter; unfreeze one", "freeze")
+    return report
+
+
+def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
+    """One PEFT config for both towers; it loads on the exported native model as it is."""
+    language, vision = _language_targets(model, settings), settings.vision_targets or _VISION_TARGETS
+    chosen = [
+        (targets, rank) for targets, rank in ((language, settings.language_rank), (vision, settings.vision_rank)) if rank
+    ]
+    alphas = [settings.alpha or 2 * rank for _, rank in chosen]
+    return LoraConfig(
+        r=chosen[0][1],
+        lora_alpha=alphas[0],
+        lora_dropout=settings.dropout,
+        use_dora=settings.use_dora,
+        target_modules="|".join(f"({targets})" for targets, _ in chosen),
+        rank_pattern={targets: rank for targets, rank in chosen[1:]},
+        alpha_pattern={targets: alpha for (targets, _), alpha in zip(chosen[1:], alphas[1:], strict=True)},
+    )
+
+
+def _language_targets(model: ChatModel, settings: LoraSettings) -> str:
+    if settings.language_targets:
+        return settings.language_targets
+    attention, mlp = _LANGUAGE_LAYERS.get(model.architecture.kind, _LANGUAGE_LAYERS["default"])
+    return _LANGUAGE_TARGETS.format(attention=attention, mlp=mlp)
+
+
+def add_lora(model: ChatModel, config: LoraConfig, *, seed: int, share: bool = True) -> None:
+    """Inject adapters; `share` gives fused projections their one A."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.native, adapter_name=ADAPTER)
+    if share:
+        for query, *others in fused_projections(model):
+            for layer in others:
+                layer.lora_A[ADAPTER].weight = query.lora_A[ADAPTER].weight
+
+
+def fused_projections(model: ChatModel) -> Iterator[tuple[LoraLayer, LoraLayer, LoraLayer]]:
+    """(q, k, v) adapter layers that are one fused projection upstream."""
+    attentions = [layer.attention for layer in model.vision_tower.encoder.layer]
+    if model.architecture.kind == "internlm2":
+        attentions += [layer.self_attn for layer in model.language_model.layers]
+    for attention in attentions:
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        if all(isinstance(layer, LoraLayer) for layer in layers):
+            yield layers
+
+
+def lora_layers(model: ChatModel) -> Iterator[tuple[str, LoraLayer]]:
+    """Adapter layers under their native names."""
+    for name, module in model.native.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_" in name
+
+
+def _freeze(model: ChatModel, freeze: Freeze, lora: LoraSettings) -> None:
+    language = not freeze.language and not lora.language_rank
+    lm_head = language if freeze.lm_head is None else not freeze.lm_head
+    learns = {
+        "vision_tower": not freeze.vision and not lora.vision_rank,
+        "multi_modal_projector": not freeze.projector,
+        "language_model": language,
+        "lm_head": lm_head,
+    }
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            parameter.requires_grad_(True)
+        else:
+            part = next(part for part in learns if f".{part}." in name)
+            parameter.requires_grad_(learns[part])
+    layers = model.vision_tower.encoder.layer
+    for layer in layers[len(layers) - freeze.vision_last_layers :]:
+        _unfreeze_weights(layer)
+
+
+def _unfreeze_weights(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
 
 
 def trainable_report(model: ChatModel) -> TrainableReport:
     """Count parameters (full sizes, also under ZeRO-3), each shared one once."""
-    raise NotImplementedError
+    by_tower = {tower: (0, 0) for tower in _TOWERS}
+    for name, parameter in model.named_parameters():
+        tower = next(tower for tower, prefixes in _TOWERS.items() if name.startswith(prefixes))
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        trainable, total = by_tower[tower]
+        by_tower[tower] = (trainable + count * parameter.requires_grad, total + count)
+    return TrainableReport(
+        trainable=sum(trainable for trainable, _ in by_tower.values()),
+        total=sum(total for _, total in by_tower.values()),
+        by_tower=by_tower,
+    )
 
 
-def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Adapter tensors under PEFT's file names. Give `state` (name -> full tensor) where parameters are partitioned."""
-    raise NotImplementedError
-
-
-def save_adapter(model: ChatModel, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json."""
-    raise NotImplementedError
-
-
-def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = False) -> None:
-    """Put a saved adapter on a model that has none."""
-    raise NotImplementedError
+def native_name(name: str) -> str | None:
+    """A ChatModel parameter's name in the plain native model, or None for an adapter's own parameter."""
+    if is_adapter(name):
+        return None
+    return re.sub(r"\.base_layer\.", ".", name.removeprefix("native."))

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import InternVLForConditionalGeneration
 
+from .checkpoint_format import Architecture
+
 IGNORED = -100
 """Label of a position that is not supervised."""
 
@@ -70,13 +72,10 @@ class ChatOutput:
 class ChatModel(nn.Module):
     """`native` is transformers' InternVLForConditionalGeneration; parameter names are `native.` + its own names."""
 
-    def __init__(
-        self, native: InternVLForConditionalGeneration, *, pixel_shuffle_version: str = "v2", select_layer: int = -1
-    ) -> None:
+    def __init__(self, native: InternVLForConditionalGeneration, architecture: Architecture) -> None:
         super().__init__()
         self.native = native
-        self.pixel_shuffle_version = pixel_shuffle_version
-        self.select_layer = select_layer
+        self.architecture = architecture
         self.reset_rotary()
 
     @property
@@ -184,7 +183,8 @@ class ChatModel(nn.Module):
         hidden = tower.embeddings(pixel_values)
         layers = tower.encoder.layer
         # Hidden states count from the embeddings (0), so -1 is what the last layer gives.
-        count = self.select_layer if self.select_layer >= 0 else len(layers) + 1 + self.select_layer
+        index = self.architecture.select_layer
+        count = index if index >= 0 else len(layers) + 1 + index
         for layer in layers[:count]:
             hidden = layer(hidden)
         if count == len(layers):
@@ -196,7 +196,7 @@ class ChatModel(nn.Module):
         side = int(patches.shape[1] ** 0.5)
         grid = patches.reshape(len(patches), side, side, -1)
         shuffled = self.native.model.pixel_shuffle(grid, scale_factor=self.native.config.downsample_ratio)
-        if self.pixel_shuffle_version == "v1":  # the first release forgot to swap height and width back
+        if self.architecture.pixel_shuffle_version == "v1":  # the first release forgot to swap height and width back
             shuffled = shuffled.transpose(1, 2)
         return shuffled.flatten(1, 2)
 

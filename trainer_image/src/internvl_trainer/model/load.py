@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import (
-    MODEL_MAPPING,
     InternVLConfig,
     InternVLForConditionalGeneration,
     PreTrainedTokenizerBase,
@@ -23,7 +22,7 @@ from transformers.initialization import no_init_weights
 
 from .chat_model import ChatModel
 from .checkpoint_format import Architecture, UnsupportedArchitecture, native_config, read_architecture, to_native
-from .checkpoint_format.config import DEFAULT_TEMPLATES, count_context_tokens
+from .checkpoint_format.config import DEFAULT_TEMPLATES
 from .checkpoint_format.files import (
     CheckpointError,
     TensorEntry,
@@ -122,11 +121,7 @@ def load_chat_model(
     with _empty_parameters(zero3_config, dtype):
         native = InternVLForConditionalGeneration(config)
     _fill(native, source, dtype, partitioned=zero3_config is not None)
-    model = ChatModel(
-        native,
-        pixel_shuffle_version=architecture.pixel_shuffle_version,
-        select_layer=architecture.select_layer,
-    )
+    model = ChatModel(native, architecture)
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)
     return LoadedModel(
@@ -267,7 +262,9 @@ def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
         try:
             renamed = list(source.rename(shape_tensors([entry])))
         except UnknownTensor as error:
-            raise CheckpointError("UnknownTensor", f"{error}; is config.json of this model?", str(entry.file)) from error
+            raise CheckpointError(
+                "UnknownTensor", f"{error}; is config.json of this model?", str(entry.file)
+            ) from error
         for name, tensor in renamed:
             if name not in shapes:
                 raise CheckpointError(

@@ -149,9 +149,10 @@ def _split_kv_groups(fused: torch.Tensor, architecture: Architecture) -> tuple[t
 
 
 def _join_kv_groups(parts: tuple[torch.Tensor, ...], architecture: Architecture) -> torch.Tensor:
-    query, key, value = (part.unflatten(0, (architecture.kv_heads, count, -1)) for part, count in zip(
-        parts, (architecture.heads // architecture.kv_heads, 1, 1), strict=True
-    ))
+    query, key, value = (
+        part.unflatten(0, (architecture.kv_heads, count, -1))
+        for part, count in zip(parts, (architecture.heads // architecture.kv_heads, 1, 1), strict=True)
+    )
     return torch.cat((query, key, value), dim=1).flatten(0, 2)
 
 
@@ -159,6 +160,16 @@ _FUSIONS = {
     "thirds": _Fusion(_split_thirds, _join_thirds),
     "kv_groups": _Fusion(_split_kv_groups, _join_kv_groups),
 }
+
+
+def split_fused(tensor: torch.Tensor, rule: Rule, architecture: Architecture) -> tuple[torch.Tensor, ...]:
+    """The native tensors of one upstream tensor."""
+    return _FUSIONS[rule.fusion].split(tensor, architecture) if rule.fusion else (tensor,)
+
+
+def join_fused(parts: tuple[torch.Tensor, ...], rule: Rule, architecture: Architecture) -> torch.Tensor:
+    """The one upstream tensor of its native parts."""
+    return _FUSIONS[rule.fusion].join(parts, architecture) if rule.fusion else parts[0]
 
 
 @dataclass(frozen=True)
@@ -219,8 +230,7 @@ def to_native(tensors: NamedTensors, architecture: Architecture) -> Iterator[tup
         if DERIVED.search(name):
             continue
         match = match_upstream(name, architecture.kind)
-        parts = _FUSIONS[match.rule.fusion].split(tensor, architecture) if match.rule.fusion else (tensor,)
-        yield from zip(match.native_names, parts, strict=True)
+        yield from zip(match.native_names, split_fused(tensor, match.rule, architecture), strict=True)
 
 
 def to_upstream(tensors: NamedTensors, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
@@ -241,7 +251,7 @@ def to_upstream(tensors: NamedTensors, architecture: Architecture) -> Iterator[t
         if len(parts) == len(match.native_names):
             ordered = tuple(parts[part] for part in match.native_names)
             del waiting[match.upstream_name]
-            yield match.upstream_name, _FUSIONS[match.rule.fusion].join(ordered, architecture)
+            yield match.upstream_name, join_fused(ordered, match.rule, architecture)
     if waiting:
         name, parts = next(iter(waiting.items()))
         raise IncompleteTensor(f"{name} cannot be joined: only {', '.join(sorted(parts))} came")

@@ -1,0 +1,71 @@
+"""Which rows a step learns from: one order for all ranks, a function of (seed, epoch), told by position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_GROUPED_BATCHES = 50  # rows sorted by length at a time, in global batches, as transformers' group_by_length does
+
+
+@dataclass(frozen=True)
+class Position:
+    """One draw: row `row` as it comes up in `epoch`; augmentation may depend on both."""
+
+    epoch: int
+    row: int
+
+
+class GlobalOrder:
+    """An endless stream of rows, each epoch a permutation of all rows, cut into global batches.
+
+    Batches run on over the end of an epoch, so no row is left out but those after the last whole batch of the run.
+    With `lengths` (any measure of a row's length), rows of one stretch of 50 global batches are sorted, longest
+    first, so that a batch holds rows of like length.
+    """
+
+    def __init__(self, rows: int, global_batch: int, seed: int, lengths: np.ndarray | None = None) -> None:
+        self._rows, self._global_batch, self._seed, self._lengths = rows, global_batch, seed, lengths
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def batch(self, step: int) -> list[Position]:
+        """The draws of one optimizer step, in order."""
+        first = step * self._global_batch
+        return [self._draw(position) for position in range(first, first + self._global_batch)]
+
+    def micro_batches(
+        self, first_step: int, total_steps: int, *, rank: int, world_size: int, micro_batch: int
+    ) -> Iterator[list[Position]]:
+        """What one rank works through, micro-batch by micro-batch, from `first_step` on.
+
+        The global batch is dealt out in runs of `micro_batch`: to each rank in turn, then to the first again.
+        """
+        for step in range(first_step, total_steps):
+            draws = self.batch(step)
+            for start in range(rank * micro_batch, len(draws), world_size * micro_batch):
+                yield draws[start : start + micro_batch]
+
+    def _draw(self, position: int) -> Position:
+        epoch, offset = divmod(position, self._rows)
+        return Position(epoch, int(self._epoch_order(epoch)[offset]))
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._cached is None or self._cached[0] != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+            if self._lengths is not None:
+                order = self._group_by_length(order, self._lengths)
+            self._cached = epoch, order
+        return self._cached[1]
+
+    def _group_by_length(self, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        stretch = _GROUPED_BATCHES * self._global_batch
+        pieces = [order[start : start + stretch] for start in range(0, len(order), stretch)]
+        return np.concatenate([piece[np.argsort(-lengths[piece], kind="stable")] for piece in pieces])
+
+
+def count_steps(rows: int, global_batch: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run: the whole batches in epochs x rows (at least one), or `max_steps` if fewer."""
+    steps = max(1, int(rows * epochs) // global_batch)
+    return steps if max_steps is None else min(steps, max_steps)

@@ -1,0 +1,191 @@
+"""Adapters on disk: PEFT's files, the way to upstream's fused layout and back, and merging into weights as they stream by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .adapters import ADAPTER, add_lora, fused_projections, lora_layers
+from .chat_model import ChatModel
+from .checkpoint_format import Architecture
+from .checkpoint_format.files import CheckpointError
+from .checkpoint_format.tensors import join_fused, match_native, match_upstream, split_fused
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
+
+
+def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Adapter tensors under PEFT's file names, on the CPU; a shared A is written once for each of its layers.
+
+    Args:
+        state: ChatModel parameter name to full tensor, where the model's own parameters are partitioned. Names of shared
+            parameters that are in it once are enough.
+    """
+    shared = {id(layer): query for query, *others in fused_projections(model) for layer in others}
+    names = {id(layer): name for name, layer in lora_layers(model)}
+    tensors = {}
+    for name, layer in lora_layers(model):
+        for part, parameter in layer.named_parameters():
+            if not part.startswith("lora_"):
+                continue
+            source = f"native.{name}.{part}"
+            if state is not None:
+                if source not in state and part.startswith("lora_A") and id(layer) in shared:
+                    source = f"native.{names[id(shared[id(layer)])]}.{part}"
+                parameter = state[source]
+            tensors[f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}"] = parameter.detach().cpu().clone()
+    return tensors
+
+
+def save_adapter(model: ChatModel, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, as PEFT reads them."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_state_dict(model, state), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.native.peft_config[ADAPTER].to_dict()
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (directory / CONFIG_FILE).write_text(json.dumps({**plain, "inference_mode": True}, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = False) -> None:
+    """Put a saved adapter on a model that has none.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its tensors do not fit the model.
+    """
+    adapter = read_adapter(directory)
+    add_lora(model, adapter.config, seed=0, share=adapter.shares_a(model.architecture))
+    wanted = {name: parameter for name, parameter in _file_names(model)}
+    if wrong := set(wanted) ^ set(adapter.tensors):
+        raise CheckpointError(
+            "AdapterMismatch",
+            f"{len(wrong)} tensors are on one side only, such as {min(wrong)}; is this adapter for this model?",
+            str(directory),
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(adapter.tensors[name]).requires_grad_(trainable)
+
+
+def _file_names(model: ChatModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name, layer in lora_layers(model):
+        for part, parameter in layer.named_parameters():
+            if part.startswith("lora_"):
+                yield f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}", parameter
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A saved adapter in memory: PEFT's config, and its tensors by PEFT's file names."""
+
+    config: LoraConfig
+    tensors: dict[str, torch.Tensor]
+
+    def shares_a(self, architecture: Architecture) -> bool:
+        """Whether fused projections have one A, as adapters made here and upstream have."""
+        groups: dict[str, list[torch.Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            module, _, part = name.removeprefix(_PREFIX).partition(".lora_A")
+            if part:
+                match = match_native(f"{module}.weight", architecture.kind)
+                groups.setdefault(match.upstream_name, []).append(tensor)
+        return all(torch.equal(first, other) for first, *others in groups.values() for other in others)
+
+    def delta(self, module: str) -> torch.Tensor | None:
+        """(out, in) fp32 change of a native module's weight; None where it has no adapter."""
+        key = f"{_PREFIX}{module}"
+        if f"{key}.lora_A.weight" not in self.tensors:
+            return None
+        down, up = self.tensors[f"{key}.lora_A.weight"].float(), self.tensors[f"{key}.lora_B.weight"].float()
+        return up @ down * (self._alpha(module) / down.shape[0])
+
+    def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
+        delta = self.delta(module)
+        if delta is None:
+            return weight
+        merged = weight.float() + delta
+        magnitude = self.tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector.weight")
+        if magnitude is None:
+            magnitude = self.tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector")
+        if magnitude is not None:  # DoRA: the direction from weight and delta, the length learnt for each row
+            merged = merged * (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
+        return merged.to(weight.dtype)
+
+    def _alpha(self, module: str) -> float:
+        import re
+
+        for pattern, alpha in (self.config.alpha_pattern or {}).items():
+            if re.fullmatch(pattern, module):
+                return float(alpha)
+        return float(self.config.lora_alpha)
+
+
+def read_adapter(directory: str | Path) -> Adapter:
+    """Raises CheckpointError when a file is missing or damaged."""
+    directory = Path(directory)
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (directory / file).exists():
+            raise CheckpointError("FileMissing", f"{file} is missing; give an adapter's directory", str(directory / file))
+    try:
+        tensors = load_file(directory / WEIGHTS_FILE)
+        config = LoraConfig.from_pretrained(str(directory))
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(directory)) from error
+    return Adapter(config, tensors)
+
+
+def merge_into(tensors: Iterable[tuple[str, torch.Tensor]], adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+    """Native (name, tensor) pairs with the adapter merged in, one tensor at a time."""
+    for name, tensor in tensors:
+        yield name, adapter.merge(name.removesuffix(".weight"), tensor) if name.endswith(".weight") else tensor
+
+
+def to_upstream_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Native adapter tensors (PEFT's file names) to upstream's layers: `<upstream module>.lora_A.weight` and `.lora_B.weight`.
+
+    Raises:
+        ValueError: the parts of a fused projection have different A's, which upstream's one A cannot hold.
+    """
+    groups: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    order: dict[tuple[str, str], tuple[str, ...]] = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        match = match_native(f"{module}.weight", architecture.kind)
+        key = (match.upstream_name.removesuffix(".weight"), part)
+        groups.setdefault(key, {})[f"{module}.weight"] = tensor
+        order[key] = match.native_names
+    result = {}
+    for (module, part), parts in groups.items():
+        ordered = tuple(parts[name] for name in order[module, part])
+        if len(ordered) == 1:
+            joined = ordered[0]
+        elif part.startswith("A"):
+            if not all(torch.equal(ordered[0], other) for other in ordered[1:]):
+                raise ValueError(f"the adapter's projections in {module} do not share their A; upstream has one")
+            joined = ordered[0]
+        else:
+            joined = join_fused(ordered, match_upstream(f"{module}.weight", architecture.kind).rule, architecture)
+        result[f"{module}.lora_{part}"] = joined
+    return result
+
+
+def to_native_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The way back from `to_upstream_adapter`."""
+    result = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.partition(".lora_")
+        match = match_upstream(f"{module}.weight", architecture.kind)
+        fused = len(match.native_names) > 1 and not part.startswith("A")
+        parts = split_fused(tensor, match.rule, architecture) if fused else (tensor,) * len(match.native_names)
+        for native, value in zip(match.native_names, parts, strict=True):
+            result[f"{_PREFIX}{native.removesuffix('.weight')}.lora_{part}"] = value
+    return result
