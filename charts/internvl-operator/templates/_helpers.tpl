@@ -1,0 +1,53 @@
+{{/* The release's name, once: "internvl-operator" stays what it is, another release name is put before it. */}}
+{{- define "internvl-operator.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "internvl-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "internvl-operator.labels" -}}
+{{ include "internvl-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "internvl-operator.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "internvl-operator.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | required "serviceAccount.name: found nothing, expected the name of an existing ServiceAccount, because serviceAccount.create is false" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the operator may do with the objects of a namespace. It never reads a Secret: pods refer to them by name. */}}
+{{- define "internvl-operator.rules" -}}
+- apiGroups: [internvl.dev]
+  resources: [internvlfinetunes]
+  verbs: [get, list, watch, delete]   # delete: runPolicy.ttlSecondsAfterFinished
+- apiGroups: [internvl.dev]
+  resources: [internvlfinetunes/status]
+  verbs: [patch]
+- apiGroups: [internvl.dev]
+  resources: [internvlfinetunes/finalizers]
+  verbs: [update]                     # owner references that block deletion, where admission asks for it
+- apiGroups: [""]
+  resources: [configmaps, pods, services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{- define "internvl-operator.subject" -}}
+- kind: ServiceAccount
+  name: {{ include "internvl-operator.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end -}}

@@ -1,0 +1,87 @@
+"""Real Helm, as a library: render, check, install, upgrade and remove the project's chart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import yaml
+from helm_python import HelmReleaseError, HelmRenderError, HelmValuesError
+
+from ivft_cluster.paths import CHECKOUT
+
+__all__ = [
+    "CHART",
+    "HelmReleaseError",
+    "HelmRenderError",
+    "HelmValuesError",
+    "install",
+    "lint",
+    "template",
+    "uninstall",
+    "upgrade",
+]
+
+CHART = CHECKOUT / "charts/internvl-operator"
+RELEASE, NAMESPACE = "internvl-operator", "internvl-system"
+
+Values = dict[str, Any]
+
+
+def template(
+    values: Values | None = None, *, release: str = RELEASE, namespace: str = NAMESPACE
+) -> list[dict[str, Any]]:
+    """`helm template`: every object, in no particular order.
+
+    Raises HelmValuesError naming the key that the chart's schema refuses, HelmRenderError for a template's own check.
+    """
+    with helm_python.Chart.load(CHART) as chart:
+        chart.validate_schema(chart.merge_values(values))
+        files = chart.render(values, name=release, namespace=namespace)
+    manifests = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
+    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+
+
+def lint(values: Values | None = None) -> list[str]:
+    """`helm lint --strict`: the findings above mere information."""
+    report = helm_python.lint(CHART, values, strict=True)
+    return [f"{each['path']}: {each['error']}" for each in report["messages"] if each["severity"] > 1]
+
+
+def install(
+    kubeconfig: Path,
+    values: Values | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    timeout: int = 120,
+) -> dict[str, Any]:
+    """`helm install --create-namespace --wait`: returns when the operator is ready. Raises HelmReleaseError."""
+    with _connect(kubeconfig, namespace) as helm:
+        return helm.install(
+            CHART, release, values, namespace=namespace, create_namespace=True, wait="watcher", timeout=timeout
+        )
+
+
+def upgrade(
+    kubeconfig: Path,
+    values: Values | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    timeout: int = 120,
+) -> dict[str, Any]:
+    """`helm upgrade --wait` with exactly these values. Raises HelmNotFoundError, HelmReleaseError."""
+    with _connect(kubeconfig, namespace) as helm:
+        return helm.upgrade(CHART, release, values, namespace=namespace, wait="watcher", timeout=timeout)
+
+
+def uninstall(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE, timeout: int = 120) -> None:
+    """`helm uninstall --ignore-not-found --wait`; the CRD stays (crds.keep)."""
+    with _connect(kubeconfig, namespace) as helm:
+        helm.uninstall(release, ignore_not_found=True, wait="watcher", timeout=timeout)
+
+
+def _connect(kubeconfig: Path, namespace: str) -> helm_python.Config:
+    return helm_python.Config(kubeconfig_path=kubeconfig, namespace=namespace)

@@ -1,0 +1,219 @@
+"""The chart, rendered by Helm itself: what a user can set, what the operator may do, and how its pod is confined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from internvl_api import constants
+from internvl_operator.settings import Settings, variable
+from ivft_cluster import helm
+from ivft_cluster.paths import CHECKOUT
+from pydantic.alias_generators import to_camel
+
+# Settings the chart decides by itself: from other values, or fixed because the pod's ports are.
+OWN_VALUES = {"trainer_image", "image_pull_policy", "namespaces", "metrics_port", "liveness_port"}
+
+
+def kind(objects: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [each for each in objects if each["kind"] == name]
+
+
+def container(values: dict[str, Any] | None = None) -> dict[str, Any]:
+    (deployment,) = kind(helm.template(values), "Deployment")
+    (only,) = deployment["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+def environment(values: dict[str, Any] | None = None) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container(values)["env"]}
+
+
+def test_lint_has_no_warning() -> None:
+    assert helm.lint() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        pytest.param({"watchNamespace": ["a"]}, "watchNamespace", id="top-level-typo"),
+        pytest.param({"image": {"repo": "x"}}, "repo", id="nested-typo"),
+        pytest.param({"settings": {"workerThread": 4}}, "workerThread", id="setting-typo"),
+        pytest.param({"settings": {"workerThreads": 0}}, "/settings/workerThreads", id="setting-out-of-bounds"),
+        pytest.param({"settings": {"cacheHostPath": "cache"}}, "/settings/cacheHostPath", id="relative-host-path"),
+        pytest.param({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy", id="pull-policy"),
+        pytest.param({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0", id="namespace-name"),
+        pytest.param({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval", id="interval-without-unit"),
+        pytest.param({"podLabels": {"tier": 1}}, "/podLabels/tier", id="label-not-a-string"),
+    ],
+)
+def test_schema_refuses(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm.HelmValuesError, match=named):
+        helm.template(values)
+
+
+def test_foreign_service_account_needs_a_name() -> None:
+    with pytest.raises(helm.HelmRenderError, match=r"serviceAccount\.name"):
+        helm.template({"serviceAccount": {"create": False}})
+    objects = helm.template({"serviceAccount": {"create": False, "name": "mine"}})
+    assert not kind(objects, "ServiceAccount")
+    assert kind(objects, "ClusterRoleBinding")[0]["subjects"][0]["name"] == "mine"
+
+
+def closed_objects(schema: dict[str, Any], path: str = "") -> list[str]:
+    """Paths of objects with listed properties that would let an unlisted one through."""
+    inner = schema.get("properties", {})
+    open_here = [path] if inner and schema.get("additionalProperties") is not False else []
+    return open_here + [found for key in inner for found in closed_objects(inner[key], f"{path}/{key}")]
+
+
+def test_schema_is_closed_and_covers_the_defaults() -> None:
+    schema = yaml.safe_load((helm.CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((helm.CHART / "values.yaml").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(values, schema)
+    assert closed_objects(schema) == []
+    assert set(values) == set(schema["properties"]) - {"global"}
+
+
+def test_settings_in_the_schema_have_the_operators_own_bounds() -> None:
+    offered = yaml.safe_load((helm.CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    own = {
+        to_camel(name): field
+        for name, field in Settings.model_json_schema()["properties"].items()
+        if name not in OWN_VALUES
+    }
+    assert set(offered) == set(own)
+    for name, field in own.items():
+        for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum"):
+            assert offered[name].get(bound) == field.get(bound), f"{name}.{bound}"
+
+
+def test_every_variable_is_one_the_operator_reads() -> None:
+    settings = {
+        "workerThreads": 16,
+        "retryBaseSeconds": 0.5,
+        "logLevel": "DEBUG",
+        "workerResources": {"requests": {"cpu": 2, "memory": "4Gi"}},
+    }
+    env = environment(
+        {"trainer": {"image": "r/t:1", "pullPolicy": "Always"}, "watchNamespaces": ["a", "b"], "settings": settings}
+    )
+    assert set(env) <= {variable(name) for name in Settings.model_fields}
+    read = Settings.from_env(env)
+    assert (read.trainer_image, read.image_pull_policy) == ("r/t:1", "Always")
+    assert read.namespaces == ("a", "b")
+    assert (read.worker_threads, read.retry_base_seconds, read.log_level) == (16, 0.5, "DEBUG")
+    assert read.worker_resources == {"requests": {"cpu": 2, "memory": "4Gi"}}
+
+
+def test_default_values_are_the_operators_defaults() -> None:
+    read = Settings.from_env(environment())
+    images = {"trainer_image": read.trainer_image}
+    assert read == Settings(**images)
+    assert read.trainer_image == "internvl-trainer:0.1.0"
+
+
+def test_ports_are_where_the_probes_and_prometheus_look() -> None:
+    objects = helm.template()
+    read = Settings.from_env(environment())
+    ports = {each["name"]: each["containerPort"] for each in container()["ports"]}
+    assert ports == {"metrics": read.metrics_port, "health": read.liveness_port}
+    (pod,) = [each["spec"]["template"] for each in kind(objects, "Deployment")]
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(read.metrics_port)
+    (service,) = kind(objects, "Service")
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
+def rules(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rule for each in objects if each["kind"] in ("Role", "ClusterRole") for rule in each["rules"]]
+
+
+@pytest.mark.parametrize(
+    "values", [pytest.param({}, id="cluster"), pytest.param({"watchNamespaces": ["a", "b"]}, id="namespaces")]
+)
+def test_operator_cannot_read_secrets_nor_everything(values: dict[str, Any]) -> None:
+    granted = rules(helm.template(values))
+    assert granted
+    named = {word for rule in granted for word in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])}
+    assert not named & {"secrets", "*", "escalate", "bind", "impersonate", "pods/exec"}
+
+
+def test_operator_never_writes_to_spec() -> None:
+    verbs = {
+        resource: set(rule["verbs"])
+        for rule in rules(helm.template())
+        if constants.GROUP in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert not verbs[constants.PLURAL] & {"create", "update", "patch"}
+    assert "patch" in verbs[f"{constants.PLURAL}/status"]
+
+
+def test_watched_namespaces_get_roles_and_no_cluster_role() -> None:
+    objects = helm.template({"watchNamespaces": ["a", "b"]}, namespace="ops")
+    assert not kind(objects, "ClusterRole")
+    assert not kind(objects, "ClusterRoleBinding")
+    assert [each["metadata"]["namespace"] for each in kind(objects, "Role")] == ["a", "b"]
+    for binding in kind(objects, "RoleBinding"):
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "internvl-operator", "namespace": "ops"}]
+
+
+def test_pod_meets_the_restricted_pod_security_standard() -> None:
+    (deployment,) = kind(helm.template(), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    context = container()["securityContext"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_crd_is_the_generated_one() -> None:
+    (crd,) = kind(helm.template(), "CustomResourceDefinition")
+    generated = yaml.safe_load((CHECKOUT / "crds/internvlfinetunes.yaml").read_text())
+    assert crd["spec"] == generated["spec"]
+    assert crd["metadata"]["name"] == generated["metadata"]["name"]
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+@pytest.mark.parametrize(
+    ("crds", "kept"),
+    [
+        pytest.param({"install": False}, None, id="not-installed"),
+        pytest.param({"keep": False}, False, id="removed-with-the-release"),
+    ],
+)
+def test_crd_can_be_left_to_somebody_else(crds: dict[str, bool], kept: bool | None) -> None:
+    found = kind(helm.template({"crds": crds}), "CustomResourceDefinition")
+    policies = ["helm.sh/resource-policy" in (each["metadata"].get("annotations") or {}) for each in found]
+    assert policies == ([] if kept is None else [kept])
+
+
+def test_service_monitor_only_on_request() -> None:
+    assert not kind(helm.template(), "ServiceMonitor")
+    asked = {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prom"}}}}
+    (monitor,) = kind(helm.template(asked), "ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    (service,) = kind(helm.template(asked), "Service")
+    assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+
+
+def test_nothing_needs_an_api_newer_than_the_floor() -> None:
+    floor = {
+        "v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1",
+    }  # fmt: skip
+    assert {each["apiVersion"] for each in helm.template()} <= floor
+
+
+def test_chart_and_application_version_agree() -> None:
+    chart = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())
+    project = (CHECKOUT / "operator/pyproject.toml").read_text()
+    assert f'version = "{chart["appVersion"]}"' in project
