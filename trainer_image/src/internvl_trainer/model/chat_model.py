@@ -237,7 +237,10 @@ class ChatModel(nn.Module):
     def reset_rotary(self) -> None:
         """Compute the rotary frequencies anew, in fp32, on the model's device."""
         old = self.language_model.rotary_emb
-        self.language_model.rotary_emb = type(old)(config=self.native.config.text_config).to(_device_of(old))
+        device = next(old.buffers()).device
+        with torch.device("cpu"):
+            fresh = type(old)(config=self.native.config.text_config)
+        self.language_model.rotary_emb = fresh.to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChatModel:
         """Rotary frequencies stay fp32 whatever the weights are cast to (DeepSpeed calls module.bfloat16())."""
@@ -245,7 +248,3 @@ class ChatModel(nn.Module):
         self.reset_rotary()
         return self
 
-
-def _device_of(module: nn.Module) -> torch.device:
-    buffer = next(module.buffers())
-    return buffer.device if buffer.device.type != "meta" else torch.device("cpu")
