@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ivft_cluster import images, machine
 from ivft_cluster.cluster import Cluster
+from ivft_cluster.contexts import COMPONENTS
+from ivft_cluster.oci import Image
 from ivft_cluster.paths import default_state_dir
 from ivft_cluster.shell import HarnessError, console, phase
 
@@ -46,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="remove every trace of the cluster but its logs; safe to repeat")
     commands.add_parser("status", help="what runs, where it listens, whether the nodes are Ready")
     commands.add_parser("env", help="print shell variables for using the cluster from this machine")
+    make = commands.add_parser("build", help="build the project's images, and load them into a cluster that is up")
+    make.add_argument("components", nargs="*", metavar="COMPONENT", help="default: all")
     load = commands.add_parser("import", help="load OCI image archives into every node")
     load.add_argument("archives", nargs="+", type=Path, metavar="IMAGE.tar")
     for name, told in (
@@ -75,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         case "env":
             print("\n".join(f"export {name}='{value}'" for name, value in cluster.env.items()))
         case "import":
-            load(cluster, options.archives)
+            with phase(f"import of {', '.join(path.name for path in options.archives)}"):
+                cluster.load_archives(*options.archives)
+        case "build":
+            build(cluster, options.components or [*COMPONENTS])
         case "kubectl":
             return cluster.exec(["kubectl", *_words(options.arguments)], env=_with_virtualenv()).returncode
         case "exec":
@@ -87,15 +94,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def up(cluster: Cluster, nodes: int) -> None:
     cluster.up(nodes)
-    load(cluster, [images.base_image().archive])
+    load(cluster, images.base_image())
     status(cluster)
 
 
-def load(cluster: Cluster, archives: list[Path]) -> None:
-    with phase(f"import of {', '.join(path.name for path in archives)}"):
-        imported = cluster.import_images(archives)
+def build(cluster: Cluster, components: list[str]) -> None:
+    for component in components:
+        with phase(f"image of {component}"):
+            image = images.component_image(component)
+        print(image.name)
+        if cluster.is_up():
+            load(cluster, image)
+
+
+def load(cluster: Cluster, image: Image) -> None:
+    with phase(f"import of {image.name}"):
+        imported = cluster.load(image)
     for node, names in imported.items():
-        console.print(f"  {node}: {', '.join(names) or 'had everything'}")
+        console.print(f"  {node}: {'imported' if names else 'had it'}")
 
 
 def status(cluster: Cluster) -> int:

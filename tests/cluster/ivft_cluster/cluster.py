@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from kubernetes import client, config
@@ -21,9 +21,9 @@ from kubernetes import client, config
 from ivft_cluster import cgroups, daemons, machine, network, node
 from ivft_cluster.control_plane import ControlPlane
 from ivft_cluster.kubernetes import binary
-from ivft_cluster.oci import import_missing
 from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
 from ivft_cluster.node import NodeSpec
+from ivft_cluster.oci import Image, import_archive, import_images
 from ivft_cluster.paths import PACKAGE, default_state_dir
 from ivft_cluster.pki import Authority
 from ivft_cluster.ports import free_ports
@@ -31,6 +31,7 @@ from ivft_cluster.prometheus import Prometheus
 from ivft_cluster.s3 import Credentials, S3Server
 from ivft_cluster.shell import HarnessError, phase, tail, wait_for
 
+T = TypeVar("T")
 S3_PORT, PROMETHEUS_PORT = 8333, 9090
 
 
@@ -240,15 +241,22 @@ class Cluster:
         done = subprocess.run([*command, cache], check=True, stdout=subprocess.PIPE, text=True, **options)
         return str(done.stdout)
 
-    def import_images(self, archives: Iterable[Path], nodes: Iterable[str] | None = None) -> dict[str, list[str]]:
-        """Load OCI archives into every node's containerd, all nodes at once.
+    def load(self, *images: Image) -> dict[str, list[str]]:
+        """Load images into every node's containerd, all nodes at once.
 
-        Returns, for each node, the image names that were really imported: what is there already is left alone.
+        Returns, for each node, the names that were really imported: what is there already is left alone.
         """
-        paths, names = list(archives), list(nodes or self.node_names)
+        return self._on_nodes(lambda inside: import_images(inside, images))
+
+    def load_archives(self, *archives: Path) -> None:
+        """Load OCI or Docker image archives into every node's containerd."""
+        self._on_nodes(lambda inside: [import_archive(inside, archive) for archive in archives])
+
+    def _on_nodes(self, work: Callable[[tuple[str, ...]], T]) -> dict[str, T]:
+        names = self.node_names
         with ThreadPoolExecutor(len(names)) as pool:
-            imported = pool.map(lambda name: import_missing(self._inside_node(name), paths), names)
-            return dict(zip(names, imported, strict=True))
+            results = pool.map(lambda name: work(node.shell_prefix(self._member(name))), names)
+            return dict(zip(names, results, strict=True))
 
     def wait_nodes_ready(self, names: Iterable[str] | None = None, timeout: float = 120) -> None:
         wanted = set(names or self.node_names)
@@ -312,9 +320,6 @@ class Cluster:
         if name not in self.node_names:
             raise HarnessError(f"no node {name!r}: the cluster has {', '.join(self.node_names)}")
         return self.node_names.index(name) + 1
-
-    def _inside_node(self, name: str) -> tuple[str, ...]:
-        return node.shell_prefix(self._member(name))
 
     @property
     def _api_server_outside(self) -> str:

@@ -2,63 +2,112 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from ivft_cluster.node import PAUSE_IMAGE
-from ivft_cluster.oci import Image, write_archive
+from ivft_cluster.contexts import COMPONENTS, context_hash, stage_context
+from ivft_cluster.oci import Image, add_image, layout, prune
 from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
-from ivft_cluster.shell import run
+from ivft_cluster.shell import HarnessError, run
 
-BASE_IMAGE = "localhost/base:bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 # What a container never reads.
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/var/lib/apt/lists/*", "/var/cache/apt/*")
-
-
-def image_dir() -> Path:
-    path = cache_dir() / "images"
-    path.mkdir(exist_ok=True)
-    return path
+PAUSE_SOURCE = PACKAGE / "pause.c"
 
 
 def pause_image() -> Image:
     """The image that holds a pod's namespaces: one static binary of ours."""
-    source = PACKAGE / "pause.c"
-    image = Image(PAUSE_IMAGE, image_dir() / f"pause-{content_hash([source])}.tar")
+    image = Image(f"localhost/pause:{content_hash([PAUSE_SOURCE])}")
     with locked("pause"):
-        if not image.archive.exists():
-            with tempfile.TemporaryDirectory() as scratch:
+        if not image.exists():
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
                 binary, layer = Path(scratch) / "pause", Path(scratch) / "layer.tar"
-                run(["gcc", "-static", "-Os", "-s", "-o", binary, source])
+                run(["gcc", "-static", "-Os", "-s", "-o", binary, PAUSE_SOURCE])
                 with tarfile.open(layer, "w") as tar:
                     tar.add(binary, "pause", filter=_reproducible)
-                write_archive(image, [layer], {"Entrypoint": ["/pause"]})
+                add_image(image.name, [layer], {"Entrypoint": ["/pause"]})
     return image
 
 
 def base_image() -> Image:
     """Debian bookworm with its Python 3.11, made by mmdebstrap from the archives this machine's apt uses."""
-    recipe = ["mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}"]
-    recipe += [f"--customize-hook=rm -rf \"$1\"{pattern}" for pattern in UNUSED]
-    image = Image(BASE_IMAGE, image_dir() / f"base-{content_hash(recipe)}.tar")
+    recipe = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(BASE_PACKAGES)}"]
+    recipe += [f'--customize-hook=rm -rf "$1"{pattern}' for pattern in UNUSED]
+    image = Image("localhost/base:bookworm")
+    stamp = cache_dir() / f"base-{content_hash(recipe)}.log"
     with locked("base"):
-        if not image.archive.exists():
-            layer = base_layer(image)
-            sources = run(
-                ["apt-get", "indextargets", "--format", "deb $(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-                + ["Origin: Debian"]
-            )
-            log = image.archive.with_suffix(".log")
-            run([*recipe, "bookworm", layer, "-"], input=sources, log=log)
-            write_archive(image, [layer], {"Cmd": ["/bin/bash"]})
+        if not (image.exists() and stamp.exists()):
+            targets = ["apt-get", "indextargets", "Created-By: Packages", "Origin: Debian"]
+            sources = run([*targets, "--format", "deb $(SITE) $(RELEASE) $(COMPONENT)"])
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+                log, layer = Path(scratch) / "log", Path(scratch) / "debian-bookworm.tar"
+                run([*recipe, "bookworm", layer, "-"], input=sources, log=log)
+                add_image(image.name, [layer], {"Cmd": ["/bin/bash"]})
+                log.rename(stamp)
     return image
 
 
-def base_layer(base: Image) -> Path:
-    """The root file system of the base image as a plain tar, kept for builds."""
-    return base.archive.with_suffix(".root.tar")
+def component_image(component: str, build_args: Mapping[str, str] | None = None) -> Image:
+    """The image of `operator` or `trainer` as the checkout is now; built only when something in it has changed.
+
+    Its tag is the hash of everything that went in, so a pod that names it never gets an older build.
+    """
+    base, arguments = base_image(), dict(build_args or {})
+    key = content_hash([context_hash(component), base.digest, repr(sorted(arguments.items()))])
+    image = Image(f"localhost/internvl-{component}:{key}")
+    with locked(f"build-{component}"):
+        if not image.exists():
+            context = stage_context(component)
+            build(context / COMPONENTS[component] / "Dockerfile", context, image.name, arguments, base)
+            prune()
+    return image
+
+
+def build(
+    dockerfile: Path, context: Path, name: str, build_args: Mapping[str, str] | None = None, base: Image | None = None
+) -> Image:
+    """Build a Dockerfile with Debian's buildah and put the result into the layout.
+
+    `base` becomes the build argument BASE_IMAGE. Raises HarnessError with the end of the build's output.
+    """
+    arguments = dict(build_args or {})
+    if base:
+        arguments["BASE_IMAGE"] = _base_in_buildah(base)
+    pairs = [word for key, value in sorted(arguments.items()) for word in ("--build-arg", f"{key}={value}")]
+    log = cache_dir() / f"build-{name.replace('/', '-').partition(':')[0]}.log"
+    try:
+        _buildah("build", "--layers", "--pull-never", "--file", dockerfile, "--tag", name, *pairs, context, log=log)
+    except FileNotFoundError:
+        raise HarnessError("buildah is not installed: run `python -m ivft_cluster setup`") from None
+    with locked("images"):
+        copy = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
+        run([*copy, _in_storage(name), f"oci:{layout()}:{name}"])
+    return Image(name)
+
+
+def _base_in_buildah(base: Image) -> str:
+    """The name under which buildah knows the base, its digest in it: a new base is a new name."""
+    name = f"{base.name.rpartition(':')[0]}:{base.digest[7:19]}"
+    if name not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
+        run(["skopeo", "copy", "--quiet", f"oci:{layout()}:{base.name}", _in_storage(name)])
+    return name
+
+
+def _in_storage(name: str) -> str:
+    return f"containers-storage:[overlay@{_storage()}/storage+{_storage()}/run]{name}"
+
+
+def _storage() -> Path:
+    return cache_dir() / "buildah"
+
+
+def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
+    env = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay"}
+    return run(["buildah", "--root", _storage() / "storage", "--runroot", _storage() / "run", *arguments], env=env, log=log)
 
 
 def _reproducible(member: tarfile.TarInfo) -> tarfile.TarInfo:

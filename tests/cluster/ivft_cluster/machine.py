@@ -27,6 +27,7 @@ DEBIAN_PACKAGES = (
     "mmdebstrap",
     "prometheus",
     "runc",
+    "skopeo",
     "util-linux",
 )
 POLICY = Path("/usr/sbin/policy-rc.d")

@@ -12,8 +12,6 @@ from ivft_cluster import daemons
 from ivft_cluster.network import HOLDER, Namespace
 from ivft_cluster.paths import PACKAGE
 
-CONTAINERD = "/run/containerd/containerd.sock"
-PAUSE_IMAGE = "localhost/pause:1"
 MOUNT_POINTS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"))
 
 

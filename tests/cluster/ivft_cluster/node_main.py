@@ -22,8 +22,8 @@ from ivft_cluster import cgroups
 from ivft_cluster.images import pause_image
 from ivft_cluster.kubernetes import binary, minor
 from ivft_cluster.network import CONTROL_PLANE_IP, POD_CIDR
-from ivft_cluster.node import CONTAINERD, PAUSE_IMAGE, NodeSpec
-from ivft_cluster.oci import import_missing
+from ivft_cluster.node import NodeSpec
+from ivft_cluster.oci import CONTAINERD, forget_pruned, import_images
 from ivft_cluster.paths import cache_dir
 from ivft_cluster.shell import run, wait_for
 
@@ -80,7 +80,7 @@ state = "/run/containerd"
 [grpc]
   address = "{CONTAINERD}"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
+  sandbox_image = "{pause_image().name}"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
@@ -167,7 +167,7 @@ def kubelet_command(spec: NodeSpec) -> list[str | Path]:
     if version < 27:
         flags += ["--container-runtime=remote", f"--container-runtime-endpoint=unix://{CONTAINERD}"]
     if version < 35:
-        flags.append(f"--pod-infra-container-image={PAUSE_IMAGE}")
+        flags.append(f"--pod-infra-container-image={pause_image().name}")
     return [path, *flags]
 
 
@@ -216,7 +216,8 @@ def supervise(spec: NodeSpec, commands: dict[str, list[str | Path]]) -> None:
 
     launch("containerd")
     wait_for("containerd", lambda: run(["ctr", "--address", CONTAINERD, "version"]), timeout=30)
-    import_missing((), [pause_image().archive])
+    import_images((), [pause_image()])
+    forget_pruned(())
     launch("kube-proxy")
     launch("kubelet")
     while True:

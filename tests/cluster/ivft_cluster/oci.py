@@ -1,6 +1,6 @@
-"""OCI image archives: written from layers, read for what they hold, loaded into a node's containerd.
+"""OCI images: one layout folder in the cache holds them all, blob by blob; nodes get only the blobs they lack.
 
-Layers stay uncompressed: they are read on the machine that wrote them, and unpacking is most of an import's time.
+Layers stay uncompressed: they never leave this machine, and unpacking is most of an import's time.
 """
 
 from __future__ import annotations
@@ -8,119 +8,202 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from ivft_cluster.paths import cache_dir, locked
 from ivft_cluster.shell import HarnessError, run
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+REFERENCE = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
+CONTAINERD = "/run/containerd/containerd.sock"
+OWN_IMAGES = "localhost/internvl-"
+KEPT_BUILDS = 3
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A named image in an OCI archive; `name` is what a pod says."""
+    """An image in the layout; `name` (`localhost/base:bookworm`) is what a pod says."""
 
     name: str
-    archive: Path
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of its manifest. Raises HarnessError when the archive is no OCI archive."""
-        return named_digests(self.archive)[self.name]
+        """`sha256:…` of its manifest. Raises HarnessError when the layout has no such image."""
+        return str(self._entry()["digest"])
+
+    def exists(self) -> bool:
+        return any(_name(entry) == self.name for entry in _index())
+
+    def descriptors(self) -> list[Json]:
+        """Manifest, config and layers, as OCI descriptors."""
+        entry = self._entry()
+        manifest = json.loads(blob_path(entry["digest"]).read_bytes())
+        return [entry, manifest["config"], *manifest["layers"]]
+
+    def _entry(self) -> Json:
+        for entry in _index():
+            if _name(entry) == self.name:
+                return entry
+        known = ", ".join(sorted(map(_name, _index()))) or "none"
+        raise HarnessError(f"no image {self.name!r} was built; there are: {known}")
 
 
-def named_digests(archive: Path) -> dict[str, str]:
-    try:
-        with tarfile.open(archive) as tar:
-            member = tar.extractfile("index.json")
-            index = json.load(member) if member else {}
-        manifests = index["manifests"]
-        return {each["annotations"][CONTAINERD_NAME]: each["digest"] for each in manifests}
-    except (KeyError, tarfile.TarError, json.JSONDecodeError) as error:
-        raise HarnessError(
-            f"{archive}: not an OCI archive with image names ({error!r}); make it with ivft_cluster.images"
-        ) from error
+def layout() -> Path:
+    """The layout folder, made if absent (OCI image-spec, image-layout.md)."""
+    path = cache_dir() / "images"
+    if not (path / "index.json").exists():
+        (path / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+        (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        _write_index([])
+    return path
 
 
-def write_archive(image: Image, layers: Sequence[Path], config: Mapping[str, Any] | None = None) -> None:
-    """Write uncompressed layer tars and a config (`Entrypoint`, `Env`, …) as `image.archive`, atomically."""
-    descriptors = [_describe(LAYER, path) for path in layers]
+def blob_path(digest: str) -> Path:
+    return layout() / "blobs/sha256" / digest.removeprefix("sha256:")
+
+
+def add_image(name: str, layers: Sequence[Path], config: Mapping[str, Any]) -> Image:
+    """Put an image of uncompressed layer tars into the layout; the layer files are moved there."""
+    layer_descriptors = [_keep_file(path) for path in layers]
     body = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Env": [PATH], **(config or {})},
-        "rootfs": {"type": "layers", "diff_ids": [each["digest"] for each in descriptors]},
+        "config": {"Env": [PATH], **config},
+        "rootfs": {"type": "layers", "diff_ids": [each["digest"] for each in layer_descriptors]},
+        "history": [{"created_by": path.name} for path in layers],  # one for each layer: buildah insists
     }
-    config_bytes = _json(body)
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": _describe(CONFIG, config_bytes),
-        "layers": descriptors,
+        "config": _keep_bytes(CONFIG, _dump(body)),
+        "layers": layer_descriptors,
     }
-    write_layout(image, _json(manifest), [config_bytes, *layers])
+    entry = {**_keep_bytes(MANIFEST, _dump(manifest)), "annotations": {REFERENCE: name}}
+    with locked("images"):
+        _write_index([each for each in _index() if _name(each) != name] + [entry])
+    return Image(name)
 
 
-def write_layout(image: Image, manifest: bytes, blobs: Sequence[bytes | Path]) -> None:
-    """Write a manifest and the blobs it names as `image.archive`, atomically."""
-    entry = {**_describe(MANIFEST, manifest), "annotations": {CONTAINERD_NAME: image.name}}
-    partial = image.archive.with_suffix(".partial")
-    with tarfile.open(partial, "w") as tar:
-        # The index first: whoever asks what is inside need not read through a gigabyte.
-        _add(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        _add(tar, "index.json", _json({"schemaVersion": 2, "manifests": [entry]}))
-        for blob in (manifest, *blobs):
-            _add(tar, "blobs/sha256/" + _describe("", blob)["digest"].removeprefix("sha256:"), blob)
-    partial.rename(image.archive)
+def prune() -> None:
+    """Keep the newest builds of each of the project's images, and no blob that nothing names."""
+    with locked("images"):
+        kept: list[Json] = []
+        for entry in reversed(_index()):
+            repository = _name(entry).rpartition(":")[0]
+            builds = sum(_name(each).rpartition(":")[0] == repository for each in kept)
+            if not repository.startswith(OWN_IMAGES) or builds < KEPT_BUILDS:
+                kept.insert(0, entry)
+        _write_index(kept)
+        used = {each["digest"] for entry in kept for each in Image(_name(entry)).descriptors()}
+        for blob in (layout() / "blobs/sha256").iterdir():
+            if f"sha256:{blob.name}" not in used:
+                blob.unlink()
 
 
-def import_missing(node: Sequence[str], archives: Sequence[Path]) -> list[str]:
-    """Load archives into the containerd that the command prefix `node` reaches; returns the names imported.
+def import_images(node: Sequence[str], images: Iterable[Image]) -> list[str]:
+    """Load images into the containerd that the command prefix `node` reaches; returns the names imported.
 
-    An image whose name already stands for the same digest is left alone.
+    An image whose name already stands for the same digest is left alone; of another, only missing blobs are sent.
     """
-    from ivft_cluster.node import CONTAINERD
-
-    ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io", "images"]
-    present = dict(line.split()[:3:2] for line in run([*ctr, "list"]).splitlines()[1:])
-    imported = []
-    for archive in archives:
-        wanted = named_digests(archive)
-        if any(present.get(name) != digest for name, digest in wanted.items()):
-            run([*ctr, "import", archive])
-            imported += wanted
-    return imported
+    ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+    present = _present(ctr)
+    missing = [image for image in images if present.get(image.name) != image.digest]
+    if missing:
+        blobs = set(run([*ctr, "content", "list", "--quiet"]).split())
+        _feed([*ctr, "images", "import", "-"], lambda pipe: write_archive(pipe, missing, without=blobs))
+    return [image.name for image in missing]
 
 
-def _json(value: object) -> bytes:
+def import_archive(node: Sequence[str], archive: Path) -> None:
+    """Load any OCI or Docker image archive."""
+    run([*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", archive])
+
+
+def forget_pruned(node: Sequence[str]) -> None:
+    """Remove the project's images that the layout no longer has."""
+    ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+    known = {_name(entry) for entry in _index()}
+    if old := [name for name in _present(ctr) if name.startswith(OWN_IMAGES) and name not in known]:
+        run([*ctr, "images", "delete", *old])
+
+
+def write_archive(sink: IO[bytes], images: Sequence[Image], without: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Write images as an OCI archive, leaving out the blobs in `without` (digests)."""
+    with tarfile.open(fileobj=sink, mode="w|") as tar:
+        entries = [
+            {**image.descriptors()[0], "annotations": {CONTAINERD_NAME: image.name}} for image in images
+        ]
+        _add_bytes(tar, "oci-layout", (layout() / "oci-layout").read_bytes())
+        _add_bytes(tar, "index.json", _dump({"schemaVersion": 2, "manifests": entries}))
+        digests = {each["digest"]: None for image in images for each in image.descriptors()}
+        for digest in [digest for digest in digests if digest not in without]:
+            path = blob_path(digest)
+            with path.open("rb") as file:
+                member = tarfile.TarInfo("blobs/" + digest.replace(":", "/"))
+                member.size = path.stat().st_size
+                tar.addfile(member, file)
+
+
+def _feed(argv: Sequence[str], write: Any) -> None:
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stdin and process.stderr
+    try:
+        write(process.stdin)
+    except BrokenPipeError:
+        pass  # it has ended; its own message says why
+    _, errors = process.communicate()
+    if process.returncode:
+        raise HarnessError(f"ctr images import: {errors.decode().strip()}")
+
+
+def _present(ctr: Sequence[str]) -> dict[str, str]:
+    return dict(line.split()[:3:2] for line in run([*ctr, "images", "list"]).splitlines()[1:])  # type: ignore[misc]
+
+
+def _index() -> list[Json]:
+    return list(json.loads((layout() / "index.json").read_bytes())["manifests"])
+
+
+def _write_index(entries: list[Json]) -> None:
+    folder = cache_dir() / "images"
+    partial = folder / "index.partial"
+    partial.write_bytes(_dump({"schemaVersion": 2, "manifests": entries}))
+    partial.rename(folder / "index.json")
+
+
+def _name(entry: Json) -> str:
+    return str(entry.get("annotations", {}).get(REFERENCE, ""))
+
+
+def _keep_bytes(media_type: str, data: bytes) -> Json:
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    blob_path(digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": digest, "size": len(data)}
+
+
+def _keep_file(path: Path) -> Json:
+    with path.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    shutil.move(path, blob_path(digest))
+    return {"mediaType": LAYER, "digest": digest, "size": blob_path(digest).stat().st_size}
+
+
+def _dump(value: object) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def _describe(media_type: str, blob: bytes | Path) -> dict[str, Any]:
-    if isinstance(blob, bytes):
-        return {
-            "mediaType": media_type,
-            "digest": f"sha256:{hashlib.sha256(blob).hexdigest()}",
-            "size": len(blob),
-        }
-    with blob.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": blob.stat().st_size}
-
-
-def _add(tar: tarfile.TarFile, name: str, blob: bytes | Path) -> None:
+def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
-    if isinstance(blob, bytes):
-        member.size = len(blob)
-        tar.addfile(member, io.BytesIO(blob))
-    else:
-        member.size = blob.stat().st_size
-        with blob.open("rb") as file:
-            tar.addfile(member, file)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

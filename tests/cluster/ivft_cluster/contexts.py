@@ -1,0 +1,89 @@
+"""Build contexts: what a Dockerfile of the project sees, put together outside the checkout.
+
+A context holds `constraints.txt`, `crds/`, the component's own folder and `wheelhouse/` with every wheel it needs, so
+that a build needs no network. Times and modes are made equal everywhere: only content decides what is built anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+from ivft_cluster.paths import CHECKOUT, cache_dir, content_hash, locked
+from ivft_cluster.shell import HarnessError, run
+
+COMPONENTS = {"operator": "operator", "trainer": "trainer_image"}
+LONG_AGO = 946684800  # 2000-01-01, the time of every staged file
+
+
+def stage_context(component: str) -> Path:
+    """The context folder of `operator` or `trainer`, equal to the checkout as it is now (also uncommitted files)."""
+    if component not in COMPONENTS:
+        raise HarnessError(f"no component {component!r}: expected one of {', '.join(COMPONENTS)}")
+    context = cache_dir() / "contexts" / component
+    sources = source_files(component)
+    with locked(f"context-{component}"):
+        shutil.rmtree(context, ignore_errors=True)
+        for source in sources:
+            _place(source, context / source.relative_to(CHECKOUT))
+        for wheel in sorted(wheelhouse(component).iterdir()):
+            target = context / "wheelhouse" / wheel.name
+            target.parent.mkdir(exist_ok=True)
+            os.link(wheel, target)
+    return context
+
+
+def source_files(component: str) -> list[Path]:
+    """Files git knows, or would know if asked to add everything: no caches, nothing ignored."""
+    folders = ["constraints.txt", "crds", COMPONENTS[component]]
+    listing = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders], cwd=CHECKOUT)
+    paths = [CHECKOUT / name for name in sorted(set(listing.split("\0"))) if name]
+    return [path for path in paths if path.is_file()]
+
+
+def context_hash(component: str) -> str:
+    """Changes when anything a build of `component` reads changes."""
+    return content_hash([*source_files(component), wheelhouse_key(component)], CHECKOUT)
+
+
+def requirements(component: str) -> list[str]:
+    """Third-party packages of the component and of the contract, with what pip needs to build the two."""
+    found = set()
+    for folder in ("crds", COMPONENTS[component]):
+        project = tomllib.loads((CHECKOUT / folder / "pyproject.toml").read_text())
+        found |= {*project["project"]["dependencies"], *project["build-system"]["requires"]}
+    return sorted(found - {"internvl-api"})
+
+
+def wheelhouse_key(component: str) -> str:
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return content_hash([python, *requirements(component), (CHECKOUT / "constraints.txt").read_text()])
+
+
+def wheelhouse(component: str) -> Path:
+    """A folder with a wheel for each package the component needs, made by this virtualenv's pip and kept."""
+    folder = cache_dir() / "wheelhouses" / f"{component}-{wheelhouse_key(component)}"
+    with locked(f"wheelhouse-{component}"):
+        if not folder.is_dir():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            pip = [sys.executable, "-m", "pip", "wheel"]
+            run(
+                [*pip, "--wheel-dir", partial, "--constraint", CHECKOUT / "constraints.txt", *requirements(component)],
+                log=folder.with_suffix(".log"),
+            )
+            for wheel in partial.iterdir():
+                os.utime(wheel, (LONG_AGO, LONG_AGO))
+            partial.rename(folder)
+    return folder
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+    os.utime(target, (LONG_AGO, LONG_AGO))
