@@ -1,0 +1,71 @@
+"""Conditions: the six we write, as kstatus (and with it Argo CD and Flux) reads them.
+
+Ready=True only when the result is published; Reconciling=True while work goes on by itself; Stalled=True when it does
+not, whether the user may still mend it or the run has failed. Reconciling and Stalled are never True together.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from internvl_api.status import Condition, ConditionType, Phase
+
+from internvl_operator.core.times import to_text
+
+# Which conditions a phase makes True; the others are False.
+_TRUE: dict[Phase, tuple[ConditionType, ...]] = {
+    "Pending": ("Reconciling",),
+    "Running": ("Reconciling",),
+    "Suspended": ("Suspended",),
+    "Stalled": ("Stalled",),
+    "Succeeded": ("Ready", "Complete"),
+    "Failed": ("Stalled", "Failed"),
+}
+# A False condition has its own unchanging words, save Ready, which says what everyone waits for.
+_ORDER: tuple[tuple[ConditionType, str], ...] = (
+    ("Ready", ""),
+    ("Reconciling", "Idle"),
+    ("Stalled", "NotStalled"),
+    ("Suspended", "NotSuspended"),
+    ("Complete", "NotComplete"),
+    ("Failed", "NotFailed"),
+)
+_MESSAGE_LIMIT = 4096  # the API would take 32768; a status is read by people
+
+
+def summarise(
+    previous: Sequence[Condition], phase: Phase, reason: str, message: str, generation: int, now: datetime
+) -> list[Condition]:
+    """All six conditions of a phase, each with the time it last changed its status."""
+    out = list(previous)
+    for kind, idle_reason in _ORDER:
+        true = kind in _TRUE[phase]
+        speaks = true or kind == "Ready"
+        out = set_condition(
+            out,
+            Condition(
+                type=kind,
+                status="True" if true else "False",
+                reason=reason if speaks else idle_reason,
+                message=message[:_MESSAGE_LIMIT] if speaks else "",
+                last_transition_time=to_text(now),
+                observed_generation=generation,
+            ),
+        )
+    order = [kind for kind, _ in _ORDER]
+    return sorted(out, key=lambda condition: order.index(condition.type))
+
+
+def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:
+    """`conditions` with `new` in place of its type; lastTransitionTime stays unless the status changes."""
+    out = []
+    for old in conditions:
+        if old.type != new.type:
+            out.append(old)
+        elif old.status == new.status:
+            new = new.model_copy(update={"last_transition_time": old.last_transition_time})
+    return [*out, new]
+
+
+def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:
+    """Whether the condition is there and True."""
+    return any(condition.type == kind and condition.status == "True" for condition in conditions)

@@ -1,0 +1,123 @@
+"""A pass in the making: the facts it starts from, and the status, children and deletions it has decided so far."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from internvl_api.status import InternVLFineTuneStatus, Phase, StageStatus
+
+from internvl_operator.core import conditions, stages
+from internvl_operator.core.job import Job
+from internvl_operator.core.observe import Observed, Pod, owner
+from internvl_operator.core.options import Options
+from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies import force_left
+from internvl_operator.core.stages import Stage
+from internvl_operator.core.times import to_text
+from internvl_operator.core.transitions import events
+
+
+@dataclass
+class Draft:
+    """Lives for one pass; `status` starts as a copy of the job's last one."""
+
+    job: Job
+    observed: Observed
+    now: datetime
+    options: Options
+    status: InternVLFineTuneStatus
+    apply: list[dict[str, Any]] = field(default_factory=list)
+    delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
+    waits: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, job: Job, observed: Observed, now: datetime, options: Options) -> "Draft":
+        """The attempt is the newest known: status may have been lost after its pods were made."""
+        status = job.status.model_copy(deep=True)
+        status.stages = stages.in_order(status.stages)
+        draft = cls(job, observed, now, options, status)
+        done = stages.done_names(status.stages)
+        seen = [pod.attempt for pod in draft.own_pods if pod.stage not in done]
+        status.attempt = max([status.attempt, 1, *seen])
+        return draft
+
+    # --- what is there
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that is under way or next."""
+        return stages.current(self.status.stages)
+
+    @property
+    def own_pods(self) -> list[Pod]:
+        """Pods that this job (not an earlier one of its name) owns."""
+        return [pod for pod in self.observed.pods if pod.owner_uid == self.job.uid]
+
+    @property
+    def members(self) -> list[Pod]:
+        """The current attempt of the current stage."""
+        stage = self.stage
+        return [
+            pod for pod in self.own_pods if stage and pod.stage == stage.name and pod.attempt == self.status.attempt
+        ]
+
+    @property
+    def leftovers(self) -> list[Pod]:
+        """Own pods of attempts that are over. Those of a stage that is done stay, so that their logs can be read."""
+        keep = stages.done_names(self.status.stages)
+        current = {pod.uid for pod in self.members}
+        return [pod for pod in self.own_pods if pod.uid not in current and pod.stage not in keep]
+
+    @property
+    def strangers(self) -> list[str]:
+        """Children of an earlier job of the same name: they hold the names ours need."""
+        pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.job.uid]
+        shared = [*self.observed.services.values(), *self.observed.config_maps.values()]
+        owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
+        return pods + [name for name, found in owners if found and found[1] != self.job.uid]
+
+    def entry(self, stage: Stage) -> StageStatus:
+        """The stage's line in status."""
+        return next(entry for entry in self.status.stages if entry.name == stage.name)
+
+    def created(self, stage: Stage) -> bool:
+        """Whether all pods of the current attempt were made once: from then on, one that is missing was lost."""
+        return self.entry(stage).attempt == self.status.attempt
+
+    # --- what follows
+
+    def wait(self, seconds: float) -> None:
+        """Look again after at most so long."""
+        self.waits.append(seconds)
+
+    def remove(self, pods: list[Pod]) -> None:
+        """Ask pods to go, with their grace period; by force once that is long over."""
+        for pod in pods:
+            left = force_left(pod, self.now, self.options)
+            if pod.deleted_at is None or left <= 0:
+                self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
+            else:
+                self.wait(left)
+
+    def say(self, phase: Phase, reason: str, message: str) -> None:
+        """The summary: phase and all conditions."""
+        self.status.phase = phase
+        self.status.conditions = conditions.summarise(
+            self.status.conditions, phase, reason, message, self.job.generation, self.now
+        )
+
+    def timestamp(self) -> str:
+        """`now`, as status has it."""
+        return to_text(self.now)
+
+    def plan(self) -> Plan:
+        """The finished pass."""
+        self.status.observed_generation = self.job.generation
+        self.status.stage = (self.stage or stages.PIPELINE[-1]).name
+        return Plan(
+            apply=tuple(self.apply),
+            delete=tuple(self.delete.values()),
+            status=self.status,
+            requeue_after=min(self.waits, default=None),
+            events=events(self.job.status, self.status),
+        )

@@ -1,0 +1,193 @@
+"""Raw children -> what the core reasons about. Nothing here fails on what a cluster may hold."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from internvl_api.constants import (
+    ANNOTATION_POD_DIGEST,
+    ANNOTATION_RUN_DIGEST,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_NODE_RANK,
+    LABEL_STAGE,
+)
+from internvl_api.status import CheckpointStatus, Progress, StageResult
+from pydantic import ValidationError
+
+from internvl_operator.core.times import from_text
+
+CONTAINER = "trainer"
+_TEXT_LIMIT = 1024  # of a message that is copied into status
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One member of a group, as last seen. `exit_code` is the trainer container's, whatever else runs beside it."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    stage: str
+    attempt: int
+    rank: int
+    run_digest: str = ""
+    pod_digest: str = ""
+    phase: str = "Pending"
+    node: str | None = None
+    ip: str | None = None
+    deleted_at: datetime | None = None  # when its grace period ends
+    exit_code: int | None = None
+    exit_reason: str = ""  # the container runtime's: OOMKilled, Error, ContainerStatusUnknown
+    exit_at: datetime | None = None
+    result: StageResult | None = None
+    last_words: str = ""  # a termination message that is not a StageResult
+    pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
+    pod_message: str = ""
+    disrupted: str = ""  # reason of the DisruptionTarget condition
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    unschedulable: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Its trainer ran to an end, or the pod was declared over."""
+        return self.exit_code is not None or self.phase in ("Succeeded", "Failed")
+
+    @property
+    def succeeded(self) -> bool:
+        """It ended well; deleting it afterwards does not change that."""
+        return self.exit_code == 0 if self.exit_code is not None else self.phase == "Succeeded"
+
+    @property
+    def running(self) -> bool:
+        """Its processes work."""
+        return self.phase == "Running" and not self.finished
+
+    @property
+    def active(self) -> bool:
+        """It holds a place on a node, or waits for one."""
+        return not self.finished
+
+
+@dataclass(frozen=True)
+class LiveProgress:
+    """What node rank 0's /progress last said."""
+
+    pod_uid: str
+    progress: Progress
+    checkpoint: CheckpointStatus | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All children that carry the job's name, whoever owns them."""
+
+    pods: tuple[Pod, ...] = ()
+    services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    live: LiveProgress | None = None
+
+
+def observe(
+    pods: Iterable[dict[str, Any]],
+    services: Iterable[dict[str, Any]] = (),
+    config_maps: Iterable[dict[str, Any]] = (),
+    live: LiveProgress | None = None,
+) -> Observed:
+    """Raw objects of one job -> Observed; pods without our labels are left out."""
+    members = (read_pod(raw) for raw in pods)
+    return Observed(
+        pods=tuple(sorted((pod for pod in members if pod), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
+        services={raw["metadata"]["name"]: raw for raw in services},
+        config_maps={raw["metadata"]["name"]: raw for raw in config_maps},
+        live=live,
+    )
+
+
+def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
+    """(name, uid) of the InternVLFineTune that controls a child; None for a stranger with our labels."""
+    for reference in raw["metadata"].get("ownerReferences") or ():
+        if reference.get("controller") and reference.get("kind") == KIND:
+            return reference["name"], reference["uid"]
+    return None
+
+
+def read_pod(raw: dict[str, Any]) -> Pod | None:
+    """A raw pod -> Pod, or None when its labels are not those of a member."""
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    controller = owner(raw)
+    attempt, rank = labels.get(LABEL_ATTEMPT, ""), labels.get(LABEL_NODE_RANK, "")
+    if controller is None or not (attempt.isascii() and attempt.isdigit() and rank.isascii() and rank.isdigit()):
+        return None
+    return Pod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=controller[1],
+        stage=labels.get(LABEL_STAGE, ""),
+        attempt=int(attempt),
+        rank=int(rank),
+        run_digest=annotations.get(ANNOTATION_RUN_DIGEST, ""),
+        pod_digest=annotations.get(ANNOTATION_POD_DIGEST, ""),
+        phase=status.get("phase", "Pending"),
+        node=(raw.get("spec") or {}).get("nodeName"),
+        ip=status.get("podIP"),
+        deleted_at=from_text(metadata.get("deletionTimestamp")),
+        pod_reason=status.get("reason", ""),
+        pod_message=_short(status.get("message", "")),
+        **_conditions(status),
+        **_container(status),
+    )
+
+
+def _conditions(status: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for condition in status.get("conditions") or ():
+        kind, state, reason = condition.get("type"), condition.get("status"), condition.get("reason", "")
+        if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
+            found["unschedulable"] = _short(condition.get("message", "")) or reason
+        elif kind == "DisruptionTarget" and state == "True":
+            found["disrupted"] = reason or "Disrupted"
+    return found
+
+
+def _container(status: dict[str, Any]) -> dict[str, Any]:
+    for container in status.get("containerStatuses") or ():
+        if container.get("name") == CONTAINER:
+            state = container.get("state") or {}
+            if terminated := state.get("terminated"):
+                return _terminated(terminated)
+            waiting = state.get("waiting") or {}
+            return {
+                "waiting_reason": waiting.get("reason", ""),
+                "waiting_message": _short(waiting.get("message", "")),
+            }
+    return {}
+
+
+def _terminated(state: dict[str, Any]) -> dict[str, Any]:
+    message = state.get("message", "")
+    result = _stage_result(message)
+    return {
+        "exit_code": state.get("exitCode"),
+        "exit_reason": state.get("reason", ""),
+        "exit_at": from_text(state.get("finishedAt")),
+        "result": result,
+        "last_words": "" if result else _short(message),
+    }
+
+
+def _stage_result(message: str) -> StageResult | None:
+    if not message.lstrip().startswith("{"):
+        return None
+    try:
+        return StageResult.model_validate_json(message)
+    except ValidationError:
+        return None
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"

@@ -1,0 +1,36 @@
+"""What a pass decides, as data; the shell carries it out in this order: apply, status, delete, events."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from internvl_api.status import InternVLFineTuneStatus
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An object to delete, only while it still has this uid. `force`: without its grace period."""
+
+    kind: Literal["Pod", "InternVLFineTune"]
+    name: str
+    uid: str
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event; made only where a status changes, never in a steady state."""
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need."""
+
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Ref, ...] = ()
+    status: InternVLFineTuneStatus | None = None
+    requeue_after: float | None = None
+    events: tuple[Event, ...] = ()

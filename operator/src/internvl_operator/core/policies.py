@@ -1,0 +1,71 @@
+"""Rules of a run's life that are only about time and counting. `now` is always given; durations are seconds."""
+
+from datetime import datetime, timedelta
+
+from internvl_api.spec import RunPolicy
+from internvl_api.status import InternVLFineTuneStatus
+
+from internvl_operator.core.failures import Outcome
+from internvl_operator.core.observe import Pod
+from internvl_operator.core.options import Options
+from internvl_operator.core.times import from_text
+
+
+def backoff(failures: int, options: Options) -> float:
+    """Wait before the start that follows the `failures`-th failure in a row: base, 2 x base, … up to the cap."""
+    if failures < 1:
+        return 0.0
+    return float(min(options.retry_cap, options.retry_base * 2 ** min(failures - 1, 30)))
+
+
+def restart_delay(outcome: Outcome, failures: int, options: Options) -> float:
+    """Wait before the next attempt, `failures` counting this one.
+
+    A stalled stage always waits. A restart is at once the first time; one that keeps coming back without a newer
+    checkpoint waits too, whoever is to blame, so that nothing here can become a hot loop.
+    """
+    return backoff(failures if outcome.kind == "stall" else failures - 1, options)
+
+
+def within_budget(outcome: Outcome, user_restarts: int, policy: RunPolicy) -> Outcome:
+    """The outcome itself, or, when it is a failure of the run and no restart is left, the end of the run."""
+    if outcome.budget != "user" or user_restarts < policy.backoff_limit:
+        return outcome
+    text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
+    return Outcome("fail", "BackoffLimitExceeded", text)
+
+
+def seconds_until(moment: str | None, now: datetime) -> float:
+    """Until a status timestamp; 0 when it is past or absent."""
+    when = from_text(moment)
+    return max(0.0, (when - now).total_seconds()) if when else 0.0
+
+
+def deadline_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
+    """Seconds until activeDeadlineSeconds after startedAt; None without a deadline. A resumed run starts anew."""
+    return _left(status.started_at, policy.active_deadline_seconds, now)
+
+
+def deadline_exceeded(seconds: int | None) -> Outcome:
+    """The end of a run that took too long."""
+    text = f"spec.runPolicy.activeDeadlineSeconds: the run took longer than {seconds} s; raise it and the run goes on"
+    return Outcome("fail", "DeadlineExceeded", text)
+
+
+def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
+    """Seconds until the CR of a finished run is deleted; None when it stays."""
+    return _left(status.finished_at, policy.ttl_seconds_after_finished, now)
+
+
+def force_left(pod: Pod, now: datetime, options: Options) -> float:
+    """Seconds until a pod that was asked to go is deleted by force: its node does not answer."""
+    if pod.deleted_at is None:
+        return options.force_delete_after
+    return max(0.0, (pod.deleted_at - now).total_seconds() + options.force_delete_after)
+
+
+def _left(since: str | None, seconds: int | None, now: datetime) -> float | None:
+    start = from_text(since)
+    if start is None or seconds is None:
+        return None
+    return max(0.0, (start + timedelta(seconds=seconds) - now).total_seconds())

@@ -1,0 +1,43 @@
+"""What the pods say about themselves -> status.progress, checkpoint and artifacts."""
+
+from internvl_api.status import CheckpointStatus, Progress
+
+from internvl_operator.core.draft import Draft
+
+
+def harvest(draft: Draft) -> None:
+    """Copy what the current members said: live progress of node rank 0, then each pod's last word."""
+    live = draft.observed.live
+    for pod in draft.members:
+        if live and live.pod_uid == pod.uid and not pod.finished:
+            _take(draft, live.progress, live.checkpoint)
+        if pod.result:
+            _take(draft, pod.result.progress if pod.rank == 0 else None, pod.result.checkpoint)
+            draft.status.artifacts = draft.status.artifacts | pod.result.artifacts
+    for pod in draft.leftovers:  # a worker that was asked to go saved its state on the way
+        if pod.result:
+            _take(draft, None, pod.result.checkpoint)
+
+
+def text(progress: Progress) -> str | None:
+    """For the Progress column: `120/400 loss 1.234`, or what the stage is doing.
+
+    >>> text(Progress(step=120, total_steps=400, loss=1.23449))
+    '120/400 loss 1.234'
+    """
+    if progress.step is None:
+        return progress.detail
+    steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+    return steps if progress.loss is None else f"{steps} loss {progress.loss:.3f}"
+
+
+def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus | None) -> None:
+    status = draft.status
+    if progress is not None:
+        old = status.progress or Progress()
+        # A later stage has no steps of its own: the figures of training stay.
+        status.progress = old.model_copy(update=progress.model_dump(exclude_none=True))
+        status.progress_text = text(status.progress)
+    if checkpoint is not None and (status.checkpoint is None or checkpoint.step > status.checkpoint.step):
+        status.checkpoint = checkpoint
+        status.failures = 0

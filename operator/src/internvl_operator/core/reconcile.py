@@ -1,0 +1,171 @@
+"""The pass: (job, observed children, now) -> Plan. Pure; every trigger ends here.
+
+Decided here, so that a reader need not guess:
+- The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
+  Kubernetes Job do: they hold no GPU, and their logs can be read.
+- A changed podTemplate or secrets restarts the current stage; any other change but runPolicy's starts the pipeline
+  again, where the trainer skips at once what the change does not touch. Neither costs a restart of the budget.
+- A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
+  budget, as soon as its spec changes.
+- activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
+"""
+
+from datetime import datetime
+
+from internvl_api.status import Restarts, Workers
+
+from internvl_operator.core import group, policies, progress, stages
+from internvl_operator.core.conditions import is_true
+from internvl_operator.core.draft import Draft
+from internvl_operator.core.failures import Outcome
+from internvl_operator.core.job import Job
+from internvl_operator.core.observe import Observed
+from internvl_operator.core.options import Options
+from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.stages import Stage
+
+
+def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
+    """What to make, delete and answer. Never raises on what a user or a cluster may hold."""
+    if job.deleting:
+        return Plan()  # owner references take the children along
+    draft = Draft.begin(job, observed, now, options)
+    if _stays_finished(job):
+        _keep_finished(draft)
+    elif job.resolved.error:
+        error = job.resolved.error
+        draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
+    else:
+        _follow_spec(draft)
+        _advance(draft)
+    return draft.plan()
+
+
+def rejected(job: Job, reason: str, message: str, now: datetime, options: Options) -> Plan:
+    """The answer when the API server refused a child: status as before, and Stalled with the server's words."""
+    draft = Draft.begin(job, Observed(), now, options)
+    draft.status.attempt = job.status.attempt
+    draft.say("Stalled", reason, message)
+    return draft.plan()
+
+
+def _stays_finished(job: Job) -> bool:
+    status = job.status
+    if is_true(status.conditions, "Complete"):
+        return True
+    return is_true(status.conditions, "Failed") and status.observed_generation == job.generation
+
+
+def _keep_finished(draft: Draft) -> None:
+    """Free what still runs of a failed run; delete the CR when its time has come."""
+    draft.remove([pod for pod in draft.own_pods if pod.active])
+    if draft.job.resolved.spec is None:
+        return
+    left = policies.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
+    if left is None:
+        return
+    if left > 0:
+        draft.wait(left)
+    else:
+        draft.delete[draft.job.uid] = Ref("InternVLFineTune", draft.job.name, draft.job.uid)
+
+
+def _follow_spec(draft: Draft) -> None:
+    """Take a changed spec into account before anything else is decided."""
+    job, status = draft.job, draft.status
+    if status.observed_generation not in (None, job.generation):
+        status.retry_at, status.failures = None, 0
+    stage = draft.stage
+    if stage and draft.entry(stage).state == "Failed":  # and its spec has changed since
+        status.restarts, status.started_at, status.finished_at = Restarts(), None, None
+        draft.entry(stage).state = "Pending"
+        _close_attempt(draft)
+    if status.run_digest not in (None, job.run_digest):
+        _close_attempt(draft)
+        status.stages, status.artifacts = stages.fresh(), {}
+        status.progress = status.progress_text = status.checkpoint = None
+    if any((pod.run_digest, pod.pod_digest) != (job.run_digest, job.pod_digest) for pod in draft.members):
+        _close_attempt(draft)
+    status.run_digest = job.run_digest
+
+
+def _close_attempt(draft: Draft) -> None:
+    """Turn what was made of the current attempt into leftovers; an attempt that made nothing is still good."""
+    stage = draft.stage
+    if stage and (draft.members or draft.created(stage)):
+        draft.entry(stage).state = "Pending"
+        group.next_attempt(draft)
+
+
+def _advance(draft: Draft) -> None:
+    """Go through the stages that have succeeded; act on the first that has not."""
+    while stage := draft.stage:
+        progress.harvest(draft)
+        ended = group.outcome(draft, stage)
+        if ended is None or ended.kind != "succeeded":
+            _act(draft, stage, ended)
+            return
+        _succeed(draft, stage)
+    _complete(draft)
+
+
+def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
+    policy = draft.job.spec.run_policy
+    left = policies.deadline_left(policy, draft.status, draft.now)
+    if policy.suspend:
+        _suspend(draft, stage)
+    elif left is not None and left <= 0:
+        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds))
+    elif ended is None:
+        _go_on(draft, stage)
+    else:
+        ended = policies.within_budget(ended, draft.status.restarts.user, policy)
+        (_fail if ended.kind == "fail" else group.end_attempt)(draft, stage, ended)
+    if left and draft.status.phase not in ("Failed", "Suspended"):
+        draft.wait(left)
+
+
+def _go_on(draft: Draft, stage: Stage) -> None:
+    if draft.status.phase == "Suspended":
+        draft.status.started_at = None  # the deadline counts anew
+    if draft.created(stage) and draft.members:
+        draft.remove(draft.leftovers)
+        group.watch(draft, stage)
+    else:
+        group.start(draft, stage)
+
+
+def _suspend(draft: Draft, stage: Stage) -> None:
+    """Every pod is asked to go with its grace period, in which a worker saves a checkpoint."""
+    _close_attempt(draft)
+    draft.waits.clear()
+    draft.remove(draft.leftovers)
+    draft.status.workers, draft.status.retry_at, draft.status.failures = Workers(), None, 0
+    leaving = len(draft.leftovers)
+    text = f"{leaving} pods are saving their state and leaving" if leaving else "no pod is held"
+    draft.say("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
+
+
+def _succeed(draft: Draft, stage: Stage) -> None:
+    entry = draft.entry(stage)
+    entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
+    entry.attempt = draft.status.attempt
+    draft.status.failures, draft.status.retry_at = 0, None
+    draft.status.workers = group.count(draft)
+
+
+def _complete(draft: Draft) -> None:
+    draft.status.finished_at = draft.timestamp()
+    draft.status.retry_at = None
+    draft.status.workers = Workers(succeeded=1)
+    draft.say("Succeeded", "Published", f"published at {draft.job.spec.output}")
+    _keep_finished(draft)
+
+
+def _fail(draft: Draft, stage: Stage, ended: Outcome) -> None:
+    entry = draft.entry(stage)
+    entry.state, entry.message, entry.finished_at = "Failed", ended.message, draft.timestamp()
+    draft.status.finished_at, draft.status.retry_at = draft.timestamp(), None
+    draft.status.workers = group.count(draft)
+    draft.say("Failed", ended.reason, ended.message)
+    _keep_finished(draft)

@@ -1,0 +1,1 @@
+"""Pure builders of the children, one kind a file; every name comes from `names`."""

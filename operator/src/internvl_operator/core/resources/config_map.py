@@ -1,0 +1,19 @@
+"""The ConfigMap with run.yaml: what every pod of the run reads."""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from internvl_api.constants import ANNOTATION_RUN_DIGEST, CONFIG_PATH
+
+from internvl_operator.core.job import Job
+from internvl_operator.core.resources import names
+from internvl_operator.core.resources.ownership import owned_metadata
+
+KEY = PurePosixPath(CONFIG_PATH).name
+
+
+def build(job: Job) -> dict[str, Any]:
+    """The object to apply."""
+    metadata = owned_metadata(job, names.config_map(job.name), names.shared_labels(job.name, job.uid))
+    metadata["annotations"] = {ANNOTATION_RUN_DIGEST: job.run_digest}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {KEY: job.resolved.run_yaml}}

@@ -1,0 +1,70 @@
+"""Every name and identifying label, each made by one function, from nothing but the job and the member."""
+
+import hashlib
+import re
+
+from internvl_api.constants import (
+    LABEL_ATTEMPT,
+    LABEL_JOB,
+    LABEL_JOB_UID,
+    LABEL_MANAGED_BY,
+    LABEL_NODE_RANK,
+    LABEL_STAGE,
+    MANAGED_BY,
+)
+
+LABEL_LIMIT = 63  # of a DNS label and of a label's value
+# Leaves room for "-baseline-evaluate-1023", so that every pod name is a DNS label (it is also the pod's hostname).
+BASE_LIMIT = 38
+_DIGEST = 8
+
+
+def base(job: str) -> str:
+    """The job's name as the beginning of a DNS label: itself when short and without dots, else cut and digested.
+
+    >>> base("coco-lora"), base("v1.5")
+    ('coco-lora', 'v1-5-6b98df6e')
+    """
+    cleaned = re.sub(r"[^a-z0-9-]", "-", job)
+    if cleaned == job and len(job) <= BASE_LIMIT:
+        return job
+    return f"{cleaned[: BASE_LIMIT - _DIGEST - 1].rstrip('-')}-{_digest(job)}"
+
+
+def pod(job: str, stage: str, rank: int) -> str:
+    """Name and hostname of one member."""
+    return f"{base(job)}-{stage}-{rank}"
+
+
+def service(job: str) -> str:
+    """The headless Service of all groups. The prefix keeps off a user's own Service, and off a leading digit."""
+    return f"ivft-{base(job)}"
+
+
+def config_map(job: str) -> str:
+    """The ConfigMap with run.yaml."""
+    return f"ivft-{base(job)}"
+
+
+def master_address(job: str, stage: str) -> str:
+    """Node rank 0, through the headless Service and the pod's own DNS search path."""
+    return f"{pod(job, stage, 0)}.{service(job)}"
+
+
+def job_label(job: str) -> str:
+    """The job's name as a label value: itself when it fits, else cut and digested."""
+    return job if len(job) <= LABEL_LIMIT else f"{job[: LABEL_LIMIT - _DIGEST - 1].rstrip('-.')}-{_digest(job)}"
+
+
+def shared_labels(job: str, uid: str) -> dict[str, str]:
+    """On every child."""
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_JOB: job_label(job), LABEL_JOB_UID: uid}
+
+
+def member_labels(job: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
+    """On a pod."""
+    return shared_labels(job, uid) | {LABEL_STAGE: stage, LABEL_ATTEMPT: str(attempt), LABEL_NODE_RANK: str(rank)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]

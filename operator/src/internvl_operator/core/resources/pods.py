@@ -1,0 +1,204 @@
+"""The pods of a group: the same builder for every stage."""
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from internvl_api.constants import (
+    ANNOTATION_POD_DIGEST,
+    ANNOTATION_RUN_DIGEST,
+    CACHE_PATH,
+    CONFIG_PATH,
+    ENV_ATTEMPT,
+    ENV_JOB_UID,
+    MASTER_PORT,
+    METRICS_PORT,
+    SCRATCH_PATH,
+    TERMINATION_MESSAGE_PATH,
+)
+from internvl_api.spec import InternVLFineTuneSpec
+
+from internvl_operator.core.job import Job
+from internvl_operator.core.observe import CONTAINER
+from internvl_operator.core.options import Options
+from internvl_operator.core.resources import names
+from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.stages import Stage
+
+GPU = "nvidia.com/gpu"
+PVC_ROOT = "/pvc"
+USER_ID = 10001  # the image's user
+_CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
+_SHM = "/dev/shm"
+# A node that stops answering keeps its pods for five minutes unless a pod says otherwise; a whole group waits for
+# them. Half a minute after the node is declared lost is enough to tell a reboot of the network from one of the node.
+_LOST_NODE_SECONDS = 30
+
+
+def build(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> dict[str, Any]:
+    """The object to apply for one member. Raises SpecError when the job's spec cannot be run."""
+    spec, template = job.spec, job.spec.pod_template
+    labels = names.member_labels(job.name, job.uid, stage.name, attempt, rank)
+    metadata = owned_metadata(job, names.pod(job.name, stage.name, rank), {**template.labels, **labels})
+    metadata["annotations"] = template.annotations | _annotations(job)
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "hostname": metadata["name"],
+        "subdomain": names.service(job.name),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [*template.tolerations, *_lost_node_tolerations(template.tolerations)],
+        "containers": [_container(job, stage, attempt, rank, options)],
+        "volumes": _volumes(job, options),
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
+
+
+def _annotations(job: Job) -> dict[str, str]:
+    return {
+        ANNOTATION_RUN_DIGEST: job.run_digest,
+        ANNOTATION_POD_DIGEST: job.pod_digest,
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(METRICS_PORT),
+        "prometheus.io/path": "/metrics",
+    }
+
+
+def _placement(spec: InternVLFineTuneSpec) -> dict[str, Any]:
+    template = spec.pod_template
+    chosen = {
+        "nodeSelector": template.node_selector,
+        "affinity": template.affinity,
+        "priorityClassName": template.priority_class_name,
+        "serviceAccountName": template.service_account_name,
+        "runtimeClassName": template.runtime_class_name,
+        "imagePullSecrets": template.image_pull_secrets,
+    }
+    return {key: value for key, value in chosen.items() if value}
+
+
+def _container(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "name": CONTAINER,
+        "image": spec.pod_template.image or options.trainer_image,
+        "imagePullPolicy": options.image_pull_policy,
+        "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
+        "env": _env(job, stage, attempt, rank),
+        "envFrom": [
+            {"secretRef": {"name": name}} for name in (spec.secrets.object_storage, spec.secrets.hugging_face) if name
+        ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        "resources": _resources(spec, stage, options),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": TERMINATION_MESSAGE_PATH,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _mounts(spec),
+    }
+
+
+def _env(job: Job, stage: Stage, attempt: int, rank: int) -> list[dict[str, Any]]:
+    workers, processes = stage.size(job.spec), stage.processes(job.spec)
+    master = names.master_address(job.name, stage.name)
+    ours = {
+        "MASTER_ADDR": master,
+        "MASTER_PORT": MASTER_PORT,
+        "WORLD_SIZE": workers * processes,
+        "RANK": rank * processes,
+        "PET_NNODES": workers,
+        "PET_NPROC_PER_NODE": processes,
+        "PET_NODE_RANK": rank,
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": MASTER_PORT,
+        ENV_ATTEMPT: attempt,
+        ENV_JOB_UID: job.uid,
+        "HOME": SCRATCH_PATH,
+        "TMPDIR": SCRATCH_PATH,
+    }
+    # A name may stand only once (server-side apply keys on it); the last of the user's wins, ours before all.
+    users = {item.get("name"): item for item in job.spec.pod_template.env}
+    return [item for name, item in users.items() if name not in ours] + [
+        {"name": name, "value": str(value)} for name, value in ours.items()
+    ]
+
+
+def _resources(spec: InternVLFineTuneSpec, stage: Stage, options: Options) -> dict[str, Any]:
+    if not stage.trains:
+        return options.stage_resources
+    given = spec.pod_template.resources
+    resources: dict[str, Any] = dict(options.worker_resources if given is None else given)
+    gpus = stage.gpus(spec)
+    limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
+    requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
+    if gpus:  # an extended resource: its request must equal its limit, and is taken from it
+        limits[GPU] = str(gpus)
+    chosen = {"limits": limits, "requests": requests}
+    return {k: v for k, v in (resources | chosen).items() if v}
+
+
+def _volumes(job: Job, options: Options) -> list[dict[str, Any]]:
+    cache: dict[str, Any] = {"emptyDir": {}}
+    if options.cache_host_path:
+        cache = {"hostPath": {"path": options.cache_host_path, "type": "DirectoryOrCreate"}}
+    ours: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": names.config_map(job.name)}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "cache"} | cache,
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod_template.shm_size}},
+    ]
+    ours += [
+        {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        for claim, volume in _claims(job.spec).items()
+    ]
+    taken = {volume["name"] for volume in ours}
+    users = {volume.get("name"): volume for volume in job.spec.pod_template.volumes}
+    return ours + [volume for name, volume in users.items() if name not in taken]
+
+
+def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
+    """Ours, but a user's mount at /scratch, /cache or /dev/shm takes the place of ours; run.yaml's cannot be taken."""
+    users = {mount.get("mountPath"): mount for mount in spec.pod_template.volume_mounts}
+    users.pop(_CONFIG_FOLDER, None)
+    ours: dict[str, dict[str, Any]] = {
+        _CONFIG_FOLDER: {"name": "config", "readOnly": True},
+        SCRATCH_PATH: {"name": "scratch"},
+        CACHE_PATH: {"name": "cache"},
+        _SHM: {"name": "shm"},
+    }
+    ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in _claims(spec).items()}
+    return [mount | {"mountPath": path} for path, mount in ours.items() if path not in users] + list(users.values())
+
+
+def _claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
+    """PersistentVolumeClaims named in pvc:// sources -> volume names (a claim's own name may be too long for one)."""
+    found = {match[1] for source in _sources(spec) if (match := re.match(r"pvc://([^/]+)", source))}
+    return {claim: f"pvc-{index}" for index, claim in enumerate(sorted(found))}
+
+
+def _sources(spec: InternVLFineTuneSpec) -> Iterator[str]:
+    datasets = spec.data.train.values()
+    candidates = [spec.model.source, spec.data.meta, *(d.annotation for d in datasets), *(d.root for d in datasets)]
+    return (source for source in candidates if source is not None)
+
+
+def _lost_node_tolerations(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    taken = {toleration.get("key") for toleration in given}
+    keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_NODE_SECONDS}
+        for key in keys
+        if key not in taken
+    ]

@@ -1,0 +1,35 @@
+"""Which Kubernetes Events and restart counts the change from one status to the next is worth."""
+
+from collections.abc import Iterator
+
+from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
+
+from internvl_operator.core.plan import Event
+
+
+def events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
+    """Nothing when nothing a user would want to hear of has changed."""
+    return tuple(_events(old, new))
+
+
+def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+    before = {entry.name: entry for entry in old.stages}
+    for entry in new.stages:
+        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry)
+    for kind, event_kind in (("Stalled", "Warning"), ("Suspended", "Normal"), ("Complete", "Normal")):
+        told, tells = _find(old, kind), _find(new, kind)
+        if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
+            yield Event("Warning" if event_kind == "Warning" else "Normal", tells.reason, tells.message)
+
+
+def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:
+    if new.attempt != old.attempt and new.attempt:
+        yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
+    if new.message != old.message and new.message:
+        yield Event("Warning", "AttemptEnded", f"{new.name}: {new.message}")
+    if new.state == "Succeeded" and old.state != "Succeeded":
+        yield Event("Normal", "StageSucceeded", f"{new.name} succeeded")
+
+
+def _find(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
+    return next((condition for condition in status.conditions if condition.type == kind), None)
