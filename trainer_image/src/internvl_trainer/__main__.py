@@ -1,0 +1,115 @@
+"""The command line: `internvl-trainer --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import yaml
+from internvl_api.constants import CONFIG_PATH, ExitCode
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName
+from pydantic import ValidationError
+
+from internvl_trainer.outcome import Outcome, conclude, configure_logging, report, termination_path
+
+_DESCRIPTION = """\
+The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
+them on this machine. What a stage makes goes to the output of run.yaml, with a manifest written last: a stage that is
+done is skipped, and training goes on from its newest checkpoint.
+"""
+_EXAMPLES = """\
+examples:
+  internvl-trainer run --config run.yaml              all stages here, with a progress display
+  internvl-trainer run --config run.yaml --nproc 2    the same with two training processes
+  internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
+  internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
+
+exit codes:
+  0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
+  78 run.yaml cannot be used   77 credentials refused   69 storage or network away, try later   1 a fault of ours
+
+credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN.
+"""
+_STAGES = {
+    "preflight": "check the model, every row of the data and the output, before any GPU is asked for",
+    "train": "train (one process of the group, or all of this pod's) from the newest checkpoint",
+    "publish": "copy the result to artifacts/, check it, and write its manifest",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    if options.command == "inspect":
+        from internvl_trainer.inspect import run as inspect
+
+        return int(inspect(options))
+    configure_logging()
+    try:
+        config = RunConfig.load(options.config)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        print(f"{options.config} cannot be used: {error}", file=sys.stderr)
+        return ExitCode.CONFIG
+    if options.command == "run":
+        from internvl_trainer.single_machine import run
+
+        return run(config, processes=options.nproc)
+    return run_stage_here(cast(StageName, options.command), config, options.config)
+
+
+def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
+    """One stage in this process, or, for several training processes a pod, in children of it."""
+    from internvl_trainer.distributed import Rendezvous, prepare_environment
+    from internvl_trainer.launcher import launch, own_command
+
+    rendezvous = Rendezvous.from_environment(os.environ)
+    if stage == "train" and rendezvous.processes > 1 and "LOCAL_RANK" not in os.environ:
+        return launch(own_command(stage, str(path)), rendezvous, termination_path())
+    prepare_environment(config.device, rendezvous.processes)
+    outcome = _in_this_process(stage, config, serve=rendezvous.local_rank == 0)
+    report(outcome)
+    return outcome.code
+
+
+def _in_this_process(stage: StageName, config: RunConfig, *, serve: bool) -> Outcome:
+    from internvl_trainer.metrics import Reporter
+    from internvl_trainer.pipeline import run_stage
+
+    reporter = Reporter(config.job, stage)
+    if serve:
+        reporter.serve()
+    try:
+        return conclude(stage, lambda: run_stage(stage, config, reporter))
+    finally:
+        reporter.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="internvl-trainer", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="all stages on this machine, with a progress display")
+    _add_config(run)
+    run.add_argument(
+        "--nproc", type=int, metavar="N", help="training processes (default: one, or one a GPU); keeps the global batch"
+    )
+    for stage, text in _STAGES.items():
+        _add_config(commands.add_parser(stage, help=text, description=text.capitalize() + "."))
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=Path(CONFIG_PATH), metavar="RUN.YAML", help=f"default: {CONFIG_PATH}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where files come from and where they go: storage, sources, cache, manifests."""

@@ -1,0 +1,154 @@
+"""A bounded disk cache that several processes of a node share: entries are made once and thrown out oldest first.
+
+Layout: `entries/<digest>` (a file or a folder), `locks/<digest>` for folders, `partial/<digest>` while one is made.
+An entry is named by a digest of where it came from and of its etag, so that a changed source is another entry.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from internvl_api.constants import CACHE_PATH
+
+_GIB = 1 << 30
+_DEFAULT_GIB = 100
+
+
+class Cache:
+    """Entries under `root`, together at most about `limit` bytes (checked after each twentieth of it was added)."""
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root, self._limit = root, limit
+        self._added = 0
+        self._held: dict[str, int] = {}  # folder entries in use by this process: digest to the lock's descriptor
+        self._mutex = threading.Lock()
+        for name in ("entries", "locks", "partial"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def bytes_of(self, name: str, load: Callable[[], bytes]) -> bytes:
+        """The content named `name`; `load` is asked only when it is not here."""
+        path = self.root / "entries" / digest_of(name)
+        try:
+            os.utime(path)
+            return path.read_bytes()
+        except FileNotFoundError:
+            data = load()
+            self._place(path, lambda temporary: temporary.write_bytes(data))
+            return data
+
+    def file(self, name: str, make: Callable[[Path], object]) -> Path:
+        """The path of the file named `name`; `make` writes it to the path it is given when it is not here."""
+
+        def make_in(folder: Path) -> None:
+            make(folder / "content")
+
+        return self.folder(name, make_in) / "content"
+
+    def folder(self, name: str, make: Callable[[Path], object]) -> Path:
+        """The folder named `name`, kept from eviction while this process lives.
+
+        `make` fills the folder it is given. After a failure the next caller gets the same half-filled folder, so
+        that a download can go on; two processes never make the same entry at once.
+        """
+        digest = digest_of(name)
+        entry, partial = self.root / "entries" / digest, self.root / "partial" / digest
+        descriptor = os.open(self.root / "locks" / digest, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not entry.exists():
+                partial.mkdir(parents=True, exist_ok=True)
+                make(partial)
+                os.replace(partial, entry)
+                self._count(_size(entry))
+            os.utime(entry)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with self._mutex:
+            os.close(self._held.pop(digest, os.dup(descriptor)))
+            self._held[digest] = descriptor
+        return entry
+
+    def _place(self, path: Path, write: Callable[[Path], object]) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self.root / "partial")
+        os.close(handle)
+        try:
+            write(Path(temporary))
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._count(path.stat().st_size)
+
+    def _count(self, size: int) -> None:
+        with self._mutex:
+            self._added += size
+            if self._added * 20 < self._limit:
+                return
+            self._added = 0
+        self.evict()
+
+    def evict(self) -> None:
+        """Delete the entries that were not used for longest until the rest fits; entries in use stay."""
+        entries = [(entry.stat().st_mtime, entry) for entry in (self.root / "entries").iterdir()]
+        sizes = {entry: _size(entry) for _, entry in entries}
+        excess = sum(sizes.values()) - self._limit
+        for _, entry in sorted(entries):
+            if excess <= 0:
+                return
+            if self._delete(entry):
+                excess -= sizes[entry]
+
+    def _delete(self, entry: Path) -> bool:
+        if not entry.is_dir():
+            entry.unlink(missing_ok=True)
+            return True
+        descriptor = os.open(self.root / "locks" / entry.name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(entry, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+
+def open_cache() -> Cache:
+    """The cache of this process: $INTERNVL_CACHE, else /cache where it can be written, else a folder of the user's.
+
+    $INTERNVL_CACHE_GIB bounds it (100 unless told).
+    """
+    limit = int(float(os.environ.get("INTERNVL_CACHE_GIB", _DEFAULT_GIB)) * _GIB)
+    return Cache(cache_root(), limit)
+
+
+def cache_root() -> Path:
+    """Where the cache is; see open_cache."""
+    if chosen := os.environ.get("INTERNVL_CACHE"):
+        return Path(chosen)
+    if os.access(CACHE_PATH, os.W_OK):
+        return Path(CACHE_PATH)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "internvl-trainer"
+
+
+def digest_of(name: str) -> str:
+    """The file name an entry has."""
+    return hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+def _size(entry: Path) -> int:
+    try:
+        if entry.is_dir():
+            return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+        return entry.stat().st_size
+    except FileNotFoundError:  # another process threw it out
+        return 0

@@ -1,0 +1,90 @@
+"""Which run an output belongs to: what decides its loss curve, and nothing that does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import UserError
+
+RUN_FILE = "run.json"
+
+# How fast or on what a run goes may change from one attempt to the next; the curve stays (to rounding).
+_WITHOUT_EFFECT = {
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "zero_stage",
+    "deepspeed",
+    "data_workers",
+}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides the curve, under the names of the spec."""
+    training = config.training.model_dump(mode="json", by_alias=True, exclude=_WITHOUT_EFFECT)
+    document = {
+        "model": config.model.model_dump(mode="json", by_alias=True, exclude={"name"}),
+        "data": config.data.model_dump(mode="json", by_alias=True),
+        "image": config.image.model_dump(mode="json", by_alias=True),
+        "method": config.method,
+        "training": training,
+    }
+    if config.method == "lora":
+        document["lora"] = config.lora.model_dump(mode="json", by_alias=True)
+    return document
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Hex digest of the identity."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def claim_output(storage: Storage, config: RunConfig) -> None:
+    """Write down whose output this is; called before the first thing worth keeping is stored."""
+    document = {"job": config.job, "fingerprint": fingerprint(config), "identity": identity(config)}
+    storage.write(RUN_FILE, json.dumps(document, indent=1, sort_keys=True).encode())
+
+
+def check_output(storage: Storage, config: RunConfig) -> None:
+    """Raises UserError when another run has already stored checkpoints or results here."""
+    if storage.stat(RUN_FILE) is None:
+        return
+    try:
+        stored = json.loads(storage.read(RUN_FILE))
+        other = stored["identity"]
+        owner = stored["job"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "OutputHoldsAnotherRun",
+            f"{storage.uri}/{RUN_FILE} cannot be read ({error!r}); choose another output or delete that one",
+            "spec.output",
+        ) from error
+    difference = first_difference(other, identity(config))
+    if difference is not None:
+        field, theirs, ours = difference
+        raise UserError(
+            "OutputHoldsAnotherRun",
+            f"{storage.uri} holds the run of {owner}, which differs in spec.{field}: it has {theirs!r}, this run "
+            f"{ours!r}; choose another output, or delete that one",
+            "spec.output",
+        )
+
+
+def first_difference(theirs: Any, ours: Any, field: str = "") -> tuple[str, Any, Any] | None:
+    """The first field, in alphabetical order, in which two documents differ, with both values; None when equal."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted({*theirs, *ours}):
+            inner = f"{field}.{key}" if field else key
+            if found := first_difference(theirs.get(key), ours.get(key), inner):
+                return found
+        return None
+    return None if theirs == ours else (field, theirs, ours)
+
+
+def stage_folder(stage: str) -> str:
+    """Where a stage keeps what it makes."""
+    return f"stages/{stage}"

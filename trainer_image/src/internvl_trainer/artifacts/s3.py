@@ -1,0 +1,145 @@
+"""Storage over S3: boto3 with retries, and its errors said in the user's words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+)
+
+from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
+from internvl_trainer.errors import UserError
+
+Result = TypeVar("Result")
+
+# Endpoint and keys come from AWS_* in the environment; boto3 reads them itself. Path-style addresses because
+# in-cluster servers rarely have a DNS name for each bucket.
+_CLIENT = Config(
+    retries={"mode": "standard", "total_max_attempts": 5},
+    connect_timeout=10,
+    read_timeout=60,
+    max_pool_connections=32,
+    s3={"addressing_style": "path"},
+)
+_TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=32 << 20, max_concurrency=8)
+
+_DENIED = {
+    "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "TokenRefreshRequired", "AllAccessDisabled", "RequestTimeTooSkewed", "UnauthorizedAccess",
+}  # fmt: skip
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+
+
+class S3Storage:
+    """Keys under s3://bucket/prefix."""
+
+    def __init__(self, uri: str, *, field: str) -> None:
+        self.uri, self._field = uri.rstrip("/"), field
+        self._bucket, _, self._prefix = self.uri.removeprefix("s3://").partition("/")
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        root = f"{self._prefix}/" if self._prefix else ""
+        where = {"Bucket": self._bucket, "Prefix": root + prefix}
+        pages = iter(self._call(prefix, lambda client: client.get_paginator("list_objects_v2").paginate(**where)))
+        while (page := self._call(prefix, lambda _: next(pages, None))) is not None:
+            for item in page.get("Contents", []):
+                yield StoredFile(item["Key"].removeprefix(root), item["Size"], item["ETag"].strip('"'))
+
+    def stat(self, key: str) -> StoredFile | None:
+        try:
+            head = self._call(key, lambda client: client.head_object(Bucket=self._bucket, Key=self._key(key)))
+        except UserError as error:
+            if error.reason == "NotFound":
+                return None
+            raise
+        return StoredFile(key, head["ContentLength"], head["ETag"].strip('"'))
+
+    def read(self, key: str) -> bytes:
+        def get(client: Any) -> bytes:
+            body: bytes = client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+            return body
+
+        return self._call(key, get)
+
+    def download(self, key: str, path: Path) -> None:
+        origin = self._bucket, self._key(key), str(path)
+        self._call(key, lambda client: client.download_file(*origin, Config=_TRANSFER))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._call(key, lambda client: client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data))
+
+    def upload(self, path: Path, key: str) -> None:
+        target = str(path), self._bucket, self._key(key)
+        self._call(key, lambda client: client.upload_file(*target, Config=_TRANSFER))
+
+    def copy(self, source: str, key: str) -> None:
+        origin = {"Bucket": self._bucket, "Key": self._key(source)}
+        self._call(source, lambda client: client.copy(origin, self._bucket, self._key(key), Config=_TRANSFER))
+
+    def delete(self, prefix: str) -> None:
+        for stored in list(self.list(prefix)):
+            key = self._key(stored.key)
+            self._call(stored.key, lambda client, key=key: client.delete_object(Bucket=self._bucket, Key=key))
+
+    def _key(self, key: str) -> str:
+        return "/".join(part for part in (self._prefix, inside(key, field=self._field)) if part)
+
+    def _call(self, key: str, call: Callable[[Any], Result]) -> Result:
+        try:
+            return call(_client(os.getpid()))
+        except ClientError as error:
+            raise self._failure(error, key) from error
+        except (BotoCoreError, Boto3Error, ValueError) as error:
+            raise self._lost(error, key) from error
+
+    def _failure(self, error: ClientError, key: str) -> UserError:
+        details = error.response.get("Error", {})
+        code, place = str(details.get("Code", "")), f"s3://{self._bucket}/{self._key(key)}"
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchBucket":
+            return UserError("NoSuchBucket", f"found no bucket {self._bucket!r} for {place}; make it", self._field)
+        if code in _ABSENT:
+            return UserError("NotFound", f"found no object {place}; check the URI", self._field)
+        if code in _DENIED or status in (401, 403):
+            return AccessDenied(
+                "AccessDenied",
+                f"{place} was refused ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the Secret "
+                "spec.secrets.objectStorage, and the bucket's policy",
+                self._field,
+            )
+        return Unavailable("StorageUnavailable", f"{place}: {code} {details.get('Message', '')}".strip(), self._field)
+
+    def _lost(self, error: Exception, key: str) -> UserError:
+        place = f"s3://{self._bucket}/{self._key(key)}"
+        if isinstance(error, NoCredentialsError | PartialCredentialsError | NoRegionError):
+            return AccessDenied(
+                "CredentialsMissing",
+                f"{place}: {error}; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in "
+                "spec.secrets.objectStorage",
+                self._field,
+            )
+        cause = error.__cause__ or error.__context__
+        if isinstance(error, Boto3Error) and isinstance(cause, ClientError):
+            return self._failure(cause, key)
+        return Unavailable(
+            "StorageUnavailable", f"{place}: {error}; check AWS_ENDPOINT_URL and that the server runs", self._field
+        )
+
+
+@lru_cache(maxsize=1)
+def _client(_process: int) -> Any:
+    """One client for all threads of a process; connections do not survive a fork, hence the argument."""
+    return boto3.session.Session().client("s3", config=_CLIENT)

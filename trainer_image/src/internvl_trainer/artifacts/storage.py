@@ -1,0 +1,185 @@
+"""One small interface over a folder and over S3, rooted at a URI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from internvl_trainer.errors import UserError
+
+
+class AccessDenied(UserError):
+    """The other side refused the credentials; mending the secret and starting again helps."""
+
+
+class Unavailable(UserError):
+    """Storage or network did not answer; starting again later may help."""
+
+
+class StoredFile(NamedTuple):
+    """A file under a storage's root. `key` is relative to it; `etag` changes when the content does."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Storage(Protocol):
+    """Files under one URI. Keys are relative, with `/`. Every failure is a UserError naming the URI.
+
+    `download` raises UserError with reason `NotFound` where there is no such key; `upload`, `write` and `copy`
+    never leave a half-written file under its key.
+    """
+
+    uri: str
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        """Files whose key starts with `prefix`, in the order of their keys."""
+        ...
+
+    def stat(self, key: str) -> StoredFile | None:
+        """The file of that key, or None."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """The whole of a small file."""
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Stream a file to `path`, whose folder exists."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store a small file."""
+        ...
+
+    def upload(self, path: Path, key: str) -> None:
+        """Stream `path` to a file."""
+        ...
+
+    def copy(self, source: str, key: str) -> None:
+        """Duplicate one file of this storage, on the server where it can."""
+        ...
+
+    def delete(self, prefix: str) -> None:
+        """Delete every file whose key starts with `prefix`; none is no error."""
+        ...
+
+
+def open_storage(uri: str, *, field: str) -> Storage:
+    """The storage rooted at `uri`: s3://bucket/prefix, pvc://claim/path or a path. `field` is named in errors."""
+    if uri.startswith("s3://"):
+        from internvl_trainer.artifacts.s3 import S3Storage  # boto3 is not needed for plain paths
+
+        return S3Storage(uri, field=field)
+    return FolderStorage(local_path(uri, field=field), field=field)
+
+
+def local_path(uri: str, *, field: str) -> Path:
+    """The path of a pvc:// URI (mounted under /pvc) or of a plain one. Raises UserError for other schemes."""
+    if uri.startswith("pvc://"):
+        return Path("/pvc") / inside(uri.removeprefix("pvc://"), field=field)
+    if "://" in uri:
+        scheme = uri.partition("://")[0]
+        raise UserError(
+            "UnsupportedSource", f"found {uri!r}: {scheme}:// cannot be used here; use s3://, pvc:// or a path", field
+        )
+    return Path(uri)
+
+
+def inside(relative: str, *, field: str) -> str:
+    """`relative` without `.` and empty parts. Raises UserError when it would leave its root."""
+    parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
+    if relative.startswith("/") or ".." in parts:
+        raise UserError(
+            "PathOutsideRoot", f"found {relative!r}, which leaves its root; use a relative path without '..'", field
+        )
+    return "/".join(parts)
+
+
+class FolderStorage:
+    """Files of one folder; writing is a rename, so that a reader never sees half a file."""
+
+    def __init__(self, root: Path, *, field: str) -> None:
+        self.uri, self._root, self._field = str(root), root, field
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        folder = self._root / prefix.rpartition("/")[0]
+        found = (path.relative_to(self._root).as_posix() for path in folder.rglob("*") if path.is_file())
+        for key in sorted(found):
+            if key.startswith(prefix) and (stored := self.stat(key)):
+                yield stored
+
+    def stat(self, key: str) -> StoredFile | None:
+        path = self._path(key)
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failure(error, key) from error
+        return StoredFile(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}") if path.is_file() else None
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except OSError as error:
+            raise self._failure(error, key) from error
+
+    def download(self, key: str, path: Path) -> None:
+        try:
+            shutil.copyfile(self._path(key), path)
+        except OSError as error:
+            raise self._failure(error, key) from error
+
+    def write(self, key: str, data: bytes) -> None:
+        self._store(key, lambda path: path.write_bytes(data))
+
+    def upload(self, path: Path, key: str) -> None:
+        self._store(key, lambda target: shutil.copyfile(path, target))
+
+    def copy(self, source: str, key: str) -> None:
+        self.upload(self._path(source), key)
+
+    def delete(self, prefix: str) -> None:
+        for stored in list(self.list(prefix)):
+            path = self._path(stored.key)
+            path.unlink(missing_ok=True)
+            self._remove_empty_parents(path)
+
+    def _path(self, key: str) -> Path:
+        return self._root / inside(key, field=self._field)
+
+    def _store(self, key: str, write: Callable[[Path], object]) -> None:
+        target = self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
+            os.close(handle)
+            try:
+                write(Path(name))
+                os.chmod(name, 0o644)
+                os.replace(name, target)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise self._failure(error, key) from error
+
+    def _remove_empty_parents(self, path: Path) -> None:
+        for parent in path.parents:
+            if parent == self._root or any(parent.iterdir()):
+                return
+            parent.rmdir()
+
+    def _failure(self, error: OSError, key: str) -> UserError:
+        place = f"{self.uri}/{key}"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return UserError("NotFound", f"found no file {place}; check the path", self._field)
+        if isinstance(error, PermissionError):
+            return AccessDenied("AccessDenied", f"{place}: {error.strerror}; check the owner and mode", self._field)
+        return Unavailable("StorageUnavailable", f"{place}: {error.strerror or error}", self._field)

@@ -1,0 +1,90 @@
+"""The datasets of a run: those of the spec and of a meta JSON, their annotation files here and indexed."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from internvl_api.run_config import RunConfig
+from internvl_api.spec import Dataset
+
+from internvl_trainer.artifacts.sources import fetch_file, parent_uri
+from internvl_trainer.data.dataset import DatasetDescription, read_meta
+from internvl_trainer.data.index import RowIndex
+from internvl_trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """A dataset with its rows at hand. `description.annotation` and `.root` are the user's URIs."""
+
+    description: DatasetDescription
+    index: RowIndex
+
+    def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
+        """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
+        count = len(self.index)
+        rows = (np.arange(self.description.count_rows(count)) % count).astype(np.int32)
+        bad = [bisect.bisect_left(range(count), line, key=self.index.line_number) for line in bad_lines]
+        return rows[~np.isin(rows, bad)] if bad else rows
+
+
+def open_datasets(config: RunConfig) -> list[OpenDataset]:
+    """Fetch and index every annotation file. Raises UserError naming the dataset's field or file."""
+    return [_open(description, field) for description, field in describe_datasets(config)]
+
+
+def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
+    """Every dataset of the spec and of the meta JSON, with the field to name in errors."""
+    described = {
+        name: (_from_spec(name, dataset), f"spec.data.train.{name}") for name, dataset in config.data.train.items()
+    }
+    for description in _read_meta(config.data.meta) if config.data.meta else ():
+        if description.name in described:
+            raise UserError(
+                "DatasetTwice", f"found dataset {description.name!r} in meta and in train; rename one", "spec.data.meta"
+            )
+        described[description.name] = description, f"spec.data.meta: {description.name}"
+    return list(described.values())
+
+
+def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
+    return DatasetDescription(
+        name=name,
+        root=dataset.root or parent_uri(dataset.annotation),
+        annotation=dataset.annotation,
+        max_tiles=dataset.max_dynamic_patch,
+        repeat_time=dataset.repeat_time,
+        data_augment=dataset.data_augment,
+        length=dataset.length,
+    )
+
+
+def _read_meta(uri: str) -> list[DatasetDescription]:
+    """Relative paths of a meta JSON start at its own folder."""
+    text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8")
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("/") or "://" in path else f"{parent_uri(uri)}/{path}".rstrip("/")
+
+    return [
+        replace(description, root=absolute(description.root), annotation=absolute(description.annotation))
+        for description in read_meta(text, uri)
+    ]
+
+
+def _open(description: DatasetDescription, field: str) -> OpenDataset:
+    path = fetch_file(description.annotation, field=f"{field}.annotation")
+    try:
+        return OpenDataset(description, RowIndex.build(path))
+    except UserError as error:  # say the user's URI, not the place in the cache
+        raise UserError(error.reason, error.message, description.annotation) from error
+
+
+def estimate_lengths(rows: Iterable[bytes], image_tokens: int) -> np.ndarray:
+    """(n,) rough tokens of raw rows: four bytes a token, and `image_tokens` where there is a picture or video."""
+    return np.array(
+        [len(row) // 4 + image_tokens * (b'"image"' in row or b'"video"' in row) for row in rows], dtype=np.int64
+    )

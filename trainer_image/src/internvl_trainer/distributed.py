@@ -1,0 +1,210 @@
+"""Where this process stands among the others, and how it talks to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvl_api.constants import MASTER_PORT
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from internvl_trainer.artifacts.storage import Unavailable
+
+if TYPE_CHECKING:
+    import torch
+
+# A step's collectives; longer than any difference between ranks, as for the slowest batch or a page-in.
+_STEP_TIMEOUT = timedelta(minutes=15)
+# Around downloads and checkpoints, where one rank may be much slower than another. A peer that dies ends the wait at
+# once, as its connection closes.
+_SLOW_TIMEOUT = timedelta(hours=4)
+_RENDEZVOUS_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Who meets where: the environment the operator writes, or that of the local launcher."""
+
+    master_addr: str
+    master_port: int
+    world_size: int
+    rank: int
+    local_rank: int
+    processes: int  # on this machine or pod
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Rendezvous:
+        """RANK is the first process's of a pod, or with LOCAL_RANK present that of this process."""
+        return cls(
+            master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
+            master_port=int(environment.get("MASTER_PORT") or (MASTER_PORT if "MASTER_ADDR" in environment else 0)),
+            world_size=int(environment.get("WORLD_SIZE", "1")),
+            rank=int(environment.get("RANK", "0")),
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            processes=int(environment.get("PET_NPROC_PER_NODE", "1")),
+        )
+
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """The variables of the process with that local rank on this machine."""
+        return {
+            "MASTER_ADDR": self.master_addr,
+            "MASTER_PORT": str(self.master_port),
+            "WORLD_SIZE": str(self.world_size),
+            "RANK": str(self.rank - self.local_rank + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "LOCAL_WORLD_SIZE": str(self.processes),
+            "PET_NPROC_PER_NODE": str(self.processes),
+        }
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def prepare_environment(device: str, processes: int) -> None:
+    """Settings that torch, DeepSpeed and transformers read while they are imported.
+
+    Every cache goes to the temporary folder: the root filesystem may be read-only and the user without a name.
+    """
+    caches = Path(tempfile.gettempdir()) / "caches"
+    defaults = {
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TORCH_EXTENSIONS_DIR": str(caches / "extensions"),
+        "MPLCONFIGDIR": str(caches / "matplotlib"),
+        "HF_HOME": str(caches / "huggingface"),
+        "USER": "trainer",  # getpass.getuser() fails for a uid without a name
+        "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // processes)),
+    }
+    if device == "cpu":
+        defaults["DS_ACCELERATOR"] = "cpu"
+        defaults["CUDA_VISIBLE_DEVICES"] = ""
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def usable_cpus() -> int:
+    """Processors this process may use: its affinity, and the cgroup's quota where there is one."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return count
+
+
+def wait_for_master(rendezvous: Rendezvous) -> None:
+    """Wait until the master's name resolves: its pod may start after this one. Raises Unavailable."""
+    limit = float(os.environ.get("INTERNVL_RENDEZVOUS_SECONDS", _RENDEZVOUS_SECONDS))
+
+    @retry(
+        retry=retry_if_exception_type(OSError),
+        wait=wait_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(limit),
+        reraise=True,
+    )
+    def look_up() -> None:
+        socket.getaddrinfo(rendezvous.master_addr, rendezvous.master_port)
+
+    try:
+        look_up()
+    except OSError as error:
+        raise Unavailable(
+            "RendezvousTimeout",
+            f"rank {rendezvous.rank} could not resolve {rendezvous.master_addr!r} within {limit:.0f} s ({error}); "
+            "is the first worker running, and does its headless Service exist?",
+        ) from error
+
+
+class Group:
+    """All ranks of a run. Small data travel over gloo, as JSON and float64 tensors; tensors over the engine's group."""
+
+    def __init__(self, rank: int, world_size: int, local_rank: int, device: torch.device, control: Any) -> None:
+        self.rank, self.world_size, self.local_rank, self.device = rank, world_size, local_rank, device
+        self._control = control
+
+    @property
+    def leads(self) -> bool:
+        """True on the rank that writes manifests and reports."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sums over all ranks, in float64."""
+        import torch
+
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self._control)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in the order of ranks, on every rank."""
+        import torch
+
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        torch.distributed.all_gather(sizes, torch.tensor([len(data)]), group=self._control)
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = data
+        pieces = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        torch.distributed.all_gather(pieces, padded, group=self._control)
+        return [
+            json.loads(bytes(piece[: int(size)].numpy())) for piece, size in zip(pieces, sizes, strict=True)
+        ]
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's JSON value, on every rank."""
+        return self.gather(value if self.leads else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.sum([0.0])
+
+
+def join_group(rendezvous: Rendezvous, device: str) -> Group:
+    """Meet the other ranks. Raises Unavailable when they do not come in time."""
+    wait_for_master(rendezvous)
+    import torch
+
+    import deepspeed
+
+    if device == "cpu":
+        # Its ops are compiled when first used, which takes minutes and a compiler; gloo does without.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    else:
+        torch.cuda.set_device(rendezvous.local_rank)
+    os.environ.update(rendezvous.environment(rendezvous.local_rank))
+    if rendezvous.master_port == 0:
+        os.environ["MASTER_PORT"] = str(free_port())
+    try:
+        deepspeed.init_distributed(
+            dist_backend="gloo" if device == "cpu" else "nccl",
+            auto_mpi_discovery=False,
+            timeout=_STEP_TIMEOUT,
+            verbose=False,
+        )
+        control = torch.distributed.new_group(backend="gloo", timeout=_SLOW_TIMEOUT)
+    except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
+        raise Unavailable(
+            "RendezvousTimeout",
+            f"rank {rendezvous.rank} of {rendezvous.world_size} did not meet the others at "
+            f"{rendezvous.master_addr}:{rendezvous.master_port}: {error}; do all workers run?",
+        ) from error
+    where = torch.device("cpu") if device == "cpu" else torch.device("cuda", rendezvous.local_rank)
+    return Group(rendezvous.rank, rendezvous.world_size, rendezvous.local_rank, where, control)

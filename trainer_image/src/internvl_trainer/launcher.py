@@ -1,0 +1,95 @@
+"""Several training processes on one machine: start them, pass signals on, end all when one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from internvl_api.constants import ExitCode
+
+from internvl_trainer.distributed import Rendezvous
+
+logger = logging.getLogger(__name__)
+
+ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
+_POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 10.0  # for processes that notice by themselves that a peer is gone, until they are killed
+
+# A process that says what the user can do beats one that only saw a peer vanish.
+_TELLING = (ExitCode.USER_ERROR, ExitCode.ACCESS_DENIED, ExitCode.CONFIG, ExitCode.UNAVAILABLE)
+
+
+def launch(command: Sequence[str], rendezvous: Rendezvous, result_path: Path | None) -> int:
+    """Run `command` once for each local rank; the exit code that decides (128 + number for a signal).
+
+    The decisive process's termination message goes to `result_path`.
+    """
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+        results = [Path(folder) / f"result-{rank}.json" for rank in range(rendezvous.processes)]
+        for path in results:
+            path.touch()
+        processes = [
+            subprocess.Popen(command, env={**os.environ, **rendezvous.environment(rank), ENV_TERMINATION_LOG: str(path)})
+            for rank, path in enumerate(results)
+        ]
+        forward_signals(processes)
+        decisive = _wait(processes)
+        if result_path is not None and (text := results[decisive].read_text(encoding="utf-8")):
+            result_path.write_text(text, encoding="utf-8")
+        return exit_code(processes[decisive].returncode)
+
+
+def forward_signals(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM and Ctrl-C go to every process, as SIGTERM."""
+
+    def forward(_number: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Which process decides: rank 0 when all end well, else the first to fail."""
+    while True:
+        ended = [rank for rank, process in enumerate(processes) if process.poll() is not None]
+        failed = [rank for rank in ended if processes[rank].returncode != ExitCode.OK]
+        broken = [rank for rank in failed if processes[rank].returncode != ExitCode.RESUME]
+        if broken:
+            logger.error("rank(s) %s of this machine failed; ending the others", broken)
+            _end(processes)
+            return min(broken, key=lambda rank: processes[rank].returncode not in _TELLING)
+        if len(ended) == len(processes):
+            return failed[0] if failed else 0
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Nothing can be saved without the lost one: its peers get time to notice, then they are killed."""
+    limit = time.monotonic() + _PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def exit_code(returncode: int) -> int:
+    """A shell's view of a process's end."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def own_command(stage: str, config: str) -> list[str]:
+    """How a process of this program is started again."""
+    return [sys.executable, "-m", "internvl_trainer", stage, "--config", config]

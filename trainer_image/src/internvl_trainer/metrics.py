@@ -1,0 +1,109 @@
+"""What a running stage tells: Prometheus metrics, /progress and /healthz over HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from internvl_api.constants import METRICS_PORT
+from internvl_api.status import CheckpointStatus, Progress, StageName
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+logger = logging.getLogger(__name__)
+
+_STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+class Reporter:
+    """The figures of one process. Rank 0 reports the run's; the others their own data wait and step time."""
+
+    def __init__(self, job: str, stage: StageName) -> None:
+        self.registry = CollectorRegistry()
+        self.progress = Progress(stage=stage, detail="starting")
+        self.checkpoint: CheckpointStatus | None = None
+        self._server: ThreadingHTTPServer | None = None
+        namespace, _, name = job.rpartition("/")
+        labels = {"job_namespace": namespace, "job_name": name}
+
+        def gauge(metric: str, text: str) -> Gauge:
+            return Gauge(metric, text, list(labels), registry=self.registry).labels(**labels)
+
+        def counter(metric: str, text: str) -> Counter:
+            return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
+
+        self.loss = gauge("internvl_train_loss", "Mean loss of a supervised token in the last step")
+        self.learning_rate = gauge("internvl_train_learning_rate", "Learning rate of the last step")
+        self.gradient_norm = gauge("internvl_train_gradient_norm", "Norm of all gradients before clipping")
+        self.step = gauge("internvl_train_step", "Optimizer steps taken, over all attempts")
+        self.total_steps = gauge("internvl_train_total_steps", "Optimizer steps of the whole run")
+        self.samples_per_second = gauge("internvl_train_samples_per_second", "Over all ranks, in the last step")
+        self.tokens_per_second = gauge("internvl_train_tokens_per_second", "Real tokens, over all ranks")
+        self.samples = counter("internvl_train_samples", "Samples learned from by this attempt")
+        self.data_wait = counter("internvl_train_data_wait_seconds", "Time in which steps waited for data")
+        self.checkpoint_seconds = gauge("internvl_train_checkpoint_seconds", "Time the last checkpoint took")
+        self.checkpoint_bytes = gauge("internvl_train_checkpoint_bytes", "Size of the last checkpoint")
+        self.checkpoint_step = gauge("internvl_train_checkpoint_step", "Step of the newest verified checkpoint")
+        self.skipped_rows = gauge("internvl_data_skipped_rows", "Bad rows left out (data.badRows: skip)")
+        self.step_seconds = Histogram(
+            "internvl_train_step_seconds", "Time of a step", list(labels), registry=self.registry, buckets=_STEP_BUCKETS
+        ).labels(**labels)
+
+    def doing(self, detail: str) -> None:
+        """Say in words what the stage is at."""
+        self.progress = self.progress.model_copy(update={"detail": detail})
+        logger.info("%s: %s", self.progress.stage, detail)
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of /progress."""
+        self.progress = self.progress.model_copy(update=fields)
+
+    def serve(self) -> None:
+        """Answer HTTP in the background. A port that is taken is no reason to stop training."""
+        port = int(os.environ.get("INTERNVL_METRICS_PORT", METRICS_PORT))
+        reporter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = reporter.answer(self.path)
+                self.send_response(200 if answer else 404)
+                content_type, body = answer or ("text/plain", b"try /metrics, /progress or /healthz\n")
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Scrapes are not news."""
+
+        try:
+            self._server = ThreadingHTTPServer(("", port), Handler)
+        except OSError as error:
+            logger.warning("no metrics: port %d cannot be used (%s); set INTERNVL_METRICS_PORT", port, error.strerror)
+            return
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def answer(self, path: str) -> tuple[str, bytes] | None:
+        """Content type and body of a GET, or None for an unknown path."""
+        match path.partition("?")[0]:
+            case "/metrics":
+                return CONTENT_TYPE_LATEST, generate_latest(self.registry)
+            case "/progress":
+                body = self.progress.to_dict()
+                body["checkpoint"] = self.checkpoint.to_dict() if self.checkpoint else None
+                return "application/json", json.dumps(body).encode()
+            case "/healthz":
+                return "text/plain", b"ok\n"
+        return None

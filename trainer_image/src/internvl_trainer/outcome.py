@@ -1,0 +1,118 @@
+"""How a stage ends: its exit code, its last word for the operator, and one message for a person."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
+from internvl_api.status import StageName, StageResult
+
+from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
+from internvl_trainer.errors import UserError
+from internvl_trainer.launcher import ENV_TERMINATION_LOG
+from internvl_trainer.signals import StopRequested
+
+logger = logging.getLogger(__name__)
+
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
+_SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
+# What gloo and NCCL say when another process is gone.
+_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
+
+
+class Outcome(NamedTuple):
+    """Exit code and StageResult of one stage."""
+
+    code: int
+    result: StageResult
+
+
+def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
+    """Do a stage's work; whatever happens becomes an exit code and a StageResult."""
+    try:
+        result = work()
+    except StopRequested as stopped:
+        return Outcome(ExitCode.RESUME, _failed(stage, "Stopped", f"stopped by {stopped}; start me again", "resume"))
+    except UserError as error:
+        return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
+    except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may end without a last word
+        logger.error("%s failed", stage, exc_info=True)
+        reason = "PeerLost" if is_peer_lost(error) else "InternalError"
+        lines = str(error).strip().splitlines() or [""]
+        return Outcome(ExitCode.INTERNAL, _failed(stage, reason, f"{type(error).__name__}: {lines[0][:300]}"))
+    return Outcome(ExitCode.RESUME if result.outcome == "resume" else ExitCode.OK, result)
+
+
+def exit_code_of(error: UserError) -> ExitCode:
+    """Who can help: a new secret, time, or the user."""
+    if isinstance(error, AccessDenied):
+        return ExitCode.ACCESS_DENIED
+    return ExitCode.UNAVAILABLE if isinstance(error, Unavailable) else ExitCode.USER_ERROR
+
+
+def is_peer_lost(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone, which is not this rank's fault."""
+    return any(text in str(error) for text in _PEER_LOST)
+
+
+def report(outcome: Outcome) -> None:
+    """Say it to a person (stderr) and to the operator (termination message)."""
+    result = outcome.result
+    if result.outcome == "failed":
+        print(f"{result.stage}: {result.reason}: {redact(result.message)}", file=sys.stderr, flush=True)
+    else:
+        logger.info("%s: %s: %s", result.stage, result.reason, result.message)
+    path = termination_path()
+    if path is not None:
+        path.write_bytes(termination_message(result))
+
+
+def termination_path() -> Path | None:
+    """Where the last word goes; None outside of a pod."""
+    path = Path(os.environ.get(ENV_TERMINATION_LOG, TERMINATION_MESSAGE_PATH))
+    return path if path.exists() else None
+
+
+def termination_message(result: StageResult) -> bytes:
+    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut."""
+    message = redact(result.message)
+    while True:
+        data = result.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
+        excess = len(data) - TERMINATION_MESSAGE_LIMIT
+        if excess <= 0:
+            return data
+        message = message[: len(message) - excess - len(" …")] + " …"
+
+
+def redact(text: str) -> str:
+    """`text` without the credentials of this process."""
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A log line, tracebacks included, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:
+    """Plain lines on stderr; the libraries' own chatter only from WARNING on."""
+    handler = handler or logging.StreamHandler()
+    rank = f" rank {os.environ['RANK']}" if os.environ.get("LOCAL_RANK") else ""
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s %(levelname)s{rank} %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("internvl_trainer").setLevel(level)
+
+
+def _failed(stage: StageName, reason: str, message: str, outcome: str = "failed") -> StageResult:
+    return StageResult.model_validate({"stage": stage, "outcome": outcome, "reason": reason, "message": message})

@@ -1,0 +1,70 @@
+"""The stages in their order; each is skipped when its manifest is there, and writes it last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName, StageResult
+
+from internvl_trainer.artifacts.identity import check_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
+from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.signals import stop_by_exception, stop_flag
+
+STAGES: tuple[StageName, ...] = ("preflight", "train", "publish")
+
+
+def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
+    """Do one stage, or find it done. Raises UserError for what the user must mend."""
+    work: dict[StageName, Callable[[RunConfig, Storage, Reporter], StageResult]] = {
+        "preflight": _preflight,
+        "train": _train,
+        "publish": _publish,
+    }
+    storage = open_storage(config.output, field="spec.output")
+    check_output(storage, config)
+    return find_done(stage, config, storage) or work[stage](config, storage, reporter)
+
+
+def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageResult | None:
+    """The result of an earlier attempt that finished this stage of this run."""
+    try:
+        manifest = read_manifest(storage, stage_folder(stage))
+    except ManifestError:
+        return None
+    if manifest is None or manifest.fingerprint != fingerprint(config):
+        return None
+    return StageResult(
+        stage=stage,
+        outcome="succeeded",
+        reason="AlreadyDone",
+        message=f"done at {manifest.created}",
+        artifacts=manifest.extra.get("artifacts", {}),
+    )
+
+
+def _preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    from internvl_trainer.preflight import preflight
+
+    with stop_by_exception():
+        return preflight(config, storage, reporter)
+
+
+def _train(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    from internvl_trainer.distributed import Rendezvous, join_group
+
+    with stop_flag() as stop:
+        group = join_group(Rendezvous.from_environment(os.environ), config.device)
+        from internvl_trainer.train.loop import train
+
+        return train(config, group, storage, reporter, stop)
+
+
+def _publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    from internvl_trainer.artifacts.publish import publish
+
+    with stop_by_exception():
+        return publish(config, storage, reporter)

@@ -1,0 +1,1 @@
+"""The train stage: engine, loop, checkpoints, export."""

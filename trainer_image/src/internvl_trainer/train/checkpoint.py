@@ -1,0 +1,269 @@
+"""Resumable state in object storage: safetensors only, independent of world size and ZeRO stage.
+
+`checkpoints/step-00000020/` holds, for each rank, files with the ranges of the parameters that the rank owned (fp32
+weights and Adam moments), the journal of all steps so far, and a manifest, written last, that says which range is in
+which file. Nothing else is state: the order of the data, dropout and augmentation are functions of seed and position,
+and frozen weights come from the base model.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from internvl_api.status import CheckpointStatus
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from internvl_trainer.artifacts.manifest import (
+    MANIFEST,
+    Manifest,
+    ManifestError,
+    ManifestFile,
+    check_sizes,
+    commit,
+    discard,
+    fetch_files,
+    read_manifest,
+    upload_files,
+)
+from internvl_trainer.artifacts.storage import Storage, Unavailable
+from internvl_trainer.distributed import Group
+from internvl_trainer.errors import UserError
+from internvl_trainer.train.state import (
+    KINDS,
+    Fragment,
+    local_fragments,
+    set_optimizer_step,
+    trainable_shapes,
+    use_restored_weights,
+)
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+JOURNAL = "journal"
+_NAME = re.compile(rf"^{FOLDER}/step-(\d+)/")
+_FILE_BYTES = 2 << 30  # so much is held in memory and on the scratch disk at a time
+_PATIENCE_SECONDS = 600  # for storage that is away when a checkpoint is due
+
+# Which range of which parameter is in a file: file to parameter to [start, length].
+Layout = dict[str, dict[str, list[int]]]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is called by all ranks together."""
+
+    def __init__(self, storage: Storage, group: Group, *, fingerprint: str, keep: int) -> None:
+        self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
+        self.newest: CheckpointStatus | None = None
+        self.newest_bytes = 0
+
+    def save(self, engine: Any, step: int, journal: dict[str, Path]) -> None:
+        """Store the state after `step` steps; when this returns, the checkpoint is verified and counts.
+
+        Each rank writes what it owns; rank 0 adds the journal and, after all are done, the manifest.
+        """
+        folder = _folder(step)
+        if self._group.leads:
+            discard(self._storage, folder)  # what an attempt left that was killed here
+        self._group.barrier()
+        files, layout = self._store_fragments(folder, local_fragments(engine, self._group.rank))
+        if self._group.leads:
+            files += self._upload(folder, {f"{JOURNAL}/{name}": path for name, path in journal.items()})
+        shares = self._group.gather({"files": [asdict(file) for file in files], "layout": layout})
+        if self._group.leads:
+            self._finish(folder, step, shares, trainable_shapes(engine))
+        self._group.barrier()
+
+    def restore(self, engine: Any, scratch: Path) -> int:
+        """Load the newest checkpoint that verifies; the step it was made after, 0 when there is none.
+
+        `scratch` receives the journal (as `scratch`/journal, on rank 0). A broken checkpoint is skipped with a
+        warning that names it.
+        """
+        for folder in self._group.first(self._stored_folders() if self._group.leads else None):
+            if (step := self._restore_one(engine, folder, scratch)) is not None:
+                return step
+        return 0
+
+    def _store_fragments(self, folder: str, fragments: list[Fragment]) -> tuple[list[ManifestFile], Layout]:
+        files: list[ManifestFile] = []
+        layout: Layout = {}
+        for number, batch in enumerate(_batches(fragments)):
+            name = f"rank-{self._group.rank:05d}-{number:03d}.safetensors"
+            with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+                path = Path(scratch) / name
+                save_file({f"{kind}/{part.name}": part.read(kind) for part in batch for kind in KINDS}, path)
+                files += self._upload(folder, {name: path})
+            layout[name] = {part.name: [part.start, part.length] for part in batch}
+        return files, layout
+
+    def _upload(self, folder: str, files: dict[str, Path]) -> list[ManifestFile]:
+        @retry(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_exponential(max=30),
+            stop=stop_after_delay(_PATIENCE_SECONDS),
+            before_sleep=before_sleep_log(logger, logging.WARNING),
+            reraise=True,
+        )
+        def upload() -> list[ManifestFile]:
+            return upload_files(self._storage, folder, files)
+
+        return upload()
+
+    def _finish(self, folder: str, step: int, shares: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
+        files = [ManifestFile(**file) for share in shares for file in share["files"]]
+        manifest = commit(
+            self._storage,
+            folder,
+            files,
+            self._fingerprint,
+            step=step,
+            worldSize=self._group.world_size,
+            shapes=shapes,
+            layout={name: ranges for share in shares for name, ranges in share["layout"].items()},
+            versions={name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        )
+        check_sizes(self._storage, folder, manifest)
+        self._note(folder, manifest)
+        self._prune()
+
+    def _note(self, folder: str, manifest: Manifest) -> None:
+        self.newest_bytes = manifest.size
+        self.newest = CheckpointStatus(
+            step=manifest.extra["step"],
+            uri=f"{self._storage.uri}/{folder}",
+            sha256=manifest.sha256,
+            verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _stored_folders(self) -> list[str]:
+        """Folders that have a manifest, newest first."""
+        keys = (file.key for file in self._storage.list(f"{FOLDER}/") if file.key.endswith(f"/{MANIFEST}"))
+        return sorted((key.removesuffix(f"/{MANIFEST}") for key in keys if _NAME.match(key)), reverse=True)
+
+    def _prune(self) -> None:
+        """Delete what is older than the newest `keep`, and what killed attempts left between."""
+        kept = self._stored_folders()[: self._keep]
+        found = {match[0].rstrip("/") for file in self._storage.list(f"{FOLDER}/") if (match := _NAME.match(file.key))}
+        for folder in sorted(found):
+            if folder not in kept and folder < kept[0]:
+                discard(self._storage, folder)
+
+    def _restore_one(self, engine: Any, folder: str, scratch: Path) -> int | None:
+        """The step of `folder`'s checkpoint, loaded; None when it is broken for any rank."""
+        manifest = None
+        target = scratch / f"restore-{self._group.rank}"
+        fragments = local_fragments(engine, self._group.rank)
+        try:
+            manifest = self._fetch(folder, fragments, trainable_shapes(engine), target)
+        except ManifestError as error:
+            logger.warning("checkpoint %s is broken and skipped: %s", folder, error)
+        if self._group.sum([manifest is not None])[0] < self._group.world_size or manifest is None:
+            shutil.rmtree(target, ignore_errors=True)
+            return None
+        step: int = manifest.extra["step"]
+        _load(fragments, manifest.extra["layout"], target)
+        set_optimizer_step(engine, step)
+        use_restored_weights(engine)
+        if self._group.leads:
+            shutil.copytree(target / JOURNAL, scratch / JOURNAL, dirs_exist_ok=True)
+            self._note(folder, manifest)
+        shutil.rmtree(target)
+        self._group.barrier()
+        return step
+
+    def _fetch(
+        self, folder: str, fragments: list[Fragment], shapes: dict[str, list[int]], target: Path
+    ) -> Manifest:
+        """Download what this rank needs of a checkpoint, checked; together, the ranks check every file."""
+        manifest = read_manifest(self._storage, folder)
+        if manifest is None:
+            raise ManifestError("CheckpointBroken", f"{folder} lost its manifest")
+        self._check(manifest, folder, shapes)
+        check_sizes(self._storage, folder, manifest)
+        wanted = {name for part in fragments for name, _, _ in _overlaps(part, manifest.extra["layout"])}
+        files = [file for file in manifest.files if file.path in wanted]
+        files += manifest.named(f"{JOURNAL}/") if self._group.leads else []
+        target.mkdir(parents=True, exist_ok=True)
+        fetch_files(self._storage, folder, files, target)
+        return manifest
+
+    def _check(self, manifest: Manifest, folder: str, shapes: dict[str, list[int]]) -> None:
+        if manifest.fingerprint != self._fingerprint:
+            raise UserError(
+                "OutputHoldsAnotherRun",
+                f"{self._storage.uri}/{folder} is a checkpoint of another run; choose another output, or delete it",
+                "spec.output",
+            )
+        if manifest.extra["shapes"] != shapes:
+            names = sorted({*manifest.extra["shapes"], *shapes})
+            differs = next(name for name in names if manifest.extra["shapes"].get(name) != shapes.get(name))
+            raise UserError(
+                "CheckpointMismatch",
+                f"{self._storage.uri}/{folder} has {differs} as {manifest.extra['shapes'].get(differs)}, the model as "
+                f"{shapes.get(differs)}; was the base model changed in place? Choose another output",
+                "spec.output",
+            )
+
+
+class Overlap(NamedTuple):
+    """Elements [start, stop) of a flattened parameter, found in `file`, whose own range begins at `file_start`."""
+
+    file: str
+    file_start: int
+    span: tuple[int, int]
+
+
+def _overlaps(part: Fragment, layout: Layout) -> Iterator[Overlap]:
+    """The pieces of stored files that make up a fragment; the world may have been of another size when they were made."""
+    for file, ranges in layout.items():
+        if part.name not in ranges:
+            continue
+        file_start, length = ranges[part.name]
+        start, stop = max(part.start, file_start), min(part.start + part.length, file_start + length)
+        if start < stop:
+            yield Overlap(file, file_start, (start, stop))
+
+
+def _load(fragments: list[Fragment], layout: Layout, folder: Path) -> None:
+    with ExitStack() as stack:
+        files = {path.name: stack.enter_context(safe_open(path, "pt")) for path in folder.glob("rank-*.safetensors")}
+        for part in fragments:
+            pieces = list(_overlaps(part, layout))
+            for kind in KINDS:
+                values = torch.empty(part.length, dtype=torch.float32)
+                for file, file_start, (start, stop) in pieces:
+                    stored = files[file].get_slice(f"{kind}/{part.name}")
+                    values[start - part.start : stop - part.start] = stored[start - file_start : stop - file_start]
+                part.write(kind, values)
+
+
+def _batches(fragments: list[Fragment]) -> Iterator[list[Fragment]]:
+    """Runs of fragments of about _FILE_BYTES; never an empty one."""
+    batch: list[Fragment] = []
+    size = 0
+    for fragment in fragments:
+        batch.append(fragment)
+        size += fragment.length * 4 * len(KINDS)
+        if size >= _FILE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _folder(step: int) -> str:
+    return f"{FOLDER}/step-{step:08d}"

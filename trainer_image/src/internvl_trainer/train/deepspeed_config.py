@@ -1,0 +1,60 @@
+"""RunConfig to DeepSpeed's configuration, equal to upstream's published JSON files where they say something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from internvl_api.run_config import RunConfig
+
+# Bucket sizes in elements, from upstream's zero_stage1_config.json and zero_stage3_config.json.
+_STAGE_1_AND_2 = {
+    "allgather_partitions": True,
+    "allgather_bucket_size": 1_000_000_000,
+    "overlap_comm": True,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 1_000_000_000,
+    "contiguous_gradients": True,
+}
+_STAGE_3 = {
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "sub_group_size": 1_000_000_000,
+    "reduce_bucket_size": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 1_000_000_000,
+    "stage3_param_persistence_threshold": 10_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """What deepspeed.initialize gets. The optimizer and the learning rate are ours, so neither is in it.
+
+    `training.deepspeed` is merged over it, object by object.
+    """
+    training = config.training
+    stage = training.zero_stage
+    generated = {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.global_batch_size // (world_size * training.micro_batch_size),
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_optimization": {"stage": stage, **(_STAGE_3 if stage == 3 else _STAGE_1_AND_2)},
+        # A client optimizer with offloading (a user's override) is not one of DeepSpeed's own.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    return merge(generated, training.deepspeed)
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, objects merged key by key."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

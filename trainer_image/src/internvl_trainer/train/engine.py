@@ -1,0 +1,95 @@
+"""The DeepSpeed engine of a run: model, optimizer, and what one optimizer step does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.data.loader import Batch, Window, count_supervised
+from internvl_trainer.distributed import Group
+from internvl_trainer.model.chat_model import ChatModel
+from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.state import begin_optimizer_state
+
+
+def build_engine(config: RunConfig, model: ChatModel, group: Group) -> Any:
+    """A DeepSpeedEngine around the model, with our own AdamW."""
+    training = config.training
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, training.weight_decay, decay_all=config.data.compat == "upstream"),
+        lr=training.learning_rate,
+        betas=training.adam_betas,
+        eps=training.adam_epsilon,
+        fused=group.device.type == "cuda",
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_config(config, group.world_size),
+        dist_init_required=False,
+    )
+    begin_optimizer_state(engine)
+    engine.train()
+    return engine
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: bool) -> list[dict[str, Any]]:
+    """Matrices decay; vectors (norms, biases, layer scales) do not. Upstream decays all of them."""
+    matrices, vectors = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            flat = len(getattr(parameter, "ds_shape", parameter.shape)) < 2
+            (vectors if flat and not decay_all else matrices).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def run_backward(engine: Any, window: Window, supervised: float, config: RunConfig, group: Group, step: int) -> float:
+    """Gradients of one optimizer step, up to its last micro-batch; this rank's sum of token losses.
+
+    Each token weighs the same: the loss of a micro-batch is its SUM over supervised tokens, divided by their number in
+    the whole step over all ranks (`supervised`), so that the gradients are those of one big batch. `compat: upstream`
+    takes the mean of each micro-batch instead, and the mean of those.
+    """
+    total = 0.0
+    last = len(window.batches) - 1
+    for number, batch in enumerate(window.batches):
+        seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
+        output = engine(**_on_device(batch, group.device))
+        if config.data.compat == "upstream":
+            share = 1 / (max(1, count_supervised(batch)) * len(window.batches))
+        else:
+            share = group.world_size / max(1.0, supervised)  # DeepSpeed divides by the world size once more
+        engine.backward(output.loss_sum * share, scale_wrt_gas=False)
+        total += float(output.loss_sum.detach())
+        if number < last:
+            engine.step()  # only counts; the caller takes the step that updates weights
+    return total
+
+
+def apply_step(engine: Any, rate: float) -> float:
+    """Update the weights at this learning rate; the norm of the gradients before clipping."""
+    set_learning_rate(engine.optimizer.param_groups, rate)
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else 0.0
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Every group has the same rate."""
+    for group in groups:
+        group["lr"] = rate
+
+
+def seed_micro_batch(seed: int, step: int, number: int) -> None:
+    """Dropout and drop path of a micro-batch depend on its place in the run alone: not on attempts, not on ranks."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

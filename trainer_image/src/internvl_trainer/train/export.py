@@ -1,0 +1,134 @@
+"""The trained weights as files: a PEFT adapter, or a model directory in the format of the base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from internvl_api.run_config import RunConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from internvl_trainer.artifacts.sources import is_unused
+from internvl_trainer.distributed import Group
+from internvl_trainer.model.adapter_files import save_adapter
+from internvl_trainer.model.adapters import is_adapter, native_name
+from internvl_trainer.model.checkpoint_format import to_upstream
+from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE
+from internvl_trainer.model.checkpoint_format.tensors import DERIVED
+from internvl_trainer.model.load import LoadedModel
+
+OTHER_WEIGHTS = "trained_weights.safetensors"
+"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
+
+
+def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> None:
+    """Write the adapter, and the other weights that learned. All ranks call it; rank 0 writes."""
+    state = dict(full_tensors(engine, group, only_trainable=True))
+    if not group.leads:
+        return
+    save_adapter(loaded.model, directory, state)
+    others = {native_name(name): tensor for name, tensor in state.items() if not is_adapter(name)}
+    if others:
+        save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
+
+
+def export_model(
+    engine: Any, loaded: LoadedModel, base: Path, directory: Path, config: RunConfig, group: Group
+) -> None:
+    """Write a model directory like the base's: the same shards with new weights, and every other file carried over.
+
+    All ranks call it; rank 0 writes, holding about a shard in memory.
+    """
+    tensors = ((native_name(name), tensor) for name, tensor in full_tensors(engine, group, only_trainable=False))
+    if not group.leads:
+        for _ in tensors:
+            pass
+        return
+    directory.mkdir(parents=True)
+    _carry_over(base, directory)
+    if loaded.upstream_config is None:
+        loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
+        return
+    _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
+    _write_config(loaded.upstream_config, config, loaded, directory)
+
+
+def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of the parameters, on rank 0 and the CPU; the other ranks get empty ones, in step.
+
+    A shared parameter comes once, under its first name.
+    """
+    import deepspeed
+
+    for name, parameter in engine.module.named_parameters():
+        if only_trainable and not parameter.requires_grad:
+            continue
+        if not hasattr(parameter, "ds_id"):
+            yield name, parameter.detach().cpu() if group.leads else torch.empty(0)
+            continue
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole = parameter.detach().cpu().clone() if group.leads else torch.empty(0)
+        yield name, whole
+
+
+def _carry_over(base: Path, directory: Path) -> None:
+    """Copy what is not weights: tokenizer, configuration, the model card and upstream's *.py."""
+    for path in sorted(base.rglob("*")):
+        name = path.relative_to(base)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not path.is_file() or hidden or path.suffix == ".safetensors" or is_unused(path.name):
+            continue
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> None:
+    """Each tensor into the file that holds it in the base, written when its last tensor has come."""
+    files = _files_of_tensors(base)
+    waiting: dict[str, set[str]] = defaultdict(set)
+    for name, file in files.items():
+        waiting[file].add(name)
+    collected: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors:
+        file = files[name]
+        collected[file][name] = tensor.contiguous()
+        waiting[file].discard(name)
+        if all(DERIVED.search(left) for left in waiting[file]):
+            kept = _read(base / file, waiting[file])
+            save_file({**collected.pop(file), **kept}, directory / file, metadata={"format": "pt"})
+    if collected:
+        raise RuntimeError(f"tensors without a complete shard: {sorted(collected)}")
+
+
+def _files_of_tensors(base: Path) -> dict[str, str]:
+    if (base / INDEX_FILE).exists():
+        files: dict[str, str] = json.loads((base / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
+        return files
+    with safe_open(base / SINGLE_FILE, "pt") as tensors:
+        return dict.fromkeys(tensors.keys(), SINGLE_FILE)
+
+
+def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in names}
+
+
+def _write_config(upstream: dict[str, Any], config: RunConfig, loaded: LoadedModel, directory: Path) -> None:
+    """The base's config.json with what training changed, so that inference cuts the same tiles."""
+    changed = {
+        **upstream,
+        "template": config.model.template or loaded.template,
+        "force_image_size": loaded.image_size,
+        "dynamic_image_size": config.image.dynamic,
+        "min_dynamic_patch": config.image.min_dynamic_patch,
+        "max_dynamic_patch": config.image.max_dynamic_patch,
+        "use_thumbnail": config.image.thumbnail,
+    }
+    (directory / "config.json").write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""The record of every step: metrics.jsonl (full precision) and TensorBoard events.
+
+Both live in one folder that goes into every checkpoint. A resumed run starts from the checkpoint's copy, which ends at
+the checkpoint's step, so no step is ever recorded twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. `step` counts from 1; `loss` is the mean over supervised tokens; times are in seconds."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    supervised_tokens: int
+    tokens: int
+    samples: int
+    step_seconds: float
+    data_wait_seconds: float
+    world_size: int
+
+
+class Journal:
+    """Appends to the files of `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
+
+        self.folder = folder
+        (folder / EVENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / EVENTS_FOLDER), flush_secs=30)
+
+    def record(self, step: StepRecord) -> None:
+        """Add one step."""
+        self._metrics.write(json.dumps(asdict(step)) + "\n")
+        scalars = {
+            "train/loss": step.loss,
+            "train/learning_rate": step.learning_rate,
+            "train/gradient_norm": step.gradient_norm,
+            "train/step_seconds": step.step_seconds,
+            "train/data_wait_seconds": step.data_wait_seconds,
+            "train/tokens_per_second": step.tokens / step.step_seconds,
+        }
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step.step)
+
+    def files(self) -> dict[str, Path]:
+        """Relative name to path of everything recorded so far, flushed."""
+        self._metrics.flush()
+        self._events.flush()
+        return {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
+
+    def close(self) -> None:
+        """Close both files."""
+        self._metrics.close()
+        self._events.close()
+
+
+def restore_journal(folder: Path, saved: Path) -> None:
+    """Put a checkpoint's copy in the place of what an earlier attempt may have left in `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if saved.is_dir():
+        shutil.copytree(saved, folder)
+
+
+def read_metrics(path: Path) -> list[StepRecord]:
+    """The steps of a metrics.jsonl."""
+    return [StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,211 @@
+"""The train stage: from a base model and rows to trained weights in storage."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageResult
+
+from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import commit, upload_files
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.loader import Loader, Window
+from internvl_trainer.distributed import Group
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.signals import StopFlag
+from internvl_trainer.train.checkpoint import JOURNAL, Checkpoints
+from internvl_trainer.train.engine import apply_step, run_backward
+from internvl_trainer.train.export import export_adapter, export_model
+from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
+from internvl_trainer.train.schedule import learning_rate
+from internvl_trainer.train.setup import Run, prepare
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter, stop: StopFlag) -> StageResult:
+    """Train from the newest checkpoint to the last step, then export. All ranks call it."""
+    run = prepare(config, group, storage, reporter)
+    checkpoints = Checkpoints(storage, group, fingerprint=fingerprint(config), keep=config.checkpoint.keep)
+    with tempfile.TemporaryDirectory(prefix="train-") as scratch:
+        reporter.doing("looking for a checkpoint")
+        first = checkpoints.restore(run.engine, Path(scratch))
+        session = Session(run, config, group, storage, reporter, checkpoints, open_journal(Path(scratch), group), first)
+        loader = run.loader(first)
+        for step in range(first, run.total_steps):
+            window = loader.window()
+            supervised, stopping = group.sum([window.supervised_tokens, stop.requested])
+            if stopping:
+                return session.stopped(step)
+            session.take_step(step, window, supervised)
+            if is_due(step + 1, run.total_steps, config.checkpoint.every_steps):
+                session.save(step + 1)
+        return session.finish(Path(scratch) / "export")
+
+
+def is_due(step: int, total_steps: int, every: int) -> bool:
+    """Whether a checkpoint is taken after `step` steps; always after the last, before its weights are exported."""
+    return step % every == 0 or step == total_steps
+
+
+def open_journal(scratch: Path, group: Group) -> Journal | None:
+    """Rank 0's journal, going on from the restored checkpoint's."""
+    if not group.leads:
+        return None
+    restore_journal(scratch / "record", scratch / JOURNAL)
+    return Journal(scratch / "record")
+
+
+@dataclass
+class Session:
+    """One attempt: what the loop does at each step, and at its end."""
+
+    run: Run
+    config: RunConfig
+    group: Group
+    storage: Storage
+    reporter: Reporter
+    checkpoints: Checkpoints
+    journal: Journal | None
+    saved_step: int
+    loss: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.reporter.checkpoint = self.checkpoints.newest
+        self.reporter.total_steps.set(self.run.total_steps)
+        self.reporter.update(step=self.saved_step, total_steps=self.run.total_steps)
+        self.reporter.doing("training")
+
+    def take_step(self, step: int, window: Window, supervised: float) -> None:
+        """One optimizer step. Raises UserError when the loss is no number, before it reaches the weights."""
+        began = time.monotonic()
+        local = run_backward(self.run.engine, window, supervised, self.config, self.group, step)
+        total, tokens, waited = self.group.sum([local, window.tokens, window.waited])
+        self.loss = total / max(1.0, supervised)
+        self._refuse_nan(step)
+        training = self.config.training
+        rate = learning_rate(
+            step, self.run.total_steps, training.learning_rate, training.warmup_ratio, training.lr_schedule
+        )
+        norm = apply_step(self.run.engine, rate)
+        if not self.run.engine.was_step_applied():
+            raise _not_finite(step, "the gradients are not finite")
+        seconds = time.monotonic() - began + window.waited
+        self._record(
+            StepRecord(
+                step=step + 1,
+                epoch=round((step + 1) * training.global_batch_size / self.run.rows, 6),
+                loss=self.loss,
+                learning_rate=rate,
+                gradient_norm=norm,
+                supervised_tokens=int(supervised),
+                tokens=int(tokens),
+                samples=training.global_batch_size,
+                step_seconds=seconds,
+                data_wait_seconds=waited / self.group.world_size,
+                world_size=self.group.world_size,
+            )
+        )
+
+    def save(self, step: int) -> None:
+        """Checkpoint after `step` steps."""
+        began = time.monotonic()
+        self.reporter.doing(f"checkpoint at step {step}")
+        if self.group.leads and self.checkpoints.newest is None:
+            claim_output(self.storage, self.config)
+        self.checkpoints.save(self.run.engine, step, self.journal.files() if self.journal else {})
+        self.saved_step = step
+        seconds = time.monotonic() - began
+        self.reporter.checkpoint = self.checkpoints.newest
+        self.reporter.checkpoint_seconds.set(seconds)
+        self.reporter.checkpoint_bytes.set(self.checkpoints.newest_bytes)
+        self.reporter.checkpoint_step.set(step)
+        logger.info("checkpoint at step %d took %.1f s", step, seconds)
+        self.reporter.update(detail="training")
+
+    def stopped(self, step: int) -> StageResult:
+        """Asked to stop before `step`: keep what was done and say how to go on."""
+        if step > self.saved_step:
+            self.save(step)
+        return self._result("resume", "Stopped", f"stopped after step {step} of {self.run.total_steps}; start me again")
+
+    def finish(self, directory: Path) -> StageResult:
+        """Export the weights with the record of the run; the stage's manifest last."""
+        self.reporter.doing("exporting")
+        folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
+        if kind == "adapter":
+            export_adapter(self.run.engine, self.run.loaded, directory, self.group)
+        else:
+            export_model(self.run.engine, self.run.loaded, self.run.base, directory, self.config, self.group)
+        if self.journal is not None:
+            files = {f"{kind}/{path.relative_to(directory).as_posix()}": path for path in _files(directory)}
+            described = upload_files(self.storage, folder, {**files, **self.journal.files()})
+            commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
+            self.journal.close()
+        self.group.barrier()
+        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
+        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}")
+
+    def _refuse_nan(self, step: int) -> None:
+        if not math.isfinite(self.loss):
+            raise _not_finite(step, f"the loss is {self.loss}")
+
+    def _record(self, record: StepRecord) -> None:
+        reporter = self.reporter
+        reporter.loss.set(record.loss)
+        reporter.learning_rate.set(record.learning_rate)
+        reporter.gradient_norm.set(record.gradient_norm)
+        reporter.step.set(record.step)
+        reporter.samples.inc(record.samples)
+        reporter.data_wait.inc(record.data_wait_seconds)
+        reporter.step_seconds.observe(record.step_seconds)
+        samples, tokens = record.samples / record.step_seconds, record.tokens / record.step_seconds
+        reporter.samples_per_second.set(samples)
+        reporter.tokens_per_second.set(tokens)
+        reporter.update(
+            step=record.step,
+            epoch=record.epoch,
+            loss=record.loss,
+            learning_rate=record.learning_rate,
+            samples_per_second=round(samples, 3),
+            tokens_per_second=round(tokens, 3),
+            eta_seconds=round((self.run.total_steps - record.step) * record.step_seconds, 1),
+        )
+        if self.journal is not None:
+            self.journal.record(record)
+            logger.info(
+                "step %d/%d loss %.4f lr %.3g norm %.3f %.1f tokens/s waited %.2f s",
+                record.step, self.run.total_steps, record.loss, record.learning_rate, record.gradient_norm, tokens,
+                record.data_wait_seconds,
+            )  # fmt: skip
+
+    def _result(self, outcome: Any, reason: str, message: str) -> StageResult:
+        return StageResult(
+            stage="train",
+            outcome=outcome,
+            reason=reason,
+            message=message,
+            progress=self.reporter.progress,
+            checkpoint=self.checkpoints.newest,
+        )
+
+
+def _not_finite(step: int, what: str) -> UserError:
+    return UserError(
+        "LossNotFinite",
+        f"{what} at step {step + 1}; the weights were not touched and the last checkpoint is whole. Lower "
+        "learningRate, raise warmupRatio or look at the rows of this step",
+        "spec.training",
+    )
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()] if directory.is_dir() else []

@@ -1,0 +1,192 @@
+"""What must be there before the first step: base model, method, engine, data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import read_manifest
+from internvl_trainer.artifacts.sources import fetch_directory, open_media
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.dataset import SampleSettings
+from internvl_trainer.data.datasets import open_datasets
+from internvl_trainer.data.loader import Loader, RowDataset
+from internvl_trainer.data.sampler import GlobalOrder, count_steps
+from internvl_trainer.distributed import Group
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
+from internvl_trainer.model.load import LoadedModel, load_chat_model
+from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.engine import build_engine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything the loop works with."""
+
+    config: RunConfig
+    group: Group
+    base: Path
+    loaded: LoadedModel
+    engine: Any
+    dataset: RowDataset
+    order: GlobalOrder
+    total_steps: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of one epoch."""
+        return len(self.dataset)
+
+    def loader(self, first_step: int) -> Loader:
+        """Batches of this rank from `first_step` on."""
+        training, group = self.config.training, self.group
+        return Loader(
+            self.dataset,
+            self.order.micro_batches(
+                first_step,
+                self.total_steps,
+                rank=group.rank,
+                world_size=group.world_size,
+                micro_batch=training.micro_batch_size,
+            ),
+            pad_token_id=self.loaded.tokenizer.pad_token_id or 0,
+            workers=training.data_workers,
+            accumulation=training.global_batch_size // (group.world_size * training.micro_batch_size),
+            pin_memory=group.device.type == "cuda",
+        )
+
+
+def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporter) -> Run:
+    """Fetch, load and build. Raises UserError for what the user must mend."""
+    training = config.training
+    check_batch(config, group.world_size)
+    reporter.doing("fetching the model")
+    base = fetch_directory(config.model.source, field="spec.model.source")
+    reporter.doing("loading the model")
+    loaded = load_model(config, base, group)
+    report = apply_method(
+        loaded.model, config.method, freeze=freeze(config), lora=lora_settings(config), seed=training.seed
+    )
+    loaded.model.set_gradient_checkpointing(training.gradient_checkpointing)
+    if group.leads:
+        logger.info("%s", report)
+    reporter.doing("indexing the data")
+    dataset = open_rows(config, loaded, storage, reporter)
+    reporter.doing("starting DeepSpeed")
+    lengths = None
+    if training.group_by_length:
+        lengths = dataset.lengths(image_tokens=config.image.max_dynamic_patch * loaded.context_tokens)
+    return Run(
+        config=config,
+        group=group,
+        base=base,
+        loaded=loaded,
+        engine=build_engine(config, loaded.model, group),
+        dataset=dataset,
+        order=GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths),
+        total_steps=count_steps(len(dataset), training.global_batch_size, training.epochs, training.max_steps),
+    )
+
+
+def check_batch(config: RunConfig, world_size: int) -> None:
+    """The global batch must be whole micro-batches on every rank, for the world that is really here."""
+    training = config.training
+    per_forward = world_size * training.micro_batch_size
+    if training.global_batch_size % per_forward:
+        raise UserError(
+            "BatchNotDivisible",
+            f"found {training.global_batch_size}, which {world_size} processes x microBatchSize "
+            f"{training.micro_batch_size} = {per_forward} does not divide; change one of them",
+            "spec.training.globalBatchSize",
+        )
+
+
+def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
+    """The base model in training's precision, partitioned from the start under ZeRO-3."""
+    partitioned = config.training.zero_stage == 3
+    return load_chat_model(
+        base,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        image_size=config.image.tile_size,
+        drop_path_rate=config.model.drop_path_rate,
+        zero3_config=deepspeed_config(config, group.world_size) if partitioned else None,
+    )
+
+
+def freeze(config: RunConfig) -> Freeze:
+    """The spec's freeze flags."""
+    chosen = config.training.freeze
+    return Freeze(vision=chosen.vision, projector=chosen.projector, language=chosen.language)
+
+
+def lora_settings(config: RunConfig) -> LoraSettings | None:
+    """The spec's adapter shape, for method lora."""
+    if config.method != "lora":
+        return None
+    lora = config.lora
+    return LoraSettings(
+        language_rank=lora.language_rank,
+        vision_rank=lora.vision_rank,
+        alpha=lora.language_alpha if lora.language_rank else lora.vision_alpha,
+        dropout=lora.dropout,
+    )
+
+
+def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
+    """How a row becomes a sample; what the spec leaves open comes from the checkpoint."""
+    image = config.image
+    return SampleSettings(
+        template=config.model.template or template,
+        image_size=image_size,
+        context_tokens=context_tokens,
+        dynamic_tiles=image.dynamic,
+        min_tiles=image.min_dynamic_patch,
+        max_tiles=image.max_dynamic_patch,
+        thumbnail=image.thumbnail,
+        min_frames=image.video_frames,
+        max_frames=image.video_frames,
+        max_length=config.training.max_seq_length,
+        compat=config.data.compat,
+    )
+
+
+def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter: Reporter) -> RowDataset:
+    """The rows of an epoch, without those that preflight found bad."""
+    bad_lines = read_bad_lines(config, storage)
+    reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
+    return RowDataset(
+        open_datasets(config),
+        sample_settings(
+            config,
+            template=loaded.template,
+            image_size=loaded.image_size,
+            context_tokens=loaded.context_tokens,
+        ),
+        loaded.tokenizer,
+        open_media,
+        seed=config.training.seed,
+        bad_lines=bad_lines,
+    )
+
+
+def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
+    """Dataset to lines that preflight told to skip; empty without `badRows: skip`."""
+    if config.data.bad_rows != "skip":
+        return {}
+    folder = stage_folder("preflight")
+    manifest = read_manifest(storage, folder)
+    if manifest is None or manifest.fingerprint != fingerprint(config):
+        raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
+    lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
+    return lines
