@@ -35,9 +35,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [internvl.dev]
   resources: [internvlfinetunes/status]
   verbs: [patch]
-- apiGroups: [internvl.dev]
-  resources: [internvlfinetunes/finalizers]
-  verbs: [update]                     # owner references that block deletion, where admission asks for it
 - apiGroups: [""]
   resources: [configmaps, pods, services]
   verbs: [get, list, watch, create, patch, delete]
