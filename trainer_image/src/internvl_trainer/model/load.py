@@ -224,7 +224,9 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Ab
     import deepspeed
     import torch._dynamo  # noqa: F401 - a first import of it under zero.Init fails, as its classes get patched half-way
 
-    return deepspeed.zero.Init(config_dict_or_path=dict(zero3_config), dtype=dtype)
+    # The dtype goes in through the config: zero.Init's own argument is ignored on processors without fp16.
+    precision = {"bf16": {"enabled": dtype == torch.bfloat16}, "fp16": {"enabled": dtype == torch.float16}}
+    return deepspeed.zero.Init(config_dict_or_path={**zero3_config, **precision})
 
 
 def _fill(native: InternVLForConditionalGeneration, source: _Source, dtype: torch.dtype, *, partitioned: bool) -> None:
