@@ -1,0 +1,216 @@
+"""Requests to the API server: JSON in, JSON out, over one pool of kept connections.
+
+The official client finds and refreshes the credentials; its generated models are left aside, because building and
+reading them costs more than the request.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import urllib3
+from internvl_api.constants import GROUP, KIND, PLURAL, VERSION
+from kubernetes import client, config
+
+from internvl_operator import metrics
+
+FIELD_MANAGER = "internvl-operator"
+_APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_SERVER_SIDE_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
+
+logger = logging.getLogger(__name__)
+
+# kind -> (path of the API group, plural)
+RESOURCES = {
+    "Pod": ("/api/v1", "pods"),
+    "Service": ("/api/v1", "services"),
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "Event": ("/api/v1", "events"),
+    KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+}
+
+
+class ApiError(Exception):
+    """The server's refusal (`status` is HTTP's), or no answer at all (`status` 0)."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+    @property
+    def gone(self) -> bool:
+        """The object, or its namespace, is not there or on its way out."""
+        return self.status == 404 or (self.status == 403 and "being terminated" in self.message)
+
+    @property
+    def refused(self) -> bool:
+        """The request itself is at fault: sending it again as it is will not help."""
+        foreign = self.status == 409 and "conflict with" in self.message  # another manager owns a field
+        return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
+
+
+class Api:
+    """One API server. Safe to use from many threads."""
+
+    def __init__(self, configuration: client.Configuration, *, timeout: float, connections: int) -> None:
+        configuration.connection_pool_maxsize = connections
+        self._configuration = configuration
+        self._pool = client.ApiClient(configuration).rest_client.pool_manager
+        self._timeout = timeout
+
+    @classmethod
+    def connect(cls, *, timeout: float, connections: int) -> "Api":
+        """In the cluster: the pod's service account; elsewhere: KUBECONFIG. Raises kubernetes.config.ConfigException."""
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+        return cls(client.Configuration.get_default_copy(), timeout=timeout, connections=connections)
+
+    def apply(self, obj: dict[str, Any], *, force: bool) -> dict[str, Any]:
+        """Server-side apply of a whole object. Without `force`, a field that another manager owns is a 409."""
+        metadata = obj["metadata"]
+        path = object_path(obj["kind"], metadata["namespace"], metadata["name"])
+        return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
+
+    def apply_status(self, obj: dict[str, Any]) -> dict[str, Any]:
+        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when its uid is another."""
+        metadata = obj["metadata"]
+        path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
+        return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
+
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> dict[str, Any]:
+        """Delete only while the object has this uid (else 409); `force`: with no grace period."""
+        body: dict[str, Any] = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        if force:
+            body["gracePeriodSeconds"] = 0
+        return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
+
+    def create(self, obj: dict[str, Any]) -> dict[str, Any]:
+        """Only for Events, whose names the server generates."""
+        return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
+
+    def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[dict[str, Any]]:
+        """The raw lists, page by page."""
+        query = {"labelSelector": selector, "limit": str(page)}
+        while True:
+            found = self._json("GET", path, query)
+            yield found
+            following = found["metadata"].get("continue")
+            if not following:
+                return
+            query["continue"] = following
+
+    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[dict[str, Any]]:
+        """Raw watch events until the server ends the stream. A silent connection raises ApiError(0)."""
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "labelSelector": selector,
+            "resourceVersion": version,
+            "timeoutSeconds": str(max(1, round(seconds))),
+        }
+        timeout = urllib3.Timeout(connect=self._timeout, read=seconds + _SERVER_SIDE_MARGIN)
+        response = self._send("GET", path, query, None, timeout=timeout, stream=True)
+        try:
+            buffer = b""
+            for chunk in response.stream(amt=None):
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield json.loads(line)
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(0, "Disconnected", str(error)) from error
+        finally:
+            response.close()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Any document."""
+        return self._json("GET", path, {})
+
+    def _write(
+        self,
+        verb: str,
+        kind: str,
+        method: str,
+        path: str,
+        body: dict[str, Any],
+        query: Mapping[str, bool] | None = None,
+    ) -> dict[str, Any]:
+        flags = {name: str(value).lower() for name, value in (query or {}).items()}
+        result = "error"
+        try:
+            answer = self._json(method, path, {"fieldManager": FIELD_MANAGER} | flags, body)
+            result = "ok"
+            return answer
+        except ApiError as error:
+            result = str(error.status)
+            raise
+        finally:
+            metrics.API_WRITES.labels(verb, kind, result).inc()
+
+    def _json(
+        self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        response = self._send(method, path, query, body, timeout=urllib3.Timeout(total=self._timeout))
+        loaded: dict[str, Any] = json.loads(response.data)
+        return loaded
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: dict[str, Any] | None,
+        *,
+        timeout: urllib3.Timeout,
+        stream: bool = False,
+    ) -> urllib3.BaseHTTPResponse:
+        url = f"{self._configuration.host}{path}?{urlencode({k: v for k, v in query.items() if v})}"
+        headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER} | self._authorization()
+        if body is not None:
+            headers["Content-Type"] = _APPLY if method == "PATCH" else "application/json"
+        try:
+            response = self._pool.request(
+                method,
+                url,
+                body=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                headers=headers,
+                timeout=timeout,
+                preload_content=not stream,
+                retries=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(0, "Unreachable", str(error)) from error
+        if response.status >= 400:
+            raise _error(response)
+        return response  # type: ignore[no-any-return]  # the client library is not typed
+
+    def _authorization(self) -> dict[str, str]:
+        # Asked for on every request: this is where the client library renews a service account's token.
+        return {
+            setting["key"]: setting["value"]
+            for setting in self._configuration.auth_settings().values()
+            if setting["in"] == "header" and setting["value"]
+        }
+
+
+def list_path(kind: str, namespace: str | None) -> str:
+    """The collection of a kind, in one namespace or (None) in all."""
+    prefix, plural = RESOURCES[kind]
+    return f"{prefix}/{plural}" if namespace is None else f"{prefix}/namespaces/{quote(namespace)}/{plural}"
+
+
+def object_path(kind: str, namespace: str, name: str) -> str:
+    """One object."""
+    return f"{list_path(kind, namespace)}/{quote(name)}"
+
+
+def _error(response: urllib3.BaseHTTPResponse) -> ApiError:
+    try:
+        status = json.loads(response.data)
+        return ApiError(response.status, status.get("reason", ""), status.get("message", ""))
+    except (ValueError, AttributeError):
+        return ApiError(response.status, response.reason or "", response.data[:200].decode(errors="replace"))

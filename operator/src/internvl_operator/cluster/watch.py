@@ -1,0 +1,116 @@
+"""One thread for each kind and namespace: list, then watch from there, for ever."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
+
+from internvl_operator import metrics
+from internvl_operator.cluster.api import Api, ApiError, list_path
+from internvl_operator.cluster.store import Collection, Key
+
+SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the API server does not answer
+
+logger = logging.getLogger(__name__)
+
+
+class ChildWatch:
+    """Keeps `collection` up to date with the children of one kind, and tells which jobs they belong to."""
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        namespace: str | None,
+        collection: Collection[Any],
+        changed: Callable[[Key], None],
+        seconds: float,
+    ) -> None:
+        self.kind, self.synced = kind, threading.Event()
+        self._api, self._path, self._namespace = api, list_path(kind, namespace), namespace
+        self._collection, self._changed, self._seconds = collection, changed, seconds
+        self._stopping = threading.Event()
+        self._version: str | None = None
+        self._heard = self._tried = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"watch-{kind}-{namespace or 'all'}", daemon=True)
+
+    def start(self) -> None:
+        """Begin; `synced` is set after the first list."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End at the next event or time-out; the thread is a daemon and is not waited for."""
+        self._stopping.set()
+
+    def silent_for(self) -> float:
+        """Seconds since the API server last said anything, be it a bookmark or the regular end of a watch."""
+        return time.monotonic() - self._heard
+
+    def stuck_for(self) -> float:
+        """Seconds since the thread last did anything, were it to fail: more than a watch takes means it hangs."""
+        return time.monotonic() - self._tried
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+                pause = _FIRST_PAUSE
+            except ApiError as error:
+                self._forget_if_expired(error)
+                logger.warning("watch of %s: %s; trying again in %.1f s", self._path, error, pause)
+                self._tried = time.monotonic()
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(_LONGEST_PAUSE, pause * 2)
+            except Exception:
+                logger.exception("watch of %s failed; listing again in %.1f s", self._path, _LONGEST_PAUSE)
+                self._version, self._tried = None, time.monotonic()
+                self._stopping.wait(_LONGEST_PAUSE)
+
+    def _follow(self) -> None:
+        if self._version is None:
+            self._list()
+        version = self._version or ""
+        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=self._seconds):
+            self._take(event["type"], event["object"])
+            self._alive()
+            if self._stopping.is_set():
+                return
+        self._alive()
+
+    def _list(self) -> None:
+        pages = list(self._api.list_pages(self._path, selector=SELECTOR))
+        self._version = pages[-1]["metadata"]["resourceVersion"]
+        raws: Iterable[dict[str, Any]] = (raw for page in pages for raw in page["items"] or ())
+        position = int(self._version) if self._version.isdigit() else 0
+        for job in self._collection.replaced(raws, position, within=self._namespace):
+            self._changed(job)
+        self._alive()
+        self.synced.set()
+
+    def _take(self, kind: str, raw: dict[str, Any]) -> None:
+        if kind == "ERROR":
+            raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
+        self._version = raw["metadata"]["resourceVersion"]
+        if kind in ("ADDED", "MODIFIED"):
+            job = self._collection.seen(raw)
+        elif kind == "DELETED":
+            job = self._collection.gone(raw)
+        else:
+            return  # BOOKMARK
+        if job is not None:
+            self._changed(job)
+
+    def _forget_if_expired(self, error: ApiError) -> None:
+        """A refusal, such as 410 Gone for a version the server no longer has, needs a new list; silence does not."""
+        if error.status:
+            self._version = None
+
+    def _alive(self) -> None:
+        self._heard = self._tried = time.monotonic()
+        metrics.WATCH_AGE.labels(self.kind).set_function(self.silent_for)

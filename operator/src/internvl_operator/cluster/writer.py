@@ -1,0 +1,127 @@
+"""Carries out a plan: children, then status, then deletions; nothing that is already so.
+
+The order is what makes a crash harmless. Children first: their names and labels say which attempt they belong to.
+Status before deletions: an end that was counted is on record before its evidence goes.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from internvl_api.constants import API_VERSION, KIND
+from internvl_api.status import InternVLFineTuneStatus
+
+from internvl_operator.cluster.api import Api, ApiError
+from internvl_operator.cluster.store import Collection, Jobs, Key, contains
+from internvl_operator.core.job import Job
+from internvl_operator.core.observe import Pod
+from internvl_operator.core.plan import Plan, Ref
+
+Raw = dict[str, Any]
+T = TypeVar("T")
+_ALONE = 2  # up to so many requests are not worth handing to other threads
+
+
+class Refused(Exception):
+    """The API server will not have a child as it is; `reason` is a condition's."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason, self.message = reason, message
+
+
+class Writer:
+    """Writes through `api`, and takes the answers into the stores, so that the next pass sees its own writes."""
+
+    def __init__(
+        self,
+        api: Api,
+        jobs: Jobs,
+        pods: Collection[Pod],
+        services: Collection[Raw],
+        config_maps: Collection[Raw],
+        executor: Executor,
+    ) -> None:
+        self._api, self._jobs, self._executor = api, jobs, executor
+        self._children: dict[str, Collection[Any]] = {"Pod": pods, "Service": services, "ConfigMap": config_maps}
+        # The last status asked for, by uid: a server that prunes what its older CRD does not know would otherwise be
+        # asked again for ever.
+        self._asked: dict[str, Raw] = {}
+
+    def carry_out(self, job: Job, plan: Plan) -> int:
+        """The number of pods made. Raises Refused for a child, ApiError for anything that may pass."""
+        missing = [obj for obj in plan.apply if not self._there(obj)]
+        shared = [obj for obj in missing if obj["kind"] != "Pod"]
+        pods = [obj for obj in missing if obj["kind"] == "Pod"]
+        for obj in shared:  # first: a pod waits in vain for a ConfigMap that is not there
+            self._apply(obj)
+        self._each(self._apply, pods)
+        if plan.status is not None:
+            self.write_status(job, plan.status)
+        self._each(lambda ref: self._delete(job, ref), plan.delete)
+        return len(pods)
+
+    def write_status(self, job: Job, status: InternVLFineTuneStatus) -> bool:
+        """True when there was something to write."""
+        wanted = status.to_dict()
+        if wanted in (job.raw_status, self._asked.get(job.uid)):
+            return False
+        obj = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            # The uid makes the server refuse (409) a status meant for an earlier job of this name.
+            "metadata": {"name": job.name, "namespace": job.namespace, "uid": job.uid},
+            "status": wanted,
+        }
+        self._jobs.answered(self._api.apply_status(obj))
+        self._asked[job.uid] = wanted
+        return True
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._asked.pop(uid, None)
+
+    def _there(self, obj: Raw) -> bool:
+        found = self._children[obj["kind"]].get(_key(obj))
+        # A pod cannot be changed: one that is there is as it was made.
+        return found is not None and (obj["kind"] == "Pod" or contains(found, obj))
+
+    def _apply(self, obj: Raw) -> None:
+        collection = self._children[obj["kind"]]
+        try:
+            # What we have never seen may be somebody else's: only our own is taken back by force.
+            collection.answered(self._api.apply(obj, force=collection.get(_key(obj)) is not None))
+        except ApiError as error:
+            if error.refused:
+                name = f"{obj['kind']} {obj['metadata']['name']}"
+                raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
+            raise
+
+    def _delete(self, job: Job, ref: Ref) -> None:
+        try:
+            answer = self._api.delete(ref.kind, job.namespace, ref.name, uid=ref.uid, force=ref.force)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone already, or the name belongs to another by now
+                raise
+        else:
+            if ref.kind == "Pod" and "deletionTimestamp" in answer.get("metadata", {}):
+                self._children["Pod"].answered(answer)
+
+    def _each(self, act: Callable[[T], None], items: Iterable[T]) -> None:
+        todo = list(items)
+        if len(todo) <= _ALONE:
+            for item in todo:
+                act(item)
+        else:
+            for future in [self._executor.submit(act, item) for item in todo]:
+                future.result()
+
+
+def _key(obj: Raw) -> Key:
+    return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
+
+
+def _reason(error: ApiError) -> str:
+    if "exceeded quota" in error.message:
+        return "QuotaExceeded"
+    return "NameTaken" if error.status == 409 else f"{error.reason or 'Invalid'}Child"

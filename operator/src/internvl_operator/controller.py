@@ -1,0 +1,207 @@
+"""Brings it together: whatever happens to a job puts its key in the queue; a worker makes the pass."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from internvl_api.status import InternVLFineTuneStatus
+
+from internvl_operator import metrics
+from internvl_operator.cluster.api import Api, ApiError
+from internvl_operator.cluster.events import EventSink
+from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
+from internvl_operator.cluster.watch import ChildWatch
+from internvl_operator.cluster.writer import Refused, Writer
+from internvl_operator.core.job import Job, read_job, read_status
+from internvl_operator.core.observe import Observed, Pod, owner, read_pod
+from internvl_operator.core.plan import Plan
+from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.times import to_text
+from internvl_operator.progress import ProgressPoller
+from internvl_operator.settings import Settings
+from internvl_operator.work_queue import WorkQueue
+
+_FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """Everything that runs beside kopf's event loop. `job_seen` and `job_gone` are what kopf's watch calls."""
+
+    def __init__(self, settings: Settings, api: Api) -> None:
+        self._settings, self._options = settings, settings.options()
+        self._jobs = Jobs()
+        self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
+        self._services: Collection[dict[str, Any]] = Collection(slim, _owner_name)
+        self._config_maps: Collection[dict[str, Any]] = Collection(slim, _owner_name)
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._failures: dict[Key, int] = {}
+        self._started: dict[int, float] = {}  # thread -> when its pass began
+        executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
+        self._writer = Writer(api, self._jobs, self._pods, self._services, self._config_maps, executor)
+        self._events = EventSink(api)
+        self._poller = ProgressPoller(
+            self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
+        )
+        self._watches = [
+            ChildWatch(api, kind, namespace, collection, self._queue.add, settings.watch_timeout_seconds)
+            for namespace in settings.namespaces or (None,)
+            for kind, collection in self._collections()
+        ]
+        self._workers = [
+            threading.Thread(target=self._work, name=f"reconcile-{n}", daemon=True)
+            for n in range(settings.worker_threads)
+        ]
+
+    def start(self) -> None:
+        """Returns once all children are known: a pass before that would take them for lost."""
+        for watch in self._watches:
+            watch.start()
+        for watch in self._watches:
+            watch.synced.wait()
+        metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
+        metrics.publish_jobs(self._statuses)
+        self._events.start()
+        self._poller.start()
+        for worker in self._workers:
+            worker.start()
+        logger.info("children are known: %d pods", len(self._pods))
+
+    def stop(self) -> None:
+        """Let no pass begin; those under way end by themselves, and may be cut off anywhere without harm."""
+        self._queue.close()
+        self._poller.stop()
+        for watch in self._watches:
+            watch.stop()
+        for worker in self._workers:
+            worker.join(timeout=5.0)
+
+    def job_seen(self, raw: dict[str, Any]) -> None:
+        """A custom resource was listed, created or changed (perhaps by ourselves)."""
+        if self._jobs.seen(raw):
+            self._queue.add(key_of(raw))
+
+    def job_gone(self, raw: dict[str, Any]) -> None:
+        """A custom resource was deleted; Kubernetes deletes its children."""
+        self._forget(key_of(raw), raw["metadata"]["uid"])
+
+    def problems(self) -> list[str]:
+        """What a restart of the process would mend; empty while all is well."""
+        settings = self._settings
+        longest = 2 * settings.watch_timeout_seconds + settings.request_timeout_seconds
+        found = [
+            f"the watch of {watch.kind} hangs since {watch.stuck_for():.0f} s"
+            for watch in self._watches
+            if watch.stuck_for() > longest
+        ]
+        bound = 10 * settings.request_timeout_seconds
+        now = time.monotonic()
+        return found + [
+            f"a pass takes {now - began:.0f} s" for began in list(self._started.values()) if now - began > bound
+        ]
+
+    def _work(self) -> None:
+        while (key := self._queue.get()) is not None:
+            self._started[threading.get_ident()] = time.monotonic()
+            try:
+                with metrics.RECONCILE_SECONDS.time():
+                    self._pass(key)
+                self._failures.pop(key, None)
+            except ApiError as error:
+                self._again(key, "api", f"{key.namespace}/{key.name}: {error}")
+            except Exception:
+                logger.exception("%s/%s: the pass failed", *key)
+                self._again(key, "internal", "")
+            finally:
+                self._started.pop(threading.get_ident(), None)
+                self._queue.done(key)
+
+    def _pass(self, key: Key) -> None:
+        raw = self._jobs.get(key)
+        if raw is None:
+            return
+        job, now = read_job(raw), datetime.now(UTC)
+        observed = self._observe(key)
+        plan = reconcile(job, observed, now, self._options)
+        try:
+            made = self._writer.carry_out(job, plan)
+        except Refused as error:
+            plan, made = rejected(job, error.reason, error.message, now, self._options), 0
+            self._writer.carry_out(job, plan)
+            self._again(key, "refused", f"{key.namespace}/{key.name}: {error}")
+        except ApiError as error:
+            if error.gone and not job.deleting:
+                return self._vanished(key, job, error)
+            raise
+        self._tell(job, plan, now, made)
+        self._follow(key, job, plan, observed)
+        self._queue.add(key, after=self._next_look(plan))
+
+    def _observe(self, key: Key) -> Observed:
+        return Observed(
+            pods=tuple(sorted(self._pods.of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
+            services={raw["metadata"]["name"]: raw for raw in self._services.of(key)},
+            config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
+            live=self._poller.latest(key),
+        )
+
+    def _next_look(self, plan: Plan) -> float:
+        wanted = self._settings.resync_seconds if plan.requeue_after is None else plan.requeue_after
+        return min(wanted, self._settings.resync_seconds)
+
+    def _tell(self, job: Job, plan: Plan, now: datetime, made: int) -> None:
+        """Metrics and Kubernetes Events of what this pass has changed."""
+        if plan.status is None:
+            return
+        before = job.status
+        for event in plan.events:
+            logger.info("%s/%s: %s: %s", job.namespace, job.name, event.reason, event.message)
+            self._events.send(job, event, to_text(now))
+        for cause in ("user", "infrastructure"):
+            more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
+            metrics.RESTARTS.labels(cause).inc(max(0, more))
+        if made and before.started_at is None and job.created:
+            metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - job.created).total_seconds()))
+
+    def _follow(self, key: Key, job: Job, plan: Plan, observed: Observed) -> None:
+        status = plan.status
+        for pod in observed.pods:
+            if pod.rank == 0 and pod.running and pod.ip and status and pod.owner_uid == job.uid:
+                if (pod.stage, pod.attempt) == (status.stage, status.attempt):
+                    return self._poller.follow(key, pod.uid, pod.ip)
+        self._poller.forget(key)
+
+    def _again(self, key: Key, cause: str, message: str) -> None:
+        metrics.RECONCILE_ERRORS.labels(cause).inc()
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 20))
+        if message:
+            logger.warning("%s; looking again in %.1f s", message, delay)
+        self._queue.add(key, after=delay)
+
+    def _vanished(self, key: Key, job: Job, error: ApiError) -> None:
+        logger.info("%s/%s is gone: %s", key.namespace, key.name, error.message)
+        self._forget(key, job.uid)
+
+    def _forget(self, key: Key, uid: str) -> None:
+        self._jobs.gone(key, uid)
+        self._writer.forget(uid)
+        self._poller.forget(key)
+        self._failures.pop(key, None)
+
+    def _statuses(self) -> Iterator[tuple[str, str, InternVLFineTuneStatus]]:
+        for raw in self._jobs.all():
+            yield raw["metadata"]["namespace"], raw["metadata"]["name"], read_status(raw.get("status") or {})
+
+    def _collections(self) -> tuple[tuple[str, Collection[Any]], ...]:
+        return ("Pod", self._pods), ("Service", self._services), ("ConfigMap", self._config_maps)
+
+
+def _owner_name(raw: dict[str, Any]) -> str | None:
+    found = owner(raw)
+    return found[0] if found else None

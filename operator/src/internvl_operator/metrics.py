@@ -1,0 +1,65 @@
+"""The operator's own Prometheus metrics. Durations are seconds."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from internvl_api.status import InternVLFineTuneStatus
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import REGISTRY, Collector
+
+_PREFIX = "internvl_operator"
+
+RECONCILE_SECONDS = Histogram(
+    f"{_PREFIX}_reconcile_seconds",
+    "Duration of one pass over a job, with its writes",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+RECONCILE_ERRORS = Counter(f"{_PREFIX}_reconcile_errors_total", "Passes that failed and are tried again", ["cause"])
+API_WRITES = Counter(f"{_PREFIX}_api_writes_total", "Requests that change something", ["verb", "kind", "result"])
+RESTARTS = Counter(f"{_PREFIX}_restarts_total", "Attempts that ended before their stage was done", ["cause"])
+FIRST_POD_SECONDS = Histogram(
+    f"{_PREFIX}_first_pod_seconds",
+    "From a job's creation (whole seconds, the API server's clock) to its first pod object",
+    buckets=(0.25, 0.5, 1, 2, 5, 10, 30, 60),
+)
+WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Since a watch last said anything", ["kind"])
+QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Jobs waiting for their pass")
+EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events not sent, because too many waited")
+
+Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
+
+
+class JobCollector(Collector):
+    """Gauges made from the jobs that exist at the moment of a scrape, so that none outlives its job."""
+
+    def __init__(self, statuses: Callable[[], Statuses]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One family for phases, one for each figure of progress."""
+        phases = GaugeMetricFamily(f"{_PREFIX}_jobs", "InternVLFineTunes by phase", labels=["phase"])
+        names = ["namespace", "name"]
+        step = GaugeMetricFamily("internvl_job_step", "Optimizer steps done", labels=names)
+        total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
+        loss = GaugeMetricFamily("internvl_job_loss", "Training loss as last reported", labels=names)
+        attempt = GaugeMetricFamily("internvl_job_attempt", "Attempt that is under way", labels=names)
+        counts: dict[str, int] = {}
+        for namespace, name, status in self._statuses():
+            phase = status.phase or "Pending"
+            counts[phase] = counts.get(phase, 0) + 1
+            attempt.add_metric([namespace, name], status.attempt)
+            if progress := status.progress:
+                figures = ((step, progress.step), (total, progress.total_steps), (loss, progress.loss))
+                for family, figure in figures:
+                    if figure is not None:
+                        family.add_metric([namespace, name], figure)
+        for label, count in sorted(counts.items()):
+            phases.add_metric([label], count)
+        yield from (phases, step, total, loss, attempt)
+
+
+def publish_jobs(statuses: Callable[[], Statuses]) -> JobCollector:
+    """Register the collector of per-job gauges."""
+    collector = JobCollector(statuses)
+    REGISTRY.register(collector)
+    return collector

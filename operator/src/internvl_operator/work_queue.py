@@ -1,0 +1,91 @@
+"""Keys to work on: each at most once in the queue and once under way, now or after a delay."""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from threading import Condition
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """Between `get` and `done` a key is nobody else's; what is added meanwhile comes right after."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = Condition()
+        self._ready: deque[K] = deque()
+        self._waiting: set[K] = set()  # in _ready, or to be put there when done
+        self._busy: set[K] = set()
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._sequence = 0
+        self._closed = False
+
+    def add(self, key: K, after: float = 0.0) -> None:
+        """Work on `key`, at the latest after so many seconds."""
+        with self._changed:
+            if after > 0:
+                self._delay(key, self._clock() + after)
+            else:
+                self._make_ready(key)
+            self._changed.notify()
+
+    def get(self) -> K | None:
+        """The next key; None once the queue is closed. A delay set for the key before is forgotten."""
+        with self._changed:
+            while not self._closed:
+                pause = self._promote()
+                if self._ready:
+                    key = self._ready.popleft()
+                    self._waiting.discard(key)
+                    self._busy.add(key)
+                    self._due.pop(key, None)
+                    return key
+                self._changed.wait(pause)
+            return None
+
+    def done(self, key: K) -> None:
+        """The work on `key` has ended."""
+        with self._changed:
+            self._busy.discard(key)
+            if key in self._waiting:
+                self._ready.append(key)
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Let every `get` return None."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def _make_ready(self, key: K) -> None:
+        if key not in self._waiting:
+            self._waiting.add(key)
+            if key not in self._busy:
+                self._ready.append(key)
+
+    def _delay(self, key: K, when: float) -> None:
+        if when < self._due.get(key, float("inf")):
+            self._due[key] = when
+            self._sequence += 1
+            heapq.heappush(self._heap, (when, self._sequence, key))
+
+    def _promote(self) -> float | None:
+        """Move what is due; the time until the next, or None."""
+        while self._heap:
+            when, _, key = self._heap[0]
+            if self._due.get(key) != when:  # forgotten, or set anew
+                heapq.heappop(self._heap)
+            elif when <= self._clock():
+                heapq.heappop(self._heap)
+                del self._due[key]
+                self._make_ready(key)
+            else:
+                return when - self._clock()
+        return None
