@@ -55,12 +55,8 @@ def run(settings: Settings, api: Api) -> None:
 
 
 def _set_up_logging(settings: Settings) -> None:
-    kopf.configure(
-        debug=settings.log_level == "DEBUG",
-        verbose=settings.log_level == "INFO",
-        quiet=settings.log_level in ("WARNING", "ERROR"),
-        log_format=kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.PLAIN,
-    )
+    kopf.configure(log_format=kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL)
+    logging.getLogger().setLevel(settings.log_level)
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 

@@ -112,11 +112,11 @@ class Controller:
                 with metrics.RECONCILE_SECONDS.time():
                     self._pass(key)
                 self._failures.pop(key, None)
-            except ApiError as error:
-                self._again(key, "api", f"{key.namespace}/{key.name}: {error}")
+            except (ApiError, Refused) as error:
+                self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
             except Exception:
                 logger.exception("%s/%s: the pass failed", *key)
-                self._again(key, "internal", "")
+                self._again(key, "internal", "see above")
             finally:
                 self._started.pop(threading.get_ident(), None)
                 self._queue.done(key)
@@ -131,9 +131,10 @@ class Controller:
         try:
             made = self._writer.carry_out(job, plan)
         except Refused as error:
-            plan, made = rejected(job, error.reason, error.message, now, self._options), 0
-            self._writer.carry_out(job, plan)
-            self._again(key, "refused", f"{key.namespace}/{key.name}: {error}")
+            answer = rejected(job, error.reason, error.message, now, self._options)
+            self._writer.carry_out(job, answer)
+            self._tell(job, answer, now, made=0)
+            raise
         except ApiError as error:
             if error.gone and not job.deleting:
                 return self._vanished(key, job, error)
@@ -169,19 +170,18 @@ class Controller:
             metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - job.created).total_seconds()))
 
     def _follow(self, key: Key, job: Job, plan: Plan, observed: Observed) -> None:
-        status = plan.status
+        current = (plan.status.stage, plan.status.attempt, 0) if plan.status else None
         for pod in observed.pods:
-            if pod.rank == 0 and pod.running and pod.ip and status and pod.owner_uid == job.uid:
-                if (pod.stage, pod.attempt) == (status.stage, status.attempt):
-                    return self._poller.follow(key, pod.uid, pod.ip)
+            mine = pod.owner_uid == job.uid and (pod.stage, pod.attempt, pod.rank) == current
+            if mine and pod.running and pod.ip:
+                return self._poller.follow(key, pod.uid, pod.ip)
         self._poller.forget(key)
 
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 20))
-        if message:
-            logger.warning("%s; looking again in %.1f s", message, delay)
+        logger.warning("%s/%s: %s; looking again in %.1f s", key.namespace, key.name, message, delay)
         self._queue.add(key, after=delay)
 
     def _vanished(self, key: Key, job: Job, error: ApiError) -> None:

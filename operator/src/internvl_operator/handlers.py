@@ -26,7 +26,8 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     try:
         await asyncio.to_thread(memo.api.get, f"/apis/{GROUP}/{VERSION}")
     except ApiError as error:
-        raise kopf.TemporaryError(f"{PLURAL}.{GROUP} is not served yet ({error}); is the CRD installed?", delay=2)
+        text = f"{PLURAL}.{GROUP} is not served yet ({error}); is the CRD installed?"
+        raise kopf.TemporaryError(text, delay=2) from error
     await asyncio.to_thread(memo.controller.start)
 
 

@@ -16,6 +16,7 @@ from kubernetes import client, config
 
 from internvl_operator import metrics
 
+Raw = dict[str, Any]  # a JSON object
 FIELD_MANAGER = "internvl-operator"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _SERVER_SIDE_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
@@ -62,37 +63,37 @@ class Api:
 
     @classmethod
     def connect(cls, *, timeout: float, connections: int) -> "Api":
-        """In the cluster: the pod's service account; elsewhere: KUBECONFIG. Raises kubernetes.config.ConfigException."""
+        """In a pod: its service account; elsewhere: KUBECONFIG. Raises kubernetes.config.ConfigException."""
         try:
-            config.load_incluster_config()
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
-            config.load_kube_config()
+            config.load_kube_config()  # type: ignore[no-untyped-call]
         return cls(client.Configuration.get_default_copy(), timeout=timeout, connections=connections)
 
-    def apply(self, obj: dict[str, Any], *, force: bool) -> dict[str, Any]:
+    def apply(self, obj: Raw, *, force: bool) -> Raw:
         """Server-side apply of a whole object. Without `force`, a field that another manager owns is a 409."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"])
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
-    def apply_status(self, obj: dict[str, Any]) -> dict[str, Any]:
+    def apply_status(self, obj: Raw) -> Raw:
         """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when its uid is another."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
 
-    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> dict[str, Any]:
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
         """Delete only while the object has this uid (else 409); `force`: with no grace period."""
-        body: dict[str, Any] = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        body: Raw = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if force:
             body["gracePeriodSeconds"] = 0
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
-    def create(self, obj: dict[str, Any]) -> dict[str, Any]:
+    def create(self, obj: Raw) -> Raw:
         """Only for Events, whose names the server generates."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
-    def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[dict[str, Any]]:
+    def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
         """The raw lists, page by page."""
         query = {"labelSelector": selector, "limit": str(page)}
         while True:
@@ -103,7 +104,7 @@ class Api:
                 return
             query["continue"] = following
 
-    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[dict[str, Any]]:
+    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[Raw]:
         """Raw watch events until the server ends the stream. A silent connection raises ApiError(0)."""
         query = {
             "watch": "1",
@@ -126,7 +127,7 @@ class Api:
         finally:
             response.close()
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str) -> Raw:
         """Any document."""
         return self._json("GET", path, {})
 
@@ -136,9 +137,9 @@ class Api:
         kind: str,
         method: str,
         path: str,
-        body: dict[str, Any],
+        body: Raw,
         query: Mapping[str, bool] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Raw:
         flags = {name: str(value).lower() for name, value in (query or {}).items()}
         result = "error"
         try:
@@ -151,11 +152,9 @@ class Api:
         finally:
             metrics.API_WRITES.labels(verb, kind, result).inc()
 
-    def _json(
-        self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _json(self, method: str, path: str, query: dict[str, str], body: Raw | None = None) -> Raw:
         response = self._send(method, path, query, body, timeout=urllib3.Timeout(total=self._timeout))
-        loaded: dict[str, Any] = json.loads(response.data)
+        loaded: Raw = json.loads(response.data)
         return loaded
 
     def _send(
@@ -163,7 +162,7 @@ class Api:
         method: str,
         path: str,
         query: dict[str, str],
-        body: dict[str, Any] | None,
+        body: Raw | None,
         *,
         timeout: urllib3.Timeout,
         stream: bool = False,
@@ -186,15 +185,12 @@ class Api:
             raise ApiError(0, "Unreachable", str(error)) from error
         if response.status >= 400:
             raise _error(response)
-        return response  # type: ignore[no-any-return]  # the client library is not typed
+        return response
 
     def _authorization(self) -> dict[str, str]:
         # Asked for on every request: this is where the client library renews a service account's token.
-        return {
-            setting["key"]: setting["value"]
-            for setting in self._configuration.auth_settings().values()
-            if setting["in"] == "header" and setting["value"]
-        }
+        settings: Any = self._configuration.auth_settings()
+        return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
 
 
 def list_path(kind: str, namespace: str | None) -> str:
