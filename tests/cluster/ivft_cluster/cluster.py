@@ -118,6 +118,8 @@ class Cluster:
             CONTROL_PLANE_IP,
             S3_PORT,
             f"http://127.0.0.1:{self.settings.s3_gateway}",
+            # Each gRPC port has a socket /tmp/seaweedfs-*-<port>.sock too, which no network hides.
+            inner_ports=tuple(range(first := 10_000 + int(self.id, 16) % 2_000 * 8, first + 7)),
             netns=self.network.prefix,
         )
 
