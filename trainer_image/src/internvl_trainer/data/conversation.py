@@ -1,23 +1,26 @@
 """A conversation to token ids and labels, in upstream's templates.
 
-Ids are upstream's in every case. Labels differ from upstream's only where upstream loses supervision: with compat="upstream" a row
-whose turns do not add up to the whole (always so for phi3-chat with two turns or more) is not supervised at all.
+Ids are upstream's in every case. Labels differ from upstream's only where upstream loses supervision: with
+compat="upstream" a row whose turns do not add up to the whole (always so for phi3-chat with two turns or more) is not
+supervised at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from .findings import Finding
+from .findings import Finding, Severity
+from .rows import IMAGE_MARK
 from .upstream_labels import label_like_upstream
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 IGNORED = -100
-IMAGE_MARK = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 _SYSTEM_2 = (
@@ -107,8 +110,8 @@ def encode(
 
     Args:
         conversations: [{from: human|gpt|system, value}], alternating, a system turn first or not at all.
-        tiles_per_image: tiles of each image, in the order of the `<image>` marks; empty for a text-only row, whose marks
-            stay as they are (as upstream leaves them).
+        tiles_per_image: tiles of each image, in the order of the `<image>` marks; empty for a text-only row, whose
+            marks stay as they are (as upstream leaves them).
         context_tokens: `<IMG_CONTEXT>` tokens for each tile.
         max_length: longer rows are cut at the end (finding RowTruncated).
     """
@@ -122,7 +125,7 @@ def encode(
         ids, labels = _encode_as_one(turns, tokenizer, style)
         if compat == "upstream":
             labels = label_like_upstream(_render(turns, style), ids, tokenizer, style, max_length)
-    return _finish(ids, labels, max_length)
+    return _finish(ids, labels, max_length, compat)
 
 
 def _skip_leading_answer(turns: list[Turn]) -> list[Turn]:
@@ -187,20 +190,23 @@ def _encode_by_turn(
     return np.array(ids, np.int64), np.array(labels, np.int64)
 
 
-def _finish(ids: np.ndarray, labels: np.ndarray, max_length: int | None) -> EncodedRow:
+def _finish(ids: np.ndarray, labels: np.ndarray, max_length: int | None, compat: str) -> EncodedRow:
     findings = []
     if max_length is not None and len(ids) > max_length:
         findings.append(
             Finding(
                 "RowTruncated",
-                f"{len(ids)} tokens are more than the maximum length {max_length}; the last {len(ids) - max_length} are cut",
+                f"{len(ids)} tokens are more than the maximum length {max_length}; "
+                f"the last {len(ids) - max_length} are cut",
                 "conversations",
                 "warning",
             )
         )
         ids, labels = ids[:max_length], labels[:max_length]
     if not (labels != IGNORED).any():
+        # With compat="upstream" lost rows are wanted: they are part of the number to reproduce.
+        severity: Severity = "warning" if compat == "upstream" else "error"
         findings.append(
-            Finding("NothingSupervised", "no token is supervised; the row teaches nothing", "conversations", "warning")
+            Finding("NothingSupervised", "no token is supervised; the row teaches nothing", "conversations", severity)
         )
     return EncodedRow(ids, labels, findings)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .conversation import IMAGE_MARK, encode
+from .conversation import IMAGE_CONTEXT, EncodedRow, encode
 from .findings import Finding
+from .rows import Row, image_fields, images_of, media_path, place_marks, video_of
 from .tiling import (
     JPEG_QUALITIES,
     ImageProblem,
@@ -27,10 +26,11 @@ from .tiling import (
 )
 from .video import VideoProblem, read_frames
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 OpenMedia = Callable[[str, str], bytes]
 """(root, relative path) -> the file's bytes; raises FileNotFoundError."""
-
-VIDEO_MARK = "<video>"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class RowError(Exception):
 
 
 def read_meta(text: str, path: str) -> list[DatasetDescription]:
-    """The datasets of a meta JSON, as upstream writes it: {name: {root, annotation, repeat_time, max_dynamic_patch, ...}}.
+    """The datasets of a meta JSON as upstream writes it: {name: {root, annotation, repeat_time, ...}}.
 
     Raises:
         UserError: naming the dataset and the field.
@@ -158,20 +158,8 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
     return description
 
 
-def media_path(relative: str) -> str:
-    """A path of a row, checked to stay inside the dataset's root.
-
-    Raises:
-        ValueError: it is absolute, a URL, or climbs out.
-    """
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "://" in relative or "\0" in relative or not path.parts:
-        raise ValueError(f"{relative!r} leaves the dataset's root; expected a path below it")
-    return str(path)
-
-
 def build_sample(
-    row: Mapping[str, Any],
+    row: Row,
     dataset: DatasetDescription,
     settings: SampleSettings,
     tokenizer: PreTrainedTokenizerBase,
@@ -184,26 +172,13 @@ def build_sample(
         rng: decides augmentation and random frames; None: neither is random.
 
     Raises:
-        RowError: an image or video is absent or broken, or its tokens do not fit in the maximum length.
+        RowError: an image or video is absent or broken, its tokens do not fit in the maximum length, or nothing is
+            supervised.
     """
-    if dataset.max_tiles is not None:
-        settings = replace(settings, max_tiles=dataset.max_tiles)
-    conversations = list(row["conversations"])
+    settings = settings_for(dataset, settings)
     groups = _read_media(row, dataset, settings, open_media, rng)
-    if groups:
-        conversations = _with_marks(conversations, len(groups), is_video="video" in row)
-        _check_marks(conversations, len(groups))
-    encoded = encode(
-        conversations,
-        tokenizer,
-        settings.template,
-        tiles_per_image=[len(group) for group in groups],
-        context_tokens=settings.context_tokens,
-        compat=settings.compat,
-        max_length=settings.max_length,
-    )
+    encoded = encode_row(row, [len(group) for group in groups], settings, tokenizer)
     tiles = [tile for group in groups for tile in group]
-    _check_not_cut(encoded.input_ids, tokenizer, len(tiles) * settings.context_tokens, settings.max_length)
     return Sample(
         input_ids=encoded.input_ids,
         labels=encoded.labels,
@@ -213,8 +188,43 @@ def build_sample(
     )
 
 
+def settings_for(dataset: DatasetDescription, settings: SampleSettings) -> SampleSettings:
+    """The run's settings with the dataset's own number of tiles."""
+    return settings if dataset.max_tiles is None else replace(settings, max_tiles=dataset.max_tiles)
+
+
+def encode_row(
+    row: Row, tiles_per_image: list[int], settings: SampleSettings, tokenizer: PreTrainedTokenizerBase
+) -> EncodedRow:
+    """Ids and labels of a row whose images (or frames) have so many tiles.
+
+    Raises:
+        RowError: nothing is supervised, or the maximum length cuts through the images.
+    """
+    encoded = encode(
+        place_marks(row, frames=len(tiles_per_image)),
+        tokenizer,
+        settings.template,
+        tiles_per_image=tiles_per_image,
+        context_tokens=settings.context_tokens,
+        compat=settings.compat,
+        max_length=settings.max_length,
+    )
+    context = int((encoded.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)).sum())
+    if context != (wanted := sum(tiles_per_image) * settings.context_tokens):
+        raise RowError.single(
+            "ImageTokensCut",
+            f"its images need {wanted} tokens, of which {context} fit in the maximum length {settings.max_length}; "
+            f"raise the maximum length or lower the maximum number of tiles",
+            "conversations",
+        )
+    if errors := [finding for finding in encoded.findings if finding.severity == "error"]:
+        raise RowError(errors)
+    return encoded
+
+
 def _read_media(
-    row: Mapping[str, Any],
+    row: Row,
     dataset: DatasetDescription,
     settings: SampleSettings,
     open_media: OpenMedia,
@@ -222,38 +232,35 @@ def _read_media(
 ) -> list[list[Image.Image]]:
     """Tiles of each image or frame, in the order of the row."""
     augment = rng if dataset.data_augment else None
-    if "video" in row:
-        data = _fetch(dataset.root, row["video"], "video", open_media)
-        frames = _frames(data, row, settings, rng)
-        return [[_fit(frame, settings, augment)] for frame in frames]
-    if "image" not in row:
-        return []
-    paths = [row["image"]] if isinstance(row["image"], str) else list(row["image"])
-    fields = ["image"] if isinstance(row["image"], str) else [f"image[{position}]" for position in range(len(paths))]
-    limit = max(1, settings.max_tiles // len(paths))
+    if video := video_of(row):
+        data = fetch_media(dataset.root, video, "video", open_media)
+        return [[_fit(frame, settings, augment)] for frame in _frames(data, row, settings, rng)]
+    paths = images_of(row)
+    limit = max(1, settings.max_tiles // max(1, len(paths)))
     groups = []
-    for path, name in zip(paths, fields, strict=True):
+    for path, name in zip(paths, image_fields(row), strict=True):
         try:
-            image = decode_image(_fetch(dataset.root, path, name, open_media))
+            image = decode_image(fetch_media(dataset.root, path, name, open_media))
         except ImageProblem as error:
             raise RowError.single("ImageUndecodable", f"{path}: {error}", name) from error
         groups.append(_tiles(image, settings, limit, augment))
     return groups
 
 
-def _fetch(root: str, relative: str, name: str, open_media: OpenMedia) -> bytes:
+def fetch_media(root: str, relative: str, name: str, open_media: OpenMedia) -> bytes:
+    """A file of a row. Raises RowError (PathLeavesRoot, ImageMissing, VideoMissing) for the field `name`."""
     kind = "Video" if name == "video" else "Image"
     try:
-        return open_media(root, media_path(relative))
+        path = media_path(relative)
     except ValueError as error:
         raise RowError.single("PathLeavesRoot", str(error), name) from error
+    try:
+        return open_media(root, path)
     except FileNotFoundError as error:
         raise RowError.single(f"{kind}Missing", f"{relative} is not below {root}", name) from error
 
 
-def _frames(
-    data: bytes, row: Mapping[str, Any], settings: SampleSettings, rng: np.random.Generator | None
-) -> list[Image.Image]:
+def _frames(data: bytes, row: Row, settings: SampleSettings, rng: np.random.Generator | None) -> list[Image.Image]:
     try:
         return read_frames(
             data,
@@ -281,45 +288,3 @@ def _fit(image: Image.Image, settings: SampleSettings, augment: np.random.Genera
         return fit_tile(image, settings.image_size, pad_to_square=settings.pad_to_square)
     degraded = degrade_jpeg(image, int(augment.choice(JPEG_QUALITIES)))
     return fit_tile(degraded, settings.image_size)
-
-
-def _with_marks(conversations: list[Mapping[str, Any]], images: int, *, is_video: bool) -> list[Mapping[str, Any]]:
-    """Upstream's help for rows without a mark: it goes before the first question. A video's mark becomes one line a frame."""
-    position = next((index for index, turn in enumerate(conversations) if turn["from"] == "human"), 0)
-    text = conversations[position]["value"]
-    mark = VIDEO_MARK if is_video else IMAGE_MARK
-    if (is_video or images == 1) and not any(mark in turn["value"] for turn in conversations):
-        text = f"{mark}\n{text}"
-    if is_video:
-        frames = "\n".join(f"Frame-{number}: {IMAGE_MARK}" for number in range(1, images + 1))
-        text = text.replace(f"{VIDEO_MARK}\n", f"{frames}\n")
-    changed = list(conversations)
-    changed[position] = {**conversations[position], "value": text}
-    return changed
-
-
-def _check_marks(conversations: list[Mapping[str, Any]], images: int) -> None:
-    marks = sum(turn["value"].count(IMAGE_MARK) for turn in conversations)
-    if marks != images:
-        raise RowError([marks_finding(marks, images)])
-
-
-def marks_finding(marks: int, images: int) -> Finding:
-    """The row's `<image>` marks and its images do not match."""
-    return Finding(
-        "ImageMarkMismatch",
-        f"{marks} {IMAGE_MARK} marks for {images} images; expected one mark for each image",
-        "conversations",
-    )
-
-
-def _check_not_cut(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, wanted: int, max_length: int) -> None:
-    """A row cut in the middle of its images cannot be trained on."""
-    found = int((ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")).sum())
-    if found != wanted:
-        raise RowError.single(
-            "ImageTokensCut",
-            f"its images need {wanted} tokens, of which {found} fit in the maximum length {max_length}; "
-            f"raise the maximum length or lower the maximum number of tiles",
-            "conversations",
-        )

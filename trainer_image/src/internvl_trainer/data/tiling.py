@@ -41,8 +41,8 @@ def decode_image(data: bytes) -> Image.Image:
 def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """(columns, rows) of every grid with a permitted number of tiles, fewest tiles first.
 
-    The order among grids of one size decides ties between equally good aspect ratios. Upstream sorts a set of pairs, so its
-    order there is that of the set's iteration; building the same set gives the same order.
+    The order among grids of one size decides ties between equally good aspect ratios. Upstream sorts a set of pairs, so
+    its order there is that of the set's iteration; building the same set gives the same order.
     """
     found = {
         (columns, rows)
@@ -55,7 +55,7 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) whose aspect ratio is nearest the image's; of equals, a larger grid if the image fills half of it."""
+    """(columns, rows) with the aspect ratio nearest the image's; of equals, a larger one if half of it is filled."""
     aspect = width / height
     best, best_distance = (1, 1), float("inf")
     for columns, rows in grids(min_tiles, max_tiles):
@@ -75,7 +75,7 @@ def count_tiles(width: int, height: int, image_size: int, min_tiles: int, max_ti
 def cut_tiles(
     image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool
 ) -> list[Image.Image]:
-    """Resize to the chosen grid and cut row by row; the whole image, small, comes last when there is more than one tile."""
+    """Resize to the chosen grid and cut row by row; a small copy of the whole image comes last if there are several."""
     columns, rows = choose_grid(*image.size, image_size, min_tiles, max_tiles)
     resized = image.resize((image_size * columns, image_size * rows))
     tiles = [

@@ -1,7 +1,7 @@
 """Labels as upstream counts them, its mistakes included: for reproducing a number that upstream published.
 
-Upstream finds each answer by tokenizing the pieces of the text again and adding up their lengths. Where the sum misses the length
-of the whole, it drops the row's supervision. The corrections by one below are its own.
+Upstream finds each answer by tokenizing the pieces of the text again and adding up their lengths. Where the sum misses
+the length of the whole, it drops the row's supervision. The corrections by one below are its own.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .conversation import Template
 
 _IGNORED = -100
@@ -48,7 +49,7 @@ Spans = tuple[list[tuple[int, int]], int]
 
 
 def _internlm2_spans(text: str, template: Template, count: Callable[[str], int]) -> Spans:
-    """internlm2-chat: pieces between assistant marks; each piece is counted without the <s> that tokenizing it alone adds."""
+    """internlm2-chat: pieces between assistant marks, counted without the <s> that tokenizing each alone adds."""
     first, *others = text.split(template.assistant)
     position = 1 + count(first + template.assistant) - 1
     spans = [(0, position)]

@@ -20,8 +20,8 @@ def frame_indices(
     """Indices of frames to take from `total`.
 
     Args:
-        sampling: "middle" (of `count` equal intervals), "rand" (one from each interval, "middle" without an rng), or "fpsX"
-            (X frames a second, at most `count`).
+        sampling: "middle" (of `count` equal intervals), "rand" (one from each interval, "middle" without an rng), or
+            "fpsX" (X frames a second, at most `count`).
 
     Raises:
         ValueError: another sampling, or no frames at all.

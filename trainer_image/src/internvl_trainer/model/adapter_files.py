@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT's files, the way to upstream's fused layout and back, and merging into weights as they stream by."""
+"""Adapters on disk: PEFT's files, upstream's fused layout and back, and merging into weights as they stream by."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | Non
     """Adapter tensors under PEFT's file names, on the CPU; a shared A is written once for each of its layers.
 
     Args:
-        state: ChatModel parameter name to full tensor, where the model's own parameters are partitioned. Names of shared
-            parameters that are in it once are enough.
+        state: ChatModel parameter name to full tensor, where the model's own parameters are partitioned. One name of
+            each shared parameter is enough.
     """
     shared = {id(layer): query for query, *others in fused_projections(model) for layer in others}
     names = {id(layer): name for name, layer in lora_layers(model)}
@@ -63,7 +63,7 @@ def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = F
     """
     adapter = read_adapter(directory)
     add_lora(model, adapter.config, seed=0, share=adapter.shares_a(model.architecture))
-    wanted = {name: parameter for name, parameter in _file_names(model)}
+    wanted = dict(_file_names(model))
     if wrong := set(wanted) ^ set(adapter.tensors):
         raise CheckpointError(
             "AdapterMismatch",
@@ -134,7 +134,9 @@ def read_adapter(directory: str | Path) -> Adapter:
     directory = Path(directory)
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         if not (directory / file).exists():
-            raise CheckpointError("FileMissing", f"{file} is missing; give an adapter's directory", str(directory / file))
+            raise CheckpointError(
+                "FileMissing", f"{file} is missing; give an adapter's directory", str(directory / file)
+            )
     try:
         tensors = load_file(directory / WEIGHTS_FILE)
         config = LoraConfig.from_pretrained(str(directory))
@@ -150,7 +152,7 @@ def merge_into(tensors: Iterable[tuple[str, torch.Tensor]], adapter: Adapter) ->
 
 
 def to_upstream_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
-    """Native adapter tensors (PEFT's file names) to upstream's layers: `<upstream module>.lora_A.weight` and `.lora_B.weight`.
+    """Native adapter tensors (PEFT's file names) to `<upstream module>.lora_A.weight` and `.lora_B.weight`.
 
     Raises:
         ValueError: the parts of a fused projection have different A's, which upstream's one A cannot hold.

@@ -1,8 +1,9 @@
 """Which parameters learn: freezing by tower, and LoRA in upstream's shape.
 
-Upstream puts one LoRA pair on a fused query-key-value projection (InternLM2's wqkv, InternViT's qkv). Native layers have three
-projections: they share ONE A here, and the rows of their three B's together are those of upstream's B. Counts and functions are
-then equal, and an adapter goes both ways (see `adapter_files`). One difference stays: each projection draws its own dropout mask.
+Upstream puts one LoRA pair on a fused query-key-value projection (InternLM2's wqkv, InternViT's qkv). Native layers
+have three projections: they share ONE A here, and the rows of their three B's together are those of upstream's B.
+Counts and functions are then equal, and an adapter goes both ways (see `adapter_files`). One difference stays: each
+projection draws its own dropout mask.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from .chat_model import ChatModel
 
 ADAPTER = "default"
 
-_VISION_TARGETS = r"model\.vision_tower\.encoder\.layer\.\d+\.(attention\.({qkv}|projection_layer)|mlp\.(fc1|fc2))".format(
-    qkv="q_proj|k_proj|v_proj"
+_VISION_TARGETS = (
+    r"model\.vision_tower\.encoder\.layer\.\d+\."
+    r"(attention\.(q_proj|k_proj|v_proj|projection_layer)|mlp\.(fc1|fc2))"
 )
 _LANGUAGE_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.({attention})|mlp\.({mlp}))"
 _LANGUAGE_LAYERS = {
@@ -51,7 +53,7 @@ class Freeze:
 class LoraSettings:
     """Ranks of 0 mean no adapter on that tower. `alpha` None means upstream's 2 x lora_rank, for each tower.
 
-    `language_targets` and `vision_targets` are regular expressions on native module names; None means upstream's layers.
+    `language_targets` and `vision_targets` are regular expressions on native module names; None: upstream's layers.
     """
 
     language_rank: int = 0
@@ -116,7 +118,9 @@ def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
     """One PEFT config for both towers; it loads on the exported native model as it is."""
     language, vision = _language_targets(model, settings), settings.vision_targets or _VISION_TARGETS
     chosen = [
-        (targets, rank) for targets, rank in ((language, settings.language_rank), (vision, settings.vision_rank)) if rank
+        (targets, rank)
+        for targets, rank in ((language, settings.language_rank), (vision, settings.vision_rank))
+        if rank
     ]
     alphas = [settings.alpha or 2 * rank for _, rank in chosen]
     return LoraConfig(
@@ -125,7 +129,7 @@ def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
         lora_dropout=settings.dropout,
         use_dora=settings.use_dora,
         target_modules="|".join(f"({targets})" for targets, _ in chosen),
-        rank_pattern={targets: rank for targets, rank in chosen[1:]},
+        rank_pattern=dict(chosen[1:]),
         alpha_pattern={targets: alpha for (targets, _), alpha in zip(chosen[1:], alphas[1:], strict=True)},
     )
 
@@ -198,7 +202,7 @@ def _unfreeze_weights(module: nn.Module) -> None:
 
 def trainable_report(model: ChatModel) -> TrainableReport:
     """Count parameters (full sizes, also under ZeRO-3), each shared one once."""
-    by_tower = {tower: (0, 0) for tower in _TOWERS}
+    by_tower = dict.fromkeys(_TOWERS, (0, 0))
     for name, parameter in model.named_parameters():
         tower = next(tower for tower, prefixes in _TOWERS.items() if name.startswith(prefixes))
         count = getattr(parameter, "ds_numel", parameter.numel())

@@ -1,4 +1,4 @@
-"""The native InternVL model with what transformers leaves out: blank tiles, drop path, both pixel shuffles, exact losses."""
+"""The native InternVL model with what transformers leaves out: blank tiles, drop path, pixel shuffle v1, exact loss."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
     """(tiles, 3, S, S) uint8 to fp32: / 255, - mean, / deviation, each rounded as torchvision rounds it.
 
-    The divisors are tensors on the tiles' device because CUDA turns a division by a Python number into a multiplication by its
-    reciprocal, which rounds differently.
+    The divisors are tensors on the tiles' device because CUDA turns a division by a Python number into a multiplication
+    by its reciprocal, which rounds differently.
     """
     device = tiles.device
     scale = torch.tensor(255.0, device=device)
@@ -153,8 +153,9 @@ class ChatModel(nn.Module):
     ) -> torch.Tensor:
         """(B, L, hidden) token embeddings with tile features in place of the `<IMG_CONTEXT>` tokens.
 
-        A batch without tiles sends one blank tile through the vision tower and uses none of its features: every rank then runs
-        the same modules and has a gradient for the same parameters, without which ZeRO hangs (stage 3) or aborts (stage 1).
+        A batch without tiles sends one blank tile through the vision tower and uses none of its features: every rank
+        then runs the same modules and has a gradient for the same parameters, without which ZeRO hangs (stage 3) or
+        aborts (stage 1).
         """
         embeddings = self.language_model.get_input_embeddings()(input_ids)
         if pixel_values is None or len(pixel_values) == 0:
@@ -218,8 +219,8 @@ class ChatModel(nn.Module):
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; training mode only.
 
-        The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to it;
-        scaling a branch commutes with the layer scale that follows.
+        The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to
+        it; scaling a branch commutes with the layer scale that follows.
         """
         layers = self.vision_tower.encoder.layer
         rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
@@ -247,4 +248,3 @@ class ChatModel(nn.Module):
         super()._apply(fn, recurse)
         self.reset_rotary()
         return self
-

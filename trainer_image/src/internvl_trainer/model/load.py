@@ -222,7 +222,7 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Ab
 
         return init_empty_weights(include_buffers=False)
     import deepspeed
-    import torch._dynamo  # noqa: F401 - a first import of it under zero.Init fails, as its classes get patched half-way
+    import torch._dynamo  # a first import of it under zero.Init fails, as its classes get patched half-way
 
     # The dtype goes in through the config: zero.Init's own argument is ignored on processors without fp16.
     precision = {"bf16": {"enabled": dtype == torch.bfloat16}, "fp16": {"enabled": dtype == torch.float16}}
@@ -280,7 +280,8 @@ def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
                 raise CheckpointError(
                     "ShapeMismatch",
                     f"tensor {entry.name} has shape {list(entry.shape)}; config.json asks for {name} to be "
-                    f"{list(shapes[name])}, found {list(tensor.shape)}. Check that config.json and the weights belong together",
+                    f"{list(shapes[name])}, found {list(tensor.shape)}. "
+                    f"Check that config.json and the weights belong together",
                     str(entry.file),
                 )
     if missing:
@@ -288,7 +289,8 @@ def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
         wanted = match_native(name, source.architecture.kind).upstream_name if source.upstream_config else name
         raise CheckpointError(
             "TensorMissing",
-            f"tensor {wanted} is in no weight file ({len(missing)} of {len(shapes)} are missing); download the weights again",
+            f"tensor {wanted} is in no weight file ({len(missing)} of {len(shapes)} are missing); "
+            f"download the weights again",
             str(source.directory),
         )
 
@@ -298,7 +300,7 @@ def _is_resizable(name: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
 
 
 def resize_position_embeddings(embeddings: torch.Tensor, positions: int) -> torch.Tensor:
-    """(1, 1 + n^2, C) to (1, positions, C): bicubic on the square grid in fp32, the class token kept, as upstream does."""
+    """(1, 1 + n^2, C) to (1, positions, C): bicubic on the square grid in fp32, as upstream; the class token stays."""
     grid = embeddings[:, 1:].float()
     old, new = int(grid.shape[1] ** 0.5), int((positions - 1) ** 0.5)
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """Upstream's checkpoint format (model_type internvl_chat) and transformers' native one, both ways.
 
-`config` maps config.json, `tensors` maps names and tensors as streams, `files` reads and writes directories shard by shard.
-All of it is data handling: no code that a checkpoint ships is ever run.
+`config` maps config.json, `tensors` maps names and tensors as streams, `files` reads and writes directories shard by
+shard. All of it is data handling: no code that a checkpoint ships is ever run.
 """
 
 from .config import Architecture, UnsupportedArchitecture, native_config, read_architecture

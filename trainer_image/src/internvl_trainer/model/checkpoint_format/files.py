@@ -53,8 +53,8 @@ def list_tensors(directory: Path) -> list[TensorEntry]:
     """Every tensor of a checkpoint, shard by shard, from the shards' headers.
 
     Raises:
-        CheckpointError: no safetensors, a shard missing or cut short, a tensor that is not where the index says, a dtype
-            that is no plain float.
+        CheckpointError: no safetensors, a shard missing or cut short, a tensor that is not where the index says, a
+            dtype that is no plain float.
     """
     index = directory / INDEX_FILE
     if index.exists():
@@ -89,8 +89,8 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
         if not path.exists():
             raise CheckpointError(
                 "ShardMissing",
-                f"shard {position} of {len(by_file)} is missing ({INDEX_FILE} lists {len(by_file[file])} tensors in it); "
-                f"download it again",
+                f"shard {position} of {len(by_file)} is missing "
+                f"({INDEX_FILE} lists {len(by_file[file])} tensors in it); download it again",
                 str(path),
             )
         found = list(_read_header(path))

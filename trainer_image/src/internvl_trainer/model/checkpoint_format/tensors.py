@@ -1,7 +1,7 @@
 """Tensor names and layouts, upstream to native and back, as streams of (name, tensor).
 
-Every rule is one row of a table that is read in both directions, so the way back is the way there. Splitting and joining only
-move rows of a matrix: values are never touched and the round trip is equal to the last bit.
+Every rule is one row of a table that is read in both directions, so the way back is the way there. Splitting and
+joining only move rows of a matrix: values are never touched and the round trip is equal to the last bit.
 """
 
 from __future__ import annotations
