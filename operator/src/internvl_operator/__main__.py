@@ -57,7 +57,8 @@ def run(settings: Settings, api: Api) -> None:
 def _set_up_logging(settings: Settings) -> None:
     kopf.configure(log_format=kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL)
     logging.getLogger().setLevel(settings.log_level)
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    for noisy in ("urllib3", "kopf.objects"):  # the second would log every event of every job
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _complain(code: int, message: str) -> int:

@@ -20,7 +20,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.posting.enabled = False
     settings.scanning.disabled = bool(ours.namespaces)  # a namespaced operator may not look at the whole cluster
     settings.peering.standalone = True
-    settings.watching.server_timeout = ours.watch_timeout_seconds
+    settings.watching.server_timeout = max(1, round(ours.watch_timeout_seconds))  # it is sent as written
     settings.watching.client_timeout = ours.watch_timeout_seconds + 10
     settings.networking.request_timeout = ours.request_timeout_seconds
     try:

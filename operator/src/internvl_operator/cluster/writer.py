@@ -63,7 +63,7 @@ class Writer:
 
     def write_status(self, job: Job, status: InternVLFineTuneStatus) -> bool:
         """True when there was something to write."""
-        wanted = status.to_dict()
+        wanted = without_empty_strings(status.to_dict())
         if wanted in (job.raw_status, self._asked.get(job.uid)):
             return False
         obj = {
@@ -115,6 +115,13 @@ class Writer:
         else:
             for future in [self._executor.submit(act, item) for item in todo]:
                 future.result()
+
+
+def without_empty_strings(value: Any) -> Any:
+    """API servers of 1.20 turn an applied "" into null, and then refuse it."""
+    if isinstance(value, dict):
+        return {key: without_empty_strings(part) for key, part in value.items() if part != ""}
+    return [without_empty_strings(part) for part in value] if isinstance(value, list) else value
 
 
 def _key(obj: Raw) -> Key:

@@ -20,15 +20,15 @@ _TRUE: dict[Phase, tuple[ConditionType, ...]] = {
     "Succeeded": ("Ready", "Complete"),
     "Failed": ("Stalled", "Failed"),
 }
-# A False condition has its own unchanging words, save Ready, which says what everyone waits for.
-_ORDER: tuple[tuple[ConditionType, str], ...] = (
-    ("Ready", ""),
-    ("Reconciling", "Idle"),
-    ("Stalled", "NotStalled"),
-    ("Suspended", "NotSuspended"),
-    ("Complete", "NotComplete"),
-    ("Failed", "NotFailed"),
-)
+# What a False condition says, always the same, save Ready, which says what everyone waits for.
+_FALSE: dict[ConditionType, tuple[str, str]] = {
+    "Reconciling": ("Idle", "nothing is under way"),
+    "Stalled": ("NotStalled", "nothing waits for the user"),
+    "Suspended": ("NotSuspended", "spec.runPolicy.suspend is false"),
+    "Complete": ("NotComplete", "nothing is published yet"),
+    "Failed": ("NotFailed", "the run may still succeed"),
+}
+_ORDER: tuple[ConditionType, ...] = ("Ready", *_FALSE)
 _MESSAGE_LIMIT = 4096  # the API would take 32768; a status is read by people
 
 
@@ -37,22 +37,21 @@ def summarise(
 ) -> list[Condition]:
     """All six conditions of a phase, each with the time it last changed its status."""
     out = list(previous)
-    for kind, idle_reason in _ORDER:
+    for kind in _ORDER:
         true = kind in _TRUE[phase]
-        speaks = true or kind == "Ready"
+        words = _FALSE[kind] if kind in _FALSE and not true else (reason, message[:_MESSAGE_LIMIT])
         out = set_condition(
             out,
             Condition(
                 type=kind,
                 status="True" if true else "False",
-                reason=reason if speaks else idle_reason,
-                message=message[:_MESSAGE_LIMIT] if speaks else "",
+                reason=words[0],
+                message=words[1],
                 last_transition_time=to_text(now),
                 observed_generation=generation,
             ),
         )
-    order = [kind for kind, _ in _ORDER]
-    return sorted(out, key=lambda condition: order.index(condition.type))
+    return sorted(out, key=lambda condition: _ORDER.index(condition.type))
 
 
 def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:
