@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = ["CheckpointError", "LoadedModel", "load_chat_model"]
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 UPSTREAM_CONFIG_FILE = "upstream_config.json"
 """In a native directory: upstream's config.json of the same model, kept for the way back."""
 _POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
@@ -137,6 +139,11 @@ def load_chat_model(
     )
 
 
+def describe_checkpoint(directory: str | Path) -> Architecture:
+    """What a checkpoint's config.json says, without reading a tensor. Raises CheckpointError."""
+    return _read_config(Path(directory), image_token_id=0)[1]
+
+
 def choose_attention() -> str:
     """flash_attention_2 where its package and a GPU are there, else sdpa."""
     has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
@@ -144,18 +151,22 @@ def choose_attention() -> str:
 
 
 def _open(directory: Path, image_token_id: int) -> _Source:
-    path = directory / "config.json"
+    native, architecture, upstream = _read_config(directory, image_token_id)
+    is_native = read_json(directory / CONFIG_FILE, missing="").get("model_type") == "internvl"
+    rename = _current_names if is_native else partial(to_native, architecture=architecture)
+    return _Source(directory, native, architecture, upstream, list_tensors(directory), rename)
+
+
+def _read_config(directory: Path, image_token_id: int) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
+    """Native config, architecture, and upstream's config.json where it is known."""
+    path = directory / CONFIG_FILE
     config = read_json(path, missing="give the directory of a checkpoint")
     if config.get("model_type") == "internvl":
-        return _open_native(directory, image_token_id)
+        return _read_native_config(directory, image_token_id)
     try:
-        architecture = read_architecture(config)
-        native = native_config(config, image_token_id)
+        return native_config(config, image_token_id), read_architecture(config), config
     except (UnsupportedArchitecture, KeyError, ValueError) as error:
         raise CheckpointError("UnsupportedArchitecture", _config_problem(error), str(path)) from error
-    return _Source(
-        directory, native, architecture, config, list_tensors(directory), lambda stream: to_native(stream, architecture)
-    )
 
 
 def _config_problem(error: Exception) -> str:
@@ -164,13 +175,14 @@ def _config_problem(error: Exception) -> str:
     return f"{error}"
 
 
-def _open_native(directory: Path, image_token_id: int) -> _Source:
+def _read_native_config(
+    directory: Path, image_token_id: int
+) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
     config = InternVLConfig.from_pretrained(directory)
     config.image_token_id = image_token_id
     kept = directory / UPSTREAM_CONFIG_FILE
     upstream = read_json(kept, missing="") if kept.exists() else None
-    architecture = read_architecture(upstream) if upstream else _native_architecture(config, directory)
-    return _Source(directory, config, architecture, upstream, list_tensors(directory), _current_names)
+    return config, read_architecture(upstream) if upstream else _native_architecture(config, directory), upstream
 
 
 def _native_architecture(config: InternVLConfig, directory: Path) -> Architecture:
