@@ -83,8 +83,10 @@ class Writer:
 
     def _there(self, obj: Raw) -> bool:
         found = self._children[obj["kind"]].get(_key(obj))
-        # A pod cannot be changed: one that is there is as it was made.
-        return found is not None and (obj["kind"] == "Pod" or contains(found, obj))
+        if found is None or obj["kind"] == "Pod":  # a pod cannot be changed: one that is there is as it was made
+            return found is not None
+        wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists leave them out
+        return contains(found, wanted)
 
     def _apply(self, obj: Raw) -> None:
         collection = self._children[obj["kind"]]
