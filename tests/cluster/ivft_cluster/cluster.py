@@ -23,7 +23,7 @@ from ivft_cluster.control_plane import ControlPlane
 from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
 from ivft_cluster.node import NodeSpec
-from ivft_cluster.oci import Image, import_archive, import_images
+from ivft_cluster.oci import Image, import_archives, import_images
 from ivft_cluster.paths import PACKAGE, default_state_dir
 from ivft_cluster.pki import Authority
 from ivft_cluster.ports import free_ports
@@ -135,12 +135,12 @@ class Cluster:
         )
 
     @cached_property
-    def api(self) -> client.ApiClient:
+    def api(self) -> Any:
         """A `kubernetes` client for this cluster alone (no global configuration is touched)."""
-        return config.new_client_from_config(str(self.kubeconfig))
+        return config.new_client_from_config(str(self.kubeconfig))  # type: ignore[no-untyped-call]
 
     @property
-    def core(self) -> client.CoreV1Api:
+    def core(self) -> Any:
         return client.CoreV1Api(self.api)
 
     # --- up and down
@@ -252,7 +252,7 @@ class Cluster:
 
     def load_archives(self, *archives: Path) -> None:
         """Load OCI or Docker image archives into every node's containerd."""
-        self._on_nodes(lambda inside: [import_archive(inside, archive) for archive in archives])
+        self._on_nodes(lambda inside: import_archives(inside, archives))
 
     def _on_nodes(self, work: Callable[[tuple[str, ...]], T]) -> dict[str, T]:
         names = self.node_names
@@ -353,9 +353,7 @@ class Cluster:
 
     def _issue_node(self, authority: Authority, number: int) -> None:
         name = f"node{number}"
-        authority.issue(
-            name, f"system:node:{name}", "system:nodes", hosts=[name, "127.0.0.1", network.node_ip(number)]
-        )
+        authority.issue(name, f"system:node:{name}", "system:nodes", hosts=[name, "127.0.0.1", network.node_ip(number)])
         authority.kubeconfig(name, self.control_plane.server)
 
     def _start_node(self, number: int) -> None:

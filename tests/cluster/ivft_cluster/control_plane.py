@@ -104,11 +104,12 @@ class ControlPlane:
             flags.append(f"--disable-admission-plugins={','.join(self.disabled_admission)}")
         self._start("kube-apiserver", *flags)
 
-    def start_controller_manager(self) -> None:
+    def start_controller_manager(self, controllers: Iterable[str] = ("*",)) -> None:
         path, pki = binary("kube-controller-manager"), self.pki
         self._start(
             "kube-controller-manager",
             *self._kubeconfigs("kube-controller-manager"),
+            f"--controllers={','.join(controllers)}",
             "--use-service-account-credentials",
             f"--service-account-private-key-file={pki}/service-account.key",
             f"--root-ca-file={pki}/ca.crt",

@@ -6,9 +6,10 @@ the process lives, so there are no pid files to go stale and no pid of a strange
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -72,8 +73,6 @@ def kill(processes: Sequence[psutil.Process], *, grace: float = 0, timeout: floa
         raise psutil.TimeoutExpired(timeout, pid=stuck[0].pid)
 
 
-def _signal(send: object) -> None:
-    try:
-        send()  # type: ignore[operator]
-    except psutil.NoSuchProcess:
-        pass
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()

@@ -1,7 +1,7 @@
 """Tells Prometheus which pods to scrape: Debian's build of it has no Kubernetes discovery of its own.
 
-Run as `python -m ivft_cluster.discovery <kubeconfig> <targets.json>`. The labels are named as Kubernetes discovery names
-them, so the scrape configuration reads like any cluster's; Prometheus re-reads the file as soon as it changes.
+Run as `python -m ivft_cluster.discovery <kubeconfig> <targets.json>`. The labels are named as Kubernetes discovery
+names them, so the scrape configuration reads like any cluster's; Prometheus re-reads the file as soon as it changes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def target(pod: Any) -> dict[str, Any] | None:
 
 
 def main(kubeconfig: str, path: str) -> None:
-    config.load_kube_config(kubeconfig)
+    api = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]
     targets: dict[Key, dict[str, Any] | None] = {}
     file = Path(path)
     written = ""
@@ -51,7 +51,7 @@ def main(kubeconfig: str, path: str) -> None:
             partial.rename(file)
             written = text
 
-    follow(client.CoreV1Api().list_pod_for_all_namespaces, targets, target, write)
+    follow(client.CoreV1Api(api).list_pod_for_all_namespaces, targets, target, write)
 
 
 if __name__ == "__main__":

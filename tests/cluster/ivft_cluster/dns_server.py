@@ -1,7 +1,7 @@
 """The cluster's DNS: A records of Services and of pods behind headless Services; everything else does not exist.
 
-Run as `python -m ivft_cluster.dns_server <kubeconfig> <address>`. Answers follow a watch of Services and Endpoints, so a
-pod's name resolves as soon as its address is in the Endpoints (at once, with publishNotReadyAddresses).
+Run as `python -m ivft_cluster.dns_server <kubeconfig> <address>`. Answers follow a watch of Services and Endpoints, so
+a pod's name resolves as soon as its address is in the Endpoints (at once, with publishNotReadyAddresses).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _addresses(endpoints: Any) -> list[tuple[str | None, str]]:
 
 
 def main(kubeconfig: str, address: str) -> None:
-    config.load_kube_config(kubeconfig)
-    api, records = client.CoreV1Api(), Records()
+    api_client = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]
+    api, records = client.CoreV1Api(api_client), Records()
     for listing, store, value in (
         (api.list_service_for_all_namespaces, records.services, lambda service: service.spec.cluster_ip),
         (api.list_endpoints_for_all_namespaces, records.endpoints, _addresses),

@@ -12,6 +12,7 @@ import ctypes
 import os
 import socket
 import sys
+from functools import partial
 
 CLONE_NEWNET = 0x40000000
 _running: set[asyncio.Task[None]] = set()
@@ -37,9 +38,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write_eof()
 
 
-async def _forward(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
-) -> None:
+async def _forward(host: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     # asyncio itself holds tasks weakly: without this, a connection may be collected as garbage while it waits.
     task = asyncio.current_task()
     assert task
@@ -59,10 +58,7 @@ async def _forward(
 
 async def serve(listeners: list[tuple[socket.socket, str, int]]) -> None:
     servers = [
-        await asyncio.start_server(
-            lambda reader, writer, host=host, port=port: _forward(reader, writer, host, port), sock=listener
-        )
-        for listener, host, port in listeners
+        await asyncio.start_server(partial(_forward, host, port), sock=listener) for listener, host, port in listeners
     ]
     await asyncio.gather(*(server.serve_forever() for server in servers))
 

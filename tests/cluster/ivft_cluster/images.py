@@ -107,7 +107,9 @@ def _storage() -> Path:
 
 def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
     env = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay"}
-    return run(["buildah", "--root", _storage() / "storage", "--runroot", _storage() / "run", *arguments], env=env, log=log)
+    return run(
+        ["buildah", "--root", _storage() / "storage", "--runroot", _storage() / "run", *arguments], env=env, log=log
+    )
 
 
 def _reproducible(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -30,6 +30,7 @@ DEBIAN_PACKAGES = (
     "skopeo",
     "util-linux",
 )
+WAIT_FOR_LOCK = "DPkg::Lock::Timeout=600"
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -50,9 +51,7 @@ def setup() -> None:
 
 def require_root() -> None:
     if os.geteuid() != 0:
-        raise HarnessError(
-            "the cluster needs root (network namespaces, mounts, cgroups): run it as root or with sudo"
-        )
+        raise HarnessError("the cluster needs root (network namespaces, mounts, cgroups): run it as root or with sudo")
 
 
 def missing_packages() -> list[str]:
@@ -74,11 +73,7 @@ def install_packages() -> None:
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         with _no_daemons():
             run(["apt-get", "update", "-qq"], env=env)
-            run(
-                ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600"]
-                + missing,
-                env=env,
-            )
+            run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", WAIT_FOR_LOCK, *missing], env=env)
 
 
 @contextmanager

@@ -25,9 +25,7 @@ class Namespace:
     def create(cls, member: str, log: Path) -> Namespace:
         holder = daemons.start(member, ["unshare", "--net", "--", HOLDER, "infinity"], log)
         outside = os.readlink("/proc/self/ns/net")
-        wait_for(
-            "a network namespace", lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != outside, every=0.005
-        )
+        wait_for("a network namespace", lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != outside, every=0.005)
         namespace = cls(holder.pid)
         namespace.ip("link set lo up")
         namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -55,9 +53,7 @@ class Namespace:
 
 
 def make_bridge(control_plane: Namespace) -> None:
-    control_plane.ip(
-        "link add br0 type bridge", f"addr add {CONTROL_PLANE_IP}/24 dev br0", "link set br0 up"
-    )
+    control_plane.ip("link add br0 type bridge", f"addr add {CONTROL_PLANE_IP}/24 dev br0", "link set br0 up")
 
 
 def node_ip(number: int) -> str:
@@ -89,6 +85,4 @@ def connect_node(control_plane: Namespace, node: Namespace, number: int, nodes: 
 def drop_from(namespace: Namespace, sources: list[str], *, on: bool) -> None:
     """Drop (or no longer drop) what arrives from `sources`, before connection tracking knows of it."""
     for source in sources:
-        namespace.run(
-            "iptables", "-w", "-t", "raw", "-A" if on else "-D", "PREROUTING", "-s", source, "-j", "DROP"
-        )
+        namespace.run("iptables", "-w", "-t", "raw", "-A" if on else "-D", "PREROUTING", "-s", source, "-j", "DROP")

@@ -51,7 +51,7 @@ def start(spec: NodeSpec, network: Namespace, log: Path) -> None:
     for path in MOUNT_POINTS:
         path.mkdir(parents=True, exist_ok=True)
     unshare = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
-    python = [sys.executable, "-m", "ivft_cluster.node_main", spec.save()]
+    python: list[str | Path] = [sys.executable, "-m", "ivft_cluster.node_main", spec.save()]
     daemons.start(
         spec.member,
         [*network.prefix, *unshare, "--propagation=private", "--", *python],

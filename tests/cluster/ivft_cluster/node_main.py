@@ -36,7 +36,7 @@ def main(spec: NodeSpec) -> None:
     store, _lock = claim_store(spec.name)
     write_config(spec, store)
     forget_old_containers(spec, store)
-    containerd = ["containerd", "--config", spec.state / "containerd.toml"]
+    containerd: list[str | Path] = ["containerd", "--config", spec.state / "containerd.toml"]
     supervise(spec, {"containerd": containerd, "kube-proxy": proxy_command(spec), "kubelet": kubelet_command(spec)})
 
 

@@ -5,13 +5,14 @@ Layers stay uncompressed: they never leave this machine, and unpacking is most o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -125,25 +126,26 @@ def import_images(node: Sequence[str], images: Iterable[Image]) -> list[str]:
     return [image.name for image in missing]
 
 
-def import_archive(node: Sequence[str], archive: Path) -> None:
-    """Load any OCI or Docker image archive."""
-    run([*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", archive])
+def import_archives(node: Sequence[str], archives: Iterable[Path]) -> None:
+    """Load any OCI or Docker image archives."""
+    for archive in archives:
+        run([*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", archive])
 
 
 def forget_pruned(node: Sequence[str]) -> None:
-    """Remove the project's images that the layout no longer has."""
+    """Remove the project's images that the layout no longer has, by each name containerd has for them."""
     ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
     known = {_name(entry) for entry in _index()}
-    if old := [name for name in _present(ctr) if name.startswith(OWN_IMAGES) and name not in known]:
-        run([*ctr, "images", "delete", *old])
+    present = _present(ctr)
+    old = {digest for name, digest in present.items() if name.startswith(OWN_IMAGES) and name not in known}
+    if names := [name for name, digest in present.items() if digest in old]:
+        run([*ctr, "images", "delete", "--sync", *names])
 
 
-def write_archive(sink: IO[bytes], images: Sequence[Image], without: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def write_archive(sink: IO[bytes], images: Sequence[Image], without: Collection[str] = ()) -> None:
     """Write images as an OCI archive, leaving out the blobs in `without` (digests)."""
     with tarfile.open(fileobj=sink, mode="w|") as tar:
-        entries = [
-            {**image.descriptors()[0], "annotations": {CONTAINERD_NAME: image.name}} for image in images
-        ]
+        entries = [{**image.descriptors()[0], "annotations": {CONTAINERD_NAME: image.name}} for image in images]
         _add_bytes(tar, "oci-layout", (layout() / "oci-layout").read_bytes())
         _add_bytes(tar, "index.json", _dump({"schemaVersion": 2, "manifests": entries}))
         digests = {each["digest"]: None for image in images for each in image.descriptors()}
@@ -155,20 +157,19 @@ def write_archive(sink: IO[bytes], images: Sequence[Image], without: set[str] = 
                 tar.addfile(member, file)
 
 
-def _feed(argv: Sequence[str], write: Any) -> None:
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stdin and process.stderr
-    try:
-        write(process.stdin)
-    except BrokenPipeError:
-        pass  # it has ended; its own message says why
-    _, errors = process.communicate()
+def _feed(argv: Sequence[str], write: Callable[[IO[bytes]], None]) -> None:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its own message says why
+            write(process.stdin)
+        _, errors = process.communicate()
     if process.returncode:
         raise HarnessError(f"ctr images import: {errors.decode().strip()}")
 
 
 def _present(ctr: Sequence[str]) -> dict[str, str]:
-    return dict(line.split()[:3:2] for line in run([*ctr, "images", "list"]).splitlines()[1:])  # type: ignore[misc]
+    rows = [line.split() for line in run([*ctr, "images", "list"]).splitlines()[1:]]
+    return {row[0]: row[2] for row in rows}
 
 
 def _index() -> list[Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 
 
@@ -23,6 +24,4 @@ def free_ports(count: int) -> list[int]:
 
 
 def _candidates() -> list[int]:
-    import random
-
     return random.SystemRandom().sample(range(20000, 32000), 2000)

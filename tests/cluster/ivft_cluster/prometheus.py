@@ -68,7 +68,7 @@ class Prometheus:
 
 
 def scrape_config(targets: Path) -> dict[str, Any]:
-    """Keep pods annotated prometheus.io/scrape=true; labels: namespace, pod, and `internvl_dev_*` for `internvl.dev/*`."""
+    """Keep pods annotated prometheus.io/scrape=true; labels: namespace, pod, `internvl_dev_*` for `internvl.dev/*`."""
     annotation = "__meta_kubernetes_pod_annotation_prometheus_io_"
     relabel: list[dict[str, Any]] = [
         {"source_labels": [f"{annotation}scrape"], "action": "keep", "regex": "true"},

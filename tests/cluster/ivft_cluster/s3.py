@@ -50,12 +50,12 @@ class S3Server:
     die_with_parent: bool = False
 
     @classmethod
-    def on_loopback(cls, member: str, state: Path) -> S3Server:
+    def on_loopback(cls, state: Path) -> S3Server:
+        """A server for this process alone, on free ports; it dies with the process (start it from the main thread)."""
+        member = f"s3-{secrets.token_hex(4)}/s3"
         port, *inner = free_ports(8)
         endpoint = f"http://127.0.0.1:{port}"
-        return cls(
-            member, state, Credentials.make(), "127.0.0.1", port, endpoint, tuple(inner), die_with_parent=True
-        )
+        return cls(member, state, Credentials.make(), "127.0.0.1", port, endpoint, tuple(inner), die_with_parent=True)
 
     @property
     def env(self) -> dict[str, str]:
@@ -82,9 +82,7 @@ class S3Server:
         data.mkdir(parents=True, exist_ok=True)
         identity = {
             "name": "test",
-            "credentials": [
-                {"accessKey": self.credentials.access_key, "secretKey": self.credentials.secret_key}
-            ],
+            "credentials": [{"accessKey": self.credentials.access_key, "secretKey": self.credentials.secret_key}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         config = self.state / "identities.json"

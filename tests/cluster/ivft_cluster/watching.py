@@ -29,7 +29,8 @@ def follow(
             store.clear()
             store.update({_key(item): value(item) for item in page.items})
             changed()
-            for event in watch.Watch().stream(listing, resource_version=page.metadata.resource_version):
+            stream = watch.Watch().stream  # type: ignore[no-untyped-call]
+            for event in stream(listing, resource_version=page.metadata.resource_version):  # type: ignore[no-untyped-call]
                 item = event["object"]
                 if event["type"] == "DELETED":
                     store.pop(_key(item), None)

@@ -1,0 +1,60 @@
+"""pytest fixtures: `api_server`, `s3_server`, `cluster`. Loaded by tests/conftest.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ivft_cluster import images, machine
+from ivft_cluster.api_server import ApiServer
+from ivft_cluster.cluster import Cluster
+from ivft_cluster.paths import CHECKOUT, cache_dir, content_hash
+from ivft_cluster.s3 import S3Server
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """A real API server without nodes; make a namespace for each test with `api_server.namespace()`."""
+    with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback; make a bucket for each test."""
+    server = S3Server.on_loopback(tmp_path_factory.mktemp("s3"))
+    server.start()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.delete()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two real nodes with object storage, Prometheus, DNS and the base image loaded.
+
+    When IVFT_CLUSTER_STATE names a cluster that is up, that one is used and left up.
+    """
+    given = os.environ.get("IVFT_CLUSTER_STATE")
+    if given and (running := Cluster(given)).is_up():
+        running.load(images.base_image())
+        yield running
+        return
+    machine.require_root()
+    own = Cluster(given or _state_of_this_checkout())
+    own.up(nodes=2)
+    try:
+        own.load(images.base_image())
+        yield own
+    finally:
+        own.down()
+
+
+def _state_of_this_checkout() -> Path:
+    """Always the same folder, so that the next run cleans up after one that was killed."""
+    return cache_dir() / f"cluster-tests-{content_hash([str(CHECKOUT)])}"
