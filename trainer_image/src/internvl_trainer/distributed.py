@@ -163,9 +163,7 @@ class Group:
         padded[: len(data)] = data
         pieces = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
         torch.distributed.all_gather(pieces, padded, group=self._control)
-        return [
-            json.loads(bytes(piece[: int(size)].numpy())) for piece, size in zip(pieces, sizes, strict=True)
-        ]
+        return [json.loads(bytes(piece[: int(size)].numpy())) for piece, size in zip(pieces, sizes, strict=True)]
 
     def first(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -179,9 +177,8 @@ class Group:
 def join_group(rendezvous: Rendezvous, device: str) -> Group:
     """Meet the other ranks. Raises Unavailable when they do not come in time."""
     wait_for_master(rendezvous)
-    import torch
-
     import deepspeed
+    import torch
 
     if device == "cpu":
         # Its ops are compiled when first used, which takes minutes and a compiler; gloo does without.

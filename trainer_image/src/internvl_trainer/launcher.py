@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from internvl_api.constants import ExitCode
 
 from internvl_trainer.distributed import Rendezvous
+from internvl_trainer.signals import handled
 
 logger = logging.getLogger(__name__)
 
@@ -27,36 +29,61 @@ _PATIENCE_SECONDS = 10.0  # for processes that notice by themselves that a peer 
 _TELLING = (ExitCode.USER_ERROR, ExitCode.ACCESS_DENIED, ExitCode.CONFIG, ExitCode.UNAVAILABLE)
 
 
-def launch(command: Sequence[str], rendezvous: Rendezvous, result_path: Path | None) -> int:
+def launch(
+    command: Sequence[str],
+    rendezvous: Rendezvous,
+    result_path: Path | None,
+    output: Callable[[str], None] | None = None,
+) -> int:
     """Run `command` once for each local rank; the exit code that decides (128 + number for a signal).
 
-    The decisive process's termination message goes to `result_path`.
+    The decisive process's termination message goes to `result_path`. Each line the processes print goes to `output`,
+    or where this process prints.
     """
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
         results = [Path(folder) / f"result-{rank}.json" for rank in range(rendezvous.processes)]
         for path in results:
             path.touch()
         processes = [
-            subprocess.Popen(command, env={**os.environ, **rendezvous.environment(rank), ENV_TERMINATION_LOG: str(path)})
+            subprocess.Popen(
+                command,
+                env={**os.environ, **rendezvous.environment(rank), ENV_TERMINATION_LOG: str(path)},
+                stdout=subprocess.PIPE if output else None,
+                stderr=subprocess.STDOUT if output else None,
+            )
             for rank, path in enumerate(results)
         ]
-        forward_signals(processes)
-        decisive = _wait(processes)
+        readers = [_pass_on(process, output) for process in processes if output]
+        with forwarded_signals(processes):
+            decisive = _wait(processes)
+        for reader in readers:
+            reader.join()
         if result_path is not None and (text := results[decisive].read_text(encoding="utf-8")):
             result_path.write_text(text, encoding="utf-8")
         return exit_code(processes[decisive].returncode)
 
 
-def forward_signals(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM and Ctrl-C go to every process, as SIGTERM."""
+def _pass_on(process: subprocess.Popen[bytes], output: Callable[[str], None]) -> threading.Thread:
+    def read() -> None:
+        for line in process.stdout or ():
+            output(line.decode(errors="replace").rstrip())
+
+    thread = threading.Thread(target=read, name=f"output of {process.pid}", daemon=True)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Within: SIGTERM and Ctrl-C go to every process, as SIGTERM."""
 
     def forward(_number: int, _frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.terminate()
 
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
+    with handled(forward):
+        yield
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:

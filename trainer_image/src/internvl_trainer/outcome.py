@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,13 @@ logger = logging.getLogger(__name__)
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
 # What gloo and NCCL say when another process is gone.
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Timed out waiting",
+)
 
 
 class Outcome(NamedTuple):
@@ -40,7 +47,7 @@ def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
         return Outcome(ExitCode.RESUME, _failed(stage, "Stopped", f"stopped by {stopped}; start me again", "resume"))
     except UserError as error:
         return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
-    except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may end without a last word
+    except Exception as error:
         logger.error("%s failed", stage, exc_info=True)
         reason = "PeerLost" if is_peer_lost(error) else "InternalError"
         lines = str(error).strip().splitlines() or [""]
@@ -105,13 +112,16 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
-def configure_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:
-    """Plain lines on stderr; the libraries' own chatter only from WARNING on."""
+def configure_logging(handler: logging.Handler | None = None) -> None:
+    """Plain lines on stderr, of one process a machine; from the others and the libraries only what is wrong."""
     handler = handler or logging.StreamHandler()
-    rank = f" rank {os.environ['RANK']}" if os.environ.get("LOCAL_RANK") else ""
+    local_rank = os.environ.get("LOCAL_RANK")
+    rank = f" rank {os.environ['RANK']}" if local_rank else ""
     handler.setFormatter(RedactingFormatter(f"%(asctime)s %(levelname)s{rank} %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("internvl_trainer").setLevel(level)
+    logging.getLogger("internvl_trainer").setLevel(logging.INFO if local_rank in (None, "0") else logging.WARNING)
+    # What DeepSpeed and transformers will have to change is nothing a user can.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _failed(stage: StageName, reason: str, message: str, outcome: str = "failed") -> StageResult:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
 
-class StopRequested(Exception):  # noqa: N818 - no error: somebody asked this stage to end
+
+class StopRequested(Exception):
     """Raised in a stage that has nothing to save; starting it again does the work."""
 
 
@@ -27,7 +29,7 @@ class StopFlag:
 def stop_flag() -> Iterator[StopFlag]:
     """Within: SIGTERM and SIGINT set the flag instead of ending the process."""
     flag = StopFlag()
-    with _handlers(flag.set):
+    with handled(flag.set):
         yield flag
 
 
@@ -38,13 +40,14 @@ def stop_by_exception() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise StopRequested(signal.Signals(number).name)
 
-    with _handlers(stop):
+    with handled(stop):
         yield
 
 
 @contextmanager
-def _handlers(handler: object) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}  # type: ignore[arg-type]
+def handled(handler: Handler) -> Iterator[None]:
+    """Within: this handler for SIGTERM and SIGINT."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

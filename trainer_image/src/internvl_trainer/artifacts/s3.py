@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,7 +92,7 @@ class S3Storage:
     def delete(self, prefix: str) -> None:
         for stored in list(self.list(prefix)):
             key = self._key(stored.key)
-            self._call(stored.key, lambda client, key=key: client.delete_object(Bucket=self._bucket, Key=key))
+            self._call(stored.key, partial(_delete, bucket=self._bucket, key=key))
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self._prefix, inside(key, field=self._field)) if part)
@@ -137,6 +137,10 @@ class S3Storage:
         return Unavailable(
             "StorageUnavailable", f"{place}: {error}; check AWS_ENDPOINT_URL and that the server runs", self._field
         )
+
+
+def _delete(client: Any, *, bucket: str, key: str) -> None:
+    client.delete_object(Bucket=bucket, Key=key)
 
 
 @lru_cache(maxsize=1)

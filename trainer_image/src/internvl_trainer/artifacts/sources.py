@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
 from internvl_trainer.artifacts.storage import (
@@ -23,6 +24,7 @@ from internvl_trainer.errors import UserError
 
 _HUB = re.compile(r"^hf://(?P<repository>[^/]+/[^/@]+)(?:@(?P<revision>.+))?$")
 _PARALLEL_FILES = 8
+Result = TypeVar("Result")
 
 # Pickles may hold code and are never read; the rest only costs time. Weights in safetensors are what remains.
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
@@ -141,7 +143,7 @@ def is_unused(name: str) -> bool:
     return Path(name).suffix in {pattern[1:] for pattern in UNUSED_IN_CHECKPOINTS}
 
 
-def _hub(uri: str, field: str, ask: Callable[[str, str | None], object]) -> object:
+def _hub(uri: str, field: str, ask: Callable[[str, str | None], Result]) -> Result:
     """Ask the Hub; its errors in the user's words."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,11 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
-from internvl_trainer.data.dataset import DatasetDescription, read_meta
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.dataset import DatasetDescription, SampleSettings, read_meta
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.errors import UserError
 
@@ -48,6 +52,36 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
             )
         described[description.name] = description, f"spec.data.meta: {description.name}"
     return list(described.values())
+
+
+def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
+    """How a row becomes a sample; what the spec leaves open comes from the checkpoint."""
+    image = config.image
+    return SampleSettings(
+        template=config.model.template or template,
+        image_size=image_size,
+        context_tokens=context_tokens,
+        dynamic_tiles=image.dynamic,
+        min_tiles=image.min_dynamic_patch,
+        max_tiles=image.max_dynamic_patch,
+        thumbnail=image.thumbnail,
+        min_frames=image.video_frames,
+        max_frames=image.video_frames,
+        max_length=config.training.max_seq_length,
+        compat=config.data.compat,
+    )
+
+
+def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
+    """Dataset to lines that preflight told to skip; empty without `badRows: skip`."""
+    if config.data.bad_rows != "skip":
+        return {}
+    folder = stage_folder("preflight")
+    manifest = read_manifest(storage, folder)
+    if manifest is None or manifest.fingerprint != fingerprint(config):
+        raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
+    lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
+    return lines
 
 
 def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:

@@ -37,7 +37,7 @@ class Failure:
 
 
 class RowDataset(Dataset[Sample | Failure]):
-    """All rows of one epoch, over all datasets; drawn by position, so that augmentation is the same in every attempt."""
+    """All rows of one epoch, over all datasets; drawn by position, so that every attempt augments alike."""
 
     def __init__(
         self,
@@ -72,10 +72,12 @@ class RowDataset(Dataset[Sample | Failure]):
 
     def lengths(self, image_tokens: int) -> np.ndarray:
         """(rows,) rough lengths in tokens, to group rows by."""
-        return np.concatenate([
-            estimate_lengths((dataset.index[int(row)] for row in rows), image_tokens)
-            for dataset, rows in zip(self._datasets, self._rows, strict=True)
-        ])
+        return np.concatenate(
+            [
+                estimate_lengths((dataset.index[int(row)] for row in rows), image_tokens)
+                for dataset, rows in zip(self._datasets, self._rows, strict=True)
+            ]
+        )
 
     def _find(self, row: int) -> tuple[OpenDataset, int]:
         which = int(np.searchsorted(self._ends, row, side="right"))
@@ -110,7 +112,7 @@ class Loader:
         self._batches = iter(
             DataLoader(
                 dataset,
-                batch_sampler=micro_batches,  # type: ignore[arg-type]  # any iterable of index lists will do
+                batch_sampler=micro_batches,
                 num_workers=workers,
                 collate_fn=partial(_collate, pad_token_id=pad_token_id),
                 pin_memory=pin_memory,
@@ -131,7 +133,7 @@ class Loader:
         )
 
     def _next(self) -> Batch:
-        batch = next(self._batches)
+        batch: Batch | Failure = next(self._batches)
         if isinstance(batch, Failure):
             raise UserError(batch.reason, batch.message, batch.where)
         return batch

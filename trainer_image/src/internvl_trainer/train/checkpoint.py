@@ -185,9 +185,7 @@ class Checkpoints:
         self._group.barrier()
         return step
 
-    def _fetch(
-        self, folder: str, fragments: list[Fragment], shapes: dict[str, list[int]], target: Path
-    ) -> Manifest:
+    def _fetch(self, folder: str, fragments: list[Fragment], shapes: dict[str, list[int]], target: Path) -> Manifest:
         """Download what this rank needs of a checkpoint, checked; together, the ranks check every file."""
         manifest = read_manifest(self._storage, folder)
         if manifest is None:
@@ -228,7 +226,7 @@ class Overlap(NamedTuple):
 
 
 def _overlaps(part: Fragment, layout: Layout) -> Iterator[Overlap]:
-    """The pieces of stored files that make up a fragment; the world may have been of another size when they were made."""
+    """The pieces of stored files that make up a fragment; they may come from a world of another size."""
     for file, ranges in layout.items():
         if part.name not in ranges:
             continue

@@ -40,7 +40,8 @@ def build_engine(config: RunConfig, model: ChatModel, group: Group) -> Any:
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: bool) -> list[dict[str, Any]]:
     """Matrices decay; vectors (norms, biases, layer scales) do not. Upstream decays all of them."""
-    matrices, vectors = [], []
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             flat = len(getattr(parameter, "ds_shape", parameter.shape)) < 2

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from internvl_trainer.artifacts.sources import is_unused
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_files import save_adapter
-from internvl_trainer.model.adapters import is_adapter, native_name
+from internvl_trainer.model.adapters import native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
@@ -33,8 +33,7 @@ def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Gro
     if not group.leads:
         return
     save_adapter(loaded.model, directory, state)
-    others = {native_name(name): tensor for name, tensor in state.items() if not is_adapter(name)}
-    if others:
+    if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
 
 
@@ -45,7 +44,7 @@ def export_model(
 
     All ranks call it; rank 0 writes, holding about a shard in memory.
     """
-    tensors = ((native_name(name), tensor) for name, tensor in full_tensors(engine, group, only_trainable=False))
+    tensors = _native_names(full_tensors(engine, group, only_trainable=False))
     if not group.leads:
         for _ in tensors:
             pass
@@ -75,6 +74,13 @@ def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator
         with deepspeed.zero.GatheredParameters([parameter]):
             whole = parameter.detach().cpu().clone() if group.leads else torch.empty(0)
         yield name, whole
+
+
+def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Under the plain native model's names; tensors of adapters are left out."""
+    for name, tensor in tensors:
+        if (native := native_name(name)) is not None:
+            yield native, tensor
 
 
 def _carry_over(base: Path, directory: Path) -> None:

@@ -16,7 +16,7 @@ from internvl_api.status import StageResult
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.loader import Loader, Window
+from internvl_trainer.data.loader import Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter

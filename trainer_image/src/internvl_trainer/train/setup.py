@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import torch
 from internvl_api.run_config import RunConfig
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.dataset import SampleSettings
-from internvl_trainer.data.datasets import open_datasets
+from internvl_trainer.data.datasets import open_datasets, read_bad_lines, sample_settings
 from internvl_trainer.data.loader import Loader, RowDataset
 from internvl_trainer.data.sampler import GlobalOrder, count_steps
 from internvl_trainer.distributed import Group
@@ -143,24 +139,6 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
     )
 
 
-def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
-    """How a row becomes a sample; what the spec leaves open comes from the checkpoint."""
-    image = config.image
-    return SampleSettings(
-        template=config.model.template or template,
-        image_size=image_size,
-        context_tokens=context_tokens,
-        dynamic_tiles=image.dynamic,
-        min_tiles=image.min_dynamic_patch,
-        max_tiles=image.max_dynamic_patch,
-        thumbnail=image.thumbnail,
-        min_frames=image.video_frames,
-        max_frames=image.video_frames,
-        max_length=config.training.max_seq_length,
-        compat=config.data.compat,
-    )
-
-
 def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter: Reporter) -> RowDataset:
     """The rows of an epoch, without those that preflight found bad."""
     bad_lines = read_bad_lines(config, storage)
@@ -178,15 +156,3 @@ def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter
         seed=config.training.seed,
         bad_lines=bad_lines,
     )
-
-
-def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
-    """Dataset to lines that preflight told to skip; empty without `badRows: skip`."""
-    if config.data.bad_rows != "skip":
-        return {}
-    folder = stage_folder("preflight")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config):
-        raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
-    lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
-    return lines

@@ -31,7 +31,7 @@ class Fragment:
     name: str
     start: int
     length: int
-    _parameter: torch.nn.Parameter
+    _parameter: Any  # a torch Parameter with what DeepSpeed hung on it
 
     def read(self, kind: str) -> torch.Tensor:
         """(length,) fp32 on the CPU."""
@@ -51,12 +51,14 @@ class Fragment:
             safe_set_local_optimizer_state(self._parameter, padded, kind)
 
     def _owned(self, kind: str) -> torch.Tensor:
-        if hasattr(self._parameter, "ds_id"):
-            if kind == WEIGHT:
-                return safe_get_local_fp32_param(self._parameter)
-            return safe_get_local_optimizer_state(self._parameter, kind)
-        fragment: torch.Tensor = self._parameter._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind)
-        return fragment
+        owned: torch.Tensor
+        if not hasattr(self._parameter, "ds_id"):
+            owned = self._parameter._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind)
+        elif kind == WEIGHT:
+            owned = safe_get_local_fp32_param(self._parameter)
+        else:
+            owned = safe_get_local_optimizer_state(self._parameter, kind)
+        return owned
 
 
 def trainable_shapes(engine: Any) -> dict[str, list[int]]:
@@ -122,7 +124,7 @@ def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _fragment(name: str, parameter: torch.nn.Parameter, rank: int) -> Fragment | None:
+def _fragment(name: str, parameter: Any, rank: int) -> Fragment | None:
     if hasattr(parameter, "ds_id"):
         part = parameter.ds_tensor.numel()
         length = min(part, parameter.ds_numel - rank * part)

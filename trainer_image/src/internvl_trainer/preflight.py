@@ -1,0 +1,190 @@
+"""The preflight stage: everything a run needs, checked on a CPU before a GPU is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageResult
+from rich.console import Console
+
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import commit, discard, upload_files
+from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.dataset import SampleSettings
+from internvl_trainer.data.datasets import OpenDataset, open_datasets, sample_settings
+from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.preflight import Checker, check_rows, findings_table
+from internvl_trainer.distributed import usable_cpus
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+REPORT = "preflight.json"
+_CHUNK_ROWS = 5000  # between two looks at the progress
+_SHOWN_FINDINGS = 50
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    """Check output, model and rows, cheapest first. Raises UserError for the first thing that stops the run."""
+    folder = stage_folder("preflight")
+    reporter.doing("checking the output")
+    check_writable(storage)
+    reporter.doing("checking the data")
+    datasets = open_datasets(config)
+    reporter.doing("checking the model")
+    settings, tokenizer = check_model(config)
+    findings = {dataset.description.name: check_one(dataset, settings, tokenizer, reporter) for dataset in datasets}
+    report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
+    show(findings)
+    discard(storage, folder)
+    with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
+        path = Path(scratch) / REPORT
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        files = upload_files(storage, folder, {REPORT: path})
+    refuse_bad_rows(config, report, f"{storage.uri}/{folder}/{REPORT}")
+    commit(storage, folder, files, fingerprint(config))
+    return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
+
+
+def check_writable(storage: Storage) -> None:
+    """Write, read and delete a small object under the output."""
+    key = f".probe-{uuid.uuid4().hex}"
+    storage.write(key, b"probe")
+    storage.read(key)
+    storage.delete(key)
+
+
+def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerBase]:
+    """The checkpoint has its weight files, a readable config and a tokenizer; shards are listed, not downloaded."""
+    field, source = "spec.model.source", config.model.source
+    names = list_directory(source, field=field)
+    directory = fetch_directory(source, field=field, weights=False)
+    check_weight_files(set(names), directory, source)
+
+    from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after what is quick to refuse
+
+    return read_settings(config, directory), load_tokenizer(directory)
+
+
+def check_weight_files(names: set[str], directory: Path, source: str) -> None:
+    """Raises UserError when the shards that the index names are not all there."""
+    if _INDEX in names:
+        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
+        shards = set(index.get("weight_map", {}).values())
+        if missing := sorted(shards - names):
+            raise UserError(
+                "ShardMissing",
+                f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}",
+                source,
+            )
+    elif _SINGLE not in names:
+        raise UserError("WeightsMissing", f"found neither {_SINGLE} nor {_INDEX}; pickled weights are not read", source)
+
+
+def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
+    """How rows become samples, from the spec and the checkpoint's config.json."""
+    from internvl_trainer.model.load import describe_checkpoint
+
+    architecture = describe_checkpoint(directory)
+    if config.image.tile_size is not None:
+        architecture = replace(architecture, image_size=config.image.tile_size)
+    return sample_settings(
+        config,
+        template=architecture.template,
+        image_size=architecture.image_size,
+        context_tokens=architecture.context_tokens,
+    )
+
+
+def check_one(
+    dataset: OpenDataset, settings: SampleSettings, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+) -> list[Finding]:
+    """Findings of one dataset's rows, those that an epoch uses."""
+    description, index = dataset.description, dataset.index
+    findings = []
+    if description.length is not None and description.length != len(index):
+        message = f"length is {description.length}, the file has {len(index)} rows; is it complete?"
+        findings.append(Finding("LengthMismatch", message, "length", file=description.annotation))
+    checker = Checker(description, settings, open_media, tokenizer)
+    used = min(len(index), description.count_rows(len(index)))
+    for start in range(0, used, _CHUNK_ROWS):
+        reporter.doing(f"checking rows of {description.name}: {start} of {used}")
+        rows = range(start, min(used, start + _CHUNK_ROWS))
+        findings += check_rows(index, checker, rows=rows, threads=usable_cpus())
+    return findings
+
+
+def make_report(datasets: Sequence[OpenDataset], findings: dict[str, list[Finding]], *, skip: bool) -> dict[str, Any]:
+    """preflight.json: counts, every finding, and, with `skip`, the lines that training leaves out."""
+    bad = {name: bad_lines(found) for name, found in findings.items()}
+    return {
+        "version": 1,
+        "datasets": [
+            {
+                "name": dataset.description.name,
+                "annotation": dataset.description.annotation,
+                "rows": len(dataset.index),
+                "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
+                "badRows": len(bad[dataset.description.name]),
+            }
+            for dataset in datasets
+        ],
+        "skippedLines": {name: lines for name, lines in bad.items() if lines} if skip else {},
+        "findings": [{"dataset": name, **finding.as_dict()} for name, found in findings.items() for finding in found],
+    }
+
+
+def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> None:
+    """Raises UserError naming the first bad row when there are more than the run may skip."""
+    errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
+    bad = sum(dataset["badRows"] for dataset in report["datasets"])
+    fatal = [finding for finding in errors if finding["line"] is None]
+    allowed = config.data.max_bad_rows if config.data.bad_rows == "skip" else 0
+    if not fatal and bad <= allowed:
+        if any(dataset["rowsInEpoch"] for dataset in report["datasets"]):
+            return
+        raise UserError("NoRowsLeft", f"no row is left to train on; see {place}", "spec.data")
+    first = (fatal or errors)[0]
+    finding = Finding(**{key: value for key, value in first.items() if key != "dataset"})
+    step = f"{bad} bad rows, {allowed} allowed; " if config.data.bad_rows == "skip" else ""
+    more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
+    advice = "correct them, or set data.badRows: skip with data.maxBadRows"
+    raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line for the status."""
+    rows = sum(dataset["rowsInEpoch"] for dataset in report["datasets"])
+    bad = sum(len(lines) for lines in report["skippedLines"].values())
+    warnings = sum(finding["severity"] == "warning" for finding in report["findings"])
+    return f"{rows} rows an epoch in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
+
+
+def show(findings: dict[str, list[Finding]]) -> None:
+    """The first findings as a table on stdout."""
+    every = [finding for found in findings.values() for finding in found]
+    if every:
+        width = None if os.isatty(1) else 200
+        Console(width=width).print(findings_table(every[:_SHOWN_FINDINGS]))
+        if len(every) > _SHOWN_FINDINGS:
+            print(f"… and {len(every) - _SHOWN_FINDINGS} more in {REPORT}")
+
+
+def bad_lines(findings: Sequence[Finding]) -> list[int]:
+    """Lines with an error, in order."""
+    return sorted({finding.line for finding in findings if finding.severity == "error" and finding.line is not None})
