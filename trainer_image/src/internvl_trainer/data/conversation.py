@@ -150,9 +150,17 @@ def _render(turns: Sequence[Turn], template: Template) -> str:
     return "".join(template.open_turn(turn.role) + turn.text + template.end for turn in turns)
 
 
-def render_prompt(turns: Sequence[Turn], template: Template) -> str:
-    """The text that asks for an answer: all turns, then the assistant's mark."""
-    return _render(with_system_turn(turns, template), template) + template.assistant
+def encode_prompt(
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    tiles_per_image: Sequence[int] = (),
+    context_tokens: int = 256,
+) -> np.ndarray:
+    """(L,) ids of the text that asks for an answer: the turns so far, then the assistant's mark."""
+    style = TEMPLATES[template]
+    placed = _place_images(with_system_turn(turns, style), tiles_per_image, context_tokens)
+    return np.array(tokenizer(_render(placed, style) + style.assistant)["input_ids"], np.int64)
 
 
 def _encode_as_one(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
@@ -77,3 +80,25 @@ def _adds_dummy_prefix(path: Path) -> bool:
             "InvalidTokenizer", f"not a sentencepiece model ({error}); copy it from the model's repository", str(path)
         ) from error
     return bool(model.normalizer_spec.add_dummy_prefix)
+
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_EACH_BYTE = "replace_each_byte"
+codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd" * (error.end - error.start), error.end))
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text without special tokens, equal to what the checkpoints' own (sentencepiece) tokenizers give.
+
+    The fast decoder drops every byte of a run that is not valid UTF-8 as a whole; theirs keeps the valid ones.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(ids), skip_special_tokens=True)
+    if not any(_BYTE_TOKEN.fullmatch(token) for token in tokens):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    text = b"".join(_token_bytes(token) for token in tokens).decode("utf-8", errors=_EACH_BYTE)
+    return text.removeprefix(" ") if getattr(tokenizer, "add_prefix_space", False) else text
+
+
+def _token_bytes(token: str) -> bytes:
+    found = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(found[1], 16)]) if found else token.replace("▁", " ").encode()
