@@ -1,63 +1,261 @@
-"""The models of InternVL's guides, and the later ones of the same shape.
+"""The models of InternVL's guides, and the later ones of the same shape: names, templates, dimensions.
 
-Source of the figures: the published model cards and configs of each Hub repository.
+Source: the config.json of each Hub repository. The counts that follow from the dimensions equal the published ones to
+the last parameter wherever a published count is known (tests/api/test_catalogue.py).
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from internvl_api.spec import Template
 
-VisionTower = Literal["InternViT-300M-448px", "InternViT-6B-448px"]
+# How upstream stores the language model, which is what decides the mapping to a native one.
+LanguageKind = Literal["qwen2", "internlm2", "llama", "phi3"]
+
+# (inputs, outputs) of a matrix.
+Shape = tuple[int, int]
+
+PATCH_SIZE = 14  # pixels, in every InternViT
+IMAGE_SIZE = 448  # pixels of a tile's side that the position embeddings are made for
+DOWNSAMPLE_RATIO = 0.5  # the pixel shuffle's: a context token stands for 2 x 2 patches
 
 
-class CatalogueModel(NamedTuple):
-    """One published model. `context_tokens` is for one tile; `billions` counts all parameters."""
+@dataclass(frozen=True)
+class VisionTower:
+    """An InternViT. `layer_norm` False means RMSNorm, which has no bias."""
 
     name: str
-    hub_repository: str
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    qkv_bias: bool
+    qk_norm: bool
+    layer_norm: bool
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Matrices of one layer as upstream stores them: qkv, proj, fc1, fc2."""
+        hidden, inner = self.hidden, self.intermediate
+        return (hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)
+
+    @property
+    def layer_vectors(self) -> int:
+        """Parameters of one layer outside its matrices: biases, norms, layer scales."""
+        norms = 2 * self.hidden * (2 if self.layer_norm else 1) + (2 * self.hidden if self.qk_norm else 0)
+        biases = (3 * self.hidden if self.qkv_bias else 0) + self.hidden + self.intermediate + self.hidden
+        return norms + biases + 2 * self.hidden
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters before the first layer: patch projection, class token, positions."""
+        positions = count_patches(IMAGE_SIZE) + 1
+        return (3 * PATCH_SIZE**2 + 1) * self.hidden + self.hidden + positions * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.embeddings + self.layers * (_area(self.shapes) + self.layer_vectors)
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of an adapter on every matrix of `shapes`."""
+        return self.layers * _adapter(self.shapes, rank)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder. Every published InternVL stores two embedding matrices, also where the language model tied them."""
+
+    name: str
+    kind: LanguageKind
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    attention_bias: bool = False  # on query, key and value alone
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of one token's keys (as many as of its values)."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def upstream_shapes(self) -> tuple[Shape, ...]:
+        """Matrices of one layer as upstream stores and adapts them: InternLM2 fuses q, k, v; Phi-3 gate and up too."""
+        query, key_value = (self.hidden, self.hidden), (self.hidden, self.kv_width)
+        fused = (self.hidden, self.hidden + 2 * self.kv_width)
+        attention = (fused,) if self.kind in ("internlm2", "phi3") else (query, key_value, key_value)
+        return (*attention, query, *self._mlp_shapes)
+
+    @property
+    def native_shapes(self) -> tuple[Shape, ...]:
+        """Matrices of one layer as transformers holds them: only Phi-3 has fused ones."""
+        if self.kind == "phi3":
+            return self.upstream_shapes
+        query, key_value = (self.hidden, self.hidden), (self.hidden, self.kv_width)
+        return (query, key_value, key_value, query, *self._mlp_shapes)
+
+    @property
+    def _mlp_shapes(self) -> tuple[Shape, ...]:
+        up, down = (self.hidden, self.intermediate), (self.intermediate, self.hidden)
+        return ((self.hidden, 2 * self.intermediate), down) if self.kind == "phi3" else (up, up, down)
+
+    @property
+    def layer_vectors(self) -> int:
+        """Parameters of one layer outside its matrices."""
+        return 2 * self.hidden + (self.hidden + 2 * self.kv_width if self.attention_bias else 0)
+
+    @property
+    def parameters(self) -> int:
+        layers = self.layers * (_area(self.upstream_shapes) + self.layer_vectors)
+        return layers + self.hidden + 2 * self.vocab * self.hidden
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of upstream's adapter: on every matrix of `upstream_shapes`, one A for a fused one."""
+        return self.layers * _adapter(self.upstream_shapes, rank)
+
+
+@dataclass(frozen=True)
+class CatalogueModel:
+    """One published model.
+
+    Attributes:
+        max_dynamic_patch: tiles of one picture, thumbnail not counted, that the checkpoint's config.json says.
+        pixel_shuffle: version; v1 forgets to swap height and width back.
+        caveat: what was not tried here, in words; None where there is nothing to say.
+    """
+
+    name: str
     vision: VisionTower
-    language: str
+    language: LanguageModel
     template: Template
-    billions: float
-    tile_size: int = 448
-    context_tokens: int = 256
+    max_dynamic_patch: int = 12
+    tile_size: int = IMAGE_SIZE
+    pixel_shuffle: Literal["v1", "v2"] = "v2"
+    caveat: str | None = None
+
+    @property
+    def hub_repository(self) -> str:
+        """owner/name on the Hugging Face Hub."""
+        return f"OpenGVLab/{self.name}"
+
+    @property
+    def context_tokens(self) -> int:
+        """`<IMG_CONTEXT>` tokens of one tile."""
+        return count_context_tokens(self.tile_size)
+
+    @property
+    def projector_shapes(self) -> tuple[Shape, ...]:
+        """The two matrices between the towers; the first sees 2 x 2 patches at once."""
+        inputs = self.vision.hidden * round(DOWNSAMPLE_RATIO**-2)
+        return (inputs, self.language.hidden), (self.language.hidden, self.language.hidden)
+
+    @property
+    def projector_parameters(self) -> int:
+        (inputs, hidden), _ = self.projector_shapes
+        return 2 * inputs + _area(self.projector_shapes) + 2 * hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.vision.parameters + self.projector_parameters + self.language.parameters
+
+    @property
+    def billions(self) -> float:
+        """Size to one decimal; model cards round 4.15 up to 4.2."""
+        return round(self.parameters / 1e9, 1)
+
+    def matrices(self) -> Iterator[tuple[int, int]]:
+        """(elements of a matrix, how many such matrices), over the native model."""
+        for inputs, outputs in self.language.native_shapes:
+            yield inputs * outputs, self.language.layers
+        yield self.language.vocab * self.language.hidden, 2
+        (hidden, tripled), *others = self.vision.shapes
+        for inputs, outputs in [(hidden, tripled // 3)] * 3 + others:
+            yield inputs * outputs, self.vision.layers
+        for inputs, outputs in self.projector_shapes:
+            yield inputs * outputs, 1
 
 
-_SMALL: VisionTower = "InternViT-300M-448px"
-_LARGE: VisionTower = "InternViT-6B-448px"
+def count_patches(tile_size: int) -> int:
+    """Patches of a square tile, the class token not counted."""
+    return (tile_size // PATCH_SIZE) ** 2
 
-_MODELS: list[tuple[str, VisionTower, str, Template, float]] = [
-    ("InternVL-Chat-V1-2-Plus", _LARGE, "Nous-Hermes-2-Yi-34B", "Hermes-2", 40.1),
-    ("InternVL-Chat-V1-5", _LARGE, "InternLM2-20B", "internlm2-chat", 25.5),
-    ("Mini-InternVL-Chat-2B-V1-5", _SMALL, "InternLM2-1.8B", "internlm2-chat", 2.2),
-    ("Mini-InternVL-Chat-4B-V1-5", _SMALL, "Phi-3-mini-128k", "phi3-chat", 4.2),
-    ("InternVL2-1B", _SMALL, "Qwen2-0.5B", "Hermes-2", 0.9),
-    ("InternVL2-2B", _SMALL, "InternLM2-1.8B", "internlm2-chat", 2.2),
-    ("InternVL2-4B", _SMALL, "Phi-3-mini-128k", "phi3-chat", 4.2),
-    ("InternVL2-8B", _SMALL, "InternLM2.5-7B", "internlm2-chat", 8.1),
-    ("InternVL2-26B", _LARGE, "InternLM2-20B", "internlm2-chat", 25.5),
-    ("InternVL2-40B", _LARGE, "Nous-Hermes-2-Yi-34B", "Hermes-2", 40.1),
-    ("InternVL2-Llama3-76B", _LARGE, "Hermes-2-Theta-Llama-3-70B", "internlm2-chat", 76.3),
-    ("InternVL2_5-1B", _SMALL, "Qwen2.5-0.5B", "internvl2_5", 0.9),
-    ("InternVL2_5-2B", _SMALL, "InternLM2.5-1.8B", "internvl2_5", 2.2),
-    ("InternVL2_5-4B", _SMALL, "Qwen2.5-3B", "internvl2_5", 3.7),
-    ("InternVL2_5-8B", _SMALL, "InternLM2.5-7B", "internvl2_5", 8.1),
-    ("InternVL2_5-26B", _LARGE, "InternLM2.5-20B", "internvl2_5", 25.5),
-    ("InternVL2_5-38B", _LARGE, "Qwen2.5-32B", "internvl2_5", 38.4),
-    ("InternVL2_5-78B", _LARGE, "Qwen2.5-72B", "internvl2_5", 78.4),
-    ("InternVL3-1B", _SMALL, "Qwen2.5-0.5B", "internvl2_5", 0.9),
-    ("InternVL3-2B", _SMALL, "Qwen2.5-1.5B", "internvl2_5", 2.1),
-    ("InternVL3-8B", _SMALL, "Qwen2.5-7B", "internvl2_5", 7.9),
-    ("InternVL3-9B", _SMALL, "InternLM3-8B", "internvl2_5", 9.1),
-    ("InternVL3-14B", _SMALL, "Qwen2.5-14B", "internvl2_5", 15.1),
-    ("InternVL3-38B", _LARGE, "Qwen2.5-32B", "internvl2_5", 38.4),
-    ("InternVL3-78B", _LARGE, "Qwen2.5-72B", "internvl2_5", 78.4),
-]
 
-CATALOGUE: dict[str, CatalogueModel] = {
-    name: CatalogueModel(name, f"OpenGVLab/{name}", vision, language, template, billions)
-    for name, vision, language, template, billions in _MODELS
-}
+def count_context_tokens(tile_size: int) -> int:
+    """Tokens that one tile takes in the language model."""
+    return int(count_patches(tile_size) * DOWNSAMPLE_RATIO**2)
+
+
+def _area(shapes: tuple[Shape, ...]) -> int:
+    return sum(inputs * outputs for inputs, outputs in shapes)
+
+
+def _adapter(shapes: tuple[Shape, ...], rank: int) -> int:
+    return rank * sum(inputs + outputs for inputs, outputs in shapes)
+
+
+_VIT_300M = VisionTower("InternViT-300M-448px", 1024, 24, 16, 4096, qkv_bias=True, qk_norm=False, layer_norm=True)
+# Every InternViT-6B at 448 pixels has 45 layers: upstream dropped the last three of 48.
+_VIT_6B = VisionTower("InternViT-6B-448px", 3200, 45, 25, 12800, qkv_bias=False, qk_norm=True, layer_norm=False)
+
+# A vocabulary is the language model's tokenizer and InternVL's nine own tokens. Those of Yi, Phi-3 and InternLM3 follow
+# that rule here but were not seen in a published config.json; a dozen rows more or less are 0.002 % of the parameters.
+_QWEN2_0_5B = LanguageModel("Qwen2-0.5B", "qwen2", 896, 24, 14, 2, 4864, 151655, attention_bias=True)
+_QWEN25_0_5B = LanguageModel("Qwen2.5-0.5B", "qwen2", 896, 24, 14, 2, 4864, 151674, attention_bias=True)
+_QWEN25_1_5B = LanguageModel("Qwen2.5-1.5B", "qwen2", 1536, 28, 12, 2, 8960, 151674, attention_bias=True)
+_QWEN25_3B = LanguageModel("Qwen2.5-3B", "qwen2", 2048, 36, 16, 2, 11008, 151674, attention_bias=True)
+_QWEN25_7B = LanguageModel("Qwen2.5-7B", "qwen2", 3584, 28, 28, 4, 18944, 151674, attention_bias=True)
+_QWEN25_14B = LanguageModel("Qwen2.5-14B", "qwen2", 5120, 48, 40, 8, 13824, 151674, attention_bias=True)
+_QWEN25_32B = LanguageModel("Qwen2.5-32B", "qwen2", 5120, 64, 40, 8, 27648, 151674, attention_bias=True)
+_QWEN25_72B = LanguageModel("Qwen2.5-72B", "qwen2", 8192, 80, 64, 8, 29568, 151674, attention_bias=True)
+_INTERNLM2_1_8B = LanguageModel("InternLM2-1.8B", "internlm2", 2048, 24, 16, 8, 8192, 92553)
+_INTERNLM25_1_8B = LanguageModel("InternLM2.5-1.8B", "internlm2", 2048, 24, 16, 8, 8192, 92553)
+_INTERNLM25_7B = LanguageModel("InternLM2.5-7B", "internlm2", 4096, 32, 32, 8, 14336, 92553)
+_INTERNLM2_20B = LanguageModel("InternLM2-20B", "internlm2", 6144, 48, 48, 8, 16384, 92553)
+_INTERNLM25_20B = LanguageModel("InternLM2.5-20B", "internlm2", 6144, 48, 48, 8, 16384, 92553)
+_INTERNLM3_8B = LanguageModel("InternLM3-8B", "internlm2", 4096, 48, 32, 2, 10240, 128521)
+_PHI3_MINI = LanguageModel("Phi-3-mini-128k", "phi3", 3072, 32, 32, 32, 8192, 32020)
+_YI_34B = LanguageModel("Nous-Hermes-2-Yi-34B", "llama", 7168, 60, 56, 8, 20480, 64009)
+_LLAMA3_70B = LanguageModel("Hermes-2-Theta-Llama-3-70B", "llama", 8192, 80, 64, 8, 28672, 128265)
+
+# Upstream's trainer, which has a recipe for it, knows no InternLM3: the checkpoint holds it in InternLM2's layout.
+_INTERNLM3_CAVEAT = "InternLM3 in InternLM2's layout: loads only if its config.json says internlm2; not tried here"
+
+_MODELS = (
+    CatalogueModel("InternVL-Chat-V1-2-Plus", _VIT_6B, _YI_34B, "Hermes-2", max_dynamic_patch=1, pixel_shuffle="v1"),
+    CatalogueModel("InternVL-Chat-V1-5", _VIT_6B, _INTERNLM2_20B, "internlm2-chat"),
+    CatalogueModel("Mini-InternVL-Chat-2B-V1-5", _VIT_300M, _INTERNLM2_1_8B, "internlm2-chat"),
+    CatalogueModel("Mini-InternVL-Chat-4B-V1-5", _VIT_300M, _PHI3_MINI, "phi3-chat"),
+    CatalogueModel("InternVL2-1B", _VIT_300M, _QWEN2_0_5B, "Hermes-2"),
+    CatalogueModel("InternVL2-2B", _VIT_300M, _INTERNLM2_1_8B, "internlm2-chat"),
+    CatalogueModel("InternVL2-4B", _VIT_300M, _PHI3_MINI, "phi3-chat"),
+    CatalogueModel("InternVL2-8B", _VIT_300M, _INTERNLM25_7B, "internlm2-chat"),
+    CatalogueModel("InternVL2-26B", _VIT_6B, _INTERNLM2_20B, "internlm2-chat"),
+    CatalogueModel("InternVL2-40B", _VIT_6B, _YI_34B, "Hermes-2"),
+    CatalogueModel("InternVL2-Llama3-76B", _VIT_6B, _LLAMA3_70B, "internlm2-chat"),
+    CatalogueModel("InternVL2_5-1B", _VIT_300M, _QWEN25_0_5B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-2B", _VIT_300M, _INTERNLM25_1_8B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-4B", _VIT_300M, _QWEN25_3B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-8B", _VIT_300M, _INTERNLM25_7B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-26B", _VIT_6B, _INTERNLM25_20B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-38B", _VIT_6B, _QWEN25_32B, "internvl2_5"),
+    CatalogueModel("InternVL2_5-78B", _VIT_6B, _QWEN25_72B, "internvl2_5"),
+    CatalogueModel("InternVL3-1B", _VIT_300M, _QWEN25_0_5B, "internvl2_5"),
+    CatalogueModel("InternVL3-2B", _VIT_300M, _QWEN25_1_5B, "internvl2_5"),
+    CatalogueModel("InternVL3-8B", _VIT_300M, _QWEN25_7B, "internvl2_5"),
+    CatalogueModel("InternVL3-9B", _VIT_300M, _INTERNLM3_8B, "internvl2_5", caveat=_INTERNLM3_CAVEAT),
+    CatalogueModel("InternVL3-14B", _VIT_300M, _QWEN25_14B, "internvl2_5"),
+    CatalogueModel("InternVL3-38B", _VIT_6B, _QWEN25_32B, "internvl2_5"),
+    CatalogueModel("InternVL3-78B", _VIT_6B, _QWEN25_72B, "internvl2_5"),
+)
+
+CATALOGUE: dict[str, CatalogueModel] = {model.name: model for model in _MODELS}
 
 
 def find_model(name: str) -> CatalogueModel | None:

@@ -1,0 +1,184 @@
+"""The tables of docs/memory.md: the estimate beside the guides' figures, and for every recipe.
+
+`python -m internvl_api.memory_tables docs/memory.md` writes them between their markers; `--check` only compares.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from internvl_api.estimate import judge, longest_row, memory
+from internvl_api.listing import recipe_setup
+from internvl_api.quantity import GIB
+from internvl_api.recipes import recipe_names
+
+_CARD = 80 * GIB  # the A100 that the guides' figures were read on
+
+
+class GuideRow(NamedTuple):
+    """A "cost about N G per GPU" of the guides.
+
+    Attributes:
+        micro_batch: what the guide's command asks for; the script's own is the recipe's.
+        figure: GiB, as nvidia-smi shows them.
+        repeats: the model whose figures the row repeats, which cannot have been measured for both.
+        tokens: of the rows, where the guide's data are known; else the script's max_seq_length.
+    """
+
+    recipe: str
+    gpus: int
+    micro_batch: int
+    figure: int
+    repeats: str | None = None
+    tokens: int | None = None
+
+
+_COCO_TOKENS = 7 * 256 + 64  # a photograph of 640 x 480 is 6 tiles and a thumbnail; template, question and caption
+_MINI_2B, _MINI_4B, _V1_5 = "Mini-InternVL 2B", "Mini-InternVL 4B", "InternVL-Chat-V1-5"
+
+GUIDE_ROWS = (
+    GuideRow("mini-internvl-chat-2b-v1-5-full", 8, 1, 30),
+    GuideRow("mini-internvl-chat-2b-v1-5-lora", 2, 1, 27),
+    GuideRow("mini-internvl-chat-2b-v1-5-lora", 8, 1, 27),
+    GuideRow("mini-internvl-chat-4b-v1-5-full", 8, 1, 40),
+    GuideRow("mini-internvl-chat-4b-v1-5-lora", 2, 1, 19),
+    GuideRow("mini-internvl-chat-4b-v1-5-lora", 8, 1, 19),
+    GuideRow("internvl-chat-v1-2-plus-full", 16, 4, 80),
+    GuideRow("internvl-chat-v1-2-plus-lora", 2, 4, 63),
+    GuideRow("internvl-chat-v1-5-full", 8, 2, 77),
+    GuideRow("internvl-chat-v1-5-lora", 2, 2, 79),
+    GuideRow("internvl-chat-v1-5-lora", 8, 2, 60),
+    GuideRow("internvl2-2b-lora-coco", 8, 4, 32, tokens=_COCO_TOKENS),
+    GuideRow("internvl2-1b-full", 8, 1, 30, _MINI_2B),
+    GuideRow("internvl2-1b-lora", 2, 1, 27, _MINI_2B),
+    GuideRow("internvl2-2b-full", 8, 1, 30, _MINI_2B),
+    GuideRow("internvl2-2b-lora", 2, 1, 27, _MINI_2B),
+    GuideRow("internvl2-4b-full", 8, 1, 40, _MINI_4B),
+    GuideRow("internvl2-4b-lora", 2, 1, 19, _MINI_4B),
+    GuideRow("internvl2-8b-full", 8, 2, 77, _V1_5),
+    GuideRow("internvl2-8b-lora", 2, 2, 79, _V1_5),
+    GuideRow("internvl2-8b-lora", 8, 2, 60, _V1_5),
+    GuideRow("internvl2-26b-full", 8, 2, 77, _V1_5),
+    GuideRow("internvl2-26b-lora", 2, 2, 79, _V1_5),
+    GuideRow("internvl2-26b-lora", 8, 2, 60, _V1_5),
+    GuideRow("internvl2-40b-full", 16, 2, 77),
+    GuideRow("internvl2-40b-lora", 2, 2, 74),
+    GuideRow("internvl2-40b-lora", 8, 2, 74),
+    GuideRow("internvl2-llama3-76b-full", 32, 1, 77),
+    GuideRow("internvl2-llama3-76b-lora", 8, 1, 74),
+)
+
+
+class Comparison(NamedTuple):
+    """A guide's figure beside the estimate (GiB), for one micro batch; `error` is relative to the figure."""
+
+    row: GuideRow
+    zero_stage: int
+    micro_batch: int
+    estimate: float
+
+    @property
+    def error(self) -> float:
+        return self.estimate / self.row.figure - 1
+
+
+def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
+    """The estimate for what upstream ran, at the micro batch of the guide's command, and at the script's own.
+
+    The rows are the longest (lengths are grouped), with logits at EVERY position. Upstream's DeepSpeed ignored
+    contiguous_gradients below stage 2 and so made no buckets there; today's makes them.
+    """
+    script = recipe_setup(row.recipe)
+    setup = replace(script, world_size=row.gpus)
+    if setup.zero_stage == 1:
+        setup = replace(setup, zero=replace(setup.zero, contiguous_gradients=False))
+    tokens = row.tokens or setup.max_seq_length
+    rows = longest_row(setup)._replace(tokens=tokens, supervised=tokens)
+
+    def at(micro_batch: int) -> Comparison:
+        total = memory(replace(setup, micro_batch=micro_batch), rows).total
+        return Comparison(row, setup.zero_stage, micro_batch, total / GIB)
+
+    return at(row.micro_batch), at(script.micro_batch)
+
+
+def guide_table() -> str:
+    """Markdown: every row of the guides, and for both micro batches the estimate and its error."""
+    return _markdown(
+        ("recipe", "GPUs", "ZeRO", "guide, GB", "command's batch", "script's batch", "figure repeated from"),
+        (
+            (
+                row.recipe,
+                row.gpus,
+                command.zero_stage,
+                row.figure,
+                _beside(command),
+                _beside(script) if script.micro_batch != command.micro_batch else "the same",
+                row.repeats or "",
+            )
+            for row in GUIDE_ROWS
+            for command, script in [compare(row)]
+        ),
+    )
+
+
+def _beside(found: Comparison) -> str:
+    return f"{found.micro_batch}: {found.estimate:.1f} ({found.error:+.0%})"
+
+
+def recipe_table() -> str:
+    """Markdown: what each recipe needs a GPU with this trainer, and whether a GPU of 80 GiB has it."""
+    judged = [(name, judge(recipe_setup(name), _CARD)) for name in recipe_names()]
+    return _markdown(
+        ("recipe", "GPUs", "micro batch", "ZeRO", "typical rows, GiB", "longest rows, GiB", "80 GiB"),
+        (
+            (
+                name,
+                each.setup.world_size,
+                each.setup.micro_batch,
+                each.setup.zero_stage,
+                f"{each.typical.total / GIB:.1f}",
+                f"{each.longest.total / GIB:.1f}",
+                each.verdict,
+            )
+            for name, each in judged
+        ),
+    )
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def fill(text: str) -> str:
+    """`text` with each table between its markers."""
+    for name, table in (("guides", guide_table()), ("recipes", recipe_table())):
+        begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    return text
+
+
+def main() -> int:
+    """Write the tables into the document; `--check` fails instead when they are out of date."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a table differs")
+    parser.add_argument("path", type=Path)
+    arguments = parser.parse_args()
+    before = arguments.path.read_text(encoding="utf-8")
+    after = fill(before)
+    if arguments.check and before != after:
+        print(f"{arguments.path}: its tables differ from the estimate; run this without --check", file=sys.stderr)
+        return 1
+    if before != after:
+        arguments.path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""The memory estimate: what ZeRO promises, what the guides saw, and what a user is told."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from internvl_api.advice import advice, largest_micro_batch, remedies
+from internvl_api.estimate import Setup, estimate, judge, longest_row, memory, setup_of, typical_row
+from internvl_api.listing import estimate_lines, model_facts, recipe_config, recipe_lines, recipe_setup, recipe_text
+from internvl_api.memory_tables import GUIDE_ROWS, compare, fill
+from internvl_api.quantity import GIB, gib, parse_bytes
+from internvl_api.recipes import recipe_names
+from internvl_api.resolve import SpecError, parse_spec, resolve
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "memory.md"
+BILLION = 10**9
+
+
+def parts(setup: Setup, **changes: object) -> dict[str, int]:
+    changed = replace(setup, **changes)
+    return memory(changed, typical_row(changed)).parts
+
+
+@pytest.fixture
+def setup() -> Setup:
+    """InternVL2-2B, all of its language model and projector, bf16."""
+    return recipe_setup("internvl2-2b-full")
+
+
+# --- what ZeRO promises (arXiv:1910.02054, figure 1, with 12 bytes of optimizer state) ---
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [
+        pytest.param(1, 2, 2, 12 / 8, id="stage 1 shards the optimizer's state"),
+        pytest.param(2, 2, 2 / 8, 12 / 8, id="stage 2 the gradients too"),
+        pytest.param(3, 2 / 8, 2 / 8, 12 / 8, id="stage 3 the weights too"),
+    ],
+)
+def test_each_zero_stage_shards_one_more_thing(
+    setup: Setup, stage: int, weights: float, gradients: float, optimizer: float
+) -> None:
+    all_sharded = replace(setup.zero, persistence_threshold=0)
+    found = parts(setup, zero_stage=stage, world_size=8, zero=all_sharded)
+    trained = setup.model.language.parameters + setup.model.projector_parameters
+    assert setup.trainable_parameters == trained
+    assert found["weights"] == pytest.approx(weights * setup.model.parameters, rel=0.01), "vectors are never sharded"
+    assert found["gradients"] == pytest.approx(gradients * trained, rel=1e-6)
+    assert found["optimizer"] == pytest.approx(optimizer * trained, rel=1e-6)
+
+
+def test_one_gpu_gains_nothing_from_stages(setup: Setup) -> None:
+    first, second = (parts(setup, world_size=1, zero_stage=stage) for stage in (1, 2))
+    assert first == second
+
+
+def test_small_matrices_stay_whole_under_zero_3(setup: Setup) -> None:
+    sharded = parts(setup, zero_stage=3, zero=replace(setup.zero, persistence_threshold=0))
+    persistent = parts(setup, zero_stage=3, zero=replace(setup.zero, persistence_threshold=10**12))
+    assert persistent["weights"] == parts(setup, zero_stage=1)["weights"]
+    assert sharded["weights"] < persistent["weights"] / 7
+
+
+def test_an_adapter_pays_for_itself_alone() -> None:
+    setup = recipe_setup("internvl2-2b-lora-coco")
+    found = parts(setup, world_size=8)
+    assert setup.trainable_parameters == 125_829_120
+    assert found["gradients"] == 2 * 125_829_120
+    assert found["optimizer"] == 12 * 125_829_120 / 8
+    assert found["weights"] == 2 * (2_205_754_368 + 125_829_120)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "grows"),
+    [
+        pytest.param({"micro_batch": 8}, "activations", True, id="twice the micro batch"),
+        pytest.param({"max_tiles": 13}, "activations", True, id="more tiles"),
+        pytest.param({"gradient_checkpointing": False}, "activations", True, id="no gradient checkpointing"),
+        pytest.param({"learns_vision": True}, "activations", True, id="the vision tower learns"),
+        pytest.param({"learns_vision": True}, "gradients", True, id="its gradients"),
+        pytest.param({"learns_projector": False}, "gradients", False, id="a frozen projector"),
+        pytest.param({"element_bytes": 4}, "weights", True, id="fp32 weights"),
+        pytest.param({"world_size": 16}, "optimizer", False, id="more GPUs"),
+    ],
+)
+def test_each_setting_moves_its_part(setup: Setup, changes: dict[str, object], part: str, grows: bool) -> None:
+    before, after = parts(setup)[part], parts(setup, **changes)[part]
+    assert (after > before) is grows
+    assert after != before
+
+
+def test_logits_are_paid_for_supervised_positions_alone(setup: Setup) -> None:
+    row = longest_row(setup)
+    few, all_positions = (memory(setup, row._replace(supervised=count)) for count in (0, row.tokens))
+    per_position = 12 * 92553
+    grown = all_positions.activations + all_positions.logits - few.activations - few.logits
+    assert grown <= setup.micro_batch * row.tokens * per_position
+    assert all_positions.logits - few.logits > 0.7 * setup.micro_batch * row.tokens * per_position
+
+
+def test_rows_never_exceed_the_longest_allowed(setup: Setup) -> None:
+    short = replace(setup, max_seq_length=600, max_tiles=13)
+    assert typical_row(short).tokens == longest_row(short).tokens == 600
+    assert typical_row(short).tiles == 2, "more would not leave room for their own tokens"
+
+
+def test_the_users_deepspeed_settings_count() -> None:
+    config = recipe_config("internvl2-8b-full")
+    config.training.deepspeed = {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 1e8, "overlap_comm": False}
+    }
+    setup = setup_of(config)
+    assert setup is not None
+    found = memory(setup, typical_row(setup)).parts
+    assert found["optimizer"] == 0
+    assert found["buffers"] == 2 * 100_000_000
+
+
+def test_a_datasets_own_tiles_count() -> None:
+    spec = {
+        "recipe": "internvl2-2b-full",
+        "data": {"train": {"documents": {"annotation": "/d.jsonl", "maxDynamicPatch": 24}}},
+        "output": "/out",
+    }
+    setup = setup_of(resolve(parse_spec(spec), job="a/b", job_uid="u"))
+    assert setup is not None
+    assert setup.max_tiles == 25, "24 and the thumbnail"
+
+
+def test_a_model_outside_the_catalogue_has_no_estimate() -> None:
+    config = recipe_config("internvl2-2b-full")
+    config.model.name = None
+    assert estimate(config, 80 * GIB) is None
+
+
+# --- what the guides saw ---
+
+
+@pytest.mark.parametrize("row", GUIDE_ROWS, ids=lambda row: f"{row.recipe}-{row.gpus}")
+def test_what_the_guides_ran_is_not_called_too_large(row) -> None:
+    """They ran on GPUs of 80 GiB. The estimate is of what is needed, nvidia-smi's figure of what the allocator kept."""
+    for found in compare(row):
+        assert found.estimate <= 80
+        assert -0.65 <= found.error <= 0.28
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in GUIDE_ROWS if row.recipe.startswith("mini-")],
+    ids=lambda row: f"{row.recipe}-{row.gpus}",
+)
+def test_the_mini_rows_are_met_at_the_scripts_own_batch(row) -> None:
+    _, script = compare(row)
+    assert abs(script.error) <= 0.21
+
+
+def test_the_document_holds_todays_tables() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert fill(text) == text, "run: python -m internvl_api.memory_tables docs/memory.md"
+    assert text.count("| internvl2-2b-lora-coco |") == 2
+
+
+# --- what a user is told ---
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "gpu_memory", "said"),
+    [
+        pytest.param(
+            "internvl2-2b-lora",
+            2,
+            "80Gi",
+            "Fits: 21.8 GiB of 80.0 GiB a GPU with the longest rows allowed (microBatchSize 4), 12.2 GiB with typical "
+            "ones.",
+            id="fits",
+        ),
+        pytest.param(
+            "internvl2-2b-full",
+            8,
+            "24Gi",
+            "Fits typical rows (17.9 GiB of 24.0 GiB a GPU, microBatchSize 4), but a micro batch of the longest rows "
+            "allowed, 4096 tokens, needs 28.1 GiB: 4.1 GiB too much. What would fit: microBatchSize 2 (21.7 GiB); "
+            "maxSeqLength 3072 (22.9 GiB); zeroStage 3 (22.4 GiB); method lora with languageRank 16 (21.8 GiB).",
+            id="fits typical rows only",
+        ),
+        pytest.param(
+            "internvl3-14b-full",
+            8,
+            "80Gi",
+            "Does not fit: 94.3 GiB of 80.0 GiB a GPU with typical rows (microBatchSize 4), 14.3 GiB too much. What "
+            "would fit: zeroStage 2 (70.2 GiB); zeroStage 3 (46.9 GiB); method lora with languageRank 16 (47.9 GiB); "
+            "32 GPUs (78.8 GiB).",
+            id="too large",
+        ),
+        pytest.param(
+            "internvl2-8b-full",
+            8,
+            "24Gi",
+            "Does not fit: 50.7 GiB of 24.0 GiB a GPU with typical rows (microBatchSize 4), 26.7 GiB too much. What "
+            "would fit: 8 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (21.9 GiB).",
+            id="only everything together helps",
+        ),
+        pytest.param(
+            "internvl2-8b-lora",
+            1,
+            "12Gi",
+            "Does not fit: 26.7 GiB of 12.0 GiB a GPU with typical rows (microBatchSize 4), 14.7 GiB too much. What "
+            "would fit: 4 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (11.4 GiB).",
+            id="more GPUs",
+        ),
+        pytest.param(
+            "internvl2-llama3-76b-full",
+            32,
+            "4Gi",
+            "Does not fit: 43.0 GiB of 4.0 GiB a GPU with typical rows (microBatchSize 1), 39.0 GiB too much. No "
+            "setting would make it fit: it needs GPUs with more memory, or a smaller model.",
+            id="nothing helps",
+        ),
+    ],
+)
+def test_advice_in_words(recipe: str, gpus: int, gpu_memory: str, said: str) -> None:
+    setup = replace(recipe_setup(recipe), world_size=gpus)
+    assert advice(judge(setup, parse_bytes(gpu_memory))) == said
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_what_is_advised_does_fit(name: str) -> None:
+    found = judge(recipe_setup(name), 24 * GIB)
+    for remedy in remedies(found) if found.verdict != "fits" else ():
+        assert remedy.total <= 24 * GIB
+        assert remedy.words in advice(found)
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not(setup: Setup) -> None:
+    size = largest_micro_batch(setup, 40 * GIB)
+    assert size == 4
+    assert memory(replace(setup, micro_batch=size), longest_row(setup)).total <= 40 * GIB
+    assert memory(replace(setup, micro_batch=2 * size), longest_row(setup)).total > 40 * GIB
+    assert largest_micro_batch(setup, 40 * GIB, typical_row(setup)) == 16
+    assert largest_micro_batch(setup, 8 * GIB) == 0
+
+
+# --- rows for the command line ---
+
+
+def test_every_recipe_has_a_line() -> None:
+    lines = {line.name: line for line in recipe_lines()}
+    assert tuple(lines) == recipe_names()
+    coco = lines["internvl2-2b-lora-coco"]
+    assert (coco.model, coco.method, coco.gpus, coco.global_batch) == ("InternVL2-2B", "lora", 8, 512)
+    assert (coco.lora_rank, coco.learning_rate, coco.zero_stage) == (128, 4e-5, 1)
+    assert lines["internvl2-2b-full"].lora_rank == 0
+
+
+def test_a_recipe_shows_where_it_comes_from() -> None:
+    assert recipe_text("internvl2-2b-lora-coco").startswith("# Figures of upstream's internvl_chat/shell/internvl2.0/")
+    assert model_facts("internvl2-2b-lora-coco")["trainable"] == "125,829,120 parameters"
+    assert "not tried here" in model_facts("internvl3-9b-full")["caveat"]
+
+
+def test_an_unknown_recipe_is_named_with_a_hint() -> None:
+    with pytest.raises(SpecError, match="did you mean 'internvl2-2b-lora'"):
+        recipe_text("internvl2-2b-lor")
+
+
+def test_estimate_lines_add_up(setup: Setup) -> None:
+    *lines, total = estimate_lines(setup)
+    assert total.part == "total"
+    for stage in range(3):
+        assert sum(line.typical[stage] for line in lines) == total.typical[stage]
+        assert sum(line.longest[stage] for line in lines) == total.longest[stage]
+    assert total.typical[0] > total.typical[1] > total.typical[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("80Gi", 80 * GIB),
+        ("80GiB", 80 * GIB),
+        ("80GB", 80 * BILLION),
+        ("80G", 80 * BILLION),
+        ("80gb", 80 * BILLION),
+        ("1.5Ti", 1536 * GIB),
+        ("40960Mi", 40 * GIB),
+        ("85899345920", 80 * GIB),
+        (" 24 GiB ", 24 * GIB),
+    ],
+)
+def test_amounts_of_memory(text: str, amount: int) -> None:
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "0Gi", "-1Gi", "eighty", "80Gi/GPU", "80i", "80Xi"])
+def test_a_wrong_amount_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="expected an amount of memory such as 80Gi or 80GB"):
+        parse_bytes(text)
+
+
+def test_amounts_in_words() -> None:
+    assert gib(int(61.25 * GIB)) == "61.2 GiB"
