@@ -1,0 +1,299 @@
+"""An API server and kubelets in memory, around the real core and the real writer.
+
+`Server` answers writes as an API server does and keeps the stream of watch events; `Operator` is one process: caches
+that lag behind until `hear`, and passes that may be cut off before any write. Nothing here knows what should happen.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+from controller.builders import NOW, OPTIONS, Raw, text
+from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
+from internvl_operator.cluster.api import ApiError
+from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
+from internvl_operator.cluster.writer import Refused, Writer
+from internvl_operator.core.job import read_job
+from internvl_operator.core.observe import Observed, owner, read_pod
+from internvl_operator.core.plan import Plan
+from internvl_operator.core.reconcile import reconcile, rejected
+
+
+def clone(raw: Any) -> Any:
+    """A copy, through JSON as on the wire (and several times faster than copy.deepcopy)."""
+    return json.loads(json.dumps(raw))
+
+
+class Killed(BaseException):
+    """The operator's process ends here."""
+
+
+class Server:
+    """Objects by kind and name, one namespace; `log` is every watch event since the beginning."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}}
+        self.log: list[tuple[str, str, Raw]] = []
+        self.now = NOW
+        self.writes: list[tuple[str, str, str]] = []
+        self.before_write: Callable[[], None] = lambda: None
+        self.after_write: Callable[[], None] = lambda: None
+        self.refuse: Callable[[Raw], ApiError | None] = lambda obj: None
+        self.created: list[tuple[str, str]] = []
+        self._count = itertools.count(1)
+
+    # --- what the operator calls
+
+    def apply(self, obj: Raw, *, force: bool) -> Raw:
+        with self._write("apply", obj):
+            if error := self.refuse(obj):
+                raise error
+            found = self.objects[obj["kind"]].get(obj["metadata"]["name"])
+            if found is None:
+                self.created.append((obj["kind"], obj["metadata"]["name"]))
+                return self._create(obj)
+            if obj["kind"] == "Pod":
+                if found["spec"] != obj["spec"]:
+                    raise ApiError(422, "Invalid", "pod updates may not change fields")
+                return clone(found)
+            return self.change(obj["kind"], obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
+
+    def apply_status(self, obj: Raw) -> Raw:
+        with self._write("status", obj):
+            found = self.objects[KIND].get(obj["metadata"]["name"])
+            if found is None:
+                raise ApiError(404, "NotFound", "not found")
+            if found["metadata"]["uid"] != obj["metadata"]["uid"]:
+                raise ApiError(409, "Conflict", "uid mismatch")
+            status = clone(obj["status"])
+            return self.change(KIND, obj["metadata"]["name"], lambda raw: raw.update(status=status))
+
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
+        with self._write("delete", {"kind": kind, "metadata": {"name": name}}):
+            found = self.objects[kind].get(name)
+            if found is None:
+                raise ApiError(404, "NotFound", "not found")
+            if found["metadata"]["uid"] != uid:
+                raise ApiError(409, "Conflict", "precondition failed")
+            phase = found.get("status", {}).get("phase")
+            if kind != "Pod" or force or phase in ("Pending", "Succeeded", "Failed"):
+                self.remove(kind, name)
+                return clone(found)
+            grace = found["spec"]["terminationGracePeriodSeconds"]
+            ends = text(self.now + timedelta(seconds=grace))
+            if "deletionTimestamp" in found["metadata"]:
+                return clone(found)
+            return self.change(kind, name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
+
+    # --- what users, kubelets and the garbage collector do
+
+    def create(self, obj: Raw) -> Raw:
+        """A user's object, or one the operator applied."""
+        return self._create(obj)
+
+    def change(self, kind: str, name: str, edit: Callable[[Raw], object]) -> Raw:
+        """Change an object in place; nothing happens when the edit changes nothing."""
+        found = self.objects[kind][name]
+        before = clone(found)
+        edit(found)
+        if found != before:
+            if before.get("spec") != found.get("spec"):
+                found["metadata"]["generation"] = before["metadata"].get("generation", 1) + 1
+            self._stamp(found)
+            self.log.append(("MODIFIED", kind, clone(found)))
+        return clone(found)
+
+    def remove(self, kind: str, name: str) -> None:
+        """It is gone; so are, for a job, its children."""
+        raw = self.objects[kind].pop(name)
+        self._stamp(raw)
+        self.log.append(("DELETED", kind, clone(raw)))
+        if kind == KIND:
+            for child_kind in ("Pod", "Service", "ConfigMap"):
+                for child, found in list(self.objects[child_kind].items()):
+                    if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
+                        self.remove(child_kind, child)
+
+    def edit_spec(self, name: str = "run", **changes: Any) -> None:
+        """What `kubectl edit` does."""
+        self.change(KIND, name, lambda raw: raw.update(spec=raw["spec"] | changes))
+
+    def set_pod(self, name: str, status: Raw) -> None:
+        """What a kubelet reports."""
+        self.change("Pod", name, lambda raw: raw.update(status=raw.get("status", {}) | status))
+
+    def evict_deleted(self) -> None:
+        """Every kubelet has ended the pods it was asked to end."""
+        for name, raw in list(self.objects["Pod"].items()):
+            if "deletionTimestamp" in raw["metadata"]:
+                self.remove("Pod", name)
+
+    # --- what a test looks at
+
+    @property
+    def pods(self) -> dict[str, Raw]:
+        return self.objects["Pod"]
+
+    def status(self, name: str = "run") -> Raw:
+        found: Raw = self.objects[KIND][name].get("status", {})
+        return found
+
+    def condition(self, kind: str, name: str = "run") -> Raw:
+        (found,) = [c for c in self.status(name)["conditions"] if c["type"] == kind]
+        return found
+
+    def attempts(self, stage: str) -> set[str]:
+        """Attempt labels of a stage's pods."""
+        labels = [raw["metadata"]["labels"] for raw in self.pods.values()]
+        return {label[LABEL_ATTEMPT] for label in labels if label[LABEL_STAGE] == stage}
+
+    def _create(self, obj: Raw) -> Raw:
+        raw = clone(obj)
+        raw["metadata"] = {"uid": f"uid-{next(self._count)}", "generation": 1, **raw["metadata"]}
+        self._stamp(raw)
+        if raw["kind"] == "Pod":
+            raw.setdefault("status", {"phase": "Pending"})
+        self.objects[raw["kind"]][raw["metadata"]["name"]] = raw
+        self.log.append(("ADDED", raw["kind"], clone(raw)))
+        return clone(raw)
+
+    def _stamp(self, raw: Raw) -> None:
+        raw["metadata"]["resourceVersion"] = str(100 + next(self._count))
+
+    def _write(self, verb: str, obj: Raw) -> "_Write":
+        self.before_write()
+        self.writes.append((verb, obj["kind"], obj["metadata"]["name"]))
+        return _Write(self)
+
+
+class _Write:
+    """Between the write and its answer the operator, or the connection, may die."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._server.after_write()
+
+
+class Operator:
+    """One process of the operator. A new one lists everything; then it knows only what it has heard."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.jobs = Jobs()
+        self.children: dict[str, Collection[Any]] = {
+            "Pod": Collection(read_pod, _owner_name),
+            "Service": Collection(slim, _owner_name),
+            "ConfigMap": Collection(slim, _owner_name),
+        }
+        self.heard = dict.fromkeys(server.objects, len(server.log))
+        position = max((int(raw["metadata"]["resourceVersion"]) for _, _, raw in server.log), default=0)
+        for kind, collection in self.children.items():
+            collection.replaced(clone(list(server.objects[kind].values())), position)
+        for raw in server.objects[KIND].values():
+            self.jobs.seen(clone(raw))
+        self.writer = Writer(server, self.jobs, *self.children.values(), executor=_Inline())  # type: ignore[arg-type]
+        self.requeue: float | None = None
+        self.plans: list[Plan] = []
+
+    def hear(self, kind: str | None = None, events: int | None = None) -> None:
+        """Take in the next watch events of a kind (or of all), all of them unless told how many."""
+        for what in [kind] if kind else list(self.heard):
+            start, end = self.heard[what], len(self.server.log)
+            if events is not None:
+                end = min(end, start + events)
+            for verb, of, raw in self.server.log[start:end]:
+                if of == what:
+                    self._take(verb, what, clone(raw))
+            self.heard[what] = end
+
+    def _take(self, verb: str, kind: str, raw: Raw) -> None:
+        if kind == KIND:
+            if verb == "DELETED":
+                self.jobs.gone(key_of(raw), raw["metadata"]["uid"])
+            else:
+                self.jobs.seen(raw)
+        elif verb == "DELETED":
+            self.children[kind].gone(raw)
+        else:
+            self.children[kind].seen(raw)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether every event has been heard."""
+        return set(self.heard.values()) == {len(self.server.log)}
+
+    def run_pass(self, name: str = "run") -> int:
+        """One pass over the job with what is known now; the number of writes it made."""
+        key, before = Key("team", name), len(self.server.writes)
+        raw = self.jobs.get(key)
+        if raw is None:
+            return 0
+        job = read_job(raw)
+        observed = Observed(
+            pods=tuple(self.children["Pod"].of(key)),
+            services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
+            config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
+        )
+        plan = reconcile(job, observed, self.server.now, OPTIONS)
+        self.plans.append(plan)
+        self.requeue = plan.requeue_after
+        try:
+            self.writer.carry_out(job, plan)
+        except Refused as error:
+            self.writer.carry_out(job, rejected(job, error.reason, error.message, self.server.now, OPTIONS))
+        except ApiError as error:
+            if error.gone:
+                self.jobs.gone(key, job.uid)
+        return len(self.server.writes) - before
+
+    def settle(self, name: str = "run") -> None:
+        """Hear and pass until nothing changes any more."""
+        for _ in range(50):
+            self.hear()
+            if self.run_pass(name) == 0 and self.up_to_date and self.requeue != 0:
+                return
+        raise AssertionError(f"it does not settle; the last writes: {self.server.writes[-6:]}")
+
+
+class _Inline(ThreadPoolExecutor):
+    """Runs what it is given at once: no test depends on threads."""
+
+    def submit(self, act: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        act(*args, **kwargs)
+        return _Done()
+
+
+class _Done:
+    def result(self) -> None:
+        return None
+
+
+def clock(server: Server, seconds: float) -> datetime:
+    """Let time pass."""
+    server.now += timedelta(seconds=seconds)
+    return server.now
+
+
+def names_of(server: Server, stage: str) -> Iterator[str]:
+    """Pods of a stage, in order."""
+    for name, raw in sorted(server.pods.items()):
+        if raw["metadata"]["labels"][LABEL_STAGE] == stage:
+            yield name
+
+
+def _owner_name(raw: Raw) -> str | None:
+    found = owner(raw)
+    return found[0] if found else None
+
+
+def _but_metadata(obj: Raw) -> Raw:
+    return {key: value for key, value in clone(obj).items() if key != "metadata"}
