@@ -1,4 +1,4 @@
-"""Golden data: what upstream computed on tiny checkpoints (see data/golden/README.md), and how to ask for the same here."""
+"""What upstream computed on tiny checkpoints (see data/golden/README.md), and how to ask for the same here."""
 
 from __future__ import annotations
 

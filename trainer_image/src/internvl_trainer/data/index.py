@@ -93,9 +93,9 @@ def _scan_lines(path: Path) -> np.ndarray:
         while chunk := file.read(_CHUNK):
             breaks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + position + 1)
             position += len(chunk)
-    if breaks[-1][-1:] != position:  # the last line has no newline
-        breaks.append(np.array([position]))
-    return np.concatenate(breaks)
+    offsets = np.concatenate(breaks)
+    has_last_newline = offsets[-1] == position
+    return offsets if has_last_newline else np.append(offsets, position)
 
 
 def _blank_lines(path: Path, offsets: np.ndarray) -> np.ndarray:

@@ -43,9 +43,10 @@ def images_of(row: Row) -> list[str]:
 
 def image_fields(row: Row) -> list[str]:
     """The name of each image's field, for messages."""
-    if isinstance(row.get("image"), str):
+    images = images_of(row)
+    if images and isinstance(row["image"], str):
         return ["image"]
-    return [f"image[{position}]" for position in range(len(images_of(row)))]
+    return [f"image[{position}]" for position in range(len(images))]
 
 
 def video_of(row: Row) -> str | None:
