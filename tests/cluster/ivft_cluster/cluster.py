@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,37 +25,13 @@ from ivft_cluster.node import NodeSpec
 from ivft_cluster.oci import Image, import_archives, import_images
 from ivft_cluster.paths import PACKAGE, default_state_dir
 from ivft_cluster.pki import Authority
-from ivft_cluster.ports import free_ports
 from ivft_cluster.prometheus import Prometheus
-from ivft_cluster.s3 import Credentials, S3Server
+from ivft_cluster.s3 import S3Server
+from ivft_cluster.settings import Settings
 from ivft_cluster.shell import HarnessError, phase, tail, wait_for
 
 T = TypeVar("T")
 S3_PORT, PROMETHEUS_PORT = 8333, 9090
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `up` decided and everybody else reads back from `<state>/cluster.json` (mode 0600)."""
-
-    nodes: int
-    s3: Credentials
-    api_gateway: int
-    s3_gateway: int
-    prometheus_gateway: int
-
-    @classmethod
-    def make(cls, nodes: int) -> Settings:
-        return cls(nodes, Credentials.make(), *free_ports(3))
-
-    @classmethod
-    def load(cls, path: Path) -> Settings:
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "s3": Credentials(**fields["s3"])})
-
-    def save(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(self), indent=2))
 
 
 class Cluster:
@@ -182,6 +157,7 @@ class Cluster:
         with phase(f"{nodes} nodes Ready"):
             self.wait_nodes_ready()
             self.prometheus.wait_ready()
+            self.wait_pods_admitted("default")
 
     def down(self) -> None:
         """Remove every process, namespace, mount, cgroup and file of this cluster, but not its logs. Idempotent."""
@@ -274,6 +250,24 @@ class Cluster:
             return "\n".join(f"--- {name}\n{self.node_log(name)}" for name in wanted)
 
         wait_for(f"nodes {sorted(wanted)} are Ready", ready, timeout=timeout, on_timeout=logs)
+
+    @contextmanager
+    def namespace(self, prefix: str = "test") -> Iterator[str]:
+        """A fresh namespace for one test, ready to take pods; deleted afterwards with all it holds."""
+        name = str(self.core.create_namespace({"metadata": {"generateName": f"{prefix}-"}}).metadata.name)
+        self.wait_pods_admitted(name)
+        try:
+            yield name
+        finally:
+            self.core.delete_namespace(name)
+
+    def wait_pods_admitted(self, namespace: str) -> None:
+        """Pods are refused until their namespace has its default service account, and on old servers its token."""
+        probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
+        wait_for(
+            f"namespace {namespace} takes pods",
+            lambda: self.core.create_namespaced_pod(namespace, probe, dry_run="All"),
+        )
 
     def node_log(self, name: str, daemon: str = "kubelet") -> str:
         return tail(self._log(name)) + "\n" + tail(self.state / name / f"log/{daemon}.log")

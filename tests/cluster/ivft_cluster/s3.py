@@ -67,14 +67,15 @@ class S3Server:
             "AWS_ENDPOINT_URL_S3": self.endpoint,
         }
 
-    def client(self, **options: Any) -> S3Client:
+    def client(self, *, endpoint: str | None = None, secret_key: str | None = None, **options: Any) -> S3Client:
+        """A boto3 client; `options` are botocore's Config. `endpoint` is another way to reach the same server."""
         return boto3.client(
             "s3",
-            endpoint_url=self.endpoint,
+            endpoint_url=endpoint or self.endpoint,
             aws_access_key_id=self.credentials.access_key,
-            aws_secret_access_key=self.credentials.secret_key,
+            aws_secret_access_key=secret_key or self.credentials.secret_key,
             region_name=REGION,
-            config=Config(s3={"addressing_style": "path"}, **options),
+            config=Config(signature_version="s3v4", s3={"addressing_style": "path"}, **options),
         )
 
     def start(self) -> None:
@@ -102,6 +103,7 @@ class S3Server:
                 f"-master.port={master}",
                 f"-master.port.grpc={grpc[0]}",
                 "-master.telemetry=false",
+                "-master.electionTimeout=1s",  # there is no other master to wait for after a restart
                 "-master.volumeSizeLimitMB=1024",
                 f"-volume.port={volume}",
                 f"-volume.port.grpc={grpc[1]}",
