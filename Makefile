@@ -46,9 +46,11 @@ typecheck: $(STAMP) ## mypy, strict
 
 generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.crd $(CRD_COPIES)
+	$(PY) -m internvl_api.memory_tables docs/memory.md
 
 verify: lint typecheck ## lint, types, import contracts, and generated files up to date
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
+	$(PY) -m internvl_api.memory_tables --check docs/memory.md
 
 bench: setup ## figures, not gates: time to first pod, trainer throughput
 	$(PY) -m pytest -q -s tests/bench -o testpaths=tests/bench
