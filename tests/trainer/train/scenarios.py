@@ -1,0 +1,107 @@
+"""Many trainings in one pair of processes: DeepSpeed takes seconds to start and milliseconds a step.
+
+Run by the launcher as `python scenarios.py FOLDER`; each scenario leaves its output in FOLDER/<name>, and its outcome
+in FOLDER/outcomes.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.signals import StopFlag
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from trainer.runs import GOLDEN, make_config
+
+LORA = {"method": "lora", "lora": {"languageRank": 4, "visionRank": 2, "dropout": 0.05}}
+STOPPED_AFTER = 4
+
+
+class StopAfter(StopFlag):
+    """Asks to stop once the loop has looked that many times."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self._left -= 1
+        return self._left < 0
+
+
+def main(folder: Path) -> None:
+    rendezvous = Rendezvous.from_environment(os.environ)
+    prepare_environment("cpu", rendezvous.processes)
+    group = join_group(rendezvous, "cpu")
+    from internvl_trainer.train.loop import train
+
+    outcomes: dict[str, Any] = {}
+
+    def run(name: str, model: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
+        config = make_config(str(folder / name), model, workers=2, **sections)
+        storage = open_storage(config.output, field="spec.output")
+        try:
+            result = train(config, group, storage, Reporter(config.job, "train"), StopAfter(stop_after))
+            outcomes[name + attempt] = result.to_dict()
+        except UserError as error:
+            outcomes[name + attempt] = {"reason": error.reason, "message": str(error)}
+
+    def run_stage(stage: int) -> None:
+        run(f"lora-zero{stage}", "internlm2", **LORA, training={"zeroStage": stage})
+        run(f"full-zero{stage}", training={"zeroStage": stage})
+        run(f"resumed-zero{stage}", training={"zeroStage": stage}, stop_after=STOPPED_AFTER, attempt="-first")
+        run(f"resumed-zero{stage}", training={"zeroStage": stage})
+
+    run_stage(1)
+    run_stage(2)
+    run("full-bf16", training={"precision": "bf16"})
+    run("resumed-bf16", training={"precision": "bf16"}, stop_after=STOPPED_AFTER, attempt="-first")
+    run("resumed-bf16", training={"precision": "bf16"})
+    run("lora-stopped", "internlm2", **LORA, stop_after=STOPPED_AFTER, attempt="-first")
+    run("from-two-to-one", stop_after=STOPPED_AFTER, attempt="-first")
+    run("broken-newest", stop_after=7, attempt="-first")
+    if group.leads:
+        damage(folder / "broken-newest" / "checkpoints" / "step-00000007" / "rank-00001-000.safetensors")
+    group.barrier()
+    run("broken-newest")
+    run("upstream-loss", data={"compat": "upstream"}, training={"maxSteps": 1})
+    if group.leads:
+        poison(folder / "poisoned")
+    group.barrier()
+    run("not-finite", str(folder / "poisoned"))
+    # Last, as ZeRO-3 replaces torch's linear function for good, and with it the rounding of bf16.
+    run_stage(3)
+    run("lora-stopped", "internlm2", **LORA, training={"zeroStage": 3})
+    if group.leads:
+        (folder / "outcomes.json").write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+def damage(path: Path) -> None:
+    """Change one byte, so that the size stays and the digest does not."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def poison(folder: Path) -> None:
+    """A checkpoint with one weight that is no number."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(GOLDEN / "checkpoints" / "qwen2", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["language_model.lm_head.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

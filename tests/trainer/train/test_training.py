@@ -1,0 +1,190 @@
+"""What training promises, seen from its record: equal losses whatever the ZeRO stage, the world size or the accidents."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from internvl_api.constants import ExitCode
+from internvl_trainer.data.sampler import GlobalOrder
+from internvl_trainer.distributed import free_port
+from safetensors.torch import load_file
+from trainer.runs import (
+    CHECKPOINT_EVERY,
+    GOLDEN,
+    STEPS,
+    environment,
+    largest_difference,
+    losses,
+    make_config,
+    pod_environment,
+    started,
+    write_config,
+)
+
+pytestmark = pytest.mark.slow
+
+SCENARIOS = Path(__file__).with_name("scenarios.py")
+STAGES = [pytest.param(stage, id=f"zero{stage}") for stage in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that scenarios.py makes, in two processes."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    command = [sys.executable, "-c", _LAUNCH, str(SCENARIOS), str(folder)]
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+_LAUNCH = """
+import sys
+from internvl_trainer.distributed import Rendezvous, free_port
+from internvl_trainer.launcher import launch
+sys.exit(launch([sys.executable, *sys.argv[1:]], Rendezvous("127.0.0.1", free_port(), 2, 0, 0, 2), None))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "outcomes.json").read_text())
+    return result
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_loss_falls(folder: Path, method: str) -> None:
+    curve = losses(folder / f"{method}-zero1")
+    assert sorted(curve) == list(range(1, STEPS + 1))
+    first, last = sum(curve[step] for step in (1, 2, 3)), sum(curve[step] for step in (8, 9, 10))
+    assert last < first * (0.98 if method == "lora" else 0.85)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_stages_have_the_same_losses(folder: Path, method: str, stage: int) -> None:
+    one, other = losses(folder / f"{method}-zero1"), losses(folder / f"{method}-zero{stage}")
+    assert largest_difference(one, other) < 1e-5
+
+
+def test_a_rank_with_text_only_was_among_them() -> None:
+    rows = [json.loads(line) for line in (GOLDEN / "data" / "samples.jsonl").read_text().splitlines()]
+    text_only = {number for number, row in enumerate(rows) if "image" not in row and "video" not in row}
+    config = make_config("/unused", workers=2)
+    order = GlobalOrder(len(rows), config.training.global_batch_size, config.training.seed)
+    ranks = [order.micro_batches(0, STEPS, rank=rank, world_size=2, micro_batch=1) for rank in (0, 1)]
+    pairs = [(one[0].row in text_only, other[0].row in text_only) for one, other in zip(*ranks, strict=True)]
+    assert (True, False) in pairs
+    assert (False, True) in pairs
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "bf16"])
+def test_stopped_and_resumed_equals_undisturbed(folder: Path, outcomes: dict[str, Any], kind: str) -> None:
+    stopped = outcomes[f"resumed-{kind}-first"]
+    assert (stopped["outcome"], stopped["checkpoint"]["step"]) == ("resume", 4)
+    assert largest_difference(losses(folder / f"full-{kind}"), losses(folder / f"resumed-{kind}")) == 0.0
+
+
+def test_a_checkpoint_goes_from_zero_1_to_zero_3(folder: Path) -> None:
+    assert largest_difference(losses(folder / "lora-zero1"), losses(folder / "lora-stopped")) < 1e-5
+
+
+def test_final_weights_are_those_of_the_undisturbed_run(folder: Path) -> None:
+    file = "stages/train/model/model.safetensors"
+    one, other = load_file(folder / "full-zero3" / file), load_file(folder / "resumed-zero3" / file)
+    assert sorted(one) == sorted(other)
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_broken_checkpoint_is_passed_over(folder: Path, outcomes: dict[str, Any]) -> None:
+    assert outcomes["broken-newest-first"]["checkpoint"]["step"] == 7
+    assert outcomes["broken-newest"]["outcome"] == "succeeded"
+    assert largest_difference(losses(folder / "full-zero1"), losses(folder / "broken-newest")) == 0.0
+
+
+def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    kept = sorted(path.name for path in (folder / "full-zero1" / "checkpoints").iterdir())
+    assert kept == ["step-00000005", "step-00000010"]  # checkpoint.keep is 2
+    again = sorted(path.name for path in (folder / "resumed-zero1" / "checkpoints").iterdir())
+    assert again == ["step-00000005", "step-00000010"]  # the one of the stop, step 4, is gone
+
+
+def test_checkpoints_hold_safetensors_and_no_frozen_weight(folder: Path) -> None:
+    files = [path for path in (folder / "lora-zero1" / "checkpoints").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files if "tensorboard" not in path.parts} == {".safetensors", ".json", ".jsonl"}
+    names = {name for path in files if path.suffix == ".safetensors" for name in load_file(path)}
+    assert names
+    assert not [name for name in names if ".lora_" not in name and "multi_modal_projector" not in name]
+    shared = [name for name in names if "layers.0.self_attn" in name and "language" in name and "lora_A" in name]
+    assert not [name for name in shared if "k_proj" in name or "v_proj" in name]  # one A for q, k and v
+
+
+def test_compat_upstream_takes_the_mean_of_means(folder: Path) -> None:
+    record = json.loads((folder / "upstream-loss" / "stages/train/metrics.jsonl").read_text())
+    ours = json.loads((folder / "full-zero1" / "stages/train/metrics.jsonl").read_text().splitlines()[0])
+    assert record["loss"] != pytest.approx(ours["loss"], abs=1e-6) or record["gradient_norm"] != ours["gradient_norm"]
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights(outcomes: dict[str, Any], folder: Path) -> None:
+    assert outcomes["not-finite"]["reason"] == "LossNotFinite"
+    assert "at step 1;" in outcomes["not-finite"]["message"]
+    assert not (folder / "not-finite" / "checkpoints").exists()
+
+
+def test_killed_pod_fails_its_peer_and_both_resume_exactly(folder: Path, tmp_path: Path) -> None:
+    config = write_config(make_config(str(tmp_path / "out"), workers=2, training={"dataWorkers": 1}), tmp_path)
+    port = free_port()
+    pods = [environment(tmp_path, **pod_environment(rank, 2, port)) for rank in (0, 1)]
+    arguments = ["train", "--config", str(config)]
+    with (
+        started(arguments, pods[0], tmp_path / "result-0") as first,
+        started(arguments, pods[1], tmp_path / "result-1") as second,
+    ):
+        first.wait_for("step 7/10")
+        second.stop(signal.SIGKILL)
+        assert second.wait() == -signal.SIGKILL
+        assert first.wait(60) == ExitCode.INTERNAL
+        assert first.result.reason == "PeerLost"
+    both = environment(tmp_path, **pod_environment(0, 2, free_port(), processes=2))
+    with started(arguments, both, tmp_path / "result") as again:
+        assert again.wait() == ExitCode.OK, again.output
+    assert f"step {CHECKPOINT_EVERY}/" not in again.output
+    assert largest_difference(losses(folder / "full-zero1"), losses(tmp_path / "out")) == 0.0
+
+
+def test_sigterm_saves_and_another_world_size_goes_on(folder: Path, tmp_path: Path) -> None:
+    config = write_config(make_config(str(tmp_path / "out"), workers=2), tmp_path)
+    arguments = ["train", "--config", str(config)]
+    with started(arguments, environment(tmp_path, **pod_environment(0, 1, free_port())), tmp_path / "one") as alone:
+        alone.wait_for("step 2/10")
+        alone.stop(signal.SIGTERM)
+        assert alone.wait() == ExitCode.RESUME, alone.output
+        stopped = alone.result
+    assert stopped.outcome == "resume"
+    assert stopped.checkpoint is not None
+    assert 2 <= stopped.checkpoint.step < STEPS
+    assert (Path(stopped.checkpoint.uri) / "manifest.json").is_file()
+    both = environment(tmp_path, **pod_environment(0, 2, free_port(), processes=2))
+    with started(arguments, both, tmp_path / "two") as two:
+        assert two.wait() == ExitCode.OK, two.output
+    assert f"step {stopped.checkpoint.step + 1}/" in two.output
+    assert f"step {stopped.checkpoint.step}/" not in two.output
+    assert largest_difference(losses(folder / "full-zero1"), losses(tmp_path / "out")) < 1e-4
+
+
+def test_two_ranks_checkpoint_goes_on_with_one(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(folder / "from-two-to-one", output)
+    run = json.loads((output / "run.json").read_text())
+    assert run["job"] == "team/run"
+    config = write_config(make_config(str(output)), tmp_path)
+    with started(["train", "--config", str(config)], environment(tmp_path), tmp_path / "result") as alone:
+        assert alone.wait() == ExitCode.OK, alone.output
+    assert "step 4/" not in alone.output
+    assert largest_difference(losses(folder / "full-zero1"), losses(output)) < 1e-4
