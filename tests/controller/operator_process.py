@@ -1,0 +1,168 @@
+"""The real operator as a process, and what a user sees of a namespace."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from controller.builders import Raw, spec
+from internvl_api.constants import API_VERSION, GROUP, KIND, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
+from ivft_cluster.api_server import ApiServer
+from ivft_cluster.ports import free_ports
+from ivft_cluster.shell import tail, wait_for
+from kubernetes import client, watch
+from prometheus_client.parser import text_string_to_metric_families
+
+SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+# Short waits, so that tests of waiting take no time; everything else is as in production.
+QUICK = {"RETRY_BASE_SECONDS": "0.3", "SETTLE_SECONDS": "0.3", "PROGRESS_INTERVAL_SECONDS": "0.2"}
+
+
+class Cluster:
+    """One namespace through kubectl's eyes."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self.server, self.namespace = server, namespace
+        self.core = server.core
+        self.jobs = client.CustomObjectsApi(server.api)
+        self._since = self.core.list_namespaced_pod(namespace).metadata.resource_version
+
+    def create(self, name: str = "run", **changes: Any) -> Raw:
+        """Apply an InternVLFineTune; `changes` replace fields of its spec."""
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec(**changes)}
+        made: Raw = self.jobs.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
+        return made
+
+    def get(self, name: str = "run") -> Raw:
+        """The resource as it is now."""
+        found: Raw = self.jobs.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        return found
+
+    def edit(self, change: Raw, name: str = "run") -> None:
+        """A merge patch of the spec."""
+        self.patch({"spec": change}, name)
+
+    def patch(self, change: Raw, name: str = "run") -> None:
+        """A merge patch of anything."""
+        self.jobs.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
+
+    def delete(self, name: str = "run") -> None:
+        """What `kubectl delete` does."""
+        self.jobs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+
+    def wait(self, what: str, holds: Callable[[Raw], Any], name: str = "run", timeout: float = 60) -> Raw:
+        """The status, once `holds(status)`."""
+
+        def look() -> Raw | None:
+            status = self.get(name).get("status")
+            return status if status and holds(status) else None
+
+        found: Raw = wait_for(what, look, timeout=timeout, on_timeout=lambda: str(self.get(name).get("status")))
+        return found
+
+    def wait_condition(self, kind: str, reason: str | None = None, name: str = "run") -> Raw:
+        """The condition, once it is True (for that reason)."""
+        status = self.wait(
+            f"{kind}=True {reason or ''}",
+            lambda status: _true(status, kind, reason),
+            name,
+        )
+        return _true(status, kind, reason) or {}
+
+    def pods(self) -> list[str]:
+        """Names of the job's pods."""
+        return [
+            pod.metadata.name for pod in self.core.list_namespaced_pod(self.namespace, label_selector=SELECTOR).items
+        ]
+
+    def children(self) -> dict[str, list[str]]:
+        """Names of all children, by kind."""
+        listings = {
+            "Pod": self.core.list_namespaced_pod,
+            "Service": self.core.list_namespaced_service,
+            "ConfigMap": self.core.list_namespaced_config_map,
+        }
+        return {
+            kind: sorted(item.metadata.name for item in listing(self.namespace, label_selector=SELECTOR).items)
+            for kind, listing in listings.items()
+        }
+
+    def history(self, listing: Any) -> Iterator[tuple[str, Any]]:
+        """Every event of a kind since the namespace was made."""
+        stream = watch.Watch().stream
+        for event in stream(
+            listing, self.namespace, label_selector=SELECTOR, resource_version=self._since, timeout_seconds=1
+        ):
+            yield event["type"], event["object"]
+
+
+class OperatorProcess:
+    """Started on entering, killed on leaving; its log is in `log`."""
+
+    def __init__(self, cluster: Cluster, folder: Path, **settings: str) -> None:
+        self.log = folder / "operator.log"
+        self._cluster = cluster
+        self._settings = {"NAMESPACES": cluster.namespace, "LOG_LEVEL": "INFO"} | QUICK | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns as soon as /healthz answers."""
+        self.metrics_port, self.liveness_port = free_ports(2)
+        ports = {"METRICS_PORT": str(self.metrics_port), "LIVENESS_PORT": str(self.liveness_port)}
+        ours = {f"INTERNVL_OPERATOR_{key}": value for key, value in (self._settings | ports).items()}
+        with self.log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "internvl_operator"],
+                env={**os.environ, "KUBECONFIG": str(self._cluster.server.kubeconfig), **ours},
+                stdout=sink,
+                stderr=sink,
+            )
+        wait_for("the operator is alive", self.healthy, timeout=60, on_timeout=lambda: tail(self.log))
+
+    def kill(self) -> None:
+        """SIGKILL: no time to say anything."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=30)
+
+    def healthy(self) -> bool:
+        """What the kubelet's probe sees."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.liveness_port}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that carry these labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def __enter__(self) -> "OperatorProcess":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process and self._process.poll() is None:
+            self.kill()
+
+
+def _true(status: Raw, kind: str, reason: str | None) -> Raw | None:
+    for condition in status.get("conditions", ()):
+        if (condition["type"], condition["status"]) == (kind, "True") and reason in (None, condition["reason"]):
+            found: Raw = condition
+            return found
+    return None
