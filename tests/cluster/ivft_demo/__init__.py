@@ -1,1 +1,1 @@
-"""The demo's pieces: its data, its images, following a run, and checking the result; the end-to-end tests use them too."""
+"""The demo's pieces: data, images, following a run, checking its result. The end-to-end tests use them too."""

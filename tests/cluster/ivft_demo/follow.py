@@ -69,17 +69,16 @@ def explain(status: InternVLFineTuneStatus) -> str:
     return f"{told.reason}: {told.message}" if told else "no condition yet"
 
 
-def _changes_of_one_watch(
-    api: client.ApiClient, name: str, namespace: str, seconds: float
-) -> Iterator[dict[str, Any]]:
-    objects = client.CustomObjectsApi(api)
+def _changes_of_one_watch(api: client.ApiClient, name: str, namespace: str, seconds: float) -> Iterator[dict[str, Any]]:
+    objects: Any = client.CustomObjectsApi(api)
     place = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
     only = f"metadata.name={name}"
     listing = objects.list_namespaced_custom_object(**place, field_selector=only)
     if not listing["items"]:
         raise RunProblem(f"{namespace}/{name} does not exist")
     yield from listing["items"]
-    events = watch.Watch().stream(
+    watcher: Any = watch.Watch()  # type: ignore[no-untyped-call]
+    events = watcher.stream(
         objects.list_namespaced_custom_object,
         **place,
         field_selector=only,

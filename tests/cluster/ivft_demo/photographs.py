@@ -1,4 +1,4 @@
-"""A small captioned set of real photographs, cut from pictures that scikit-image and scikit-learn carry in their wheels.
+"""A small captioned set of real photographs, cut from pictures that scikit-image and scikit-learn carry.
 
 Both packages document the pictures as free to use (see README.txt in their image folders).
 """

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MANIFEST = "manifest.json"
+MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
 
 
 class ResultProblem(AssertionError):
@@ -38,7 +38,8 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def read_object(s3: S3Client, uri: str) -> bytes:
     bucket, key = split_uri(uri)
-    return s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return content
 
 
 def list_keys(s3: S3Client, uri: str) -> list[str]:
@@ -48,10 +49,18 @@ def list_keys(s3: S3Client, uri: str) -> list[str]:
     return sorted(each["Key"].removeprefix(f"{prefix}/") for page in pages for each in page.get("Contents", []))
 
 
+def download(s3: S3Client, uri: str, folder: Path) -> None:
+    """Copy everything below `uri` into `folder`."""
+    for name in list_keys(s3, uri):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(read_object(s3, f"{uri}/{name}"))
+
+
 def verify_manifest(s3: S3Client, folder: str) -> list[Artifact]:
     """Download every file that `folder`/manifest.json names and compare it; the files.
 
-    Raises ResultProblem naming the first file whose size or sha256 differs, and botocore's ClientError for an absent one.
+    Raises ResultProblem naming the first file whose size or sha256 differs, botocore's ClientError for an absent one.
     """
     manifest = json.loads(read_object(s3, f"{folder}/{MANIFEST}"))
     artifacts = [Artifact(**entry) for entry in manifest["files"]]
@@ -71,12 +80,12 @@ class Loss(NamedTuple):
 
 
 def losses(s3: S3Client, output: str) -> list[Loss]:
-    """Loss of every step of a finished run, in order."""
+    """Loss of every step of a finished run, in order; `output` is spec.output."""
     lines = read_object(s3, f"{output}/artifacts/{METRICS}").splitlines()
     return [Loss(record["step"], record["loss"]) for record in map(json.loads, lines)]
 
 
-def learnt(curve: list[Loss], window: int = 5) -> float:
+def learnt(curve: list[Loss], window: int = 3) -> float:
     """Mean of the last `window` losses as a part of the mean of the first; below 1 the model learnt."""
     first, last = curve[:window], curve[-window:]
     return sum(each.loss for each in last) / sum(each.loss for each in first)

@@ -1,0 +1,76 @@
+"""Puts what the example runs read where they read it: bucket `demo`, and the Secret with the keys to it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from ivft_cluster.cluster import Cluster
+from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.s3 import REGION, S3Server
+from ivft_cluster.shell import HarnessError
+from kubernetes import client
+
+from ivft_demo.checkpoint import write_checkpoint
+from ivft_demo.photographs import write_dataset
+
+BUCKET = "demo"
+DATA_KEY, MODEL_KEY = "data", "models/tiny-internvl2"
+SECRET = "s3-credentials"
+EXAMPLES = CHECKOUT / "examples"
+
+
+class Run(NamedTuple):
+    """A run as an example describes it."""
+
+    name: str
+    output: str
+    manifest: Path
+
+
+def load_example(name: str) -> Run:
+    """The run of examples/<name>.yaml. Raises HarnessError naming the examples there are."""
+    path = EXAMPLES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(each.stem for each in EXAMPLES.glob("*.yaml")))
+        raise HarnessError(f"no example {name!r}: there are {known}")
+    resource = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return Run(resource["metadata"]["name"], resource["spec"]["output"], path)
+
+
+def upload_demo_data(s3: S3Server) -> int:
+    """Make the bucket if need be; write the tiny checkpoint and the photographs into it; number of objects."""
+    storage = s3.client()
+    if BUCKET not in {each["Name"] for each in storage.list_buckets()["Buckets"]}:
+        storage.create_bucket(Bucket=BUCKET)
+    with tempfile.TemporaryDirectory() as scratch:
+        model, data = Path(scratch) / "model", Path(scratch) / "data"
+        write_checkpoint(model)
+        write_dataset(data)
+        keys = {path: f"{MODEL_KEY}/{path.relative_to(model)}" for path in model.rglob("*") if path.is_file()}
+        keys |= {path: f"{DATA_KEY}/{path.relative_to(data)}" for path in data.rglob("*") if path.is_file()}
+        for path, key in keys.items():
+            storage.upload_file(str(path), BUCKET, key)
+    return len(keys)
+
+
+def write_secret(cluster: Cluster, namespace: str = "default", name: str = SECRET) -> None:
+    """Create or replace the Secret that the examples name (spec.secrets.objectStorage)."""
+    credentials = cluster.s3.credentials
+    secret = client.V1Secret(
+        metadata=client.V1ObjectMeta(name=name),
+        string_data={
+            "AWS_ACCESS_KEY_ID": credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+            "AWS_ENDPOINT_URL": cluster.s3_endpoint_inside,
+            "AWS_REGION": REGION,
+        },
+    )
+    try:
+        cluster.core.create_namespaced_secret(namespace, secret)
+    except client.ApiException as error:
+        if error.status != 409:
+            raise
+        cluster.core.replace_namespaced_secret(name, namespace, secret)

@@ -1,0 +1,45 @@
+"""The operator into a cluster: images from the project's Dockerfiles, release from its chart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ivft_cluster import helm
+from ivft_cluster.cluster import Cluster
+from ivft_cluster.images import component_image
+from ivft_cluster.oci import Image
+from ivft_cluster.shell import phase
+
+
+class Images(NamedTuple):
+    """Both images of the checkout as it is."""
+
+    operator: Image
+    trainer: Image
+
+
+def build_images() -> Images:
+    """Build what changed since the last time (seconds when nothing did)."""
+    with phase("operator's image"):
+        operator = component_image("operator")
+    with phase("trainer's image"):
+        trainer = component_image("trainer")
+    return Images(operator, trainer)
+
+
+def chart_values(images: Images, **settings: Any) -> dict[str, Any]:
+    """Values that run these images; `settings` are the operator's own, in camelCase."""
+    repository, _, tag = images.operator.name.rpartition(":")
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "trainer": {"image": images.trainer.name},
+        # A run of a minute deserves a look more often than one of days.
+        "settings": {"progressIntervalSeconds": 1, "retryBaseSeconds": 2, **settings},
+    }
+
+
+def install_operator(cluster: Cluster, images: Images, **settings: Any) -> None:
+    """Helm install; returns when the operator is ready. Raises helm.HelmReleaseError."""
+    release = helm.install(cluster.kubeconfig, chart_values(images, **settings))
+    with phase(f"release {release['name']}: {release['status']}"):
+        pass
