@@ -75,9 +75,7 @@ class Cluster:
 
     def pods(self) -> list[str]:
         """Names of the job's pods."""
-        return [
-            pod.metadata.name for pod in self.core.list_namespaced_pod(self.namespace, label_selector=SELECTOR).items
-        ]
+        return self.children()["Pod"]
 
     def children(self) -> dict[str, list[str]]:
         """Names of all children, by kind."""
@@ -140,7 +138,7 @@ class OperatorProcess:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.liveness_port}/healthz", timeout=5) as answer:
             return bool(answer.status == 200)
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """Sum of a metric's samples that carry these labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
             families = text_string_to_metric_families(answer.read().decode())
