@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from ivft_cluster.shell import HarnessError, run
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 # What a container never reads.
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/var/lib/apt/lists/*", "/var/cache/apt/*")
+# The storage library mounts its folder and leaves it so: in a mount namespace of its own that ends with the command.
+OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "--")
 PAUSE_SOURCE = PACKAGE / "pause.c"
 
 
@@ -79,12 +82,9 @@ def build(
         arguments["BASE_IMAGE"] = _base_in_buildah(base)
     pairs = [word for key, value in sorted(arguments.items()) for word in ("--build-arg", f"{key}={value}")]
     log = cache_dir() / f"build-{name.replace('/', '-').partition(':')[0]}.log"
-    try:
-        _buildah("build", "--layers", "--pull-never", "--file", dockerfile, "--tag", name, *pairs, context, log=log)
-    except FileNotFoundError:
-        raise HarnessError("buildah is not installed: run `python -m ivft_cluster setup`") from None
+    _buildah("build", "--layers", "--pull-never", "--file", dockerfile, "--tag", name, *pairs, context, log=log)
     with locked("images"):
-        copy = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
+        copy = [*OWN_MOUNTS, "skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
         run([*copy, _in_storage(name), f"oci:{layout()}:{name}"])
     return Image(name)
 
@@ -93,7 +93,7 @@ def _base_in_buildah(base: Image) -> str:
     """The name under which buildah knows the base, its digest in it: a new base is a new name."""
     name = f"{base.name.rpartition(':')[0]}:{base.digest[7:19]}"
     if name not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
-        run(["skopeo", "copy", "--quiet", f"oci:{layout()}:{base.name}", _in_storage(name)])
+        run([*OWN_MOUNTS, "skopeo", "copy", "--quiet", f"oci:{layout()}:{base.name}", _in_storage(name)])
     return name
 
 
@@ -106,9 +106,13 @@ def _storage() -> Path:
 
 
 def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
+    if not shutil.which("buildah"):
+        raise HarnessError("buildah is not installed: run `python -m ivft_cluster setup`")
     env = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay"}
     return run(
-        ["buildah", "--root", _storage() / "storage", "--runroot", _storage() / "run", *arguments], env=env, log=log
+        [*OWN_MOUNTS, "buildah", "--root", _storage() / "storage", "--runroot", _storage() / "run", *arguments],
+        env=env,
+        log=log,
     )
 
 
