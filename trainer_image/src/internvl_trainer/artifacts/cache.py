@@ -61,21 +61,27 @@ class Cache:
         entry, partial = self.root / "entries" / digest, self.root / "partial" / digest
         descriptor = os.open(self.root / "locks" / digest, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not entry.exists():
-                partial.mkdir(parents=True, exist_ok=True)
-                make(partial)
-                os.replace(partial, entry)
-                self._count(_size(entry))
+            while not self._is_there(entry, descriptor):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not entry.exists():  # nobody made it while this process waited
+                    partial.mkdir(parents=True, exist_ok=True)
+                    make(partial)
+                    os.replace(partial, entry)
+                    self._count(_size(entry))
             os.utime(entry)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
         except BaseException:
             os.close(descriptor)
             raise
         with self._mutex:
-            os.close(self._held.pop(digest, os.dup(descriptor)))
+            if (earlier := self._held.pop(digest, None)) is not None:
+                os.close(earlier)
             self._held[digest] = descriptor
         return entry
+
+    def _is_there(self, entry: Path, descriptor: int) -> bool:
+        """With a shared lock taken: from here on nobody throws the entry out."""
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return entry.exists()
 
     def _place(self, path: Path, write: Callable[[Path], object]) -> None:
         handle, temporary = tempfile.mkstemp(dir=self.root / "partial")

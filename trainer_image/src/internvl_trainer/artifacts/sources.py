@@ -76,7 +76,7 @@ def open_media(root: str, relative: str) -> bytes:
 
     Media are taken to be immutable: a cached one is not asked for again.
     """
-    field = "data.root"
+    field, root = "data.root", root.rstrip("/")
     name = inside(relative, field=field)
     try:
         if root.startswith("s3://"):
@@ -84,7 +84,7 @@ def open_media(root: str, relative: str) -> bytes:
         return _read_inside(local_path(root, field=field), name)
     except UserError as error:
         if error.reason == "NotFound":
-            raise FileNotFoundError(f"{root.rstrip('/')}/{name}") from error
+            raise FileNotFoundError(f"{root}/{name}") from error
         raise
 
 
