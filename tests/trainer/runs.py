@@ -107,7 +107,8 @@ class Stage:
             seen = self._changed.wait_for(
                 lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), timeout
             )
-        assert seen and any(text in line for line in self.lines), f"no {text!r} in:\n{self.output}"
+        assert seen, f"no {text!r} in time in:\n{self.output}"
+        assert text in self.output, f"ended without {text!r}:\n{self.output}"
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -1,4 +1,4 @@
-"""What training promises, seen from its record: equal losses whatever the ZeRO stage, the world size or the accidents."""
+"""What training promises, seen from its record: equal losses whatever the ZeRO stage, world size or accidents."""
 
 from __future__ import annotations
 

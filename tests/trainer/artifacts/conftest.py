@@ -1,0 +1,60 @@
+"""A folder and a bucket of a real S3 server behind the same interface."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from internvl_trainer.artifacts.storage import Storage, open_storage
+from ivft_cluster.s3 import S3Server
+
+KINDS = [pytest.param("folder", id="folder"), pytest.param("s3", id="s3", marks=pytest.mark.integration)]
+
+
+@pytest.fixture
+def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its credentials in this process's environment."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    forget_client()
+    return s3_server
+
+
+@pytest.fixture
+def bucket(s3_env: S3Server) -> str:
+    """A new bucket's URI."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_env.client().create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=KINDS)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage, once on disk and once on S3."""
+    if request.param == "folder":
+        return open_storage(str(tmp_path / "output"), field="spec.output")
+    return open_storage(f"{request.getfixturevalue('bucket')}/team/run", field="spec.output")
+
+
+def forget_client() -> None:
+    """Credentials are read when the client is made."""
+    from internvl_trainer.artifacts import s3
+
+    s3._client.cache_clear()
+
+
+@pytest.fixture
+def new_credentials(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change AWS_* for the rest of the test."""
+
+    def change(**variables: str | None) -> None:
+        for name, value in variables.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        forget_client()
+
+    return change
