@@ -53,28 +53,32 @@ def install(
     kubeconfig: Path,
     values: Values | None = None,
     *,
+    chart: Path = CHART,
     release: str = RELEASE,
     namespace: str = NAMESPACE,
+    wait: bool = True,
     timeout: int = 120,
 ) -> dict[str, Any]:
-    """`helm install --create-namespace --wait`: returns when the operator is ready. Raises HelmReleaseError."""
+    """`helm install --create-namespace`; with `wait`, returns when the operator is ready. Raises HelmReleaseError."""
+    options = _options(namespace, wait, timeout)
     with _connect(kubeconfig, namespace) as helm:
-        return helm.install(
-            CHART, release, values, namespace=namespace, create_namespace=True, wait="watcher", timeout=timeout
-        )
+        return helm.install(chart, release, values, create_namespace=True, **options)
 
 
 def upgrade(
     kubeconfig: Path,
     values: Values | None = None,
     *,
+    chart: Path = CHART,
     release: str = RELEASE,
     namespace: str = NAMESPACE,
+    wait: bool = True,
     timeout: int = 120,
 ) -> dict[str, Any]:
-    """`helm upgrade --wait` with exactly these values. Raises HelmNotFoundError, HelmReleaseError."""
+    """`helm upgrade` with exactly these values. Raises HelmNotFoundError, HelmReleaseError."""
+    options = _options(namespace, wait, timeout)
     with _connect(kubeconfig, namespace) as helm:
-        return helm.upgrade(CHART, release, values, namespace=namespace, wait="watcher", timeout=timeout)
+        return helm.upgrade(chart, release, values, **options)
 
 
 def uninstall(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE, timeout: int = 120) -> None:
@@ -85,3 +89,7 @@ def uninstall(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAME
 
 def _connect(kubeconfig: Path, namespace: str) -> helm_python.Config:
     return helm_python.Config(kubeconfig_path=kubeconfig, namespace=namespace)
+
+
+def _options(namespace: str, wait: bool, timeout: int) -> dict[str, Any]:
+    return {"namespace": namespace, "wait": "watcher" if wait else None, "timeout": timeout}

@@ -57,8 +57,10 @@ class RunDisplay:
 def describe(status: InternVLFineTuneStatus) -> str:
     """In words where the run is: `step 20/60  loss 4.605  3120 tokens/s  12 s left`."""
     progress = status.progress
-    if status.stage != "train" or progress is None or not progress.step:
-        return f"{status.phase or 'Pending'}: {(progress and progress.detail) or 'waiting'}"
+    if progress is None or progress.stage != status.stage:  # what it says is about the stage before
+        return f"{status.phase or 'Pending'}: waiting"
+    if status.stage != "train" or not progress.step:
+        return f"{status.phase}: {progress.detail}"
     parts = [f"step {progress.step}/{progress.total_steps}"]
     parts += [f"loss {progress.loss:.3f}"] if progress.loss is not None else []
     parts += [f"{progress.tokens_per_second:.0f} tokens/s"] if progress.tokens_per_second else []
@@ -115,7 +117,9 @@ def _seconds(value: float | None) -> str:
 
 def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print rows as a table."""
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)

@@ -1,0 +1,146 @@
+"""The chart on a real API server: what Helm puts there, what the operator's account may do, upgrades and removal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from internvl_api.constants import GROUP, PLURAL, VERSION
+from ivft_cluster import helm
+from ivft_cluster.api_server import ApiServer
+from ivft_cluster.paths import CHECKOUT
+from kubernetes import client
+
+pytestmark = pytest.mark.integration
+
+CRD = f"{PLURAL}.{GROUP}"
+NAMESPACE = "team-a"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server of its own: the chart's CRD must not meet another test's."""
+    with ApiServer(tmp_path_factory.mktemp("chart"), controllers=()) as running:
+        for name in (NAMESPACE, "team-b"):
+            running.core.create_namespace({"metadata": {"name": name}})
+        yield running
+
+
+@pytest.fixture
+def installed(server: ApiServer, request: pytest.FixtureRequest) -> Iterator[ApiServer]:
+    """The release with the values of the test's parameter, none by default."""
+    helm.install(server.kubeconfig, getattr(request, "param", None), wait=False)
+    yield server
+    helm.uninstall(server.kubeconfig)
+
+
+def operator_may(
+    server: ApiServer, verb: str, resource: str, *, namespace: str = NAMESPACE, group: str = "", subresource: str = ""
+) -> bool:
+    """The API server's own answer for the operator's service account."""
+    asked = {"verb": verb, "group": group, "resource": resource, "subresource": subresource, "namespace": namespace}
+    review = {
+        "spec": {
+            "user": f"system:serviceaccount:{helm.NAMESPACE}:internvl-operator",
+            "groups": ["system:serviceaccounts", "system:authenticated"],
+            "resourceAttributes": asked,
+        }
+    }
+    answer: Any = client.AuthorizationV1Api(server.api).create_subject_access_review(review)
+    return bool(answer.status.allowed)
+
+
+def create_run(server: ApiServer, **changes: Any) -> dict[str, Any]:
+    example = yaml.safe_load((CHECKOUT / "examples/quickstart.yaml").read_text(encoding="utf-8"))
+    example["spec"].update(changes)
+    custom: Any = client.CustomObjectsApi(server.api)
+    created: dict[str, Any] = custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, example)
+    return created
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "options"),
+    [
+        pytest.param("list", PLURAL, {"group": GROUP}, id="list-runs"),
+        pytest.param("watch", PLURAL, {"group": GROUP}, id="watch-runs"),
+        pytest.param("delete", PLURAL, {"group": GROUP}, id="delete-runs-after-their-ttl"),
+        pytest.param("patch", PLURAL, {"group": GROUP, "subresource": "status"}, id="write-status"),
+        pytest.param("patch", "pods", {}, id="apply-pods"),
+        pytest.param("create", "services", {}, id="apply-services"),
+        pytest.param("delete", "configmaps", {}, id="delete-config-maps"),
+        pytest.param("create", "events", {}, id="tell-events"),
+    ],
+)
+def test_operator_may(installed: ApiServer, verb: str, resource: str, options: dict[str, str]) -> None:
+    assert operator_may(installed, verb, resource, **options)
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "options"),
+    [
+        pytest.param("get", "secrets", {}, id="read-a-secret"),
+        pytest.param("list", "secrets", {}, id="list-secrets"),
+        pytest.param("patch", PLURAL, {"group": GROUP}, id="change-a-spec"),
+        pytest.param("create", "pods", {"subresource": "exec"}, id="exec-into-pods"),
+        pytest.param("create", "rolebindings", {"group": "rbac.authorization.k8s.io"}, id="grant-rights"),
+    ],
+)
+def test_operator_may_not(installed: ApiServer, verb: str, resource: str, options: dict[str, str]) -> None:
+    assert not operator_may(installed, verb, resource, **options)
+
+
+@pytest.mark.parametrize("installed", [pytest.param({"watchNamespaces": [NAMESPACE]}, id="team-a")], indirect=True)
+def test_rights_end_with_the_watched_namespaces(installed: ApiServer) -> None:
+    assert operator_may(installed, "create", "pods", namespace=NAMESPACE)
+    assert not operator_may(installed, "list", "pods", namespace="team-b")
+    assert not operator_may(installed, "list", PLURAL, group=GROUP, namespace="team-b")
+
+
+def test_schema_refuses_a_mistake_at_apply(installed: ApiServer) -> None:
+    with pytest.raises(client.ApiException, match=r"spec\.workers") as refused:
+        create_run(installed, workers=0)
+    assert refused.value.status == 422
+
+
+def test_upgrade_brings_the_new_crd_and_the_new_settings(server: ApiServer, tmp_path: Path) -> None:
+    older = tmp_path / "internvl-operator"
+    shutil.copytree(helm.CHART, older)
+    crd_file = older / "files/internvlfinetunes.yaml"
+    crd = yaml.safe_load(crd_file.read_text(encoding="utf-8"))
+    crd["spec"]["names"]["shortNames"] = ["older"]
+    crd_file.write_text(yaml.safe_dump(crd), encoding="utf-8")
+
+    helm.install(server.kubeconfig, chart=older, wait=False)
+    assert short_names(server) == ["older"]
+    helm.upgrade(server.kubeconfig, {"settings": {"workerThreads": 3}}, wait=False)
+    assert short_names(server) == ["ivft"]
+    apps: Any = client.AppsV1Api(server.api)
+    deployment = apps.read_namespaced_deployment("internvl-operator", helm.NAMESPACE)
+    env = {each.name: each.value for each in deployment.spec.template.spec.containers[0].env}
+    assert env["INTERNVL_OPERATOR_WORKER_THREADS"] == "3"
+    helm.uninstall(server.kubeconfig)
+
+
+def short_names(server: ApiServer) -> list[str]:
+    crds: Any = client.ApiextensionsV1Api(server.api)
+    return list(crds.read_custom_resource_definition(CRD).spec.names.short_names)
+
+
+def test_uninstall_keeps_the_runs(server: ApiServer) -> None:
+    helm.install(server.kubeconfig, wait=False)
+    uid = create_run(server)["metadata"]["uid"]
+    helm.uninstall(server.kubeconfig)
+    custom: Any = client.CustomObjectsApi(server.api)
+    kept = custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL)["items"]
+    assert [each["metadata"]["uid"] for each in kept] == [uid]
+    assert not client.AppsV1Api(server.api).list_namespaced_deployment(helm.NAMESPACE).items
+
+
+def test_absent_namespace_is_named(server: ApiServer) -> None:
+    with pytest.raises(helm.HelmReleaseError, match='namespaces "nowhere" not found'):
+        helm.install(server.kubeconfig, {"watchNamespaces": ["nowhere"]}, wait=False)
+    helm.uninstall(server.kubeconfig)
