@@ -7,6 +7,7 @@ CLUSTER := PYTHONPATH=tests/cluster $(PY) -m ivft_cluster
 DEMO := PYTHONPATH=tests/cluster $(PY) -m ivft_demo
 CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internvlfinetunes.yaml
 STAMP := $(VENV)/.installed
+STARTED := $(shell date +%s)
 
 .PHONY: help demo demo-down test test-unit lint typecheck generate verify bench setup clean
 
@@ -24,8 +25,8 @@ $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.
 setup: $(STAMP) ## virtualenv, Debian packages, Kubernetes binaries (cached outside the checkout)
 	$(CLUSTER) setup
 
-demo: setup ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up)
-	$(DEMO) up $(if $(KEEP),--keep)
+demo: $(STAMP) ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up)
+	$(DEMO) up --started $(STARTED) $(if $(KEEP),--keep)
 
 demo-down: $(STAMP) ## remove every trace of the demo
 	$(DEMO) down
@@ -53,7 +54,7 @@ verify: lint typecheck ## lint, types, import contracts, and generated files up 
 	$(PY) -m internvl_api.memory_tables --check docs/memory.md
 
 bench: setup ## figures, not gates: time to first pod, trainer throughput
-	$(PY) -m pytest -q -s tests/bench -o testpaths=tests/bench
+	$(PY) -m pytest -q -s tests/bench -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600
 
 clean: ## remove the virtualenv and build leftovers (caches outside the checkout stay)
 	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
