@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ivft_cluster import images
 from ivft_cluster.cluster import Cluster
-from ivft_cluster.shell import wait_for
+from ivft_cluster.kubernetes import binary
+from ivft_cluster.shell import run, wait_for
 from kubernetes import client
 from kubernetes.stream import stream
 
@@ -148,11 +149,7 @@ def test_an_image_is_imported_once(cluster: Cluster) -> None:
 
 def test_a_command_runs_in_the_clusters_network(cluster: Cluster) -> None:
     command = ["sh", "-c", "curl -sf $PROMETHEUS_URL/-/ready && kubectl get nodes -o name"]
-    import os
-    import sys
-
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = cluster.exec(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    done = cluster.exec(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "node/node1" in done.stdout
 
@@ -215,8 +212,5 @@ def serving(shown: str) -> str | None:
 
 def test_tools_find_the_cluster_by_the_printed_variables(cluster: Cluster) -> None:
     exported = "; ".join(f"export {name}={shlex.quote(value)}" for name, value in cluster.env.items())
-    from ivft_cluster.kubernetes import binary
-    from ivft_cluster.shell import run
-
     nodes = json.loads(run(["sh", "-c", f"{exported}; {binary('kubectl')} get nodes -o json"]))
     assert [node["metadata"]["name"] for node in nodes["items"]] == cluster.node_names

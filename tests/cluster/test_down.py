@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ivft_cluster import cgroups, images
+from ivft_cluster import cgroups, daemons, images
 from ivft_cluster.cluster import Cluster
 from ivft_cluster.paths import cache_dir
 from ivft_cluster.shell import run, wait_for
@@ -73,8 +73,7 @@ def cgroups_of(cluster: Cluster) -> list[Path]:
 
 
 def assert_gone(cluster: Cluster, seen: dict[Identity, psutil.Process], spaces: set[str]) -> None:
-    left = [process for process in seen.values() if process.is_running()]
-    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    assert not [process for process in seen.values() if daemons.is_alive(process)]
     assert not spaces & namespaces(list(psutil.process_iter()))
     assert not tree_of(cluster)
     assert not cgroups_of(cluster)
@@ -92,7 +91,7 @@ def test_down_removes_every_trace_and_may_be_repeated(spare: Cluster) -> None:
     guest = subprocess.Popen([*spare.network.prefix, "sleep", "infinity"])
     seen = tree_of(spare)
     spaces = namespaces(list(seen.values())) - own_namespaces()
-    assert any(process.name() == "pause" for process in seen.values())
+    assert "pause" in {daemons.name_of(process) for process in seen.values()}
     assert cgroups_of(spare)
     spare.down()
     guest.wait(timeout=5)
@@ -107,12 +106,12 @@ def test_down_cleans_up_after_a_killed_start(spare: Cluster) -> None:
     command = [sys.executable, "-m", "ivft_cluster", "--state-dir", str(spare.state), "up", "--nodes", "1"]
     environment = {**os.environ, "PYTHONPATH": str(Path(images.__file__).parents[1])}
     starting = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    wait_for("a kubelet runs", lambda: any(process.name() == "kubelet" for process in tree_of(spare).values()))
+    wait_for("the node runs", lambda: "kube-proxy" in map(daemons.name_of, tree_of(spare).values()))
     starting.kill()
     starting.wait()
     seen = tree_of(spare)
     spaces = namespaces(list(seen.values())) - own_namespaces()
-    assert {process.name() for process in seen.values()} >= {"etcd", "kube-apiserver", "kubelet"}
+    assert {daemons.name_of(process) for process in seen.values()} >= {"etcd", "containerd", "kube-proxy"}
     spare.down()
     assert_gone(spare, seen, spaces)
     assert machine_state() == before

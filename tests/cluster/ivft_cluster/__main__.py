@@ -84,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         case "build":
             build(cluster, options.components or [*COMPONENTS])
         case "kubectl":
-            return cluster.exec(["kubectl", *_words(options.arguments)], env=_with_virtualenv()).returncode
+            return cluster.exec(["kubectl", *_words(options.arguments)]).returncode
         case "exec":
-            return cluster.exec(_words(options.arguments), env=_with_virtualenv()).returncode
+            return cluster.exec(_words(options.arguments)).returncode
     if options.command in ("setup", "up"):
         console.print(f"[bold]{options.command}[/bold] took {time.monotonic() - started:.1f} s")
     return 0
@@ -131,11 +131,6 @@ def status(cluster: Cluster) -> int:
 
 def _words(arguments: list[str]) -> list[str]:
     return arguments[1:] if arguments[:1] == ["--"] else arguments
-
-
-def _with_virtualenv() -> dict[str, str]:
-    """The environment with this Python's own folder (kubectl, helm tools) first in PATH."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 if __name__ == "__main__":

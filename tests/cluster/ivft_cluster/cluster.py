@@ -167,14 +167,11 @@ class Cluster:
         for path in self.state.glob("*"):
             if path.name != "logs":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in node.MOUNT_POINTS:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
     def _kill_all(self) -> None:
         """Members, and whatever else lives in one of their networks (an operator started by `exec`, say)."""
         members = daemons.find(self.id)
-        networks = {_network_of(process.pid) for process in members if process.name() == HOLDER}
+        networks = {_network_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
         networks -= {_network_of(1), None}
         mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
         guests = [process for process in psutil.process_iter() if _network_of(process.pid) in networks]
@@ -188,8 +185,12 @@ class Cluster:
     # --- using it
 
     def exec(self, argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[Any]:
-        """`subprocess.run` inside the control plane's network, with KUBECONFIG and the S3 variables set."""
-        env = {**(options.pop("env", None) or os.environ), **self.env_inside}
+        """`subprocess.run` inside the control plane's network, with KUBECONFIG and the S3 variables set.
+
+        The virtualenv's tools (kubectl, kopf, …) come first in PATH.
+        """
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        env = {**os.environ, "PATH": tools, **self.env_inside}
         return subprocess.run([*self.network.prefix, *(str(word) for word in argv)], env=env, **options)
 
     @property

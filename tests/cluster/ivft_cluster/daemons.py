@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -48,31 +48,38 @@ def find(member: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             mark = process.environ().get(MARK, "")
-            alive = process.status() != psutil.STATUS_ZOMBIE
+            process.create_time()  # read now, and kept: the process may be gone when the list is sorted
         except (psutil.Error, OSError):
             continue
-        if alive and (mark == member or mark.startswith(f"{member}/")):
+        if (mark == member or mark.startswith(f"{member}/")) and is_alive(process):
             found.append(process)
     return sorted(found, key=lambda process: process.create_time())
 
 
-def kill(processes: Sequence[psutil.Process], *, grace: float = 0, timeout: float = 20) -> None:
-    """SIGTERM first when `grace` seconds are given, then SIGKILL; returns when all are gone.
+def kill(processes: Sequence[psutil.Process], timeout: float = 20) -> None:
+    """SIGKILL; returns when all are gone.
 
     Raises psutil.TimeoutExpired when the kernel does not let go of one within `timeout` seconds.
     """
-    if grace:
-        for process in processes:
-            _signal(process.terminate)
-        _, processes = psutil.wait_procs(processes, timeout=grace)
     for process in processes:
-        _signal(process.kill)
-    _, stuck = psutil.wait_procs(processes, timeout=timeout)
-    stuck = [process for process in stuck if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    if stuck:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, waiting = psutil.wait_procs(processes, timeout=timeout)
+    if stuck := [process for process in waiting if is_alive(process)]:
         raise psutil.TimeoutExpired(timeout, pid=stuck[0].pid)
 
 
-def _signal(send: Callable[[], None]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        send()
+def name_of(process: psutil.Process) -> str:
+    """Its name, or nothing when it is gone."""
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dnslib import QTYPE, RCODE, RR, A
-from dnslib.server import BaseResolver, DNSServer
+from dnslib.server import BaseResolver, DNSLogger, DNSServer
 from kubernetes import client, config
 
 from ivft_cluster.watching import Key, follow
@@ -67,7 +67,9 @@ def main(kubeconfig: str, address: str) -> None:
         (api.list_endpoints_for_all_namespaces, records.endpoints, _addresses),
     ):
         threading.Thread(target=follow, args=(listing, store, value), daemon=True).start()
-    servers = [DNSServer(records, address=address, port=53, tcp=tcp) for tcp in (False, True)]
+    servers = [
+        DNSServer(records, address=address, port=53, tcp=tcp, logger=DNSLogger("error")) for tcp in (False, True)
+    ]
     servers[0].start_thread()
     servers[1].start()
 

@@ -35,7 +35,7 @@ class Namespace:
     def find(cls, member: str) -> Namespace:
         """Raises HarnessError when the cluster is not up."""
         for process in daemons.find(member):
-            if process.name() == HOLDER:
+            if daemons.name_of(process) == HOLDER:
                 return cls(process.pid)
         raise HarnessError(f"{member} is not running: bring the cluster up first")
 

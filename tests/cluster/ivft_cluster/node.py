@@ -12,6 +12,8 @@ from ivft_cluster import daemons
 from ivft_cluster.network import HOLDER, Namespace
 from ivft_cluster.paths import PACKAGE
 
+# Fixed in the kubelet and in containerd. Left on the machine when the node is gone: removing a folder that some other
+# node has mounted something on would unmount it there (see "detach_mounts" in the kernel's fs/namespace.c).
 MOUNT_POINTS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"))
 
 
@@ -62,14 +64,15 @@ def start(spec: NodeSpec, network: Namespace, log: Path) -> None:
 
 def shell_prefix(member: str) -> tuple[str, ...]:
     """The command prefix that runs a command in the node's network, mount and process namespaces."""
-    (init,) = [p for p in daemons.find(member) if p.name() != HOLDER and _pid_inside(p.pid) == 1]
+    (init,) = [p for p in daemons.find(member) if daemons.name_of(p) != HOLDER and _pid_inside(p.pid) == 1]
     return ("nsenter", f"--target={init.pid}", "--net", "--mount", "--pid", "--ipc", "--uts", "--")
 
 
 def _pid_inside(pid: int) -> int:
-    """The pid a process has in its innermost namespace (last number of NSpid in proc(5) status)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("NSpid:"):
-            fields = line.split()
-            return int(fields[-1]) if len(fields) > 2 else 0
-    return 0
+    """The pid a process has in its own namespace (last number of NSpid, see proc(5)); 0 when it has only ours."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    (numbers,) = (line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+    return int(numbers[-1]) if len(numbers) > 1 else 0
