@@ -225,15 +225,15 @@ class ChatModel(nn.Module):
         layers = self.vision_tower.encoder.layer
         rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
         for layer, layer_rate in zip(layers, rates, strict=True):
-            layer.attention.projection_dropout = DropPath(layer_rate)
-            layer.dropout = DropPath(layer_rate)
+            layer.attention.projection_dropout = DropPath(layer_rate).train(self.training)
+            layer.dropout = DropPath(layer_rate).train(self.training)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass, in both towers."""
         if enabled:
-            self.native.gradient_checkpointing_enable({"use_reentrant": False})
+            self.native.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.native.gradient_checkpointing_disable()
+            self.native.activation_checkpointing_disable()
 
     def reset_rotary(self) -> None:
         """Compute the rotary frequencies anew, in fp32, on the model's device."""

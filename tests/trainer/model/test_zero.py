@@ -1,0 +1,82 @@
+"""Two real processes under DeepSpeed give the losses of one plain process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import load, sample
+from internvl_trainer.data.collate import collate
+from internvl_trainer.model.adapter_files import adapter_state_dict, read_adapter
+from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
+from internvl_trainer.model.chat_model import ChatModel
+
+WORKER = Path(__file__).with_name("zero_worker.py")
+RUNS = ["1-lora", "3-lora", "3-full"]  # ZeRO stage and method
+# The same as in zero_worker.py, which cannot be imported here: it takes hold of DeepSpeed's accelerator.
+STEPS = [(0, 3), (2, 4), (5, 1)]
+LORA = LoraSettings(language_rank=4, vision_rank=2, dropout=0.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory where both processes, started once, leave what each run made."""
+    output = tmp_path_factory.mktemp("zero")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(output), *RUNS],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(log[-3000:] for log in logs)
+    return output
+
+
+def train_alone(method: str) -> tuple[list[float], ChatModel]:
+    model = load("internlm2").model
+    apply_method(model, method, freeze=Freeze(vision=method == "lora"), lora=LORA)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1, momentum=0.9)
+    losses = []
+    for rows in STEPS:
+        output = model.train()(**collate([sample("internlm2/internlm2-chat", row) for row in rows], pad_token_id=0))
+        loss = output.loss_sum / output.weight_sum
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_train_as_one(two_ranks: Path, run: str) -> None:
+    """With partitioned loading, adapters that share weights, and a row without an image on one rank only."""
+    method = run.split("-")[1]
+    losses, model = train_alone(method)
+    assert losses[-1] < losses[0]
+    assert json.loads((two_ranks / run / "losses.json").read_text()) == pytest.approx(losses, abs=1e-5)
+    if method == "lora":
+        wanted, found = adapter_state_dict(model), read_adapter(two_ranks / run).tensors
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=name)
