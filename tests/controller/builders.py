@@ -81,7 +81,7 @@ def raw_pod(rank: int = 0, *, stage: str = "train", attempt: int = 1, status: Ra
     (found,) = [entry for entry in PIPELINE if entry.name == stage]
     built = pods.build(job(), found, attempt, rank, OPTIONS)
     built["metadata"] |= {"uid": f"pod-{stage}-{attempt}-{rank}", "resourceVersion": "1"}
-    return built | {"status": status or {"phase": "Running"}}
+    return built | {"status": {"phase": "Running"} if status is None else status}
 
 
 def terminated(code: int, message: object = "", *, reason: str = "Error", finished: datetime = NOW) -> Raw:

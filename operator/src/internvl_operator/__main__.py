@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 from internvl_operator import handlers  # noqa: F401  registers them with kopf
 from internvl_operator.cluster.api import Api
 from internvl_operator.controller import Controller
-from internvl_operator.settings import Settings, SettingsError, help_text
+from internvl_operator.settings import Settings, SettingsError, help_text, variable
 
 _ABOUT = """\
 Reconciles InternVLFineTune resources: preflight, train, publish, as groups of pods.
@@ -22,7 +22,7 @@ Serves GET /healthz (liveness) and /metrics (Prometheus). Needs no volume and no
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 after SIGTERM, 2 for a setting that cannot be used, 1 for a cluster that cannot be found."""
+    """Exit code 0 after SIGTERM, 2 for a setting that cannot be used, 1 for a cluster or port that cannot be had."""
     parser = argparse.ArgumentParser(
         prog="internvl-operator",
         description=_ABOUT,
@@ -38,13 +38,16 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(2, f"{error}\nTry `internvl-operator --help`.")
     except ConfigException as error:
         return _complain(1, f"no cluster: {error}\nSet KUBECONFIG, or run inside a pod with a service account.")
+    try:
+        start_http_server(settings.metrics_port)
+    except OSError as error:
+        return _complain(1, f"{variable('metrics_port')}: port {settings.metrics_port}: {error}")
     run(settings, api)
     return 0
 
 
 def run(settings: Settings, api: Api) -> None:
     """Serve until the process is told to stop."""
-    start_http_server(settings.metrics_port)
     kopf.run(
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,

@@ -13,6 +13,7 @@ from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator import metrics
 from internvl_operator.cluster.api import Api, ApiError
 from internvl_operator.cluster.events import EventSink
+from internvl_operator.cluster.resync import Resync
 from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
 from internvl_operator.cluster.watch import ChildWatch
 from internvl_operator.cluster.writer import Refused, Writer
@@ -26,6 +27,7 @@ from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
+_LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,17 @@ class Controller:
             for namespace in settings.namespaces or (None,)
             for kind, collection in self._collections()
         ]
+        self._resyncs = [
+            Resync(
+                api,
+                self._jobs,
+                namespace,
+                seen=self.job_seen,
+                gone=self._forget,
+                interval=settings.resync_seconds,
+            )
+            for namespace in settings.namespaces or (None,)
+        ]
         self._workers = [
             threading.Thread(target=self._work, name=f"reconcile-{n}", daemon=True)
             for n in range(settings.worker_threads)
@@ -68,6 +81,8 @@ class Controller:
         metrics.publish_jobs(self._statuses)
         self._events.start()
         self._poller.start()
+        for resync in self._resyncs:
+            resync.start()
         for worker in self._workers:
             worker.start()
         logger.info("children are known: %d pods", len(self._pods))
@@ -78,13 +93,18 @@ class Controller:
         self._poller.stop()
         for watch in self._watches:
             watch.stop()
+        for resync in self._resyncs:
+            resync.stop()
+        deadline = time.monotonic() + _LONGEST_GOODBYE
         for worker in self._workers:
-            worker.join(timeout=5.0)
+            worker.join(timeout=max(0.0, deadline - time.monotonic()))
 
-    def job_seen(self, raw: dict[str, Any]) -> None:
-        """A custom resource was listed, created or changed (perhaps by ourselves)."""
-        if self._jobs.seen(raw):
+    def job_seen(self, raw: dict[str, Any]) -> bool:
+        """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""
+        news = self._jobs.seen(raw)
+        if news:
             self._queue.add(key_of(raw))
+        return news
 
     def job_gone(self, raw: dict[str, Any]) -> None:
         """A custom resource was deleted; Kubernetes deletes its children."""
@@ -99,6 +119,7 @@ class Controller:
             for watch in self._watches
             if watch.stuck_for() > longest
         ]
+        found += [problem for resync in self._resyncs if (problem := resync.problem())]
         bound = 10 * settings.request_timeout_seconds
         now = time.monotonic()
         return found + [
@@ -141,7 +162,8 @@ class Controller:
             raise
         self._tell(job, plan, now, made)
         self._follow(key, job, plan, observed)
-        self._queue.add(key, after=self._next_look(plan))
+        if plan.requeue_after is not None:
+            self._queue.add(key, after=plan.requeue_after)
 
     def _observe(self, key: Key) -> Observed:
         return Observed(
@@ -150,10 +172,6 @@ class Controller:
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
             live=self._poller.latest(key),
         )
-
-    def _next_look(self, plan: Plan) -> float:
-        wanted = self._settings.resync_seconds if plan.requeue_after is None else plan.requeue_after
-        return min(wanted, self._settings.resync_seconds)
 
     def _tell(self, job: Job, plan: Plan, now: datetime, made: int) -> None:
         """Metrics and Kubernetes Events of what this pass has changed."""

@@ -63,7 +63,9 @@ class Settings(BaseModel):
     )
     watch_timeout_seconds: Seconds = Field(60.0, description="Length of one watch request; a silent one is given up")
     request_timeout_seconds: Seconds = Field(30.0, description="Of one request to the API server")
-    resync_seconds: Seconds = Field(300.0, description="Every job is looked at again at least so often")
+    resync_seconds: Seconds = Field(
+        300.0, description="Between two comparisons of the jobs we know with those there are"
+    )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Prometheus; 0: any free port")
     liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")

@@ -123,7 +123,7 @@ class Jobs:
         with self._lock:
             key = key_of(raw)
             known = self._raw.get(key)
-            if known and _same_object(known, raw) and version_of(known) >= version_of(raw):
+            if known and version_of(known) >= version_of(raw):  # also of an earlier job of this name
                 return False
             self._raw[key] = slim(raw)
             return True

@@ -23,7 +23,7 @@ def base(job: str) -> str:
     """The job's name as the beginning of a DNS label: itself when short and without dots, else cut and digested.
 
     >>> base("coco-lora"), base("v1.5")
-    ('coco-lora', 'v1-5-6b98df6e')
+    ('coco-lora', 'v1-5-23a9684d')
     """
     cleaned = re.sub(r"[^a-z0-9-]", "-", job)
     if cleaned == job and len(job) <= BASE_LIMIT:

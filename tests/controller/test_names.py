@@ -1,0 +1,59 @@
+"""Names of children: valid, stable and different for different jobs, whatever a user calls a job."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from internvl_operator.core.resources import names
+
+DNS_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+DNS_1035_LABEL = re.compile(r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")  # a Service's name
+LABEL_VALUE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+PART = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,60}[a-z0-9])?", fullmatch=True)
+JOB_NAME = st.lists(PART, min_size=1, max_size=8).map(".".join).filter(lambda name: len(name) <= 253)
+
+
+@pytest.mark.parametrize(
+    ("job", "pod", "service"),
+    [
+        pytest.param("coco-lora", "coco-lora-train-0", "ivft-coco-lora", id="as-it-is"),
+        pytest.param("7b", "7b-train-0", "ivft-7b", id="leading-digit"),
+        pytest.param("v1.5", "v1-5-23a9684d-train-0", "ivft-v1-5-23a9684d", id="dots"),
+        pytest.param(
+            "x" * 253, "x" * 29 + "-1329e1bd-train-0", "ivft-" + "x" * 29 + "-1329e1bd", id="longest-possible"
+        ),
+    ],
+)
+def test_names_a_user_will_see(job: str, pod: str, service: str) -> None:
+    assert names.pod(job, "train", 0) == pod
+    assert names.service(job) == service
+    assert names.master_address(job, "train") == f"{pod}.{service}"
+
+
+@given(JOB_NAME, st.sampled_from(["preflight", "train", "publish", "baseline-evaluate"]), st.integers(0, 1023))
+def test_every_name_is_valid(job: str, stage: str, rank: int) -> None:
+    assert DNS_LABEL.match(names.pod(job, stage, rank))
+    assert DNS_1035_LABEL.match(names.service(job))
+    assert DNS_LABEL.match(names.config_map(job))
+    assert LABEL_VALUE.match(names.job_label(job))
+    for value in names.member_labels(job, "uid", stage, 7, rank).values():
+        assert LABEL_VALUE.match(value)
+
+
+@given(JOB_NAME, JOB_NAME)
+def test_different_jobs_have_different_names(one: str, other: str) -> None:
+    same = names.pod(one, "train", 0) == names.pod(other, "train", 0)
+    assert same == (one == other)
+    assert (names.job_label(one) == names.job_label(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(("a.b", "a-b"), id="dot-and-dash"),
+        pytest.param(("x" * 60 + "a", "x" * 60 + "b"), id="same-beginning"),
+    ],
+)
+def test_names_that_look_alike_stay_apart(pair: tuple[str, str]) -> None:
+    assert names.base(pair[0]) != names.base(pair[1])

@@ -1,0 +1,160 @@
+"""Raw pods and resources as clusters really show them, and as they should not."""
+
+from typing import Any
+
+import pytest
+from controller.builders import NOW, Raw, at, custom_resource, raw_pod, result, terminated, text, waiting
+from hypothesis import given
+from hypothesis import strategies as st
+from internvl_operator.core.job import read_job, read_status
+from internvl_operator.core.observe import observe, read_pod
+
+
+def seen(status: Raw | None = None, **metadata: Any) -> Any:
+    raw = raw_pod(status=status)
+    raw["metadata"] |= metadata
+    return read_pod(raw)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        pytest.param({"phase": "Pending"}, {"phase": "Pending", "active": True, "finished": False}, id="pending"),
+        pytest.param(
+            {"phase": "Running", "podIP": "10.0.0.1"}, {"running": True, "ip": "10.0.0.1", "active": True}, id="running"
+        ),
+        pytest.param({"phase": "Succeeded"}, {"finished": True, "succeeded": True}, id="succeeded"),
+        pytest.param({"phase": "Failed"}, {"finished": True, "succeeded": False}, id="failed"),
+        pytest.param(
+            {"phase": "Running", **terminated(0)},
+            {"finished": True, "succeeded": True, "running": False},
+            id="a-sidecar-still-runs",
+        ),
+        pytest.param(
+            {"phase": "Failed", **terminated(137, reason="OOMKilled", finished=at(7))},
+            {"exit_code": 137, "exit_reason": "OOMKilled", "exit_at": at(7), "result": None},
+            id="oom",
+        ),
+        pytest.param(
+            {"phase": "Failed", **terminated(1, "Traceback: boom")},
+            {"last_words": "Traceback: boom", "result": None},
+            id="words-that-are-no-result",
+        ),
+        pytest.param(
+            {"phase": "Failed", **terminated(1, '{"stage": "tra')}, {"last_words": '{"stage": "tra'}, id="cut-result"
+        ),
+        pytest.param(
+            {"phase": "Pending", **waiting("ImagePullBackOff", "no such image")},
+            {"waiting_reason": "ImagePullBackOff", "waiting_message": "no such image"},
+            id="image",
+        ),
+        pytest.param(
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
+                ],
+            },
+            {"unschedulable": "0/2 nodes"},
+            id="unschedulable",
+        ),
+        pytest.param(
+            {
+                "phase": "Running",
+                "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
+            },
+            {"disrupted": "PreemptionByScheduler"},
+            id="disrupted",
+        ),
+        pytest.param(
+            {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
+            {"pod_reason": "Evicted", "pod_message": "low on memory"},
+            id="evicted",
+        ),
+        pytest.param(
+            {
+                "phase": "Failed",
+                "containerStatuses": [{"name": "istio-proxy", "state": {"terminated": {"exitCode": 3}}}],
+            },
+            {"exit_code": None},
+            id="another-container-ended",
+        ),
+        pytest.param({}, {"phase": "Pending"}, id="nothing-known-yet"),
+    ],
+)
+def test_reading_a_pod(status: Raw, expected: Raw) -> None:
+    pod = seen(status)
+    assert {name: getattr(pod, name) for name in expected} == expected
+
+
+def test_a_result_is_read_with_its_parts() -> None:
+    checkpoint = {"step": 20, "uri": "s3://out/20", "sha256": "0", "verifiedAt": text(NOW)}
+    words = result("train", "resume", "Preempted", checkpoint=checkpoint, progress={"step": 20}, later="unknown")
+    pod = seen({"phase": "Failed", **terminated(75, words)})
+    assert pod.result.reason == "Preempted"
+    assert pod.result.checkpoint.step == pod.result.progress.step == 20
+
+
+def test_when_a_deleted_pods_grace_ends() -> None:
+    assert seen(deletionTimestamp=text(at(120))).deleted_at == at(120)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"labels": {}}, id="no-labels"),
+        pytest.param(
+            {"labels": {"internvl.dev/attempt": "x", "internvl.dev/node-rank": "0"}}, id="attempt-not-a-number"
+        ),
+        pytest.param({"labels": {"internvl.dev/attempt": "²", "internvl.dev/node-rank": "0"}}, id="superscript"),
+        pytest.param({"ownerReferences": []}, id="nobodys"),
+        pytest.param(
+            {"ownerReferences": [{"kind": "Job", "name": "run", "uid": "1", "controller": True}]}, id="a-jobs"
+        ),
+    ],
+)
+def test_a_stranger_with_our_labels_is_left_out(change: Raw) -> None:
+    raw = raw_pod()
+    raw["metadata"] |= change
+    assert read_pod(raw) is None
+    assert observe([raw]).pods == ()
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_no_termination_message_breaks_reading(value: object) -> None:
+    pod = seen({"phase": "Failed", **terminated(1, repr(value))})
+    assert pod.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt"),
+    [
+        pytest.param({"attempt": 3, "fromTheFuture": {"a": 1}}, 3, id="unknown-field"),
+        pytest.param({"attempt": 3, "stage": "evaluate"}, 3, id="unknown-stage"),
+        pytest.param({"attempt": 3, "phase": "Dreaming", "conditions": "none"}, 3, id="unknown-phase-and-type"),
+        pytest.param({"attempt": "many"}, 0, id="not-a-number"),
+        pytest.param({"attempt": 3, "stages": [{"name": "evaluate"}]}, 3, id="unknown-stage-entry"),
+        pytest.param({}, 0, id="empty"),
+    ],
+)
+def test_a_status_written_by_another_version_is_read_in_part(status: Raw, attempt: int) -> None:
+    assert read_status(status).attempt == attempt
+
+
+def test_digests_are_of_the_users_words() -> None:
+    job = read_job(custom_resource())
+    same = read_job(custom_resource(runPolicy={"suspend": True}))
+    other_pod = read_job(custom_resource(podTemplate={"labels": {"a": "b"}}))
+    other_run = read_job(custom_resource(workers=4))
+    assert (job.run_digest, job.pod_digest) == (same.run_digest, same.pod_digest)
+    assert job.run_digest == other_pod.run_digest
+    assert job.pod_digest != other_pod.pod_digest
+    assert job.run_digest != other_run.run_digest
+
+
+@pytest.mark.parametrize("spec", [None, "text", [], {}, {"recipe": "no-such-recipe"}])
+def test_a_job_with_any_spec_can_be_read(spec: object) -> None:
+    job = read_job(custom_resource() | {"spec": spec})
+    assert job.resolved.error is not None
+    with pytest.raises(type(job.resolved.error)):
+        _ = job.spec

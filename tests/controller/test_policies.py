@@ -1,0 +1,93 @@
+"""Rules of time and counting."""
+
+import pytest
+from controller.builders import NOW, OPTIONS, at, member, text
+from internvl_api.spec import RunPolicy
+from internvl_api.status import InternVLFineTuneStatus
+from internvl_operator.core import policies
+from internvl_operator.core.failures import Budget, Kind, Outcome
+
+
+def outcome(kind: Kind, budget: Budget = "none") -> Outcome:
+    return Outcome(kind, "Reason", "words", budget)
+
+
+@pytest.mark.parametrize(
+    ("failures", "seconds"),
+    [(0, 0), (1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (7, 300), (10_000, 300)],
+)
+def test_backoff_doubles_up_to_its_cap(failures: int, seconds: float) -> None:
+    assert policies.backoff(failures, OPTIONS) == seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "failures", "seconds"),
+    [
+        pytest.param("stall", "none", 1, 10, id="a-stalled-stage-always-waits"),
+        pytest.param("stall", "none", 3, 40, id="longer-every-time"),
+        pytest.param("resume", "none", 1, 0, id="resume-at-once"),
+        pytest.param("resume", "none", 2, 10, id="resume-without-progress-waits"),
+        pytest.param("retry", "infrastructure", 1, 0, id="lost-worker-at-once"),
+        pytest.param("retry", "infrastructure", 4, 40, id="lost-again-and-again"),
+        pytest.param("retry", "user", 1, 0, id="failure-at-once"),
+        pytest.param("retry", "user", 2, 10, id="failure-again"),
+    ],
+)
+def test_pause_before_the_next_attempt(kind: Kind, budget: Budget, failures: int, seconds: float) -> None:
+    assert policies.restart_delay(outcome(kind, budget), failures, OPTIONS) == seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "restarts", "limit", "ends"),
+    [
+        pytest.param("retry", "user", 0, 3, False, id="first-failure"),
+        pytest.param("retry", "user", 2, 3, False, id="one-restart-left"),
+        pytest.param("retry", "user", 3, 3, True, id="none-left"),
+        pytest.param("retry", "user", 0, 0, True, id="none-allowed"),
+        pytest.param("retry", "infrastructure", 99, 0, False, id="the-clusters-fault"),
+        pytest.param("resume", "none", 99, 0, False, id="asked-to-be-resumed"),
+        pytest.param("stall", "none", 99, 0, False, id="waits-for-the-user"),
+    ],
+)
+def test_only_failures_of_the_run_use_up_its_budget(
+    kind: Kind, budget: Budget, restarts: int, limit: int, ends: bool
+) -> None:
+    judged = policies.within_budget(outcome(kind, budget), restarts, RunPolicy(backoff_limit=limit))
+    assert (judged.kind == "fail") == ends
+
+
+@pytest.mark.parametrize(
+    ("seconds", "started", "left"),
+    [
+        pytest.param(None, at(-1000), None, id="no-deadline"),
+        pytest.param(60, None, None, id="not-started"),
+        pytest.param(60, at(-10), 50.0, id="time-left"),
+        pytest.param(60, at(-60), 0.0, id="just-over"),
+        pytest.param(60, at(-600), 0.0, id="long-over"),
+        pytest.param(60, at(+10), 70.0, id="started-by-a-faster-clock"),
+    ],
+)
+def test_deadline_and_time_to_live(seconds: int | None, started: object, left: float | None) -> None:
+    moment = text(started) if started else None  # type: ignore[arg-type]
+    status = InternVLFineTuneStatus(started_at=moment, finished_at=moment)
+    policy = RunPolicy(active_deadline_seconds=seconds, ttl_seconds_after_finished=seconds)
+    assert policies.deadline_left(policy, status, NOW) == left
+    assert policies.ttl_left(policy, status, NOW) == left
+
+
+@pytest.mark.parametrize(
+    ("grace_ends", "left"),
+    [
+        pytest.param(at(120), 180.0, id="within-its-grace-period"),
+        pytest.param(at(-59), 1.0, id="almost"),
+        pytest.param(at(-60), 0.0, id="its-node-is-dead"),
+        pytest.param(None, 60.0, id="not-asked-yet"),
+    ],
+)
+def test_when_a_pod_that_will_not_go_is_forced(grace_ends: object, left: float) -> None:
+    assert policies.force_left(member(deleted_at=grace_ends), NOW, OPTIONS) == left
+
+
+@pytest.mark.parametrize("moment", [None, "", "yesterday", text(at(-1))])
+def test_a_moment_that_is_past_or_unreadable_is_not_waited_for(moment: str | None) -> None:
+    assert policies.seconds_until(moment, NOW) == 0.0
