@@ -1,4 +1,4 @@
-"""Which Kubernetes Events and restart counts the change from one status to the next is worth."""
+"""Which Kubernetes Events the change from one status to the next is worth."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
     before = {entry.name: entry for entry in old.stages}
     for entry in new.stages:
         yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry)
-    for kind, event_kind in (("Stalled", "Warning"), ("Suspended", "Normal"), ("Complete", "Normal")):
+    for kind in ("Stalled", "Suspended", "Complete"):  # a failed run is Stalled too
         told, tells = _find(old, kind), _find(new, kind)
         if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
-            yield Event("Warning" if event_kind == "Warning" else "Normal", tells.reason, tells.message)
+            yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
 
 
 def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:
