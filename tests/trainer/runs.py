@@ -23,10 +23,10 @@ STEPS = 10
 CHECKPOINT_EVERY = 5
 
 
-def make_config(output: str, model: str = "qwen2", workers: int = 1, **sections: Any) -> RunConfig:
+def make_config(output: str, base: str = "qwen2", workers: int = 1, **sections: Any) -> RunConfig:
     """A RunConfig of STEPS steps over the golden rows; `sections` are laid over those of the spec."""
     spec: dict[str, Any] = {
-        "model": {"source": str(GOLDEN / "checkpoints" / model)},
+        "model": {"source": str(GOLDEN / "checkpoints" / base)},
         "data": {"train": {"golden": {"annotation": str(GOLDEN / "data" / "samples.jsonl")}}},
         "method": "full",
         "workers": workers,
@@ -44,8 +44,8 @@ def make_config(output: str, model: str = "qwen2", workers: int = 1, **sections:
         "checkpoint": {"everySteps": CHECKPOINT_EVERY},
         "output": output,
     }
-    if "/" in model:
-        spec["model"] = {"source": model}
+    if "/" in base:
+        spec["model"] = {"source": base}
     for name, value in sections.items():
         spec[name] = {**spec[name], **value} if isinstance(value, dict) else value
     return resolve(parse_spec(spec), job="team/run", job_uid="uid-1")

@@ -61,9 +61,13 @@ def test_a_changed_file_is_found(
     storage.delete("out/a.txt")
     if data is not None:
         storage.write("out/a.txt", data)
-    with pytest.raises(ManifestError, match=message) as caught:
+
+    def check() -> None:
         check_sizes(storage, "out", manifest)
         fetch_files(storage, "out", manifest.files, tmp_path / "back")
+
+    with pytest.raises(ManifestError, match=message) as caught:
+        check()
     assert f"{storage.uri}/out/a.txt" in str(caught.value)
 
 

@@ -106,7 +106,7 @@ def test_media_on_disk_do_not_leave_their_root(tmp_path: Path) -> None:
 
 
 def test_pvc_sources_are_mounted_under_pvc() -> None:
-    with pytest.raises(UserError, match="found no file /pvc/claim/data/x.jsonl"):
+    with pytest.raises(UserError, match=r"found no file /pvc/claim/data/x\.jsonl"):
         sources.fetch_file("pvc://claim/data/x.jsonl", field="data")
 
 

@@ -47,8 +47,8 @@ def main(folder: Path) -> None:
 
     outcomes: dict[str, Any] = {}
 
-    def run(name: str, model: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
-        config = make_config(str(folder / name), model, workers=2, **sections)
+    def run(name: str, base: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
+        config = make_config(str(folder / name), base, workers=2, **sections)
         storage = open_storage(config.output, field="spec.output")
         try:
             result = train(config, group, storage, Reporter(config.job, "train"), StopAfter(stop_after))
