@@ -225,5 +225,5 @@ def _texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[s
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """A token's own text; a space at its start, which decoding alone would drop, is kept."""
     text = str(tokenizer.decode(ids))
-    first = tokenizer.convert_ids_to_tokens(ids[0])
+    first = str(tokenizer.convert_ids_to_tokens(ids[0]))
     return f" {text}" if first.startswith("▁") and not text.startswith(" ") else text

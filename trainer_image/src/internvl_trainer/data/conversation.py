@@ -48,8 +48,8 @@ class Template:
 
 
 def _chatml(name: str, system_message: str, end: str, *, by_turn: bool = False) -> Template:
-    marks = [f"<|im_start|>{role}\n" for role in ("system", "user", "assistant")]
-    return Template(name, system_message, *marks, end=end, by_turn=by_turn)
+    system, user, assistant = (f"<|im_start|>{role}\n" for role in ("system", "user", "assistant"))
+    return Template(name, system_message, system, user, assistant, end, by_turn)
 
 
 TEMPLATES: dict[str, Template] = {

@@ -102,7 +102,7 @@ def _blank_lines(path: Path, offsets: np.ndarray) -> np.ndarray:
     """Positions of lines with nothing in them; only short lines need a look."""
     short = np.flatnonzero(np.diff(offsets) <= _LONGEST_BLANK)
     with path.open("rb") as file:
-        blank = [line for line in short if not _line(file, offsets, line).strip()]
+        blank = [line for line in short.tolist() if not _line(file, offsets, line).strip()]
     return np.array(blank, np.int64)
 
 

@@ -66,7 +66,7 @@ def read_frames(
         VideoProblem: no video stream, no frames, or a clip outside the video.
     """
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.video:
                 raise VideoProblem("there is no video stream in it")
             stream = container.streams.video[0]
@@ -96,8 +96,8 @@ def _clip_range(clip: Sequence[float] | None, total: int, fps: float) -> tuple[i
 
 def _count_frames(data: bytes) -> int:
     """For containers whose header has no frame count."""
-    with av.open(io.BytesIO(data)) as container:
-        return sum(1 for _ in container.decode(video=0))
+    with av.open(io.BytesIO(data), mode="r") as container:
+        return len([None for _ in container.decode(video=0)])
 
 
 def _decode(container: av.container.InputContainer, wanted: set[int]) -> dict[int, Image.Image]:
@@ -106,7 +106,7 @@ def _decode(container: av.container.InputContainer, wanted: set[int]) -> dict[in
     last = max(wanted)
     for index, frame in enumerate(container.decode(video=0)):
         if index in wanted:
-            frames[index] = frame.to_image()
+            frames[index] = Image.fromarray(frame.to_ndarray(format="rgb24"))
         if index == last:
             break
     return frames

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -33,15 +35,13 @@ def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | Non
     names = {id(layer): name for name, layer in lora_layers(model)}
     tensors = {}
     for name, layer in lora_layers(model):
-        for part, parameter in layer.named_parameters():
-            if not part.startswith("lora_"):
-                continue
+        for part, parameter in _own_parameters(layer):
             source = f"native.{name}.{part}"
-            if state is not None:
-                if source not in state and part.startswith("lora_A") and id(layer) in shared:
-                    source = f"native.{names[id(shared[id(layer)])]}.{part}"
-                parameter = state[source]
-            tensors[f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}"] = parameter.detach().cpu().clone()
+            is_repeated = id(layer) in shared and part.startswith("lora_A")
+            if state is not None and is_repeated and source not in state:
+                source = f"native.{names[id(shared[id(layer)])]}.{part}"
+            tensor = parameter if state is None else state[source]
+            tensors[f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}"] = tensor.detach().cpu().clone()
     return tensors
 
 
@@ -77,9 +77,13 @@ def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = F
 
 def _file_names(model: ChatModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     for name, layer in lora_layers(model):
-        for part, parameter in layer.named_parameters():
-            if part.startswith("lora_"):
-                yield f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}", parameter
+        for part, parameter in _own_parameters(layer):
+            yield f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}", parameter
+
+
+def _own_parameters(layer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The adapter's parameters of an adapted layer, without the layer's own."""
+    return ((part, parameter) for part, parameter in layer.named_parameters() if part.startswith("lora_"))
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,6 @@ class Adapter:
         return merged.to(weight.dtype)
 
     def _alpha(self, module: str) -> float:
-        import re
-
         for pattern, alpha in (self.config.alpha_pattern or {}).items():
             if re.fullmatch(pattern, module):
                 return float(alpha)

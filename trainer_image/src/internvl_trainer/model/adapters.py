@@ -32,8 +32,8 @@ _LANGUAGE_LAYERS = {
     "default": ("q_proj|k_proj|v_proj|o_proj", "gate_proj|up_proj|down_proj"),
 }
 _TOWERS = {
-    "vision": "native.model.vision_tower.",
-    "projector": "native.model.multi_modal_projector.",
+    "vision": ("native.model.vision_tower.",),
+    "projector": ("native.model.multi_modal_projector.",),
     "language": ("native.model.language_model.", "native.lm_head."),
 }
 
@@ -58,7 +58,7 @@ class LoraSettings:
 
     language_rank: int = 0
     vision_rank: int = 0
-    alpha: float | None = None
+    alpha: int | None = None
     dropout: float = 0.05
     use_dora: bool = False
     language_targets: str | None = None

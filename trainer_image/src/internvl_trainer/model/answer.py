@@ -41,11 +41,11 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
     )
     # Upstream's generate puts the language model's bos first; it is a special token, not seen, in published models.
-    bos = loaded.model.native.config.text_config.bos_token_id
+    bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
     return decode_answer(tokenizer, start + generated[0].tolist()).strip()
 
 
 def end_of_answer(loaded: LoadedModel, template: str) -> int:
     """Id of the token that ends a turn."""
-    return int(loaded.tokenizer.convert_tokens_to_ids(TEMPLATES[template].end.strip()))
+    return int(loaded.tokenizer.get_vocab()[TEMPLATES[template].end.strip()])

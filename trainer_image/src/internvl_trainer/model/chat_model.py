@@ -72,6 +72,9 @@ class ChatOutput:
 class ChatModel(nn.Module):
     """`native` is transformers' InternVLForConditionalGeneration; parameter names are `native.` + its own names."""
 
+    native: Any  # transformers' own type hints do not describe its models' parts
+    architecture: Architecture
+
     def __init__(self, native: InternVLForConditionalGeneration, architecture: Architecture) -> None:
         super().__init__()
         self.native = native
@@ -79,16 +82,18 @@ class ChatModel(nn.Module):
         self.reset_rotary()
 
     @property
-    def vision_tower(self) -> nn.Module:
+    def vision_tower(self) -> Any:
+        """transformers' InternVLVisionModel."""
         return self.native.model.vision_tower
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> Any:
+        """transformers' InternVLMultiModalProjector."""
         return self.native.model.multi_modal_projector
 
     @property
-    def language_model(self) -> nn.Module:
-        """The decoder without its head."""
+    def language_model(self) -> Any:
+        """transformers' decoder, without its head."""
         return self.native.model.language_model
 
     def forward(
@@ -157,7 +162,7 @@ class ChatModel(nn.Module):
         then runs the same modules and has a gradient for the same parameters, without which ZeRO hangs (stage 3) or
         aborts (stage 1).
         """
-        embeddings = self.language_model.get_input_embeddings()(input_ids)
+        embeddings: torch.Tensor = self.language_model.get_input_embeddings()(input_ids)
         if pixel_values is None or len(pixel_values) == 0:
             pixel_values, image_flags = self._blank_tile(input_ids.device)
         features = self.encode_tiles(pixel_values)
@@ -190,13 +195,14 @@ class ChatModel(nn.Module):
             hidden = layer(hidden)
         if count == len(layers):
             hidden = tower.layernorm(hidden)
-        return self.projector(self._pixel_shuffle(hidden[:, 1:]))
+        features: torch.Tensor = self.projector(self._pixel_shuffle(hidden[:, 1:]))
+        return features
 
     def _pixel_shuffle(self, patches: torch.Tensor) -> torch.Tensor:
         """(tiles, patches, C) to (tiles, context tokens, C / ratio squared)."""
         side = int(patches.shape[1] ** 0.5)
         grid = patches.reshape(len(patches), side, side, -1)
-        shuffled = self.native.model.pixel_shuffle(grid, scale_factor=self.native.config.downsample_ratio)
+        shuffled: torch.Tensor = self.native.model.pixel_shuffle(grid, scale_factor=self.native.config.downsample_ratio)
         if self.architecture.pixel_shuffle_version == "v1":  # the first release forgot to swap height and width back
             shuffled = shuffled.transpose(1, 2)
         return shuffled.flatten(1, 2)
@@ -214,7 +220,8 @@ class ChatModel(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         embeddings = self.embed(input_ids, pixel_values, image_flags)
-        return self.native.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **settings)
+        new: torch.Tensor = self.native.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **settings)
+        return new
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; training mode only.
@@ -245,6 +252,6 @@ class ChatModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChatModel:
         """Rotary frequencies stay fp32 whatever the weights are cast to (DeepSpeed calls module.bfloat16())."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reset_rotary()
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 
 from .chat_model import ChatModel
 from .checkpoint_format import Architecture, UnsupportedArchitecture, native_config, read_architecture, to_native
-from .checkpoint_format.config import DEFAULT_TEMPLATES
+from .checkpoint_format.config import DEFAULT_TEMPLATES, language_kind
 from .checkpoint_format.files import (
     CheckpointError,
     TensorEntry,
@@ -108,10 +108,14 @@ def load_chat_model(
     """
     directory = Path(directory)
     tokenizer = load_tokenizer(directory)
-    source = _open(directory, tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN))
-    changes = {"image_size": image_size, "pixel_shuffle_version": pixel_shuffle_version, "select_layer": select_layer}
+    source = _open(directory, int(tokenizer.get_vocab()[CONTEXT_TOKEN]))
+    changes: dict[str, Any] = {
+        "image_size": image_size,
+        "pixel_shuffle_version": pixel_shuffle_version,
+        "select_layer": select_layer,
+    }
     architecture = replace(source.architecture, **{key: value for key, value in changes.items() if value is not None})
-    config = source.config
+    config: Any = source.config
     config.vision_config.image_size = (architecture.image_size, architecture.image_size)
     config.image_seq_length = architecture.context_tokens
     config.vision_feature_layer = architecture.select_layer
@@ -185,14 +189,11 @@ def _read_native_config(
     return config, read_architecture(upstream) if upstream else _native_architecture(config, directory), upstream
 
 
-def _native_architecture(config: InternVLConfig, directory: Path) -> Architecture:
-    kind = config.text_config.model_type
-    if kind not in ("qwen2", "llama", "phi3"):
-        raise CheckpointError(
-            "UnsupportedArchitecture",
-            f"text_config.model_type is {kind!r}; supported are qwen2, llama, phi3",
-            str(directory / "config.json"),
-        )
+def _native_architecture(config: Any, directory: Path) -> Architecture:
+    try:
+        kind = language_kind(config.text_config.model_type, "text_config.model_type")
+    except UnsupportedArchitecture as error:
+        raise CheckpointError("UnsupportedArchitecture", str(error), str(directory / CONFIG_FILE)) from error
     return Architecture(
         kind=kind,
         heads=config.text_config.num_attention_heads,
@@ -228,12 +229,12 @@ def _empty_parameters(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype
         yield
 
 
-def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> AbstractContextManager[Any]:
+def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Any:
     if zero3_config is None:
-        from accelerate import init_empty_weights
+        from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
         return init_empty_weights(include_buffers=False)
-    import deepspeed
+    import deepspeed  # type: ignore[import-untyped]
     import torch._dynamo  # a first import of it under zero.Init fails, as its classes get patched half-way
 
     # The dtype goes in through the config: zero.Init's own argument is ignored on processors without fp16.

@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -26,6 +27,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     path = directory / "tokenizer_config.json"
     config = read_json(path, missing="copy the tokenizer's files from the model's repository")
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    tokenizer: PreTrainedTokenizerBase
     try:
         if name in _SENTENCEPIECE_CLASSES and _require(directory, [_SENTENCEPIECE_FILE]):
             tokenizer = _load_sentencepiece(directory, add_bos=config.get("add_bos_token", True))
@@ -37,7 +39,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             "InvalidTokenizer", f"the tokenizer ({name or 'no tokenizer_class'}) cannot be read: {error}", str(path)
         ) from error
-    vocabulary = tokenizer.get_vocab()
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     if absent := [token for token in (IMAGE_START, IMAGE_END, CONTEXT_TOKEN) if token not in vocabulary]:
         raise CheckpointError(
             "ImageTokenMissing",
@@ -62,9 +64,9 @@ def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:
     return True
 
 
-def _load_sentencepiece(directory: Path, *, add_bos: bool) -> PreTrainedTokenizerBase:
+def _load_sentencepiece(directory: Path, *, add_bos: bool) -> Any:
     """Whether a space goes before the text is what tokenizer.model itself says; the class would always add one."""
-    options = {"add_bos_token": add_bos}
+    options: dict[str, Any] = {"add_bos_token": add_bos}
     path = directory / _SENTENCEPIECE_FILE
     if path.exists():
         options["add_prefix_space"] = _adds_dummy_prefix(path)
@@ -72,7 +74,7 @@ def _load_sentencepiece(directory: Path, *, add_bos: bool) -> PreTrainedTokenize
 
 
 def _adds_dummy_prefix(path: Path) -> bool:
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time by protobuf
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError has no public home that is stable across its backends
@@ -84,7 +86,15 @@ def _adds_dummy_prefix(path: Path) -> bool:
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _EACH_BYTE = "replace_each_byte"
-codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd" * (error.end - error.start), error.end))
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

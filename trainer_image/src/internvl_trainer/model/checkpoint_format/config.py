@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -66,11 +66,7 @@ def read_architecture(upstream: Mapping[str, Any]) -> Architecture:
             f"or 'internvl' (transformers' own)"
         )
     language, vision = _sub_config(upstream, "llm_config"), _sub_config(upstream, "vision_config")
-    kind = language.get("model_type")
-    if kind not in get_args(LanguageKind):
-        raise UnsupportedArchitecture(
-            f"llm_config.model_type is {kind!r}; supported are {', '.join(get_args(LanguageKind))}"
-        )
+    kind = language_kind(language.get("model_type"), "llm_config.model_type")
     vision_size = vision.get("image_size", _VISION_DEFAULTS["image_size"])
     return Architecture(
         kind=kind,
@@ -84,6 +80,15 @@ def read_architecture(upstream: Mapping[str, Any]) -> Architecture:
         template=upstream.get("template") or DEFAULT_TEMPLATES[kind],
         drop_path_rate=vision.get("drop_path_rate", 0.0),
     )
+
+
+def language_kind(name: object, field: str) -> LanguageKind:
+    """The language model's family by its model_type; raises UnsupportedArchitecture."""
+    kinds: tuple[LanguageKind, ...] = get_args(LanguageKind)
+    for kind in kinds:
+        if kind == name:
+            return kind
+    raise UnsupportedArchitecture(f"{field} is {name!r}; supported are {', '.join(kinds)}")
 
 
 def native_config(upstream: Mapping[str, Any], image_token_id: int) -> InternVLConfig:
@@ -174,7 +179,7 @@ _KIND_FIELDS: dict[str, tuple[str, ...]] = {
     "llama": ("attention_bias", "mlp_bias", "head_dim"),
     "phi3": ("sliding_window", "resid_pdrop", "embd_pdrop", "original_max_position_embeddings"),
 }
-_CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
+_CONFIG_CLASSES: dict[str, Callable[..., PreTrainedConfig]] = {
     "qwen2": Qwen2Config,
     "internlm2": LlamaConfig,
     "llama": LlamaConfig,

@@ -142,18 +142,19 @@ def _join_thirds(parts: tuple[torch.Tensor, ...], _: Architecture) -> torch.Tens
 def _split_kv_groups(fused: torch.Tensor, architecture: Architecture) -> tuple[torch.Tensor, ...]:
     """wqkv's rows are, for each KV head: its query heads, then its key, then its value (each head_dim rows)."""
     per_group = architecture.heads // architecture.kv_heads
-    grouped = fused.unflatten(0, (architecture.kv_heads, per_group + 2, -1))
+    grouped = fused.reshape(architecture.kv_heads, per_group + 2, -1, *fused.shape[1:])
     parts = grouped[:, :per_group], grouped[:, per_group], grouped[:, per_group + 1]
     trailing = fused.shape[1:]
     return tuple(part.reshape(-1, *trailing).contiguous() for part in parts)
 
 
 def _join_kv_groups(parts: tuple[torch.Tensor, ...], architecture: Architecture) -> torch.Tensor:
-    query, key, value = (
-        part.unflatten(0, (architecture.kv_heads, count, -1))
-        for part, count in zip(parts, (architecture.heads // architecture.kv_heads, 1, 1), strict=True)
-    )
-    return torch.cat((query, key, value), dim=1).flatten(0, 2)
+    counts = (architecture.heads // architecture.kv_heads, 1, 1)
+    trailing = parts[0].shape[1:]
+    grouped = [
+        part.reshape(architecture.kv_heads, count, -1, *trailing) for part, count in zip(parts, counts, strict=True)
+    ]
+    return torch.cat(grouped, dim=1).flatten(0, 2)
 
 
 _FUSIONS = {
