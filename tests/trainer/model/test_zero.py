@@ -44,7 +44,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        logs = [worker.communicate(timeout=240)[0] for worker in workers]
+        logs = [worker.communicate(timeout=600)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
