@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import defaultdict
@@ -16,6 +17,7 @@ from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET, EXAMPLES
 from ivft_demo.follow import changes, follow, read_status
 from kubernetes import client, watch
+from urllib3.exceptions import HTTPError
 
 NAMESPACE = "default"
 RUN_SECONDS = 600
@@ -125,8 +127,9 @@ class ChildLog:
         return {key: len(uids) for key, uids in self.uids.items() if key[1].startswith(job)}
 
     def _follow(self, kind: str, listing: Any) -> None:
+        selector = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
         while not self._stop.is_set():
-            selector = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
-            for event in watch.Watch().stream(listing, NAMESPACE, label_selector=selector, timeout_seconds=60):
-                meta = event["object"].metadata
-                self.uids[kind, meta.name].add(meta.uid)
+            with contextlib.suppress(HTTPError, client.ApiException):  # the cluster may be going down
+                for event in watch.Watch().stream(listing, NAMESPACE, label_selector=selector, timeout_seconds=60):
+                    meta = event["object"].metadata
+                    self.uids[kind, meta.name].add(meta.uid)
