@@ -34,6 +34,8 @@ class Killed(BaseException):
 class Server:
     """Objects by kind and name, one namespace; `log` is every watch event since the beginning."""
 
+    timeout = 30.0
+
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}}
         self.log: list[tuple[str, str, Raw]] = []

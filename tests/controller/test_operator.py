@@ -4,6 +4,7 @@ import http.server
 import json
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,6 +253,13 @@ def test_the_api_server_may_be_away_for_a_while(run: Story, operator: OperatorPr
     cluster.server.restart_apiserver()
     wait_for("the API server is back", lambda: cluster.get())
     assert run.to_the_end()["attempt"] == 1
+
+
+def test_an_operator_for_the_whole_cluster(run: Story, tmp_path: Path) -> None:
+    with OperatorProcess(run.cluster, tmp_path, NAMESPACES="") as operator:
+        run.cluster.create()
+        run.to_training()
+        assert operator.metric("internvl_operator_jobs", phase="Running") >= 1
 
 
 def test_nothing_is_left_of_a_deleted_job(run: Story, operator: OperatorProcess) -> None:

@@ -27,6 +27,8 @@ def pod(version: int, rank: int = 0) -> Raw:
 class Script:
     """An API whose lists and watches are told in advance; when nothing is left, it waits for the test to end."""
 
+    timeout = 30.0
+
     def __init__(self, *answers: Any) -> None:
         self._answers = iter(answers)
         self.asked: list[tuple[str, str]] = []

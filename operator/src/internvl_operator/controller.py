@@ -27,6 +27,8 @@ from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
+_PATIENCE = 3  # failed passes in a row, after which the user is told what the API server says
+_LONGEST_PASS = 10  # requests that time out, one after the other
 _LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
 
 logger = logging.getLogger(__name__)
@@ -112,35 +114,36 @@ class Controller:
 
     def problems(self) -> list[str]:
         """What a restart of the process would mend; empty while all is well."""
-        settings = self._settings
-        longest = 2 * settings.watch_timeout_seconds + settings.request_timeout_seconds
-        found = [
-            f"the watch of {watch.kind} hangs since {watch.stuck_for():.0f} s"
-            for watch in self._watches
-            if watch.stuck_for() > longest
-        ]
-        found += [problem for resync in self._resyncs if (problem := resync.problem())]
-        bound = 10 * settings.request_timeout_seconds
-        now = time.monotonic()
-        return found + [
-            f"a pass takes {now - began:.0f} s" for began in list(self._started.values()) if now - began > bound
+        threads = [thread.problem() for thread in (*self._watches, *self._resyncs)]
+        now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
+        passes = [now - began for began in list(self._started.values())]
+        return [problem for problem in threads if problem] + [
+            f"a pass takes {taken:.0f} s" for taken in passes if taken > longest
         ]
 
+    def step(self) -> bool:
+        """Wait for the next key and make its pass; False once stopped."""
+        key = self._queue.get()
+        if key is None:
+            return False
+        self._started[threading.get_ident()] = time.monotonic()
+        try:
+            with metrics.RECONCILE_SECONDS.time():
+                self._pass(key)
+            self._failures.pop(key, None)
+        except (ApiError, Refused) as error:
+            self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
+        except Exception:
+            logger.exception("%s/%s: the pass failed", *key)
+            self._again(key, "internal", "see above")
+        finally:
+            self._started.pop(threading.get_ident(), None)
+            self._queue.done(key)
+        return True
+
     def _work(self) -> None:
-        while (key := self._queue.get()) is not None:
-            self._started[threading.get_ident()] = time.monotonic()
-            try:
-                with metrics.RECONCILE_SECONDS.time():
-                    self._pass(key)
-                self._failures.pop(key, None)
-            except (ApiError, Refused) as error:
-                self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
-            except Exception:
-                logger.exception("%s/%s: the pass failed", *key)
-                self._again(key, "internal", "see above")
-            finally:
-                self._started.pop(threading.get_ident(), None)
-                self._queue.done(key)
+        while self.step():
+            pass
 
     def _pass(self, key: Key) -> None:
         raw = self._jobs.get(key)
@@ -152,18 +155,24 @@ class Controller:
         try:
             made = self._writer.carry_out(job, plan)
         except Refused as error:
-            answer = rejected(job, error.reason, error.message, now, self._options)
-            self._writer.carry_out(job, answer)
-            self._tell(job, answer, now, made=0)
+            self._explain(job, error.reason, error.message, now)
             raise
         except ApiError as error:
             if error.gone and not job.deleting:
                 return self._vanished(key, job, error)
+            if error.status and self._failures.get(key, 0) >= _PATIENCE:
+                self._explain(job, "ApiServerError", f"the API server does not take a write: {error}", now)
             raise
         self._tell(job, plan, now, made)
         self._follow(key, job, plan, observed)
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
+
+    def _explain(self, job: Job, reason: str, message: str, now: datetime) -> None:
+        """Tell the user why nothing moves."""
+        answer = rejected(job, reason, message, now, self._options)
+        self._writer.carry_out(job, answer)
+        self._tell(job, answer, now, made=0)
 
     def _observe(self, key: Key) -> Observed:
         return Observed(

@@ -19,7 +19,7 @@ from internvl_operator import metrics
 Raw = dict[str, Any]  # a JSON object
 FIELD_MANAGER = "internvl-operator"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
-_SERVER_SIDE_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
+WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Api:
         configuration.connection_pool_maxsize = connections
         self._configuration = configuration
         self._pool = client.ApiClient(configuration).rest_client.pool_manager
-        self._timeout = timeout
+        self.timeout = timeout
 
     @classmethod
     def connect(cls, *, timeout: float, connections: int) -> "Api":
@@ -113,7 +113,7 @@ class Api:
             "resourceVersion": version,
             "timeoutSeconds": str(max(1, round(seconds))),
         }
-        timeout = urllib3.Timeout(connect=self._timeout, read=seconds + _SERVER_SIDE_MARGIN)
+        timeout = urllib3.Timeout(connect=self.timeout, read=seconds + WATCH_MARGIN)
         response = self._send("GET", path, query, None, timeout=timeout, stream=True)
         try:
             buffer = b""
@@ -153,7 +153,7 @@ class Api:
             metrics.API_WRITES.labels(verb, kind, result).inc()
 
     def _json(self, method: str, path: str, query: dict[str, str], body: Raw | None = None) -> Raw:
-        response = self._send(method, path, query, body, timeout=urllib3.Timeout(total=self._timeout))
+        response = self._send(method, path, query, body, timeout=urllib3.Timeout(total=self.timeout))
         loaded: Raw = json.loads(response.data)
         return loaded
 

@@ -10,7 +10,7 @@ from typing import Any
 from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
 
 from internvl_operator import metrics
-from internvl_operator.cluster.api import Api, ApiError, list_path
+from internvl_operator.cluster.api import WATCH_MARGIN, Api, ApiError, list_path
 from internvl_operator.cluster.store import Collection, Key
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -51,9 +51,11 @@ class ChildWatch:
         """Seconds since the API server last said anything, be it a bookmark or the regular end of a watch."""
         return time.monotonic() - self._heard
 
-    def stuck_for(self) -> float:
-        """Seconds since the thread last did anything, were it to fail: more than a watch takes means it hangs."""
-        return time.monotonic() - self._tried
+    def problem(self) -> str | None:
+        """Why the process should be restarted: the thread has not even failed for longer than anything it does takes."""
+        idle = time.monotonic() - self._tried
+        longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
+        return f"the watch of {self.kind} hangs since {idle:.0f} s" if idle > longest else None
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE

@@ -84,7 +84,7 @@ def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
 
 
 # Resolving reads a recipe and renders YAML (milliseconds); a job is looked at many times between two edits.
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def _resolve(namespace: str, name: str, uid: str, spec_json: str) -> Resolved:
     try:
         spec = parse_spec(json.loads(spec_json))
