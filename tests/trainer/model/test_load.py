@@ -205,7 +205,8 @@ BROKEN = [
     pytest.param(
         change_config(model_type="llava"),
         "UnsupportedArchitecture",
-        "config.json: model_type is 'llava'; expected 'internvl_chat' (upstream's format) or 'internvl' (transformers' own)",
+        "config.json: model_type is 'llava'; "
+        "expected 'internvl_chat' (upstream's format) or 'internvl' (transformers' own)",
         id="unknown model",
     ),
     pytest.param(
@@ -236,14 +237,16 @@ BROKEN = [
     pytest.param(
         change_tensors(quantize),
         "UnsupportedDtype",
-        f"model.safetensors: tensor {NORM} has dtype I8; expected one of F32, F16, BF16. Use the unquantized checkpoint",
+        f"model.safetensors: tensor {NORM} has dtype I8; expected one of F32, F16, BF16. "
+        "Use the unquantized checkpoint",
         id="dtype",
     ),
     pytest.param(
         change_tensors(widen),
         "ShapeMismatch",
-        f"model.safetensors: tensor {NORM} has shape [65]; config.json asks for model.language_model.norm.weight to be [64], "
-        "found [65]. Check that config.json and the weights belong together",
+        f"model.safetensors: tensor {NORM} has shape [65]; "
+        "config.json asks for model.language_model.norm.weight to be [64], found [65]. "
+        "Check that config.json and the weights belong together",
         id="shape",
     ),
     pytest.param(
@@ -270,7 +273,8 @@ BROKEN = [
     pytest.param(
         remove("tokenizer_config.json"),
         "FileMissing",
-        "tokenizer_config.json: tokenizer_config.json is missing; copy the tokenizer's files from the model's repository",
+        "tokenizer_config.json: tokenizer_config.json is missing; "
+        "copy the tokenizer's files from the model's repository",
         id="no tokenizer config",
     ),
     pytest.param(
@@ -311,6 +315,14 @@ def test_a_broken_directory(directory: Path, breaker: Breaker, reason: str, mess
     assert str(caught.value).startswith(f"{where}: {message.partition(': ')[2]}")
 
 
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_chat_model(tmp_path / "no")
+    assert str(caught.value) == (
+        f"{tmp_path / 'no' / 'config.json'}: config.json is missing; give the directory of a checkpoint"
+    )
+
+
 def lose_shard(directory: Path) -> None:
     (directory / "model-00002-of-00003.safetensors").unlink()
 
@@ -339,8 +351,8 @@ def point_outside(directory: Path) -> None:
         pytest.param(
             swap_shards,
             "TensorMissing",
-            "model-00002-of-00003.safetensors: model.safetensors.index.json says that tensor mlp1.1.bias is in this file, "
-            "but it is not; download both again",
+            "model-00002-of-00003.safetensors: model.safetensors.index.json says that tensor mlp1.1.bias "
+            "is in this file, but it is not; download both again",
             id="wrong shard",
         ),
         pytest.param(

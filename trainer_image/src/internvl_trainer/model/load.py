@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 UPSTREAM_CONFIG_FILE = "upstream_config.json"
 """In a native directory: upstream's config.json of the same model, kept for the way back."""
+_LATER = -1  # the image token's id, which the tokenizer knows
 _POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
 
 
@@ -107,8 +108,8 @@ def load_chat_model(
         CheckpointError: with the file and what to do.
     """
     directory = Path(directory)
+    source = _open(directory)
     tokenizer = load_tokenizer(directory)
-    source = _open(directory, int(tokenizer.get_vocab()[CONTEXT_TOKEN]))
     changes: dict[str, Any] = {
         "image_size": image_size,
         "pixel_shuffle_version": pixel_shuffle_version,
@@ -116,6 +117,7 @@ def load_chat_model(
     }
     architecture = replace(source.architecture, **{key: value for key, value in changes.items() if value is not None})
     config: Any = source.config
+    config.image_token_id = int(tokenizer.get_vocab()[CONTEXT_TOKEN])
     config.vision_config.image_size = (architecture.image_size, architecture.image_size)
     config.image_seq_length = architecture.context_tokens
     config.vision_feature_layer = architecture.select_layer
@@ -145,7 +147,7 @@ def load_chat_model(
 
 def describe_checkpoint(directory: str | Path) -> Architecture:
     """What a checkpoint's config.json says, without reading a tensor. Raises CheckpointError."""
-    return _read_config(Path(directory), image_token_id=0)[1]
+    return _read_config(Path(directory))[1]
 
 
 def choose_attention() -> str:
@@ -154,21 +156,21 @@ def choose_attention() -> str:
     return "flash_attention_2" if has_flash else "sdpa"
 
 
-def _open(directory: Path, image_token_id: int) -> _Source:
-    native, architecture, upstream = _read_config(directory, image_token_id)
+def _open(directory: Path) -> _Source:
+    native, architecture, upstream = _read_config(directory)
     is_native = read_json(directory / CONFIG_FILE, missing="").get("model_type") == "internvl"
     rename = _current_names if is_native else partial(to_native, architecture=architecture)
     return _Source(directory, native, architecture, upstream, list_tensors(directory), rename)
 
 
-def _read_config(directory: Path, image_token_id: int) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
+def _read_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
     """Native config, architecture, and upstream's config.json where it is known."""
     path = directory / CONFIG_FILE
     config = read_json(path, missing="give the directory of a checkpoint")
     if config.get("model_type") == "internvl":
-        return _read_native_config(directory, image_token_id)
+        return _read_native_config(directory)
     try:
-        return native_config(config, image_token_id), read_architecture(config), config
+        return native_config(config, _LATER), read_architecture(config), config
     except (UnsupportedArchitecture, KeyError, ValueError) as error:
         raise CheckpointError("UnsupportedArchitecture", _config_problem(error), str(path)) from error
 
@@ -179,11 +181,8 @@ def _config_problem(error: Exception) -> str:
     return f"{error}"
 
 
-def _read_native_config(
-    directory: Path, image_token_id: int
-) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
+def _read_native_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
     config = InternVLConfig.from_pretrained(directory)
-    config.image_token_id = image_token_id
     kept = directory / UPSTREAM_CONFIG_FILE
     upstream = read_json(kept, missing="") if kept.exists() else None
     return config, read_architecture(upstream) if upstream else _native_architecture(config, directory), upstream
