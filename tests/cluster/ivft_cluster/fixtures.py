@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from ivft_cluster import images, machine
 from ivft_cluster.api_server import ApiServer
@@ -46,15 +49,26 @@ def cluster() -> Iterator[Cluster]:
         yield running
         return
     machine.require_root()
-    own = Cluster(given or _state_of_this_checkout())
-    own.up(nodes=2)
-    try:
-        own.load(images.base_image())
-        yield own
-    finally:
-        own.down()
+    with _state_of_this_run() as state:
+        own = Cluster(given or state)
+        own.up(nodes=2)
+        try:
+            own.load(images.base_image())
+            yield own
+        finally:
+            own.down()
 
 
-def _state_of_this_checkout() -> Path:
-    """Always the same folder, so that the next run cleans up after one that was killed."""
-    return cache_dir() / f"cluster-tests-{content_hash([str(CHECKOUT)])}"
+@contextmanager
+def _state_of_this_run() -> Iterator[Path]:
+    """The checkout's first folder that no other test run holds: the next run cleans up after one that was killed."""
+    for number in itertools.count():
+        state = cache_dir() / f"cluster-tests-{content_hash([str(CHECKOUT)])}-{number}"
+        lock = FileLock(state.with_suffix(".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        with lock:
+            yield state
+        return
