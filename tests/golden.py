@@ -13,6 +13,8 @@ from internvl_trainer.data.dataset import DatasetDescription, Sample, SampleSett
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.tokenizer import load_tokenizer
 
+torch.set_num_threads(1)  # models this small lose more to waking threads than they win
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 RESULTS: dict[str, Any] = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
 CASES = sorted(RESULTS)
