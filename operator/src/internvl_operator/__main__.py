@@ -60,7 +60,7 @@ def run(settings: Settings, api: Api) -> None:
 def _set_up_logging(settings: Settings) -> None:
     kopf.configure(log_format=kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL)
     logging.getLogger().setLevel(settings.log_level)
-    for noisy in ("urllib3", "kopf.objects"):  # the second would log every event of every job
+    for noisy in ("urllib3", "kopf.objects", "kopf.activities", "aiohttp.access"):  # every event, every probe
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

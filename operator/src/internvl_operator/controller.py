@@ -114,7 +114,7 @@ class Controller:
 
     def problems(self) -> list[str]:
         """What a restart of the process would mend; empty while all is well."""
-        threads = [thread.problem() for thread in (*self._watches, *self._resyncs)]
+        threads = [watch.problem() for watch in self._watches] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [

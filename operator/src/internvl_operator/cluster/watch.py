@@ -52,7 +52,7 @@ class ChildWatch:
         return time.monotonic() - self._heard
 
     def problem(self) -> str | None:
-        """Why the process should be restarted: the thread has not even failed for longer than anything it does takes."""
+        """Why the process should be restarted: the thread has not even failed, for longer than all it does may take."""
         idle = time.monotonic() - self._tried
         longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
         return f"the watch of {self.kind} hangs since {idle:.0f} s" if idle > longest else None
