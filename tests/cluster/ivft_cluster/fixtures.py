@@ -64,11 +64,10 @@ def _state_of_this_run() -> Iterator[Path]:
     """The checkout's first folder that no other test run holds: the next run cleans up after one that was killed."""
     for number in itertools.count():
         state = cache_dir() / f"cluster-tests-{content_hash([str(CHECKOUT)])}-{number}"
-        lock = FileLock(state.with_suffix(".lock"), timeout=0)
         try:
-            lock.acquire()
+            held = FileLock(state.with_suffix(".lock")).acquire(timeout=0)
         except Timeout:
             continue
-        with lock:
+        with held:
             yield state
         return
