@@ -88,12 +88,15 @@ def termination_path() -> Path | None:
 def termination_message(result: StageResult) -> bytes:
     """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut."""
     message = redact(result.message)
-    while True:
-        data = result.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
-        excess = len(data) - TERMINATION_MESSAGE_LIMIT
-        if excess <= 0:
-            return data
-        message = message[: len(message) - excess - len(" …")] + " …"
+    data = _encode(result, message)
+    while len(data) > TERMINATION_MESSAGE_LIMIT:
+        message = message[: len(message) * 9 // 10]
+        data = _encode(result, f"{message} …")
+    return data
+
+
+def _encode(result: StageResult, message: str) -> bytes:
+    return result.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def redact(text: str) -> str:

@@ -62,8 +62,9 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
 
 
 def check_writable(storage: Storage) -> None:
-    """Write, read and delete a small object under the output."""
+    """List, write, read and delete a small object under the output, as the later stages will."""
     key = f".probe-{uuid.uuid4().hex}"
+    next(storage.list(key), None)  # first, as some servers make a bucket that is written to
     storage.write(key, b"probe")
     storage.read(key)
     storage.delete(key)
