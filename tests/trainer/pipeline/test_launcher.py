@@ -1,0 +1,125 @@
+"""Several local processes: their ranks, the exit code that decides, and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from internvl_api.constants import ExitCode
+from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.distributed import Rendezvous, prepare_environment, wait_for_master
+from internvl_trainer.launcher import launch
+
+
+def two() -> Rendezvous:
+    return Rendezvous("127.0.0.1", 29999, world_size=4, rank=2, local_rank=0, processes=2)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, sys, time, signal\nrank = os.environ['LOCAL_RANK']\n{code}"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        pytest.param("", 0, id="all end well"),
+        pytest.param("sys.exit(75)", 75, id="all stopped with state"),
+        pytest.param("sys.exit(75 if rank == '1' else 0)", 75, id="one stopped"),
+        pytest.param("sys.exit(65 if rank == '1' else 75)", 65, id="an error beats a stop"),
+        pytest.param(
+            "rank == '1' and os.kill(os.getpid(), signal.SIGKILL) or time.sleep(600)", 137, id="one is killed"
+        ),
+        pytest.param("rank == '0' and sys.exit(69) or time.sleep(600)", 69, id="one fails, the other waits"),
+    ],
+)
+def test_the_exit_code_that_decides(code: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("internvl_trainer.launcher._PATIENCE_SECONDS", 0.2)
+    assert launch(python(code), two(), None) == expected
+
+
+def test_ranks_and_the_decisive_last_word(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    code = """
+open(os.environ["INTERNVL_TERMINATION_LOG"], "w").write(f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}")
+sys.exit(65 if rank == "1" else 0)
+"""
+    assert launch(python(code), two(), result) == ExitCode.USER_ERROR
+    assert result.read_text() == "3 of 4"
+
+
+def test_output_comes_line_by_line() -> None:
+    lines: list[str] = []
+    launch(python("print('from', rank)"), two(), None, output=lines.append)
+    assert sorted(lines) == ["from 0", "from 1"]
+
+
+def test_sigterm_reaches_every_process(tmp_path: Path) -> None:
+    code = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+open({str(tmp_path)!r} + "/ready" + rank, "w")
+time.sleep(600)
+"""
+
+    def terminate() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    assert launch(python(code), two(), None) == ExitCode.RESUME
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        pytest.param({}, Rendezvous("127.0.0.1", 0, 1, 0, 0, 1), id="one machine"),
+        pytest.param(
+            {
+                "MASTER_ADDR": "run-0.run",
+                "MASTER_PORT": "29500",
+                "WORLD_SIZE": "4",
+                "RANK": "2",
+                "PET_NPROC_PER_NODE": "2",
+            },
+            Rendezvous("run-0.run", 29500, 4, 2, 0, 2),
+            id="the pod of node rank 1, as the operator writes it",
+        ),
+    ],
+)
+def test_rendezvous(environment: dict[str, str], expected: Rendezvous) -> None:
+    assert Rendezvous.from_environment(environment) == expected
+    again = expected.environment(expected.processes - 1)
+    assert Rendezvous.from_environment(again).rank == expected.rank + expected.processes - 1
+
+
+def test_a_master_that_never_comes_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVL_RENDEZVOUS_SECONDS", "0.3")
+    with pytest.raises(Unavailable, match=r"rank 1 could not resolve 'nobody\.invalid'") as caught:
+        wait_for_master(Rendezvous("nobody.invalid", 29500, 2, 1, 0, 1))
+    assert caught.value.reason == "RendezvousTimeout"
+
+
+def test_caches_go_to_the_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TRITON_CACHE_DIR", "MPLCONFIGDIR", "HF_HOME", "DS_ACCELERATOR", "USER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    prepare_environment("cpu", 1)
+    for name in ("TRITON_CACHE_DIR", "MPLCONFIGDIR", "HF_HOME"):
+        assert os.environ[name].startswith(str(tmp_path))
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["preflight", "--help"]])
+def test_help_needs_no_torch(command: list[str]) -> None:
+    code = "import sys; from internvl_trainer.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: internvl-trainer" in done.stdout
