@@ -91,6 +91,12 @@ def test_settings_in_the_schema_have_the_operators_own_bounds() -> None:
             assert offered[name].get(bound) == field.get(bound), f"{name}.{bound}"
 
 
+def test_settings_are_in_the_manual() -> None:
+    manual = (CHECKOUT / "docs/install.md").read_text(encoding="utf-8")
+    offered = {to_camel(name) for name in Settings.model_fields if name not in OWN_VALUES}
+    assert {name for name in offered if f"`{name}`" not in manual} == set()
+
+
 def test_every_variable_is_one_the_operator_reads() -> None:
     settings = {
         "workerThreads": 16,
