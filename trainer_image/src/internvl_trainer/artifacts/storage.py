@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+
+from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from internvl_trainer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class AccessDenied(UserError):
@@ -18,6 +26,17 @@ class AccessDenied(UserError):
 
 class Unavailable(UserError):
     """Storage or network did not answer; starting again later may help."""
+
+
+def patiently(seconds: float) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Decorator: call again while storage is away, for so long; then the last Unavailable is raised."""
+    return retry(
+        retry=retry_if_exception_type(Unavailable),
+        wait=wait_exponential(max=30),
+        stop=stop_after_delay(seconds),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
 
 
 class StoredFile(NamedTuple):

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.collate import collate
 from internvl_trainer.data.conversation import IGNORED
 from internvl_trainer.data.dataset import OpenMedia, RowError, Sample, SampleSettings, build_sample
@@ -24,6 +25,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.signals import die_with_parent
 
 _PREFETCHED = 4  # micro-batches that each worker may be ahead
+_PATIENCE_SECONDS = 60  # for storage that is away when a row's media are read
 
 Batch = dict[str, torch.Tensor]
 
@@ -35,6 +37,11 @@ class Failure:
     reason: str
     message: str
     where: str | None
+    kind: type[UserError] = UserError
+
+    def error(self) -> UserError:
+        """The error, for the process that can end the run."""
+        return self.kind(self.reason, self.message, self.where)
 
 
 class RowDataset(Dataset[Sample | Failure]):
@@ -64,12 +71,13 @@ class RowDataset(Dataset[Sample | Failure]):
         rng = np.random.default_rng([self._seed, position.epoch, position.row])
         try:
             content = json.loads(dataset.index[row])
-            return build_sample(content, description, self._settings, self._tokenizer, self._open_media, rng)
+            build = patiently(_PATIENCE_SECONDS)(build_sample)
+            return build(content, description, self._settings, self._tokenizer, self._open_media, rng)
         except RowError as error:
             finding = error.findings[0].at(description.annotation, dataset.index.line_number(row))
             return Failure(finding.reason, f"{finding}; did it change after preflight?", None)
         except UserError as error:
-            return Failure(error.reason, error.message, error.where)
+            return Failure(error.reason, error.message, error.where, type(error))
 
     def lengths(self, image_tokens: int) -> np.ndarray:
         """(rows,) rough lengths in tokens, to group rows by."""
@@ -136,7 +144,7 @@ class Loader:
     def _next(self) -> Batch:
         batch: Batch | Failure = next(self._batches)
         if isinstance(batch, Failure):
-            raise UserError(batch.reason, batch.message, batch.where)
+            raise batch.error()
         return batch
 
 

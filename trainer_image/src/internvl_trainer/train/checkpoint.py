@@ -24,7 +24,6 @@ import torch
 from internvl_api.status import CheckpointStatus
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from internvl_trainer.artifacts.manifest import (
     MANIFEST,
@@ -38,7 +37,7 @@ from internvl_trainer.artifacts.manifest import (
     read_manifest,
     upload_files,
 )
-from internvl_trainer.artifacts.storage import Storage, Unavailable
+from internvl_trainer.artifacts.storage import Storage, patiently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.train.state import (
@@ -111,17 +110,7 @@ class Checkpoints:
         return files, layout
 
     def _upload(self, folder: str, files: dict[str, Path]) -> list[ManifestFile]:
-        @retry(
-            retry=retry_if_exception_type(Unavailable),
-            wait=wait_exponential(max=30),
-            stop=stop_after_delay(_PATIENCE_SECONDS),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
-            reraise=True,
-        )
-        def upload() -> list[ManifestFile]:
-            return upload_files(self._storage, folder, files)
-
-        return upload()
+        return patiently(_PATIENCE_SECONDS)(upload_files)(self._storage, folder, files)
 
     def _finish(self, folder: str, step: int, shares: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
         files = [ManifestFile(**file) for share in shares for file in share["files"]]

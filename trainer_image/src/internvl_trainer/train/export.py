@@ -27,22 +27,23 @@ OTHER_WEIGHTS = "trained_weights.safetensors"
 """Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
 
 
-def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> None:
-    """Write the adapter, and the other weights that learned. All ranks call it; rank 0 writes."""
+def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> Iterator[Path]:
+    """Files of the adapter, and of the other weights that learned. All ranks go through it; rank 0 gets the files."""
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
     save_adapter(loaded.model, directory, state)
     if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
+    yield from _files(directory)
 
 
 def export_model(
     engine: Any, loaded: LoadedModel, base: Path, directory: Path, config: RunConfig, group: Group
-) -> None:
-    """Write a model directory like the base's: the same shards with new weights, and every other file carried over.
+) -> Iterator[Path]:
+    """Files of a model directory like the base's: the same shards with new weights, all other files carried over.
 
-    All ranks call it; rank 0 writes, holding about a shard in memory.
+    All ranks go through it; rank 0 gets each file when it is whole, and may delete it. About a shard is in memory.
     """
     tensors = _native_names(full_tensors(engine, group, only_trainable=False))
     if not group.leads:
@@ -53,9 +54,10 @@ def export_model(
     _carry_over(base, directory)
     if loaded.upstream_config is None:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
-        return
-    _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
-    _write_config(loaded.upstream_config, config, loaded, directory)
+    else:
+        _write_config(loaded.upstream_config, config, loaded, directory)
+        yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
+    yield from _files(directory)
 
 
 def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,7 +97,7 @@ def _carry_over(base: Path, directory: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> None:
+def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> Iterator[Path]:
     """Each tensor into the file that holds it in the base, written when its last tensor has come."""
     files = _files_of_tensors(base)
     waiting: dict[str, set[str]] = defaultdict(set)
@@ -109,8 +111,13 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, direc
         if all(DERIVED.search(left) for left in waiting[file]):
             kept = _read(base / file, waiting[file])
             save_file({**collected.pop(file), **kept}, directory / file, metadata={"format": "pt"})
+            yield directory / file
     if collected:
         raise RuntimeError(f"tensors without a complete shard: {sorted(collected)}")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _files_of_tensors(base: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -16,7 +17,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, upload_files
+from internvl_trainer.artifacts.manifest import commit, discard, upload_files
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.loader import Window
 from internvl_trainer.distributed import Group
@@ -147,18 +148,26 @@ class Session:
         """Export the weights with the record of the run; the stage's manifest last."""
         self.reporter.doing("exporting")
         folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
-        if kind == "adapter":
-            export_adapter(self.run.engine, self.run.loaded, directory, self.group)
-        else:
-            export_model(self.run.engine, self.run.loaded, self.run.base, directory, self.config, self.group)
+        if self.group.leads:
+            discard(self.storage, folder)  # what an attempt left that was killed here
+        described = []
+        for path in self._export(directory):  # one at a time: the scratch disk need not hold a whole model
+            name = f"{kind}/{path.relative_to(directory).as_posix()}"
+            described += upload_files(self.storage, folder, {name: path})
+            path.unlink()
         if self.journal is not None:
-            files = {f"{kind}/{path.relative_to(directory).as_posix()}": path for path in _files(directory)}
-            described = upload_files(self.storage, folder, {**files, **self.journal.files()})
+            described += upload_files(self.storage, folder, self.journal.files())
             commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
         return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}")
+
+    def _export(self, directory: Path) -> Iterator[Path]:
+        run = self.run
+        if self.config.method == "lora":
+            return export_adapter(run.engine, run.loaded, directory, self.group)
+        return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
@@ -212,7 +221,3 @@ def _not_finite(step: int, what: str) -> UserError:
         "learningRate, raise warmupRatio or look at the rows of this step",
         "spec.training",
     )
-
-
-def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()] if directory.is_dir() else []
