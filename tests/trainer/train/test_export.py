@@ -1,0 +1,103 @@
+"""A full fine-tune comes out as the base came in: the same shards, the same other files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from internvl_trainer.distributed import Group
+from internvl_trainer.model.adapters import lora_config
+from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.train.export import export_model
+from internvl_trainer.train.setup import lora_settings
+from safetensors.torch import load_file, save_file
+from trainer.runs import GOLDEN, make_config
+
+DERIVED = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The qwen2 checkpoint in two shards, with a buffer that old checkpoints have, and a pickle beside them."""
+    folder = tmp_path / "base"
+    shutil.copytree(GOLDEN / "checkpoints" / "qwen2", folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    tensors[DERIVED] = torch.ones(3)
+    shards = {
+        "model-00001-of-00002.safetensors": [*names[::2], DERIVED],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
+    for file, members in shards.items():
+        save_file({name: tensors[name] for name in members}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, members in shards.items() for name in members}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("card")
+    return folder
+
+
+def export(base: Path, target: Path, change: Any = None) -> dict[str, bytes]:
+    """Name to content of what is exported, each file taken and deleted as it comes."""
+    loaded = load_chat_model(base, dtype=torch.float32)
+    if change is not None:
+        change(loaded.model)
+    engine = SimpleNamespace(module=loaded.model)
+    group = Group(0, 1, 0, torch.device("cpu"), control=None)
+    files = {}
+    for path in export_model(engine, loaded, base, target, make_config("/out"), group):
+        files[path.relative_to(target).as_posix()] = path.read_bytes()
+        path.unlink()
+    return files
+
+
+def test_untouched_weights_come_out_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    files = export(base, tmp_path / "out")
+    names = {path.name for path in base.iterdir()} - {"pytorch_model.bin"}
+    assert set(files) == names
+    (tmp_path / "back").mkdir()
+    for file in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (tmp_path / "back" / file).write_bytes(files[file])
+        before, after = load_file(base / file), load_file(tmp_path / "back" / file)
+        assert sorted(before) == sorted(after)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in names - {"config.json"}:
+        if not name.endswith(".safetensors"):
+            assert files[name] == (base / name).read_bytes()
+
+
+def test_the_configuration_says_how_training_cut_tiles(base: Path, tmp_path: Path) -> None:
+    config = json.loads(export(base, tmp_path / "out")["config.json"])
+    before = json.loads((base / "config.json").read_text())
+    changed = {name for name in config if config[name] != before.get(name)}
+    assert changed <= {
+        "max_dynamic_patch", "min_dynamic_patch", "dynamic_image_size", "use_thumbnail", "template", "force_image_size"
+    }  # fmt: skip
+    assert (config["max_dynamic_patch"], config["use_thumbnail"]) == (6, True)
+
+
+def test_a_changed_weight_is_in_its_shard(base: Path, tmp_path: Path) -> None:
+    def change(model: Any) -> None:
+        with torch.no_grad():
+            model.native.lm_head.weight.zero_()
+
+    files = export(base, tmp_path / "out", change)
+    (tmp_path / "shard").write_bytes(
+        files[json.loads(files["model.safetensors.index.json"])["weight_map"]["language_model.lm_head.weight"]]
+    )
+    assert float(load_file(tmp_path / "shard")["language_model.lm_head.weight"].abs().max()) == 0.0
+
+
+def test_each_tower_has_its_own_alpha() -> None:
+    lora = {"languageRank": 4, "languageAlpha": 6, "visionRank": 2, "visionAlpha": 3, "dropout": 0.0}
+    settings = lora_settings(make_config("/out", method="lora", lora=lora))
+    assert settings is not None
+    config = lora_config(load_chat_model(GOLDEN / "checkpoints" / "qwen2").model, settings)
+    assert (config.r, config.lora_alpha) == (4, 6)
+    assert (list(config.rank_pattern.values()), list(config.alpha_pattern.values())) == ([2], [3])
