@@ -15,7 +15,8 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	# Debian's Python comes without venv
+	$(PYTHON) -m venv $(VENV) || (apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV))
 	$(PY) -m pip install -q -c constraints.txt --upgrade pip
 	# torch first and by its exact version: what others ask for must not replace the build that was chosen
 	$(PY) -m pip install -q -c constraints.txt torch
