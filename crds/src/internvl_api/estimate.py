@@ -41,9 +41,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of DeepSpeed's configuration costs memory; sizes in elements. Defaults are the trainer's."""
+    """What of DeepSpeed's configuration costs memory; sizes in elements. Defaults are the trainer's.
+
+    `fitted`: a bucket is no larger than all gradients together, which the trainer sees to when the model is there.
+    """
 
     reduce_bucket: int = 1_000_000_000
+    fitted: bool = True
     overlap: bool = True
     contiguous_gradients: bool = True
     max_live: int = 1_000_000_000
@@ -288,12 +292,14 @@ def _step_copies(setup: Setup) -> int:
 
 
 def _buffers(setup: Setup) -> int:
-    """Buckets that DeepSpeed makes at full size whatever is trained: `setup_buckets` of its ZeRO optimizers.
+    """DeepSpeed's reduce buckets, which it makes at full size whatever is trained (`setup_buckets` of its optimizers).
 
     ZeRO-3 adds the gathered weights: up to stage3_max_live_parameters, or the largest matrix where that is more.
     """
     zero = setup.zero
     buckets = zero.reduce_bucket if zero.contiguous_gradients else 0
+    if zero.fitted:
+        buckets = min(buckets, setup.trainable_parameters)
     if setup.zero_stage < 3:
         return setup.element_bytes * buckets * (2 if zero.overlap else 1)
     largest = max(elements for elements, _ in setup.model.matrices())

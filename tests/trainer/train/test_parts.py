@@ -21,7 +21,7 @@ from internvl_trainer.data.sampler import GlobalOrder, Position, count_steps
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
 from internvl_trainer.train.schedule import learning_rate
 from trainer.runs import make_config
@@ -91,6 +91,25 @@ def test_a_users_deepspeed_settings_are_merged_key_by_key() -> None:
     assert result["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert result["zero_optimization"]["stage"] == 1
     assert result["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trainable", "fitted"),
+    [
+        pytest.param(125_829_120, 125_829_120, id="adapter"),
+        pytest.param(31, 32, id="odd"),
+        pytest.param(2_000_000_000, 1_000_000_000, id="large model"),
+    ],
+)
+def test_no_bucket_is_larger_than_all_gradients(trainable: int, fitted: int) -> None:
+    for stage, keys in ((1, ("reduce_bucket_size", "allgather_bucket_size")), (3, ("reduce_bucket_size",))):
+        settings = deepspeed_config(make_config("/out", training={"zeroStage": stage}), 1)
+        result = fit_buckets(settings, trainable)
+        zero, usual = result["zero_optimization"], settings["zero_optimization"]
+        assert {**zero, **{key: usual[key] for key in keys}} == usual, "nothing else changes"
+        assert [zero[key] for key in keys] == [fitted] * len(keys)
+        assert zero.keys() == usual.keys()
+        assert {**result, "zero_optimization": usual} == settings
 
 
 def test_vectors_do_not_decay_unless_upstream_is_to_be_matched() -> None:
