@@ -97,6 +97,23 @@ def test_a_settled_job_is_not_written_to() -> None:
     assert world.server.writes[before:] == []
 
 
+def test_a_server_whose_older_crd_drops_a_field_is_not_asked_again_and_again() -> None:
+    server = Server()
+    keep = server.apply_status
+    server.apply_status = lambda obj: keep(  # type: ignore[method-assign]
+        obj | {"status": {key: value for key, value in obj["status"].items() if key != "workers"}}
+    )
+    server.create(custom_resource())
+    operator = Operator(server)
+    operator.settle()
+    written = len(server.writes)
+    operator.run_pass()
+    assert len(server.writes) == written
+    server.set_pod("run-preflight-0", {"phase": "Running"})
+    operator.settle()
+    assert server.status()["phase"] == "Running"
+
+
 @pytest.mark.parametrize(
     "lose",
     [

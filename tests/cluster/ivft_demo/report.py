@@ -103,4 +103,4 @@ NEXT_STEPS = """  eval "$(PYTHONPATH=tests/cluster .venv/bin/python -m ivft_clus
 
 def show_next_steps(name: str, *, up: bool) -> None:
     console.print("[bold]to go on exploring[/bold]" + ("" if up else " (KEEP=1 make demo leaves the cluster up)"))
-    console.print(NEXT_STEPS.format(name=name), markup=False)
+    console.print(NEXT_STEPS.format(name=name), markup=False, soft_wrap=True)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import yaml
 from internvl_api.constants import CONFIG_PATH, ExitCode
@@ -15,7 +14,9 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
 
-from internvl_trainer.outcome import Outcome, conclude, configure_logging, report, termination_path
+from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
+from internvl_trainer.errors import UserError
+from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -28,6 +29,8 @@ examples:
   internvl-trainer run --config run.yaml --nproc 2    the same with two training processes
   internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
   internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
+  internvl-trainer recipes                            the published scripts' settings, by name
+  internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
 
 exit codes:
   0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
@@ -44,22 +47,41 @@ _STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = _parser().parse_args(arguments)
-    if options.command == "inspect":
-        from internvl_trainer.inspect import run as inspect
-
-        return int(inspect(options))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments[:1]).parse_args(arguments)
     configure_logging()
-    try:
-        config = RunConfig.load(options.config)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"{options.config} cannot be used: {error}", file=sys.stderr)
-        return ExitCode.CONFIG
-    if options.command == "run":
-        from internvl_trainer.single_machine import run
+    return int(options.func(options))
 
-        return run(config, processes=options.nproc)
-    return run_stage_here(cast(StageName, options.command), config, options.config)
+
+def _inspect(options: argparse.Namespace) -> int:
+    from internvl_trainer.inspect import run
+
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return exit_code_of(error)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from internvl_trainer.single_machine import run
+
+    config = _load_config(options.config)
+    return ExitCode.CONFIG if config is None else run(config, processes=options.nproc)
+
+
+def _stage(options: argparse.Namespace) -> int:
+    config = _load_config(options.config)
+    return ExitCode.CONFIG if config is None else run_stage_here(options.stage, config, options.config)
+
+
+def _load_config(path: Path) -> RunConfig | None:
+    """None after saying on stderr what is wrong."""
+    try:
+        return RunConfig.load(path)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        print(f"{path} cannot be used: {error}", file=sys.stderr)
+        return None
 
 
 def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
@@ -89,19 +111,31 @@ def _in_this_process(stage: StageName, config: RunConfig, *, serve: bool) -> Out
         reporter.close()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands; the options of `inspect` only when it is the one given, as they take a second to import."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="internvl-trainer", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="all stages on this machine, with a progress display")
     _add_config(run)
     run.add_argument(
         "--nproc", type=int, metavar="N", help="training processes (default: one, or one a GPU); keeps the global batch"
     )
+    run.set_defaults(func=_run)
     for stage, text in _STAGES.items():
-        _add_config(commands.add_parser(stage, help=text, description=text.capitalize() + "."))
+        stage_parser = commands.add_parser(stage, help=text, description=text.capitalize() + ".")
+        _add_config(stage_parser)
+        stage_parser.set_defaults(func=_stage, stage=stage)
+    inspect = commands.add_parser("inspect", help="see the tokens, labels and tiles of single rows")
+    if command == ["inspect"]:
+        from internvl_trainer.inspect import add_arguments
+
+        add_arguments(inspect)
+        inspect.set_defaults(func=_inspect)
+    add_recipes_command(commands)
+    add_estimate_command(commands)
     return parser
 
 

@@ -44,8 +44,8 @@ class Writer:
     ) -> None:
         self._api, self._jobs, self._executor = api, jobs, executor
         self._children: dict[str, Collection[Any]] = {"Pod": pods, "Service": services, "ConfigMap": config_maps}
-        # The last status asked for, by uid: a server that prunes what its older CRD does not know would otherwise be
-        # asked again for ever.
+        # The status asked for, by uid, where the server made another of it: one that prunes what its older CRD does not
+        # know would otherwise be asked again for ever.
         self._asked: dict[str, Raw] = {}
 
     def carry_out(self, job: Job, plan: Plan) -> int:
@@ -73,8 +73,11 @@ class Writer:
             "metadata": {"name": job.name, "namespace": job.namespace, "uid": job.uid},
             "status": wanted,
         }
-        self._jobs.answered(self._api.apply_status(obj))
-        self._asked[job.uid] = wanted
+        answer = self._api.apply_status(obj)
+        self._jobs.answered(answer)
+        self.forget(job.uid)
+        if answer.get("status") != wanted:
+            self._asked[job.uid] = wanted
         return True
 
     def forget(self, uid: str) -> None:

@@ -51,14 +51,15 @@ class Freeze:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Ranks of 0 mean no adapter on that tower. `alpha` None means upstream's 2 x lora_rank, for each tower.
+    """Ranks of 0 mean no adapter on that tower. An alpha of None means upstream's 2 x that tower's rank.
 
     `language_targets` and `vision_targets` are regular expressions on native module names; None: upstream's layers.
     """
 
     language_rank: int = 0
     vision_rank: int = 0
-    alpha: int | None = None
+    language_alpha: float | None = None
+    vision_alpha: float | None = None
     dropout: float = 0.05
     use_dora: bool = False
     language_targets: str | None = None
@@ -117,20 +118,19 @@ def apply_method(
 def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
     """One PEFT config for both towers; it loads on the exported native model as it is."""
     language, vision = _language_targets(model, settings), settings.vision_targets or _VISION_TARGETS
-    chosen = [
-        (targets, rank)
-        for targets, rank in ((language, settings.language_rank), (vision, settings.vision_rank))
-        if rank
-    ]
-    alphas = [settings.alpha or 2 * rank for _, rank in chosen]
+    towers = (
+        (language, settings.language_rank, settings.language_alpha),
+        (vision, settings.vision_rank, settings.vision_alpha),
+    )
+    (_, rank, alpha), *others = chosen = [(targets, rank, alpha or 2 * rank) for targets, rank, alpha in towers if rank]
     return LoraConfig(
-        r=chosen[0][1],
-        lora_alpha=alphas[0],
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; a fraction is as good
         lora_dropout=settings.dropout,
         use_dora=settings.use_dora,
-        target_modules="|".join(f"({targets})" for targets, _ in chosen),
-        rank_pattern=dict(chosen[1:]),
-        alpha_pattern={targets: alpha for (targets, _), alpha in zip(chosen[1:], alphas[1:], strict=True)},
+        target_modules="|".join(f"({targets})" for targets, _, _ in chosen),
+        rank_pattern={targets: rank for targets, rank, _ in others},
+        alpha_pattern={targets: alpha for targets, _, alpha in others},
     )
 
 

@@ -134,7 +134,8 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
     return LoraSettings(
         language_rank=lora.language_rank,
         vision_rank=lora.vision_rank,
-        alpha=lora.language_alpha if lora.language_rank else lora.vision_alpha,
+        language_alpha=lora.language_alpha,
+        vision_alpha=lora.vision_alpha,
         dropout=lora.dropout,
     )
 
