@@ -21,7 +21,7 @@ from internvl_trainer.model.adapters import native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
-from internvl_trainer.model.load import LoadedModel
+from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
 """Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
@@ -51,11 +51,13 @@ def export_model(
         return
     directory.mkdir(parents=True)
     _carry_over(base, directory)
-    if loaded.upstream_config is None:
+    if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
-        return
-    _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
-    _write_config(loaded.upstream_config, config, loaded, directory)
+    else:
+        _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
+    if loaded.upstream_config is not None:
+        kept = directory / KEPT_FOLDER if loaded.is_native else directory
+        _write_config(loaded.upstream_config, config, loaded, kept)
 
 
 def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator[tuple[str, torch.Tensor]]:
