@@ -411,6 +411,52 @@ def test_a_run_past_its_deadline_fails_and_frees_its_pods() -> None:
     assert all("deletionTimestamp" in world.server.pods[name]["metadata"] for name in world.pods("train"))
 
 
+def test_the_deadline_counts_anew_after_a_suspension() -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100})
+    world.reach("train")
+    world.later(60)
+    world.server.edit_spec(runPolicy={"activeDeadlineSeconds": 100, "suspend": True})
+    world.operator.settle()
+    world.collect()
+    world.later(1000)
+    assert world.status["phase"] == "Suspended"
+    world.server.edit_spec(runPolicy={"activeDeadlineSeconds": 100})
+    world.operator.settle()
+    world.run("train")
+    world.later(99)
+    assert world.status["phase"] == "Running"
+    world.later(1)
+    assert world.server.condition("Failed")["reason"] == "DeadlineExceeded"
+
+
+def test_workers_of_a_new_attempt_read_the_new_configuration() -> None:
+    world = World()
+    world.reach("train")
+    world.server.edit_spec(model={"source": "s3://models/other"})
+    world.operator.settle()
+    assert "s3://models/tiny" in world.server.objects["ConfigMap"]["ivft-run"]["data"]["run.yaml"]  # they still run
+    world.collect()
+    assert "s3://models/other" in world.server.objects["ConfigMap"]["ivft-run"]["data"]["run.yaml"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ConfigMap", "ivft-run"), ("Service", "ivft-run")])
+def test_what_somebody_deleted_is_made_again(kind: str, name: str) -> None:
+    world = World()
+    world.reach("train")
+    world.server.remove(kind, name)
+    world.operator.settle()
+    assert name in world.server.objects[kind]
+    assert world.status["attempt"] == 1
+
+
+def test_what_somebody_changed_is_mended() -> None:
+    world = World()
+    world.reach("train")
+    world.server.change("Service", "ivft-run", lambda raw: raw["spec"].update(selector={"app": "other"}))
+    world.operator.settle()
+    assert world.server.objects["Service"]["ivft-run"]["spec"]["selector"].keys() == {"internvl.dev/job-uid"}
+
+
 def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
     world = World(runPolicy={"ttlSecondsAfterFinished": 60})
     for stage in STAGES:

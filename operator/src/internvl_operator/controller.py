@@ -193,7 +193,7 @@ class Controller:
         for cause in ("user", "infrastructure"):
             more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
             metrics.RESTARTS.labels(cause).inc(max(0, more))
-        if made and before.started_at is None and job.created:
+        if made and before.observed_generation is None and job.created:  # else it waited for a user
             metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - job.created).total_seconds()))
 
     def _follow(self, key: Key, job: Job, plan: Plan, observed: Observed) -> None:

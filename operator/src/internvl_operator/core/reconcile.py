@@ -126,10 +126,7 @@ def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
 
 
 def _go_on(draft: Draft, stage: Stage) -> None:
-    if draft.status.phase == "Suspended":
-        draft.status.started_at = None  # the deadline counts anew
     if draft.created(stage) and draft.members:
-        draft.remove(draft.leftovers)
         group.watch(draft, stage)
     else:
         group.start(draft, stage)
@@ -141,6 +138,7 @@ def _suspend(draft: Draft, stage: Stage) -> None:
     draft.waits.clear()
     draft.remove(draft.leftovers)
     draft.status.workers, draft.status.retry_at, draft.status.failures = Workers(), None, 0
+    draft.status.started_at = None  # the deadline counts anew
     leaving = len(draft.leftovers)
     text = f"{leaving} pods are saving their state and leaving" if leaving else "no pod is held"
     draft.say("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
