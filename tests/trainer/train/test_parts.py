@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import CheckpointStatus
 from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
@@ -43,46 +41,6 @@ def test_learning_rates_are_those_of_transformers(schedule: Any, steps: int, war
 def test_a_constant_rate_warms_up_and_stays() -> None:
     rates = [learning_rate(step, 10, 1.0, 0.2, "constant") for step in range(10)]
     assert rates == [0.0, 0.5] + [1.0] * 8
-
-
-# The zero_optimization objects of upstream's zero_stage1_config.json and zero_stage3_config.json.
-UPSTREAM_STAGES = {
-    1: {
-        "stage": 1,
-        "allgather_partitions": True,
-        "allgather_bucket_size": 1e9,
-        "overlap_comm": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": 1e9,
-        "contiguous_gradients": True,
-    },
-    3: {
-        "stage": 3,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "sub_group_size": 1e9,
-        "reduce_bucket_size": 1e9,
-        "stage3_prefetch_bucket_size": 1e9,
-        "stage3_param_persistence_threshold": 1e7,
-        "stage3_max_live_parameters": 1e9,
-        "stage3_max_reuse_distance": 1e9,
-        "stage3_gather_16bit_weights_on_model_save": True,
-    },
-}
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_has_upstreams_deepspeed_configuration(name: str) -> None:
-    spec = {"recipe": name, "data": {"train": {"x": {"annotation": "/x.jsonl"}}}, "output": "/out"}
-    config = resolve(parse_spec(spec), job="a/b", job_uid="u")
-    result = deepspeed_config(config, config.world_size)
-    expected = dict(UPSTREAM_STAGES[config.training.zero_stage])
-    overrides = load_recipe(name).get("training", {}).get("deepspeed", {}).get("zero_optimization", {})
-    assert result["zero_optimization"] == expected | overrides
-    assert result["train_batch_size"] == config.training.global_batch_size
-    per_rank = result["train_micro_batch_size_per_gpu"] * result["gradient_accumulation_steps"]
-    assert per_rank * config.world_size == config.training.global_batch_size
-    assert result["bf16"] == {"enabled": True}
 
 
 def test_a_users_deepspeed_settings_are_merged_key_by_key() -> None:
