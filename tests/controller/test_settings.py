@@ -1,10 +1,20 @@
 """What an administrator can set, and what a wrong value says."""
 
 import json
+import logging
+from collections.abc import Iterator
 
 import pytest
 from internvl_operator.__main__ import main
 from internvl_operator.settings import Settings, SettingsError, variable
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
 
 
 def read(**given: str) -> Settings:

@@ -111,6 +111,7 @@ def test_a_watch_goes_on_whatever_happens(
     assert api.exhausted.wait(timeout=30)
     watch.stop()
     api.release.set()
+    watch._thread.join(timeout=30)
     assert watch.synced.is_set()
     if asked is not None:
         assert [" ".join([verb, what]) if verb == "watch" else verb for verb, what in api.asked] == asked
@@ -183,6 +184,7 @@ def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> No
     resync.start()
     assert enough.wait(timeout=30)
     resync.stop()
+    resync._thread.join(timeout=30)
     assert "missed changes" in (resync.problem() or "")
 
 

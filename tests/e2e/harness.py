@@ -105,7 +105,7 @@ class ChildLog:
     """Records every child that ever exists, so that a duplicate is seen even when it lives for a moment."""
 
     def __init__(self, platform: Platform) -> None:
-        self.uids: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._uids: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._stop = threading.Event()
         core = platform.core
         self._threads = [
@@ -123,8 +123,8 @@ class ChildLog:
         self._stop.set()
 
     def of(self, job: str) -> dict[tuple[str, str], int]:
-        """How many objects ever had this (kind, name), for the children of a run."""
-        return {key: len(uids) for key, uids in self.uids.items() if key[1].startswith(job)}
+        """(kind, name) of each child that a run ever had, and how many objects ever had it."""
+        return {(kind, name): len(uids) for (owner, kind, name), uids in self._uids.items() if owner == job}
 
     def _follow(self, kind: str, listing: Any) -> None:
         selector = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -132,4 +132,4 @@ class ChildLog:
             with contextlib.suppress(HTTPError, client.ApiException):  # the cluster may be going down
                 for event in watch.Watch().stream(listing, NAMESPACE, label_selector=selector, timeout_seconds=60):
                     meta = event["object"].metadata
-                    self.uids[kind, meta.name].add(meta.uid)
+                    self._uids[meta.owner_references[0].name, kind, meta.name].add(meta.uid)

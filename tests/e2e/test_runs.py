@@ -117,7 +117,7 @@ def test_a_mistake_corrected_outside_the_cr_lets_the_run_go_on(platform: Platfor
     assert "wrong" not in denied, "no secret in a message"
     right = platform.core.read_namespaced_secret("s3-credentials", NAMESPACE).data
     platform.core.patch_namespaced_secret("late-keys", NAMESPACE, {"data": right})
-    assert "late.jsonl:2" in stalled("BadRows")
+    assert "late.jsonl:2: not valid JSON" in stalled("InvalidJson")
     assert not [name for name in platform.children("late") if "train" in name], "no worker was asked for so far"
     platform.s3.put_object(Bucket=BUCKET, Key="data/late.jsonl", Body=good)
     platform.wait("late", "training", lambda status: status.stage == "train")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from internvl_api.constants import ExitCode
 from internvl_trainer.artifacts.storage import Unavailable
-from internvl_trainer.distributed import Rendezvous, prepare_environment, wait_for_master
+from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment, wait_for_master
 from internvl_trainer.launcher import launch
+from trainer.runs import environment, make_config, pod_environment, started, write_config
 
 
 def two() -> Rendezvous:
@@ -35,11 +36,16 @@ def python(code: str) -> list[str]:
         pytest.param(
             "rank == '1' and os.kill(os.getpid(), signal.SIGKILL) or time.sleep(600)", 137, id="one is killed"
         ),
+        pytest.param(
+            "signal.signal(signal.SIGTERM, lambda *_: 0)\nif rank == '0': sys.exit(1)\ntime.sleep(1)\nsys.exit(65)",
+            65,
+            id="who knows why comes later",
+        ),
         pytest.param("rank == '0' and sys.exit(69) or time.sleep(600)", 69, id="one fails, the other waits"),
     ],
 )
 def test_the_exit_code_that_decides(code: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("internvl_trainer.launcher._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("internvl_trainer.launcher._PATIENCE_SECONDS", 3 if "sleep(1)" in code else 0.2)
     assert launch(python(code), two(), None) == expected
 
 
@@ -75,8 +81,18 @@ time.sleep(600)
     assert launch(python(code), two(), None) == ExitCode.RESUME
 
 
+def test_a_stop_while_others_are_waited_for_is_obeyed_at_once(tmp_path: Path) -> None:
+    config = write_config(make_config("/unused", workers=2), tmp_path)
+    env = environment(tmp_path, **pod_environment(0, 2, free_port()))
+    with started(["train", "--config", str(config)], env, tmp_path / "result") as stage:
+        stage.wait_for("waiting for the others")
+        stage.stop(signal.SIGTERM)
+        assert stage.wait(30) == ExitCode.RESUME
+        assert stage.result.outcome == "resume"
+
+
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("variables", "expected"),
     [
         pytest.param({}, Rendezvous("127.0.0.1", 0, 1, 0, 0, 1), id="one machine"),
         pytest.param(
@@ -92,8 +108,8 @@ time.sleep(600)
         ),
     ],
 )
-def test_rendezvous(environment: dict[str, str], expected: Rendezvous) -> None:
-    assert Rendezvous.from_environment(environment) == expected
+def test_rendezvous(variables: dict[str, str], expected: Rendezvous) -> None:
+    assert Rendezvous.from_environment(variables) == expected
     again = expected.environment(expected.processes - 1)
     assert Rendezvous.from_environment(again).rank == expected.rank + expected.processes - 1
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.errors import UserError
@@ -31,12 +32,17 @@ class StopAfter(StopFlag):
     """Asks to stop once the loop has looked that many times."""
 
     def __init__(self, looks: int) -> None:
+        super().__init__(leave=sys.exit)
         self._left = looks
 
     @property
-    def requested(self) -> bool:  # type: ignore[override]
+    def requested(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+    @requested.setter
+    def requested(self, _: bool) -> None:
+        """Nobody else asks."""
 
 
 def main(folder: Path) -> None:
@@ -77,7 +83,9 @@ def main(folder: Path) -> None:
     run("upstream-loss", data={"compat": "upstream"}, training={"maxSteps": 1})
     if group.leads:
         poison(folder / "poisoned")
+        convert(folder / "native")
     group.barrier()
+    run("native-base", str(folder / "native"), model={"template": "Hermes-2"}, training={"maxSteps": 2})
     run("not-finite", str(folder / "poisoned"))
     # Last, as ZeRO-3 replaces torch's linear function for good, and with it the rounding of bf16.
     run_stage(3)
@@ -101,6 +109,17 @@ def poison(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["language_model.lm_head.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def convert(folder: Path) -> None:
+    """The qwen2 checkpoint in transformers' own format."""
+    from internvl_trainer.model.load import load_chat_model
+
+    base = GOLDEN / "checkpoints" / "qwen2"
+    load_chat_model(base, dtype=torch.float32).model.native.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from internvl_api.constants import ExitCode
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import free_port
+from internvl_trainer.model.adapter_files import load_adapter
+from internvl_trainer.model.load import load_chat_model
 from safetensors.torch import load_file
 from trainer.runs import (
     CHECKPOINT_EVERY,
@@ -100,6 +103,28 @@ def test_final_weights_are_those_of_the_undisturbed_run(folder: Path) -> None:
     one, other = load_file(folder / "full-zero3" / file), load_file(folder / "resumed-zero3" / file)
     assert sorted(one) == sorted(other)
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_the_adapter_and_what_learned_beside_it_go_back_on_the_base(folder: Path) -> None:
+    model = load_chat_model(GOLDEN / "checkpoints" / "internlm2", dtype=torch.float32).model
+    for stage in (1, 3):
+        adapter = load_file(folder / f"lora-zero{stage}" / "stages/train/adapter/adapter_model.safetensors")
+        assert max(float(tensor.abs().max()) for name, tensor in adapter.items() if "lora_B" in name) > 1e-4
+    load_adapter(model, folder / "lora-zero3" / "stages/train/adapter")
+    others = load_file(folder / "lora-zero3" / "stages/train/adapter/trained_weights.safetensors")
+    assert others
+    assert all("multi_modal_projector" in name for name in others)
+    assert not model.native.load_state_dict(others, strict=False).unexpected_keys
+
+
+def test_a_native_checkpoint_trains_alike_and_comes_out_native(folder: Path) -> None:
+    curve, reference = losses(folder / "native-base"), losses(folder / "full-zero1")
+    assert curve[1] == pytest.approx(reference[1], abs=1e-6)
+    exported = folder / "native-base" / "stages/train/model"
+    trained = load_chat_model(exported, dtype=torch.float32).model
+    assert json.loads((exported / "config.json").read_text())["model_type"] == "internvl"
+    before = load_chat_model(folder / "native", dtype=torch.float32).model
+    assert not torch.equal(trained.native.lm_head.weight, before.native.lm_head.weight)
 
 
 def test_a_broken_checkpoint_is_passed_over(folder: Path, outcomes: dict[str, Any]) -> None:

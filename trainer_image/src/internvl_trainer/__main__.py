@@ -90,10 +90,13 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     """One stage in this process, or, for several training processes a pod, in children of it."""
     from internvl_trainer.distributed import Rendezvous, prepare_environment
     from internvl_trainer.launcher import launch, own_command
+    from internvl_trainer.signals import die_with_parent
 
     rendezvous = Rendezvous.from_environment(os.environ)
     if stage == "train" and rendezvous.processes > 1 and "LOCAL_RANK" not in os.environ:
         return launch(own_command(stage, str(path)), rendezvous, termination_path())
+    if "LOCAL_RANK" in os.environ:
+        die_with_parent()
     prepare_environment(config.device, rendezvous.processes)
     outcome = _in_this_process(stage, config, serve=rendezvous.local_rank == 0)
     report(outcome)

@@ -25,7 +25,6 @@ ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 10.0  # for processes that notice by themselves that a peer is gone, until they are killed
 
-# A process that says what the user can do beats one that only saw a peer vanish.
 _TELLING = (ExitCode.USER_ERROR, ExitCode.ACCESS_DENIED, ExitCode.CONFIG, ExitCode.UNAVAILABLE)
 
 
@@ -87,18 +86,24 @@ def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Which process decides: rank 0 when all end well, else the first to fail."""
+    """Which process decides: rank 0 when all end well, else the one that knows best what went wrong."""
     while True:
-        ended = [rank for rank, process in enumerate(processes) if process.poll() is not None]
-        failed = [rank for rank in ended if processes[rank].returncode != ExitCode.OK]
-        broken = [rank for rank in failed if processes[rank].returncode != ExitCode.RESUME]
+        codes = [process.poll() for process in processes]
+        broken = [rank for rank, code in enumerate(codes) if code not in (None, ExitCode.OK, ExitCode.RESUME)]
         if broken:
             logger.error("rank(s) %s of this machine failed; ending the others", broken)
             _end(processes)
-            return min(broken, key=lambda rank: processes[rank].returncode not in _TELLING)
-        if len(ended) == len(processes):
-            return failed[0] if failed else 0
+            return _cause(processes, broken)
+        if None not in codes:
+            return next((rank for rank, code in enumerate(codes) if code), 0)
         time.sleep(_POLL_SECONDS)
+
+
+def _cause(processes: Sequence[subprocess.Popen[bytes]], first_broken: Sequence[int]) -> int:
+    """A process that says what to mend beats one that was killed, which beats one that only lost its peer."""
+    telling = [rank for rank, process in enumerate(processes) if process.returncode in _TELLING]
+    killed = [rank for rank in first_broken if processes[rank].returncode < 0]
+    return [*telling, *killed, *first_broken][0]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

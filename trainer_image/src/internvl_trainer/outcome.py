@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
@@ -49,10 +49,20 @@ def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
         return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
     except Exception as error:
         logger.error("%s failed", stage, exc_info=True)
-        reason = "PeerLost" if is_peer_lost(error) else "InternalError"
+        if is_peer_lost(error):
+            message = "another process of the run is gone; its own log says why. The last checkpoint is whole"
+            return Outcome(ExitCode.INTERNAL, _failed(stage, "PeerLost", message))
         lines = str(error).strip().splitlines() or [""]
-        return Outcome(ExitCode.INTERNAL, _failed(stage, reason, f"{type(error).__name__}: {lines[0][:300]}"))
+        message = f"{type(error).__name__}: {lines[0][:300]}"
+        return Outcome(ExitCode.INTERNAL, _failed(stage, "InternalError", message))
     return Outcome(ExitCode.RESUME if result.outcome == "resume" else ExitCode.OK, result)
+
+
+def leave(stage: StageName) -> NoReturn:
+    """End this process at once, with the last word of one that was asked to stop and has nothing to save."""
+    report(Outcome(ExitCode.RESUME, _failed(stage, "Stopped", "stopped; start me again", "resume")))
+    logging.shutdown()
+    os._exit(ExitCode.RESUME)
 
 
 def exit_code_of(error: UserError) -> ExitCode:

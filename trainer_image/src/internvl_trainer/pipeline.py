@@ -12,6 +12,7 @@ from internvl_trainer.artifacts.identity import check_output, fingerprint, stage
 from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.outcome import leave
 from internvl_trainer.signals import stop_by_exception, stop_flag
 
 STAGES: tuple[StageName, ...] = ("preflight", "train", "publish")
@@ -56,7 +57,8 @@ def _preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> Stage
 def _train(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
     from internvl_trainer.distributed import Rendezvous, join_group
 
-    with stop_flag() as stop:
+    with stop_flag(lambda: leave("train")) as stop:
+        reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), config.device)
         from internvl_trainer.train.loop import train
 

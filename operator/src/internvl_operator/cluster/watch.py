@@ -64,6 +64,8 @@ class ChildWatch:
                 self._follow()
                 pause = _FIRST_PAUSE
             except ApiError as error:
+                if self._stopping.is_set():
+                    return
                 self._forget_if_expired(error)
                 logger.warning("watch of %s: %s; trying again in %.1f s", self._path, error, pause)
                 self._tried = time.monotonic()

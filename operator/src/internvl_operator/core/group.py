@@ -69,7 +69,6 @@ def watch(draft: Draft, stage: Stage) -> None:
     done = draft.status.workers.succeeded
     problem = failures.trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
     if problem:
-        entry.state = "Pending"
         draft.say("Stalled" if problem.stalled else "Pending", problem.reason, problem.message)
     elif running and running + done == size:
         entry.state = "Running"

@@ -135,7 +135,6 @@ def _go_on(draft: Draft, stage: Stage) -> None:
 def _suspend(draft: Draft, stage: Stage) -> None:
     """Every pod is asked to go with its grace period, in which a worker saves a checkpoint."""
     _close_attempt(draft)
-    draft.waits.clear()
     draft.remove(draft.leftovers)
     draft.status.workers, draft.status.retry_at, draft.status.failures = Workers(), None, 0
     draft.status.started_at = None  # the deadline counts anew

@@ -21,6 +21,7 @@ from internvl_trainer.data.dataset import OpenMedia, RowError, Sample, SampleSet
 from internvl_trainer.data.datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
+from internvl_trainer.signals import die_with_parent
 
 _PREFETCHED = 4  # micro-batches that each worker may be ahead
 
@@ -150,6 +151,7 @@ def _collate(rows: Sequence[Sample | Failure], pad_token_id: int) -> Batch | Fai
 
 
 def _own_signals(_worker: int) -> Any:
-    """A worker ends when the loop tells it to, not by a Ctrl-C that is meant for the run."""
+    """A worker ends when the loop tells it to or dies, not by a Ctrl-C that is meant for the run."""
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

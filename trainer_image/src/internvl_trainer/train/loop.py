@@ -6,8 +6,10 @@ import logging
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from internvl_api.run_config import RunConfig
@@ -30,6 +32,8 @@ from internvl_trainer.train.setup import Run, prepare
 
 logger = logging.getLogger(__name__)
 
+_STEPS_AVERAGED = 20  # for the time left
+
 
 def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter, stop: StopFlag) -> StageResult:
     """Train from the newest checkpoint to the last step, then export. All ranks call it."""
@@ -39,15 +43,16 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(run.engine, Path(scratch))
         session = Session(run, config, group, storage, reporter, checkpoints, open_journal(Path(scratch), group), first)
-        loader = run.loader(first)
-        for step in range(first, run.total_steps):
-            window = loader.window()
-            supervised, stopping = group.sum([window.supervised_tokens, stop.requested])
-            if stopping:
-                return session.stopped(step)
-            session.take_step(step, window, supervised)
-            if is_due(step + 1, run.total_steps, config.checkpoint.every_steps):
-                session.save(step + 1)
+        with stop.deferred():
+            loader = run.loader(first)
+            for step in range(first, run.total_steps):
+                window = loader.window()
+                supervised, stopping = group.sum([window.supervised_tokens, stop.requested])
+                if stopping:
+                    return session.stopped(step)
+                session.take_step(step, window, supervised)
+                if is_due(step + 1, run.total_steps, config.checkpoint.every_steps):
+                    session.save(step + 1)
         return session.finish(Path(scratch) / "export")
 
 
@@ -77,6 +82,7 @@ class Session:
     journal: Journal | None
     saved_step: int
     loss: float = math.nan
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
 
     def __post_init__(self) -> None:
         self.reporter.checkpoint = self.checkpoints.newest
@@ -167,6 +173,7 @@ class Session:
         reporter.samples.inc(record.samples)
         reporter.data_wait.inc(record.data_wait_seconds)
         reporter.step_seconds.observe(record.step_seconds)
+        self.durations.append(record.step_seconds)
         samples, tokens = record.samples / record.step_seconds, record.tokens / record.step_seconds
         reporter.samples_per_second.set(samples)
         reporter.tokens_per_second.set(tokens)
@@ -177,7 +184,7 @@ class Session:
             learning_rate=record.learning_rate,
             samples_per_second=round(samples, 3),
             tokens_per_second=round(tokens, 3),
-            eta_seconds=round((self.run.total_steps - record.step) * record.step_seconds, 1),
+            eta_seconds=round((self.run.total_steps - record.step) * mean(self.durations), 1),
         )
         if self.journal is not None:
             self.journal.record(record)
