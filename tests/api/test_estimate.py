@@ -161,6 +161,17 @@ def test_the_document_holds_todays_tables() -> None:
     assert text.count("| internvl2-2b-lora-coco |") == 2
 
 
+def test_weights_in_4_bits_are_about_a_quarter() -> None:
+    plain = replace(recipe_setup("internvl2-8b-lora"), zero_stage=1)
+    quantized = replace(plain, quantized=True)
+    row = typical_row(plain)
+    saved = memory(plain, row).weights - memory(quantized, row).weights
+    linear = 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)  # InternLM2-7B's matrices
+    assert saved == pytest.approx(linear * (2 - 0.516), rel=1e-3)
+    others = {name: size for name, size in memory(plain, row).parts.items() if name != "weights"}
+    assert others.items() <= memory(quantized, row).parts.items()
+
+
 # --- what a user is told ---
 
 
