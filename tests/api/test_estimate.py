@@ -172,6 +172,13 @@ def test_weights_in_4_bits_are_about_a_quarter() -> None:
     assert others.items() <= memory(quantized, row).parts.items()
 
 
+def test_no_advice_partitions_weights_in_4_bits() -> None:
+    setup = replace(recipe_setup("internvl2-8b-lora"), zero_stage=1, quantized=True)
+    for gpu_memory in ("7Gi", "10Gi", "14Gi"):
+        assert "zeroStage 3" not in advice(judge(setup, parse_bytes(gpu_memory)))
+        assert "zeroStage 3" in advice(judge(replace(setup, quantized=False), parse_bytes(gpu_memory)))
+
+
 # --- what a user is told ---
 
 
