@@ -6,6 +6,7 @@ import contextlib
 import copy
 import threading
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -92,13 +93,16 @@ class Platform:
 
     def kill_operator(self) -> None:
         """SIGKILL to the operator's process; the kubelet starts it again."""
-        victims = [
-            p for p in psutil.process_iter(["cmdline"]) if "internvl-operator" in " ".join(p.info["cmdline"] or [])
-        ]
-        victims = [p for p in victims if p.environ().get("KUBERNETES_SERVICE_HOST")]
+        victims = [process for process in psutil.process_iter(["cmdline"]) if self._is_operator(process)]
         assert victims, "the operator does not run"
         for process in victims:
             process.kill()
+
+    def _is_operator(self, process: psutil.Process) -> bool:
+        """Whether it is the operator of this cluster: its pods' control groups carry the cluster's id."""
+        command = " ".join(process.info["cmdline"] or [])
+        groups = Path(f"/proc/{process.pid}/cgroup")
+        return "bin/internvl-operator" in command and f"ivft-{self.cluster.id}-" in groups.read_text()
 
 
 class ChildLog:

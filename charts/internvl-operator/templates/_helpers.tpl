@@ -31,16 +31,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "internvl-operator.rules" -}}
 - apiGroups: [internvl.dev]
   resources: [internvlfinetunes]
-  verbs: [get, list, watch, delete]   # delete: runPolicy.ttlSecondsAfterFinished
+  verbs: [list, watch, delete]        # delete: runPolicy.ttlSecondsAfterFinished
 - apiGroups: [internvl.dev]
   resources: [internvlfinetunes/status]
   verbs: [patch]
 - apiGroups: [""]
-  resources: [configmaps, pods, services]
-  verbs: [get, list, watch, create, patch, delete]
+  resources: [pods]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps, services]   # deleted by Kubernetes, with their owner
+  verbs: [list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end -}}
 
 {{- define "internvl-operator.subject" -}}
