@@ -36,7 +36,7 @@ def quantize_language_model(model: ChatModel, device: torch.device) -> None:
     Embeddings, norms, the head, the projector and the vision tower stay as they are. What a layer computes with is the
     dtype that its weights had. To be called before adapters are put in, which then are PEFT's for 4-bit layers.
     """
-    from bitsandbytes.nn import Linear4bit  # type: ignore[import-untyped]
+    from bitsandbytes.nn import Linear4bit  # type: ignore[import-not-found]  # an extra
 
     for name, module in list(model.language_model.layers.named_modules()):
         if type(module) is nn.Linear:
