@@ -161,6 +161,24 @@ def test_the_document_holds_todays_tables() -> None:
     assert text.count("| internvl2-2b-lora-coco |") == 2
 
 
+def test_weights_in_4_bits_are_about_a_quarter() -> None:
+    plain = replace(recipe_setup("internvl2-8b-lora"), zero_stage=1)
+    quantized = replace(plain, quantized=True)
+    row = typical_row(plain)
+    saved = memory(plain, row).weights - memory(quantized, row).weights
+    linear = 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)  # InternLM2-7B's matrices
+    assert saved == pytest.approx(linear * (2 - 0.516), rel=1e-3)
+    others = {name: size for name, size in memory(plain, row).parts.items() if name != "weights"}
+    assert others.items() <= memory(quantized, row).parts.items()
+
+
+def test_no_advice_partitions_weights_in_4_bits() -> None:
+    setup = replace(recipe_setup("internvl2-8b-lora"), zero_stage=1, quantized=True)
+    for gpu_memory in ("7Gi", "10Gi", "14Gi"):
+        assert "zeroStage 3" not in advice(judge(setup, parse_bytes(gpu_memory)))
+        assert "zeroStage 3" in advice(judge(replace(setup, quantized=False), parse_bytes(gpu_memory)))
+
+
 # --- what a user is told ---
 
 
@@ -171,7 +189,7 @@ def test_the_document_holds_todays_tables() -> None:
             "internvl2-2b-lora",
             2,
             "80Gi",
-            "Fits: 21.8 GiB of 80.0 GiB a GPU with the longest rows allowed (microBatchSize 4), 12.2 GiB with typical "
+            "Fits: 17.8 GiB of 80.0 GiB a GPU with the longest rows allowed (microBatchSize 4), 8.1 GiB with typical "
             "ones.",
             id="fits",
         ),
@@ -181,7 +199,7 @@ def test_the_document_holds_todays_tables() -> None:
             "24Gi",
             "Fits typical rows (17.9 GiB of 24.0 GiB a GPU, microBatchSize 4), but a micro batch of the longest rows "
             "allowed, 4096 tokens, needs 28.1 GiB: 4.1 GiB too much. What would fit: microBatchSize 2 (21.7 GiB); "
-            "maxSeqLength 3072 (22.9 GiB); zeroStage 3 (22.4 GiB); method lora with languageRank 16 (21.8 GiB).",
+            "maxSeqLength 3072 (22.9 GiB); zeroStage 3 (22.4 GiB); method lora with languageRank 16 (17.7 GiB).",
             id="fits typical rows only",
         ),
         pytest.param(
@@ -189,15 +207,15 @@ def test_the_document_holds_todays_tables() -> None:
             8,
             "80Gi",
             "Does not fit: 94.3 GiB of 80.0 GiB a GPU with typical rows (microBatchSize 4), 14.3 GiB too much. What "
-            "would fit: zeroStage 2 (70.2 GiB); zeroStage 3 (46.9 GiB); method lora with languageRank 16 (47.9 GiB); "
+            "would fit: zeroStage 2 (70.2 GiB); zeroStage 3 (46.9 GiB); method lora with languageRank 16 (44.1 GiB); "
             "32 GPUs (78.8 GiB).",
             id="too large",
         ),
         pytest.param(
             "internvl2-8b-full",
             8,
-            "24Gi",
-            "Does not fit: 50.7 GiB of 24.0 GiB a GPU with typical rows (microBatchSize 4), 26.7 GiB too much. What "
+            "22Gi",
+            "Does not fit: 50.7 GiB of 22.0 GiB a GPU with typical rows (microBatchSize 4), 28.7 GiB too much. What "
             "would fit: 8 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (21.9 GiB).",
             id="only everything together helps",
         ),
@@ -205,8 +223,8 @@ def test_the_document_holds_todays_tables() -> None:
             "internvl2-8b-lora",
             1,
             "12Gi",
-            "Does not fit: 26.7 GiB of 12.0 GiB a GPU with typical rows (microBatchSize 4), 14.7 GiB too much. What "
-            "would fit: 4 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (11.4 GiB).",
+            "Does not fit: 22.8 GiB of 12.0 GiB a GPU with typical rows (microBatchSize 4), 10.8 GiB too much. What "
+            "would fit: 4 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (9.4 GiB).",
             id="more GPUs",
         ),
         pytest.param(

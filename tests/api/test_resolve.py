@@ -66,6 +66,32 @@ def run_config(**overrides: object) -> RunConfig:
             id="no data",
         ),
         pytest.param(
+            {"lora": {"quantize": "nf4"}, "gpusPerWorker": 1},
+            "QuantizeNotPossible",
+            "spec.lora.quantize: found nf4 with method full; weights in 4 bits cannot learn, use method lora",
+            id="4 bits in full",
+        ),
+        pytest.param(
+            {"method": "lora", "lora": {"quantize": "nf4", "languageRank": 0}, "gpusPerWorker": 1},
+            "QuantizeNotPossible",
+            "spec.lora.quantize: found nf4 with languageRank 0; the language model would learn nothing, give it a rank",
+            id="4 bits without an adapter",
+        ),
+        pytest.param(
+            {"method": "lora", "lora": {"quantize": "nf4"}},
+            "QuantizeNotPossible",
+            "spec.lora.quantize: found nf4 with gpusPerWorker 0; weights in 4 bits need a GPU, ask for GPUs or leave "
+            "it out",
+            id="4 bits on CPUs",
+        ),
+        pytest.param(
+            {"method": "lora", "lora": {"quantize": "nf4"}, "gpusPerWorker": 1, "training": {"zeroStage": 3}},
+            "QuantizeNotPossible",
+            "spec.lora.quantize: found nf4 with zeroStage 3, which cannot partition weights in 4 bits; "
+            "use zeroStage 1 or 2",
+            id="4 bits partitioned",
+        ),
+        pytest.param(
             {"image": {"minDynamicPatch": 7, "maxDynamicPatch": 6}},
             "InvalidSpec",
             "spec.image: minDynamicPatch 7 exceeds maxDynamicPatch 6",
@@ -108,6 +134,13 @@ def test_a_recipe_supplies_what_the_user_left_out_and_no_more() -> None:
     assert (config.model.source, config.model.template) == ("s3://models/mine", "internlm2-chat")
     assert (config.workers, config.processes_per_worker, config.device) == (1, 8, "cuda")
     assert config.gradient_accumulation == 16, "512 = 4 a forward x 8 GPUs x 16"
+
+
+def test_an_adapters_kind_reaches_the_run() -> None:
+    plain = run_config(recipe="internvl2-2b-lora-coco").lora
+    assert (plain.dora, plain.quantize) == (False, None)
+    chosen = run_config(recipe="internvl2-2b-lora-coco", lora={"dora": True, "quantize": "nf4"}).lora
+    assert (chosen.dora, chosen.quantize, chosen.language_rank) == (True, "nf4", 128)
 
 
 def test_a_catalogue_name_brings_source_and_template() -> None:

@@ -35,7 +35,7 @@ def test_recipes_show() -> None:
     assert code == 0
     assert "languageRank: 128" in text
     assert "125,829,120 parameters" in text
-    assert "12.7 GiB with typical rows" in text
+    assert "9.1 GiB with typical rows" in text
 
 
 @pytest.mark.parametrize(

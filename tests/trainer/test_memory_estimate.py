@@ -112,8 +112,6 @@ def build(setup: Setup) -> ChatModel:
         lora=LoraSettings(setup.language_rank, setup.vision_rank),
     )
     model.set_gradient_checkpointing(setup.gradient_checkpointing)
-    # transformers makes inputs require gradients with checkpointing, which a frozen tower has no use for
-    native.disable_input_require_grads()
     return model.to(torch.bfloat16 if setup.element_bytes == 2 else torch.float32).train()
 
 

@@ -72,14 +72,15 @@ def remedies(estimate: Estimate) -> list[Remedy]:
                 yield Remedy(words, total)
 
     setup = estimate.setup
-    thrifty = replace(setup, zero_stage=3, micro_batch=1, gradient_checkpointing=True)
+    stage = _last_stage(setup)
+    thrifty = replace(setup, zero_stage=stage, micro_batch=1, gradient_checkpointing=True)
     single = [
         *fitting(_smaller_batch(setup, estimate.gpu_memory, kind(setup))),
         *(islice(fitting(_shorter_rows(setup)), 1) if estimate.verdict == "tight" else ()),
         *fitting(_other_settings(setup)),
         *islice(fitting((f"{more.world_size} GPUs", more) for more in _more_gpus(setup)), 1),
     ]
-    together = "zeroStage 3, microBatchSize 1 and gradientCheckpointing true"
+    together = f"zeroStage {stage}, microBatchSize 1 and gradientCheckpointing true"
     combined = ((f"{more.world_size} GPUs with {together}", more) for more in (thrifty, *_more_gpus(thrifty)))
     return single or list(islice(fitting(combined), 1))
 
@@ -101,11 +102,16 @@ def _other_settings(setup: Setup) -> Iterator[tuple[str, Setup]]:
     if not setup.gradient_checkpointing:
         yield "gradientCheckpointing true", replace(setup, gradient_checkpointing=True)
     if setup.world_size > 1:
-        for stage in range(setup.zero_stage + 1, 4):
+        for stage in range(setup.zero_stage + 1, _last_stage(setup) + 1):
             yield f"zeroStage {stage}", replace(setup, zero_stage=stage)
     if setup.learns_language:
         adapted = replace(setup, language_rank=_LORA_RANK, learns_language=False, learns_projector=False)
         yield f"method lora with languageRank {_LORA_RANK}", adapted
+
+
+def _last_stage(setup: Setup) -> int:
+    """ZeRO-3 cannot partition weights in 4 bits."""
+    return 2 if setup.quantized else 3
 
 
 def _more_gpus(setup: Setup) -> Iterator[Setup]:

@@ -112,9 +112,14 @@ class LanguageModel:
         return 2 * self.hidden + (self.hidden + 2 * self.kv_width if self.attention_bias else 0)
 
     @property
+    def linear_parameters(self) -> int:
+        """Of all layers' matrices, without embeddings and head: what QLoRA quantizes."""
+        return self.layers * _area(self.upstream_shapes)
+
+    @property
     def parameters(self) -> int:
-        layers = self.layers * (_area(self.upstream_shapes) + self.layer_vectors)
-        return layers + self.hidden + 2 * self.vocab * self.hidden
+        vectors = self.layers * self.layer_vectors + self.hidden
+        return self.linear_parameters + vectors + 2 * self.vocab * self.hidden
 
     def lora_parameters(self, rank: int) -> int:
         """Of upstream's adapter: on every matrix of `upstream_shapes`, one A for a fused one."""

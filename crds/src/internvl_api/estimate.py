@@ -27,6 +27,8 @@ _OPTIMIZER_BYTES = 12
 _CONTEXT_BYTES = GIB
 # What the caching allocator keeps over what is asked of it, because rows differ in length from step to step.
 _FRAGMENTATION = 0.1
+# NF4 with quantized scales: 4 bits and 0.127 more (QLoRA, Dettmers et al. 2023, section 3).
+_NF4_BYTES = 4.127 / 8
 _TEXT_TOKENS = 512  # of a typical row: a question and its answer
 _ANSWER_TOKENS = 256
 
@@ -41,9 +43,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of DeepSpeed's configuration costs memory; sizes in elements. Defaults are the trainer's."""
+    """What of DeepSpeed's configuration costs memory; sizes in elements. Defaults are the trainer's.
+
+    `fitted`: a bucket is no larger than all gradients together, which the trainer sees to when the model is there.
+    """
 
     reduce_bucket: int = 1_000_000_000
+    fitted: bool = True
     overlap: bool = True
     contiguous_gradients: bool = True
     max_live: int = 1_000_000_000
@@ -72,6 +78,7 @@ class Setup:
     learns_vision: bool
     learns_projector: bool
     zero: ZeroSettings = field(default_factory=ZeroSettings)
+    quantized: bool = False  # the language model's layers in 4 bits
 
     @property
     def adapter_parameters(self) -> int:
@@ -183,6 +190,7 @@ def setup_of(config: RunConfig) -> Setup | None:
         learns_vision=not freeze.vision and not vision_rank,
         learns_projector=not freeze.projector,
         zero=_zero_settings(training.deepspeed.get("zero_optimization", {})),
+        quantized=lora and config.lora.quantize is not None,
     )
 
 
@@ -259,7 +267,8 @@ def _weights(setup: Setup) -> int:
     """Under ZeRO-3 matrices up to the persistence threshold, and all vectors, stay whole on every rank."""
     total = setup.model.parameters + setup.adapter_parameters
     if setup.zero_stage < 3:
-        return setup.element_bytes * total
+        packed = setup.model.language.linear_parameters if setup.quantized else 0
+        return setup.element_bytes * (total - packed) + int(_NF4_BYTES * packed)
     partitioned = _partitioned(setup)
     own = 0 if setup.zero.offload_parameters else _sharded(partitioned, setup, from_stage=3)
     return setup.element_bytes * (total - partitioned + own)
@@ -288,12 +297,14 @@ def _step_copies(setup: Setup) -> int:
 
 
 def _buffers(setup: Setup) -> int:
-    """Buckets that DeepSpeed makes at full size whatever is trained: `setup_buckets` of its ZeRO optimizers.
+    """DeepSpeed's reduce buckets, which it makes at full size whatever is trained (`setup_buckets` of its optimizers).
 
     ZeRO-3 adds the gathered weights: up to stage3_max_live_parameters, or the largest matrix where that is more.
     """
     zero = setup.zero
     buckets = zero.reduce_bucket if zero.contiguous_gradients else 0
+    if zero.fitted:
+        buckets = min(buckets, setup.trainable_parameters)
     if setup.zero_stage < 3:
         return setup.element_bytes * buckets * (2 if zero.overlap else 1)
     largest = max(elements for elements, _ in setup.model.matrices())

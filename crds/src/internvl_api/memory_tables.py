@@ -89,12 +89,11 @@ def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
     """The estimate for what upstream ran, at the micro batch of the guide's command, and at the script's own.
 
     The rows are the longest (lengths are grouped), with logits at EVERY position. Upstream's DeepSpeed ignored
-    contiguous_gradients below stage 2 and so made no buckets there; today's makes them.
+    contiguous_gradients below stage 2 and so made no buckets there; above, it made them at full size.
     """
     script = recipe_setup(row.recipe)
-    setup = replace(script, world_size=row.gpus)
-    if setup.zero_stage == 1:
-        setup = replace(setup, zero=replace(setup.zero, contiguous_gradients=False))
+    zero = replace(script.zero, fitted=False, contiguous_gradients=script.zero_stage > 1)
+    setup = replace(script, world_size=row.gpus, zero=zero)
     tokens = row.tokens or setup.max_seq_length
     rows = longest_row(setup)._replace(tokens=tokens, supervised=tokens)
 

@@ -36,6 +36,7 @@ def parse_spec(raw: object) -> InternVLFineTuneSpec:
 
 def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
     """The RunConfig of a parsed spec. Raises SpecError where fields contradict each other."""
+    _check_quantize(spec)
     return RunConfig(
         job=job,
         job_uid=job_uid,
@@ -72,6 +73,28 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
         raise SpecError("ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is")
     template = model.template or (entry.template if entry else None)
     return ResolvedModel(name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate)
+
+
+def _check_quantize(spec: InternVLFineTuneSpec) -> None:
+    """Weights in 4 bits cannot learn, cannot be partitioned by ZeRO-3, and have their arithmetic on GPUs."""
+    if spec.lora.quantize is None:
+        return
+    found = f"found {spec.lora.quantize}"
+    wrong = {
+        f"{found} with method {spec.method}; weights in 4 bits cannot learn, use method lora": spec.method != "lora",
+        f"{found} with languageRank 0; the language model would learn nothing, give it a rank": (
+            spec.lora.language_rank == 0
+        ),
+        f"{found} with gpusPerWorker 0; weights in 4 bits need a GPU, ask for GPUs or leave it out": (
+            spec.gpus_per_worker == 0
+        ),
+        f"{found} with zeroStage 3, which cannot partition weights in 4 bits; use zeroStage 1 or 2": (
+            spec.training.zero_stage == 3
+        ),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise SpecError("QuantizeNotPossible", "spec.lora.quantize", message)
 
 
 def _gradient_accumulation(spec: InternVLFineTuneSpec) -> int:

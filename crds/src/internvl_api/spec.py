@@ -110,6 +110,10 @@ class Lora(ApiModel):
     language_alpha: float | None = Field(None, gt=0)
     vision_alpha: float | None = Field(None, gt=0)
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    dora: bool = Field(False, description="Also learn the length of each row of an adapted weight (DoRA)")
+    quantize: Literal["nf4"] | None = Field(
+        None, description="nf4 holds the language model's frozen weights in 4 bits (QLoRA); needs GPUs and bitsandbytes"
+    )
 
 
 class Training(ApiModel):

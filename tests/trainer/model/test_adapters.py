@@ -19,6 +19,7 @@ from internvl_trainer.model.adapters import (
     LoraSettings,
     apply_method,
     is_adapter,
+    lora_layers,
     native_name,
     trainable_report,
 )
@@ -30,6 +31,8 @@ from safetensors.torch import load_file
 from transformers import InternVLForConditionalGeneration
 
 BOTH = LoraSettings(language_rank=4, vision_rank=2)
+DORA = LoraSettings(language_rank=4, vision_rank=2, use_dora=True)
+SETTINGS = [pytest.param(BOTH, id="lora"), pytest.param(DORA, id="dora")]
 KINDS = ["qwen2", "internlm2", "internlm2-vit6b", "yi", "llama3", "phi3"]
 
 
@@ -143,6 +146,36 @@ def test_new_adapters_change_nothing_yet() -> None:
     assert torch.equal(logits(model), wanted)
 
 
+def test_dora_learns_a_length_for_each_row() -> None:
+    plain, dora = load("internlm2").model, load("internlm2").model
+    wanted = logits(plain)
+    fewer = apply_method(plain, "lora", freeze=Freeze(projector=True), lora=BOTH).trainable
+    more = apply_method(dora, "lora", freeze=Freeze(projector=True), lora=DORA).trainable
+    rows = sum(layer.out_features for _, layer in lora_layers(dora))
+    assert more - fewer == rows
+    torch.testing.assert_close(logits(dora), wanted, atol=2e-6, rtol=0)  # lengths start as they are
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_path: Path) -> None:
+    """Lengths are of rows, and rows only move: joined parts are what upstream's one layer would have."""
+    model = adapted("internlm2", DORA)
+    save_adapter(model, tmp_path)
+    adapter = read_adapter(tmp_path)
+    fused = to_upstream_adapter(adapter.tensors, model.architecture)
+    merged = dict(
+        to_upstream(merge_into(load("internlm2").model.native.state_dict().items(), adapter), model.architecture)
+    )
+    name = {
+        "language": "language_model.model.layers.0.attention.wqkv",
+        "vision": "vision_model.encoder.layers.0.attn.qkv",
+    }[tower]
+    base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
+    changed = base + 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
+    lengths = fused[f"{name}.lora_magnitude_vector.weight"] / changed.norm(dim=1)
+    torch.testing.assert_close(merged[f"{name}.weight"], changed * lengths[:, None], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("method", "freeze", "lora", "learning"),
     [
@@ -212,9 +245,10 @@ def test_mistakes(method: str, freeze: Freeze, lora: LoraSettings | None, reason
     assert (caught.value.reason, str(caught.value)) == (reason, message)
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_adapters_give_the_same_logits(kind: str, tmp_path: Path) -> None:
-    model = adapted(kind)
+def test_saved_and_loaded_adapters_give_the_same_logits(kind: str, settings: LoraSettings, tmp_path: Path) -> None:
+    model = adapted(kind, settings)
     save_adapter(model, tmp_path)
     again = load(kind).model
     load_adapter(again, tmp_path)
@@ -222,18 +256,17 @@ def test_saved_and_loaded_adapters_give_the_same_logits(kind: str, tmp_path: Pat
     assert trainable_report(again).trainable == 0
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", ["qwen2", "internlm2"])
-def test_peft_itself_reads_a_saved_adapter(kind: str, tmp_path: Path) -> None:
-    model = adapted(kind)
+def test_peft_itself_reads_a_saved_adapter(kind: str, settings: LoraSettings, tmp_path: Path) -> None:
+    model = adapted(kind, settings)
     save_adapter(model, tmp_path)
     plain = load(kind).model
     plain.native = PeftModel.from_pretrained(plain.native, tmp_path).get_base_model()
     torch.testing.assert_close(logits(plain), logits(model), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "settings", [pytest.param(BOTH, id="lora"), pytest.param(LoraSettings(4, use_dora=True), id="dora")]
-)
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", ["internlm2", "phi3"])
 def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, tmp_path: Path) -> None:
     model = adapted(kind, settings)
@@ -244,9 +277,10 @@ def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, 
     torch.testing.assert_close(logits(merged), logits(model), atol=5e-6, rtol=0)
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_goes_to_upstreams_layout_and_back(kind: str) -> None:
-    model = adapted(kind)
+def test_an_adapter_goes_to_upstreams_layout_and_back(kind: str, settings: LoraSettings) -> None:
+    model = adapted(kind, settings)
     tensors, architecture = adapter_state_dict(model), model.architecture
     upstream = to_upstream_adapter(tensors, architecture)
     back = to_native_adapter(upstream, architecture)

@@ -7,6 +7,7 @@ import torch
 from golden import load, sample
 from internvl_trainer.data.collate import collate
 from internvl_trainer.data.dataset import Sample
+from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel, ChatOutput, normalise_tiles
 
 CASE = "internlm2/internlm2-chat"
@@ -133,6 +134,31 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         run(model, TEXT, IMAGE).loss_sum.backward()  # type: ignore[union-attr]
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_checkpointing_leaves_a_frozen_tower_out_of_the_backward_pass() -> None:
+    model = load("internlm2").model.train()
+    model.set_gradient_checkpointing(True)
+    model.vision_tower.requires_grad_(False)
+    tiles = torch.from_numpy(IMAGE.tiles)
+    assert model.vision_tower.embeddings(normalise_tiles(tiles)).requires_grad is False
+    model.projector.requires_grad_(False)
+    assert model.encode_tiles(tiles).requires_grad is False
+
+
+def test_an_adapter_learns_the_same_with_checkpointing() -> None:
+    """Its input does not require gradients: with the frozen embeddings, only the adapters do."""
+    gradients = []
+    for enabled in (False, True):
+        model = load("internlm2").model.train()
+        apply_method(model, "lora", freeze=Freeze(True, True, True), lora=LoraSettings(4, dropout=0.0))
+        model.set_gradient_checkpointing(enabled)
+        run(model, TEXT, IMAGE).loss_sum.backward()  # type: ignore[union-attr]
+        gradients.append({name: tensor.grad for name, tensor in model.named_parameters() if tensor.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert gradient.any() or ".lora_A." in name, name  # B starts as zeros, and A gets its gradient through it
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 

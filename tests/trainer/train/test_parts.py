@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import CheckpointStatus
 from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
@@ -21,7 +19,7 @@ from internvl_trainer.data.sampler import GlobalOrder, Position, count_steps
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
 from internvl_trainer.train.schedule import learning_rate
 from trainer.runs import make_config
@@ -45,52 +43,31 @@ def test_a_constant_rate_warms_up_and_stays() -> None:
     assert rates == [0.0, 0.5] + [1.0] * 8
 
 
-# The zero_optimization objects of upstream's zero_stage1_config.json and zero_stage3_config.json.
-UPSTREAM_STAGES = {
-    1: {
-        "stage": 1,
-        "allgather_partitions": True,
-        "allgather_bucket_size": 1e9,
-        "overlap_comm": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": 1e9,
-        "contiguous_gradients": True,
-    },
-    3: {
-        "stage": 3,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "sub_group_size": 1e9,
-        "reduce_bucket_size": 1e9,
-        "stage3_prefetch_bucket_size": 1e9,
-        "stage3_param_persistence_threshold": 1e7,
-        "stage3_max_live_parameters": 1e9,
-        "stage3_max_reuse_distance": 1e9,
-        "stage3_gather_16bit_weights_on_model_save": True,
-    },
-}
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_has_upstreams_deepspeed_configuration(name: str) -> None:
-    spec = {"recipe": name, "data": {"train": {"x": {"annotation": "/x.jsonl"}}}, "output": "/out"}
-    config = resolve(parse_spec(spec), job="a/b", job_uid="u")
-    result = deepspeed_config(config, config.world_size)
-    expected = dict(UPSTREAM_STAGES[config.training.zero_stage])
-    overrides = load_recipe(name).get("training", {}).get("deepspeed", {}).get("zero_optimization", {})
-    assert result["zero_optimization"] == expected | overrides
-    assert result["train_batch_size"] == config.training.global_batch_size
-    per_rank = result["train_micro_batch_size_per_gpu"] * result["gradient_accumulation_steps"]
-    assert per_rank * config.world_size == config.training.global_batch_size
-    assert result["bf16"] == {"enabled": True}
-
-
 def test_a_users_deepspeed_settings_are_merged_key_by_key() -> None:
     overrides = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "gradient_clipping": 0.5}
     result = deepspeed_config(make_config("/out", training={"deepspeed": overrides}), 1)
     assert result["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert result["zero_optimization"]["stage"] == 1
     assert result["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trainable", "fitted"),
+    [
+        pytest.param(125_829_120, 125_829_120, id="adapter"),
+        pytest.param(31, 32, id="odd"),
+        pytest.param(2_000_000_000, 1_000_000_000, id="large model"),
+    ],
+)
+def test_no_bucket_is_larger_than_all_gradients(trainable: int, fitted: int) -> None:
+    for stage, keys in ((1, ("reduce_bucket_size", "allgather_bucket_size")), (3, ("reduce_bucket_size",))):
+        settings = deepspeed_config(make_config("/out", training={"zeroStage": stage}), 1)
+        result = fit_buckets(settings, trainable)
+        zero, usual = result["zero_optimization"], settings["zero_optimization"]
+        assert {**zero, **{key: usual[key] for key in keys}} == usual, "nothing else changes"
+        assert [zero[key] for key in keys] == [fitted] * len(keys)
+        assert zero.keys() == usual.keys()
+        assert {**result, "zero_optimization": usual} == settings
 
 
 def test_vectors_do_not_decay_unless_upstream_is_to_be_matched() -> None:

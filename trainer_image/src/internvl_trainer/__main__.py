@@ -14,6 +14,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
 
+from internvl_trainer import convert
 from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
@@ -29,6 +30,7 @@ examples:
   internvl-trainer run --config run.yaml --nproc 2    the same with two training processes
   internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
   internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
+  internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
 
@@ -137,6 +139,11 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 
         add_arguments(inspect)
         inspect.set_defaults(func=_inspect)
+    convert_parser = commands.add_parser(
+        "convert", help="a checkpoint to transformers' format, or back", epilog=convert.EXAMPLES, formatter_class=raw
+    )
+    convert.add_arguments(convert_parser)
+    convert_parser.set_defaults(func=convert.run)
     add_recipes_command(commands)
     add_estimate_command(commands)
     return parser

@@ -205,7 +205,7 @@ def trainable_report(model: ChatModel) -> TrainableReport:
     by_tower = dict.fromkeys(_TOWERS, (0, 0))
     for name, parameter in model.named_parameters():
         tower = next(tower for tower, prefixes in _TOWERS.items() if name.startswith(prefixes))
-        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = _count(parameter)
         trainable, total = by_tower[tower]
         by_tower[tower] = (trainable + count * parameter.requires_grad, total + count)
     return TrainableReport(
@@ -213,6 +213,12 @@ def trainable_report(model: ChatModel) -> TrainableReport:
         total=sum(total for _, total in by_tower.values()),
         by_tower=by_tower,
     )
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Elements of the weight that a parameter stands for: whole under ZeRO-3, unpacked where it is quantized."""
+    state = getattr(parameter, "quant_state", None)
+    return int(getattr(parameter, "ds_numel", parameter.numel()) if state is None else state.shape.numel())
 
 
 def native_name(name: str) -> str | None:

@@ -239,6 +239,9 @@ class ChatModel(nn.Module):
         """Recompute activations in the backward pass, in both towers."""
         if enabled:
             self.native.activation_checkpointing_enable({"use_reentrant": False})
+            # transformers makes embeddings require gradients, which re-entrant checkpointing needs; here it would only
+            # have a frozen vision tower keep its activations and be back-propagated for nothing.
+            self.native.disable_input_require_grads()
         else:
             self.native.activation_checkpointing_disable()
 

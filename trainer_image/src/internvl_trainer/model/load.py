@@ -40,8 +40,8 @@ __all__ = ["CheckpointError", "LoadedModel", "load_chat_model"]
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-UPSTREAM_CONFIG_FILE = "upstream_config.json"
-"""In a native directory: upstream's config.json of the same model, kept for the way back."""
+KEPT_FOLDER = "upstream"
+"""In a native directory: upstream's own files of the same model, config.json among them, kept for the way back."""
 _LATER = -1  # the image token's id, which the tokenizer knows
 _POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
 
@@ -59,6 +59,7 @@ class LoadedModel:
         template: name of the conversation template that the checkpoint was trained with.
         image_size: pixels of a tile's side; context_tokens: `<IMG_CONTEXT>` tokens for each tile.
         attn_implementation: what runs: flash_attention_2 | sdpa | eager.
+        is_native: the directory is in transformers' format, not in upstream's.
     """
 
     model: ChatModel
@@ -70,13 +71,20 @@ class LoadedModel:
     image_size: int
     context_tokens: int
     attn_implementation: str
+    is_native: bool
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A directory understood: its native config, and its tensors under native names."""
+class Source:
+    """A directory understood: its native config, and its tensors under native names.
+
+    Attributes:
+        is_native: written by transformers, not by upstream.
+        rename: a stream of the directory's tensors to the native model's.
+    """
 
     directory: Path
+    is_native: bool
     config: InternVLConfig
     architecture: Architecture
     upstream_config: dict[str, Any] | None
@@ -108,7 +116,7 @@ def load_chat_model(
         CheckpointError: with the file and what to do.
     """
     directory = Path(directory)
-    source = _open(directory)
+    source = open_checkpoint(directory)
     tokenizer = load_tokenizer(directory)
     changes: dict[str, Any] = {
         "image_size": image_size,
@@ -142,7 +150,15 @@ def load_chat_model(
         image_size=architecture.image_size,
         context_tokens=architecture.context_tokens,
         attn_implementation=attention,
+        is_native=source.is_native,
     )
+
+
+def check_checkpoint(source: Source, config: InternVLConfig) -> None:
+    """Raises CheckpointError unless the directory has exactly the tensors that `config` describes."""
+    with torch.device("meta"), no_init_weights():
+        native = InternVLForConditionalGeneration(config)
+    _check(source, {name: parameter.shape for name, parameter in native.named_parameters()}, resizable=False)
 
 
 def describe_checkpoint(directory: str | Path) -> Architecture:
@@ -156,11 +172,12 @@ def choose_attention() -> str:
     return "flash_attention_2" if has_flash else "sdpa"
 
 
-def _open(directory: Path) -> _Source:
+def open_checkpoint(directory: Path) -> Source:
+    """What a directory holds, from config.json and the weights' headers. Raises CheckpointError."""
     native, architecture, upstream = _read_config(directory)
     is_native = read_json(directory / CONFIG_FILE, missing="").get("model_type") == "internvl"
     rename = _current_names if is_native else partial(to_native, architecture=architecture)
-    return _Source(directory, native, architecture, upstream, list_tensors(directory), rename)
+    return Source(directory, is_native, native, architecture, upstream, list_tensors(directory), rename)
 
 
 def _read_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
@@ -183,7 +200,7 @@ def _config_problem(error: Exception) -> str:
 
 def _read_native_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:
     config = InternVLConfig.from_pretrained(directory)
-    kept = directory / UPSTREAM_CONFIG_FILE
+    kept = directory / KEPT_FOLDER / CONFIG_FILE
     upstream = read_json(kept, missing="") if kept.exists() else None
     return config, read_architecture(upstream) if upstream else _native_architecture(config, directory), upstream
 
@@ -241,7 +258,7 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
     return deepspeed.zero.Init(config_dict_or_path={**zero3_config, **precision})
 
 
-def _fill(native: InternVLForConditionalGeneration, source: _Source, dtype: torch.dtype, *, partitioned: bool) -> None:
+def _fill(native: InternVLForConditionalGeneration, source: Source, dtype: torch.dtype, *, partitioned: bool) -> None:
     """Give every parameter its tensor, checking names and shapes before any data is read."""
     shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
     _check(source, shapes)
@@ -269,7 +286,7 @@ def _fill_partitioned(parameter: nn.Parameter, tensor: torch.Tensor, lead: bool)
             parameter.copy_(tensor)
 
 
-def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
+def _check(source: Source, shapes: Mapping[str, torch.Size], *, resizable: bool = True) -> None:
     """Every parameter has a tensor of its shape, and no tensor is left over."""
     missing = set(shapes)
     for entry in source.entries:
@@ -288,7 +305,8 @@ def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
                     str(entry.file),
                 )
             missing.discard(name)
-            if tuple(tensor.shape) != tuple(shapes[name]) and not _is_resizable(name, tensor, shapes[name]):
+            fits = tuple(tensor.shape) == tuple(shapes[name])
+            if not fits and not (resizable and _is_resizable(name, tensor, shapes[name])):
                 raise CheckpointError(
                     "ShapeMismatch",
                     f"tensor {entry.name} has shape {list(entry.shape)}; config.json asks for {name} to be "
@@ -298,7 +316,7 @@ def _check(source: _Source, shapes: Mapping[str, torch.Size]) -> None:
                 )
     if missing:
         name = min(missing)
-        wanted = match_native(name, source.architecture.kind).upstream_name if source.upstream_config else name
+        wanted = match_native(name, source.architecture.kind).upstream_name if not source.is_native else name
         raise CheckpointError(
             "TensorMissing",
             f"tensor {wanted} is in no weight file ({len(missing)} of {len(shapes)} are missing); "

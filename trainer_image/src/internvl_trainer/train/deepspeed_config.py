@@ -26,6 +26,7 @@ _STAGE_3 = {
     "stage3_max_reuse_distance": 1_000_000_000,
     "stage3_gather_16bit_weights_on_model_save": True,
 }
+_ALLOCATED_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -49,6 +50,18 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     return merge(generated, training.deepspeed)
+
+
+def fit_buckets(settings: dict[str, Any], trainable: int) -> dict[str, Any]:
+    """The same settings with no bucket larger than all gradients together (`trainable` elements).
+
+    DeepSpeed makes its reduce buckets at full size whatever is trained: two of 2 GB each for an adapter of 50 MB. What
+    is reduced stays the same, as all gradients fit. stage3_prefetch_bucket_size allocates nothing, and stays.
+    """
+    whole = trainable + trainable % 2  # DeepSpeed wants an even allgather bucket
+    zero = settings["zero_optimization"]
+    fitted = {key: min(zero[key], whole) for key in _ALLOCATED_BUCKETS if isinstance(zero.get(key), int | float)}
+    return {**settings, "zero_optimization": {**zero, **fitted}}
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

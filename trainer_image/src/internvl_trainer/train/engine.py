@@ -12,8 +12,9 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.data.loader import Batch, Window, count_supervised
 from internvl_trainer.distributed import Group
+from internvl_trainer.model.adapters import trainable_report
 from internvl_trainer.model.chat_model import ChatModel
-from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.state import begin_optimizer_state
 
 
@@ -30,7 +31,7 @@ def build_engine(config: RunConfig, model: ChatModel, group: Group) -> Any:
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=deepspeed_config(config, group.world_size),
+        config=fit_buckets(deepspeed_config(config, group.world_size), trainable_report(model).trainable),
         dist_init_required=False,
     )
     begin_optimizer_state(engine)

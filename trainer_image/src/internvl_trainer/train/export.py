@@ -21,7 +21,7 @@ from internvl_trainer.model.adapters import native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
-from internvl_trainer.model.load import LoadedModel
+from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
 """Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
@@ -52,10 +52,12 @@ def export_model(
         return
     directory.mkdir(parents=True)
     _carry_over(base, directory)
-    if loaded.upstream_config is None:
+    if loaded.upstream_config is not None:
+        kept = directory / KEPT_FOLDER if loaded.is_native else directory
+        _write_config(loaded.upstream_config, config, loaded, kept)
+    if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
     else:
-        _write_config(loaded.upstream_config, config, loaded, directory)
         yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
     yield from _files(directory)
 

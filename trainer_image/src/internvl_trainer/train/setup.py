@@ -20,6 +20,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.load import LoadedModel, load_chat_model
+from internvl_trainer.model.quantize import check_quantization, quantize_language_model
 from internvl_trainer.train.deepspeed_config import deepspeed_config
 from internvl_trainer.train.engine import build_engine
 
@@ -67,10 +68,14 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
     """Fetch, load and build. Raises UserError for what the user must mend."""
     training = config.training
     check_batch(config, group.world_size)
+    if config.lora.quantize is not None:
+        check_quantization(group.device)
     reporter.doing("fetching the model")
     base = fetch_directory(config.model.source, field="spec.model.source")
     reporter.doing("loading the model")
     loaded = load_model(config, base, group)
+    if config.lora.quantize is not None:
+        quantize_language_model(loaded.model, group.device)
     report = apply_method(
         loaded.model, config.method, freeze=freeze(config), lora=lora_settings(config), seed=training.seed
     )
@@ -137,6 +142,7 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
         language_alpha=lora.language_alpha,
         vision_alpha=lora.vision_alpha,
         dropout=lora.dropout,
+        use_dora=lora.dora,
     )
 
 

@@ -1,0 +1,64 @@
+"""QLoRA: the language model's frozen weights in 4 bits, by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from .chat_model import ChatModel
+
+_FIELD = "spec.lora.quantize"
+
+
+def check_quantization(device: torch.device) -> None:
+    """Raises UserError where weights in 4 bits cannot be had, before a model is loaded for it."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "QuantizeNotPossible",
+            "found nf4, but this image has no bitsandbytes; use one built with EXTRAS=qlora "
+            "(pip install 'internvl-trainer[qlora]'), or leave quantize out",
+            _FIELD,
+        )
+    if device.type != "cuda":
+        raise UserError(
+            "QuantizeNotPossible",
+            f"found nf4 on {device.type}; weights in 4 bits need a GPU, set gpusPerWorker or leave quantize out",
+            _FIELD,
+        )
+
+
+def quantize_language_model(model: ChatModel, device: torch.device) -> None:
+    """Replace the decoder's linear layers, in place, by layers of NF4 weights on `device`, one at a time.
+
+    Embeddings, norms, the head, the projector and the vision tower stay as they are. What a layer computes with is the
+    dtype that its weights had. To be called before adapters are put in, which then are PEFT's for 4-bit layers.
+    """
+    from bitsandbytes.nn import Linear4bit  # type: ignore[import-not-found]  # an extra
+
+    for name, module in list(model.language_model.layers.named_modules()):
+        if type(module) is nn.Linear:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.language_model.layers.get_submodule(owner), leaf, _quantized(module, Linear4bit, device))
+    model.native.is_loaded_in_4bit = True  # where PEFT looks, to choose its own layers
+
+
+def _quantized(linear: nn.Linear, make: type[nn.Module], device: torch.device) -> nn.Module:
+    from bitsandbytes.nn import Params4bit
+
+    layer = make(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=linear.weight.dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+        device="meta",
+    )
+    layer.weight = Params4bit(
+        linear.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
+    )
+    layer.bias = linear.bias
+    return layer.to(device)  # quantizes on the way

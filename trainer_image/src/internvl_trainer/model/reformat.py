@@ -1,0 +1,179 @@
+"""A checkpoint directory in the other format, and back with the same files: upstream's <-> transformers' own (hf).
+
+The hf directory loads with plain `AutoModelForImageTextToText` and `AutoTokenizer`. Upstream's own files (config.json,
+tokenizer, *.py) lie in its folder `upstream/`, byte for byte, for the way back. No code among them is ever run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import UserError
+from .checkpoint_format import UnsupportedArchitecture, native_config, read_architecture
+from .checkpoint_format.files import INDEX_FILE, CheckpointError, TensorEntry, read_json
+from .checkpoint_format.shards import (
+    Planned,
+    plan_native,
+    plan_upstream,
+    split_as_before,
+    split_by_size,
+    write_shards,
+)
+from .load import CONFIG_FILE, KEPT_FOLDER, Source, check_checkpoint, open_checkpoint
+from .tokenizer import CONTEXT_TOKEN, load_tokenizer
+
+Format = Literal["upstream", "hf"]
+
+SHARD_SIZE = 5_000_000_000
+GENERATION_CONFIG = "generation_config.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: tensors, their bytes, and the files of weights."""
+
+    tensors: int
+    nbytes: int
+    files: tuple[str, ...]
+
+
+def convert_checkpoint(
+    source: Path, target: Path, to: Format, *, shard_size: int | None = None, base: Path | None = None
+) -> Converted:
+    """Write `source` in the other format to `target`, which appears when it is whole.
+
+    Args:
+        shard_size: bytes of a weight file; None: 5 GB, or on the way back the files that upstream had.
+        base: for an hf directory that does not keep upstream's files: a directory in upstream's format of the same
+            model, whose config.json, tokenizer and *.py are taken.
+
+    Raises:
+        UserError: the directories cannot be used, with the file and what to do.
+    """
+    _check_target(target)
+    opened = open_checkpoint(source)
+    if opened.is_native == (to == "hf"):
+        found = "hf" if opened.is_native else "upstream"
+        raise UserError("SameFormat", f"is in the {found} format already; there is nothing to convert", str(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        unfinished.chmod(0o755)
+        if to == "hf":
+            done = _to_hf(opened, unfinished, shard_size or SHARD_SIZE)
+        else:
+            done = _to_upstream(opened, unfinished, shard_size, base)
+        unfinished.replace(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return done
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError("TargetExists", "is a file; name a directory that is empty or not there", str(target))
+    if target.is_dir() and (names := sorted(path.name for path in target.iterdir())):
+        raise UserError(
+            "TargetNotEmpty",
+            f"found {len(names)} entries, such as {names[0]}; name a directory that is empty or not there",
+            str(target),
+        )
+
+
+def _to_hf(source: Source, target: Path, shard_size: int) -> Converted:
+    if source.architecture.pixel_shuffle_version != "v2":
+        raise UserError(
+            "NotExpressible",
+            f"ps_version is {source.architecture.pixel_shuffle_version!r}; transformers' InternVL knows only the pixel "
+            f"shuffle 'v2' and would compute something else. Keep this model in upstream's format",
+            str(source.directory / CONFIG_FILE),
+        )
+    tokenizer = load_tokenizer(source.directory)
+    config: Any = source.config
+    config.image_token_id = int(tokenizer.get_vocab()[CONTEXT_TOKEN])
+    config.architectures = ["InternVLForConditionalGeneration"]
+    config.dtype = config.vision_config.dtype = config.text_config.dtype = _main_dtype(source.entries)
+    check_checkpoint(source, config)
+    planned = plan_native(source.entries, source.architecture)
+    done = _write(split_by_size(planned, shard_size), source, target)
+    tokenizer.save_pretrained(target)
+    _copy_files(source.directory, target / KEPT_FOLDER)
+    if (source.directory / GENERATION_CONFIG).exists():
+        shutil.copyfile(source.directory / GENERATION_CONFIG, target / GENERATION_CONFIG)
+    config.save_pretrained(target)
+    return done
+
+
+def _to_upstream(source: Source, target: Path, shard_size: int | None, base: Path | None) -> Converted:
+    kept = base or source.directory / KEPT_FOLDER
+    if base is None and not (kept / CONFIG_FILE).exists():
+        raise UserError(
+            "UpstreamFilesMissing",
+            f"there is no {KEPT_FOLDER}/{CONFIG_FILE} in it, which `convert --to hf` keeps; give --base a directory in "
+            f"upstream's format of the same model, for its config.json, tokenizer and *.py",
+            str(source.directory),
+        )
+    path = kept / CONFIG_FILE
+    upstream = read_json(path, missing="give --base a checkpoint's directory in upstream's format")
+    try:
+        architecture, config = read_architecture(upstream), native_config(upstream, image_token_id=-1)
+    except (UnsupportedArchitecture, KeyError, ValueError) as error:
+        raise CheckpointError("UnsupportedArchitecture", str(error), str(path)) from error
+    load_tokenizer(kept)  # says which of its files is absent
+    source = replace(source, architecture=architecture)
+    check_checkpoint(source, config)
+    entries = {
+        name: entry
+        for entry in source.entries
+        for name, _ in source.rename([(entry.name, torch.empty(0, device="meta"))])
+    }
+    planned = plan_upstream(entries, architecture)
+    done = _write(_upstream_files(planned, kept, shard_size), source, target)
+    _copy_files(kept, target)
+    return done
+
+
+def _upstream_files(planned: Sequence[Planned], kept: Path, shard_size: int | None) -> Mapping[str, Sequence[Planned]]:
+    """The files that upstream had, where its index is kept and no size is asked for."""
+    if shard_size is None and (kept / INDEX_FILE).exists():
+        weight_map = read_json(kept / INDEX_FILE, missing="").get("weight_map")
+        if isinstance(weight_map, dict) and all(_is_plain(file) for file in weight_map.values()):
+            files = split_as_before(planned, weight_map)
+            if files is not None:
+                return files
+    return split_by_size(planned, shard_size or SHARD_SIZE)
+
+
+def _is_plain(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+
+
+def _write(files: Mapping[str, Sequence[Planned]], source: Source, target: Path) -> Converted:
+    written = tuple(write_shards(files, source.architecture, target))
+    tensors = [tensor for planned in files.values() for tensor in planned]
+    return Converted(len(tensors), sum(tensor.nbytes for tensor in tensors), written)
+
+
+def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
+    return Counter(entry.dtype for entry in entries).most_common(1)[0][0]
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """What is not weights, byte for byte; an index that has been written already stays as it is."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not path.is_file() or hidden or path.suffix in _WEIGHT_SUFFIXES or (target / name).exists():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
