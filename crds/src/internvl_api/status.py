@@ -9,7 +9,7 @@ from internvl_api.base import ApiModel
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "train", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
-ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed"]
+ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
 
 
 class _Answer(ApiModel):
@@ -98,7 +98,8 @@ class InternVLFineTuneStatus(_Answer):
     retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
     failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
     run_digest: str | None = Field(
-        None, description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again"
+        None,
+        description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",
     )
 
 
