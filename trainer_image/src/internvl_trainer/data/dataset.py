@@ -17,6 +17,7 @@ from .rows import Row, image_fields, images_of, media_path, place_marks, video_o
 from .tiling import (
     JPEG_QUALITIES,
     ImageProblem,
+    as_image,
     blank_tile,
     cut_tiles,
     decode_image,
@@ -178,12 +179,12 @@ def build_sample(
     settings = settings_for(dataset, settings)
     groups = _read_media(row, dataset, settings, open_media, rng)
     encoded = encode_row(row, [len(group) for group in groups], settings, tokenizer)
-    tiles = [tile for group in groups for tile in group]
+    tiles = np.concatenate(groups) if groups else stack_tiles([blank_tile(settings.image_size)])
     return Sample(
         input_ids=encoded.input_ids,
         labels=encoded.labels,
-        tiles=stack_tiles(tiles or [blank_tile(settings.image_size)]),
-        image_flags=np.full(max(1, len(tiles)), 1 if tiles else 0, np.int64),
+        tiles=tiles,
+        image_flags=np.full(len(tiles), 1 if groups else 0, np.int64),
         findings=encoded.findings,
     )
 
@@ -229,12 +230,12 @@ def _read_media(
     settings: SampleSettings,
     open_media: OpenMedia,
     rng: np.random.Generator | None,
-) -> list[list[Image.Image]]:
-    """Tiles of each image or frame, in the order of the row."""
+) -> list[np.ndarray]:
+    """(n, 3, S, S) tiles of each image or frame, in the order of the row."""
     augment = rng if dataset.data_augment else None
     if video := video_of(row):
         data = fetch_media(dataset.root, video, "video", open_media)
-        return [[_fit(frame, settings, augment)] for frame in _frames(data, row, settings, rng)]
+        return [stack_tiles([_fit(frame, settings, augment)]) for frame in _frames(data, row, settings, rng)]
     paths = images_of(row)
     limit = max(1, settings.max_tiles // max(1, len(paths)))
     groups = []
@@ -276,11 +277,11 @@ def _frames(data: bytes, row: Row, settings: SampleSettings, rng: np.random.Gene
 
 def _tiles(
     image: Image.Image, settings: SampleSettings, max_tiles: int, augment: np.random.Generator | None
-) -> list[Image.Image]:
+) -> np.ndarray:
     if not settings.dynamic_tiles:
-        return [_fit(image, settings, augment)]
+        return stack_tiles([_fit(image, settings, augment)])
     tiles = cut_tiles(image, settings.image_size, settings.min_tiles, max_tiles, thumbnail=settings.thumbnail)
-    return [_fit(tile, settings, augment) for tile in tiles]
+    return tiles if augment is None else stack_tiles([_fit(as_image(tile), settings, augment) for tile in tiles])
 
 
 def _fit(image: Image.Image, settings: SampleSettings, augment: np.random.Generator | None) -> Image.Image:
