@@ -19,7 +19,7 @@ from ivft_cluster.s3 import S3Server
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "cache"))
     sources._cache.cache_clear()
-    sources._storage.cache_clear()
+    sources._open.cache_clear()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import BadFile, UserError
 from .conversation import IMAGE_CONTEXT, EncodedRow, encode
 from .findings import Finding
 from .rows import Row, image_fields, images_of, media_path, place_marks, video_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OpenMedia = Callable[[str, str], bytes]
-"""(root, relative path) -> the file's bytes; raises FileNotFoundError."""
+"""(root, relative path) -> the file's bytes; raises FileNotFoundError, or BadFile."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _read_media(
 
 
 def fetch_media(root: str, relative: str, name: str, open_media: OpenMedia) -> bytes:
-    """A file of a row. Raises RowError (PathLeavesRoot, ImageMissing, VideoMissing) for the field `name`."""
+    """A file of a row. Raises RowError (PathLeavesRoot, …Missing, …Unreadable) for the field `name`."""
     kind = "Video" if name == "video" else "Image"
     try:
         path = media_path(relative)
@@ -259,6 +259,8 @@ def fetch_media(root: str, relative: str, name: str, open_media: OpenMedia) -> b
         return open_media(root, path)
     except FileNotFoundError as error:
         raise RowError.single(f"{kind}Missing", f"{relative} is not below {root}", name) from error
+    except BadFile as error:
+        raise RowError.single(f"{kind}Unreadable", error.message, name) from error
 
 
 def _frames(data: bytes, row: Row, settings: SampleSettings, rng: np.random.Generator | None) -> list[Image.Image]:
