@@ -60,6 +60,11 @@ def test_meta_as_upstream_writes_it() -> None:
         pytest.param(
             "{}", "meta.json: expected an object of the form {name: {root, annotation, ...}}", id="no datasets"
         ),
+        pytest.param(
+            '{"a": {"root": "x", "annotation": "y"}, "a": {"root": "z", "annotation": "y"}}',
+            "meta.json: found 'a' twice; rename or remove one",
+            id="one name for two datasets",
+        ),
         pytest.param('{"a": 1}', "meta.json: a: expected an object, found int", id="entry is a number"),
         pytest.param(
             '{"a": {"root": "x"}}',

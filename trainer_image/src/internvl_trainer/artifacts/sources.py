@@ -166,10 +166,14 @@ def _commit(repo: hub.Repository) -> str:
 
 
 def _read_inside(root: Path, name: str) -> bytes:
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name longer than the file system's, or links in a circle
+        raise FileNotFoundError(f"{root}/{name}") from error
     if not path.is_relative_to(root.resolve()):
         raise BadFile("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
-    if not path.is_file():
+    if not found:
         raise FileNotFoundError(path)
     try:
         return path.read_bytes()

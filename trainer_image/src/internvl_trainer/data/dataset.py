@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +117,7 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
         UserError: naming the dataset and the field.
     """
     try:
-        meta = json.loads(text)
+        meta = json.loads(text, object_pairs_hook=partial(_unique, path))
     except json.JSONDecodeError as error:
         raise UserError(
             "InvalidMeta", f"not valid JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}"
@@ -123,6 +125,15 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
     if not isinstance(meta, dict) or not meta:
         raise UserError("InvalidMeta", "expected an object of the form {name: {root, annotation, ...}}", path)
     return [_describe(name, entry, path) for name, entry in meta.items()]
+
+
+def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON keeps the last of two equal names, and a dataset would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise UserError("InvalidMeta", f"found {twice!r} twice; rename or remove one", path)
+    return found
 
 
 def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
