@@ -35,6 +35,7 @@ def test_everything_has_a_default() -> None:
         pytest.param("worker_threads", "16", 16, id="number"),
         pytest.param("progress_interval_seconds", "0.5", 0.5, id="seconds"),
         pytest.param("cache_host_path", "/mnt/x", "/mnt/x", id="path"),
+        pytest.param("gpu_memory", "80Gi", "80Gi", id="memory"),
         pytest.param(
             "stage_resources", json.dumps({"limits": {"cpu": "1"}}), {"limits": {"cpu": "1"}}, id="json-resources"
         ),
@@ -52,6 +53,7 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
         pytest.param("metrics_port", "70000", id="no-such-port"),
         pytest.param("stage_resources", "{cpu: 1", id="not-json"),
         pytest.param("cache_host_path", "relative", id="relative-path"),
+        pytest.param("gpu_memory", "80 gigs", id="no amount of memory"),
         pytest.param("image_pull_policy", "Sometimes", id="no-such-policy"),
         pytest.param("retry_base_seconds", "-1", id="negative"),
     ],

@@ -20,12 +20,13 @@ Precision = Literal["bf16", "fp32"]
 KubernetesObject = dict[str, Any]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://[^/]+/[^/@]+(@[A-Za-z0-9._/-]+)?|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
 OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
 SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 Source = Annotated[
-    str, Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, pvc:// or a path")
+    str,
+    Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path"),
 ]
 
 
@@ -48,7 +49,9 @@ class Dataset(ApiModel):
     """One annotation file and its media root: an entry of upstream's meta JSON."""
 
     annotation: Source = Field(description="JSONL file, one conversation a line")
-    root: Source | None = Field(None, description="Where relative media paths start; default: the annotation's folder")
+    root: Source | None = Field(
+        None, description="Folder or archive (.zip, .tar, .tar.gz) of the media; default: the annotation's"
+    )
     repeat_time: float = Field(1.0, gt=0.0, description="Below 1 keeps the FIRST part of the rows, as upstream does")
     data_augment: bool = False
     max_dynamic_patch: int | None = Field(None, ge=1, le=64, description="Overrides image.maxDynamicPatch")

@@ -9,7 +9,7 @@ from internvl_api.base import ApiModel
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "train", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
-ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed"]
+ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
 
 
 class _Answer(ApiModel):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from internvl_api.quantity import parse_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from internvl_operator.core.options import Options
@@ -46,6 +47,10 @@ class Settings(BaseModel):
     cache_host_path: str | None = Field(
         None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
     )
+    gpu_memory: str | None = Field(
+        None,
+        description="Of one GPU, such as 80Gi; runs that will not fit then get MemoryEstimate=False",
+    )
     progress_interval_seconds: Seconds = Field(5.0, description="Between two questions to a job's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Questions under way at the same time")
     retry_base_seconds: Seconds = Field(
@@ -76,6 +81,13 @@ class Settings(BaseModel):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("gpu_memory")
+    @classmethod
+    def _amount(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """Read the process environment (or `env`). Raises SettingsError naming the variable."""
@@ -94,6 +106,7 @@ class Settings(BaseModel):
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
             cache_host_path=self.cache_host_path,
+            gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
             retry_base=self.retry_base_seconds,

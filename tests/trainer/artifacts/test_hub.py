@@ -1,93 +1,192 @@
-"""Checkpoints from the Hub, asked of a local stand-in."""
+"""hf:// against a stand-in of the Hub's API (see web_server.py); the client is huggingface_hub itself."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trainer.artifacts.hub import Hub
-from trainer.runs import environment
+from trainer.artifacts.web_server import COMMIT, HubStandIn, serving
 
-FILES = {
-    "config.json": b"{}",
-    "model.safetensors": b"weights",
-    "pytorch_model.bin": b"a pickle",
-    "tokenizer.model": b"tokens",
-}
+URI = "hf://team/tiny@main"
+WEIGHTS = bytes(range(256)) * 8000  # 2 MB
+DENIED = (
+    "not found, or not open to this token; check the name, accept the model's terms on the Hub, and put a token into "
+    "the Secret spec.secrets.huggingFace (key HF_TOKEN)"
+)
 
-# In a process of its own, as huggingface_hub reads its endpoint while it is imported.
-_ASK = """
-import sys
-from internvl_trainer.artifacts.sources import fetch_directory, list_directory
+# huggingface_hub reads its settings when it is imported, as it does in a pod: each use is a process of its own.
+_CLIENT = """
+import json, sys
+from internvl_trainer.artifacts import sources
 from internvl_trainer.errors import UserError
 try:
-    if sys.argv[2] == "list":
-        print(sorted(list_directory(sys.argv[1], field="spec.model.source")))
-    else:
-        folder = fetch_directory(sys.argv[1], field="spec.model.source", weights=sys.argv[2] == "all")
-        print(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+    name, arguments = json.loads(sys.argv[1])
+    found = getattr(sources, name)(*arguments["positional"], **arguments["named"])
+    print(json.dumps({"found": found.decode() if isinstance(found, bytes) else str(found)}))
+except FileNotFoundError as error:
+    print(json.dumps({"absent": str(error)}))
 except UserError as error:
-    print(type(error).__name__, error.reason, error)
+    print(json.dumps({"kind": type(error).__name__, "reason": error.reason, "message": str(error)}))
 """
 
 
-def ask(hub: Hub, uri: str, what: str, tmp_path: Path, **variables: str) -> str:
-    with hub.serve() as endpoint:
-        env = environment(tmp_path, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub"), **variables)
-        done = subprocess.run(
-            [sys.executable, "-c", _ASK, uri, what], env=env, capture_output=True, text=True, timeout=120, check=False
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture
+def hub() -> Iterator[HubStandIn]:
+    made = HubStandIn()
+    made.files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "pytorch_model.bin": b"pickle"}
+    with serving(made):
+        yield made
 
 
-def test_a_snapshot_comes_without_pickles_and_only_once(tmp_path: Path) -> None:
-    hub = Hub(FILES)
-    expected = str(["config.json", "model.safetensors", "tokenizer.model"])
-    assert ask(hub, "hf://owner/model@main", "all", tmp_path) == expected
-    assert sorted(hub.downloaded) == ["config.json", "model.safetensors", "tokenizer.model"]
-    assert ask(hub, "hf://owner/model@main", "all", tmp_path) == expected
-    assert len(hub.downloaded) == 3
+class Client:
+    """Calls a function of `sources` in a new process."""
+
+    def __init__(self, hub: HubStandIn, folder: Path) -> None:
+        self._env = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(folder / "hf"),
+            "INTERNVL_CACHE": str(folder / "cache"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        self._env.pop("HF_TOKEN", None)
+
+    def __call__(self, function: str, *positional: str, token: str | None = None, **named: object) -> dict[str, str]:
+        call = json.dumps([function, {"positional": positional, "named": named}])
+        env = self._env if token is None else {**self._env, "HF_TOKEN": token}
+        done = subprocess.run([sys.executable, "-c", _CLIENT, call], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def model(self, uri: str = URI, **options: object) -> dict[str, str]:
+        """fetch_directory of a checkpoint."""
+        token = options.pop("token", None)
+        return self("fetch_directory", uri, token=token, field="spec.model.source", **options)  # type: ignore[arg-type]
 
 
-def test_preflight_takes_no_weights_but_sees_their_names(tmp_path: Path) -> None:
-    hub = Hub(FILES)
-    assert ask(hub, "hf://owner/model", "small", tmp_path) == str(["config.json", "tokenizer.model"])
-    assert "model.safetensors" in ask(hub, "hf://owner/model", "list", tmp_path)
-    assert "model.safetensors" not in hub.downloaded
+@pytest.fixture
+def client(hub: HubStandIn, tmp_path: Path) -> Client:
+    return Client(hub, tmp_path)
 
 
-def test_the_token_of_the_environment_is_used(tmp_path: Path) -> None:
-    hub = Hub(FILES, token="hf_right")
-    assert "config.json" in ask(hub, "hf://owner/model", "all", tmp_path, HF_TOKEN="hf_right")
+def test_a_repository_comes_without_pickles_and_only_once(hub: HubStandIn, client: Client) -> None:
+    folder = Path(client.model()["found"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "config.json": b"{}",
+        "model.safetensors": WEIGHTS,
+    }
+    asked = len(hub.requests)
+    assert client.model()["found"] == str(folder)
+    assert [request.path for request in hub.requests[asked:]] == ["/api/models/team/tiny/revision/main"]
 
 
-NOT_OPEN = "AccessDenied AccessDenied spec.model.source: {}: not found, or not open to this token"
+def test_a_commit_that_is_cached_needs_no_hub(hub: HubStandIn, client: Client) -> None:
+    folder = client.model(f"hf://team/tiny@{COMMIT}")["found"]
+    asked = len(hub.requests)
+    assert client.model(f"hf://team/tiny@{COMMIT}")["found"] == folder
+    assert len(hub.requests) == asked
+
+
+def test_preflight_takes_no_weights(hub: HubStandIn, client: Client) -> None:
+    folder = Path(client.model(weights=False)["found"])
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert not [request for request in hub.requests if request.path.endswith("model.safetensors")]
+
+
+def test_a_broken_connection_is_gone_on_with(hub: HubStandIn, client: Client) -> None:
+    hub.files["model.safetensors"] = WEIGHTS * 12  # the client keeps what has come in pieces of 10 MB
+    hub.cuts["model.safetensors"] = [22_000_000]
+    folder = Path(client.model()["found"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS * 12
+    asked = [
+        request for request in hub.requests if request.method == "GET" and request.path.endswith("model.safetensors")
+    ]
+    assert asked[0].range is None
+    assert asked[1].range is not None
+    assert int(asked[1].range.removeprefix("bytes=").rstrip("-")) >= 10_000_000
 
 
 @pytest.mark.parametrize(
-    ("uri", "token", "expected"),
+    "name", [pytest.param("model.safetensors", id="sha256"), pytest.param("config.json", id="git")]
+)
+def test_other_bytes_than_the_hubs_digest_are_refused_and_fetched_again(
+    hub: HubStandIn, client: Client, name: str
+) -> None:
+    hub.files["config.json"] = b'{"a": 1}'
+    hub.corrupt = {name}
+    answer = client.model()
+    assert (answer["kind"], answer["reason"]) == ("Unavailable", "DownloadCorrupt")
+    assert answer["message"].startswith(f"spec.model.source: {URI}: {name} has digest ")
+    assert answer["message"].endswith("; try again")
+    hub.corrupt = set()
+    assert (Path(client.model()["found"]) / name).read_bytes() == hub.files[name]
+
+
+def test_what_a_failed_attempt_brought_is_not_fetched_again(hub: HubStandIn, client: Client) -> None:
+    hub.corrupt = {"config.json"}
+    hub.files["config.json"] = b'{"a": 1}'
+    client.model()
+    hub.corrupt = set()
+    client.model()
+    whole = [
+        request for request in hub.requests if request.method == "GET" and request.path.endswith("model.safetensors")
+    ]
+    assert len(whole) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "token", "kind", "message"),
     [
-        pytest.param("hf://owner/model", "hf_wrong", NOT_OPEN.format("hf://owner/model"), id="gated"),
-        pytest.param("hf://owner/other", "hf_right", NOT_OPEN.format("hf://owner/other"), id="no such repository"),
+        pytest.param(URI, None, "AccessDenied", f"{URI}: {DENIED}", id="no token"),
+        pytest.param(URI, "hf_wrong", "AccessDenied", f"{URI}: {DENIED}", id="another token"),
         pytest.param(
-            "hf://owner/model@v9",
+            "hf://team/none", "hf_right", "AccessDenied", f"hf://team/none: {DENIED}", id="no such repository"
+        ),
+        pytest.param(
+            "hf://team/tiny@v9",
             "hf_right",
-            "UserError NotFound spec.model.source: hf://owner/model@v9: no revision 'v9' in that repository",
+            "UserError",
+            "hf://team/tiny@v9: no revision 'v9' in that repository",
             id="no such revision",
+        ),
+        pytest.param(
+            "hf://team",
+            "hf_right",
+            "UserError",
+            "found 'hf://team', expected hf://owner/repository@revision",
+            id="no repository",
         ),
     ],
 )
-@pytest.mark.parametrize("what", ["list", "all"])
-def test_what_a_user_reads_when_the_hub_refuses(uri: str, token: str, expected: str, what: str, tmp_path: Path) -> None:
-    assert expected in ask(Hub(FILES, token="hf_right"), uri, what, tmp_path, HF_TOKEN=token)
+def test_what_the_hub_refuses(
+    hub: HubStandIn, client: Client, uri: str, token: str | None, kind: str, message: str
+) -> None:
+    hub.token = "hf_right"
+    answer = client.model(uri, token=token)
+    assert (answer["kind"], answer["message"]) == (kind, f"spec.model.source: {message}")
 
 
-def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
-    env = environment(tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hub"))
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK, "hf://owner/model", "all"], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.startswith("Unavailable HubUnavailable spec.model.source: hf://owner/model"), done.stderr
+def test_the_token_opens_a_gated_repository(hub: HubStandIn, client: Client) -> None:
+    hub.token = "hf_right"
+    assert "found" in client.model(token="hf_right")
+
+
+def test_a_hub_that_is_down_is_unavailable(client: Client) -> None:
+    client._env["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    answer = client.model()
+    assert (answer["kind"], answer["reason"]) == ("Unavailable", "HubUnavailable")
+
+
+def test_files_and_media_of_a_dataset(hub: HubStandIn, client: Client) -> None:
+    hub.files |= {"rows.jsonl": b"{}\n", "images/a.jpg": b"picture"}
+    found = client("fetch_file", "hf://datasets/team/tiny@main/rows.jsonl", field="data.x.annotation")["found"]
+    assert Path(found).read_bytes() == b"{}\n"
+    root = "hf://datasets/team/tiny@main/images"
+    assert client("open_media", root, "a.jpg") == {"found": "picture"}
+    assert client("open_media", root, "none.jpg") == {"absent": f"{root}/none.jpg"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import sources
-from internvl_trainer.artifacts.cache import Cache
+from internvl_trainer.artifacts.cache import Cache, digest_of
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from ivft_cluster.s3 import S3Server
@@ -19,7 +19,7 @@ from ivft_cluster.s3 import S3Server
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "cache"))
     sources._cache.cache_clear()
-    sources._storage.cache_clear()
+    sources._open.cache_clear()
 
 
 @pytest.fixture
@@ -160,6 +160,22 @@ def test_the_oldest_entries_make_room_and_used_folders_stay(tmp_path: Path) -> N
     left = [entry for entry in (tmp_path / "entries").iterdir() if entry != held]
     assert len(left) == 3  # 400 + 3 x 200 fit into 1000
     assert sorted(int(entry.stat().st_mtime) for entry in left) == [4, 5, 6]
+
+
+def test_what_a_killed_download_left_goes_after_days_and_not_before(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 30)
+
+    def breaks(folder: Path) -> None:
+        (folder / "half").write_text("1")
+        raise ConnectionError
+
+    for name in ("old", "new"):
+        with pytest.raises(ConnectionError):
+            cache.folder(name, breaks)
+    long_ago = time.time() - 30 * 24 * 3600
+    os.utime(tmp_path / "partial" / digest_of("old"), (long_ago, long_ago))
+    cache.evict()
+    assert [path.name for path in (tmp_path / "partial").iterdir()] == [digest_of("new")]
 
 
 def test_the_cache_keeps_its_bound_by_itself(tmp_path: Path) -> None:

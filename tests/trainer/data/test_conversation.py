@@ -61,6 +61,12 @@ def test_image_marks_become_tokens_for_their_own_tiles_in_order() -> None:
     assert f"<img>{context * 12}</img> and <img>{context * 4}</img>" in text
 
 
+def test_a_context_token_that_the_row_itself_writes_is_kept_beside_the_images() -> None:
+    row = encode_for("Hermes-2", turns(("human", "<image><IMG_CONTEXT> is odd"), ("gpt", "yes")), tiles_per_image=[2])
+    context = "<IMG_CONTEXT>"
+    assert f"<img>{context * 8}</img>{context} is odd" in text_of("Hermes-2", row.input_ids)
+
+
 def test_a_text_only_row_keeps_its_marks_as_text() -> None:
     row = encode_for("Hermes-2", turns(("human", "what does <image> mean"), ("gpt", "yes")))
     assert "<image>" in text_of("Hermes-2", row.input_ids)

@@ -1,12 +1,15 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from golden import DATASET, GOLDEN, ROWS, checkpoint, read_file, settings, tokenizer_of
 from internvl_trainer.data.collate import collate
 from internvl_trainer.data.dataset import DatasetDescription, RowError, Sample, build_sample, read_meta
+from internvl_trainer.data.datasets import describe_datasets
 from internvl_trainer.errors import UserError
+from trainer.runs import make_config
 
 IMAGES = ["images/wide.png", "images/tall.png", "images/square.jpg"]
 
@@ -60,6 +63,11 @@ def test_meta_as_upstream_writes_it() -> None:
         pytest.param(
             "{}", "meta.json: expected an object of the form {name: {root, annotation, ...}}", id="no datasets"
         ),
+        pytest.param(
+            '{"a": {"root": "x", "annotation": "y"}, "a": {"root": "z", "annotation": "y"}}',
+            "meta.json: found 'a' twice; rename or remove one",
+            id="one name for two datasets",
+        ),
         pytest.param('{"a": 1}', "meta.json: a: expected an object, found int", id="entry is a number"),
         pytest.param(
             '{"a": {"root": "x"}}',
@@ -103,6 +111,14 @@ def test_broken_meta(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read_meta(text, "meta.json")
     assert str(caught.value) == message
+
+
+def test_a_meta_that_is_no_text_is_said_so(tmp_path: Path) -> None:
+    meta = tmp_path / "meta.json"
+    meta.write_bytes(b'{"\xff": {}}')
+    with pytest.raises(UserError) as caught:
+        describe_datasets(make_config(str(tmp_path / "out"), data={"meta": str(meta)}))
+    assert str(caught.value) == f"{meta}: not valid UTF-8 (byte 2)"
 
 
 @pytest.mark.parametrize(

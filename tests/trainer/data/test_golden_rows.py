@@ -24,7 +24,9 @@ def test_ids_labels_flags_and_pixels_equal_upstreams(case: str, row: int) -> Non
 
 @pytest.mark.parametrize(("case", "row"), [param for param in ALL_ROWS if param.values not in LOST_UPSTREAM])
 def test_default_labels_equal_upstreams_where_upstream_loses_nothing(case: str, row: int) -> None:
-    np.testing.assert_array_equal(sample(case, row, compat="default").labels, arrays(case)[f"s{row}.labels"])
+    made = sample(case, row, compat="default")
+    np.testing.assert_array_equal(made.input_ids, arrays(case)[f"s{row}.input_ids"])
+    np.testing.assert_array_equal(made.labels, arrays(case)[f"s{row}.labels"])
 
 
 @pytest.mark.parametrize(("case", "row"), LOST_UPSTREAM)

@@ -5,10 +5,12 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from golden import DATASET, GOLDEN, checkpoint, read_file, settings, tokenizer_of
+from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset import DatasetDescription
 from internvl_trainer.data.findings import Finding
 from internvl_trainer.data.index import RowIndex
@@ -39,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checker(root: Path, **changes: object) -> Checker:
     dataset = DatasetDescription("shop", str(root), "rows.jsonl")
     return Checker(
-        dataset, settings("Hermes-2", compat="default", **changes), read_file, tokenizer_of(checkpoint("qwen2"))
+        dataset, settings("Hermes-2", compat="default", **changes), open_media, tokenizer_of(checkpoint("qwen2"))
     )
 
 
@@ -49,7 +51,14 @@ BROKEN = [
     ("InvalidJson", "not valid JSON: Expecting ',' delimiter (column 11)", '{"id": 1  "image": "a"}'),
     ("InvalidJson", "not valid JSON: Expecting value (column 1)", "hello"),
     ("InvalidJson", "not valid UTF-8 (byte 8)", b'{"id": "\xff"}'),
+    ("InvalidJson", "nested too deeply to be read", "[" * 100_000),
     ("NotAnObject", "expected a JSON object, found a list", "[1, 2]"),
+    ("NotAnObject", "expected a JSON object, found null", "null"),
+    (
+        "InvalidText",
+        "conversations[0].value: found \\ud83d, half of a surrogate pair; write the whole character",
+        {"conversations": [{"from": "human", "value": "\ud83d"}, GPT]},
+    ),
     ("NotAnObject", "expected a JSON object, found text", '"row"'),
     ("ConversationsMissing", "conversations: expected a list of turns, found nothing", {"id": 1}),
     ("ConversationsMissing", "conversations: expected a list of turns, found an object", {"conversations": {}}),
@@ -116,6 +125,22 @@ BROKEN = [
         "ImageAndVideo",
         "video: a row has images or a video, not both",
         {"image": "images/wide.png", "video": "videos/clip.mp4", "conversations": marked(1)},
+    ),
+    (
+        "InvalidText",
+        "image: found \\udc00, half of a surrogate pair; write the whole character",
+        {"image": "a\udc00.jpg", "conversations": marked(1)},
+    ),
+    (
+        "ImageInvalid",
+        "image[0]: expected a path, found text",
+        {"image": [""], "conversations": marked(1)},
+    ),
+    ("ImageMissing", f"image: images is not below {ROOT}", {"image": "images", "conversations": marked(1)}),
+    (
+        "ImageMissing",
+        f"image: {'x' * 300}.jpg is not below {ROOT}",
+        {"image": f"{'x' * 300}.jpg", "conversations": marked(1)},
     ),
     ("ImageMissing", f"image: none.jpg is not below {ROOT}", {"image": "none.jpg", "conversations": marked(1)}),
     (
@@ -213,6 +238,28 @@ def test_a_broken_row(root: Path, reason: str, message: str, row: object) -> Non
     (finding,) = check_row(line, checker(root))
     assert (finding.reason, finding.severity) == (reason, "error")
     assert str(finding).startswith(message.replace(ROOT, str(root)))
+
+
+@pytest.mark.parametrize(
+    ("member", "reason", "message"),
+    [
+        pytest.param(
+            "link.jpg",
+            "ImageUnreadable",
+            "image: link.jpg is a link or a device in its archive; store the file itself",
+            id="a link",
+        ),
+        pytest.param("none.jpg", "ImageMissing", f"image: none.jpg is not below {ROOT}/x.zip", id="absent"),
+    ],
+)
+def test_a_member_of_an_archive_that_cannot_be_read(tmp_path: Path, member: str, reason: str, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    row = json.dumps({"image": member, "conversations": marked(1)}).encode()
+    (finding,) = check_row(row, checker(tmp_path / "x.zip"))
+    assert (finding.reason, str(finding)) == (reason, message.replace(ROOT, str(tmp_path)))
 
 
 @pytest.mark.parametrize(

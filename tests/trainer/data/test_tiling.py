@@ -48,7 +48,18 @@ def test_grid(width: int, height: int, max_tiles: int, grid: tuple[int, int]) ->
 def test_counting_agrees_with_cutting(width: int, height: int, thumbnail: bool) -> None:
     tiles = cut_tiles(picture(width, height), 56, 1, 6, thumbnail=thumbnail)
     assert len(tiles) == count_tiles(width, height, 56, 1, 6, thumbnail=thumbnail)
-    assert stack_tiles(tiles).shape == (len(tiles), 3, 56, 56)
+    assert tiles.shape == (len(tiles), 3, 56, 56)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (100, 100), (40, 400)])
+def test_tiles_are_the_resized_picture_to_the_last_pixel(width: int, height: int) -> None:
+    image = picture(width, height)
+    columns, rows = choose_grid(width, height, 56, 1, 6)
+    resized = image.resize((56 * columns, 56 * rows))
+    boxes = [(56 * x, 56 * y, 56 * x + 56, 56 * y + 56) for y in range(rows) for x in range(columns)]
+    whole = [image.resize((56, 56))] if len(boxes) > 1 else []
+    expected = stack_tiles([*(resized.crop(box) for box in boxes), *whole])
+    np.testing.assert_array_equal(cut_tiles(image, 56, 1, 6, thumbnail=True), expected)
 
 
 def test_tiles_come_row_by_row_with_the_whole_image_last() -> None:
@@ -59,9 +70,9 @@ def test_tiles_come_row_by_row_with_the_whole_image_last() -> None:
             colour, (56 * (position % 2), 56 * (position // 2), 56 * (position % 2) + 56, 56 * (position // 2) + 56)
         )
     tiles = cut_tiles(image, 56, 4, 4, thumbnail=True)
-    assert [tile.getpixel((28, 28)) for tile in tiles[:4]] == colours
-    assert tiles[4].size == (56, 56)
-    assert tiles[4].getpixel((5, 5)) == colours[0]
+    assert [tuple(tile[:, 28, 28]) for tile in tiles[:4]] == colours
+    assert len(tiles) == 5
+    assert tuple(tiles[4][:, 5, 5]) == colours[0]
 
 
 def test_padding_to_a_square_keeps_the_picture_whole() -> None:

@@ -20,3 +20,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class BadFile(UserError):
+    """One file of the data that must not or cannot be read: a finding of its row, not the end of the run."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
+from internvl_trainer.artifacts.downloads import told_to
 from internvl_trainer.artifacts.identity import check_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
 from internvl_trainer.artifacts.storage import Storage, open_storage
@@ -27,7 +28,8 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
     }
     storage = open_storage(config.output, field="spec.output")
     check_output(storage, config)
-    return find_done(stage, config, storage) or work[stage](config, storage, reporter)
+    with told_to(lambda text: reporter.update(detail=text)):
+        return find_done(stage, config, storage) or work[stage](config, storage, reporter)
 
 
 def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageResult | None:

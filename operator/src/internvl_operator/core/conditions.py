@@ -1,7 +1,8 @@
-"""Conditions: the six we write, as kstatus (and with it Argo CD and Flux) reads them.
+"""Conditions: the six of a phase, as kstatus (and with it Argo CD and Flux) reads them, and one about memory.
 
 Ready=True only when the result is published; Reconciling=True while work goes on by itself; Stalled=True when it does
 not, whether the user may still mend it or the run has failed. Reconciling and Stalled are never True together.
+MemoryEstimate is there only where GPU memory is known; False warns, and stops nothing.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,14 @@ _FALSE: dict[ConditionType, tuple[str, str]] = {
     "Failed": ("NotFailed", "the run may still succeed"),
 }
 _ORDER: tuple[ConditionType, ...] = ("Ready", *_FALSE)
+_SHOWN: tuple[ConditionType, ...] = (*_ORDER, "MemoryEstimate")
 _MESSAGE_LIMIT = 4096  # the API would take 32768; a status is read by people
 
 
 def summarise(
     previous: Sequence[Condition], phase: Phase, reason: str, message: str, generation: int, now: datetime
 ) -> list[Condition]:
-    """All six conditions of a phase, each with the time it last changed its status."""
+    """All six conditions of a phase, each with the time it last changed its status; others stay as they were."""
     out = list(previous)
     for kind in _ORDER:
         true = kind in _TRUE[phase]
@@ -51,7 +53,7 @@ def summarise(
                 observed_generation=generation,
             ),
         )
-    return sorted(out, key=lambda condition: _ORDER.index(condition.type))
+    return sorted(out, key=lambda condition: _SHOWN.index(condition.type))
 
 
 def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:

@@ -8,6 +8,7 @@ from internvl_api.status import InternVLFineTuneStatus, Phase, StageStatus
 
 from internvl_operator.core import conditions, stages
 from internvl_operator.core.job import Job
+from internvl_operator.core.memory import with_estimate
 from internvl_operator.core.observe import Observed, Pod, owner
 from internvl_operator.core.options import Options
 from internvl_operator.core.plan import Plan, Ref
@@ -103,7 +104,12 @@ class Draft:
         """The summary: phase and all conditions."""
         self.status.phase = phase
         self.status.conditions = conditions.summarise(
-            self.status.conditions, phase, reason, message, self.job.generation, self.now
+            with_estimate(self.status.conditions, self.job, self.options.gpu_memory, self.now),
+            phase,
+            reason,
+            message,
+            self.job.generation,
+            self.now,
         )
 
     def timestamp(self) -> str:

@@ -20,6 +20,9 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
         told, tells = _find(old, kind), _find(new, kind)
         if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
             yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+    told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
+    if tells and tells.status == "False" and (told is None or told.message != tells.message):
+        yield Event("Warning", tells.reason, tells.message)
 
 
 def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:

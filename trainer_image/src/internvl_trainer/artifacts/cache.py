@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from internvl_api.constants import CACHE_PATH
 
 _GIB = 1 << 30
 _DEFAULT_GIB = 100
+_ABANDONED_SECONDS = 3 * 24 * 3600
 
 
 class Cache:
@@ -104,6 +106,7 @@ class Cache:
 
     def evict(self) -> None:
         """Delete the entries that were not used for longest until the rest fits; entries in use stay."""
+        self._remove_abandoned()
         entries = [(entry.stat().st_mtime, entry) for entry in (self.root / "entries").iterdir()]
         sizes = {entry: _size(entry) for _, entry in entries}
         excess = sum(sizes.values()) - self._limit
@@ -113,7 +116,18 @@ class Cache:
             if self._delete(entry):
                 excess -= sizes[entry]
 
+    def _remove_abandoned(self) -> None:
+        """What a killed download left, and nobody has gone on with for days."""
+        for partial in (self.root / "partial").iterdir():
+            try:
+                abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS
+            except FileNotFoundError:  # it was finished meanwhile
+                continue
+            if abandoned:
+                self._delete(partial)
+
     def _delete(self, entry: Path) -> bool:
+        """False for a folder that is in use. An entry and its partial folder have one lock."""
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
             return True

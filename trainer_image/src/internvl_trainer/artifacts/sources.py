@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
+from internvl_trainer.artifacts import hub
+from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
+from internvl_trainer.artifacts.downloads import announced
+from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.storage import (
     AccessDenied,
     Storage,
@@ -20,11 +23,9 @@ from internvl_trainer.artifacts.storage import (
     local_path,
     open_storage,
 )
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import BadFile, UserError
 
-_HUB = re.compile(r"^hf://(?P<repository>[^/]+/[^/@]+)(?:@(?P<revision>.+))?$")
 _PARALLEL_FILES = 8
-Result = TypeVar("Result")
 
 # Pickles may hold code and are never read; the rest only costs time. Weights in safetensors are what remains.
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
@@ -33,9 +34,12 @@ UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*
 def list_directory(uri: str, *, field: str) -> list[str]:
     """Names of the files under a checkpoint URI, relative, without downloading any."""
     if uri.startswith("hf://"):
-        return [name for name in _hub(uri, field, _hub_names) if not is_unused(name)]
-    storage = open_storage(uri, field=field)
-    return [file.key for file in _present(storage, storage.list(), field) if not is_unused(file.key)]
+        repo = hub.repository(uri, field=field)
+        names = [file.path for file in hub.list_files(repo, hub.commit_of(repo))]
+    else:
+        storage = _open(uri, field)
+        names = [file.key for file in _present(storage, storage.list(), field)]
+    return [name for name in names if not is_unused(name)]
 
 
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
@@ -44,43 +48,59 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     `weights=False` leaves the safetensors out, which is all that preflight needs.
     """
     if uri.startswith("hf://"):
-        return _hub(uri, field, lambda repository, revision: _hub_snapshot(repository, revision, weights))
-    if not uri.startswith("s3://"):
+        return _fetch_repository(hub.repository(uri, field=field), weights)
+    if not uri.startswith(("s3://", "https://")):
         return _present_folder(local_path(uri, field=field), uri, field)
-    storage = open_storage(uri, field=field)
+    storage = _open(uri, field)
     wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not _is_weights(file.key))]
     files = _present(storage, wanted, field)
     name = "\n".join([uri, *(f"{file.key} {file.etag}" for file in files)])
-    return _cache().folder(name, lambda folder: _download(storage, files, folder))
+
+    def make(folder: Path) -> None:
+        with announced(storage.uri, folder, sum(file.size for file in files)):
+            _download(storage, files, folder)
+
+    return _cache().folder(name, make)
 
 
 def fetch_file(uri: str, *, field: str) -> Path:
-    """A local path of one file (an annotation or a meta JSON)."""
+    """A local path of one file: an annotation, a meta JSON or an archive."""
     if uri.startswith("hf://"):
-        raise UserError("UnsupportedSource", f"found {uri!r}: give this file as s3://, pvc:// or a path", field)
-    if not uri.startswith("s3://"):
+        return _fetch_from_hub(uri, field)
+    if not uri.startswith(("s3://", "https://")):
         path = local_path(uri, field=field)
         if not path.is_file():
             raise UserError("NotFound", f"found no file {path}; check the path", field)
         return path
     folder, _, key = uri.rpartition("/")
-    storage = open_storage(folder, field=field)
+    storage, key = (HttpsSource(uri, field=field), "") if uri.startswith("https://") else (_open(folder, field), key)
     found = storage.stat(key)
     if found is None:
-        raise UserError("NotFound", f"found no object {uri}; check the URI", field)
-    return _cache().file(f"{uri}\n{found.etag}", lambda path: storage.download(key, path))
+        raise UserError("NotFound", f"found no object {uri.partition('?')[0]}; check the URI", field)
+
+    def make(path: Path) -> None:
+        with announced(uri.partition("?")[0], path.parent, found.size):
+            storage.download(key, path)
+
+    return _cache().file(f"{uri}\n{found.etag}\n{found.size}", make)
 
 
 def open_media(root: str, relative: str) -> bytes:
-    """The bytes of a picture or video `relative` to `root`. Raises FileNotFoundError where there is none.
+    """The bytes of a picture or video `relative` to `root`, a folder or an archive.
 
-    Media are taken to be immutable: a cached one is not asked for again.
+    Media are taken to be immutable: a cached one is not asked for again. Raises FileNotFoundError where there is none,
+    and BadFile for one that must not be read.
     """
-    field, root = "data.root", root.rstrip("/")
+    field = "data.root"
     name = inside(relative, field=field)
+    if is_archive(root) and not _is_local_folder(root, field):
+        return _archive(root, os.getpid()).read(name)
     try:
-        if root.startswith("s3://"):
-            return _cache().bytes_of(f"{root}\n{name}", lambda: _storage(root, field).read(name))
+        if root.startswith("hf://"):
+            return _fetch_from_hub(f"{root.rstrip('/')}/{name}", field).read_bytes()
+        if root.startswith(("s3://", "https://")):
+            root = root if root.startswith("https://") else root.rstrip("/")
+            return _cache().bytes_of(f"{root}\n{name}", lambda: _open(root, field).read(name))
         return _read_inside(local_path(root, field=field), name)
     except UserError as error:
         if error.reason == "NotFound":
@@ -90,14 +110,70 @@ def open_media(root: str, relative: str) -> bytes:
 
 def parent_uri(uri: str) -> str:
     """The folder of a file's URI: where relative media paths start unless a root is given."""
+    if uri.startswith("https://"):
+        parts = urlsplit(uri)
+        return urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, ""))
     return uri.rpartition("/")[0]
 
 
+@lru_cache(maxsize=64)
+def _archive(root: str, _process: int) -> Archive:
+    """One for all threads of a process; positions in a file are shared with a fork, hence the argument."""
+    field = "data.root"
+    place = root.partition("?")[0]
+    path = fetch_file(root.rstrip("/"), field=field)
+    name = f"{path}\n{path.stat().st_size} {path.stat().st_mtime_ns}"
+    if is_packed_tar(root):
+        packed = path
+        path = _cache().file(f"decompressed\n{name}", lambda target: decompress(packed, target, place))
+    return open_archive(path, place, lambda write: _cache().file(f"index\n{name}", write))
+
+
+def _is_local_folder(root: str, field: str) -> bool:
+    return not root.startswith(("s3://", "hf://", "https://")) and local_path(root, field=field).is_dir()
+
+
+def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
+    commit = hub.commit_of(repo)
+
+    def make(folder: Path) -> None:
+        wanted = [file for file in hub.list_files(repo, commit) if not is_unused(file.path)]
+        wanted = [file for file in wanted if weights or not _is_weights(file.path)]
+        with announced(repo.uri, folder, sum(file.size for file in wanted)):
+            hub.download(repo, commit, wanted, folder)
+
+    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} {'all' if weights else 'without weights'}", make)
+
+
+def _fetch_from_hub(uri: str, field: str) -> Path:
+    repo, path = hub.split_file(uri, field=field)
+    commit = _commit(repo)
+
+    def make(folder: Path) -> None:
+        file = hub.find_file(repo, commit, path)
+        if file is None:
+            raise UserError("NotFound", f"found no file {uri}; check the path", field)
+        with announced(uri, folder, file.size):
+            hub.download(repo, commit, [file], folder)
+
+    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} file {path}", make) / path
+
+
+@lru_cache(maxsize=64)
+def _commit(repo: hub.Repository) -> str:
+    """Asked once a process, not once a picture."""
+    return hub.commit_of(repo)
+
+
 def _read_inside(root: Path, name: str) -> bytes:
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name longer than the file system's, or links in a circle
+        raise FileNotFoundError(f"{root}/{name}") from error
     if not path.is_relative_to(root.resolve()):
-        raise UserError("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
-    if not path.is_file():
+        raise BadFile("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
+    if not found:
         raise FileNotFoundError(path)
     try:
         return path.read_bytes()
@@ -105,7 +181,7 @@ def _read_inside(root: Path, name: str) -> bytes:
         raise AccessDenied("AccessDenied", f"{path}: {error.strerror}", "data.root") from error
 
 
-def _download(storage: Storage, files: Iterable[StoredFile], folder: Path) -> None:
+def _download(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> None:
     def download(file: StoredFile) -> None:
         path = folder / inside(file.key, field=storage.uri)
         if path.exists():  # an earlier attempt brought it
@@ -121,7 +197,7 @@ def _download(storage: Storage, files: Iterable[StoredFile], folder: Path) -> No
         list(pool.map(download, files))
 
 
-def _present(storage: Storage, files: Iterable[StoredFile], field: str) -> list[StoredFile]:
+def _present(storage: Storage | HttpsSource, files: Iterable[StoredFile], field: str) -> list[StoredFile]:
     found = list(files)
     if not found:
         raise UserError("NotFound", f"found no file under {storage.uri}; check the URI", field)
@@ -143,51 +219,9 @@ def is_unused(name: str) -> bool:
     return Path(name).suffix in {pattern[1:] for pattern in UNUSED_IN_CHECKPOINTS}
 
 
-def _hub(uri: str, field: str, ask: Callable[[str, str | None], Result]) -> Result:
-    """Ask the Hub; its errors in the user's words."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    match = _HUB.match(uri)
-    if match is None:
-        raise UserError("UnsupportedSource", f"found {uri!r}, expected hf://owner/repository@revision", field)
-    try:
-        return ask(match["repository"], match["revision"])
-    except RevisionNotFoundError as error:
-        raise UserError("NotFound", f"{uri}: no revision {match['revision']!r} in that repository", field) from error
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise AccessDenied(
-            "AccessDenied",
-            f"{uri}: not found, or not open to this token; check the name, accept the model's terms on the Hub, and "
-            "put a token into the Secret spec.secrets.huggingFace (key HF_TOKEN)",
-            field,
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unavailable("HubUnavailable", f"{uri}: {type(error).__name__}: the Hub did not answer", field) from error
-
-
-def _hub_names(repository: str, revision: str | None) -> list[str]:
-    from huggingface_hub import HfApi
-
-    return HfApi().list_repo_files(repository, revision=revision)
-
-
-def _hub_snapshot(repository: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    left_out = [*UNUSED_IN_CHECKPOINTS, *([] if weights else ["*.safetensors"])]
-    cache = _cache().root / "hub"
-    return Path(snapshot_download(repository, revision=revision, cache_dir=cache, ignore_patterns=left_out))
-
-
 @lru_cache(maxsize=64)
-def _storage(uri: str, field: str) -> Storage:
-    return open_storage(uri, field=field)
+def _open(uri: str, field: str) -> Storage | HttpsSource:
+    return HttpsSource(uri, field=field) if uri.startswith("https://") else open_storage(uri, field=field)
 
 
 @lru_cache(maxsize=1)

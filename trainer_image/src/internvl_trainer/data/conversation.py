@@ -118,14 +118,31 @@ def encode(
     style = TEMPLATES[template]
     turns = [Turn(turn["from"], turn["value"]) for turn in conversations]
     turns = with_system_turn(_skip_leading_answer(turns), style)
-    turns = _place_images(turns, tiles_per_image, context_tokens)
+    # A tokenizer takes thousands of equal context tokens one by one: it is given one for each image, repeated later.
+    compact = compat != "upstream" and not any(IMAGE_CONTEXT in turn.text for turn in turns)
+    turns = _place_images(
+        turns, [1] * len(tiles_per_image) if compact else tiles_per_image, 1 if compact else context_tokens
+    )
     if style.by_turn:
         ids, labels = _encode_by_turn(turns, tokenizer, style)
     else:
         ids, labels = _encode_as_one(turns, tokenizer, style)
         if compat == "upstream":
             labels = label_like_upstream(_render(turns, style), ids, tokenizer, style, max_length)
+    if compact:
+        counts = [tiles * context_tokens for tiles in tiles_per_image]
+        ids, labels = _repeat_context(ids, labels, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), counts)
     return _finish(ids, labels, max_length, compat)
+
+
+def _repeat_context(
+    ids: np.ndarray, labels: np.ndarray, context_id: int, counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's one context token, repeated as often as the image has context tokens."""
+    repeats = np.ones(len(ids), np.int64)
+    places = np.flatnonzero(ids == context_id)
+    repeats[places] = counts[: len(places)]
+    return np.repeat(ids, repeats), np.repeat(labels, repeats)
 
 
 def _skip_leading_answer(turns: list[Turn]) -> list[Turn]:

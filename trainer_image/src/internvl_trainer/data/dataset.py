@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import BadFile, UserError
 from .conversation import IMAGE_CONTEXT, EncodedRow, encode
 from .findings import Finding
 from .rows import Row, image_fields, images_of, media_path, place_marks, video_of
 from .tiling import (
     JPEG_QUALITIES,
     ImageProblem,
+    as_image,
     blank_tile,
     cut_tiles,
     decode_image,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OpenMedia = Callable[[str, str], bytes]
-"""(root, relative path) -> the file's bytes; raises FileNotFoundError."""
+"""(root, relative path) -> the file's bytes; raises FileNotFoundError, or BadFile."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
         UserError: naming the dataset and the field.
     """
     try:
-        meta = json.loads(text)
+        meta = json.loads(text, object_pairs_hook=partial(_unique, path))
     except json.JSONDecodeError as error:
         raise UserError(
             "InvalidMeta", f"not valid JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}"
@@ -122,6 +125,15 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
     if not isinstance(meta, dict) or not meta:
         raise UserError("InvalidMeta", "expected an object of the form {name: {root, annotation, ...}}", path)
     return [_describe(name, entry, path) for name, entry in meta.items()]
+
+
+def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON keeps the last of two equal names, and a dataset would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise UserError("InvalidMeta", f"found {twice!r} twice; rename or remove one", path)
+    return found
 
 
 def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
@@ -178,12 +190,12 @@ def build_sample(
     settings = settings_for(dataset, settings)
     groups = _read_media(row, dataset, settings, open_media, rng)
     encoded = encode_row(row, [len(group) for group in groups], settings, tokenizer)
-    tiles = [tile for group in groups for tile in group]
+    tiles = np.concatenate(groups) if groups else stack_tiles([blank_tile(settings.image_size)])
     return Sample(
         input_ids=encoded.input_ids,
         labels=encoded.labels,
-        tiles=stack_tiles(tiles or [blank_tile(settings.image_size)]),
-        image_flags=np.full(max(1, len(tiles)), 1 if tiles else 0, np.int64),
+        tiles=tiles,
+        image_flags=np.full(len(tiles), 1 if groups else 0, np.int64),
         findings=encoded.findings,
     )
 
@@ -229,12 +241,12 @@ def _read_media(
     settings: SampleSettings,
     open_media: OpenMedia,
     rng: np.random.Generator | None,
-) -> list[list[Image.Image]]:
-    """Tiles of each image or frame, in the order of the row."""
+) -> list[np.ndarray]:
+    """(n, 3, S, S) tiles of each image or frame, in the order of the row."""
     augment = rng if dataset.data_augment else None
     if video := video_of(row):
         data = fetch_media(dataset.root, video, "video", open_media)
-        return [[_fit(frame, settings, augment)] for frame in _frames(data, row, settings, rng)]
+        return [stack_tiles([_fit(frame, settings, augment)]) for frame in _frames(data, row, settings, rng)]
     paths = images_of(row)
     limit = max(1, settings.max_tiles // max(1, len(paths)))
     groups = []
@@ -248,7 +260,7 @@ def _read_media(
 
 
 def fetch_media(root: str, relative: str, name: str, open_media: OpenMedia) -> bytes:
-    """A file of a row. Raises RowError (PathLeavesRoot, ImageMissing, VideoMissing) for the field `name`."""
+    """A file of a row. Raises RowError (PathLeavesRoot, …Missing, …Unreadable) for the field `name`."""
     kind = "Video" if name == "video" else "Image"
     try:
         path = media_path(relative)
@@ -258,6 +270,8 @@ def fetch_media(root: str, relative: str, name: str, open_media: OpenMedia) -> b
         return open_media(root, path)
     except FileNotFoundError as error:
         raise RowError.single(f"{kind}Missing", f"{relative} is not below {root}", name) from error
+    except BadFile as error:
+        raise RowError.single(f"{kind}Unreadable", error.message, name) from error
 
 
 def _frames(data: bytes, row: Row, settings: SampleSettings, rng: np.random.Generator | None) -> list[Image.Image]:
@@ -276,11 +290,11 @@ def _frames(data: bytes, row: Row, settings: SampleSettings, rng: np.random.Gene
 
 def _tiles(
     image: Image.Image, settings: SampleSettings, max_tiles: int, augment: np.random.Generator | None
-) -> list[Image.Image]:
+) -> np.ndarray:
     if not settings.dynamic_tiles:
-        return [_fit(image, settings, augment)]
+        return stack_tiles([_fit(image, settings, augment)])
     tiles = cut_tiles(image, settings.image_size, settings.min_tiles, max_tiles, thumbnail=settings.thumbnail)
-    return [_fit(tile, settings, augment) for tile in tiles]
+    return tiles if augment is None else stack_tiles([_fit(as_image(tile), settings, augment) for tile in tiles])
 
 
 def _fit(image: Image.Image, settings: SampleSettings, augment: np.random.Generator | None) -> Image.Image:

@@ -98,7 +98,10 @@ def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
 
 def _read_meta(uri: str) -> list[DatasetDescription]:
     """Relative paths of a meta JSON start at its own folder."""
-    text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8")
+    try:
+        text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("InvalidMeta", f"not valid UTF-8 (byte {error.start})", uri) from error
 
     def absolute(path: str) -> str:
         return path if path.startswith("/") or "://" in path else f"{parent_uri(uri)}/{path}".rstrip("/")

@@ -25,6 +25,8 @@ def parse_row(line: bytes) -> tuple[Row | None, list[Finding]]:
         return None, [Finding("InvalidJson", f"not valid JSON: {error.msg} (column {error.colno})")]
     except UnicodeDecodeError as error:
         return None, [Finding("InvalidJson", f"not valid UTF-8 (byte {error.start})")]
+    except RecursionError:
+        return None, [Finding("InvalidJson", "nested too deeply to be read")]
     if not isinstance(row, dict):
         return None, [Finding("NotAnObject", f"expected a JSON object, found {_kind(row)}")]
     findings = [*_check_turns(row), *_check_media(row)]
@@ -114,6 +116,8 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
     if not isinstance(turn.get("value"), str):
         found = _kind(turn["value"]) if "value" in turn else "nothing"
         yield Finding("ValueNotText", f"expected text, found {found}", f"{place}.value")
+    else:
+        yield from _check_characters(turn["value"], f"{place}.value")
 
 
 def _check_order(turns: Turns) -> Iterator[Finding]:
@@ -177,7 +181,17 @@ def _check_clip(row: Row) -> Iterator[Finding]:
         yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)}", "clip")
 
 
+def _check_characters(text: str, name: str) -> Iterator[Finding]:
+    """JSON can write half of a surrogate pair, which neither a tokenizer nor a file system takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        yield Finding("InvalidText", f"found {half}, half of a surrogate pair; write the whole character", name)
+
+
 def _check_path(path: str, name: str) -> Iterator[Finding]:
+    yield from _check_characters(path, name)
     try:
         media_path(path)
     except ValueError as error:

@@ -32,7 +32,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ImageProblem(f"cannot be decoded ({error}), {len(data)} bytes") from error
 
@@ -72,20 +72,26 @@ def count_tiles(width: int, height: int, image_size: int, min_tiles: int, max_ti
     return columns * rows + (1 if thumbnail and columns * rows > 1 else 0)
 
 
-def cut_tiles(
-    image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool
-) -> list[Image.Image]:
-    """Resize to the chosen grid and cut row by row; a small copy of the whole image comes last if there are several."""
+def cut_tiles(image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool) -> np.ndarray:
+    """(n, 3, S, S) uint8: the image resized to the chosen grid and cut row by row.
+
+    A small copy of the whole image comes last if there are several.
+    """
     columns, rows = choose_grid(*image.size, image_size, min_tiles, max_tiles)
-    resized = image.resize((image_size * columns, image_size * rows))
-    tiles = [
-        resized.crop((x * image_size, y * image_size, (x + 1) * image_size, (y + 1) * image_size))
-        for y in range(rows)
-        for x in range(columns)
-    ]
-    if thumbnail and len(tiles) > 1:
-        tiles.append(image.resize((image_size, image_size)))
+    cut = columns * rows
+    tiles = np.empty((cut + (thumbnail and cut > 1), 3, image_size, image_size), np.uint8)
+    _fill(tiles[:cut], image.resize((image_size * columns, image_size * rows)), columns, rows)
+    if cut < len(tiles):
+        _fill(tiles[cut:], image.resize((image_size, image_size)), 1, 1)
     return tiles
+
+
+def _fill(tiles: np.ndarray, image: Image.Image, columns: int, rows: int) -> None:
+    """Copy a grid's picture into its tiles; colour by colour, so that whole rows of a tile are moved at once."""
+    size = tiles.shape[-1]
+    grid = tiles.reshape(rows, columns, 3, size, size)
+    for colour, plane in enumerate(image.split()):
+        grid[:, :, colour] = np.asarray(plane).reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
 
 
 def fit_tile(image: Image.Image, image_size: int, *, pad_to_square: bool = False) -> Image.Image:
@@ -115,3 +121,8 @@ def degrade_jpeg(image: Image.Image, quality: int) -> Image.Image:
 def stack_tiles(tiles: list[Image.Image]) -> np.ndarray:
     """(n, 3, S, S) uint8."""
     return np.ascontiguousarray(np.stack([np.asarray(tile) for tile in tiles]).transpose(0, 3, 1, 2))
+
+
+def as_image(tile: np.ndarray) -> Image.Image:
+    """The picture of a (3, S, S) tile."""
+    return Image.fromarray(np.ascontiguousarray(tile.transpose(1, 2, 0)))

@@ -1,0 +1,44 @@
+"""Will it fit? A warning before anything is started; it never stops a run, as an estimate may be wrong."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from internvl_api.advice import advice
+from internvl_api.estimate import Verdict, estimate
+from internvl_api.status import Condition
+
+from internvl_operator.core.conditions import set_condition
+from internvl_operator.core.job import Job
+from internvl_operator.core.times import to_text
+
+_REASONS: dict[Verdict, str] = {"fits": "Fits", "tight": "Tight", "does not fit": "DoesNotFit"}
+
+
+def with_estimate(
+    conditions: Sequence[Condition], job: Job, gpu_memory: int | None, now: datetime
+) -> Sequence[Condition]:
+    """`conditions` with a fresh MemoryEstimate; without one where nothing can be said.
+
+    That is: GPUs of unknown memory, a run on CPUs, a model outside the catalogue, or a spec that cannot be run.
+    """
+    new = _condition(job, gpu_memory, now)
+    if new is None:
+        return [condition for condition in conditions if condition.type != "MemoryEstimate"]
+    return set_condition(conditions, new)
+
+
+def _condition(job: Job, gpu_memory: int | None, now: datetime) -> Condition | None:
+    run = job.resolved.run
+    if gpu_memory is None or run is None or run.device != "cuda":
+        return None
+    found = estimate(run, gpu_memory)
+    if found is None:
+        return None
+    return Condition(
+        type="MemoryEstimate",
+        status="False" if found.verdict == "does not fit" else "True",
+        reason=_REASONS[found.verdict],
+        message=advice(found),
+        last_transition_time=to_text(now),
+        observed_generation=job.generation,
+    )

@@ -1,0 +1,160 @@
+"""Repositories of the Hugging Face Hub: listed, downloaded into a folder, and checked against the Hub's digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from internvl_trainer.artifacts.storage import AccessDenied, Unavailable, inside
+from internvl_trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+_REPOSITORY = re.compile(r"^hf://(?P<kind>datasets/)?(?P<name>[^/]+/[^/@]+)(?:@(?P<revision>.+))?$")
+_FILE = re.compile(r"^hf://(?P<kind>datasets/)?(?P<name>[^/]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)$")
+_PARALLEL_FILES = 8
+Result = TypeVar("Result")
+
+
+class Repository(NamedTuple):
+    """Where a URI points; `revision` is a branch, tag or commit, None: the default branch."""
+
+    uri: str
+    field: str
+    kind: str
+    name: str
+    revision: str | None
+
+
+def repository(uri: str, *, field: str) -> Repository:
+    """Of hf://[datasets/]owner/repository[@revision]. Raises UserError for other shapes."""
+    match = _REPOSITORY.match(uri)
+    if match is None:
+        raise UserError("UnsupportedSource", f"found {uri!r}, expected hf://owner/repository@revision", field)
+    return Repository(uri, field, "dataset" if match["kind"] else "model", match["name"], match["revision"])
+
+
+def split_file(uri: str, *, field: str) -> tuple[Repository, str]:
+    """Repository and path of hf://[datasets/]owner/repository[@revision]/path; a revision then holds no slash."""
+    match = _FILE.match(uri)
+    if match is None:
+        raise UserError(
+            "UnsupportedSource", f"found {uri!r}, expected hf://datasets/owner/repository@revision/path", field
+        )
+    found = Repository(uri, field, "dataset" if match["kind"] else "model", match["name"], match["revision"])
+    return found, inside(match["path"], field=field)
+
+
+def commit_of(repo: Repository) -> str:
+    """The commit that the revision stands for now; one that is a commit already is not asked about."""
+    if repo.revision and re.fullmatch(r"[0-9a-f]{40}", repo.revision):
+        return repo.revision
+    from huggingface_hub import HfApi
+
+    info = _ask(repo, lambda: HfApi().repo_info(repo.name, revision=repo.revision, repo_type=repo.kind))
+    return str(info.sha)
+
+
+def list_files(repo: Repository, commit: str) -> list[RepoFile]:
+    """Every file of a commit, with size and digests."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    def files() -> list[RepoFile]:
+        tree = HfApi().list_repo_tree(repo.name, recursive=True, revision=commit, repo_type=repo.kind)
+        return [entry for entry in tree if isinstance(entry, RepoFile)]
+
+    return _ask(repo, files)
+
+
+def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: Path) -> None:
+    """Bring files into `folder`; those that an earlier attempt brought and checked are kept."""
+    arriving = folder / ".arriving"
+
+    def one(file: RepoFile) -> None:
+        path = folder / inside(file.path, field=repo.field)
+        if path.exists():
+            return
+        fetched = _ask(repo, lambda: _fetch(repo, commit, file.path, arriving))
+        _check(repo, file, fetched)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fetched, path)
+
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        list(pool.map(one, files))
+    shutil.rmtree(arriving, ignore_errors=True)
+
+
+def find_file(repo: Repository, commit: str, path: str) -> RepoFile | None:
+    """One file of a commit, or None."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    found = _ask(repo, lambda: HfApi().get_paths_info(repo.name, [path], revision=commit, repo_type=repo.kind))
+    return next((entry for entry in found if isinstance(entry, RepoFile)), None)
+
+
+def _fetch(repo: Repository, commit: str, path: str, folder: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo.name, path, revision=commit, repo_type=repo.kind, local_dir=folder))
+
+
+def _check(repo: Repository, file: RepoFile, path: Path) -> None:
+    """Large files have a sha256; the others git's own digest of a blob."""
+    if file.lfs:
+        digest, expected = hashlib.sha256(), file.lfs.sha256
+    else:
+        digest, expected = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), file.blob_id
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        path.unlink()
+        raise Unavailable(
+            "DownloadCorrupt",
+            f"{repo.uri}: {file.path} has digest {digest.hexdigest()}, the Hub says {expected}; try again",
+            repo.field,
+        )
+
+
+def _ask(repo: Repository, ask: Callable[[], Result]) -> Result:
+    """Ask the Hub; its errors in the user's words."""
+    from httpx2 import HTTPError  # what huggingface_hub talks with, and lets through when nobody answers
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    uri, field = repo.uri, repo.field
+    try:
+        return ask()
+    except RevisionNotFoundError as error:
+        raise UserError("NotFound", f"{uri}: no revision {repo.revision!r} in that repository", field) from error
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise _denied(uri, field) from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise _denied(uri, field) from error
+        raise Unavailable("HubUnavailable", f"{uri}: {type(error).__name__}: the Hub did not answer", field) from error
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise Unavailable("HubUnavailable", f"{uri}: {type(error).__name__}: the Hub did not answer", field) from error
+
+
+def _denied(uri: str, field: str) -> AccessDenied:
+    return AccessDenied(
+        "AccessDenied",
+        f"{uri}: not found, or not open to this token; check the name, accept the model's terms on the Hub, and "
+        "put a token into the Secret spec.secrets.huggingFace (key HF_TOKEN)",
+        field,
+    )
