@@ -98,7 +98,8 @@ class InternVLFineTuneStatus(_Answer):
     retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
     failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
     run_digest: str | None = Field(
-        None, description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again"
+        None,
+        description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",
     )
 
 
