@@ -52,6 +52,11 @@ _RULES: list[tuple[str, str]] = [
         "self.data.maxBadRows == 0",
         "spec.data.maxBadRows needs badRows: skip",
     ),
+    (
+        "!has(self.training) || !has(self.training.packing) || !has(self.training.packing.enabled) || "
+        "!self.training.packing.enabled || !has(self.training.groupByLength) || !self.training.groupByLength",
+        "spec.training.groupByLength has no use with packing.enabled",
+    ),
 ]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},

@@ -12,7 +12,7 @@ of the native layers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from internvl_api.activations import LOGIT_BYTES, language_cost, projector_held, vision_cost
@@ -77,6 +77,7 @@ class Setup:
     learns_language: bool
     learns_vision: bool
     learns_projector: bool
+    pack: tuple[int, int] | None = None  # tokens and tiles of a full pack, when rows are packed
     zero: ZeroSettings = field(default_factory=ZeroSettings)
     quantized: bool = False  # the language model's layers in 4 bits
 
@@ -189,6 +190,7 @@ def setup_of(config: RunConfig) -> Setup | None:
         learns_language=not freeze.language and not language_rank,
         learns_vision=not freeze.vision and not vision_rank,
         learns_projector=not freeze.projector,
+        pack=(training.packing.max_tokens, training.packing.max_tiles) if training.packing.enabled else None,
         zero=_zero_settings(training.deepspeed.get("zero_optimization", {})),
         quantized=lora and config.lora.quantize is not None,
     )
@@ -227,14 +229,22 @@ def _zero_settings(overrides: Mapping[str, Any]) -> ZeroSettings:
 
 
 def typical_row(setup: Setup) -> Row:
-    """One picture with as many tiles as allowed, a question, and an answer that is learnt."""
+    """One picture with as many tiles as allowed, a question, and an answer that is learnt; or a pack of such rows."""
+    if setup.pack is not None:
+        one = typical_row(replace(setup, pack=None))
+        rows = setup.pack[0] // one.tokens
+        return Row(setup.pack[0], min(setup.pack[1], rows * one.tiles), rows * one.supervised)
     tiles = min(setup.max_tiles, setup.max_seq_length // setup.context_tokens)
     text = min(_TEXT_TOKENS, setup.max_seq_length - tiles * setup.context_tokens)
     return Row(tiles * setup.context_tokens + text, tiles, min(_ANSWER_TOKENS, text))
 
 
 def longest_row(setup: Setup) -> Row:
-    """One picture, and text up to maxSeqLength that is all learnt."""
+    """One picture, and text up to maxSeqLength that is all learnt; or a pack full of tiles, its text all learnt."""
+    if setup.pack is not None:
+        tokens = setup.pack[0]
+        tiles = min(setup.pack[1], tokens // setup.context_tokens)
+        return Row(tokens, tiles, tokens - tiles * setup.context_tokens)
     tiles = typical_row(setup).tiles
     return Row(setup.max_seq_length, tiles, setup.max_seq_length - tiles * setup.context_tokens)
 

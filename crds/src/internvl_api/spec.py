@@ -119,11 +119,24 @@ class Lora(ApiModel):
     )
 
 
+class Packing(ApiModel):
+    """Several rows in one sequence, each blind to the others: no padding, and even work for every process."""
+
+    enabled: bool = False
+    max_tokens: int = Field(16384, ge=16, description="Tokens in a pack (upstream's max_packed_tokens)")
+    max_tiles: int = Field(48, ge=1, description="Tiles in a pack (upstream's num_images_expected)")
+    buffer_size: int = Field(20, ge=1, le=1000, description="Packs open at a time (upstream's max_buffer_size)")
+
+
 class Training(ApiModel):
     """Optimisation. RECIPE."""
 
     epochs: float = Field(1.0, gt=0.0)
-    max_steps: int | None = Field(None, ge=1, description="Ends training earlier than epochs would")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Ends training earlier than epochs would; with packing it decides alone, as upstream's does",
+    )
     learning_rate: float = Field(1e-5, gt=0.0, lt=1.0)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
@@ -131,12 +144,20 @@ class Training(ApiModel):
     adam_betas: tuple[float, float] = Field((0.9, 0.999))
     adam_epsilon: float = Field(1e-8, gt=0.0)
     max_grad_norm: float = Field(1.0, ge=0.0, description="0 switches clipping off")
-    global_batch_size: int = Field(16, ge=1, description="Samples in one optimizer step, over all processes")
-    micro_batch_size: int = Field(1, ge=1, description="Samples in one forward of one process")
+    global_batch_size: int = Field(
+        16, ge=1, description="Samples (with packing: packs) in one optimizer step, over all processes"
+    )
+    micro_batch_size: int = Field(1, ge=1, description="Samples (with packing: packs) in one forward of one process")
     max_seq_length: int = Field(8192, ge=16, description="Tokens; longer rows are a finding")
     precision: Precision = "bf16"
     gradient_checkpointing: bool = True
-    group_by_length: bool = False
+    group_by_length: bool = Field(False, description="Batches hold rows of like length, so that less is padding")
+    packing: Packing = Field(default_factory=Packing)
+    loss_weighting: Literal["token", "sample", "square"] = Field(
+        "token",
+        description="What a token weighs in a row with n supervised ones: 1, 1/n or 1/sqrt(n) "
+        "(upstream's loss_reduction)",
+    )
     zero_stage: Literal[1, 2, 3] = 1
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="Merged over the generated DeepSpeed configuration"
@@ -144,6 +165,19 @@ class Training(ApiModel):
     seed: int = Field(42, ge=0)
     data_workers: int = Field(4, ge=0, le=64, description="Processes that decode and tokenize, for each rank")
     freeze: Freeze = Field(default_factory=Freeze)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Training":
+        if not self.packing.enabled:
+            return self
+        if self.group_by_length:
+            raise ValueError("groupByLength has no use with packing.enabled, as packs are full; set it to false")
+        if self.packing.max_tokens < self.max_seq_length:
+            raise ValueError(
+                f"packing.maxTokens {self.packing.max_tokens} is less than maxSeqLength {self.max_seq_length}, so the "
+                "longest rows would fit in no pack; raise the one or lower the other"
+            )
+        return self
 
 
 class Checkpoint(ApiModel):

@@ -18,6 +18,7 @@ from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.preflight import preflight
 from internvl_trainer.signals import StopFlag
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,6 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from trainer.runs import GOLDEN, make_config
 
 LORA = {"method": "lora", "lora": {"languageRank": 4, "visionRank": 2, "dropout": 0.05}}
+PACKED = {
+    "packing": {"enabled": True, "maxTokens": 512, "maxTiles": 9, "bufferSize": 2},
+    "lossWeighting": "square",
+    "maxSeqLength": 512,
+}
 STOPPED_AFTER = 4
 
 
@@ -62,6 +68,15 @@ def main(folder: Path) -> None:
         except UserError as error:
             outcomes[name + attempt] = {"reason": error.reason, "message": str(error)}
 
+    def run_packed(name: str, **options: Any) -> None:
+        config = make_config(str(folder / name), workers=2, **options)
+        if group.leads:  # packs are planned from the sizes that preflight counts
+            storage = open_storage(config.output, field="spec.output")
+            preflight(config, storage, Reporter(config.job, "preflight"))
+        group.barrier()
+        run(name, **options, stop_after=STOPPED_AFTER, attempt="-first")
+        run(name, **options)
+
     def run_stage(stage: int) -> None:
         run(f"lora-zero{stage}", "internlm2", **LORA, training={"zeroStage": stage})
         run(f"full-zero{stage}", training={"zeroStage": stage})
@@ -80,6 +95,9 @@ def main(folder: Path) -> None:
         damage(folder / "broken-newest" / "checkpoints" / "step-00000007" / "rank-00001-000.safetensors")
     group.barrier()
     run("broken-newest")
+    run("packed-without-preflight", training=PACKED)
+    run_packed("packed-again", training=PACKED)
+    run_packed("packed-two-a-forward", training={**PACKED, "microBatchSize": 2})
     run("upstream-loss", data={"compat": "upstream"}, training={"maxSteps": 1})
     if group.leads:
         poison(folder / "poisoned")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from internvl_api.run_config import RunConfig
+from internvl_api.spec import Training
 from internvl_api.status import CheckpointStatus
 from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
 from internvl_trainer.artifacts.storage import open_storage
@@ -174,6 +175,20 @@ def test_another_run_is_told_from_another_attempt(tmp_path: Path, changes: Any, 
         check_output(storage, ours)
     assert caught.value.reason == "OutputHoldsAnotherRun"
     assert f"differs in {difference}" in caught.value.message
+
+
+def test_a_version_with_a_new_field_knows_the_runs_of_an_older_one(tmp_path: Path) -> None:
+    class NewTraining(Training):
+        brand_new: bool = False
+
+    config = make_config(str(tmp_path))
+    newer = config.model_copy(update={"training": NewTraining(**config.training.model_dump())})
+    assert fingerprint(newer) == fingerprint(config)
+    changed = newer.model_copy(update={"training": newer.training.model_copy(update={"brand_new": True})})
+    storage = open_storage(str(tmp_path), field="spec.output")
+    claim_output(storage, config)
+    with pytest.raises(UserError, match=r"spec\.training\.brandNew: it has the default, this run True"):
+        check_output(storage, changed)
 
 
 def get(port: int, path: str) -> str:

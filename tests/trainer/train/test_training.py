@@ -30,9 +30,11 @@ from trainer.runs import (
     started,
     write_config,
 )
+from trainer.train.scenarios import PACKED
 
 pytestmark = pytest.mark.slow
 
+METRICS = "stages/train/metrics.jsonl"
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 STAGES = [pytest.param(stage, id=f"zero{stage}") for stage in (1, 2, 3)]
 
@@ -148,6 +150,31 @@ def test_checkpoints_hold_safetensors_and_no_frozen_weight(folder: Path) -> None
     assert not [name for name in names if ".lora_" not in name and "multi_modal_projector" not in name]
     shared = [name for name in names if "layers.0.self_attn" in name and "language" in name and "lora_A" in name]
     assert not [name for name in shared if "k_proj" in name or "v_proj" in name]  # one A for q, k and v
+
+
+def test_packed_and_stopped_on_two_ranks_equals_undisturbed_on_one(folder: Path, tmp_path: Path) -> None:
+    config = write_config(make_config(str(tmp_path / "out"), training=PACKED), tmp_path)
+    for stage in ("preflight", "train"):
+        with started([stage, "--config", str(config)], environment(tmp_path), tmp_path / stage) as alone:
+            assert alone.wait() == ExitCode.OK, alone.output
+    assert largest_difference(losses(folder / "packed-again"), losses(tmp_path / "out")) < 1e-5
+    mine, theirs = ((each / METRICS).read_text().splitlines() for each in (tmp_path / "out", folder / "packed-again"))
+    for one, other in zip(mine, theirs, strict=True):
+        for figure in ("samples", "tokens", "supervised_tokens", "epoch"):
+            assert json.loads(one)[figure] == json.loads(other)[figure]
+    last = json.loads(mine[-1])
+    assert last["places"] == last["tokens"], "one pack a forward has no padding"
+    assert last["samples"] > 4, "more rows than packs"
+
+
+def test_more_packs_a_forward_change_nothing_but_padding(folder: Path) -> None:
+    assert largest_difference(losses(folder / "packed-again"), losses(folder / "packed-two-a-forward")) < 1e-5
+    record = json.loads((folder / "packed-two-a-forward" / METRICS).read_text().splitlines()[0])
+    assert record["places"] > record["tokens"]
+
+
+def test_packing_asks_for_the_preflight(outcomes: dict[str, Any]) -> None:
+    assert outcomes["packed-without-preflight"]["reason"] == "PreflightMissing"
 
 
 def test_compat_upstream_takes_the_mean_of_means(folder: Path) -> None:

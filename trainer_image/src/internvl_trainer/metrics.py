@@ -36,13 +36,17 @@ class Reporter:
         def counter(metric: str, text: str) -> Counter:
             return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
 
-        self.loss = gauge("internvl_train_loss", "Mean loss of a supervised token in the last step")
+        self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
         self.learning_rate = gauge("internvl_train_learning_rate", "Learning rate of the last step")
         self.gradient_norm = gauge("internvl_train_gradient_norm", "Norm of all gradients before clipping")
         self.step = gauge("internvl_train_step", "Optimizer steps taken, over all attempts")
         self.total_steps = gauge("internvl_train_total_steps", "Optimizer steps of the whole run")
         self.samples_per_second = gauge("internvl_train_samples_per_second", "Over all ranks, in the last step")
         self.tokens_per_second = gauge("internvl_train_tokens_per_second", "Real tokens, over all ranks")
+        self.packing_efficiency = gauge(
+            "internvl_train_packing_efficiency",
+            "Real tokens over all positions computed, padding too, in the last step",
+        )
         self.samples = counter("internvl_train_samples", "Samples learned from by this attempt")
         self.data_wait = counter("internvl_train_data_wait_seconds", "Time in which steps waited for data")
         self.checkpoint_seconds = gauge("internvl_train_checkpoint_seconds", "Time the last checkpoint took")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 from rich.console import Console
@@ -24,6 +25,7 @@ from internvl_trainer.data.dataset import SampleSettings
 from internvl_trainer.data.datasets import OpenDataset, open_datasets, sample_settings
 from internvl_trainer.data.findings import Finding
 from internvl_trainer.data.preflight import Checker, check_rows, findings_table
+from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
@@ -48,14 +50,19 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     datasets = open_datasets(config)
     reporter.doing("checking the model")
     settings, tokenizer = check_model(config)
-    findings = {dataset.description.name: check_one(dataset, settings, tokenizer, reporter) for dataset in datasets}
+    sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
+    findings = {
+        each.description.name: check_one(each, settings, tokenizer, reporter, sizes[each.description.name])
+        for each in datasets
+    }
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     show(findings)
     discard(storage, folder)
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         path = Path(scratch) / REPORT
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        files = upload_files(storage, folder, {REPORT: path})
+        write_row_sizes(Path(scratch) / ROW_SIZES, sizes)
+        files = upload_files(storage, folder, {REPORT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
     refuse_bad_rows(config, report, f"{storage.uri}/{folder}/{REPORT}")
     commit(storage, folder, files, fingerprint(config))
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
@@ -112,21 +119,30 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
     )
 
 
+def count_used(dataset: OpenDataset) -> int:
+    """Rows of the file that an epoch uses: all, or the first."""
+    return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
+
+
 def check_one(
-    dataset: OpenDataset, settings: SampleSettings, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+    dataset: OpenDataset,
+    settings: SampleSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    reporter: Reporter,
+    sizes: np.ndarray,
 ) -> list[Finding]:
-    """Findings of one dataset's rows, those that an epoch uses."""
+    """Findings of one dataset's rows, those that an epoch uses; their tokens and tiles go into `sizes` (rows, 2)."""
     description, index = dataset.description, dataset.index
     findings = []
     if description.length is not None and description.length != len(index):
         message = f"length is {description.length}, the file has {len(index)} rows; is it complete?"
         findings.append(Finding("LengthMismatch", message, "length", file=description.annotation))
     checker = Checker(description, settings, open_media, tokenizer)
-    used = min(len(index), description.count_rows(len(index)))
+    used = count_used(dataset)
     for start in range(0, used, _CHUNK_ROWS):
         reporter.doing(f"checking rows of {description.name}: {start} of {used}")
         rows = range(start, min(used, start + _CHUNK_ROWS))
-        findings += check_rows(index, checker, rows=rows, threads=usable_cpus())
+        findings += check_rows(index, checker, rows=rows, threads=usable_cpus(), sizes=sizes)
     return findings
 
 

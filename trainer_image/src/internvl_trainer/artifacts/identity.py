@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from internvl_api.base import ApiModel
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.storage import Storage
@@ -24,17 +25,23 @@ _WITHOUT_EFFECT = {
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides the curve, under the names of the spec."""
-    training = config.training.model_dump(mode="json", by_alias=True, exclude=_WITHOUT_EFFECT)
+    """Everything that decides the curve, under the names of the spec.
+
+    Fields that have their default are left out, so that a version with a new field knows the runs of an older one.
+    """
+
+    def dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
+        return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without)
+
     document = {
-        "model": config.model.model_dump(mode="json", by_alias=True, exclude={"name"}),
-        "data": config.data.model_dump(mode="json", by_alias=True),
-        "image": config.image.model_dump(mode="json", by_alias=True),
+        "model": dump(config.model, {"name"}),
+        "data": dump(config.data),
+        "image": dump(config.image),
         "method": config.method,
-        "training": training,
+        "training": dump(config.training, _WITHOUT_EFFECT),
     }
     if config.method == "lora":
-        document["lora"] = config.lora.model_dump(mode="json", by_alias=True)
+        document["lora"] = dump(config.lora)
     return document
 
 
@@ -68,8 +75,8 @@ def check_output(storage: Storage, config: RunConfig) -> None:
         field, theirs, ours = difference
         raise UserError(
             "OutputHoldsAnotherRun",
-            f"{storage.uri} holds the run of {owner}, which differs in spec.{field}: it has {theirs!r}, this run "
-            f"{ours!r}; choose another output, or delete that one",
+            f"{storage.uri} holds the run of {owner}, which differs in spec.{field}: it has {_shown(theirs)}, this run "
+            f"{_shown(ours)}; choose another output, or delete that one",
             "spec.output",
         )
 
@@ -83,6 +90,10 @@ def first_difference(theirs: Any, ours: Any, field: str = "") -> tuple[str, Any,
                 return found
         return None
     return None if theirs == ours else (field, theirs, ours)
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else repr(value)
 
 
 def stage_folder(stage: str) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.storage import patiently
-from internvl_trainer.data.collate import collate
+from internvl_trainer.data.collate import Weighting, collate, collate_packs
 from internvl_trainer.data.conversation import IGNORED
 from internvl_trainer.data.dataset import OpenMedia, RowError, Sample, SampleSettings, build_sample
 from internvl_trainer.data.datasets import OpenDataset, estimate_lengths
+from internvl_trainer.data.packing import Pack
+from internvl_trainer.data.row_sizes import RowSizes
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
 from internvl_trainer.signals import die_with_parent
@@ -79,8 +81,14 @@ class RowDataset(Dataset[Sample | Failure]):
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
 
-    def lengths(self, image_tokens: int) -> np.ndarray:
-        """(rows,) rough lengths in tokens, to group rows by."""
+    def sizes(self, counted: RowSizes) -> np.ndarray:
+        """(rows, 2) tokens and tiles of each row, as preflight counted them."""
+        return np.concatenate(
+            [counted[dataset.description.name][rows] for dataset, rows in zip(self._datasets, self._rows, strict=True)]
+        )
+
+    def estimate_lengths(self, image_tokens: int) -> np.ndarray:
+        """(rows,) rough lengths in tokens, to group rows by where preflight has not counted them."""
         return np.concatenate(
             [
                 estimate_lengths((dataset.index[int(row)] for row in rows), image_tokens)
@@ -94,13 +102,59 @@ class RowDataset(Dataset[Sample | Failure]):
         return self._datasets[which], int(self._rows[which][row - first])
 
 
+class PackDataset(Dataset[list[Sample] | Failure]):
+    """Packs of rows, drawn by the positions of their rows."""
+
+    def __init__(self, rows: RowDataset, max_tokens: int) -> None:
+        self._rows, self._max_tokens = rows, max_tokens
+
+    def __getitem__(self, pack: Pack) -> list[Sample] | Failure:
+        samples = []
+        for position in pack:
+            sample = self._rows[position]
+            if isinstance(sample, Failure):
+                return sample
+            samples.append(sample)
+        found = sum(sample.length for sample in samples)
+        if len(samples) > 1 and found > self._max_tokens:
+            message = f"a pack planned for {self._max_tokens} tokens has {found}; did its rows change after preflight?"
+            return Failure("RowsChanged", message, "spec.data")
+        return samples
+
+
+@dataclass(frozen=True)
+class Collation:
+    """How samples become tensors. `flat`: all rows of a micro-batch in one sequence, for flash attention."""
+
+    pad_token_id: int
+    weighting: Weighting = "token"
+    flat: bool = False
+
+
+class MicroBatch(NamedTuple):
+    """What one forward gets, and figures of it: `weight` sums the loss weights, `places` counts padding too."""
+
+    tensors: Batch
+    rows: int
+    tokens: int
+    places: int
+    supervised_tokens: int
+    weight: float
+
+
 @dataclass(frozen=True)
 class Window:
-    """The micro-batches of one optimizer step on one rank; counts are of this rank, `waited` is in seconds."""
+    """The micro-batches of one optimizer step on one rank; counts are of this rank, `waited` is in seconds.
+
+    `weights` are the sums of loss weights, micro-batch by micro-batch.
+    """
 
     batches: list[Batch]
+    weights: list[float]
     supervised_tokens: int
+    rows: int
     tokens: int
+    places: int
     waited: float
 
 
@@ -109,10 +163,10 @@ class Loader:
 
     def __init__(
         self,
-        dataset: RowDataset,
-        micro_batches: Iterable[list[Position]],
+        dataset: RowDataset | PackDataset,
+        micro_batches: Iterable[list[Any]],
         *,
-        pad_token_id: int,
+        collation: Collation,
         workers: int,
         accumulation: int,
         pin_memory: bool,
@@ -123,7 +177,7 @@ class Loader:
                 dataset,
                 batch_sampler=micro_batches,
                 num_workers=workers,
-                collate_fn=partial(_collate, pad_token_id=pad_token_id),
+                collate_fn=partial(_collate, collation=collation),
                 pin_memory=pin_memory,
                 prefetch_factor=_PREFETCHED if workers else None,
                 worker_init_fn=_own_signals,
@@ -135,27 +189,46 @@ class Loader:
         began = time.monotonic()
         batches = [self._next() for _ in range(self._accumulation)]
         return Window(
-            batches=batches,
-            supervised_tokens=sum(count_supervised(batch) for batch in batches),
-            tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
+            batches=[batch.tensors for batch in batches],
+            weights=[batch.weight for batch in batches],
+            supervised_tokens=sum(batch.supervised_tokens for batch in batches),
+            rows=sum(batch.rows for batch in batches),
+            tokens=sum(batch.tokens for batch in batches),
+            places=sum(batch.places for batch in batches),
             waited=time.monotonic() - began,
         )
 
-    def _next(self) -> Batch:
-        batch: Batch | Failure = next(self._batches)
+    def _next(self) -> MicroBatch:
+        batch: MicroBatch | Failure = next(self._batches)
         if isinstance(batch, Failure):
             raise batch.error()
         return batch
 
 
-def count_supervised(batch: Mapping[str, torch.Tensor]) -> int:
-    """Positions whose next token is supervised."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+def _collate(draws: Sequence[Sample | list[Sample] | Failure], collation: Collation) -> MicroBatch | Failure:
+    if failure := next((draw for draw in draws if isinstance(draw, Failure)), None):
+        return failure
+    packs = [draw for draw in draws if isinstance(draw, list)]
+    samples = [row for pack in packs for row in pack] or [draw for draw in draws if isinstance(draw, Sample)]
+    if packs:
+        tensors = collate_packs(packs, collation.pad_token_id, collation.weighting, flat=collation.flat)
+    else:
+        tensors = collate(samples, collation.pad_token_id, collation.weighting)
+    return _counted(tensors, samples)
 
 
-def _collate(rows: Sequence[Sample | Failure], pad_token_id: int) -> Batch | Failure:
-    samples = [row for row in rows if isinstance(row, Sample)]
-    return next((row for row in rows if isinstance(row, Failure)), None) or collate(samples, pad_token_id)
+def _counted(tensors: Batch, samples: Sequence[Sample]) -> MicroBatch:
+    supervised = tensors["labels"][:, 1:] != IGNORED  # positions whose next token is supervised
+    count = int(supervised.sum())
+    weights = tensors.get("loss_weights")
+    return MicroBatch(
+        tensors=tensors,
+        rows=len(samples),
+        tokens=sum(sample.length for sample in samples),
+        places=tensors["input_ids"].numel(),
+        supervised_tokens=count,
+        weight=float(count) if weights is None else float(weights[:, 1:][supervised].double().sum()),
+    )
 
 
 def _own_signals(_worker: int) -> Any:

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 
 from ..errors import UserError
@@ -65,24 +66,36 @@ def check_dataset(
 
 
 def check_rows(
-    index: RowIndex, checker: Checker, *, rows: Sequence[int] | None = None, threads: int = 1, limit: int | None = None
+    index: RowIndex,
+    checker: Checker,
+    *,
+    rows: Sequence[int] | None = None,
+    threads: int = 1,
+    limit: int | None = None,
+    sizes: np.ndarray | None = None,
 ) -> list[Finding]:
     """Findings of the rows (all, or the given positions), in the file's order.
 
     Args:
         threads: decoding and tokenizing leave Python's lock, so threads share the work.
         limit: stop after this many findings.
+        sizes: (rows of the file, 2), filled in with tokens and tiles of each row that was encoded.
     """
     wanted = range(len(index)) if rows is None else rows
-    return list(islice(_findings(index, checker, wanted, threads), limit))
+    return list(islice(_findings(index, checker, wanted, threads, sizes), limit))
 
 
-def _findings(index: RowIndex, checker: Checker, rows: Sequence[int], threads: int) -> Iterator[Finding]:
+def _findings(
+    index: RowIndex, checker: Checker, rows: Sequence[int], threads: int, sizes: np.ndarray | None
+) -> Iterator[Finding]:
     size_of = lru_cache(maxsize=_REMEMBERED_IMAGES)(partial(_image_size, checker))
 
     def check(position: int) -> list[Finding]:
         place = checker.dataset.annotation, index.line_number(position)
-        return [finding.at(*place) for finding in check_row(index[position], checker, size_of)]
+        findings, size = measure_row(index[position], checker, size_of)
+        if sizes is not None and size is not None:
+            sizes[position] = size
+        return [finding.at(*place) for finding in findings]
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(rows), _BATCH):
@@ -106,18 +119,25 @@ def _image_size(checker: Checker, path: str) -> Size | Finding:
 
 def check_row(line: bytes, checker: Checker, size_of: SizeOf | None = None) -> list[Finding]:
     """Findings of one line, without its place."""
+    return measure_row(line, checker, size_of)[0]
+
+
+def measure_row(
+    line: bytes, checker: Checker, size_of: SizeOf | None = None
+) -> tuple[list[Finding], tuple[int, int] | None]:
+    """Findings of one line, and its tokens and tiles when it could be encoded."""
     row, findings = parse_row(line)
     if row is None or _has_error(findings):
-        return findings
+        return findings, None
     tiles, problems = _check_media(row, checker, size_of or partial(_image_size, checker))
     findings += problems
     if _has_error(findings) or checker.tokenizer is None:
-        return findings
+        return findings, None
     try:
-        findings += encode_row(row, tiles, settings_for(checker.dataset, checker.settings), checker.tokenizer).findings
+        encoded = encode_row(row, tiles, settings_for(checker.dataset, checker.settings), checker.tokenizer)
     except RowError as error:
-        findings += error.findings
-    return findings
+        return findings + error.findings, None
+    return findings + encoded.findings, (len(encoded.input_ids), sum(tiles))
 
 
 def _has_error(findings: Iterable[Finding]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from internvl_api.run_config import RunConfig
 
-from internvl_trainer.data.loader import Batch, Window, count_supervised
+from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapters import trainable_report
 from internvl_trainer.model.chat_model import ChatModel
@@ -51,27 +51,41 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: 
     return [group for group in groups if group["params"]]
 
 
-def run_backward(engine: Any, window: Window, supervised: float, config: RunConfig, group: Group, step: int) -> float:
-    """Gradients of one optimizer step, up to its last micro-batch; this rank's sum of token losses.
+def run_backward(
+    engine: Any, window: Window, weights: Sequence[float], config: RunConfig, group: Group, step: int
+) -> float:
+    """Gradients of one optimizer step, up to its last micro-batch; this rank's weighted sum of token losses.
 
-    Each token weighs the same: the loss of a micro-batch is its SUM over supervised tokens, divided by their number in
-    the whole step over all ranks (`supervised`), so that the gradients are those of one big batch. `compat: upstream`
-    takes the mean of each micro-batch instead, and the mean of those.
+    `weights` are the sums of loss weights of each micro-batch over all ranks.
     """
     total = 0.0
+    shares = loss_shares(window.weights, weights, group.world_size, config)
     last = len(window.batches) - 1
-    for number, batch in enumerate(window.batches):
+    for number, (batch, share) in enumerate(zip(window.batches, shares, strict=True)):
         seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
         output = engine(**_on_device(batch, group.device))
-        if config.data.compat == "upstream":
-            share = 1 / (max(1, count_supervised(batch)) * len(window.batches))
-        else:
-            share = group.world_size / max(1.0, supervised)  # DeepSpeed divides by the world size once more
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)
         total += float(output.loss_sum.detach())
         if number < last:
             engine.step()  # only counts; the caller takes the step that updates weights
     return total
+
+
+def loss_shares(own: Sequence[float], everywhere: Sequence[float], world_size: int, config: RunConfig) -> list[float]:
+    """What to multiply each micro-batch's weighted SUM of token losses with.
+
+    A token counts by its weight, whatever micro-batch it is in: the divisor is the sum of weights in the whole step
+    over all ranks, so that the gradients are those of one big batch. (DeepSpeed divides by the world size once more.)
+    `compat: upstream` takes the mean of means instead: each micro-batch by its own weights, or, packed, by the average
+    of the ranks' weights in this micro-batch (loss_reduction_all_gather).
+
+    Args:
+        own, everywhere: sums of loss weights of each micro-batch, of this rank and of all ranks.
+    """
+    if config.data.compat != "upstream":
+        return [world_size / (sum(everywhere) or 1.0)] * len(own)
+    divisors = [each / world_size for each in everywhere] if config.training.packing.enabled else own
+    return [1 / ((divisor or 1.0) * len(own)) for divisor in divisors]
 
 
 def apply_step(engine: Any, rate: float) -> float:

@@ -17,7 +17,11 @@ EVENTS_FOLDER = "tensorboard"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. `step` counts from 1; `loss` is the mean over supervised tokens; times are in seconds."""
+    """One optimizer step.
+
+    `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
+    `tokens` and padding; times are in seconds.
+    """
 
     step: int
     epoch: float
@@ -26,6 +30,7 @@ class StepRecord:
     gradient_norm: float
     supervised_tokens: int
     tokens: int
+    places: int
     samples: int
     step_seconds: float
     data_wait_seconds: float
@@ -53,6 +58,7 @@ class Journal:
             "train/step_seconds": step.step_seconds,
             "train/data_wait_seconds": step.data_wait_seconds,
             "train/tokens_per_second": step.tokens / step.step_seconds,
+            "train/packing_efficiency": step.tokens / step.places,
         }
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)

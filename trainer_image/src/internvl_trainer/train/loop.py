@@ -48,10 +48,10 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
             loader = run.loader(first)
             for step in range(first, run.total_steps):
                 window = loader.window()
-                supervised, stopping = group.sum([window.supervised_tokens, stop.requested])
+                stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
                     return session.stopped(step)
-                session.take_step(step, window, supervised)
+                session.take_step(step, window, weights)
                 if is_due(step + 1, run.total_steps, config.checkpoint.every_steps):
                     session.save(step + 1)
         return session.finish(Path(scratch) / "export")
@@ -91,12 +91,17 @@ class Session:
         self.reporter.update(step=self.saved_step, total_steps=self.run.total_steps)
         self.reporter.doing("training")
 
-    def take_step(self, step: int, window: Window, supervised: float) -> None:
-        """One optimizer step. Raises UserError when the loss is no number, before it reaches the weights."""
+    def take_step(self, step: int, window: Window, weights: list[float]) -> None:
+        """One optimizer step. Raises UserError when the loss is no number, before it reaches the weights.
+
+        `weights`: sums of loss weights of each micro-batch, over all ranks.
+        """
         began = time.monotonic()
-        local = run_backward(self.run.engine, window, supervised, self.config, self.group, step)
-        total, tokens, waited = self.group.sum([local, window.tokens, window.waited])
-        self.loss = total / max(1.0, supervised)
+        local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
+        total, supervised, rows, tokens, places, waited = self.group.sum(
+            [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
+        )
+        self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
         training = self.config.training
         rate = learning_rate(
@@ -109,13 +114,14 @@ class Session:
         self._record(
             StepRecord(
                 step=step + 1,
-                epoch=round((step + 1) * training.global_batch_size / self.run.rows, 6),
+                epoch=round(self.run.order.epochs_done(step + 1), 6),
                 loss=self.loss,
                 learning_rate=rate,
                 gradient_norm=norm,
                 supervised_tokens=int(supervised),
                 tokens=int(tokens),
-                samples=training.global_batch_size,
+                places=int(places),
+                samples=int(rows),
                 step_seconds=seconds,
                 data_wait_seconds=waited / self.group.world_size,
                 world_size=self.group.world_size,
@@ -180,6 +186,7 @@ class Session:
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)
         reporter.samples.inc(record.samples)
+        reporter.packing_efficiency.set(record.tokens / record.places)
         reporter.data_wait.inc(record.data_wait_seconds)
         reporter.step_seconds.observe(record.step_seconds)
         self.durations.append(record.step_seconds)

@@ -13,8 +13,10 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.datasets import open_datasets, read_bad_lines, sample_settings
-from internvl_trainer.data.loader import Loader, RowDataset
-from internvl_trainer.data.sampler import GlobalOrder, count_steps
+from internvl_trainer.data.loader import Collation, Loader, PackDataset, RowDataset
+from internvl_trainer.data.packing import PackedOrder, PackLimits
+from internvl_trainer.data.row_sizes import read_row_sizes
+from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
@@ -37,19 +39,15 @@ class Run:
     loaded: LoadedModel
     engine: Any
     dataset: RowDataset
-    order: GlobalOrder
+    order: Order[Any]
     total_steps: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of one epoch."""
-        return len(self.dataset)
 
     def loader(self, first_step: int) -> Loader:
         """Batches of this rank from `first_step` on."""
         training, group = self.config.training, self.group
+        packing = training.packing
         return Loader(
-            self.dataset,
+            PackDataset(self.dataset, packing.max_tokens) if packing.enabled else self.dataset,
             self.order.micro_batches(
                 first_step,
                 self.total_steps,
@@ -57,7 +55,11 @@ class Run:
                 world_size=group.world_size,
                 micro_batch=training.micro_batch_size,
             ),
-            pad_token_id=self.loaded.tokenizer.pad_token_id or 0,
+            collation=Collation(
+                pad_token_id=self.loaded.tokenizer.pad_token_id or 0,
+                weighting=training.loss_weighting,
+                flat=self.loaded.attn_implementation == "flash_attention_2",
+            ),
             workers=training.data_workers,
             accumulation=training.global_batch_size // (group.world_size * training.micro_batch_size),
             pin_memory=group.device.type == "cuda",
@@ -84,10 +86,8 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         logger.info("%s", report)
     reporter.doing("indexing the data")
     dataset = open_rows(config, loaded, storage, reporter)
+    order = make_order(config, dataset, storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens)
     reporter.doing("starting DeepSpeed")
-    lengths = None
-    if training.group_by_length:
-        lengths = dataset.lengths(image_tokens=config.image.max_dynamic_patch * loaded.context_tokens)
     return Run(
         config=config,
         group=group,
@@ -95,9 +95,33 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         loaded=loaded,
         engine=build_engine(config, loaded.model, group),
         dataset=dataset,
-        order=GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths),
-        total_steps=count_steps(len(dataset), training.global_batch_size, training.epochs, training.max_steps),
+        order=order,
+        total_steps=order.count_steps(training.epochs, training.max_steps),
     )
+
+
+def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, image_tokens: int) -> Order[Any]:
+    """The order of rows or packs: a function of the configuration and of the sizes that preflight stored.
+
+    Args:
+        image_tokens: of a row with a picture, to estimate lengths for grouping by where preflight has not run.
+    """
+    training, packing = config.training, config.training.packing
+    needed = packing.enabled or training.group_by_length
+    counted = read_row_sizes(config, storage) if needed else None
+    if not packing.enabled:
+        lengths = None
+        if training.group_by_length:
+            lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
+        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths)
+    if counted is None:
+        raise UserError(
+            "PreflightMissing",
+            "packing needs the sizes of rows that the preflight stage counts; run it first",
+            "spec.training.packing",
+        )
+    limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
+    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed)
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:

@@ -1,0 +1,80 @@
+"""The domain-adaptation scripts of Mini-InternVL: packed, weighted by square root, ended by a number of steps."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from internvl_api.estimate import longest_row, typical_row
+from internvl_api.listing import recipe_config, recipe_setup, recipe_text
+from internvl_api.recipes import recipe_names
+from internvl_api.resolve import SpecError, parse_spec
+
+SIZES = {"1b": ("Hermes-2", 2), "2b": ("internlm2-chat", 2), "4b": ("phi3-chat", 1)}  # template, epochs
+DOMAINS = {"bdd": (240, 64, 8), "drivelm": (15_100, 8, 1), "medical": (2_200, 64, 8), "remote": (2_500, 64, 8)}
+KEPT = {("2b", "bdd"): (72, 3), ("1b", "remote"): (500, 3), ("2b", "remote"): (500, 7)}  # else every 700 steps, 3
+
+
+@pytest.mark.parametrize(("size", "domain"), list(itertools.product(SIZES, DOMAINS)))
+def test_a_recipe_has_its_scripts_figures(size: str, domain: str) -> None:
+    name = f"internvl2-{size}-full-{domain}"
+    config, (template, epochs) = recipe_config(name), SIZES[size]
+    steps, batch, accumulation = DOMAINS[domain]
+    training, packing = config.training, config.training.packing
+    assert (config.model.name, config.model.template) == (f"InternVL2-{size.upper()}", template)
+    assert (training.epochs, training.max_steps) == (epochs, steps)
+    assert (training.global_batch_size, training.micro_batch_size, config.gradient_accumulation) == (
+        batch, 1, accumulation,
+    )  # fmt: skip
+    assert (packing.enabled, packing.max_tokens, packing.max_tiles, packing.buffer_size) == (True, 16384, 48, 20)
+    assert (training.loss_weighting, training.max_seq_length, training.group_by_length) == ("square", 8192, False)
+    assert (training.learning_rate, training.weight_decay, config.model.drop_path_rate) == (1e-5, 0.01, 0.1)
+    assert not any((training.freeze.vision, training.freeze.projector, training.freeze.language))
+    assert (config.checkpoint.every_steps, config.checkpoint.keep) == KEPT.get((size, domain), (700, 3))
+    assert recipe_text(name).splitlines()[0].endswith(f"_finetune_{domain}.sh")
+
+
+def test_only_these_recipes_pack() -> None:
+    packed = {name for name in recipe_names() if recipe_config(name).training.packing.enabled}
+    assert packed == {f"internvl2-{size}-full-{domain}" for size in SIZES for domain in DOMAINS}
+    assert len(recipe_names()) == 57, "one for each published script"
+
+
+def test_memory_is_reckoned_for_full_packs() -> None:
+    setup = recipe_setup("internvl2-1b-full-bdd")
+    assert typical_row(setup).tokens == longest_row(setup).tokens == 16384
+    assert longest_row(setup).tiles == 48
+    assert longest_row(setup).supervised == 16384 - 48 * 256
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        pytest.param(
+            {"groupByLength": True, "packing": {"enabled": True}},
+            "spec.training: groupByLength has no use with packing.enabled, as packs are full; set it to false",
+            id="grouped and packed",
+        ),
+        pytest.param(
+            {"packing": {"enabled": True, "maxTokens": 4096}},
+            "spec.training: packing.maxTokens 4096 is less than maxSeqLength 8192, so the longest rows would fit in no "
+            "pack; raise the one or lower the other",
+            id="packs shorter than rows",
+        ),
+        pytest.param(
+            {"packing": {"enabled": True, "bufferSize": 0}},
+            "spec.training.packing.bufferSize: found 0: Input should be greater than or equal to 1",
+            id="no buffer",
+        ),
+        pytest.param(
+            {"lossWeighting": "mean"},
+            "spec.training.lossWeighting: found 'mean': Input should be 'token', 'sample' or 'square'",
+            id="unknown weighting",
+        ),
+    ],
+)
+def test_a_mistake_is_named(training: dict[str, object], message: str) -> None:
+    data = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"model": {"source": "/m"}, "data": data, "output": "s3://models/out", "training": training})
+    assert str(caught.value) == message
