@@ -14,7 +14,7 @@ from internvl_trainer.data import loader as loader_module
 from internvl_trainer.data.dataset import DatasetDescription
 from internvl_trainer.data.datasets import OpenDataset, open_datasets
 from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.loader import Loader, RowDataset, Window
+from internvl_trainer.data.loader import Collation, Loader, RowDataset, Window
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.errors import UserError
 from trainer.runs import GOLDEN, make_config
@@ -41,7 +41,7 @@ def make_loader(
     )
     order = GlobalOrder(len(rows), global_batch=4, seed=1)
     draws = order.micro_batches(0, 6, rank=0, world_size=1, micro_batch=2)
-    return Loader(rows, draws, pad_token_id=0, workers=workers, accumulation=2, pin_memory=False)
+    return Loader(rows, draws, collation=Collation(0), workers=workers, accumulation=2, pin_memory=False)
 
 
 def windows(loader: Loader) -> list[Window]:
