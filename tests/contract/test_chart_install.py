@@ -71,7 +71,7 @@ def create_run(server: ApiServer, **changes: Any) -> dict[str, Any]:
         pytest.param("patch", PLURAL, {"group": GROUP, "subresource": "status"}, id="write-status"),
         pytest.param("patch", "pods", {}, id="apply-pods"),
         pytest.param("create", "services", {}, id="apply-services"),
-        pytest.param("delete", "configmaps", {}, id="delete-config-maps"),
+        pytest.param("delete", "pods", {}, id="end-an-attempt"),
         pytest.param("create", "events", {}, id="tell-events"),
     ],
 )
@@ -84,6 +84,7 @@ def test_operator_may(installed: ApiServer, verb: str, resource: str, options: d
     [
         pytest.param("get", "secrets", {}, id="read-a-secret"),
         pytest.param("list", "secrets", {}, id="list-secrets"),
+        pytest.param("delete", "configmaps", {}, id="delete-what-kubernetes-deletes-with-its-owner"),
         pytest.param("patch", PLURAL, {"group": GROUP}, id="change-a-spec"),
         pytest.param("create", "pods", {"subresource": "exec"}, id="exec-into-pods"),
         pytest.param("create", "rolebindings", {"group": "rbac.authorization.k8s.io"}, id="grant-rights"),
