@@ -19,7 +19,7 @@ from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
-from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE
+from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
 
@@ -101,7 +101,7 @@ def _carry_over(base: Path, directory: Path) -> None:
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> Iterator[Path]:
     """Each tensor into the file that holds it in the base, written when its last tensor has come."""
-    files = _files_of_tensors(base)
+    files = {entry.name: entry.file.name for entry in list_tensors(base)}
     waiting: dict[str, set[str]] = defaultdict(set)
     for name, file in files.items():
         waiting[file].add(name)
@@ -120,14 +120,6 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, direc
 
 def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _files_of_tensors(base: Path) -> dict[str, str]:
-    if (base / INDEX_FILE).exists():
-        files: dict[str, str] = json.loads((base / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-        return files
-    with safe_open(base / SINGLE_FILE, "pt") as tensors:
-        return dict.fromkeys(tensors.keys(), SINGLE_FILE)
 
 
 def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:

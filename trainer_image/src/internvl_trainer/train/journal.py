@@ -80,8 +80,3 @@ def restore_journal(folder: Path, saved: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if saved.is_dir():
         shutil.copytree(saved, folder)
-
-
-def read_metrics(path: Path) -> list[StepRecord]:
-    """The steps of a metrics.jsonl."""
-    return [StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,3 @@ def shape_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tenso
     """The same stream as `read_tensors` with tensors on the meta device: shapes without data."""
     for entry in entries:
         yield entry.name, torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-
-
-def file_of(entries: list[TensorEntry]) -> Mapping[str, Path]:
-    """Tensor name to shard, for messages."""
-    return {entry.name: entry.file for entry in entries}
