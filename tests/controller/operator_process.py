@@ -73,6 +73,26 @@ class Cluster:
         )
         return _true(status, kind, reason) or {}
 
+    def wait_condition_seen(self, kind: str, reason: str, name: str = "run", timeout: int = 60) -> Raw:
+        """The condition, True for that reason now or at any moment since the namespace was made.
+
+        A stalled job that is tried again says so for an instant only: asking now and then would miss it.
+        """
+        stream = watch.Watch().stream(
+            self.jobs.list_namespaced_custom_object,
+            GROUP,
+            VERSION,
+            self.namespace,
+            PLURAL,
+            resource_version=self._since,
+            timeout_seconds=timeout,
+        )
+        for event in stream:
+            found = event["object"]
+            if found["metadata"]["name"] == name and (seen := _true(found.get("status") or {}, kind, reason)):
+                return seen
+        raise AssertionError(f"{kind}=True {reason} was never seen in {timeout} s: {self.get(name).get('status')}")
+
     def pods(self) -> list[str]:
         """Names of the job's pods."""
         return self.children()["Pod"]

@@ -180,7 +180,7 @@ def test_what_preflight_finds_is_told_and_tried_again_until_it_is_mended(run: St
     cluster.create()
     words = "s3://data/train.jsonl:7: image photos/7.jpg is truncated"
     run.finish("run-preflight-0", "preflight", 65, reason="BadRow", message=words)
-    stalled = cluster.wait_condition("Stalled", "BadRow")
+    stalled = cluster.wait_condition_seen("Stalled", "BadRow")
     assert words in stalled["message"]
     assert "run-train-0" not in cluster.pods()
     cluster.wait("a second try", lambda status: status["attempt"] == 2 and status["phase"] == "Running")
