@@ -9,7 +9,7 @@ from internvl_operator.core.job import Job, read_job
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.options import Options
 from internvl_operator.core.resources import names, pods
-from internvl_operator.core.stages import PIPELINE
+from internvl_operator.core.stages import Stage
 
 Raw = dict[str, Any]
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -78,8 +78,7 @@ def member(rank: int = 0, *, stage: str = "train", attempt: int = 1, of: Job | N
 
 def raw_pod(rank: int = 0, *, stage: str = "train", attempt: int = 1, status: Raw | None = None) -> Raw:
     """A pod as the API server shows it: what the builder makes, with a uid and a status."""
-    (found,) = [entry for entry in PIPELINE if entry.name == stage]
-    built = pods.build(job(), found, attempt, rank, OPTIONS)
+    built = pods.build(job(), Stage(stage), attempt, rank, OPTIONS)
     built["metadata"] |= {"uid": f"pod-{stage}-{attempt}-{rank}", "resourceVersion": "1"}
     return built | {"status": {"phase": "Running"} if status is None else status}
 

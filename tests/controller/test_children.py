@@ -9,9 +9,9 @@ from controller.builders import OPTIONS, UID, Raw, job
 from internvl_api.run_config import RunConfig
 from internvl_operator.core.options import Options
 from internvl_operator.core.resources import config_map, pods, service
-from internvl_operator.core.stages import PIPELINE
+from internvl_operator.core.stages import Stage
 
-PREFLIGHT, TRAIN, PUBLISH = PIPELINE
+PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
 
 
 def build(stage: Any = TRAIN, rank: int = 0, options: Options = OPTIONS, attempt: int = 1, **changes: Any) -> Raw:

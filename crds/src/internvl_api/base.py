@@ -1,7 +1,15 @@
-"""The one pydantic base class: camelCase outside, snake_case inside, unknown fields refused."""
+"""The one pydantic base class (camelCase outside, snake_case inside, unknown fields refused), and types all share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+Source = Annotated[
+    str,
+    Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path"),
+]
 
 
 class ApiModel(BaseModel):

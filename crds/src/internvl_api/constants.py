@@ -33,6 +33,7 @@ METRICS_PORT = 9400  # serves /metrics and /progress on node rank 0 (and /metric
 
 ENV_ATTEMPT = "INTERNVL_ATTEMPT"
 ENV_JOB_UID = "INTERNVL_JOB_UID"
+ENV_IMAGE = "INTERNVL_IMAGE"  # the container's image as the pod names it, for the report
 
 
 class ExitCode(IntEnum):
@@ -42,6 +43,7 @@ class ExitCode(IntEnum):
     INTERNAL = 1
     USER_ERROR = 65  # EX_DATAERR: data, checkpoint or settings the user must correct
     UNAVAILABLE = 69  # EX_UNAVAILABLE: object storage or the network; trying again may help
+    REJECTED = 70  # EX_SOFTWARE, the nearest: the work was done, and its result is not good enough to go on
     RESUME = 75  # EX_TEMPFAIL: state was saved; start me again and I go on
     ACCESS_DENIED = 77  # EX_NOPERM: credentials refused
     CONFIG = 78  # EX_CONFIG: run.yaml unreadable or inconsistent

@@ -4,7 +4,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from internvl_api import gate
 from internvl_api.catalogue import CATALOGUE, find_model
+from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
 from internvl_api.recipes import load_recipe, recipe_names
 from internvl_api.run_config import ResolvedModel, RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
@@ -37,6 +39,8 @@ def parse_spec(raw: object) -> InternVLFineTuneSpec:
 def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
     """The RunConfig of a parsed spec. Raises SpecError where fields contradict each other."""
     _check_quantize(spec)
+    _check_gate(spec.evaluation)
+    _check_publish(spec)
     return RunConfig(
         job=job,
         job_uid=job_uid,
@@ -48,6 +52,9 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
         lora=spec.lora,
         training=spec.training,
         checkpoint=spec.checkpoint,
+        evaluation=_resolve_evaluation(spec.evaluation),
+        merge=spec.merge,
+        publish=spec.publish,
         output=spec.output,
         workers=spec.workers,
         processes_per_worker=spec.processes_per_worker,
@@ -73,6 +80,63 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
         raise SpecError("ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is")
     template = model.template or (entry.template if entry else None)
     return ResolvedModel(name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate)
+
+
+def _resolve_evaluation(evaluation: Evaluation) -> Evaluation:
+    """Every task with its lengths; a prompt stays open where the rows may bring their own."""
+    tasks = {}
+    for name, task in evaluation.tasks.items():
+        defaults = TASK_DEFAULTS[task.task]
+        most = defaults.max_new_tokens if task.max_new_tokens is None else task.max_new_tokens
+        least = min(defaults.min_new_tokens, most) if task.min_new_tokens is None else task.min_new_tokens
+        if least > most:
+            raise SpecError(
+                "InvalidSpec",
+                f"spec.evaluation.tasks.{name}.minNewTokens",
+                f"found {least}, which is more than maxNewTokens {most}; lower the one or raise the other",
+            )
+        tasks[name] = task.model_copy(update={"min_new_tokens": least, "max_new_tokens": most})
+    return evaluation.model_copy(update={"tasks": tasks})
+
+
+def _check_gate(evaluation: Evaluation) -> None:
+    """Every figure that publishIf names must be measured, and by one task only."""
+    field = "spec.evaluation.publishIf"
+    if evaluation.publish_if is None:
+        return
+    try:
+        operands = gate.operands(evaluation.publish_if)
+    except gate.GateError as error:
+        raise SpecError("InvalidCondition", field, str(error)) from None
+    measured = evaluation.metrics()
+    for operand in operands:
+        if operand.baseline and not evaluation.baseline:
+            raise SpecError(
+                "InvalidCondition", field, f"found {operand}, but evaluation.baseline is false; set it to true"
+            )
+        with_it = [name for name in gate.tasks_with(operand.metric, measured) if operand.task in (None, name)]
+        if not with_it:
+            have = ", ".join(f"{name} ({', '.join(metrics)})" for name, metrics in measured.items()) or "none"
+            raise SpecError("InvalidCondition", field, f"found {operand}, which no task measures; tasks: {have}")
+        if len(with_it) > 1:
+            raise SpecError(
+                "InvalidCondition",
+                field,
+                f"found {operand}, which {len(with_it)} tasks measure; write {with_it[0]}.{operand.metric}",
+            )
+
+
+def _check_publish(spec: InternVLFineTuneSpec) -> None:
+    """A Hub repository takes nothing without a token."""
+    if spec.publish.hub is None or spec.secrets.hugging_face is not None:
+        return
+    if "HF_TOKEN" in {item.get("name") for item in spec.pod_template.env}:
+        return
+    raise SpecError(
+        "SecretMissing",
+        "spec.secrets.huggingFace",
+        f"found none, but spec.publish.hub names {spec.publish.hub.repository}; name a Secret with the key HF_TOKEN",
+    )
 
 
 def _check_quantize(spec: InternVLFineTuneSpec) -> None:

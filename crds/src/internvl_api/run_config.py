@@ -7,7 +7,8 @@ import yaml
 from pydantic import Field
 
 from internvl_api.base import ApiModel
-from internvl_api.spec import Checkpoint, Data, Image, Lora, Method, Precision, Template, Training
+from internvl_api.evaluation import Evaluation
+from internvl_api.spec import Checkpoint, Data, Image, Lora, Merge, Method, Precision, Publish, Template, Training
 
 
 class ResolvedModel(ApiModel):
@@ -32,6 +33,9 @@ class RunConfig(ApiModel):
     lora: Lora
     training: Training
     checkpoint: Checkpoint
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    merge: Merge = Field(default_factory=Merge)
+    publish: Publish = Field(default_factory=Publish)
     output: str
     workers: int = Field(ge=1)
     processes_per_worker: int = Field(ge=1)

@@ -6,11 +6,12 @@ them in, and a recipe could no longer tell what the user wrote).
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from internvl_api.base import ApiModel
+from internvl_api.base import ApiModel, Source
+from internvl_api.evaluation import Evaluation
 
 Method = Literal["full", "lora"]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
@@ -20,14 +21,8 @@ Precision = Literal["bf16", "fp32"]
 KubernetesObject = dict[str, Any]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
 OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
 SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-
-Source = Annotated[
-    str,
-    Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path"),
-]
 
 
 class Model(ApiModel):
@@ -63,6 +58,9 @@ class Data(ApiModel):
 
     train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000)
     meta: Source | None = Field(None, description="Upstream's meta JSON; its entries join those of train")
+    validation: dict[str, Dataset] = Field(
+        default_factory=dict, max_length=100, description="Held-out rows: their loss is taken during training"
+    )
     bad_rows: Literal["fail", "skip"] = "fail"
     max_bad_rows: int = Field(0, ge=0, description="With badRows: skip, more findings than this still fail")
     compat: Literal["default", "upstream"] = Field(
@@ -187,6 +185,28 @@ class Checkpoint(ApiModel):
     keep: int = Field(2, ge=1, le=100, description="Verified checkpoints kept; older ones are deleted")
 
 
+class Merge(ApiModel):
+    """Whole models made of what training wrote; an empty list leaves a LoRA run's adapter as it is."""
+
+    formats: list[Literal["upstream", "hf"]] = Field(
+        default_factory=list, max_length=2, description="upstream: for InternVL's own code; hf: for transformers alone"
+    )
+
+
+class Hub(ApiModel):
+    """A repository on the Hugging Face Hub; needs secrets.huggingFace with a token that may write."""
+
+    repository: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
+    revision: str = Field("main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=100)
+    private: bool = Field(True, description="Of a repository that has to be made first")
+
+
+class Publish(ApiModel):
+    """Where results go besides `output`, which always has them."""
+
+    hub: Hub | None = None
+
+
 class Secrets(ApiModel):
     """Names of Secrets in the CR's namespace; the operator never reads them."""
 
@@ -245,6 +265,9 @@ class InternVLFineTuneSpec(ApiModel):
     gpus_per_worker: int = Field(0, ge=0, le=16, description="Processes in a pod; 0 trains on the CPU, one process")
     training: Training = Field(default_factory=Training)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    merge: Merge = Field(default_factory=Merge)
+    publish: Publish = Field(default_factory=Publish)
     output: str = Field(pattern=OUTPUT_PATTERN, description="Where checkpoints and artifacts go: s3://bucket/prefix")
     secrets: Secrets = Field(default_factory=Secrets)
     run_policy: RunPolicy = Field(default_factory=RunPolicy)

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from internvl_api.base import ApiModel
 
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
-StageName = Literal["preflight", "train", "publish"]
+StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
 
@@ -41,6 +41,7 @@ class Progress(_Answer):
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
+    validation_loss: float | None = Field(None, description="On data.validation, as last measured")
 
 
 class CheckpointStatus(_Answer):
@@ -78,6 +79,13 @@ class Restarts(_Answer):
     infrastructure: int = 0
 
 
+class EvaluationStatus(_Answer):
+    """Figures by task and metric: {"coco": {"CIDEr": 1.31}}."""
+
+    baseline: dict[str, dict[str, float]] = Field(default_factory=dict)
+    final: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
 class InternVLFineTuneStatus(_Answer):
     """Written once a pass, only when it changed."""
 
@@ -90,7 +98,8 @@ class InternVLFineTuneStatus(_Answer):
     stages: list[StageStatus] = Field(default_factory=list)
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
-    artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what was published")
+    evaluation: EvaluationStatus | None = None
+    artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what was made or published")
     workers: Workers = Field(default_factory=Workers)
     restarts: Restarts = Field(default_factory=Restarts)
     started_at: str | None = None
@@ -113,3 +122,4 @@ class StageResult(_Answer):
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
     artifacts: dict[str, str] = Field(default_factory=dict)
+    evaluation: EvaluationStatus | None = Field(None, description="What this stage measured")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import EvaluationStatus, InternVLFineTuneStatus
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
@@ -44,6 +44,11 @@ class JobCollector(Collector):
         total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
         loss = GaugeMetricFamily("internvl_job_loss", "Training loss as last reported", labels=names)
         attempt = GaugeMetricFamily("internvl_job_attempt", "Attempt that is under way", labels=names)
+        evaluation = GaugeMetricFamily(
+            "internvl_job_evaluation",
+            "Figures of the base (model=baseline) and the trained model",
+            labels=[*names, "model", "task", "metric"],
+        )
         counts: dict[str, int] = {}
         for namespace, name, status in self._statuses():
             phase = status.phase or "Pending"
@@ -54,9 +59,19 @@ class JobCollector(Collector):
                 for family, figure in figures:
                     if figure is not None:
                         family.add_metric([namespace, name], figure)
+            for labels, value in _figures(status):
+                evaluation.add_metric([namespace, name, *labels], value)
         for label, count in sorted(counts.items()):
             phases.add_metric([label], count)
-        yield from (phases, step, total, loss, attempt)
+        yield from (phases, step, total, loss, attempt, evaluation)
+
+
+def _figures(status: InternVLFineTuneStatus) -> Iterator[tuple[tuple[str, str, str], float]]:
+    measured = status.evaluation or EvaluationStatus()
+    for model, tasks in (("baseline", measured.baseline), ("final", measured.final)):
+        for task, metrics in tasks.items():
+            for metric, value in metrics.items():
+                yield (model, task, metric), value
 
 
 def publish_jobs(statuses: Callable[[], Statuses]) -> JobCollector:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from internvl_api.constants import CONFIG_PATH, ExitCode
+from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
@@ -36,13 +37,17 @@ examples:
 
 exit codes:
   0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
-  78 run.yaml cannot be used   77 credentials refused   69 storage or network away, try later   1 a fault of ours
+  78 run.yaml cannot be used   77 credentials refused   69 storage or network away, try later
+  70 evaluated, and below publishIf   1 a fault of ours
 
 credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN.
 """
 _STAGES = {
     "preflight": "check the model, every row of the data and the output, before any GPU is asked for",
+    "baseline-evaluate": "answer the tasks with the base model, and score the answers",
     "train": "train (one process of the group, or all of this pod's) from the newest checkpoint",
+    "evaluate": "answer the tasks with the trained model, score the answers, and weigh them against publishIf",
+    "merge": "make whole models, in the formats asked for, of the base model and what was trained",
     "publish": "copy the result to artifacts/, check it, and write its manifest",
 }
 
@@ -93,7 +98,7 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     from internvl_trainer.signals import die_with_parent
 
     rendezvous = Rendezvous.from_environment(os.environ)
-    if stage == "train" and rendezvous.processes > 1 and "LOCAL_RANK" not in os.environ:
+    if stage in PARALLEL_STAGES and rendezvous.processes > 1 and "LOCAL_RANK" not in os.environ:
         return launch(own_command(stage, str(path)), rendezvous, termination_path())
     if "LOCAL_RANK" in os.environ:
         die_with_parent()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from internvl_api.status import StageResult
+
 
 class UserError(Exception):
     """A mistake in what the user gave: shown as a message, never as a traceback.
@@ -24,3 +26,11 @@ class UserError(Exception):
 
 class BadFile(UserError):
     """One file of the data that must not or cannot be read: a finding of its row, not the end of the run."""
+
+
+class Rejected(UserError):
+    """The work is done and its result is not good enough to go on with; what was made is named in `result`."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__(result.reason, result.message)
+        self.result = result

@@ -14,7 +14,7 @@ from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAG
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import Rejected, UserError
 from internvl_trainer.launcher import ENV_TERMINATION_LOG
 from internvl_trainer.signals import StopRequested
 
@@ -45,6 +45,8 @@ def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
         result = work()
     except StopRequested as stopped:
         return Outcome(ExitCode.RESUME, _failed(stage, "Stopped", f"stopped by {stopped}; start me again", "resume"))
+    except Rejected as error:
+        return Outcome(ExitCode.REJECTED, error.result)
     except UserError as error:
         return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
     except Exception as error:

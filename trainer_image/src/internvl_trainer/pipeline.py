@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
+from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
@@ -16,20 +18,29 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.outcome import leave
 from internvl_trainer.signals import stop_by_exception, stop_flag
 
-STAGES: tuple[StageName, ...] = ("preflight", "train", "publish")
-
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must mend."""
     work: dict[StageName, Callable[[RunConfig, Storage, Reporter], StageResult]] = {
         "preflight": _preflight,
+        "baseline-evaluate": partial(_evaluate, "baseline-evaluate"),
         "train": _train,
+        "evaluate": partial(_evaluate, "evaluate"),
+        "merge": _merge,
         "publish": _publish,
     }
     storage = open_storage(config.output, field="spec.output")
     check_output(storage, config)
     with told_to(lambda text: reporter.update(detail=text)):
-        return find_done(stage, config, storage) or work[stage](config, storage, reporter)
+        result = find_done(stage, config, storage) or work[stage](config, storage, reporter)
+        if stage == "evaluate" and result.outcome == "succeeded":
+            _check_gate(config, storage, result)  # also of figures from before: the condition may have changed since
+        return result
+
+
+def stages_of(config: RunConfig) -> tuple[StageName, ...]:
+    """The stages of this run, in their order."""
+    return stage_names(config.method, config.evaluation, config.merge)
 
 
 def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageResult | None:
@@ -38,7 +49,7 @@ def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageRes
         manifest = read_manifest(storage, stage_folder(stage))
     except ManifestError:
         return None
-    if manifest is None or manifest.fingerprint != fingerprint(config):
+    if manifest is None or manifest.fingerprint != fingerprint(config, stage):
         return None
     return StageResult(
         stage=stage,
@@ -46,6 +57,7 @@ def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageRes
         reason="AlreadyDone",
         message=f"done at {manifest.created}",
         artifacts=manifest.extra.get("artifacts", {}),
+        evaluation=manifest.extra.get("evaluation"),
     )
 
 
@@ -65,6 +77,30 @@ def _train(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResu
         from internvl_trainer.train.loop import train
 
         return train(config, group, storage, reporter, stop)
+
+
+def _evaluate(stage: StageName, config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    from internvl_trainer.distributed import Rendezvous, join_group
+
+    with stop_by_exception():
+        reporter.doing("waiting for the others")
+        group = join_group(Rendezvous.from_environment(os.environ), config.device)
+        from internvl_trainer.evaluate.run import evaluate
+
+        return evaluate(stage, config, group, storage, reporter)
+
+
+def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> None:
+    from internvl_trainer.evaluate.gate import check_gate
+
+    check_gate(config, storage, result)
+
+
+def _merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    from internvl_trainer.merge import merge
+
+    with stop_by_exception():
+        return merge(config, storage, reporter)
 
 
 def _publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:

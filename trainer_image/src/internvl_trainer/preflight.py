@@ -64,7 +64,7 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
         write_row_sizes(Path(scratch) / ROW_SIZES, sizes)
         files = upload_files(storage, folder, {REPORT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
     refuse_bad_rows(config, report, f"{storage.uri}/{folder}/{REPORT}")
-    commit(storage, folder, files, fingerprint(config))
+    commit(storage, folder, files, fingerprint(config, "preflight"))
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from internvl_api.constants import ExitCode
+from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import Progress, StageName, StageResult
 from rich.console import Console
@@ -24,7 +25,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.launcher import launch, own_command
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.outcome import Outcome, conclude, configure_logging
-from internvl_trainer.pipeline import STAGES, run_stage
+from internvl_trainer.pipeline import run_stage, stages_of
 
 _REFRESH_SECONDS = 0.5
 
@@ -41,9 +42,11 @@ def run(config: RunConfig, processes: int | None) -> int:
     prepare_environment(config.device, config.processes_per_worker)
     with Display(console) as display, tempfile.TemporaryDirectory(prefix="run-") as scratch:
         configure_logging(display.log_handler())
-        for stage in STAGES:
-            train = stage == "train"
-            outcome = _in_children(config, Path(scratch), display) if train else _here(stage, config, display)
+        for stage in stages_of(config):
+            if stage in PARALLEL_STAGES:
+                outcome = _in_children(stage, config, Path(scratch), display)
+            else:
+                outcome = _here(stage, config, display)
             display.finish(stage, outcome.result)
             if outcome.code != ExitCode.OK:
                 return outcome.code
@@ -75,23 +78,23 @@ def _here(stage: StageName, config: RunConfig, display: Display) -> Outcome:
         return conclude(stage, lambda: run_stage(stage, config, reporter))
 
 
-def _in_children(config: RunConfig, scratch: Path, display: Display) -> Outcome:
-    """Training in processes of their own: a crash leaves this one able to say so."""
-    path, result_path = scratch / "run.yaml", scratch / "result.json"
+def _in_children(stage: StageName, config: RunConfig, scratch: Path, display: Display) -> Outcome:
+    """A stage of several processes, in children: a crash leaves this one able to say so."""
+    path, result_path = scratch / "run.yaml", scratch / f"{stage}.json"
     path.write_text(config.to_yaml(), encoding="utf-8")
     port = int(os.environ.setdefault("INTERNVL_METRICS_PORT", str(free_port())))
     count = config.processes_per_worker
     rendezvous = Rendezvous("127.0.0.1", free_port(), world_size=count, rank=0, local_rank=0, processes=count)
-    with display.follow("train", lambda: _ask(port)):
-        code = launch(own_command("train", str(path)), rendezvous, result_path, output=display.line)
-    return Outcome(code, _read_result(result_path, code))
+    with display.follow(stage, lambda: _ask(port)):
+        code = launch(own_command(stage, str(path)), rendezvous, result_path, output=display.line)
+    return Outcome(code, _read_result(stage, result_path, code))
 
 
-def _read_result(path: Path, code: int) -> StageResult:
+def _read_result(stage: StageName, path: Path, code: int) -> StageResult:
     if path.exists():
         return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
     return StageResult(
-        stage="train", outcome="failed", reason="ProcessKilled", message=f"a training process ended with {code}"
+        stage=stage, outcome="failed", reason="ProcessKilled", message=f"a process of it ended with {code}"
     )
 
 
@@ -111,7 +114,7 @@ class Display:
         self._console = console
         self._bars = Bars(
             SpinnerColumn(finished_text="•"),
-            TextColumn("[bold]{task.fields[stage]:<9}"),
+            TextColumn("[bold]{task.fields[stage]:<17}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from internvl_api.status import InternVLFineTuneStatus, Phase, StageStatus
+from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageStatus
 
 from internvl_operator.core import conditions, stages
 from internvl_operator.core.job import Job
@@ -35,7 +35,8 @@ class Draft:
     def begin(cls, job: Job, observed: Observed, now: datetime, options: Options) -> "Draft":
         """The attempt is the newest known: status may have been lost after its pods were made."""
         status = job.status.model_copy(deep=True)
-        status.stages = stages.in_order(status.stages)
+        if job.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
+            status.stages = stages.in_order(job.resolved.spec, status.stages)
         draft = cls(job, observed, now, options, status)
         done = stages.done_names(status.stages)
         seen = [pod.attempt for pod in draft.own_pods if pod.stage not in done]
@@ -85,6 +86,9 @@ class Draft:
         """Whether all pods of the current attempt were made once: from then on, one that is missing was lost."""
         return self.entry(stage).attempt == self.status.attempt
 
+    def _last_stage(self) -> StageName | None:
+        return self.status.stages[-1].name if self.status.stages else None
+
     # --- what follows
 
     def wait(self, seconds: float) -> None:
@@ -119,7 +123,7 @@ class Draft:
     def plan(self) -> Plan:
         """The finished pass."""
         self.status.observed_generation = self.job.generation
-        self.status.stage = (self.stage or stages.PIPELINE[-1]).name
+        self.status.stage = self.stage.name if self.stage else self._last_stage()
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),

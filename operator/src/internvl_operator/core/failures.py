@@ -1,8 +1,8 @@
 """Why a group ended, and what follows: one function from its pods to one Outcome.
 
 When one member dies its peers fail too, with errors that say nothing. So every member is diagnosed alone, and the
-gravest diagnosis is the group's: a mistake only the user can mend, then the infrastructure's doing, then a member
-that saved its state and left, and only then a failure of the run itself.
+gravest diagnosis is the group's: a result that was weighed and refused, then a mistake only the user can mend, then the
+infrastructure's doing, then a member that saved its state and left, and only then a failure of the run itself.
 """
 
 from collections.abc import Sequence
@@ -57,6 +57,7 @@ _IMAGE_REASONS = {
     "RegistryUnavailable",
 }  # fmt: skip
 _GRAVITY: tuple[tuple[Kind, Budget], ...] = (
+    ("fail", "none"),
     ("stall", "none"),
     ("retry", "infrastructure"),
     ("resume", "none"),
@@ -84,7 +85,7 @@ def diagnose(pod: Pod) -> Outcome | None:
     if pod.succeeded:
         return None
     who = f"worker {pod.rank} (pod {pod.name})"
-    if pod.exit_code in _STALLING or pod.exit_code == ExitCode.RESUME:
+    if pod.exit_code in _STALLING or pod.exit_code in (ExitCode.RESUME, ExitCode.REJECTED):
         return _exited(pod, who)
     if pod.disrupted:
         return _infrastructure("Disrupted", f"{who} was disrupted: {pod.disrupted}")
@@ -157,6 +158,8 @@ def _exited(pod: Pod, who: str) -> Outcome:
     if code in _STALLING:
         default = _STALLING[ExitCode(code)]
         return Outcome("stall", result.reason if result else default, said or f"{who}: exit code {code}")
+    if code == ExitCode.REJECTED:
+        return Outcome("fail", result.reason if result else "Rejected", said or f"{who}: exit code {code}")
     if code == ExitCode.RESUME:
         return Outcome("resume", "Resume", f"{who} saved its state and asks to be started again")
     if pod.exit_reason == "OOMKilled":

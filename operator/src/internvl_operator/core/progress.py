@@ -1,6 +1,6 @@
-"""What the pods say about themselves -> status.progress, checkpoint and artifacts."""
+"""What the pods say about themselves -> status.progress, checkpoint, evaluation and artifacts."""
 
-from internvl_api.status import CheckpointStatus, Progress
+from internvl_api.status import CheckpointStatus, EvaluationStatus, Progress
 
 from internvl_operator.core.draft import Draft
 
@@ -14,6 +14,8 @@ def harvest(draft: Draft) -> None:
         if pod.result:
             _take(draft, pod.result.progress if pod.rank == 0 else None, pod.result.checkpoint)
             draft.status.artifacts = draft.status.artifacts | pod.result.artifacts
+            if pod.result.evaluation:
+                _take_figures(draft, pod.result.evaluation)
     for pod in draft.leftovers:  # a worker that was asked to go saved its state on the way
         if pod.result:
             _take(draft, None, pod.result.checkpoint)
@@ -29,6 +31,13 @@ def text(progress: Progress) -> str | None:
         return progress.detail
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
     return steps if progress.loss is None else f"{steps} loss {progress.loss:.3f}"
+
+
+def _take_figures(draft: Draft, measured: EvaluationStatus) -> None:
+    old = draft.status.evaluation or EvaluationStatus()
+    draft.status.evaluation = EvaluationStatus(
+        baseline=measured.baseline or old.baseline, final=measured.final or old.final
+    )
 
 
 def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus | None) -> None:

@@ -82,7 +82,8 @@ def _follow_spec(draft: Draft) -> None:
         _close_attempt(draft)
     if status.run_digest not in (None, job.run_digest):
         _close_attempt(draft)
-        status.stages, status.artifacts = stages.fresh(), {}
+        status.stages, status.artifacts = stages.fresh(job.spec), {}
+        status.evaluation = None
         status.progress = status.progress_text = status.checkpoint = None
     if any((pod.run_digest, pod.pod_digest) != (job.run_digest, job.pod_digest) for pod in draft.members):
         _close_attempt(draft)

@@ -1,8 +1,9 @@
-"""The pipeline: which stages a run has, how many pods each takes, and which is next."""
+"""The pipeline of a run: how many pods each stage takes, and which is next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from internvl_api.pipeline import PARALLEL_STAGES, stage_names
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import StageName, StageStatus
 
@@ -14,7 +15,11 @@ class Stage:
     """One group of pods running `internvl-trainer <name>`. A CPU stage never asks for a GPU."""
 
     name: StageName
-    trains: bool = False
+
+    @property
+    def parallel(self) -> bool:
+        """Whether all of the run's workers take part, each with its GPUs."""
+        return self.name in PARALLEL_STAGES
 
     @property
     def title(self) -> str:
@@ -23,37 +28,36 @@ class Stage:
 
     def size(self, spec: InternVLFineTuneSpec) -> int:
         """Pods of the group."""
-        return spec.workers if self.trains else 1
+        return spec.workers if self.parallel else 1
 
     def processes(self, spec: InternVLFineTuneSpec) -> int:
         """Processes in one pod."""
-        return spec.processes_per_worker if self.trains else 1
+        return spec.processes_per_worker if self.parallel else 1
 
     def gpus(self, spec: InternVLFineTuneSpec) -> int:
         """nvidia.com/gpu of one pod."""
-        return spec.gpus_per_worker if self.trains else 0
+        return spec.gpus_per_worker if self.parallel else 0
 
 
-PIPELINE: tuple[Stage, ...] = (Stage("preflight"), Stage("train", trains=True), Stage("publish"))
+def pipeline(spec: InternVLFineTuneSpec) -> tuple[Stage, ...]:
+    """The stages that a spec asks for, in their order."""
+    return tuple(Stage(name) for name in stage_names(spec.method, spec.evaluation, spec.merge))
 
 
-def fresh() -> list[StageStatus]:
+def fresh(spec: InternVLFineTuneSpec) -> list[StageStatus]:
     """The pipeline before anything ran."""
-    return [StageStatus(name=stage.name) for stage in PIPELINE]
+    return [StageStatus(name=stage.name) for stage in pipeline(spec)]
 
 
-def in_order(known: Sequence[StageStatus]) -> list[StageStatus]:
-    """The pipeline's entries, those already known kept; entries of another operator version's stages are dropped."""
+def in_order(spec: InternVLFineTuneSpec, known: Sequence[StageStatus]) -> list[StageStatus]:
+    """The pipeline's entries, those already known kept; entries of stages that are no longer asked for are dropped."""
     by_name = {entry.name: entry for entry in known}
-    return [by_name.get(stage.name) or StageStatus(name=stage.name) for stage in PIPELINE]
+    return [by_name.get(entry.name) or entry for entry in fresh(spec)]
 
 
 def current(entries: Sequence[StageStatus]) -> Stage | None:
     """The first stage that is not done; None when all are."""
-    for stage, entry in zip(PIPELINE, entries, strict=True):
-        if entry.state not in DONE:
-            return stage
-    return None
+    return next((Stage(entry.name) for entry in entries if entry.state not in DONE), None)
 
 
 def done_names(entries: Sequence[StageStatus]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from internvl_api.base import ApiModel
 from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName
 
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
@@ -24,30 +25,48 @@ _WITHOUT_EFFECT = {
 }
 
 
+def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
+    return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without)
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the curve, under the names of the spec.
 
     Fields that have their default are left out, so that a version with a new field knows the runs of an older one.
     """
-
-    def dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
-        return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without)
-
     document = {
-        "model": dump(config.model, {"name"}),
-        "data": dump(config.data),
-        "image": dump(config.image),
+        "model": _dump(config.model, {"name"}),
+        "data": _dump(config.data, {"validation"}),
+        "image": _dump(config.image),
         "method": config.method,
-        "training": dump(config.training, _WITHOUT_EFFECT),
+        "training": _dump(config.training, _WITHOUT_EFFECT),
     }
     if config.method == "lora":
-        document["lora"] = dump(config.lora)
+        document["lora"] = _dump(config.lora)
     return document
 
 
-def fingerprint(config: RunConfig) -> str:
-    """Hex digest of the identity."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:32]
+def fingerprint(config: RunConfig, stage: StageName = "train") -> str:
+    """Hex digest of what decides a stage's result: the identity, and what the spec asks of that stage beyond it.
+
+    A changed evaluation therefore repeats no training, and a changed publishing condition repeats nothing at all.
+    """
+    document = identity(config) | _beyond_training(config, stage)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
+    """Sections that the user left alone are left out, so that older outputs stay known."""
+    tasks = {name: _dump(task) for name, task in config.evaluation.tasks.items()}
+    validation = {name: _dump(dataset) for name, dataset in config.data.validation.items()}
+    sections: dict[StageName, dict[str, Any]] = {
+        "preflight": {"tasks": tasks, "validation": validation},
+        "baseline-evaluate": {"tasks": tasks},
+        "evaluate": {"tasks": tasks},
+        "merge": {"merge": _dump(config.merge)},
+        "publish": {"tasks": tasks, "merge": _dump(config.merge), "publish": _dump(config.publish)},
+    }
+    return {name: section for name, section in sections.get(stage, {}).items() if section}
 
 
 def claim_output(storage: Storage, config: RunConfig) -> None:

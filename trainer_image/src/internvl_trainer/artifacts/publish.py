@@ -42,9 +42,9 @@ def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageRes
     reporter.doing("checking every file")
     verify_files(storage, FOLDER, files)
     claim_output(storage, config)
-    manifest = commit(storage, FOLDER, files, fingerprint(config), kind=trained.extra["kind"])
+    manifest = commit(storage, FOLDER, files, fingerprint(config, "publish"), kind=trained.extra["kind"])
     artifacts = name_artifacts(storage, manifest)
-    commit(storage, stage_folder("publish"), [], fingerprint(config), artifacts=artifacts)
+    commit(storage, stage_folder("publish"), [], fingerprint(config, "publish"), artifacts=artifacts)
     return StageResult(
         stage="publish",
         outcome="succeeded",

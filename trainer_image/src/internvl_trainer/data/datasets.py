@@ -78,7 +78,7 @@ def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
         return {}
     folder = stage_folder("preflight")
     manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config):
+    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
         raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
     lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
     return lines

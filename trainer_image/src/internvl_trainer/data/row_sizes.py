@@ -28,6 +28,6 @@ def read_row_sizes(config: RunConfig, storage: Storage) -> RowSizes | None:
     """What preflight counted for this very run; None when it has not."""
     folder = stage_folder("preflight")
     manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config):
+    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
         return None
     return load(storage.read(f"{folder}/{ROW_SIZES}"))

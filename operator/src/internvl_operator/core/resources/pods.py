@@ -11,13 +11,15 @@ from internvl_api.constants import (
     CACHE_PATH,
     CONFIG_PATH,
     ENV_ATTEMPT,
+    ENV_IMAGE,
     ENV_JOB_UID,
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
-from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.evaluation import EvaluationTask
+from internvl_api.spec import Dataset, InternVLFineTuneSpec
 
 from internvl_operator.core.job import Job
 from internvl_operator.core.observe import CONTAINER
@@ -90,10 +92,10 @@ def _container(job: Job, stage: Stage, attempt: int, rank: int, options: Options
     spec = job.spec
     return {
         "name": CONTAINER,
-        "image": spec.pod_template.image or options.trainer_image,
+        "image": _image(spec, options),
         "imagePullPolicy": options.image_pull_policy,
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
-        "env": _env(job, stage, attempt, rank),
+        "env": _env(job, stage, attempt, rank, options),
         "envFrom": [
             {"secretRef": {"name": name}} for name in (spec.secrets.object_storage, spec.secrets.hugging_face) if name
         ],
@@ -110,7 +112,11 @@ def _container(job: Job, stage: Stage, attempt: int, rank: int, options: Options
     }
 
 
-def _env(job: Job, stage: Stage, attempt: int, rank: int) -> list[dict[str, Any]]:
+def _image(spec: InternVLFineTuneSpec, options: Options) -> str:
+    return spec.pod_template.image or options.trainer_image
+
+
+def _env(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> list[dict[str, Any]]:
     workers, processes = stage.size(job.spec), stage.processes(job.spec)
     master = names.master_address(job.name, stage.name)
     ours = {
@@ -125,6 +131,7 @@ def _env(job: Job, stage: Stage, attempt: int, rank: int) -> list[dict[str, Any]
         "PET_MASTER_PORT": MASTER_PORT,
         ENV_ATTEMPT: attempt,
         ENV_JOB_UID: job.uid,
+        ENV_IMAGE: _image(job.spec, options),
         "HOME": SCRATCH_PATH,
         "TMPDIR": SCRATCH_PATH,
     }
@@ -136,7 +143,7 @@ def _env(job: Job, stage: Stage, attempt: int, rank: int) -> list[dict[str, Any]
 
 
 def _resources(spec: InternVLFineTuneSpec, stage: Stage, options: Options) -> dict[str, Any]:
-    if not stage.trains:
+    if not stage.parallel:
         return options.stage_resources
     given = spec.pod_template.resources
     resources: dict[str, Any] = dict(options.worker_resources if given is None else given)
@@ -189,7 +196,11 @@ def _claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
 
 
 def _sources(spec: InternVLFineTuneSpec) -> Iterator[str]:
-    datasets = spec.data.train.values()
+    datasets: list[Dataset | EvaluationTask] = [
+        *spec.data.train.values(),
+        *spec.data.validation.values(),
+        *spec.evaluation.tasks.values(),
+    ]
     candidates = [spec.model.source, spec.data.meta, *(d.annotation for d in datasets), *(d.root for d in datasets)]
     return (source for source in candidates if source is not None)
 

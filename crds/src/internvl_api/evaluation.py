@@ -1,0 +1,88 @@
+"""What a user writes under spec.evaluation, and what each kind of task means by itself."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from internvl_api.base import ApiModel, Source
+from internvl_api.gate import CAPTION_METRICS, CONDITION_PATTERN, GROUNDING_METRICS, VQA_METRICS
+
+TaskKind = Literal["caption-coco", "caption-flickr30k", "caption-nocaps", "caption", "vqa", "grounding"]
+TASK_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
+
+
+class TaskDefaults(ApiModel):
+    """What a kind of task asks and measures unless the user says otherwise."""
+
+    metrics: tuple[str, ...]
+    prompt: str | None = None
+    min_new_tokens: int
+    max_new_tokens: int
+
+
+# Prompt and lengths as upstream's evaluation scripts have them (OpenGVLab/InternVL, internvl_chat/eval).
+_CAPTION = TaskDefaults(
+    metrics=CAPTION_METRICS,
+    prompt="Provide a one-sentence caption for the provided image.",
+    min_new_tokens=8,
+    max_new_tokens=30,
+)
+TASK_DEFAULTS: dict[TaskKind, TaskDefaults] = {
+    "caption-coco": _CAPTION,
+    "caption-flickr30k": _CAPTION,
+    "caption-nocaps": _CAPTION,
+    "caption": _CAPTION,
+    "vqa": TaskDefaults(metrics=VQA_METRICS, min_new_tokens=1, max_new_tokens=10),
+    "grounding": TaskDefaults(metrics=GROUNDING_METRICS, min_new_tokens=1, max_new_tokens=100),
+}
+
+
+class EvaluationTask(ApiModel):
+    """One test set: its rows, what is asked, and how long an answer may be. Decoding is greedy."""
+
+    task: TaskKind
+    annotation: Source = Field(description="JSONL of conversations, or JSON in COCO's format (images, annotations)")
+    root: Source | None = Field(None, description="Folder or archive of the images; default: the annotation's folder")
+    prompt: str | None = Field(
+        None, min_length=1, max_length=4000, description="Asked of every image; default: the row's own, else the task's"
+    )
+    min_new_tokens: int | None = Field(None, ge=0, le=4096, description="Default: the task's; captions 8, others 1")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=4096, description="Default: the task's; captions 30, vqa 10, grounding 100"
+    )
+    max_dynamic_patch: int | None = Field(None, ge=1, le=64, description="Overrides image.maxDynamicPatch")
+    limit: int | None = Field(None, ge=1, description="Only the first rows")
+
+
+class Evaluation(ApiModel):
+    """Figures of the trained model, and of the base model when `baseline`; without tasks there is no such stage."""
+
+    tasks: dict[str, EvaluationTask] = Field(default_factory=dict, max_length=50)
+    baseline: bool = Field(False, description="Also evaluate the base model, before training")
+    publish_if: str | None = Field(
+        None,
+        max_length=500,
+        pattern=CONDITION_PATTERN,
+        description="Nothing is published unless this holds: 'CIDEr >= 1.2', 'coco.CIDEr > baseline.coco.CIDEr'",
+    )
+    batch_size: int = Field(8, ge=1, le=1024, description="Rows that are answered at a time by one process")
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps between two losses on data.validation; default: checkpoint.everySteps"
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: dict[str, EvaluationTask]) -> dict[str, EvaluationTask]:
+        import re
+
+        for name in tasks:
+            if name == "baseline" or not re.match(TASK_NAME_PATTERN, name):
+                raise ValueError(
+                    f"found the task name {name!r}; use a letter, then letters, digits and _, at most 40 in all, and "
+                    "not 'baseline', as publishIf names tasks"
+                )
+        return tasks
+
+    def metrics(self) -> dict[str, tuple[str, ...]]:
+        """Names of what each task measures."""
+        return {name: TASK_DEFAULTS[task.task].metrics for name, task in self.tasks.items()}

@@ -1,0 +1,113 @@
+"""The publishing condition: `CIDEr >= 1.2`, `CIDEr > baseline.CIDEr and coco.BLEU_4 >= 0.3`.
+
+    condition  = clause {"or" clause}
+    clause     = comparison {"and" comparison}
+    comparison = side (">=" | ">" | "<=" | "<") side
+    side       = operand [("+" | "-" | "*") operand]
+    operand    = number | ["baseline."] [task "."] metric
+
+No parentheses and nothing to call: the whole language is a regular expression, so an API server can refuse what does
+not belong to it, an unknown metric included.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+Figures = Mapping[str, Mapping[str, float]]  # task -> metric -> value
+
+CAPTION_METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
+VQA_METRICS = ("exact_match", "vqa_accuracy")
+GROUNDING_METRICS = ("box_accuracy",)
+METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS)
+
+_NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(METRICS)})"
+_NUMBER = r"[0-9]+(\.[0-9]+)?"
+_OPERAND = rf"({_NAME}|{_NUMBER})"
+_SIDE = rf"{_OPERAND}( *[-+*] *{_OPERAND})?"
+_COMPARISON = rf"{_SIDE} *(>=|<=|>|<) *{_SIDE}"
+CONDITION_PATTERN = rf"^ *{_COMPARISON}( +(and|or) +{_COMPARISON})* *$"
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_COMBINE: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A metric, of one task when `task` is named, of the base model when `baseline`."""
+
+    metric: str
+    task: str | None
+    baseline: bool
+
+    def __str__(self) -> str:
+        return ("baseline." if self.baseline else "") + (f"{self.task}." if self.task else "") + self.metric
+
+
+class GateError(ValueError):
+    """A condition that names what is not there, or is not one."""
+
+
+def operands(condition: str) -> list[Operand]:
+    """Every metric a condition names. Raises GateError when it is not a condition."""
+    if not re.match(CONDITION_PATTERN, condition):
+        raise GateError(
+            f"found {condition!r}, which is not a condition; write a metric, a comparison and a number or metric, as "
+            f"'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or; metrics: {', '.join(METRICS)}"
+        )
+    found = re.finditer(_NAME, condition)
+    return [Operand(match[3], match[2][:-1] if match[2] else None, bool(match[1])) for match in found]
+
+
+def holds(condition: str, final: Figures, baseline: Figures) -> tuple[bool, str]:
+    """Whether it is met, and what was compared: `CIDEr = 0.8312, CIDEr >= 1.2`. Raises GateError.
+
+    `and` binds closer than `or`, as everywhere.
+    """
+
+    def compare(text: str) -> bool:
+        left, sign, right = re.split(r" *(>=|<=|>|<) *", text.strip())
+        return _COMPARE[sign](_side(left, final, baseline), _side(right, final, baseline))
+
+    named = {str(operand): _find(operand, final, baseline) for operand in operands(condition)}
+    clauses = [re.split(" +and +", clause) for clause in re.split(" +or +", condition)]
+    met = any(all(compare(part) for part in clause) for clause in clauses)
+    figures = ", ".join(f"{name} = {value:.4f}" for name, value in named.items())
+    return met, f"{figures}; publishIf: {condition.strip()}"
+
+
+def tasks_with(metric: str, tasks: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Names of the tasks (name -> its metrics) that measure a metric."""
+    return (name for name, metrics in tasks.items() if metric in metrics)
+
+
+def _side(text: str, final: Figures, baseline: Figures) -> float:
+    first, *rest = re.split(r" *([-+*]) *", text.strip())
+    value = _value(first, final, baseline)
+    return _COMBINE[rest[0]](value, _value(rest[1], final, baseline)) if rest else value
+
+
+def _value(text: str, final: Figures, baseline: Figures) -> float:
+    if re.fullmatch(_NUMBER, text):
+        return float(text)
+    (operand,) = operands(f"{text} > 0")
+    return _find(operand, final, baseline)
+
+
+def _find(operand: Operand, final: Figures, baseline: Figures) -> float:
+    figures = baseline if operand.baseline else final
+    if operand.task:
+        figures = {operand.task: figures.get(operand.task, {})}
+    found = [metrics[operand.metric] for metrics in figures.values() if operand.metric in metrics]
+    if len(found) != 1:
+        raise GateError(f"{operand}: found {len(found)} such figures, expected one")
+    if not math.isfinite(found[0]):
+        raise GateError(f"{operand} is {found[0]}, which nothing can be compared with")
+    return found[0]
