@@ -3,11 +3,9 @@
 from typing import Any
 
 import pytest
-from internvl_api.crd import spec_schema
+from crd_server import rule_messages, schema_errors
 from internvl_api.resolve import SpecError, parse_spec, resolve
-from jsonschema import Draft4Validator
 
-SCHEMA = Draft4Validator(spec_schema())  # OpenAPI's boolean exclusiveMinimum is JSON schema draft 4's
 MINIMAL: dict[str, Any] = {
     "model": {"source": "s3://models/tiny"},
     "data": {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}},
@@ -87,8 +85,9 @@ def test_schema_and_operator_name_the_field(changes: dict[str, Any], field: str,
     message = explanation(changes)
     assert message.startswith(f"spec.{field}: ")
     assert said in message
-    refused = {".".join(map(str, error.absolute_path)) for error in SCHEMA.iter_errors(MINIMAL | changes)}
-    assert any(f"{field}.".startswith(f"{path}.") for path in refused), "the server refuses it too"
+    assert any(f"{field}.".startswith(f"{path}.") for path in schema_errors(MINIMAL | changes)), (
+        "the server refuses it too"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,5 +146,5 @@ def test_a_condition_that_cannot_be_weighed_is_explained(evaluation: dict[str, A
     ],
 )
 def test_what_is_meant_to_be_written_is_accepted(changes: dict[str, Any]) -> None:
-    SCHEMA.validate(MINIMAL | changes)
+    assert schema_errors(MINIMAL | changes) == rule_messages(MINIMAL | changes) == []
     resolve(parse_spec(MINIMAL | changes), job="team/run", job_uid="1")

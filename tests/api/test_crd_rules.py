@@ -2,32 +2,14 @@
 
 from typing import Any
 
-import cel
 import pytest
-from internvl_api.crd import spec_schema
+from crd_server import RULES, rule_messages
 from internvl_api.resolve import SpecError, parse_spec, resolve
 
-SCHEMA = spec_schema()
-RULES = SCHEMA["x-kubernetes-validations"]
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
 MINIMAL: dict[str, Any] = {"model": {"source": "s3://models/tiny"}, "data": DATA, "output": "s3://models/out"}
 CAPTIONS = {"task": "caption", "annotation": "s3://data/test.jsonl"}
 HUB = {"hub": {"repository": "team/model"}}
-
-
-def refusals(spec: dict[str, Any]) -> list[str]:
-    """Messages of the rules that a server of 1.25 or newer would answer with."""
-    defaulted = with_defaults(spec, SCHEMA)
-    return [rule["message"] for rule in RULES if cel.evaluate(rule["rule"], {"self": defaulted}) is not True]
-
-
-def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
-    """What a server makes of an object before it looks at the rules."""
-    if not isinstance(value, dict):
-        return value
-    properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-    filled = {name: child["default"] for name, child in properties.items() if "default" in child} | value
-    return {name: with_defaults(each, properties.get(name, others)) for name, each in filled.items()}
 
 
 def evaluation(**fields: Any) -> dict[str, Any]:
@@ -107,7 +89,7 @@ def evaluation(**fields: Any) -> dict[str, Any]:
 )
 def test_server_and_operator_refuse_the_same(changes: dict[str, Any], refusal: str, explanation: str) -> None:
     spec = MINIMAL | changes
-    assert refusals(spec) == [refusal]
+    assert rule_messages(spec) == [refusal]
     with pytest.raises(SpecError) as caught:
         resolve(parse_spec(spec), job="team/run", job_uid="1")
     assert str(caught.value).startswith(explanation)
@@ -137,7 +119,7 @@ def test_server_and_operator_refuse_the_same(changes: dict[str, Any], refusal: s
 )
 def test_what_can_be_run_is_refused_by_neither(changes: dict[str, Any]) -> None:
     spec = MINIMAL | changes
-    assert refusals(spec) == []
+    assert rule_messages(spec) == []
     resolve(parse_spec(spec), job="team/run", job_uid="1")
 
 
