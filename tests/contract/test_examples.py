@@ -70,6 +70,12 @@ def test_example_does_what_its_guide_says(name: str, model: str | None, gpus: in
     assert stage_names(config.method, config.evaluation, config.merge) == tuple(stages.split())
 
 
+def test_the_run_of_the_readme_is_accepted() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = check(yaml.safe_load(text))
+    assert stage_names(config.method, config.evaluation, config.merge) == tuple(EVERY_STAGE.split())
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_custom_dataset_can_be_learnt_by_every_size(method: str) -> None:
     path = FOLDER / f"custom-dataset-{method}.yaml"
