@@ -156,6 +156,7 @@ class Session:
         folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
         if self.group.leads:
             discard(self.storage, folder)  # what an attempt left that was killed here
+        artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
         described = []
         for path in self._export(directory):  # one at a time: the scratch disk need not hold a whole model
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
@@ -163,11 +164,12 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
+            extra = {"kind": kind, "steps": self.run.total_steps, "artifacts": artifacts}
+            commit(self.storage, folder, described, fingerprint(self.config), **extra)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}")
+        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
 
     def _export(self, directory: Path) -> Iterator[Path]:
         run = self.run
@@ -210,7 +212,7 @@ class Session:
                 record.data_wait_seconds,
             )  # fmt: skip
 
-    def _result(self, outcome: Any, reason: str, message: str) -> StageResult:
+    def _result(self, outcome: Any, reason: str, message: str, artifacts: dict[str, str] | None = None) -> StageResult:
         return StageResult(
             stage="train",
             outcome=outcome,
@@ -218,6 +220,7 @@ class Session:
             message=message,
             progress=self.reporter.progress,
             checkpoint=self.checkpoints.newest,
+            artifacts=artifacts or {},
         )
 
 
