@@ -163,7 +163,8 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
+            about = {"kind": kind, "steps": self.run.total_steps, "base": self.run.base_identity}
+            commit(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
