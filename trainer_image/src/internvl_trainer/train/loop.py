@@ -166,8 +166,13 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            extra = {"kind": kind, "steps": self.run.total_steps, "artifacts": artifacts}
-            commit(self.storage, folder, described, fingerprint(self.config), **extra)
+            about = {
+                "kind": kind,
+                "steps": self.run.total_steps,
+                "base": self.run.base_identity,
+                "artifacts": artifacts,
+            }
+            commit(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"

@@ -22,6 +22,7 @@ from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
+from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import check_quantization, quantize_language_model
 from internvl_trainer.train.deepspeed_config import deepspeed_config
@@ -44,6 +45,7 @@ class Run:
     order: Order[Any]
     total_steps: int
     validation: Validation | None
+    base_identity: dict[str, Any]
 
     def loader(self, first_step: int) -> Loader:
         """Batches of this rank from `first_step` on."""
@@ -77,6 +79,8 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         check_quantization(group.device)
     reporter.doing("fetching the model")
     base = fetch_directory(config.model.source, field="spec.model.source")
+    reporter.doing("noting which model it is")
+    base_identity = group.first(describe_base(config) if group.leads else None)
     reporter.doing("loading the model")
     loaded = load_model(config, base, group)
     if config.lora.quantize is not None:
@@ -101,6 +105,7 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         order=order,
         total_steps=order.count_steps(training.epochs, training.max_steps),
         validation=open_held_out(config, loaded, storage, group),
+        base_identity=base_identity,
     )
 
 
