@@ -127,6 +127,12 @@ class Server:
         """What a kubelet reports."""
         self.change("Pod", name, lambda raw: raw.update(status=raw.get("status", {}) | status))
 
+    def drain(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
+        """What `kubectl drain` does, or (by another reason) a scheduler that preempts."""
+        self.set_pod(name, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]})
+        ends = text(self.now + timedelta(seconds=self.pods[name]["spec"]["terminationGracePeriodSeconds"]))
+        self.change("Pod", name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
+
     def evict_deleted(self) -> None:
         """Every kubelet has ended the pods it was asked to end."""
         for name, raw in list(self.objects["Pod"].items()):

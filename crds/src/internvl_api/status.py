@@ -73,7 +73,7 @@ class Workers(_Answer):
 
 
 class Restarts(_Answer):
-    """Group restarts so far, by who caused them; only `user` counts against backoffLimit."""
+    """Group restarts so far, by who caused them; `user` counts against backoffLimit."""
 
     user: int = 0
     infrastructure: int = 0
@@ -106,6 +106,12 @@ class InternVLFineTuneStatus(_Answer):
     finished_at: str | None = None
     retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
     failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
+    infrastructure_failures: int = Field(
+        0, description="Attempts lost to the cluster since the newest checkpoint; count against infrastructureLimit"
+    )
+    micro_batch_size: int | None = Field(
+        None, description="In place of spec's, since a GPU ran out of memory (runPolicy.onOutOfMemory)"
+    )
     run_digest: str | None = Field(
         None,
         description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",

@@ -45,7 +45,7 @@ class Pod:
     last_words: str = ""  # a termination message that is not a StageResult
     pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
     pod_message: str = ""
-    disrupted: str = ""  # reason of the DisruptionTarget condition
+    disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
@@ -150,6 +150,8 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
             found["unschedulable"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disrupted"] = reason or "Disrupted"
+        elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
+            found["disrupted"] = "KueueEviction"
     return found
 
 

@@ -49,4 +49,4 @@ def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus 
         status.progress_text = text(status.progress)
     if checkpoint is not None and (status.checkpoint is None or checkpoint.step > status.checkpoint.step):
         status.checkpoint = checkpoint
-        status.failures = 0
+        status.failures = status.infrastructure_failures = 0

@@ -109,7 +109,7 @@ class Session:
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
-            raise _not_finite(step, "the gradients are not finite")
+            raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
         self._record(
             StepRecord(
@@ -177,7 +177,7 @@ class Session:
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
-            raise _not_finite(step, f"the loss is {self.loss}")
+            raise _not_finite(step, f"the loss is {self.loss}", self.saved_step)
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
@@ -221,10 +221,11 @@ class Session:
         )
 
 
-def _not_finite(step: int, what: str) -> UserError:
+def _not_finite(step: int, what: str, saved_step: int) -> UserError:
+    good = f"the checkpoint of step {saved_step} is whole" if saved_step else "there is no checkpoint yet"
     return UserError(
         "LossNotFinite",
-        f"{what} at step {step + 1}; the weights were not touched and the last checkpoint is whole. Lower "
-        "learningRate, raise warmupRatio or look at the rows of this step",
+        f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise warmupRatio "
+        "or look at the rows of this step",
         "spec.training",
     )
