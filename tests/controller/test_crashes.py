@@ -6,8 +6,9 @@ import pytest
 from controller.builders import Raw, custom_resource, result, terminated
 from controller.simulator import Killed, Operator, Server, clock
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
+from internvl_api.status import Progress
 
-POLICY = {"onOutOfMemory": "halveMicroBatch"}
+POLICY = {"onOutOfMemory": "halveMicroBatch", "progressDeadlineSeconds": 60}
 Story = Callable[[Server, str, Raw], bool]
 
 
@@ -30,6 +31,16 @@ def _fill_gpu(server: Server, name: str, raw: Raw) -> bool:
 
 def _drain(server: Server, name: str, raw: Raw) -> bool:
     server.drain(name)
+    return True
+
+
+def _hang(server: Server, name: str, raw: Raw) -> bool:
+    """Rank 0 reports a step; then nobody gets further, and worker 1 does not even answer."""
+    if "progressAt" not in server.status():
+        server.answers["run-train-0"] = Progress(stage="train", step=7)
+        server.set_pod("run-train-0", {"startTime": "now"})  # any event: the operator looks
+        return True
+    clock(server, 100)
     return True
 
 
@@ -59,6 +70,7 @@ STORIES: dict[str, Story] = {
     "worker-lost": _lose,
     "worker-fails": _fail,
     "worker-fills-its-gpu": _fill_gpu,
+    "worker-hangs": _hang,
     "worker-asks-to-resume": _resume,
     "node-is-drained": _drain,
     "worker-finds-a-mistake": _stall,
@@ -137,6 +149,7 @@ def test_a_kill_before_any_write_changes_nothing_in_the_end(name: str, kill_at: 
         pytest.param("worker-lost", {"user": 0, "infrastructure": 1}, 2, id="worker-lost"),
         pytest.param("worker-fails", {"user": 1, "infrastructure": 0}, 2, id="worker-fails"),
         pytest.param("worker-fills-its-gpu", {"user": 0, "infrastructure": 0}, 2, id="worker-fills-its-gpu"),
+        pytest.param("worker-hangs", {"user": 0, "infrastructure": 1}, 2, id="worker-hangs"),
         pytest.param("worker-asks-to-resume", {"user": 0, "infrastructure": 0}, 2, id="worker-asks-to-resume"),
         pytest.param("node-is-drained", {"user": 0, "infrastructure": 0}, 2, id="node-is-drained"),
         pytest.param("worker-finds-a-mistake", {"user": 0, "infrastructure": 0}, 2, id="worker-finds-a-mistake"),

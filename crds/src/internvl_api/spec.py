@@ -232,6 +232,12 @@ class RunPolicy(ApiModel):
         "the same globalBatchSize",
     )
     active_deadline_seconds: int | None = Field(None, ge=1)
+    progress_deadline_seconds: int | None = Field(
+        None,
+        ge=10,
+        description="Training that has begun to report, and then gets no further for so long, is started again; must "
+        "exceed the longest step, checkpoint or download. Default: only the collectives' own time-outs",
+    )
     ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
 
 

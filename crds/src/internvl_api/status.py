@@ -9,6 +9,7 @@ from internvl_api.base import ApiModel
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
+StepPhase = Literal["data", "meeting", "computing"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
 
 
@@ -42,6 +43,16 @@ class Progress(_Answer):
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     validation_loss: float | None = Field(None, description="On data.validation, as last measured")
+
+
+class Heartbeat(_Answer):
+    """Where one training process is in a step; `heartbeat` of the trainer's GET /progress.
+
+    All processes meet once a step, after each has its data: one that is still at its data is waited for by the rest.
+    """
+
+    phase: StepPhase
+    idle_seconds: float = Field(description="Since it entered that phase")
 
 
 class CheckpointStatus(_Answer):
@@ -111,6 +122,9 @@ class InternVLFineTuneStatus(_Answer):
     )
     micro_batch_size: int | None = Field(
         None, description="In place of spec's, since a GPU ran out of memory (runPolicy.onOutOfMemory)"
+    )
+    progress_at: str | None = Field(
+        None, description="When the current attempt last got further; progressDeadlineSeconds counts from here"
     )
     run_digest: str | None = Field(
         None,

@@ -10,11 +10,7 @@ from internvl_operator.core.job import Job
 
 
 def smaller(run: RunConfig, status: InternVLFineTuneStatus) -> int | None:
-    """At most half of what the last attempt used, and still a divisor of a rank's samples; None when that was 1.
-
-    >>> [size for size in (12, 6, 3, 1) if 12 % size == 0]  # 12 samples a rank: 12 -> 6 -> 3 -> 1
-    [12, 6, 3, 1]
-    """
+    """At most half of what the last attempt used, and still a divisor of a rank's samples; None when that was 1."""
     share = run.training.micro_batch_size * run.gradient_accumulation
     half = current(run, status) // 2
     return next((size for size in range(half, 0, -1) if share % size == 0), None)

@@ -13,7 +13,7 @@ from internvl_api.constants import (
     LABEL_NODE_RANK,
     LABEL_STAGE,
 )
-from internvl_api.status import CheckpointStatus, Progress, StageResult
+from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
 from pydantic import ValidationError
 
 from internvl_operator.core.times import from_text
@@ -81,6 +81,25 @@ class LiveProgress:
 
 
 @dataclass(frozen=True)
+class ProcessState:
+    """What one training process answered when all were asked; `progress` None: it did not."""
+
+    worker: int
+    local_rank: int
+    progress: Progress | None = None
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
+
+    asked_at: datetime
+    pod_uids: frozenset[str]
+    states: tuple[ProcessState, ...]
+
+
+@dataclass(frozen=True)
 class Observed:
     """All children that carry the job's name, whoever owns them."""
 
@@ -88,6 +107,7 @@ class Observed:
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
+    roll_call: RollCall | None = None
 
 
 def observe(

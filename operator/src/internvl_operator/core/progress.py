@@ -33,6 +33,10 @@ def text(progress: Progress) -> str | None:
     return steps if progress.loss is None else f"{steps} loss {progress.loss:.3f}"
 
 
+def _moved(old: Progress, new: Progress) -> bool:
+    return (old.stage, old.step, old.detail) != (new.stage, new.step, new.detail)
+
+
 def _take_figures(draft: Draft, measured: EvaluationStatus) -> None:
     old = draft.status.evaluation or EvaluationStatus()
     draft.status.evaluation = EvaluationStatus(
@@ -46,6 +50,8 @@ def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus 
         old = status.progress or Progress()
         # A later stage has no steps of its own: the figures of training stay.
         status.progress = old.model_copy(update=progress.model_dump(exclude_none=True))
+        if status.progress_at is None or _moved(old, status.progress):
+            status.progress_at = draft.timestamp()
         status.progress_text = text(status.progress)
     if checkpoint is not None and (status.checkpoint is None or checkpoint.step > status.checkpoint.step):
         status.checkpoint = checkpoint

@@ -155,6 +155,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
+    draft.status.progress_at = None
     draft.status.workers = group.count(draft)
 
 

@@ -47,7 +47,9 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
         with stop.deferred():
             loader = run.loader(first)
             for step in range(first, run.total_steps):
+                reporter.enter("data")
                 window = loader.window()
+                reporter.enter("meeting")
                 stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
                     return session.stopped(step)
@@ -97,6 +99,7 @@ class Session:
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
+        self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
         total, supervised, rows, tokens, places, waited = self.group.sum(
             [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
