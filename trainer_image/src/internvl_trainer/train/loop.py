@@ -47,7 +47,9 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
         with stop.deferred():
             loader = run.loader(first)
             for step in range(first, run.total_steps):
+                reporter.enter("data")
                 window = loader.window()
+                reporter.enter("meeting")
                 stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
                     return session.stopped(step)
@@ -97,6 +99,7 @@ class Session:
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
+        self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
         total, supervised, rows, tokens, places, waited = self.group.sum(
             [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
@@ -109,7 +112,7 @@ class Session:
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
-            raise _not_finite(step, "the gradients are not finite")
+            raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
         held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
@@ -204,7 +207,7 @@ class Session:
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
-            raise _not_finite(step, f"the loss is {self.loss}")
+            raise _not_finite(step, f"the loss is {self.loss}", self.saved_step)
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
@@ -253,10 +256,11 @@ class Session:
         )
 
 
-def _not_finite(step: int, what: str) -> UserError:
+def _not_finite(step: int, what: str, saved_step: int) -> UserError:
+    good = f"the checkpoint of step {saved_step} is whole" if saved_step else "there is no checkpoint yet"
     return UserError(
         "LossNotFinite",
-        f"{what} at step {step + 1}; the weights were not touched and the last checkpoint is whole. Lower "
-        "learningRate, raise warmupRatio or look at the rows of this step",
+        f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise warmupRatio "
+        "or look at the rows of this step",
         "spec.training",
     )
