@@ -27,6 +27,7 @@ from internvl_trainer.artifacts.collect import (
     recorded_items,
     stored_items,
 )
+from internvl_trainer.artifacts.hub_upload import publish_to_hub
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
 from internvl_trainer.artifacts.scratch import scratch_folder
@@ -46,12 +47,15 @@ def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageRes
     reporter.doing("looking for what is published already")
     manifest = find_published(config, storage, made) or fill_output(config, storage, made, reporter)
     artifacts = name_artifacts(storage, manifest)
+    if config.publish.hub:
+        artifacts["hub"] = publish_to_hub(config, config.publish.hub, storage, FOLDER, manifest, reporter.doing)
     commit(storage, stage_folder("publish"), [], fingerprint(config, "publish"), artifacts=artifacts)
+    also = f", and {artifacts['hub']}" if "hub" in artifacts else ""
     return StageResult(
         stage="publish",
         outcome="succeeded",
         reason="Published",
-        message=f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB in {storage.uri}/{FOLDER}",
+        message=f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB in {storage.uri}/{FOLDER}{also}",
         artifacts=artifacts,
     )
 
