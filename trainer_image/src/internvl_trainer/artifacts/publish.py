@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -24,6 +23,8 @@ from internvl_trainer.artifacts.manifest import (
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.report.model_card import CARD, model_card
+from internvl_trainer.report.run import build_report
 
 logger = logging.getLogger(__name__)
 
@@ -69,36 +70,21 @@ def name_artifacts(storage: Storage, manifest: Manifest) -> dict[str, str]:
         "runConfig": "run.yaml",
         "preflight": PREFLIGHT,
         "metrics": METRICS,
-        "lossCurve": "loss.png",
+        "report": "report/index.html",
+        "lossCurve": "report/loss.png",
     }
     present = {name: place for name, place in places.items() if manifest.named(place)}
     return {name: f"{storage.uri}/{FOLDER}/{place}" for name, place in present.items()}
 
 
-def draw_losses(metrics: Path, picture: Path, title: str) -> None:
-    """The loss of every step in a metrics.jsonl, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss of a supervised token")
-    axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
-
-
 def _add_record(config: RunConfig, storage: Storage) -> list[ManifestFile]:
-    """run.yaml, preflight.json and the loss curve, beside the result."""
+    """run.yaml, preflight.json, the report and the model card, beside the result."""
     with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         folder = Path(scratch)
         (folder / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        names = ["run.yaml", "loss.png"]
-        storage.download(f"{stage_folder('train')}/{METRICS}", folder / METRICS)
-        draw_losses(folder / METRICS, folder / "loss.png", config.job)
+        (folder / CARD).write_text(model_card(config, storage), encoding="utf-8")
+        report = build_report(config, storage, folder / "report")
+        names = ["run.yaml", CARD, *(path.relative_to(folder).as_posix() for path in report)]
         if storage.stat(f"{stage_folder('preflight')}/{PREFLIGHT}"):
             storage.download(f"{stage_folder('preflight')}/{PREFLIGHT}", folder / PREFLIGHT)
             names.append(PREFLIGHT)
