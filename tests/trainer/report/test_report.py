@@ -75,7 +75,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "The publishing condition was met CIDEr = 1.5000, baseline.CIDEr = 0.2500; publishIf: CIDEr > baseline.CIDEr",
         "CIDEr 0.2500 1.5000 +1.2500",
         "BLEU_4 0.1250 0.0625 −0.0625",
-        "Before · CIDEr 0.10 before it After · CIDEr 1.90 after it Reference a reference",
+        "largest gain Before · CIDEr 0.10 before it After · CIDEr 1.90 after it Reference a reference",
         "All were asked: “What is it?”",
         "Training loss 0.8000 3.8095 at the start",
         "Validation loss 1.0000 lowest 1.0000, after step 80",
@@ -191,7 +191,7 @@ def test_without_a_baseline(tmp_path: Path) -> None:
     assert "The base model was not evaluated" in page.text
     assert "metrics.png" in files
     assert "before it" not in page.text
-    assert page.text.index("CIDEr 1.90") < page.text.index("CIDEr 0.00"), "the best first, then the worst"
+    assert page.text.index("highest score After · CIDEr 1.90") < page.text.index("lowest score After · CIDEr 0.00")
 
 
 def test_a_condition_that_cannot_be_told(tmp_path: Path) -> None:
@@ -200,6 +200,7 @@ def test_a_condition_that_cannot_be_told(tmp_path: Path) -> None:
     output = Output(tmp_path / "early", evaluation={"tasks": {"coco": TASK}, "publishIf": "CIDEr > 0.2"})
     output.folder.mkdir()
     page, _ = build(output.train())
+    assert "Training is not finished" not in page.text
     assert "cannot be told publishIf: CIDEr > 0.2; the trained model has not been evaluated yet" in page.text
 
 

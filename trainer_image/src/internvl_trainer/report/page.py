@@ -87,7 +87,9 @@ def banner(record: Record) -> tuple[str, str, str]:
         return "good", "The publishing condition was met", f"{verdict.explanation}."
     if record.final:
         return "good", "Trained and evaluated", "No publishing condition was asked for (evaluation.publishIf)."
-    return "good", "Trained", "No evaluation was asked for, or it has not been done yet."
+    if record.config.evaluation.tasks:
+        return "open", "Trained", "The trained model has not been evaluated yet."
+    return "good", "Trained", "No evaluation was asked for."
 
 
 def facts(record: Record) -> list[tuple[str, str, str]]:

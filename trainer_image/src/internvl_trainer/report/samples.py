@@ -22,7 +22,8 @@ from internvl_trainer.report.record import Record, Row
 
 _SHOWN, _SHOWN_LEAST = 36, 3  # over all tasks, and of each
 _THUMBNAIL = 360  # pixels, of the longest side
-_REASONS = ("largest gain", "smallest gain", "from across the set")
+_SPREAD = "from across the set"
+_GAINS, _SCORES = ("largest gain", "smallest gain"), ("highest score", "lowest score")
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,27 @@ def choose_samples(record: Record, read_media: OpenMedia = open_media) -> dict[s
     return {
         task: [
             _sample(*pairs[place], why, record.config.evaluation.tasks[task], read_media)
-            for place, why in choose_rows([_gain(*pair) for pair in pairs], each)
+            for place, why in choose_rows(
+                [_gain(*pair) for pair in pairs], each, _SCORES if None in record.predictions[task] else _GAINS
+            )
         ]
         for task, pairs in tasks.items()
     }
 
 
-def choose_rows(gains: Sequence[float | None], count: int) -> list[tuple[int, str]]:
-    """(position, why) of up to `count` rows; without gains all are evenly spread."""
+def choose_rows(gains: Sequence[float | None], count: int, reasons: tuple[str, str] = _GAINS) -> list[tuple[int, str]]:
+    """(position, why) of up to `count` rows; without gains all are evenly spread.
+
+    Args:
+        reasons: to show the rows of the largest and of the smallest figures.
+    """
     known = sorted((place for place, gain in enumerate(gains) if gain is not None), key=lambda p: (-(gains[p] or 0), p))
     third = min(count // 3, len(known) // 2)
-    chosen = dict.fromkeys(known[:third], _REASONS[0])
-    chosen |= dict.fromkeys(reversed(known[len(known) - third :]), _REASONS[1])
+    chosen = dict.fromkeys(known[:third], reasons[0])
+    chosen |= dict.fromkeys(reversed(known[len(known) - third :]), reasons[1])
     rest = [place for place in range(len(gains)) if place not in chosen]
     wanted = min(count - len(chosen), len(rest))
-    return [*chosen.items(), *((rest[index * len(rest) // wanted], _REASONS[2]) for index in range(wanted))]
+    return [*chosen.items(), *((rest[index * len(rest) // wanted], _SPREAD) for index in range(wanted))]
 
 
 def thumbnail(root: str, relative: str, read_media: OpenMedia) -> str:
