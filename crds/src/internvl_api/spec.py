@@ -231,7 +231,13 @@ class RunPolicy(ApiModel):
         description="When a GPU's memory is full in training; halveMicroBatch goes on with half of microBatchSize, and "
         "the same globalBatchSize",
     )
-    active_deadline_seconds: int | None = Field(None, ge=1)
+    active_deadline_seconds: int | None = Field(None, ge=1, description="Of the whole run; then it has failed")
+    scheduling_deadline_seconds: int | None = Field(
+        None, ge=1, description="A group that has not found a node for each pod by then frees those it has"
+    )
+    start_deadline_seconds: int = Field(
+        1800, ge=1, description="A pod that has a node and still no image, Secret or volume by then frees the group's"
+    )
     progress_deadline_seconds: int | None = Field(
         None,
         ge=10,

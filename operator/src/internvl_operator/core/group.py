@@ -10,7 +10,7 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import failures, hang, micro_batch, policies
+from internvl_operator.core import failures, hang, micro_batch, policies, waiting
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.resources import config_map, names, pods, service
@@ -34,7 +34,7 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
         if wait > 0:
             draft.wait(wait)
             return None
-    return found or hang.overdue(draft, stage)
+    return found or hang.overdue(draft, stage) or waiting.overdue(draft, stage)
 
 
 def start(draft: Draft, stage: Stage) -> None:
@@ -106,7 +106,7 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
 def next_attempt(draft: Draft) -> None:
     """Close the current attempt; whatever pods it has become leftovers, and those that work are asked to go."""
     draft.status.attempt += 1
-    draft.status.workers, draft.status.progress_at = Workers(), None
+    draft.status.workers, draft.status.progress_at, draft.status.unscheduled_since = Workers(), None, None
     draft.remove([pod for pod in draft.leftovers if pod.active])
     draft.wait(policies.seconds_until(draft.status.retry_at, draft.now))
 

@@ -23,6 +23,7 @@ from internvl_operator.core.observe import Observed
 from internvl_operator.core.options import Options
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.stages import Stage
+from internvl_operator.core.trouble import trouble
 
 
 def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
@@ -116,7 +117,8 @@ def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
     if policy.suspend:
         _suspend(draft, stage)
     elif left is not None and left <= 0:
-        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds))
+        found = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds, found))
     elif ended is None:
         _go_on(draft, stage)
     else:
@@ -155,7 +157,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
-    draft.status.progress_at = None
+    draft.status.progress_at = draft.status.unscheduled_since = None
     draft.status.workers = group.count(draft)
 
 
