@@ -57,6 +57,11 @@ _RULES: list[tuple[str, str]] = [
         "!self.training.packing.enabled || !has(self.training.groupByLength) || !self.training.groupByLength",
         "spec.training.groupByLength has no use with packing.enabled",
     ),
+    (
+        "!has(self.scheduling) || !has(self.scheduling.gang) || self.scheduling.gang != 'kueue' || "
+        "has(self.scheduling.queue)",
+        "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
+    ),
 ]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},

@@ -131,7 +131,7 @@ class InternVLFineTuneStatus(_Answer):
     )
     run_digest: str | None = Field(
         None,
-        description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",
+        description="Of the spec that decides the result; another value starts the stages again",
     )
 
 

@@ -108,6 +108,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     roll_call: RollCall | None = None
 

@@ -3,8 +3,8 @@
 Decided here, so that a reader need not guess:
 - The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
   Kubernetes Job do: they hold no GPU, and their logs can be read.
-- A changed podTemplate or secrets restarts the current stage; any other change but runPolicy's starts the pipeline
-  again, where the trainer skips at once what the change does not touch. Neither costs a restart of the budget.
+- A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
+  pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
 - A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
   budget, as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
@@ -22,6 +22,7 @@ from internvl_operator.core.job import Job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.options import Options
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.resources import gang
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.trouble import trouble
 
@@ -36,6 +37,8 @@ def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> 
     elif job.resolved.error:
         error = job.resolved.error
         draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
+    elif words := gang.not_enabled(job.spec.scheduling, options):
+        draft.say("Stalled", "GangNotEnabled", words)
     else:
         _follow_spec(draft)
         _advance(draft)
