@@ -253,7 +253,7 @@ class Operator:
         if raw is None:
             return 0
         job = read_job(raw)
-        pods = tuple(self.children["Pod"].of(key))
+        pods = tuple(sorted(self.children["Pod"].of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid)))
         observed = Observed(
             pods=pods,
             services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
