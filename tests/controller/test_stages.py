@@ -47,6 +47,22 @@ def test_a_run_with_every_stage() -> None:
     assert world.status["evaluation"] == {"baseline": BASELINE, "final": FINAL}
 
 
+def test_status_says_what_each_stage_made_and_where_it_is_now() -> None:
+    world = World()
+    world.pass_stage("preflight")
+    world.run("train")
+    world.end("train", 0, result("train", artifacts={"adapter": "s3://out/run/stages/train/adapter"}))
+    assert world.status["artifacts"] == {"adapter": "s3://out/run/stages/train/adapter"}
+    world.run("publish")
+    world.end("publish", 0, result("publish", artifacts={"adapter": "s3://out/run/artifacts/adapter"}))
+    assert world.status["artifacts"] == {"adapter": "s3://out/run/artifacts/adapter"}
+    assert {entry["name"]: entry.get("artifacts", {}) for entry in world.status["stages"]} == {
+        "preflight": {},
+        "train": {"adapter": "s3://out/run/stages/train/adapter"},
+        "publish": {"adapter": "s3://out/run/artifacts/adapter"},
+    }
+
+
 def test_figures_are_gauges_that_outlive_the_pods() -> None:
     world = World(**EVERYTHING)
     for stage in STAGES:

@@ -73,6 +73,7 @@ class StageStatus(_Answer):
     started_at: str | None = None
     finished_at: str | None = None
     message: str | None = None
+    artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what this stage made")
 
 
 class Workers(_Answer):

@@ -13,7 +13,7 @@ def harvest(draft: Draft) -> None:
             _take(draft, live.progress, live.checkpoint)
         if pod.result:
             _take(draft, pod.result.progress if pod.rank == 0 else None, pod.result.checkpoint)
-            draft.status.artifacts = draft.status.artifacts | pod.result.artifacts
+            _take_artifacts(draft, pod.result.artifacts)
             if pod.result.evaluation:
                 _take_figures(draft, pod.result.evaluation)
     for pod in draft.leftovers:  # a worker that was asked to go saved its state on the way
@@ -31,6 +31,14 @@ def text(progress: Progress) -> str | None:
         return progress.detail
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
     return steps if progress.loss is None else f"{steps} loss {progress.loss:.3f}"
+
+
+def _take_artifacts(draft: Draft, made: dict[str, str]) -> None:
+    """Under the stage that made them, and by name: what is published takes the place of what it was made of."""
+    if draft.stage and made:
+        entry = draft.entry(draft.stage)
+        entry.artifacts = entry.artifacts | made
+        draft.status.artifacts = draft.status.artifacts | made
 
 
 def _moved(old: Progress, new: Progress) -> bool:

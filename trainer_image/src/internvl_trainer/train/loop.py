@@ -60,7 +60,7 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
 
 
 def is_due(step: int, total_steps: int, every: int) -> bool:
-    """Whether a checkpoint is taken after `step` steps; always after the last, before its weights are exported."""
+    """Whether what comes every so many steps comes after `step` of them; always after the last."""
     return step % every == 0 or step == total_steps
 
 
@@ -114,6 +114,7 @@ class Session:
         if not self.run.engine.was_step_applied():
             raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
+        held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
             StepRecord(
                 step=step + 1,
@@ -128,6 +129,7 @@ class Session:
                 step_seconds=seconds,
                 data_wait_seconds=waited / self.group.world_size,
                 world_size=self.group.world_size,
+                validation_loss=held_out,
             )
         )
 
@@ -159,6 +161,7 @@ class Session:
         folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
         if self.group.leads:
             discard(self.storage, folder)  # what an attempt left that was killed here
+        artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
         described = []
         for path in self._export(directory):  # one at a time: the scratch disk need not hold a whole model
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
@@ -166,17 +169,41 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
+            about = {
+                "kind": kind,
+                "steps": self.run.total_steps,
+                "base": self.run.base_identity,
+                "artifacts": artifacts,
+            }
+            commit(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}")
+        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
 
     def _export(self, directory: Path) -> Iterator[Path]:
         run = self.run
         if self.config.method == "lora":
             return export_adapter(run.engine, run.loaded, directory, self.group)
         return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
+
+    def _validate(self, step: int) -> float | None:
+        """The loss on data.validation after `step` steps, when it is due."""
+        every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
+        validation = self.run.validation
+        if validation is None or not is_due(step, self.run.total_steps, every):
+            return None
+        self.reporter.doing(f"validating after step {step}")
+        loss = validation.loss(self.run.engine)
+        if not math.isfinite(loss):
+            raise UserError(
+                "LossNotFinite",
+                f"the loss on data.validation is {loss} after step {step}; the last checkpoint is whole. Lower "
+                "learningRate, raise warmupRatio or look at the rows of data.validation",
+                "spec.training",
+            )
+        self.reporter.update(detail="training")
+        return loss
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
@@ -185,6 +212,10 @@ class Session:
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
+        if record.validation_loss is not None:
+            reporter.validation_loss.set(record.validation_loss)
+            reporter.update(validation_loss=record.validation_loss)
+            logger.info("step %d validation loss %.4f", record.step, record.validation_loss)
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)
@@ -213,7 +244,7 @@ class Session:
                 record.data_wait_seconds,
             )  # fmt: skip
 
-    def _result(self, outcome: Any, reason: str, message: str) -> StageResult:
+    def _result(self, outcome: Any, reason: str, message: str, artifacts: dict[str, str] | None = None) -> StageResult:
         return StageResult(
             stage="train",
             outcome=outcome,
@@ -221,6 +252,7 @@ class Session:
             message=message,
             progress=self.reporter.progress,
             checkpoint=self.checkpoints.newest,
+            artifacts=artifacts or {},
         )
 
 
