@@ -148,7 +148,6 @@ def name_artifacts(storage: Storage, manifest: Manifest) -> dict[str, str]:
         "modelHf": MODEL_FOLDERS["hf"],
         "evaluation": EVALUATION,
         "report": f"{REPORT}/index.html",
-        "lossCurve": f"{REPORT}/loss.png",
         "tensorboard": f"{EVENTS_FOLDER}/",
         "runConfig": RUN_CONFIG,
         "preflight": PREFLIGHT,
