@@ -21,6 +21,8 @@ from .checkpoint_format.files import CheckpointError
 from .checkpoint_format.tensors import join_fused, match_native, match_upstream, split_fused
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+OTHER_WEIGHTS = "trained_weights.safetensors"
+"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
 _PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
 
 
@@ -73,6 +75,26 @@ def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = F
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(adapter.tensors[name]).requires_grad_(trainable)
+
+
+def load_trained(model: ChatModel, directory: str | Path) -> None:
+    """Put an adapter on its base, and beside it the other weights that learned, where there are any.
+
+    Raises:
+        CheckpointError: as `load_adapter`.
+    """
+    path = Path(directory) / OTHER_WEIGHTS
+    if path.exists():
+        try:
+            unknown = model.native.load_state_dict(load_file(path), strict=False).unexpected_keys
+        except SafetensorError as error:
+            raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(path)) from error
+        except RuntimeError as error:  # shapes
+            raise CheckpointError("AdapterMismatch", f"does not fit the model: {error}", str(path)) from error
+        if unknown:
+            message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
+            raise CheckpointError("AdapterMismatch", message, str(path))
+    load_adapter(model, directory)
 
 
 def _file_names(model: ChatModel) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -16,15 +16,12 @@ from safetensors.torch import save_file
 
 from internvl_trainer.artifacts.sources import is_unused
 from internvl_trainer.distributed import Group
-from internvl_trainer.model.adapter_files import save_adapter
+from internvl_trainer.model.adapter_files import OTHER_WEIGHTS, save_adapter
 from internvl_trainer.model.adapters import native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
-
-OTHER_WEIGHTS = "trained_weights.safetensors"
-"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
 
 
 def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> Iterator[Path]:

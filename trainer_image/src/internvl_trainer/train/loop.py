@@ -16,6 +16,7 @@ from typing import Any
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
+from internvl_trainer.artifacts.base_model import base_digest
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, upload_files
 from internvl_trainer.artifacts.storage import Storage
@@ -165,7 +166,8 @@ class Session:
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
             extra = {"kind": kind, "steps": self.run.total_steps, "artifacts": artifacts}
-            commit(self.storage, folder, described, fingerprint(self.config), **extra)
+            base = base_digest(self.run.base)
+            commit(self.storage, folder, described, fingerprint(self.config), **extra, base_sha256=base)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
