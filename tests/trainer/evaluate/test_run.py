@@ -11,7 +11,6 @@ import pytest
 import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus
-from internvl_trainer.artifacts.base_model import base_digest
 from internvl_trainer.artifacts.identity import fingerprint
 from internvl_trainer.artifacts.manifest import check_sizes, commit, read_manifest, upload_files
 from internvl_trainer.artifacts.storage import open_storage
@@ -19,10 +18,12 @@ from internvl_trainer.data.tiling import cut_tiles, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, to_lines
 from internvl_trainer.evaluate.vqa import exact_match
-from internvl_trainer.model.adapter_files import OTHER_WEIGHTS, save_adapter
+from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
 from internvl_trainer.model.answer import answer
+from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
+from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.pipeline import find_done
 from internvl_trainer.signals import StopRequested
 from safetensors.torch import save_file
@@ -67,9 +68,7 @@ def store_adapter(config: RunConfig, folder: Path, base: Path = BASE) -> LoadedM
     storage = open_storage(config.output, field="spec.output")
     files = {f"adapter/{path.name}": path for path in (folder / "adapter").iterdir()}
     described = upload_files(storage, "stages/train", files)
-    commit(
-        storage, "stages/train", described, fingerprint(config), kind="adapter", steps=1, base_sha256=base_digest(base)
-    )
+    commit(storage, "stages/train", described, fingerprint(config), kind="adapter", steps=1, base=describe_base(config))
     loaded.model.eval()
     return loaded
 
@@ -175,9 +174,9 @@ def test_an_adapter_is_not_put_on_another_base(tmp_path: Path) -> None:
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match="is not the model that was trained on: its digest is") as refused:
+    with pytest.raises(UserError, match="the base model is not the one that was trained on") as refused:
         run_evaluation("evaluate", config)
-    assert (refused.value.reason, refused.value.where) == ("BaseModelChanged", "spec.model.source")
+    assert (refused.value.reason, refused.value.where) == ("BaseModelChanged", str(base))
 
 
 def test_evaluating_before_training_says_what_to_do(tmp_path: Path) -> None:

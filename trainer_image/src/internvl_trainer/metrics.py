@@ -37,6 +37,9 @@ class Reporter:
             return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
 
         self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
+        self.validation_loss = gauge(
+            "internvl_train_validation_loss", "Mean loss of a supervised token of data.validation, as last taken"
+        )
         self.learning_rate = gauge("internvl_train_learning_rate", "Learning rate of the last step")
         self.gradient_norm = gauge("internvl_train_gradient_norm", "Norm of all gradients before clipping")
         self.step = gauge("internvl_train_step", "Optimizer steps taken, over all attempts")
