@@ -24,7 +24,7 @@ from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
 from internvl_trainer.evaluate.scores import score
-from internvl_trainer.evaluate.tasks import OpenTask, open_tasks
+from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
 from internvl_trainer.evaluate.weights import find_trained, load_evaluated
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.load import LoadedModel
@@ -73,11 +73,6 @@ def evaluate(stage: StageName, config: RunConfig, group: Group, storage: Storage
         progress=reporter.progress,
         evaluation=status_of(stage, figures),
     )
-
-
-def needs_tools(tasks: Sequence[OpenTask]) -> bool:
-    """Whether a task is scored by programs outside of this one."""
-    return any(task.kind.startswith("caption") for task in tasks)
 
 
 def make_answerer(config: RunConfig, loaded: LoadedModel) -> Answerer:

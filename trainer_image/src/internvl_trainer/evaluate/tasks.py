@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
@@ -61,6 +61,11 @@ def open_task(name: str, task: EvaluationTask) -> OpenTask:
         min_new_tokens=defaults.min_new_tokens if task.min_new_tokens is None else task.min_new_tokens,
         max_new_tokens=defaults.max_new_tokens if task.max_new_tokens is None else task.max_new_tokens,
     )
+
+
+def needs_tools(tasks: Sequence[OpenTask]) -> bool:
+    """Whether a task is scored by programs outside of this one."""
+    return any(task.kind.startswith("caption") for task in tasks)
 
 
 def decide_text(question: Question, prompt: str | None, default: str | None) -> str:
