@@ -114,18 +114,17 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     if "LOCAL_RANK" in os.environ:
         die_with_parent()
     prepare_environment(config.device, rendezvous.processes)
-    outcome = _in_this_process(stage, config, serve=rendezvous.local_rank == 0)
+    outcome = _in_this_process(stage, config, local_rank=rendezvous.local_rank)
     report(outcome)
     return outcome.code
 
 
-def _in_this_process(stage: StageName, config: RunConfig, *, serve: bool) -> Outcome:
+def _in_this_process(stage: StageName, config: RunConfig, *, local_rank: int) -> Outcome:
     from internvl_trainer.metrics import Reporter
     from internvl_trainer.pipeline import run_stage
 
     reporter = Reporter(config.job, stage)
-    if serve:
-        reporter.serve()
+    reporter.serve(local_rank)
     try:
         return conclude(stage, lambda: run_stage(stage, config, reporter))
     finally:
