@@ -67,11 +67,11 @@ def moved(folder: Path, target: Path) -> Path:
     return target
 
 
-def results(folder: Path, name: str = STAGE) -> dict[str, str]:
+def results(folder: Path, name: str = STAGE) -> dict[str, bytes]:
     """Every file of the result but the manifest."""
     root = folder / "output/stages" / name
     files = [path for path in root.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    return {path.relative_to(root).as_posix(): path.read_text() for path in files}
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def test_two_processes_of_a_pod_give_what_one_gives(alone: Path, tmp_path: Path) -> None:

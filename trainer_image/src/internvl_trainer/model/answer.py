@@ -72,7 +72,10 @@ def answer_all(
     bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
     answers = [""] * len(prompts)
-    for places in plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, _limit(loaded)):
+    limit = _limit(loaded)
+    for places in plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, limit):
+        if limit is not None:
+            loaded.model.reset_rotary()  # dynamic scaling keeps the frequencies of the longest row so far
         generated = _generate(
             loaded,
             [prompts[place] for place in places],
