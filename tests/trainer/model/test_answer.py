@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,29 @@ def test_answers_are_as_long_as_they_must_be(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("internvl_trainer.model.answer.end_of_answer", lambda *_: int(first))
     assert answer_all(loaded, [question], max_new_tokens=6) == [""]
     assert answer_all(loaded, [question], max_new_tokens=6, min_new_tokens=4) != [""]
+
+
+def test_a_gpu_that_is_too_small_gets_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("qwen2")
+    loaded.model.eval()
+    questions = prompts(loaded)
+    wanted = answer_all(loaded, questions, batch_size=5, max_new_tokens=4)
+    tried: list[int] = []
+    generate = loaded.model.generate
+
+    def small(ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        tried.append(len(ids))
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(ids, *arguments, **options)
+
+    monkeypatch.setattr(loaded.model, "generate", small)
+    room = 2
+    assert answer_all(loaded, questions, batch_size=5, max_new_tokens=4) == wanted
+    assert tried == [5, 2, 3, 1, 2]
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_all(loaded, questions, batch_size=5, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
