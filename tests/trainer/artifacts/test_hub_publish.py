@@ -192,6 +192,20 @@ def test_a_token_that_may_not_write(
     assert hub.repositories == {}
 
 
+def test_a_token_that_the_hubs_other_store_refuses(
+    hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Xet, which the Hub itself uses for large files, has its own client and errors."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.refused_when = lambda request: 403 if "xet-write-token" in request.path else None
+    config = make_config(storage.uri, **HUB)
+    leave_run(storage, config)
+    with pytest.raises(AccessDenied) as caught:
+        publish(config, storage, reporter)
+    assert caught.value.reason == "HubAccessDenied"
+    assert any("xet-write-token" in request.path for request in hub.requests)
+
+
 def test_a_hub_that_is_away(
     hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +215,26 @@ def test_a_hub_that_is_away(
     with pytest.raises(Unavailable) as caught:
         publish(config, storage, reporter)
     assert caught.value.reason == "HubUnavailable"
+
+
+def test_large_files_go_by_xet_as_they_do_to_the_hub_itself(
+    hub: HubWriteStandIn, storage: Storage, tmp_path: Path
+) -> None:
+    config = make_config(storage.uri, **HUB)
+    model = shards(3, 100_000)
+    leave_run(storage, config, model)
+    path = write_config(config, tmp_path)
+    command = [sys.executable, "-m", "trainer.artifacts.report_stand_in", "publish", "--config", str(path)]
+    env = environment(tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr
+    published = hub.repositories["team/tuned"].branches["main"]
+    assert {name: published[name.removeprefix("model/")].decode() for name in model} == {
+        name: sha256(content) for name, content in model.items()
+    }
+    assert sum(len(block) for block in hub.blocks.values()) >= sum(len(content) for content in model.values())
+    assert hub.uploads() == []
+    assert published["README.md"] == CARD.encode()
 
 
 def test_killed_three_times_on_the_way_to_the_hub(hub: HubWriteStandIn, storage: Storage, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from internvl_trainer import convert
 from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
+from internvl_trainer.tensorboard_cli import add_tensorboard_command
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -34,6 +35,7 @@ examples:
   internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
+  internvl-trainer tensorboard --config run.yaml      the run's curves, while it trains too
 
 exit codes:
   0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
@@ -48,7 +50,7 @@ _STAGES = {
     "train": "train (one process of the group, or all of this pod's) from the newest checkpoint",
     "evaluate": "answer the tasks with the trained model, score the answers, and weigh them against publishIf",
     "merge": "make whole models, in the formats asked for, of the base model and what was trained",
-    "publish": "copy the result to artifacts/, check it, and write its manifest",
+    "publish": "bring the result and its record to artifacts/, check them, and send them to the Hub if asked to",
 }
 
 
@@ -151,6 +153,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     convert_parser.set_defaults(func=convert.run)
     add_recipes_command(commands)
     add_estimate_command(commands)
+    add_tensorboard_command(commands)
     return parser
 
 
