@@ -18,7 +18,7 @@ from internvl_api.spec import Hub
 
 from internvl_trainer.artifacts.collect import EVALUATION, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
-from internvl_trainer.artifacts.scratch import scratch_folder
+from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, is_full
 from internvl_trainer.errors import UserError
 
@@ -43,7 +43,7 @@ def publish_to_hub(
     files = files_for_hub(manifest, config.merge.formats)
     talk = _Talk(hub, f"{storage.uri}/{folder}")
     talk.prepare()
-    with scratch_folder("publishing to the Hub", space_needed(list(files.values()))) as scratch:
+    with scratch_folder(space_needed(list(files.values())), "publishing to the Hub") as scratch:
 
         def send(name: str) -> CommitOperationAdd:
             arrived = _fetch(storage, folder, files[name], scratch)

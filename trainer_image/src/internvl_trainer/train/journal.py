@@ -7,9 +7,12 @@ the checkpoint's step, so no step is ever recorded twice.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from internvl_api.constants import ENV_ATTEMPT
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -20,7 +23,8 @@ class StepRecord:
     """One optimizer step.
 
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
-    `tokens` and padding; times are in seconds.
+    `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
+    after which it was taken.
     """
 
     step: int
@@ -35,22 +39,25 @@ class StepRecord:
     step_seconds: float
     data_wait_seconds: float
     world_size: int
+    validation_loss: float | None = None
 
 
 class Journal:
-    """Appends to the files of `folder`."""
+    """Appends to the files of `folder`. Each row of metrics.jsonl says which attempt took the step."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
 
         self.folder = folder
         (folder / EVENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._attempt = count_attempts(folder / METRICS_FILE)
         self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / EVENTS_FOLDER), flush_secs=30)
 
     def record(self, step: StepRecord) -> None:
         """Add one step."""
-        self._metrics.write(json.dumps(asdict(step)) + "\n")
+        known = {name: value for name, value in asdict(step).items() if value is not None}
+        self._metrics.write(json.dumps({**known, "attempt": self._attempt}) + "\n")
         scalars = {
             "train/loss": step.loss,
             "train/learning_rate": step.learning_rate,
@@ -60,6 +67,8 @@ class Journal:
             "train/tokens_per_second": step.tokens / step.step_seconds,
             "train/packing_efficiency": step.tokens / step.places,
         }
+        if step.validation_loss is not None:
+            scalars["validation/loss"] = step.validation_loss
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)
 
@@ -73,6 +82,14 @@ class Journal:
         """Close both files."""
         self._metrics.close()
         self._events.close()
+
+
+def count_attempts(metrics: Path) -> int:
+    """Which attempt this is: the operator says so; without one, the next after that of the last row."""
+    if said := os.environ.get(ENV_ATTEMPT):
+        return int(said)
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
 
 
 def restore_journal(folder: Path, saved: Path) -> None:
