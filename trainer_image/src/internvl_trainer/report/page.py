@@ -74,7 +74,7 @@ def banner(record: Record) -> tuple[str, str, str]:
         return "bad", "Not published: the publishing condition was not met", (
             f"{verdict.explanation}. {kept.capitalize()} and this report are kept; nothing was published."
         )  # fmt: skip
-    if not record.is_trained:
+    if record.trained is None:
         steps = f"up to step {record.steps[-1]['step']}" if record.steps else "no step has been kept yet"
         return "open", "Training is not finished", f"The curves show what the newest checkpoint has: {steps}."
     if verdict and verdict.met is None:
@@ -129,6 +129,11 @@ def lineage(record: Record) -> list[tuple[str, str]]:
     for dataset in preflight.get("datasets", []):
         digest = f", sha256 {dataset['sha256']}" if dataset.get("sha256") else ""
         rows.append((f"Data: {dataset['name']}", f"{dataset['annotation']}{digest}"))
+    rows += [(f"Test set: {name}", task.annotation) for name, task in config.evaluation.tasks.items()]
+    if record.trained:
+        rows.append(
+            ("What was trained", f"{record.trained.size / 1e6:,.1f} MB, manifest sha256 {record.trained.sha256}")
+        )
     rows += [
         ("Run", f"{config.job} (uid {config.job_uid})"),
         *([("Recipe", config.recipe)] if config.recipe else []),
