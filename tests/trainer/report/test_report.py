@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from internvl_api.constants import ExitCode
+from internvl_trainer.artifacts.identity import claim_output
 from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.report.command import write_here
 from internvl_trainer.report.figures import smoothed
 from internvl_trainer.report.page import duration, redact
 from internvl_trainer.report.record import read_record
@@ -365,6 +367,14 @@ def test_the_command_writes_page_and_card(tmp_path: Path) -> None:
         assert command.wait() == ExitCode.OK, command.output
     assert f"{target}/index.html" in command.lines
     assert {path.name for path in target.iterdir()} >= {"index.html", "README.md", "loss.png"}
+
+
+def test_the_command_refuses_the_output_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = evaluated(tmp_path)
+    claim_output(output.storage, output.config.model_copy(update={"method": "full"}))
+    assert write_here(output.config, tmp_path / "here") == ExitCode.USER_ERROR
+    assert capsys.readouterr().err.startswith("OutputHoldsAnotherRun: spec.output: ")
+    assert not (tmp_path / "here").exists()
 
 
 def test_the_command_on_a_broken_output_says_so(tmp_path: Path) -> None:
