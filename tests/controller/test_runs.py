@@ -7,6 +7,7 @@ import pytest
 from controller.builders import Raw, custom_resource, result, terminated, waiting
 from controller.simulator import Operator, Server, clock, names_of
 from internvl_api.constants import KIND
+from internvl_api.status import Progress
 from internvl_operator.cluster.api import ApiError
 
 STAGES = ("preflight", "train", "publish")
@@ -465,6 +466,51 @@ def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
     clock(world.server, 60)
     world.operator.run_pass()
     assert not any(world.server.objects.values())
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        pytest.param({}, ["run-preflight-0"], id="running-ones-by-default"),
+        pytest.param({"cleanPodPolicy": "All"}, [], id="all"),
+        pytest.param({"cleanPodPolicy": "None"}, ["run-preflight-0", "run-train-0", "run-train-1"], id="none"),
+    ],
+)
+def test_pods_that_are_left_when_a_run_has_failed(policy: Raw, left: list[str]) -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100, **policy})
+    world.reach("train")
+    world.later(100)
+    world.collect()
+    assert world.status["phase"] == "Failed"
+    assert sorted(world.server.pods) == left
+    before = len(world.server.writes)
+    world.later(60)
+    assert world.server.writes[before:] == []
+
+
+def test_no_pod_is_left_of_a_published_run_that_wants_them_all_gone() -> None:
+    world = World(runPolicy={"cleanPodPolicy": "All"})
+    for stage in STAGES:
+        world.pass_stage(stage)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+    world.later(3600)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+
+
+def test_the_progress_column_tells_of_the_stage_that_runs() -> None:
+    world = World()
+    world.reach("train")
+    world.end("train", 0, result("train", progress={"stage": "train", "step": 9, "totalSteps": 9, "loss": 0.5}))
+    assert world.status["stage"] == "publish"
+    assert "progressText" not in world.status
+    world.run("publish")
+    uploading = {"stage": "publish", "detail": "uploading"}
+    world.server.answers["run-publish-0"] = Progress.model_validate(uploading)
+    world.operator.run_pass()
+    world.operator.settle()
+    assert world.status["progressText"] == "uploading"
+    world.end("publish", 0, result("publish", progress=uploading))
+    assert world.status["progressText"] == "9/9 loss 0.500"
 
 
 def test_a_pod_on_a_dead_node_is_deleted_by_force_in_the_end() -> None:

@@ -97,7 +97,7 @@ class Api:
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
     def create(self, obj: Raw) -> Raw:
-        """Only for Events, whose names the server generates."""
+        """Only for Events, of which each is new."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
     def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:

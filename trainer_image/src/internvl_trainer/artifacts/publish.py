@@ -101,7 +101,8 @@ def fill_output(config: RunConfig, storage: Storage, made: Manifests, reporter: 
     with scratch_folder(_REPORT_BYTES, "the report") as scratch:
         items = [*stored_items(made), *recorded_items(config, storage, made, scratch)]
         _delete_others(storage, {item.file.path for item in items})
-        bring(storage, items, reporter.doing)
+        reporter.doing("copying and checking every file")
+        bring(storage, items, lambda text: reporter.update(detail=text))  # seen, but not a line of the log a file
     claim_output(storage, config)
     files = [item.file for item in items]
     kind = made["train"].extra["kind"]
