@@ -105,7 +105,7 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
         needed = _check_room(storage, work, Path(scratch), len(formats))
         files: list[ManifestFile] = []
         checks: dict[str, Check] = {}
-        with naming_full_disk(Path(scratch), needed, "a merged model"):
+        with naming_full_disk(Path(scratch).parent, needed, "a merged model"):
             for each in formats:
                 target = Path(scratch) / FOLDERS[each]
                 reporter.doing(f"writing {FOLDERS[each]}/")
@@ -173,7 +173,7 @@ def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Path, reporter: Reporter) -> Work:
     kind = "adapter" if config.method == "lora" else "model"
     files = trained.named(f"{kind}/")
-    check_space(scratch, sum(file.size for file in files) + _MARGIN, f"what was trained ({kind})")
+    check_space(scratch.parent, sum(file.size for file in files) + _MARGIN, f"what was trained ({kind})")
     fetch_files(storage, stage_folder("train"), files, scratch)
     if config.method == "full":
         directory = scratch / kind
@@ -203,7 +203,7 @@ def _formats(config: RunConfig, work: Work) -> list[Format]:
 def _check_room(storage: Storage, work: Work, scratch: Path, formats: int) -> int:
     """Bytes that a written model takes, for which there is room: on scratch for one, in an output folder for all."""
     size = sum(entry.nbytes for entry in work.source().entries) + _MARGIN
-    check_space(scratch, size, "a merged model")
+    check_space(scratch.parent, size, "a merged model")
     if isinstance(storage, FolderStorage):
         check_space(Path(storage.uri), formats * size, f"the merged model in {formats} formats")
     return size

@@ -30,13 +30,14 @@ from internvl_trainer.artifacts.collect import (
 from internvl_trainer.artifacts.hub_upload import publish_to_hub
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
-from internvl_trainer.artifacts.scratch import scratch_folder
+from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import Rejected
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.journal import EVENTS_FOLDER, METRICS_FILE
 
 FOLDER = "artifacts"
+_REPORT_BYTES = 64 << 20  # with room to spare: a page and a dozen pictures
 _PARALLEL_FILES = 4  # each is itself sent or copied in parallel parts
 
 
@@ -104,7 +105,7 @@ def fill_output(config: RunConfig, storage: Storage, made: Manifests, reporter: 
     storage.delete(f"{FOLDER}/{MANIFEST}")
     storage.drop_unfinished(f"{FOLDER}/")
     reporter.doing("writing the report")
-    with scratch_folder("the report") as scratch:
+    with scratch_folder(_REPORT_BYTES, "the report") as scratch:
         items = [*stored_items(made), *recorded_items(config, storage, made, scratch)]
         _delete_others(storage, {item.file.path for item in items})
         reporter.doing("copying and checking every file")

@@ -43,8 +43,10 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(run.engine, Path(scratch))
-        session = Session(run, config, group, storage, reporter, checkpoints, open_journal(Path(scratch), group), first)
+        journal = open_journal(Path(scratch), group)
+        session = Session(run, config, group, storage, reporter, checkpoints, journal, stop, first)
         with stop.deferred():
+            session.validate_late()
             loader = run.loader(first)
             for step in range(first, run.total_steps):
                 reporter.enter("data")
@@ -92,6 +94,7 @@ class Session:
     reporter: Reporter
     checkpoints: Checkpoints
     journal: Journal | None
+    stop: StopFlag
     saved_step: int
     loss: float = math.nan
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
@@ -144,6 +147,14 @@ class Session:
                 validation_loss=held_out,
             )
         )
+
+    def validate_late(self) -> None:
+        """Take the loss that was due after the last step, when the attempt before was asked to stop meanwhile."""
+        step = self.saved_step
+        if step and self.group.first(self.journal is not None and not self.journal.is_validated):
+            loss = self._validate(step)
+            if loss is not None and self.journal is not None:
+                self.journal.add_validation(loss)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` steps."""
@@ -200,13 +211,17 @@ class Session:
         return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
 
     def _validate(self, step: int) -> float | None:
-        """The loss on data.validation after `step` steps, when it is due."""
+        """The loss on data.validation after `step` steps, when it is due; None also when asked to stop meanwhile."""
         every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
         validation = self.run.validation
         if validation is None or not is_due(step, self.run.total_steps, every):
             return None
         self.reporter.doing(f"validating after step {step}")
-        loss = validation.loss(self.run.engine)
+        is_last = step == self.run.total_steps  # nobody would take it later
+        loss = validation.loss(self.run.engine, lambda: self.stop.requested and not is_last)
+        self.reporter.update(detail="training")
+        if loss is None:
+            return None
         if not math.isfinite(loss):
             raise UserError(
                 "LossNotFinite",
@@ -214,7 +229,10 @@ class Session:
                 "learningRate, raise warmupRatio or look at the rows of data.validation",
                 "spec.training",
             )
-        self.reporter.update(detail="training")
+        self.reporter.validation_loss.set(loss)
+        self.reporter.update(validation_loss=loss)
+        if self.group.leads:
+            logger.info("step %d validation loss %.4f", step, loss)
         return loss
 
     def _refuse_nan(self, step: int) -> None:
@@ -224,10 +242,6 @@ class Session:
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
-        if record.validation_loss is not None:
-            reporter.validation_loss.set(record.validation_loss)
-            reporter.update(validation_loss=record.validation_loss)
-            logger.info("step %d validation loss %.4f", record.step, record.validation_loss)
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)
