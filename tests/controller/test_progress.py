@@ -147,6 +147,15 @@ def test_live_progress_of_the_running_pod_is_copied() -> None:
     assert status_of([member(0), member(1)], live).progress_text == "5/10 loss 2.000"
 
 
+@pytest.mark.parametrize(
+    ("said", "told"), [pytest.param(1, 1, id="another-one"), pytest.param(None, None, id="nobody-any-more")]
+)
+def test_the_rank_that_the_others_wait_for_is_told_while_they_do(said: int | None, told: int | None) -> None:
+    live = LiveProgress("pod-train-1-0", Progress(step=5, slowest_rank=said))
+    found = status_of([member(0), member(1)], live, {"progress": {"step": 4, "slowestRank": 3}})
+    assert (found.progress.step, found.progress.slowest_rank) == (5, told)
+
+
 def test_what_an_earlier_pod_said_is_not_taken_for_this_ones() -> None:
     live = LiveProgress("pod-train-0-0", Progress(step=5, total_steps=10))
     assert status_of([member(0), member(1)], live).progress is None

@@ -543,6 +543,22 @@ def test_a_job_of_a_name_that_is_still_held_by_an_earlier_job_waits_for_its_pods
     assert world.pods("preflight") == ["run-preflight-0"]
 
 
+def test_the_status_of_an_earlier_job_is_not_the_next_ones_of_that_name() -> None:
+    world = World()
+    world.reach("train")
+    for name in world.pods("train"):
+        world.server.set_pod(name, {"phase": "Failed", **terminated(1, finished=world.server.now)})
+    world.operator.hear("Pod")  # and not yet that the job is another one
+    world.server.remove(KIND, "run")
+    fresh = custom_resource()
+    fresh["metadata"]["uid"] = "another"
+    world.server.create(fresh)
+    world.operator.run_pass()
+    assert world.server.status() == {}
+    world.operator.settle()
+    assert (world.status["stage"], world.status["attempt"]) == ("preflight", 1)
+
+
 def test_what_the_api_server_refuses_is_told_in_its_own_words_and_tried_again() -> None:
     server = Server()
     refusal = ApiError(403, "Forbidden", 'pods "run-preflight-0" is forbidden: exceeded quota: gpus')

@@ -242,7 +242,7 @@ class RunPolicy(ApiModel):
         None,
         ge=10,
         description="Training that has begun to report, and then gets no further for so long, is started again; must "
-        "exceed the longest step, checkpoint or download. Default: only the collectives' own time-outs",
+        "exceed the longest step, validation, checkpoint and download. Default: only the collectives' own time-outs",
     )
     clean_pod_policy: Literal["Running", "All", "None"] = Field(
         "Running",

@@ -87,7 +87,7 @@ class Api:
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
     def apply_status(self, obj: Raw) -> Raw:
-        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when its uid is another."""
+        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when it has another version."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})

@@ -66,7 +66,8 @@ def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus 
     if progress is not None:
         old = status.progress or Progress()
         # A later stage has no steps of its own: the figures of training stay.
-        status.progress = old.model_copy(update=progress.model_dump(exclude_none=True))
+        news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
+        status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):
             status.progress_at = draft.timestamp()
         status.progress_text = text(status.progress)

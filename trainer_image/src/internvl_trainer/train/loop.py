@@ -7,10 +7,10 @@ import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median_low
 from typing import Any
 
 from internvl_api.run_config import RunConfig
@@ -66,6 +66,15 @@ def is_due(step: int, total_steps: int, every: int) -> bool:
     return step % every == 0 or step == total_steps
 
 
+def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
+    """The rank that the others waited for: it had its data later than most, by more than a tenth of the step.
+
+    `waits`: seconds that each rank waited for its data.
+    """
+    slowest = max(range(len(waits)), key=waits.__getitem__)
+    return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
+
+
 def open_journal(scratch: Path, group: Group) -> Journal | None:
     """Rank 0's journal, going on from the restored checkpoint's."""
     if not group.leads:
@@ -104,8 +113,10 @@ class Session:
         began = time.monotonic()
         self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
-        total, supervised, rows, tokens, places, waited = self.group.sum(
-            [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
+        mine = [0.0] * self.group.world_size
+        mine[self.group.rank] = window.waited
+        total, supervised, rows, tokens, places, *waits = self.group.sum(
+            [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine]
         )
         self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
@@ -117,6 +128,7 @@ class Session:
         if not self.run.engine.was_step_applied():
             raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
+        self.reporter.update(slowest_rank=straggler(waits, seconds))
         held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
             StepRecord(
@@ -130,7 +142,7 @@ class Session:
                 places=int(places),
                 samples=int(rows),
                 step_seconds=seconds,
-                data_wait_seconds=waited / self.group.world_size,
+                data_wait_seconds=mean(waits),
                 world_size=self.group.world_size,
                 validation_loss=held_out,
             )
