@@ -34,7 +34,7 @@ class FirstRow:
 def first_row(
     config: RunConfig, storage: Storage, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
 ) -> FirstRow:
-    """The first usable row of an epoch, one tile for each image, its text cut after 128 tokens, or 64 behind the last image.
+    """The first usable row of an epoch, one tile for each image, cut after 128 tokens, or 64 behind the last image.
 
     Raises:
         UserError: none of the first rows can be used, or the data are not there.
