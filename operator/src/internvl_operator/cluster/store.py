@@ -132,10 +132,10 @@ class RawCollection(Collection[Raw]):
         super().__init__(slim, owner_name)
 
     def _kept(self, value: Raw) -> bytes:
-        return _pack(value)
+        return pack(value)
 
     def _given(self, kept: bytes) -> Raw:
-        return _unpack(kept)
+        return unpack(kept)
 
 
 class _PackedJob(NamedTuple):
@@ -177,7 +177,7 @@ class Jobs:
         """The raw object; a copy of its own."""
         with self._lock:
             known = self._jobs.get(key)
-        return _unpack(known.packed) if known else None
+        return unpack(known.packed) if known else None
 
     def uids(self) -> dict[Key, str]:
         """Which jobs there are."""
@@ -188,17 +188,24 @@ class Jobs:
         """A snapshot, one after the other."""
         with self._lock:
             known = list(self._jobs.values())
-        return (_unpack(job.packed) for job in known)
+        return (unpack(job.packed) for job in known)
 
     def _put(self, raw: Raw) -> None:
-        self._jobs[key_of(raw)] = _PackedJob(version_of(raw), raw["metadata"]["uid"], _pack(slim(raw)))
+        self._jobs[key_of(raw)] = _PackedJob(version_of(raw), _own(raw["metadata"]["uid"]), pack(slim(raw)))
 
 
-def _pack(raw: Raw) -> bytes:
+def _own(text: str) -> str:
+    """A copy. A string out of a long list, if kept, would hold on to the memory in which the whole list was parsed."""
+    return text.encode().decode()
+
+
+def pack(raw: Raw) -> bytes:
+    """Compressed JSON."""
     return zlib.compress(json.dumps(raw, separators=(",", ":")).encode(), level=1)
 
 
-def _unpack(packed: bytes) -> Raw:
+def unpack(packed: bytes) -> Raw:
+    """The object again."""
     raw: Raw = json.loads(zlib.decompress(packed))
     return raw
 
@@ -206,7 +213,7 @@ def _unpack(packed: bytes) -> Raw:
 def key_of(raw: Raw) -> Key:
     """Namespace and name."""
     metadata = raw["metadata"]
-    return Key(metadata["namespace"], metadata["name"])
+    return Key(_own(metadata["namespace"]), _own(metadata["name"]))
 
 
 def version_of(raw: Raw) -> int:
