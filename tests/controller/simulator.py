@@ -13,13 +13,16 @@ from typing import Any
 
 from controller.builders import NOW, OPTIONS, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
-from internvl_operator.cluster.api import ApiError
+from internvl_api.status import Progress
+from internvl_operator.cluster.api import ApiError, resource_of
 from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import read_job
-from internvl_operator.core.observe import Observed, owner, read_pod
+from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+
+POD_GROUP = "PodGroup.scheduling.volcano.sh"
 
 
 def clone(raw: Any) -> Any:
@@ -37,7 +40,7 @@ class Server:
     timeout = 30.0
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}}
+        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}, POD_GROUP: {}}
         self.log: list[tuple[str, str, Raw]] = []
         self.now = NOW
         self.writes: list[tuple[str, str, str]] = []
@@ -45,6 +48,7 @@ class Server:
         self.after_write: Callable[[], None] = lambda: None
         self.refuse: Callable[[Raw], ApiError | None] = lambda obj: None
         self.created: list[tuple[str, str]] = []
+        self.answers: dict[str, Progress] = {}  # pod -> what its /progress says; the others do not answer
         self._count = itertools.count(1)
 
     # --- what the operator calls
@@ -53,23 +57,24 @@ class Server:
         with self._write("apply", obj):
             if error := self.refuse(obj):
                 raise error
-            found = self.objects[obj["kind"]].get(obj["metadata"]["name"])
+            kind = resource_of(obj)
+            found = self.objects[kind].get(obj["metadata"]["name"])
             if found is None:
-                self.created.append((obj["kind"], obj["metadata"]["name"]))
+                self.created.append((kind, obj["metadata"]["name"]))
                 return self._create(obj)
             if obj["kind"] == "Pod":
                 if found["spec"] != obj["spec"]:
                     raise ApiError(422, "Invalid", "pod updates may not change fields")
                 return clone(found)
-            return self.change(obj["kind"], obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
+            return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
 
     def apply_status(self, obj: Raw) -> Raw:
         with self._write("status", obj):
             found = self.objects[KIND].get(obj["metadata"]["name"])
             if found is None:
                 raise ApiError(404, "NotFound", "not found")
-            if found["metadata"]["uid"] != obj["metadata"]["uid"]:
-                raise ApiError(409, "Conflict", "uid mismatch")
+            if found["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+                raise ApiError(409, "Conflict", "the object has been modified")
             status = clone(obj["status"])
             return self.change(KIND, obj["metadata"]["name"], lambda raw: raw.update(status=status))
 
@@ -114,7 +119,7 @@ class Server:
         self._stamp(raw)
         self.log.append(("DELETED", kind, clone(raw)))
         if kind == KIND:
-            for child_kind in ("Pod", "Service", "ConfigMap"):
+            for child_kind in ("Pod", "Service", "ConfigMap", POD_GROUP):
                 for child, found in list(self.objects[child_kind].items()):
                     if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
                         self.remove(child_kind, child)
@@ -126,6 +131,12 @@ class Server:
     def set_pod(self, name: str, status: Raw) -> None:
         """What a kubelet reports."""
         self.change("Pod", name, lambda raw: raw.update(status=raw.get("status", {}) | status))
+
+    def drain(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
+        """What `kubectl drain` does, or (by another reason) a scheduler that preempts."""
+        self.set_pod(name, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]})
+        ends = text(self.now + timedelta(seconds=self.pods[name]["spec"]["terminationGracePeriodSeconds"]))
+        self.change("Pod", name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
 
     def evict_deleted(self) -> None:
         """Every kubelet has ended the pods it was asked to end."""
@@ -158,8 +169,8 @@ class Server:
         self._stamp(raw)
         if raw["kind"] == "Pod":
             raw.setdefault("status", {"phase": "Pending"})
-        self.objects[raw["kind"]][raw["metadata"]["name"]] = raw
-        self.log.append(("ADDED", raw["kind"], clone(raw)))
+        self.objects[resource_of(raw)][raw["metadata"]["name"]] = raw
+        self.log.append(("ADDED", resource_of(raw), clone(raw)))
         return clone(raw)
 
     def _stamp(self, raw: Raw) -> None:
@@ -195,6 +206,7 @@ class Operator:
             "Pod": Collection(read_pod, _owner_name),
             "Service": RawCollection(_owner_name),
             "ConfigMap": RawCollection(_owner_name),
+            POD_GROUP: RawCollection(_owner_name),
         }
         self.heard = dict.fromkeys(server.objects, len(server.log))
         position = max((int(raw["metadata"]["resourceVersion"]) for _, _, raw in server.log), default=0)
@@ -202,7 +214,8 @@ class Operator:
             collection.replaced(clone(list(server.objects[kind].values())), position)
         for raw in server.objects[KIND].values():
             self.jobs.seen(clone(raw))
-        self.writer = Writer(server, self.jobs, *self.children.values(), executor=_Inline())  # type: ignore[arg-type]
+        self.writer = Writer(server, self.jobs, self.children, _Inline())  # type: ignore[arg-type]
+        self.roll_call: RollCall | None = None
         self.requeue: float | None = None
         self.plans: list[Plan] = []
 
@@ -240,10 +253,14 @@ class Operator:
         if raw is None:
             return 0
         job = read_job(raw)
+        pods = tuple(sorted(self.children["Pod"].of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid)))
         observed = Observed(
-            pods=tuple(self.children["Pod"].of(key)),
+            pods=pods,
             services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
+            pod_groups={raw["metadata"]["name"]: raw for raw in self.children[POD_GROUP].of(key)},
+            live=self._live(pods),
+            roll_call=self.roll_call,
         )
         plan = reconcile(job, observed, self.server.now, OPTIONS)
         self.plans.append(plan)
@@ -255,7 +272,15 @@ class Operator:
         except ApiError as error:
             if error.gone:
                 self.jobs.gone(key, job.uid)
+        if plan.roll_call:
+            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.roll_call)
+            self.roll_call = RollCall(self.server.now, frozenset(pod.uid for pod in plan.roll_call), states)
+            self.requeue = 0
         return len(self.server.writes) - before
+
+    def _live(self, pods: tuple[Pod, ...]) -> LiveProgress | None:
+        first = (pod for pod in pods if pod.rank == 0 and pod.running and pod.name in self.server.answers)
+        return next((LiveProgress(pod.uid, self.server.answers[pod.name]) for pod in first), None)
 
     def settle(self, name: str = "run") -> None:
         """Hear and pass until nothing changes any more."""

@@ -209,7 +209,7 @@ class Recorder(Api):
         return Answer()
 
 
-POD: Raw = {"kind": "Pod", "metadata": {"namespace": "team", "name": "p"}}
+POD: Raw = {"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "team", "name": "p"}}
 WRITES: dict[str, Callable[[Api], object]] = {
     "apply": lambda api: api.apply(POD, force=False),
     "status": lambda api: api.apply_status(POD),

@@ -57,6 +57,45 @@ _RULES: list[tuple[str, str]] = [
         "!self.training.packing.enabled || !has(self.training.groupByLength) || !self.training.groupByLength",
         "spec.training.groupByLength has no use with packing.enabled",
     ),
+    (
+        "!has(self.scheduling) || !has(self.scheduling.gang) || self.scheduling.gang != 'kueue' || "
+        "has(self.scheduling.queue)",
+        "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
+        "(has(self.evaluation.tasks) && size(self.evaluation.tasks) > 0)",
+        "spec.evaluation.publishIf needs evaluation.tasks, whose figures it compares",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
+        "!self.evaluation.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]') || "
+        "(has(self.evaluation.baseline) && self.evaluation.baseline)",
+        "spec.evaluation.publishIf names a figure of the base model; set evaluation.baseline to true",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.tasks) || !('baseline' in self.evaluation.tasks)",
+        "spec.evaluation.tasks: no task may be called baseline, as publishIf names tasks",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.tasks) || self.evaluation.tasks.all(name, "
+        "!has(self.evaluation.tasks[name].minNewTokens) || !has(self.evaluation.tasks[name].maxNewTokens) || "
+        "self.evaluation.tasks[name].minNewTokens <= self.evaluation.tasks[name].maxNewTokens)",
+        "spec.evaluation.tasks: minNewTokens must not exceed maxNewTokens",
+    ),
+    (
+        # The entries of env have no schema that CEL could look into: whether HF_TOKEN is one of them, `resolve` says.
+        "!has(self.publish) || !has(self.publish.hub) || (has(self.secrets) && has(self.secrets.huggingFace)) || "
+        "(has(self.podTemplate) && has(self.podTemplate.env) && size(self.podTemplate.env) > 0)",
+        "spec.publish.hub needs secrets.huggingFace: the name of a Secret with the key HF_TOKEN",
+    ),
+]
+# What an edit may not do. Compared at the root, as only there a rule sees the status too.
+_TRANSITIONS: list[tuple[str, str]] = [
+    (
+        "self.spec.output == oldSelf.spec.output || !has(oldSelf.status) || !has(oldSelf.status.checkpoint)",
+        "spec.output cannot change while it holds this run's checkpoints; create another resource to start over there",
+    ),
 ]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
@@ -122,8 +161,12 @@ def spec_schema() -> Schema:
     schema = structural(InternVLFineTuneSpec)
     for section in RECIPE_SECTIONS:
         schema["properties"][section] = _without_defaults(schema["properties"][section])
-    schema["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in _RULES]
+    schema["x-kubernetes-validations"] = _validations(_RULES)
     return schema
+
+
+def _validations(rules: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"rule": rule, "message": message} for rule, message in rules]
 
 
 def status_schema() -> Schema:
@@ -169,6 +212,7 @@ def build_crd() -> Schema:
                             "type": "object",
                             "description": "One InternVL fine-tuning run, from base model to published result",
                             "required": ["spec"],
+                            "x-kubernetes-validations": _validations(_TRANSITIONS),
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},

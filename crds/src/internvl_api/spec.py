@@ -223,8 +223,57 @@ class RunPolicy(ApiModel):
 
     suspend: bool = Field(False, description="true: checkpoint, free every pod, keep the state")
     backoff_limit: int = Field(3, ge=0, le=100, description="Group restarts after failures of the run itself")
-    active_deadline_seconds: int | None = Field(None, ge=1)
+    infrastructure_limit: int = Field(
+        20, ge=0, le=1000, description="Group restarts that the cluster caused, since the newest checkpoint"
+    )
+    on_out_of_memory: Literal["fail", "halveMicroBatch"] = Field(
+        "fail",
+        description="When a GPU's memory is full in training; halveMicroBatch goes on with half of microBatchSize, and "
+        "the same globalBatchSize",
+    )
+    active_deadline_seconds: int | None = Field(None, ge=1, description="Of the whole run; then it has failed")
+    scheduling_deadline_seconds: int | None = Field(
+        None, ge=1, description="A group that has not found a node for each pod by then frees those it has"
+    )
+    start_deadline_seconds: int = Field(
+        1800, ge=1, description="A pod that has a node and still no image, Secret or volume by then frees the group's"
+    )
+    progress_deadline_seconds: int | None = Field(
+        None,
+        ge=10,
+        description="Training that has begun to report, and then gets no further for so long, is started again; must "
+        "exceed the longest step, validation, checkpoint and download. Default: only the collectives' own time-outs",
+    )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        "Running",
+        description="Pods that are deleted once the run has finished; None leaves even those that run, with their GPUs",
+    )
     ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
+
+
+class Scheduling(ApiModel):
+    """Who places the pods of a stage: all at once or none, so that half a group never holds GPUs."""
+
+    gang: Literal["kueue", "volcano", "coscheduling"] | None = Field(
+        None, description="kueue: pod groups of a LocalQueue; volcano, coscheduling: a PodGroup for each stage"
+    )
+    queue: str | None = Field(
+        None, pattern=SECRET_PATTERN, max_length=63, description="kueue's LocalQueue (required), or volcano's Queue"
+    )
+    scheduler_name: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="Default: volcano for volcano, scheduler-plugins-scheduler for coscheduling, else the cluster's",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Scheduling":
+        if self.gang == "kueue" and self.queue is None:
+            raise ValueError("gang: kueue needs queue, the name of a LocalQueue in the run's namespace")
+        if self.queue is not None and self.gang not in ("kueue", "volcano"):
+            raise ValueError(f"found queue {self.queue!r}, but only gang: kueue and gang: volcano have queues")
+        return self
 
 
 class PodTemplate(ApiModel):
@@ -271,6 +320,7 @@ class InternVLFineTuneSpec(ApiModel):
     output: str = Field(pattern=OUTPUT_PATTERN, description="Where checkpoints and artifacts go: s3://bucket/prefix")
     secrets: Secrets = Field(default_factory=Secrets)
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
     pod_template: PodTemplate = Field(default_factory=PodTemplate)
 
     @field_validator("output")

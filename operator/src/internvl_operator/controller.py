@@ -21,8 +21,10 @@ from internvl_operator.core.job import Job, read_job, read_status
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.times import to_text
 from internvl_operator.progress import ProgressPoller
+from internvl_operator.roll_call import RollCaller
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
@@ -42,15 +44,17 @@ class Controller:
         self._jobs = Jobs()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
+        self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
         self._started: dict[int, float] = {}  # thread -> when its pass began
         executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._writer = Writer(api, self._jobs, self._pods, self._services, self._config_maps, executor)
+        self._writer = Writer(api, self._jobs, dict(self._collections()), executor)
         self._events = EventSink(api)
         self._poller = ProgressPoller(
             self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
         )
+        self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
         self._watches = [
             ChildWatch(api, kind, namespace, collection, self._queue.add, settings.watch_timeout_seconds)
             for namespace in settings.namespaces or (None,)
@@ -77,7 +81,8 @@ class Controller:
         for watch in self._watches:
             watch.start()
         for watch in self._watches:
-            watch.synced.wait()
+            if watch.kind not in self._pod_groups:  # to make one that is there once more does no harm
+                watch.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_jobs(self._statuses)
         self._events.start()
@@ -92,6 +97,7 @@ class Controller:
         """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
         self._queue.close()
         self._poller.stop()
+        self._roll_caller.stop()
         for watch in self._watches:
             watch.stop()
         for resync in self._resyncs:
@@ -165,6 +171,8 @@ class Controller:
             raise
         self._tell(job, plan, now, made)
         self._follow(key, job, plan, observed)
+        if plan.roll_call:
+            self._roll_caller.ask(key, plan.roll_call, job.spec.processes_per_worker)
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
 
@@ -179,7 +187,9 @@ class Controller:
             pods=tuple(sorted(self._pods.of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
             services={raw["metadata"]["name"]: raw for raw in self._services.of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
+            pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
+            roll_call=self._roll_caller.latest(key),
         )
 
     def _tell(self, job: Job, plan: Plan, now: datetime, made: int) -> None:
@@ -203,6 +213,7 @@ class Controller:
             if mine and pod.running and pod.ip:
                 return self._poller.follow(key, pod.uid, pod.ip)
         self._poller.forget(key)
+        self._roll_caller.forget(key)
 
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
@@ -219,6 +230,7 @@ class Controller:
         self._jobs.gone(key, uid)
         self._writer.forget(uid)
         self._poller.forget(key)
+        self._roll_caller.forget(key)
         self._failures.pop(key, None)
 
     def _statuses(self) -> Iterator[tuple[str, str, InternVLFineTuneStatus]]:
@@ -226,7 +238,8 @@ class Controller:
             yield raw["metadata"]["namespace"], raw["metadata"]["name"], read_status(raw.get("status") or {})
 
     def _collections(self) -> tuple[tuple[str, Collection[Any]], ...]:
-        return ("Pod", self._pods), ("Service", self._services), ("ConfigMap", self._config_maps)
+        shared = ("Service", self._services), ("ConfigMap", self._config_maps)
+        return ("Pod", self._pods), *shared, *self._pod_groups.items()
 
 
 def _owner_name(raw: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,11 @@ OUTPUT_LAYER_SCALE = 3
 
 def write_checkpoint(folder: Path) -> Path:
     """Write config, tokenizer and weights into `folder`, which must not be there yet; returns it."""
-    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*.npz", "model.safetensors"))
+    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*.npz", "model.safetensors", "config.json"))
+    config = json.loads((REFERENCE / "config.json").read_text(encoding="utf-8"))
+    # The reference's is an ordinary character, with which every answer would begin; in published models it is special.
+    config["llm_config"]["bos_token_id"] = config["llm_config"]["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = load_file(REFERENCE / "model.safetensors")
     weights[OUTPUT_LAYER] = weights[OUTPUT_LAYER] * OUTPUT_LAYER_SCALE
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -15,10 +15,12 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
 
-from internvl_trainer import convert
+from internvl_trainer import chat, convert
 from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
+from internvl_trainer.resolve_cli import add_resolve_command
+from internvl_trainer.tensorboard_cli import add_tensorboard_command
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -32,8 +34,12 @@ examples:
   internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
   internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
   internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
+  internvl-trainer chat --model DIR --image FILE      ask a model about a picture
+  internvl-trainer resolve cr.yaml > run.yaml         the run.yaml of an InternVLFineTune, without a cluster
+  internvl-trainer report --config run.yaml           what came of it, as a page: report/index.html
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
+  internvl-trainer tensorboard --config run.yaml      the run's curves, while it trains too
 
 exit codes:
   0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
@@ -48,7 +54,7 @@ _STAGES = {
     "train": "train (one process of the group, or all of this pod's) from the newest checkpoint",
     "evaluate": "answer the tasks with the trained model, score the answers, and weigh them against publishIf",
     "merge": "make whole models, in the formats asked for, of the base model and what was trained",
-    "publish": "copy the result to artifacts/, check it, and write its manifest",
+    "publish": "bring the result and its record to artifacts/, check them, and send them to the Hub if asked to",
 }
 
 
@@ -70,11 +76,31 @@ def _inspect(options: argparse.Namespace) -> int:
         return exit_code_of(error)
 
 
+def _chat(options: argparse.Namespace) -> int:
+    try:
+        return chat.run(options)
+    except UserError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return exit_code_of(error)
+
+
 def _run(options: argparse.Namespace) -> int:
     from internvl_trainer.single_machine import run
 
     config = _load_config(options.config)
     return ExitCode.CONFIG if config is None else run(config, processes=options.nproc)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from internvl_trainer.distributed import prepare_environment
+
+    config = _load_config(options.config)
+    if config is None:
+        return ExitCode.CONFIG
+    prepare_environment(config.device, 1)
+    from internvl_trainer.report.command import write_here
+
+    return write_here(config, options.out)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -103,18 +129,17 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     if "LOCAL_RANK" in os.environ:
         die_with_parent()
     prepare_environment(config.device, rendezvous.processes)
-    outcome = _in_this_process(stage, config, serve=rendezvous.local_rank == 0)
+    outcome = _in_this_process(stage, config, local_rank=rendezvous.local_rank)
     report(outcome)
     return outcome.code
 
 
-def _in_this_process(stage: StageName, config: RunConfig, *, serve: bool) -> Outcome:
+def _in_this_process(stage: StageName, config: RunConfig, *, local_rank: int) -> Outcome:
     from internvl_trainer.metrics import Reporter
     from internvl_trainer.pipeline import run_stage
 
     reporter = Reporter(config.job, stage)
-    if serve:
-        reporter.serve()
+    reporter.serve(local_rank)
     try:
         return conclude(stage, lambda: run_stage(stage, config, reporter))
     finally:
@@ -149,8 +174,21 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     )
     convert.add_arguments(convert_parser)
     convert_parser.set_defaults(func=convert.run)
+    report_parser = commands.add_parser("report", help="what a run has to show so far, as a page to open")
+    _add_config(report_parser)
+    report_parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"
+    )
+    report_parser.set_defaults(func=_report)
+    chat_parser = commands.add_parser(
+        "chat", help="try a model by hand: ask it about pictures", epilog=chat.EXAMPLES, formatter_class=raw
+    )
+    chat.add_arguments(chat_parser)
+    chat_parser.set_defaults(func=_chat)
     add_recipes_command(commands)
     add_estimate_command(commands)
+    add_resolve_command(commands)
+    add_tensorboard_command(commands)
     return parser
 
 

@@ -17,17 +17,19 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 from rich.console import Console
 
+from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, discard, upload_files
+from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.dataset import SampleSettings
-from internvl_trainer.data.datasets import OpenDataset, open_datasets, sample_settings
+from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.findings import Finding
 from internvl_trainer.data.preflight import Checker, check_rows, findings_table
 from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
+from internvl_trainer.evaluate.check import check_tasks
 from internvl_trainer.metrics import Reporter
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 REPORT = "preflight.json"
 _CHUNK_ROWS = 5000  # between two looks at the progress
 _SHOWN_FINDINGS = 50
+_PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -47,15 +50,18 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     reporter.doing("checking the output")
     check_writable(storage)
     reporter.doing("checking the data")
-    datasets = open_datasets(config)
+    datasets = open_datasets(config) + open_validation(config)
     reporter.doing("checking the model")
     settings, tokenizer = check_model(config)
+    tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
     findings = {
         each.description.name: check_one(each, settings, tokenizer, reporter, sizes[each.description.name])
         for each in datasets
     }
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
+    report["model"] = identify_model(config.model.source)
+    report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     show(findings)
     discard(storage, folder)
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
@@ -87,6 +93,14 @@ def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerB
     from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after what is quick to refuse
 
     return read_settings(config, directory), load_tokenizer(directory)
+
+
+def identify_model(source: str) -> dict[str, str]:
+    """What the source stands for now: the commit of a Hub repository, and the digest of its config.json."""
+    field = "spec.model.source"
+    config = fetch_directory(source, field=field, weights=False) / "config.json"
+    commit = {"commit": hub.commit_of(hub.repository(source, field=field))} if source.startswith("hf://") else {}
+    return {**commit, "config.json sha256": sha256_of(config)}
 
 
 def check_weight_files(names: set[str], directory: Path, source: str) -> None:
@@ -155,6 +169,7 @@ def make_report(datasets: Sequence[OpenDataset], findings: dict[str, list[Findin
             {
                 "name": dataset.description.name,
                 "annotation": dataset.description.annotation,
+                "sha256": sha256_of(dataset.index.path),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),
@@ -173,9 +188,10 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     fatal = [finding for finding in errors if finding["line"] is None]
     allowed = config.data.max_bad_rows if config.data.bad_rows == "skip" else 0
     if not fatal and bad <= allowed:
-        if any(dataset["rowsInEpoch"] for dataset in report["datasets"]):
-            return
-        raise UserError("NoRowsLeft", f"no row is left to train on; see {place}", "spec.data")
+        for field, rows in rows_left(report).items():
+            if rows == 0:
+                raise UserError("NoRowsLeft", f"no row is left in it; see {place}", field)
+        return
     first = (fatal or errors)[0]
     finding = Finding(**{key: value for key, value in first.items() if key != "dataset"})
     step = f"{bad} bad rows, {allowed} allowed; " if config.data.bad_rows == "skip" else ""
@@ -184,12 +200,21 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
 
 
+def rows_left(report: dict[str, Any]) -> dict[str, int]:
+    """Rows of an epoch by what they are for; spec.data.validation only where there are such datasets."""
+    rows = {"spec.data": 0}
+    for dataset in report["datasets"]:
+        field = "spec.data.validation" if dataset["name"].startswith(VALIDATION) else "spec.data"
+        rows[field] = rows.get(field, 0) + dataset["rowsInEpoch"]
+    return rows
+
+
 def summary(report: dict[str, Any]) -> str:
     """One line for the status."""
-    rows = sum(dataset["rowsInEpoch"] for dataset in report["datasets"])
+    rows = ", ".join(f"{count} rows {_PURPOSE[field]}" for field, count in rows_left(report).items())
     bad = sum(len(lines) for lines in report["skippedLines"].values())
     warnings = sum(finding["severity"] == "warning" for finding in report["findings"])
-    return f"{rows} rows an epoch in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
+    return f"{rows}, in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
 
 
 def show(findings: dict[str, list[Finding]]) -> None:

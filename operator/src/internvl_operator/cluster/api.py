@@ -23,7 +23,7 @@ WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should h
 
 logger = logging.getLogger(__name__)
 
-# kind -> (path of the API group, plural)
+# resource_of(object) -> (path of the API group, plural)
 RESOURCES = {
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
@@ -31,6 +31,8 @@ RESOURCES = {
     "Event": ("/api/v1", "events"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+    "PodGroup.scheduling.volcano.sh": ("/apis/scheduling.volcano.sh/v1beta1", "podgroups"),
+    "PodGroup.scheduling.x-k8s.io": ("/apis/scheduling.x-k8s.io/v1alpha1", "podgroups"),
 }
 
 
@@ -51,6 +53,11 @@ class ApiError(Exception):
         """The request itself is at fault: sending it again as it is will not help."""
         foreign = self.status == 409 and "conflict with" in self.message  # another manager owns a field
         return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
+
+    @property
+    def unknown_kind(self) -> bool:
+        """Nobody has installed the CustomResourceDefinition of this kind."""
+        return self.status == 404 and "could not find the requested resource" in self.message
 
 
 class Api:
@@ -76,11 +83,11 @@ class Api:
     def apply(self, obj: Raw, *, force: bool) -> Raw:
         """Server-side apply of a whole object. Without `force`, a field that another manager owns is a 409."""
         metadata = obj["metadata"]
-        path = object_path(obj["kind"], metadata["namespace"], metadata["name"])
+        path = object_path(resource_of(obj), metadata["namespace"], metadata["name"])
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
     def apply_status(self, obj: Raw) -> Raw:
-        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when its uid is another."""
+        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when it has another version."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
@@ -93,7 +100,7 @@ class Api:
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
     def create(self, obj: Raw) -> Raw:
-        """Only for Events, whose names the server generates."""
+        """Only for Events, of which each is new."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
     def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
@@ -212,6 +219,13 @@ class Api:
         # Asked for on every request: this is where the client library renews a service account's token.
         settings: Any = self._configuration.auth_settings()
         return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
+
+
+def resource_of(obj: Raw) -> str:
+    """The key of RESOURCES: an object's kind, and its group where several have one of this kind."""
+    group, _, _ = obj["apiVersion"].rpartition("/")
+    kind: str = obj["kind"]
+    return kind if kind in RESOURCES else f"{kind}.{group}"
 
 
 def list_path(kind: str, namespace: str | None) -> str:

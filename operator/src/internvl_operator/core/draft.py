@@ -30,6 +30,7 @@ class Draft:
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
     waits: list[float] = field(default_factory=list)
+    roll_call: tuple[Pod, ...] = ()
 
     @classmethod
     def begin(cls, job: Job, observed: Observed, now: datetime, options: Options) -> "Draft":
@@ -74,7 +75,8 @@ class Draft:
     def strangers(self) -> list[str]:
         """Children of an earlier job of the same name: they hold the names ours need."""
         pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.job.uid]
-        shared = [*self.observed.services.values(), *self.observed.config_maps.values()]
+        seen = self.observed
+        shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
         owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
         return pods + [name for name, found in owners if found and found[1] != self.job.uid]
 
@@ -130,4 +132,5 @@ class Draft:
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events(self.job.status, self.status),
+            roll_call=self.roll_call,
         )

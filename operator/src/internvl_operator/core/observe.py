@@ -13,7 +13,7 @@ from internvl_api.constants import (
     LABEL_NODE_RANK,
     LABEL_STAGE,
 )
-from internvl_api.status import CheckpointStatus, Progress, StageResult
+from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
 from pydantic import ValidationError
 
 from internvl_operator.core.times import from_text
@@ -45,10 +45,12 @@ class Pod:
     last_words: str = ""  # a termination message that is not a StageResult
     pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
     pod_message: str = ""
-    disrupted: str = ""  # reason of the DisruptionTarget condition
+    disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
+    gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
+    accepted_at: datetime | None = None  # by its node's kubelet
 
     @property
     def finished(self) -> bool:
@@ -81,13 +83,34 @@ class LiveProgress:
 
 
 @dataclass(frozen=True)
+class ProcessState:
+    """What one training process answered when all were asked; `progress` None: it did not."""
+
+    worker: int
+    local_rank: int
+    progress: Progress | None = None
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
+
+    asked_at: datetime
+    pod_uids: frozenset[str]
+    states: tuple[ProcessState, ...]
+
+
+@dataclass(frozen=True)
 class Observed:
     """All children that carry the job's name, whoever owns them."""
 
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
+    roll_call: RollCall | None = None
 
 
 def observe(
@@ -135,6 +158,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),
         deleted_at=from_text(metadata.get("deletionTimestamp")),
+        accepted_at=from_text(status.get("startTime")),
         pod_reason=status.get("reason", ""),
         pod_message=_short(status.get("message", "")),
         **_conditions(status),
@@ -148,8 +172,12 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
         kind, state, reason = condition.get("type"), condition.get("status"), condition.get("reason", "")
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
             found["unschedulable"] = _short(condition.get("message", "")) or reason
+        elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
+            found["gated"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disrupted"] = reason or "Disrupted"
+        elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
+            found["disrupted"] = "KueueEviction"
     return found
 
 

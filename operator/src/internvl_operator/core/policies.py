@@ -3,12 +3,13 @@
 from datetime import datetime, timedelta
 
 from internvl_api.spec import RunPolicy
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import InternVLFineTuneStatus, StageName
 
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.options import Options
 from internvl_operator.core.times import from_text
+from internvl_operator.core.trouble import Trouble
 
 
 def backoff(failures: int, options: Options) -> float:
@@ -27,12 +28,38 @@ def restart_delay(outcome: Outcome, failures: int, options: Options) -> float:
     return backoff(failures if outcome.kind == "stall" else failures - 1, options)
 
 
-def within_budget(outcome: Outcome, user_restarts: int, policy: RunPolicy) -> Outcome:
-    """The outcome itself, or, when it is a failure of the run and no restart is left, the end of the run."""
-    if outcome.budget != "user" or user_restarts < policy.backoff_limit:
+def within_budget(outcome: Outcome, status: InternVLFineTuneStatus, policy: RunPolicy) -> Outcome:
+    """The outcome itself, or, when no restart of its budget is left, the end of the run."""
+    if outcome.budget == "user" and status.restarts.user >= policy.backoff_limit:
+        text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
+        return Outcome("fail", "BackoffLimitExceeded", text)
+    if outcome.budget == "infrastructure" and status.infrastructure_failures >= policy.infrastructure_limit:
+        text = (
+            f"{outcome.message}; the {policy.infrastructure_limit} restarts of spec.runPolicy.infrastructureLimit are "
+            "used up without a newer checkpoint"
+        )
+        return Outcome("fail", "InfrastructureLimitExceeded", text)
+    return outcome
+
+
+def with_change(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunPolicy) -> Outcome:
+    """A batch too large for the GPUs: what the next attempt changes, or the end of the run where nothing may change.
+
+    `smaller`: the next smaller micro batch, None when there is none. Trying again unchanged would end the same way,
+    as the order of rows is fixed.
+    """
+    if outcome.kind != "change":
         return outcome
-    text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
-    return Outcome("fail", "BackoffLimitExceeded", text)
+    if stage != "train":
+        return Outcome("fail", outcome.reason, f"{outcome.message}; lower spec.evaluation.batchSize")
+    if smaller is None:
+        text = f"{outcome.message}; the micro batch cannot be made smaller: lower spec.training.maxSeqLength or "
+        return Outcome("fail", outcome.reason, text + "spec.image.maxDynamicPatch, or raise spec.training.zeroStage")
+    if policy.on_out_of_memory == "fail":
+        text = f"{outcome.message}; lower spec.training.microBatchSize to {smaller} (the global batch stays), or set "
+        return Outcome("fail", outcome.reason, text + "spec.runPolicy.onOutOfMemory: halveMicroBatch")
+    text = f"{outcome.message}; the next attempt takes micro batches of {smaller}, and the same global batch"
+    return Outcome("change", outcome.reason, text)
 
 
 def seconds_until(moment: str | None, now: datetime) -> float:
@@ -43,18 +70,18 @@ def seconds_until(moment: str | None, now: datetime) -> float:
 
 def deadline_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until activeDeadlineSeconds after startedAt; None without a deadline. A resumed run starts anew."""
-    return _left(status.started_at, policy.active_deadline_seconds, now)
+    return left(status.started_at, policy.active_deadline_seconds, now)
 
 
-def deadline_exceeded(seconds: int | None) -> Outcome:
-    """The end of a run that took too long."""
+def deadline_exceeded(seconds: int | None, trouble: Trouble | None) -> Outcome:
+    """The end of a run that took too long; `trouble`: what held it up at that moment."""
     text = f"spec.runPolicy.activeDeadlineSeconds: the run took longer than {seconds} s; raise it and the run goes on"
-    return Outcome("fail", "DeadlineExceeded", text)
+    return Outcome("fail", "DeadlineExceeded", text + (f" (at the end {trouble.message})" if trouble else ""))
 
 
 def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until the CR of a finished run is deleted; None when it stays."""
-    return _left(status.finished_at, policy.ttl_seconds_after_finished, now)
+    return left(status.finished_at, policy.ttl_seconds_after_finished, now)
 
 
 def force_left(pod: Pod, now: datetime, options: Options) -> float:
@@ -64,7 +91,8 @@ def force_left(pod: Pod, now: datetime, options: Options) -> float:
     return max(0.0, (pod.deleted_at - now).total_seconds() + options.force_delete_after)
 
 
-def _left(since: str | None, seconds: int | None, now: datetime) -> float | None:
+def left(since: str | None, seconds: int | None, now: datetime) -> float | None:
+    """Seconds until so many after a status timestamp, at least 0; None where either is absent."""
     start = from_text(since)
     if start is None or seconds is None:
         return None

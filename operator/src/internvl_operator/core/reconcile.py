@@ -2,9 +2,9 @@
 
 Decided here, so that a reader need not guess:
 - The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
-  Kubernetes Job do: they hold no GPU, and their logs can be read.
-- A changed podTemplate or secrets restarts the current stage; any other change but runPolicy's starts the pipeline
-  again, where the trainer skips at once what the change does not touch. Neither costs a restart of the budget.
+  Kubernetes Job do: they hold no GPU, and their logs can be read. cleanPodPolicy: All ends that with the run.
+- A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
+  pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
 - A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
   budget, as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
@@ -12,9 +12,9 @@ Decided here, so that a reader need not guess:
 
 from datetime import datetime
 
-from internvl_api.status import Restarts, Workers
+from internvl_api.status import Progress, Restarts, Workers
 
-from internvl_operator.core import group, policies, progress, stages
+from internvl_operator.core import group, micro_batch, policies, progress, stages
 from internvl_operator.core.conditions import is_true
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
@@ -22,7 +22,9 @@ from internvl_operator.core.job import Job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.options import Options
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.resources import gang
 from internvl_operator.core.stages import Stage
+from internvl_operator.core.trouble import trouble
 
 
 def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
@@ -35,6 +37,8 @@ def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> 
     elif job.resolved.error:
         error = job.resolved.error
         draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
+    elif words := gang.not_enabled(job.spec.scheduling, options):
+        draft.say("Stalled", "GangNotEnabled", words)
     else:
         _follow_spec(draft)
         _advance(draft)
@@ -57,9 +61,12 @@ def _stays_finished(job: Job) -> bool:
 
 
 def _keep_finished(draft: Draft) -> None:
-    """Free what still runs of a failed run; delete the CR when its time has come."""
-    draft.remove([pod for pod in draft.own_pods if pod.active])
-    if draft.job.resolved.spec is None:
+    """Delete the pods that cleanPodPolicy names, and the CR when its time has come."""
+    spec = draft.job.resolved.spec
+    clean = spec.run_policy.clean_pod_policy if spec else "Running"
+    if clean != "None":
+        draft.remove([pod for pod in draft.own_pods if clean == "All" or pod.active])
+    if spec is None:
         return
     left = policies.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
     if left is None:
@@ -74,7 +81,7 @@ def _follow_spec(draft: Draft) -> None:
     """Take a changed spec into account before anything else is decided."""
     job, status = draft.job, draft.status
     if status.observed_generation not in (None, job.generation):
-        status.retry_at, status.failures = None, 0
+        status.retry_at, status.failures, status.infrastructure_failures = None, 0, 0
     stage = draft.stage
     if stage and draft.entry(stage).state == "Failed":  # and its spec has changed since
         status.restarts, status.started_at, status.finished_at = Restarts(), None, None
@@ -83,7 +90,7 @@ def _follow_spec(draft: Draft) -> None:
     if status.run_digest not in (None, job.run_digest):
         _close_attempt(draft)
         status.stages, status.artifacts = stages.fresh(job.spec), {}
-        status.evaluation = None
+        status.evaluation = status.micro_batch_size = None
         status.progress = status.progress_text = status.checkpoint = None
     if any((pod.run_digest, pod.pod_digest) != (job.run_digest, job.pod_digest) for pod in draft.members):
         _close_attempt(draft)
@@ -116,14 +123,21 @@ def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
     if policy.suspend:
         _suspend(draft, stage)
     elif left is not None and left <= 0:
-        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds))
+        found = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds, found))
     elif ended is None:
         _go_on(draft, stage)
     else:
-        ended = policies.within_budget(ended, draft.status.restarts.user, policy)
+        ended = policies.with_change(ended, stage.name, _smaller_micro_batch(draft), policy)
+        ended = policies.within_budget(ended, draft.status, policy)
         (_fail if ended.kind == "fail" else group.end_attempt)(draft, stage, ended)
     if left and draft.status.phase not in ("Failed", "Suspended"):
         draft.wait(left)
+
+
+def _smaller_micro_batch(draft: Draft) -> int | None:
+    run = draft.job.resolved.run
+    return micro_batch.smaller(run, draft.status) if run else None
 
 
 def _go_on(draft: Draft, stage: Stage) -> None:
@@ -148,7 +162,8 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry = draft.entry(stage)
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
-    draft.status.failures, draft.status.retry_at = 0, None
+    draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
+    draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
     draft.status.workers = group.count(draft)
 
 
@@ -156,6 +171,7 @@ def _complete(draft: Draft) -> None:
     draft.status.finished_at = draft.timestamp()
     draft.status.retry_at = None
     draft.status.workers = Workers(succeeded=1)
+    draft.status.progress_text = progress.figures(draft.status.progress or Progress())
     draft.say("Succeeded", "Published", f"published at {draft.job.spec.output}")
     _keep_finished(draft)
 

@@ -7,12 +7,17 @@ the checkpoint's step, so no step is ever recorded twice.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from internvl_api.constants import ENV_ATTEMPT
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+_VALIDATION_EVENT = "validation/loss"
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class StepRecord:
     """One optimizer step.
 
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
-    `tokens` and padding; times are in seconds.
+    `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
+    after which it was taken.
     """
 
     step: int
@@ -35,22 +41,25 @@ class StepRecord:
     step_seconds: float
     data_wait_seconds: float
     world_size: int
+    validation_loss: float | None = None
 
 
 class Journal:
-    """Appends to the files of `folder`."""
+    """Appends to the files of `folder`. Each row of metrics.jsonl says which attempt took the step."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
 
         self.folder = folder
         (folder / EVENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._attempt = count_attempts(folder / METRICS_FILE)
         self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / EVENTS_FOLDER), flush_secs=30)
 
     def record(self, step: StepRecord) -> None:
         """Add one step."""
-        self._metrics.write(json.dumps(asdict(step)) + "\n")
+        known = {name: value for name, value in asdict(step).items() if value is not None}
+        self._metrics.write(json.dumps({**known, "attempt": self._attempt}) + "\n")
         scalars = {
             "train/loss": step.loss,
             "train/learning_rate": step.learning_rate,
@@ -62,6 +71,28 @@ class Journal:
         }
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)
+        if step.validation_loss is not None:
+            self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the last step's row has a validation loss."""
+        return "validation_loss" in self._rows()[-1]
+
+    def add_validation(self, loss: float) -> None:
+        """Add the loss on held-out rows to the last step's row."""
+        *earlier, last = self._rows()
+        self._metrics.close()
+        path = self.folder / METRICS_FILE
+        lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, "validation_loss": loss}]]
+        path.write_text("".join(lines), encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8")
+        self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        self._metrics.flush()
+        lines = (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     def files(self) -> dict[str, Path]:
         """Relative name to path of everything recorded so far, flushed."""
@@ -73,6 +104,14 @@ class Journal:
         """Close both files."""
         self._metrics.close()
         self._events.close()
+
+
+def count_attempts(metrics: Path) -> int:
+    """Which attempt this is: the operator says so; without one, the next after that of the last row."""
+    if said := os.environ.get(ENV_ATTEMPT):
+        return int(said)
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
 
 
 def restore_journal(folder: Path, saved: Path) -> None:

@@ -7,10 +7,10 @@ import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median_low
 from typing import Any
 
 from internvl_api.run_config import RunConfig
@@ -43,11 +43,15 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(run.engine, Path(scratch))
-        session = Session(run, config, group, storage, reporter, checkpoints, open_journal(Path(scratch), group), first)
+        journal = open_journal(Path(scratch), group)
+        session = Session(run, config, group, storage, reporter, checkpoints, journal, stop, first)
         with stop.deferred():
+            session.validate_late()
             loader = run.loader(first)
             for step in range(first, run.total_steps):
+                reporter.enter("data")
                 window = loader.window()
+                reporter.enter("meeting")
                 stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
                     return session.stopped(step)
@@ -58,8 +62,17 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
 
 
 def is_due(step: int, total_steps: int, every: int) -> bool:
-    """Whether a checkpoint is taken after `step` steps; always after the last, before its weights are exported."""
+    """Whether what comes every so many steps comes after `step` of them; always after the last."""
     return step % every == 0 or step == total_steps
+
+
+def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
+    """The rank that the others waited for: it had its data later than most, by more than a tenth of the step.
+
+    `waits`: seconds that each rank waited for its data.
+    """
+    slowest = max(range(len(waits)), key=waits.__getitem__)
+    return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
 
 
 def open_journal(scratch: Path, group: Group) -> Journal | None:
@@ -81,6 +94,7 @@ class Session:
     reporter: Reporter
     checkpoints: Checkpoints
     journal: Journal | None
+    stop: StopFlag
     saved_step: int
     loss: float = math.nan
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
@@ -97,9 +111,12 @@ class Session:
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
+        self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
-        total, supervised, rows, tokens, places, waited = self.group.sum(
-            [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
+        mine = [0.0] * self.group.world_size
+        mine[self.group.rank] = window.waited
+        total, supervised, rows, tokens, places, *waits = self.group.sum(
+            [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine]
         )
         self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
@@ -109,8 +126,10 @@ class Session:
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
-            raise _not_finite(step, "the gradients are not finite")
+            raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
+        self.reporter.update(slowest_rank=straggler(waits, seconds))
+        held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
             StepRecord(
                 step=step + 1,
@@ -123,10 +142,19 @@ class Session:
                 places=int(places),
                 samples=int(rows),
                 step_seconds=seconds,
-                data_wait_seconds=waited / self.group.world_size,
+                data_wait_seconds=mean(waits),
                 world_size=self.group.world_size,
+                validation_loss=held_out,
             )
         )
+
+    def validate_late(self) -> None:
+        """Take the loss that was due after the last step, when the attempt before was asked to stop meanwhile."""
+        step = self.saved_step
+        if step and self.group.first(self.journal is not None and not self.journal.is_validated):
+            loss = self._validate(step)
+            if loss is not None and self.journal is not None:
+                self.journal.add_validation(loss)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` steps."""
@@ -156,6 +184,7 @@ class Session:
         folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
         if self.group.leads:
             discard(self.storage, folder)  # what an attempt left that was killed here
+        artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
         described = []
         for path in self._export(directory):  # one at a time: the scratch disk need not hold a whole model
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
@@ -163,11 +192,17 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            commit(self.storage, folder, described, fingerprint(self.config), kind=kind, steps=self.run.total_steps)
+            about = {
+                "kind": kind,
+                "steps": self.run.total_steps,
+                "base": self.run.base_identity,
+                "artifacts": artifacts,
+            }
+            commit(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}")
+        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
 
     def _export(self, directory: Path) -> Iterator[Path]:
         run = self.run
@@ -175,9 +210,34 @@ class Session:
             return export_adapter(run.engine, run.loaded, directory, self.group)
         return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
 
+    def _validate(self, step: int) -> float | None:
+        """The loss on data.validation after `step` steps, when it is due; None also when asked to stop meanwhile."""
+        every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
+        validation = self.run.validation
+        if validation is None or not is_due(step, self.run.total_steps, every):
+            return None
+        self.reporter.doing(f"validating after step {step}")
+        is_last = step == self.run.total_steps  # nobody would take it later
+        loss = validation.loss(self.run.engine, lambda: self.stop.requested and not is_last)
+        self.reporter.update(detail="training")
+        if loss is None:
+            return None
+        if not math.isfinite(loss):
+            raise UserError(
+                "LossNotFinite",
+                f"the loss on data.validation is {loss} after step {step}; the last checkpoint is whole. Lower "
+                "learningRate, raise warmupRatio or look at the rows of data.validation",
+                "spec.training",
+            )
+        self.reporter.validation_loss.set(loss)
+        self.reporter.update(validation_loss=loss)
+        if self.group.leads:
+            logger.info("step %d validation loss %.4f", step, loss)
+        return loss
+
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
-            raise _not_finite(step, f"the loss is {self.loss}")
+            raise _not_finite(step, f"the loss is {self.loss}", self.saved_step)
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
@@ -210,7 +270,7 @@ class Session:
                 record.data_wait_seconds,
             )  # fmt: skip
 
-    def _result(self, outcome: Any, reason: str, message: str) -> StageResult:
+    def _result(self, outcome: Any, reason: str, message: str, artifacts: dict[str, str] | None = None) -> StageResult:
         return StageResult(
             stage="train",
             outcome=outcome,
@@ -218,13 +278,15 @@ class Session:
             message=message,
             progress=self.reporter.progress,
             checkpoint=self.checkpoints.newest,
+            artifacts=artifacts or {},
         )
 
 
-def _not_finite(step: int, what: str) -> UserError:
+def _not_finite(step: int, what: str, saved_step: int) -> UserError:
+    good = f"the checkpoint of step {saved_step} is whole" if saved_step else "there is no checkpoint yet"
     return UserError(
         "LossNotFinite",
-        f"{what} at step {step + 1}; the weights were not touched and the last checkpoint is whole. Lower "
-        "learningRate, raise warmupRatio or look at the rows of this step",
+        f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise warmupRatio "
+        "or look at the rows of this step",
         "spec.training",
     )
