@@ -9,7 +9,7 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-.PHONY: help demo demo-down test test-unit lint typecheck generate verify bench setup clean
+.PHONY: help demo demo-down test test-unit lint typecheck generate verify bench bench-scale setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -55,7 +55,10 @@ verify: lint typecheck ## lint, types, import contracts, and generated files up 
 	$(PY) -m internvl_api.memory_tables --check docs/memory.md
 
 bench: setup ## figures, not gates: time to first pod, trainer throughput
-	$(PY) -m pytest -q -s tests/bench -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600
+	$(PY) -m pytest -q -s tests/bench --ignore tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600
+
+bench-scale: setup ## figures of thousands of runs; docs/scale.md (an hour; SCALE_JOBS=100 and so on make it smaller)
+	$(PY) -m pytest -q -s tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 7200
 
 clean: ## remove the virtualenv and build leftovers (caches outside the checkout stay)
 	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from cryptography import x509
 from internvl_api import constants
+from internvl_operator import webhook
 from internvl_operator.settings import Settings, variable
 from ivft_cluster import helm
 from ivft_cluster.paths import CHECKOUT
@@ -16,7 +19,7 @@ from pydantic.alias_generators import to_camel
 # Settings the chart decides by itself: from other values, or fixed because the pod's ports are.
 OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
-    "leader_election", "lease_namespace", "lease_name", "lease_identity",
+    "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
 }  # fmt: skip
 
 
@@ -248,6 +251,50 @@ def test_replicas_keep_apart_unless_told_otherwise() -> None:
     assert term["podAffinityTerm"]["labelSelector"] == apart["spec"]["selector"]
     (told,) = kind(helm.template({"affinity": {"nodeAffinity": {}}}), "Deployment")
     assert told["spec"]["template"]["spec"]["affinity"] == {"nodeAffinity": {}}
+
+
+def test_no_webhook_unless_asked_for() -> None:
+    objects = helm.template()
+    assert not kind(objects, "ValidatingWebhookConfiguration")
+    assert not kind(objects, "Secret")
+    assert Settings.from_env(environment()).webhook_port is None
+
+
+def test_the_webhooks_certificate_is_for_its_service_and_known_to_the_api_server() -> None:
+    objects = helm.template({"webhook": {"enabled": True}}, namespace="ops")
+    (hook,) = kind(objects, "ValidatingWebhookConfiguration")[0]["webhooks"]
+    (secret,) = kind(objects, "Secret")
+    (service,) = [each for each in kind(objects, "Service") if each["metadata"]["name"].endswith("-webhook")]
+    assert hook["failurePolicy"] == "Ignore"
+    assert hook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
+    assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
+    assert hook["clientConfig"]["service"]["path"] == webhook.PATH
+    authority, own = (
+        x509.load_pem_x509_certificate(base64.b64decode(secret["data"][name])) for name in ("ca.crt", "tls.crt")
+    )
+    own.verify_directly_issued_by(authority)
+    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [f"{service['metadata']['name']}.ops.svc"]
+    (pod,) = [each["spec"]["template"]["spec"] for each in kind(objects, "Deployment")]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "webhook"]
+    assert {"name": "webhook", "secret": {"secretName": secret["metadata"]["name"]}} in pod["volumes"]
+    read = Settings.from_env(environment({"webhook": {"enabled": True}}))
+    assert str(read.webhook_certificates) == mount["mountPath"]
+    ports = {each["name"]: each["containerPort"] for each in pod["containers"][0]["ports"]}
+    assert ports["webhook"] == read.webhook_port
+
+
+def test_cert_manager_issues_the_certificate_where_it_is_told_to() -> None:
+    asked = {"webhook": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "internal"}}}}
+    objects = helm.template(asked, namespace="ops")
+    (certificate,) = kind(objects, "Certificate")
+    (configuration,) = kind(objects, "ValidatingWebhookConfiguration")
+    assert not kind(objects, "Secret")
+    assert certificate["spec"]["issuerRef"] == {"name": "internal"}
+    injected = configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
+    assert injected == f"ops/{certificate['metadata']['name']}"
+    with pytest.raises(helm.HelmRenderError, match=r"webhook\.certManager\.issuerRef"):
+        helm.template({"webhook": {"enabled": True, "certManager": {"enabled": True}}})
 
 
 def test_crd_is_the_generated_one() -> None:

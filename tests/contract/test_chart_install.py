@@ -135,6 +135,24 @@ def short_names(server: ApiServer) -> list[str]:
     return list(crds.read_custom_resource_definition(CRD).spec.names.short_names)
 
 
+def test_an_upgrade_keeps_the_webhooks_certificate(server: ApiServer) -> None:
+    def authority() -> str:
+        hooks: Any = client.AdmissionregistrationV1Api(server.api)
+        name = f"internvl-operator-webhook-{helm.NAMESPACE}"
+        found: str = hooks.read_validating_webhook_configuration(name).webhooks[0].client_config.ca_bundle
+        return found
+
+    values = {"webhook": {"enabled": True}}
+    helm.install(server.kubeconfig, values, wait=False)
+    first = authority()
+    helm.upgrade(server.kubeconfig, values | {"settings": {"workerThreads": 3}}, wait=False)
+    assert authority() == first
+    create_run(server)  # nobody answers, and nobody is held up
+    helm.uninstall(server.kubeconfig)
+    custom: Any = client.CustomObjectsApi(server.api)
+    custom.delete_collection_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL)
+
+
 def test_uninstall_keeps_the_runs(server: ApiServer) -> None:
     helm.install(server.kubeconfig, wait=False)
     uid = create_run(server)["metadata"]["uid"]

@@ -152,6 +152,12 @@ class OperatorProcess:
         self.signal(signal.SIGTERM)
         return self.ended()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Any signal, such as SIGSTOP."""
         assert self._process is not None

@@ -15,7 +15,7 @@ from controller.builders import NOW, OPTIONS, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
 from internvl_operator.cluster.api import ApiError, resource_of
-from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
+from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
@@ -204,9 +204,9 @@ class Operator:
         self.jobs = Jobs()
         self.children: dict[str, Collection[Any]] = {
             "Pod": Collection(read_pod, _owner_name),
-            "Service": Collection(slim, _owner_name),
-            "ConfigMap": Collection(slim, _owner_name),
-            POD_GROUP: Collection(slim, _owner_name),
+            "Service": RawCollection(_owner_name),
+            "ConfigMap": RawCollection(_owner_name),
+            POD_GROUP: RawCollection(_owner_name),
         }
         self.heard = dict.fromkeys(server.objects, len(server.log))
         position = max((int(raw["metadata"]["resourceVersion"]) for _, _, raw in server.log), default=0)

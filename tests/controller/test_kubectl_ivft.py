@@ -89,7 +89,8 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         ),
         pytest.param(
             run(status("Failed", "Strange", "boom", stage="merge")),
-            "has failed", "boom", "logs run --stage merge", id="failed-for-a-reason-nobody-foresaw",
+            "has failed", "boom",
+            "starts the run again (docs/runbook.md has Strange)", id="failed-for-a-reason-nobody-foresaw",
         ),
     ],
 )  # fmt: skip

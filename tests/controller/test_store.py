@@ -1,8 +1,11 @@
 """Caches that hear of the same objects from a watch and from answers to writes, in any order."""
 
+import json
+import tracemalloc
+
 import pytest
-from controller.builders import Raw
-from internvl_operator.cluster.store import Collection, Jobs, Key, contains, slim
+from controller.builders import Raw, custom_resource
+from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, contains, slim
 from internvl_operator.cluster.writer import without_empty_strings
 
 JOB = Key("team", "run")
@@ -137,3 +140,30 @@ def test_whether_an_object_is_already_as_wanted(found: object, wanted: object, s
 def test_empty_strings_are_left_out_of_a_status() -> None:
     status = {"a": "", "b": [{"c": "", "d": 0}], "e": {"f": ""}, "g": False}
     assert without_empty_strings(status) == {"b": [{"d": 0}], "e": {}, "g": False}
+
+
+def test_what_is_kept_of_a_job_and_its_children_is_small() -> None:
+    count = 200
+    jobs, services = Jobs(), RawCollection(lambda raw: str(raw["metadata"]["labels"]["job"]))
+    tracemalloc.start()
+    for number in range(count):
+        raw = custom_resource(f"run-{number}", recipe="internvl2-2b-lora-coco")
+        raw["metadata"]["managedFields"] = [{"manager": "kubectl", "fieldsV1": {f"f:{each}": {} for each in range(50)}}]
+        jobs.seen(raw)
+        metadata = raw["metadata"] | {"labels": {"job": f"run-{number}"}}
+        services.seen(json.loads(json.dumps({"metadata": metadata, "spec": raw["spec"]})))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept / count < 5000  # bytes; as dictionaries they take several times as much
+
+
+def test_what_is_given_out_may_be_changed_without_harm() -> None:
+    jobs = Jobs()
+    jobs.seen(custom_resource())
+    given = jobs.get(Key("team", "run"))
+    assert given is not None
+    given["spec"].clear()
+    again = jobs.get(Key("team", "run"))
+    assert again is not None
+    assert again["spec"] == custom_resource()["spec"]
+    assert [raw["spec"] for raw in jobs.all()] == [again["spec"]]

@@ -13,7 +13,10 @@ import kopf
 from kubernetes.config import ConfigException
 from prometheus_client import start_http_server
 
-from internvl_operator import handlers  # noqa: F401  registers them with kopf
+from internvl_operator import (
+    handlers,  # noqa: F401  registers them with kopf
+    webhook,
+)
 from internvl_operator.cluster.api import Api
 from internvl_operator.cluster.lease import LeaseClient
 from internvl_operator.controller import Controller
@@ -50,10 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigException as error:
         return _complain(1, f"no cluster: {error}\nSet KUBECONFIG, or run inside a pod with a service account.")
     health = Health()
-    for name, serve in (("metrics_port", start_http_server), ("liveness_port", health.serve)):
+    for name, serve in (
+        ("metrics_port", start_http_server),
+        ("liveness_port", health.serve),
+        ("webhook_port", lambda port: webhook.serve(port, settings.webhook_certificates)),
+    ):
         port = getattr(settings, name)
         try:
-            serve(port)
+            if port is not None:
+                serve(port)
         except OSError as error:
             return _complain(1, f"{variable(name)}: port {port}: {error}")
     stop = threading.Event()

@@ -14,7 +14,7 @@ from internvl_operator import metrics
 from internvl_operator.cluster.api import Api, ApiError
 from internvl_operator.cluster.events import EventSink
 from internvl_operator.cluster.resync import Resync
-from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
+from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
 from internvl_operator.cluster.watch import ChildWatch
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import Job, read_job, read_status
@@ -43,11 +43,8 @@ class Controller:
         self._settings, self._options = settings, settings.options()
         self._jobs = Jobs()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
-        self._services: Collection[dict[str, Any]] = Collection(slim, _owner_name)
-        self._config_maps: Collection[dict[str, Any]] = Collection(slim, _owner_name)
-        self._pod_groups: dict[str, Collection[dict[str, Any]]] = {
-            GROUPS[scheduler]: Collection(slim, _owner_name) for scheduler in settings.gang_schedulers
-        }
+        self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
+        self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
         self._started: dict[int, float] = {}  # thread -> when its pass began

@@ -26,6 +26,8 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.peering.standalone = True
     settings.watching.server_timeout = max(1, round(ours.watch_timeout_seconds))  # it is sent as written
     settings.watching.client_timeout = ours.watch_timeout_seconds + 10
+    # A list of thousands is read in parts, and the task kopf keeps for each object ends soon: both are memory.
+    settings.watching.chunk_size, settings.queueing.idle_timeout = 250, 1.0
     settings.networking.request_timeout = ours.request_timeout_seconds
     try:
         await asyncio.to_thread(memo.api.get, f"/apis/{GROUP}/{VERSION}")

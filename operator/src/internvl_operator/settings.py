@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from internvl_api.quantity import parse_bytes
@@ -84,6 +85,10 @@ class Settings(BaseModel):
     )
     lease_seconds: float = Field(
         15.0, ge=1, le=3600, description="A replica that is silent for so long loses the Lease to another"
+    )
+    webhook_port: int | None = Field(None, ge=1, le=65535, description="Admission webhook, HTTPS; default: none")
+    webhook_certificates: Path = Field(
+        Path("/etc/internvl/webhook"), description="Folder of its tls.crt and tls.key, read anew when they change"
     )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Prometheus; 0: any free port")
     liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz and /readyz")

@@ -14,7 +14,7 @@ from internvl_api.constants import KIND
 
 from internvl_operator import metrics
 from internvl_operator.cluster.api import Api, ApiError, list_path
-from internvl_operator.cluster.store import Jobs, Key, key_of
+from internvl_operator.cluster.store import Jobs, Key
 
 _TOO_OFTEN = 3  # comparisons in a row that found something; one may merely have been faster than the watch
 
@@ -56,7 +56,7 @@ class Resync:
 
     def compare(self) -> int:
         """The number of jobs of which our knowledge was out of date. Raises ApiError."""
-        known = {key_of(raw): raw["metadata"]["uid"] for raw in self._jobs.all()}
+        known = self._jobs.uids()
         found, missed = set(), 0
         for page in self._api.list_pages(list_path(KIND, self._namespace)):
             for raw in page["items"]:

@@ -2,9 +2,13 @@
 
 Both tell of the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
 and an answer about an object that the watch has already passed (and so has seen deleted) is not taken in again.
+
+Raw objects are kept packed: as Python dictionaries, a few thousand jobs would fill a small container.
 """
 
-from collections.abc import Callable, Iterable
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -73,13 +77,14 @@ class Collection(Generic[T]):
     def of(self, job: Key) -> list[T]:
         """Everything of one job."""
         with self._lock:
-            return [self._entries[key].value for key in self._by_job.get(job, ())]
+            kept = [self._entries[key].value for key in self._by_job.get(job, ())]
+        return [self._given(value) for value in kept]
 
     def get(self, key: Key) -> T | None:
         """One object."""
         with self._lock:
             entry = self._entries.get(key)
-            return entry.value if entry else None
+        return self._given(entry.value) if entry else None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -95,9 +100,18 @@ class Collection(Generic[T]):
         job = Key(key.namespace, name)
         if known and known.job != job:
             self._drop(key)
-        self._entries[key] = _Entry(version, job, value)
+        self._entries[key] = _Entry(version, job, self._kept(value))
         self._by_job.setdefault(job, set()).add(key)
         return job
+
+    def _kept(self, value: T) -> Any:
+        """What is stored of a value."""
+        return value
+
+    def _given(self, kept: Any) -> T:
+        """The value again."""
+        value: T = kept
+        return value
 
     def _drop(self, key: Key) -> Key | None:
         entry = self._entries.pop(key, None)
@@ -111,51 +125,95 @@ class Collection(Generic[T]):
         return job
 
 
+class RawCollection(Collection[Raw]):
+    """Raw objects, which are seldom looked at."""
+
+    def __init__(self, owner_name: OwnerName) -> None:
+        super().__init__(slim, owner_name)
+
+    def _kept(self, value: Raw) -> bytes:
+        return pack(value)
+
+    def _given(self, kept: bytes) -> Raw:
+        return unpack(kept)
+
+
+class _PackedJob(NamedTuple):
+    version: int
+    uid: str
+    packed: bytes
+
+
 class Jobs:
     """The custom resources, as last seen by kopf's watch or answered to a status write."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._raw: dict[Key, Raw] = {}
+        self._jobs: dict[Key, _PackedJob] = {}
 
     def seen(self, raw: Raw) -> bool:
         """Take in a newer state; False when it is not newer."""
         with self._lock:
-            key = key_of(raw)
-            known = self._raw.get(key)
-            if known and version_of(known) >= version_of(raw):  # also of an earlier job of this name
+            known = self._jobs.get(key_of(raw))
+            if known and known.version >= version_of(raw):  # also of an earlier job of this name
                 return False
-            self._raw[key] = slim(raw)
+            self._put(raw)
             return True
 
     def answered(self, raw: Raw) -> None:
         """Take in the answer to a write, unless the job has gone meanwhile."""
         with self._lock:
-            known = self._raw.get(key_of(raw))
-            if known and _same_object(known, raw) and version_of(raw) > version_of(known):
-                self._raw[key_of(raw)] = slim(raw)
+            known = self._jobs.get(key_of(raw))
+            if known and known.uid == raw["metadata"]["uid"] and version_of(raw) > known.version:
+                self._put(raw)
 
     def gone(self, key: Key, uid: str) -> None:
         """Forget a deleted job, unless its name already belongs to another."""
         with self._lock:
-            if key in self._raw and self._raw[key]["metadata"]["uid"] == uid:
-                del self._raw[key]
+            if key in self._jobs and self._jobs[key].uid == uid:
+                del self._jobs[key]
 
     def get(self, key: Key) -> Raw | None:
-        """The raw object; not to be changed."""
+        """The raw object; a copy of its own."""
         with self._lock:
-            return self._raw.get(key)
+            known = self._jobs.get(key)
+        return unpack(known.packed) if known else None
 
-    def all(self) -> list[Raw]:
-        """A snapshot."""
+    def uids(self) -> dict[Key, str]:
+        """Which jobs there are."""
         with self._lock:
-            return list(self._raw.values())
+            return {key: job.uid for key, job in self._jobs.items()}
+
+    def all(self) -> Iterator[Raw]:
+        """A snapshot, one after the other."""
+        with self._lock:
+            known = list(self._jobs.values())
+        return (unpack(job.packed) for job in known)
+
+    def _put(self, raw: Raw) -> None:
+        self._jobs[key_of(raw)] = _PackedJob(version_of(raw), _own(raw["metadata"]["uid"]), pack(slim(raw)))
+
+
+def _own(text: str) -> str:
+    """A copy. A string out of a long list, if kept, would hold on to the memory in which the whole list was parsed."""
+    return text.encode().decode()
+
+
+def pack(raw: Raw) -> bytes:
+    """Compressed JSON."""
+    return zlib.compress(json.dumps(raw, separators=(",", ":")).encode(), level=1)
+
+
+def unpack(packed: bytes) -> Raw:
+    """The object again."""
+    raw: Raw = json.loads(zlib.decompress(packed))
+    return raw
 
 
 def key_of(raw: Raw) -> Key:
     """Namespace and name."""
     metadata = raw["metadata"]
-    return Key(metadata["namespace"], metadata["name"])
+    return Key(_own(metadata["namespace"]), _own(metadata["name"]))
 
 
 def version_of(raw: Raw) -> int:
@@ -179,7 +237,3 @@ def contains(found: object, wanted: object) -> bool:
             return False
         return all(contains(have, want) for have, want in zip(found, wanted, strict=True))
     return found == wanted
-
-
-def _same_object(one: Raw, other: Raw) -> bool:
-    return bool(one["metadata"]["uid"] == other["metadata"]["uid"])

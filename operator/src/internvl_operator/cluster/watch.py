@@ -4,14 +4,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
 
 from internvl_operator import metrics
 from internvl_operator.cluster.api import WATCH_MARGIN, Api, ApiError, list_path
-from internvl_operator.cluster.store import Collection, Key
+from internvl_operator.cluster.store import Collection, Key, pack, slim, unpack
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the API server does not answer
@@ -88,10 +88,12 @@ class ChildWatch:
         self._alive()
 
     def _list(self) -> None:
-        pages = list(self._api.list_pages(self._path, selector=SELECTOR))
-        self._version = pages[-1]["metadata"]["resourceVersion"]
-        raws: Iterable[dict[str, Any]] = (raw for page in pages for raw in page["items"] or ())
-        position = int(self._version) if self._version.isdigit() else 0
+        packed = []
+        for page in self._api.list_pages(self._path, selector=SELECTOR):  # one of them in memory at a time
+            self._version = page["metadata"]["resourceVersion"]
+            packed += [pack(slim(raw)) for raw in page["items"] or ()]
+        raws = (unpack(each) for each in packed)
+        position = int(self._version) if self._version and self._version.isdigit() else 0
         for job in self._collection.replaced(raws, position, within=self._namespace):
             self._changed(job)
         self._alive()

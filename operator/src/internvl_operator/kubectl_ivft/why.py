@@ -114,9 +114,10 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
     if field := re.match(r"(spec(?:\.[A-Za-z0-9_.-]+)?):", message):
         return _step(f"correct {field[1]}: kubectl{{n}} edit ivft {{run}}; the run goes on by itself", raw)
     if kind == "Stalled":
-        return f"correct what the message names; the run goes on by itself{again}"
+        return f"correct what the message names; the run goes on by itself{again} (docs/runbook.md has {reason})"
     if kind == "Failed":
-        log = "read the log: kubectl ivft{n} logs {run} --stage {stage}; a change of the spec starts the run again"
+        log = "read the log: kubectl ivft{n} logs {run} --stage {stage}; a change of the spec starts the run again "
+        log += f"(docs/runbook.md has {reason})"
         return _step(log, raw, status)
     return again.removeprefix("; ")
 

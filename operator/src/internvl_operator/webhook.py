@@ -1,0 +1,102 @@
+"""Admission: refuses at `kubectl apply` what a schema cannot say, in the words the operator would use afterwards.
+
+Every replica answers, whether it leads or not. Nothing depends on it: the operator makes the same checks itself.
+"""
+
+import json
+import logging
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from internvl_api.resolve import SpecError, parse_spec, resolve
+
+PATH = "/validate"
+_BODY_LIMIT = 8 * 2**20  # bytes; an object has 1.5 MB at most, and an update carries two
+_TIMEOUT = 10.0  # seconds a connection may take for anything
+
+Raw = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def review(asked: Raw) -> Raw:
+    """The AdmissionReview that answers one."""
+    request = asked["request"]
+    response: Raw = {"uid": request["uid"], "allowed": True}
+    wrong = _mistake(request.get("object"))
+    # What was wrong before may still be suspended, labelled or deleted.
+    if wrong and wrong != _mistake(request.get("oldObject")):
+        response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": wrong}}
+    return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
+
+
+def serve(port: int, certificates: Path) -> ThreadingHTTPServer:
+    """Answer from now on, with tls.crt and tls.key of a folder, read anew when they change. Raises OSError."""
+    server = _Server(("", port), _Handler, certificates)
+    threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
+    return server
+
+
+def _mistake(raw: Raw | None) -> str:
+    if not raw or "deletionTimestamp" in raw["metadata"]:
+        return ""
+    metadata = raw["metadata"]
+    try:
+        # A name that is yet to be generated and a uid that is yet to be given decide nothing here.
+        resolve(parse_spec(raw.get("spec")), job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
+    except SpecError as error:
+        return f"{error.field}: {error.message}"
+    return ""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], certificates: Path) -> None:
+        self._files = certificates / "tls.crt", certificates / "tls.key"
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._loaded: tuple[float, ...] = ()
+        self._load()
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        try:
+            self._load()
+        except OSError as error:  # half renewed: what was loaded before still serves
+            logger.warning("the webhook's certificate could not be read again: %s", error)
+        # The handshake waits for the connection's own thread, so that no client can hold up the others.
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def _load(self) -> None:
+        times = tuple(file.stat().st_mtime for file in self._files)
+        if times != self._loaded:
+            self._context.load_cert_chain(*self._files)
+            self._loaded = times
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("a webhook connection from %s broke", client_address, exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _TIMEOUT
+
+    def do_POST(self) -> None:
+        """AdmissionReview in, AdmissionReview out; 400 for anything else."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.path.partition("?")[0] != PATH or length > _BODY_LIMIT:
+            return self.send_error(404 if length <= _BODY_LIMIT else 413)
+        try:
+            body = json.dumps(review(json.loads(self.rfile.read(length)))).encode()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self.send_error(400, "expected an AdmissionReview")
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Every apply of a run is no news."""

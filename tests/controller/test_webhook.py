@@ -1,0 +1,136 @@
+"""What admission refuses, in which words, and what happens without it."""
+
+import base64
+import shutil
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from controller.builders import Raw, custom_resource
+from controller.operator_process import Cluster, OperatorProcess
+from internvl_api.constants import GROUP, PLURAL, VERSION
+from internvl_operator import webhook
+from ivft_cluster.ports import free_ports
+from ivft_cluster.shell import wait_for
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+NO_SUCH_METRIC = {
+    "tasks": {"coco": {"task": "caption-coco", "annotation": "s3://data/val.json"}},
+    "publishIf": "vqa_accuracy >= 0.5",
+}
+BAD = custom_resource(recipe="internvl2-2b-lora-cocoo")
+
+
+def asked(new: Raw | None, old: Raw | None = None) -> Raw:
+    return {"apiVersion": "admission.k8s.io/v1", "request": {"uid": "7", "object": new, "oldObject": old}}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "said"),
+    [
+        pytest.param(custom_resource(), None, None, id="right"),
+        pytest.param(BAD, None, "did you mean 'internvl2-2b-lora-coco'?", id="no-such-recipe"),
+        pytest.param(custom_resource(evaluation=NO_SUCH_METRIC), None, "no task measures", id="no-such-metric"),
+        pytest.param(BAD, custom_resource(), "spec.recipe: found", id="made-wrong-by-an-edit"),
+        pytest.param(custom_resource(), BAD, None, id="mended"),
+        pytest.param({**BAD, "metadata": BAD["metadata"] | {"labels": {"a": "b"}}}, BAD, None, id="wrong-as-before"),
+        pytest.param({**BAD, "metadata": {"deletionTimestamp": "now"}}, custom_resource(), None, id="being-deleted"),
+        pytest.param(None, BAD, None, id="deleted"),
+        pytest.param({**BAD, "spec": "words"}, None, "spec: found str, expected an object", id="not-a-spec"),
+        pytest.param({**custom_resource(), "metadata": {"generateName": "run-"}}, None, None, id="no-name-yet"),
+    ],
+)
+def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
+    response = webhook.review(asked(new, old))["response"]
+    assert response["uid"] == "7"
+    assert response["allowed"] == (said is None)
+    assert (said or "") in response.get("status", {}).get("message", "")
+
+
+@pytest.fixture
+def hooked(cluster_of_test: Cluster, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """The operator with its webhook, known to the API server for the test's namespace."""
+    cluster, (port,) = cluster_of_test, free_ports(1)
+    pki = cluster.server.control_plane.pki
+    shutil.copy(pki / "apiserver.crt", tmp_path / "tls.crt")
+    shutil.copy(pki / "apiserver.key", tmp_path / "tls.key")
+    cluster.core.patch_namespace(cluster.namespace, {"metadata": {"labels": {"hooked": cluster.namespace}}})
+    hooks: Any = client.AdmissionregistrationV1Api(cluster.server.api)
+    hook = {
+        "name": f"runs.{GROUP}",
+        "clientConfig": {
+            "url": f"https://127.0.0.1:{port}{webhook.PATH}",
+            "caBundle": base64.b64encode((pki / "ca.crt").read_bytes()).decode(),
+        },
+        "rules": [
+            {"apiGroups": [GROUP], "apiVersions": [VERSION], "resources": [PLURAL], "operations": ["CREATE", "UPDATE"]}
+        ],
+        "namespaceSelector": {"matchLabels": {"hooked": cluster.namespace}},
+        "failurePolicy": "Ignore",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 5,
+    }
+    settings = {"WEBHOOK_PORT": str(port), "WEBHOOK_CERTIFICATES": str(tmp_path)}
+    with OperatorProcess(cluster, tmp_path, **settings) as running:
+        hooks.create_validating_webhook_configuration({"metadata": {"name": cluster.namespace}, "webhooks": [hook]})
+        try:
+            yield running
+        finally:
+            hooks.delete_validating_webhook_configuration(cluster.namespace)
+
+
+@pytest.mark.integration
+def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked: OperatorProcess) -> None:
+    def refused() -> str:
+        try:
+            cluster_of_test.create("bad", recipe="internvl2-2b-lora-cocoo")
+        except ApiException as error:
+            return str(error.body)
+        cluster_of_test.delete("bad")  # the API server had not heard of the webhook yet
+        return ""
+
+    assert "did you mean 'internvl2-2b-lora-coco'?" in wait_for("the webhook is asked", refused)
+    with pytest.raises(
+        ApiException, match=r"spec\.evaluation\.publishIf: found .*vqa_accuracy.* no task measures"
+    ) as error:
+        cluster_of_test.create("worse", evaluation=NO_SUCH_METRIC)
+    assert error.value.status == 422
+    cluster_of_test.create("good")
+    with pytest.raises(ApiException, match=r"spec\.model\.name"):
+        cluster_of_test.edit({"model": {"name": "InternVL2-2C"}}, "good")
+
+    hooked.kill()  # nobody is held up, and the operator says the same when it is back
+    cluster_of_test.create("bad", recipe="internvl2-2b-lora-cocoo")
+    hooked.start()
+    assert "did you mean" in cluster_of_test.wait_condition("Stalled", "UnknownRecipe", "bad")["message"]
+
+
+@pytest.mark.integration
+def test_a_renewed_certificate_is_served_without_a_restart(cluster_of_test: Cluster, tmp_path: Path) -> None:
+    pki = cluster_of_test.server.control_plane.pki
+
+    def put(name: str) -> None:
+        for end in ("key", "crt"):
+            shutil.copyfile(pki / f"{name}.{end}", tmp_path / f"tls.{end}")
+
+    def served() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", server.server_port))
+
+    put("front-proxy")
+    server = webhook.serve(0, tmp_path)
+    try:
+        first = served()
+        put("apiserver")
+        assert served() != first
+        trusting = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+        url = f"https://127.0.0.1:{server.server_port}{webhook.PATH}"
+        with pytest.raises(urllib.request.HTTPError, match="400"):
+            urllib.request.urlopen(url, data=b"nonsense", context=trusting, timeout=10)
+    finally:
+        server.shutdown()
+        server.server_close()
