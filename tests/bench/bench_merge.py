@@ -28,9 +28,10 @@ from transformers import InternVLForConditionalGeneration
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY, SHARDS, RANK = 26, 2048, 8192, 92553, 4, 128
 PREFIX = "language_model.model.layers."
 
-# A process of its own, as memory once taken is not given back; the base is what it has after merging a tiny model.
+# A process of its own; what it has after merging a tiny model is its base. (getrusage's figure would be the parent's,
+# which made the checkpoint, as that outlives exec; VmHWM starts anew.)
 _MEASURE = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
@@ -40,7 +41,8 @@ for path in sys.argv[1:]:
     config = RunConfig.load(Path(path))
     began = time.monotonic()
     merge(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "merge"))
-    print(time.monotonic() - began, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+    print(time.monotonic() - began, 1024 * int(peak[1]))
 """
 
 
