@@ -29,6 +29,19 @@ _NEXT: dict[str, str] = {
     "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}; any change of the spec then "
     "starts it again with a full budget",
     "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds: the run goes on from its newest checkpoint",
+    "EvaluationBelowThreshold": "see what came of it: kubectl ivft{n} report {run}; a lower spec.evaluation.publishIf "
+    "goes on from here without training again",
+    "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set spec.runPolicy.onOutOfMemory: "
+    "halveMicroBatch: kubectl{n} edit ivft {run}",
+    "LossNotFinite": "lower spec.training.learningRate or look at the rows of that step; the run goes on from its newest "
+    "checkpoint: kubectl{n} edit ivft {run}",
+    "InfrastructureLimitExceeded": "look at the nodes; raise spec.runPolicy.infrastructureLimit and the run goes on",
+    "SchedulingDeadlineExceeded": "free nodes or ask for less; the run tries again by itself",
+    "StartDeadlineExceeded": "mend what the message names (image, Secret or volume); the run tries again by itself",
+    "ProgressStalled": "look at the worker that the message names: kubectl ivft{n} logs {run} --stage {stage}",
+    "SchedulingGated": "wait until the queue admits the run, or look at the queue that spec.scheduling.queue names",
+    "GangNotEnabled": "have the chart's gangSchedulers name it, or take spec.scheduling.gang away: "
+    "kubectl{n} edit ivft {run}",
     "ApiServerError": "ask who runs the cluster: the API server takes no writes",
 }
 
