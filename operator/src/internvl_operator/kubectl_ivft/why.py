@@ -31,10 +31,10 @@ _NEXT: dict[str, str] = {
     "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds: the run goes on from its newest checkpoint",
     "EvaluationBelowThreshold": "see what came of it: kubectl ivft{n} report {run}; a lower spec.evaluation.publishIf "
     "goes on from here without training again",
-    "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set spec.runPolicy.onOutOfMemory: "
-    "halveMicroBatch: kubectl{n} edit ivft {run}",
-    "LossNotFinite": "lower spec.training.learningRate or look at the rows of that step; the run goes on from its newest "
-    "checkpoint: kubectl{n} edit ivft {run}",
+    "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set "
+    "spec.runPolicy.onOutOfMemory: halveMicroBatch: kubectl{n} edit ivft {run}",
+    "LossNotFinite": "lower spec.training.learningRate or look at the rows of that step; the run goes on from its "
+    "newest checkpoint: kubectl{n} edit ivft {run}",
     "InfrastructureLimitExceeded": "look at the nodes; raise spec.runPolicy.infrastructureLimit and the run goes on",
     "SchedulingDeadlineExceeded": "free nodes or ask for less; the run tries again by itself",
     "StartDeadlineExceeded": "mend what the message names (image, Secret or volume); the run tries again by itself",
