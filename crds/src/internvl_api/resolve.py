@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from internvl_api import gate
-from internvl_api.catalogue import CATALOGUE, CatalogueModel, find_model
+from internvl_api.catalogue import CATALOGUE, find_model
 from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
 from internvl_api.kinds import misplaced
 from internvl_api.recipes import load_recipe, recipe_names
@@ -70,9 +70,9 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
 def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
     model = spec.model
     if model.name is not None and model.name in RETRIEVAL_MODELS:
-        source = model.source or f"hf://OpenGVLab/{model.name}"
-        return ResolvedModel(name=model.name, kind="retrieval", source=source, drop_path_rate=model.drop_path_rate)
-    entry: CatalogueModel | None = None
+        place = model.source or f"hf://OpenGVLab/{model.name}"
+        return ResolvedModel(name=model.name, kind="retrieval", source=place, drop_path_rate=model.drop_path_rate)
+    entry = None
     if model.name is not None:
         entry = find_model(model.name)
         if entry is None:
