@@ -28,7 +28,7 @@ from internvl_trainer.train.checkpoint import JOURNAL, Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.export import export_adapter, export_model
 from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
-from internvl_trainer.train.schedule import learning_rate
+from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import Run, prepare
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,11 @@ class Session:
         self._refuse_nan(step)
         training = self.config.training
         rate = learning_rate(
-            step, self.run.total_steps, training.learning_rate, training.warmup_ratio, training.lr_schedule
+            step,
+            self.run.total_steps,
+            training.learning_rate,
+            warmup_steps(training, self.run.total_steps),
+            training.lr_schedule,
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
