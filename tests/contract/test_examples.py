@@ -1,18 +1,28 @@
-"""Every shipped example is what the API accepts, by the CRD's schema and by the operator's own resolution."""
+"""Every shipped example is what the API accepts: the CRD's schema and rules, and the operator's own resolution."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from crd_server import rule_messages
 from internvl_api import constants
+from internvl_api.catalogue import CATALOGUE
+from internvl_api.pipeline import stage_names
+from internvl_api.recipes import recipe_names
 from internvl_api.resolve import parse_spec, resolve
+from internvl_api.run_config import RunConfig
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.shell import run
 
-EXAMPLES = sorted((CHECKOUT / "examples").glob("*.yaml"))
+FOLDER = CHECKOUT / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "gitops/run.yaml"]
+EVERY_STAGE = "preflight baseline-evaluate train evaluate merge publish"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -20,16 +30,82 @@ def load(path: Path) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES])
-def test_example_is_accepted(path: Path) -> None:
-    example = load(path)
+def check(example: dict[str, Any]) -> RunConfig:
+    """Accepted by the server and by the operator; what the trainer would get."""
     assert (example["apiVersion"], example["kind"]) == (constants.API_VERSION, constants.KIND)
     crd = load(CHECKOUT / "crds/internvlfinetunes.yaml")
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     jsonschema.validate(example, schema, cls=jsonschema.Draft4Validator)  # what OpenAPI 3.0 schemas are made of
-    run = resolve(parse_spec(example["spec"]), job=f"default/{path.stem}", job_uid="uid")
-    assert run.output == example["spec"]["output"]
+    assert rule_messages(example["spec"]) == []
+    config = resolve(parse_spec(example["spec"]), job=f"default/{example['metadata']['name']}", job_uid="uid")
+    assert config.output == example["spec"]["output"]
+    return config
 
 
-def test_there_are_examples() -> None:
-    assert {"quickstart", "quickstart-full"} <= {path.stem for path in EXAMPLES}
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES])
+def test_example_is_accepted(path: Path) -> None:
+    check(load(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "gpus", "stages"),
+    [
+        pytest.param("quickstart", None, 0, "preflight train publish", id="quickstart"),
+        pytest.param("quickstart-full", None, 0, "preflight train publish", id="quickstart, full"),
+        pytest.param("custom-dataset-full", "InternVL2-2B", 8, "preflight train publish", id="custom dataset, full"),
+        pytest.param("custom-dataset-lora", "InternVL2-2B", 2, EVERY_STAGE, id="custom dataset, LoRA"),
+        pytest.param(
+            "mini-internvl", "Mini-InternVL-Chat-2B-V1-5", 2, "preflight train merge publish", id="Mini-InternVL"
+        ),
+        pytest.param("internvl-chat-v1-5", "InternVL-Chat-V1-5", 8, "preflight train publish", id="InternVL-Chat-V1-5"),
+        pytest.param("coco-caption", "InternVL2-2B", 8, EVERY_STAGE, id="COCO captions"),
+        pytest.param("ui-dataset", "InternVL2-1B", 1, EVERY_STAGE, id="UI dataset"),
+        pytest.param("gitops/run", "InternVL2-8B", 2, EVERY_STAGE, id="GitOps"),
+    ],
+)
+def test_example_does_what_its_guide_says(name: str, model: str | None, gpus: int, stages: str) -> None:
+    config = check(load(FOLDER / f"{name}.yaml"))
+    assert config.model.name == model
+    assert (config.world_size if config.device == "cuda" else 0) == gpus
+    assert stage_names(config.method, config.evaluation, config.merge) == tuple(stages.split())
+
+
+def test_the_run_of_the_readme_is_accepted() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = check(yaml.safe_load(text))
+    assert stage_names(config.method, config.evaluation, config.merge) == tuple(EVERY_STAGE.split())
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_custom_dataset_can_be_learnt_by_every_size(method: str) -> None:
+    path = FOLDER / f"custom-dataset-{method}.yaml"
+    named = set(re.findall(rf"internvl2-[a-z0-9-]+-{method}", path.read_text(encoding="utf-8")))
+    sizes = {f"{model.lower()}-{method}": model for model in CATALOGUE if model.startswith("InternVL2-")}
+    assert named == set(sizes)
+    example = load(path)
+    for recipe in named:
+        config = check(example | {"spec": example["spec"] | {"recipe": recipe}})
+        assert (config.model.name, config.method) == (sizes[recipe], method)
+
+
+def test_the_other_recipes_of_a_guide_can_take_an_examples_place() -> None:
+    path = FOLDER / "mini-internvl.yaml"
+    named = set(re.findall(r"(?:mini-)?internvl-chat-[a-z0-9-]+-(?:full|lora)", path.read_text(encoding="utf-8")))
+    assert named == {name for name in recipe_names() if "v1-5" in name}
+    example = load(path)
+    for recipe in named:
+        check(example | {"spec": example["spec"] | {"recipe": recipe}})
+
+
+def test_the_overlay_is_accepted_as_kustomize_renders_it() -> None:
+    (rendered,) = yaml.safe_load_all(run([binary("kubectl"), "kustomize", str(FOLDER / "gitops")]))
+    check(rendered)
+    assert rendered["metadata"]["namespace"] == "team-a"
+    assert rendered["spec"]["podTemplate"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_both_gitops_tools_look_at_the_same_place() -> None:
+    argo, flux = (load(FOLDER / "gitops" / f"{name}.yaml") for name in ("argo-application", "flux-kustomization"))
+    namespaces = {argo["spec"]["destination"]["namespace"], flux["spec"]["targetNamespace"]}
+    assert namespaces == {load(FOLDER / "gitops/kustomization.yaml")["namespace"]}
+    assert flux["spec"]["wait"] is True

@@ -13,11 +13,12 @@ from typing import Any
 
 from controller.builders import NOW, OPTIONS, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
+from internvl_api.status import Progress
 from internvl_operator.cluster.api import ApiError
 from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import read_job
-from internvl_operator.core.observe import Observed, owner, read_pod
+from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 
@@ -45,6 +46,7 @@ class Server:
         self.after_write: Callable[[], None] = lambda: None
         self.refuse: Callable[[Raw], ApiError | None] = lambda obj: None
         self.created: list[tuple[str, str]] = []
+        self.answers: dict[str, Progress] = {}  # pod -> what its /progress says; the others do not answer
         self._count = itertools.count(1)
 
     # --- what the operator calls
@@ -127,6 +129,12 @@ class Server:
         """What a kubelet reports."""
         self.change("Pod", name, lambda raw: raw.update(status=raw.get("status", {}) | status))
 
+    def drain(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
+        """What `kubectl drain` does, or (by another reason) a scheduler that preempts."""
+        self.set_pod(name, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]})
+        ends = text(self.now + timedelta(seconds=self.pods[name]["spec"]["terminationGracePeriodSeconds"]))
+        self.change("Pod", name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
+
     def evict_deleted(self) -> None:
         """Every kubelet has ended the pods it was asked to end."""
         for name, raw in list(self.objects["Pod"].items()):
@@ -203,6 +211,7 @@ class Operator:
         for raw in server.objects[KIND].values():
             self.jobs.seen(clone(raw))
         self.writer = Writer(server, self.jobs, *self.children.values(), executor=_Inline())  # type: ignore[arg-type]
+        self.roll_call: RollCall | None = None
         self.requeue: float | None = None
         self.plans: list[Plan] = []
 
@@ -240,10 +249,13 @@ class Operator:
         if raw is None:
             return 0
         job = read_job(raw)
+        pods = tuple(self.children["Pod"].of(key))
         observed = Observed(
-            pods=tuple(self.children["Pod"].of(key)),
+            pods=pods,
             services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
+            live=self._live(pods),
+            roll_call=self.roll_call,
         )
         plan = reconcile(job, observed, self.server.now, OPTIONS)
         self.plans.append(plan)
@@ -255,7 +267,15 @@ class Operator:
         except ApiError as error:
             if error.gone:
                 self.jobs.gone(key, job.uid)
+        if plan.roll_call:
+            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.roll_call)
+            self.roll_call = RollCall(self.server.now, frozenset(pod.uid for pod in plan.roll_call), states)
+            self.requeue = 0
         return len(self.server.writes) - before
+
+    def _live(self, pods: tuple[Pod, ...]) -> LiveProgress | None:
+        first = (pod for pod in pods if pod.rank == 0 and pod.running and pod.name in self.server.answers)
+        return next((LiveProgress(pod.uid, self.server.answers[pod.name]) for pod in first), None)
 
     def settle(self, name: str = "run") -> None:
         """Hear and pass until nothing changes any more."""

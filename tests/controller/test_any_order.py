@@ -21,7 +21,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(training=st.booleans())
     def begin(self, training: bool) -> None:
         self.server = Server()
-        self.server.create(custom_resource(workers=2, runPolicy={"backoffLimit": 100}))
+        self.server.create(custom_resource(workers=2, runPolicy={"backoffLimit": 100, "infrastructureLimit": 1000}))
         self.operator = Operator(self.server)
         self.failed: set[tuple[str, str]] = set()  # (stage, attempt) in which a pod was made to fail
         self.lost: set[tuple[str, str]] = set()  # … and in which one was taken away

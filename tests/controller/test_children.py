@@ -238,7 +238,7 @@ def test_prometheus_finds_every_worker() -> None:
 
 
 def test_the_configuration_is_what_a_stage_reads(tmp_path: Path) -> None:
-    made = config_map.build(job())
+    made = config_map.build(job(), job().resolved.run_yaml)
     file = tmp_path / "run.yaml"
     file.write_text(made["data"]["run.yaml"])
     run = RunConfig.load(file)
@@ -254,7 +254,9 @@ def test_the_service_gives_names_to_members_that_are_not_ready_yet() -> None:
     assert made["spec"]["selector"].items() <= build()["metadata"]["labels"].items()
 
 
-@pytest.mark.parametrize("child", [config_map.build(job()), service.build(job()), build()], ids=lambda c: c["kind"])
+@pytest.mark.parametrize(
+    "child", [config_map.build(job(), job().resolved.run_yaml), service.build(job()), build()], ids=lambda c: c["kind"]
+)
 def test_every_child_goes_with_its_job_and_is_found_by_label(child: Raw) -> None:
     (reference,) = child["metadata"]["ownerReferences"]
     assert (reference["uid"], reference["controller"], reference["blockOwnerDeletion"]) == (UID, True, False)

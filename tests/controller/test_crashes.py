@@ -6,7 +6,9 @@ import pytest
 from controller.builders import Raw, custom_resource, result, terminated
 from controller.simulator import Killed, Operator, Server, clock
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
+from internvl_api.status import Progress
 
+POLICY = {"onOutOfMemory": "halveMicroBatch", "progressDeadlineSeconds": 60}
 Story = Callable[[Server, str, Raw], bool]
 
 
@@ -18,6 +20,27 @@ def _lose(server: Server, name: str, raw: Raw) -> bool:
 def _fail(server: Server, name: str, raw: Raw) -> bool:
     server.set_pod(name, {"phase": "Failed", **terminated(1, "boom", finished=server.now)})
     clock(server, 6)  # its peer hangs; the group is given up after five seconds
+    return True
+
+
+def _fill_gpu(server: Server, name: str, raw: Raw) -> bool:
+    full = result("train", "failed", "GpuOutOfMemory")
+    server.set_pod(name, {"phase": "Failed", **terminated(1, full, finished=server.now)})
+    return True
+
+
+def _drain(server: Server, name: str, raw: Raw) -> bool:
+    server.drain(name)
+    return True
+
+
+def _hang(server: Server, name: str, raw: Raw) -> bool:
+    """Rank 0 reports a step; then nobody gets further, and worker 1 does not even answer."""
+    if "progressAt" not in server.status():
+        server.answers["run-train-0"] = Progress(stage="train", step=7)
+        server.set_pod("run-train-0", {"startTime": "now"})  # any event: the operator looks
+        return True
+    clock(server, 100)
     return True
 
 
@@ -46,7 +69,10 @@ STORIES: dict[str, Story] = {
     "nothing-happens": lambda server, name, raw: False,
     "worker-lost": _lose,
     "worker-fails": _fail,
+    "worker-fills-its-gpu": _fill_gpu,
+    "worker-hangs": _hang,
     "worker-asks-to-resume": _resume,
+    "node-is-drained": _drain,
     "worker-finds-a-mistake": _stall,
     "user-suspends": _suspend,
     "user-edits": _edit,
@@ -56,7 +82,7 @@ STORIES: dict[str, Story] = {
 def _run(story: Story, kill_at: int | None) -> Server:
     """From the user's apply to the end. `kill_at`: number of the write before which the operator is killed, once."""
     server = Server()
-    server.create(custom_resource())
+    server.create(custom_resource(training={"microBatchSize": 2, "globalBatchSize": 8}, runPolicy=POLICY))
     left = -1 if kill_at is None else kill_at
 
     def count() -> None:
@@ -108,8 +134,8 @@ KILLS = [
 @pytest.mark.parametrize(("name", "kill_at"), KILLS)
 def test_a_kill_before_any_write_changes_nothing_in_the_end(name: str, kill_at: int) -> None:
     reference, server = REFERENCES[name], _run(STORIES[name], kill_at)
-    told = ("phase", "attempt", "restarts", "runDigest")
-    assert {key: server.status()[key] for key in told} == {key: reference.status()[key] for key in told}
+    told = ("phase", "attempt", "restarts", "runDigest", "microBatchSize")
+    assert {key: server.status().get(key) for key in told} == {key: reference.status().get(key) for key in told}
     assert {kind: sorted(found) for kind, found in server.objects.items()} == {
         kind: sorted(found) for kind, found in reference.objects.items()
     }
@@ -122,7 +148,10 @@ def test_a_kill_before_any_write_changes_nothing_in_the_end(name: str, kill_at: 
         pytest.param("nothing-happens", {"user": 0, "infrastructure": 0}, 1, id="nothing-happens"),
         pytest.param("worker-lost", {"user": 0, "infrastructure": 1}, 2, id="worker-lost"),
         pytest.param("worker-fails", {"user": 1, "infrastructure": 0}, 2, id="worker-fails"),
+        pytest.param("worker-fills-its-gpu", {"user": 0, "infrastructure": 0}, 2, id="worker-fills-its-gpu"),
+        pytest.param("worker-hangs", {"user": 0, "infrastructure": 1}, 2, id="worker-hangs"),
         pytest.param("worker-asks-to-resume", {"user": 0, "infrastructure": 0}, 2, id="worker-asks-to-resume"),
+        pytest.param("node-is-drained", {"user": 0, "infrastructure": 0}, 2, id="node-is-drained"),
         pytest.param("worker-finds-a-mistake", {"user": 0, "infrastructure": 0}, 2, id="worker-finds-a-mistake"),
         pytest.param("user-suspends", {"user": 0, "infrastructure": 0}, 2, id="user-suspends"),
         pytest.param("user-edits", {"user": 0, "infrastructure": 0}, 2, id="user-edits"),

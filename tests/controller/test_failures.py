@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 from controller.builders import NOW, at, member, result
-from internvl_api.spec import Secrets
 from internvl_api.status import StageResult
-from internvl_operator.core.failures import Outcome, classify, diagnose, trouble, undecided
+from internvl_operator.core.failures import Outcome, classify, diagnose, undecided
 from internvl_operator.core.observe import Pod
 
 
@@ -42,16 +41,65 @@ DELETED = {"deleted_at": NOW}
             ended(1, last_words="Traceback …"), "retry", "user", "WorkerFailed", "exit code 1: Trace", id="crash"
         ),
         pytest.param(
-            ended(1, result=said("failed", "LossIsNaN", "step 7")),
+            ended(1, result=said("failed", "DiskFull", "/scratch is full")),
             "retry",
             "user",
-            "LossIsNaN",
-            "step 7",
-            id="named-crash",
+            "DiskFull",
+            "/scratch is full",
+            id="disk-full",
+        ),
+        pytest.param(
+            ended(65, result=said("failed", "LossNotFinite", "the loss is nan at step 7")),
+            "fail",
+            "none",
+            "LossNotFinite",
+            "at step 7",
+            id="loss-is-no-number",
+        ),
+        pytest.param(
+            ended(1, result=said("failed", "GpuOutOfMemory", "tried to allocate 2 GiB")),
+            "change",
+            "none",
+            "GpuOutOfMemory",
+            "2 GiB",
+            id="gpu-out-of-memory",
+        ),
+        pytest.param(
+            ended(1, result=said("failed", "PeerLost", "gone")),
+            "retry",
+            "infrastructure",
+            "PeerLost",
+            "gone",
+            id="lost-its-peer",
+        ),
+        pytest.param(
+            ended(69, result=said("failed", "RendezvousTimeout", "could not resolve")),
+            "retry",
+            "infrastructure",
+            "RendezvousTimeout",
+            "could not resolve",
+            id="rendezvous",
+        ),
+        pytest.param(ended(134), "retry", "infrastructure", "WorkerAborted", "SIGABRT", id="aborted-by-the-watchdog"),
+        pytest.param(
+            ended(70, result=said("failed", "EvaluationBelowThreshold", "CIDEr 0.9")),
+            "fail",
+            "none",
+            "EvaluationBelowThreshold",
+            "CIDEr 0.9",
+            id="rejected",
+        ),
+        pytest.param(
+            ended(128, exit_reason="StartError", last_words='exec: "internvl-trainer": not found'),
+            "stall",
+            "none",
+            "ContainerNotStarted",
+            "not found",
+            id="nothing-to-run-in-the-image",
         ),
         pytest.param(ended(137, exit_reason="OOMKilled"), "retry", "user", "OutOfMemory", "more memory", id="oom"),
-        pytest.param(ended(137), "retry", "user", "WorkerFailed", "SIGKILL", id="killed"),
-        pytest.param(ended(139), "retry", "user", "WorkerFailed", "SIGSEGV", id="segmentation-fault"),
+        pytest.param(ended(137), "retry", "user", "WorkerKilled", "SIGKILL", id="killed"),
+        pytest.param(ended(139), "retry", "user", "WorkerKilled", "SIGSEGV", id="segmentation-fault"),
         pytest.param(member(phase="Failed"), "retry", "user", "WorkerFailed", "failed", id="failed-without-exit-code"),
         pytest.param(member(**DELETED), "retry", "infrastructure", "WorkerDeleted", "was deleted", id="deleted"),
         pytest.param(
@@ -66,12 +114,50 @@ DELETED = {"deleted_at": NOW}
             id="evicted",
         ),
         pytest.param(
-            member(disrupted="PreemptionByScheduler"),
+            member(disrupted="PreemptionByScheduler", **DELETED),
+            "resume",
+            "none",
+            "Preempted",
+            "PreemptionByScheduler",
+            id="preempted",
+        ),
+        pytest.param(
+            ended(143, disrupted="EvictionByEvictionAPI", **DELETED),
+            "resume",
+            "none",
+            "Drained",
+            "EvictionByEvictionAPI",
+            id="drained",
+        ),
+        pytest.param(
+            member(disrupted="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
+        ),
+        pytest.param(
+            member(phase="Failed", pod_reason="Preempting"), "resume", "none", "Preempted", "Preempting", id="kubelet"
+        ),
+        pytest.param(
+            member(disrupted="DeletionByTaintManager", **DELETED),
             "retry",
             "infrastructure",
             "Disrupted",
-            "PreemptionByScheduler",
-            id="preempted",
+            "DeletionByTaintManager",
+            id="tainted-node",
+        ),
+        pytest.param(
+            member(phase="Failed", pod_reason="Evicted", pod_message='Usage of EmptyDir volume "x" exceeds the limit'),
+            "retry",
+            "user",
+            "DiskFull",
+            "EmptyDir",
+            id="outgrew-its-own-disk",
+        ),
+        pytest.param(
+            member(phase="Failed", pod_reason="Terminated", pod_message="node shutdown"),
+            "retry",
+            "infrastructure",
+            "NodeShutdown",
+            "node shutdown",
+            id="node-shutdown",
         ),
         pytest.param(
             ended(137, pod_reason="NodeLost"), "retry", "infrastructure", "NodeLost", "NodeLost", id="node-lost"
@@ -90,7 +176,7 @@ DELETED = {"deleted_at": NOW}
             member(phase="Failed", pod_reason="OutOfnvidia.com/gpu"),
             "retry",
             "infrastructure",
-            "OutOfnvidiaComGpu",
+            "NodeRefused",
             "OutOfnvidia",
             id="kubelet-refused",
         ),
@@ -117,6 +203,8 @@ def test_nothing_is_wrong_with(pod: Pod) -> None:
     assert diagnose(pod) is None
 
 
+LOST_PEER = ended(1, 0, result=said("failed", "PeerLost", "gone"))
+FULL_GPU = ended(1, 1, result=said("failed", "GpuOutOfMemory", "full"))
 RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure")
 
 
@@ -135,6 +223,11 @@ RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure"
         pytest.param([ended(1, 0), ended(75, 1)], ("resume", "none"), id="saved-and-its-peer-failed"),
         pytest.param([ended(75, 0), member(1, **DELETED)], RETRY_INFRASTRUCTURE, id="saved-and-its-peer-deleted"),
         pytest.param([ended(65, 0), member(1, **DELETED)], ("stall", "none"), id="mistake-and-its-peer-deleted"),
+        pytest.param([LOST_PEER, ended(1, 1)], RETRY_USER, id="a-crash-and-who-heard-of-it"),
+        pytest.param([LOST_PEER, FULL_GPU], ("change", "none"), id="a-full-gpu-and-who-heard-of-it"),
+        pytest.param([LOST_PEER, ended(75, 1)], ("resume", "none"), id="saved-and-who-heard-of-it"),
+        pytest.param([LOST_PEER, member(1)], RETRY_INFRASTRUCTURE, id="only-who-heard-of-it"),
+        pytest.param([FULL_GPU, member(0, **DELETED)], ("change", "none"), id="a-full-gpu-and-its-peer-deleted"),
     ],
 )
 def test_the_gravest_diagnosis_is_the_groups(pods: list[Pod], expected: tuple[str, str] | None) -> None:
@@ -163,78 +256,3 @@ def test_missing_workers_are_named() -> None:
 def test_how_long_the_peers_of_a_failed_worker_are_waited_for(ended_at: Any, peer_runs: bool, seconds: float) -> None:
     pods = [ended(1, 0, exit_at=ended_at), member(1) if peer_runs else ended(1, 1, exit_at=ended_at)]
     assert undecided(pods, NOW, 5.0) == seconds
-
-
-SECRETS = Secrets(object_storage="s3-credentials", hugging_face="hf-token")
-
-
-@pytest.mark.parametrize(
-    ("reason", "message", "found", "stalled", "words"),
-    [
-        pytest.param(
-            "CreateContainerConfigError",
-            'secret "s3-credentials" not found',
-            "SecretMissing",
-            True,
-            "spec.secrets.objectStorage: found no Secret 's3-credentials' in namespace 'team'",
-            id="object-storage-secret",
-        ),
-        pytest.param(
-            "CreateContainerConfigError",
-            'secret "hf-token" not found',
-            "SecretMissing",
-            True,
-            "spec.secrets.huggingFace",
-            id="hub-secret",
-        ),
-        pytest.param(
-            "CreateContainerConfigError",
-            'secret "mine" not found',
-            "SecretMissing",
-            True,
-            "spec.podTemplate",
-            id="secret-of-the-pod-template",
-        ),
-        pytest.param(
-            "CreateContainerConfigError",
-            'configmap "x" not found',
-            "InvalidPodConfig",
-            True,
-            "configmap",
-            id="config-map",
-        ),
-        pytest.param("ImagePullBackOff", "no such image", "ImagePullFailed", True, "no such image", id="image-pull"),
-        pytest.param("ErrImageNeverPull", "", "ImagePullFailed", True, "ErrImageNeverPull", id="image-never"),
-        pytest.param("RunContainerError", "no runtime", "ContainerNotStarted", True, "no runtime", id="runtime"),
-    ],
-)
-def test_what_keeps_a_container_from_starting(reason: str, message: str, found: str, stalled: bool, words: str) -> None:
-    pod = member(phase="Pending", waiting_reason=reason, waiting_message=message)
-    problem = trouble([pod], SECRETS, "team")
-    assert problem is not None
-    assert (problem.reason, problem.stalled) == (found, stalled)
-    assert words in problem.message
-
-
-def test_an_unschedulable_worker_is_not_stalled_and_the_schedulers_words_are_told() -> None:
-    pods = [member(0), member(1, phase="Pending", unschedulable="0/2 nodes: Insufficient nvidia.com/gpu")]
-    problem = trouble(pods, SECRETS, "team")
-    assert problem is not None
-    assert (problem.reason, problem.stalled) == ("Unschedulable", False)
-    assert "run-train-1" in problem.message
-    assert "Insufficient nvidia.com/gpu" in problem.message
-
-
-def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
-    pods = [
-        member(0, phase="Pending", unschedulable="no room"),
-        member(1, phase="Pending", waiting_reason="ErrImagePull"),
-    ]
-    problem = trouble(pods, SECRETS, "team")
-    assert problem is not None
-    assert problem.reason == "ImagePullFailed"
-
-
-@pytest.mark.parametrize("waiting", ["", "ContainerCreating", "PodInitializing"])
-def test_ordinary_waiting_is_no_trouble(waiting: str) -> None:
-    assert trouble([member(phase="Pending", waiting_reason=waiting)], SECRETS, "team") is None

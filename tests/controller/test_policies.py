@@ -1,9 +1,11 @@
 """Rules of time and counting."""
 
+from typing import Any
+
 import pytest
 from controller.builders import NOW, OPTIONS, at, member, text
 from internvl_api.spec import RunPolicy
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import InternVLFineTuneStatus, Restarts, StageName
 from internvl_operator.core import policies
 from internvl_operator.core.failures import Budget, Kind, Outcome
 
@@ -38,22 +40,38 @@ def test_pause_before_the_next_attempt(kind: Kind, budget: Budget, failures: int
 
 
 @pytest.mark.parametrize(
-    ("kind", "budget", "restarts", "limit", "ends"),
+    ("kind", "budget", "user", "infrastructure", "reason"),
     [
-        pytest.param("retry", "user", 0, 3, False, id="first-failure"),
-        pytest.param("retry", "user", 2, 3, False, id="one-restart-left"),
-        pytest.param("retry", "user", 3, 3, True, id="none-left"),
-        pytest.param("retry", "user", 0, 0, True, id="none-allowed"),
-        pytest.param("retry", "infrastructure", 99, 0, False, id="the-clusters-fault"),
-        pytest.param("resume", "none", 99, 0, False, id="asked-to-be-resumed"),
-        pytest.param("stall", "none", 99, 0, False, id="waits-for-the-user"),
+        pytest.param("retry", "user", 2, 99, None, id="one-restart-left"),
+        pytest.param("retry", "user", 3, 0, "BackoffLimitExceeded", id="none-left"),
+        pytest.param("retry", "infrastructure", 99, 4, None, id="one-loss-left"),
+        pytest.param("retry", "infrastructure", 0, 5, "InfrastructureLimitExceeded", id="lost-too-often"),
+        pytest.param("resume", "none", 99, 99, None, id="asked-to-be-resumed"),
+        pytest.param("change", "none", 99, 99, None, id="changes-something"),
+        pytest.param("stall", "none", 99, 99, None, id="waits-for-the-user"),
     ],
 )
-def test_only_failures_of_the_run_use_up_its_budget(
-    kind: Kind, budget: Budget, restarts: int, limit: int, ends: bool
+def test_each_budget_is_used_up_by_its_own_failures_alone(
+    kind: Kind, budget: Budget, user: int, infrastructure: int, reason: str | None
 ) -> None:
-    judged = policies.within_budget(outcome(kind, budget), restarts, RunPolicy(backoff_limit=limit))
-    assert (judged.kind == "fail") == ends
+    status = InternVLFineTuneStatus(restarts=Restarts(user=user), infrastructure_failures=infrastructure)
+    judged = policies.within_budget(outcome(kind, budget), status, RunPolicy(backoff_limit=3, infrastructure_limit=5))
+    assert (judged.reason if judged.kind == "fail" else None) == reason
+
+
+@pytest.mark.parametrize(
+    ("stage", "smaller", "wish", "kind", "words"),
+    [
+        pytest.param("train", 2, "halveMicroBatch", "change", "micro batches of 2", id="goes-on-smaller"),
+        pytest.param("train", 2, "fail", "fail", "onOutOfMemory: halveMicroBatch", id="not-asked-for"),
+        pytest.param("train", None, "halveMicroBatch", "fail", "maxSeqLength", id="nothing-smaller-than-one"),
+        pytest.param("evaluate", 2, "halveMicroBatch", "fail", "evaluation.batchSize", id="not-training"),
+    ],
+)
+def test_a_full_gpu(stage: StageName, smaller: int | None, wish: Any, kind: Kind, words: str) -> None:
+    judged = policies.with_change(outcome("change"), stage, smaller, RunPolicy(on_out_of_memory=wish))
+    assert judged.kind == kind
+    assert words in judged.message
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def make_config(output: str, base: str = "qwen2", workers: int = 1, **sections: 
     if "/" in base:
         spec["model"] = {"source": base}
     for name, value in sections.items():
-        spec[name] = {**spec[name], **value} if isinstance(value, dict) else value
+        spec[name] = {**spec.get(name, {}), **value} if isinstance(value, dict) else value
     return resolve(parse_spec(spec), job="team/run", job_uid="uid-1")
 
 

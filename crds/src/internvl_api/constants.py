@@ -29,7 +29,7 @@ CACHE_PATH = "/cache"  # may be shared between the pods of a node
 TERMINATION_MESSAGE_PATH = "/dev/termination-log"
 TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet truncates longer ones
 MASTER_PORT = 29500
-METRICS_PORT = 9400  # serves /metrics and /progress on node rank 0 (and /metrics on the others)
+METRICS_PORT = 9400  # /metrics and /progress of a pod's first process; its other processes take the ports above
 
 ENV_ATTEMPT = "INTERNVL_ATTEMPT"
 ENV_JOB_UID = "INTERNVL_JOB_UID"

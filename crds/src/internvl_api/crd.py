@@ -57,6 +57,33 @@ _RULES: list[tuple[str, str]] = [
         "!self.training.packing.enabled || !has(self.training.groupByLength) || !self.training.groupByLength",
         "spec.training.groupByLength has no use with packing.enabled",
     ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
+        "(has(self.evaluation.tasks) && size(self.evaluation.tasks) > 0)",
+        "spec.evaluation.publishIf needs evaluation.tasks, whose figures it compares",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
+        "!self.evaluation.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]') || "
+        "(has(self.evaluation.baseline) && self.evaluation.baseline)",
+        "spec.evaluation.publishIf names a figure of the base model; set evaluation.baseline to true",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.tasks) || !('baseline' in self.evaluation.tasks)",
+        "spec.evaluation.tasks: no task may be called baseline, as publishIf names tasks",
+    ),
+    (
+        "!has(self.evaluation) || !has(self.evaluation.tasks) || self.evaluation.tasks.all(name, "
+        "!has(self.evaluation.tasks[name].minNewTokens) || !has(self.evaluation.tasks[name].maxNewTokens) || "
+        "self.evaluation.tasks[name].minNewTokens <= self.evaluation.tasks[name].maxNewTokens)",
+        "spec.evaluation.tasks: minNewTokens must not exceed maxNewTokens",
+    ),
+    (
+        # The entries of env have no schema that CEL could look into: whether HF_TOKEN is one of them, `resolve` says.
+        "!has(self.publish) || !has(self.publish.hub) || (has(self.secrets) && has(self.secrets.huggingFace)) || "
+        "(has(self.podTemplate) && has(self.podTemplate.env) && size(self.podTemplate.env) > 0)",
+        "spec.publish.hub needs secrets.huggingFace: the name of a Secret with the key HF_TOKEN",
+    ),
 ]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},

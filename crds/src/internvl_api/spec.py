@@ -228,7 +228,21 @@ class RunPolicy(ApiModel):
 
     suspend: bool = Field(False, description="true: checkpoint, free every pod, keep the state")
     backoff_limit: int = Field(3, ge=0, le=100, description="Group restarts after failures of the run itself")
+    infrastructure_limit: int = Field(
+        20, ge=0, le=1000, description="Group restarts that the cluster caused, since the newest checkpoint"
+    )
+    on_out_of_memory: Literal["fail", "halveMicroBatch"] = Field(
+        "fail",
+        description="When a GPU's memory is full in training; halveMicroBatch goes on with half of microBatchSize, and "
+        "the same globalBatchSize",
+    )
     active_deadline_seconds: int | None = Field(None, ge=1)
+    progress_deadline_seconds: int | None = Field(
+        None,
+        ge=10,
+        description="Training that has begun to report, and then gets no further for so long, is started again; must "
+        "exceed the longest step, checkpoint or download. Default: only the collectives' own time-outs",
+    )
     ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
 
 

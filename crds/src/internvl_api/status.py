@@ -9,6 +9,7 @@ from internvl_api.base import ApiModel
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
+StepPhase = Literal["data", "meeting", "computing"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
 
 
@@ -44,6 +45,16 @@ class Progress(_Answer):
     validation_loss: float | None = Field(None, description="On data.validation, as last measured")
 
 
+class Heartbeat(_Answer):
+    """Where one training process is in a step; `heartbeat` of the trainer's GET /progress.
+
+    All processes meet once a step, after each has its data: one that is still at its data is waited for by the rest.
+    """
+
+    phase: StepPhase
+    idle_seconds: float = Field(description="Since it entered that phase")
+
+
 class CheckpointStatus(_Answer):
     """The newest checkpoint whose manifest was verified."""
 
@@ -74,7 +85,7 @@ class Workers(_Answer):
 
 
 class Restarts(_Answer):
-    """Group restarts so far, by who caused them; only `user` counts against backoffLimit."""
+    """Group restarts so far, by who caused them; `user` counts against backoffLimit."""
 
     user: int = 0
     infrastructure: int = 0
@@ -107,6 +118,15 @@ class InternVLFineTuneStatus(_Answer):
     finished_at: str | None = None
     retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
     failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
+    infrastructure_failures: int = Field(
+        0, description="Attempts lost to the cluster since the newest checkpoint; count against infrastructureLimit"
+    )
+    micro_batch_size: int | None = Field(
+        None, description="In place of spec's, since a GPU ran out of memory (runPolicy.onOutOfMemory)"
+    )
+    progress_at: str | None = Field(
+        None, description="When the current attempt last got further; progressDeadlineSeconds counts from here"
+    )
     run_digest: str | None = Field(
         None,
         description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",

@@ -23,6 +23,7 @@ from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.times import to_text
 from internvl_operator.progress import ProgressPoller
+from internvl_operator.roll_call import RollCaller
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
@@ -52,6 +53,7 @@ class Controller:
         self._poller = ProgressPoller(
             self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
         )
+        self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
         self._watches = [
             ChildWatch(api, kind, namespace, collection, self._queue.add, settings.watch_timeout_seconds)
             for namespace in settings.namespaces or (None,)
@@ -93,6 +95,7 @@ class Controller:
         """Let no pass begin; those under way end by themselves, and may be cut off anywhere without harm."""
         self._queue.close()
         self._poller.stop()
+        self._roll_caller.stop()
         for watch in self._watches:
             watch.stop()
         for resync in self._resyncs:
@@ -165,6 +168,8 @@ class Controller:
             raise
         self._tell(job, plan, now, made)
         self._follow(key, job, plan, observed)
+        if plan.roll_call:
+            self._roll_caller.ask(key, plan.roll_call, job.spec.processes_per_worker)
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
 
@@ -180,6 +185,7 @@ class Controller:
             services={raw["metadata"]["name"]: raw for raw in self._services.of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
             live=self._poller.latest(key),
+            roll_call=self._roll_caller.latest(key),
         )
 
     def _tell(self, job: Job, plan: Plan, now: datetime, made: int) -> None:
@@ -203,6 +209,7 @@ class Controller:
             if mine and pod.running and pod.ip:
                 return self._poller.follow(key, pod.uid, pod.ip)
         self._poller.forget(key)
+        self._roll_caller.forget(key)
 
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
@@ -219,6 +226,7 @@ class Controller:
         self._jobs.gone(key, uid)
         self._writer.forget(uid)
         self._poller.forget(key)
+        self._roll_caller.forget(key)
         self._failures.pop(key, None)
 
     def _statuses(self) -> Iterator[tuple[str, str, InternVLFineTuneStatus]]:

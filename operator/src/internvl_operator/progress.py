@@ -61,12 +61,11 @@ class ProgressPoller:
 
     def follow(self, key: Key, pod_uid: str, address: str) -> None:
         """Ask this pod from now on."""
-        host = f"[{address}]" if ":" in address else address
         with self._lock:
             known = self._targets.get(key)
             if known and known.pod_uid == pod_uid:
                 return
-            self._targets[key] = _Target(pod_uid, f"http://{host}:{METRICS_PORT}/progress", self._interval)
+            self._targets[key] = _Target(pod_uid, progress_url(address), self._interval)
         self._queue.add(key, after=self._interval)
 
     def forget(self, key: Key) -> None:
@@ -97,16 +96,32 @@ class ProgressPoller:
         self._changed(key)
 
     def _fetch(self, target: _Target) -> LiveProgress | None:
+        body = fetch(self._http, target.url)
+        if body is None:
+            return None
         try:
-            response = self._http.request("GET", target.url, timeout=_TIMEOUT, redirect=False, preload_content=False)
-            try:
-                body = response.read(_BODY_LIMIT)
-            finally:
-                response.release_conn()
-            if response.status != 200:
-                return None
             progress, rest = Progress.model_validate_json(body), _Checkpoint.model_validate_json(body)
-        except (urllib3.exceptions.HTTPError, ValidationError) as error:
+        except ValidationError as error:
             logger.debug("no progress from %s: %s", target.url, error)
             return None
         return LiveProgress(target.pod_uid, progress, rest.checkpoint)
+
+
+def progress_url(address: str, local_rank: int = 0) -> str:
+    """Where a process of the pod with this address answers."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{METRICS_PORT + local_rank}/progress"
+
+
+def fetch(http: urllib3.PoolManager, url: str) -> bytes | None:
+    """The body of an answer, cut at 64 KiB; None when there is none in time."""
+    try:
+        response = http.request("GET", url, timeout=_TIMEOUT, redirect=False, preload_content=False)
+        try:
+            body: bytes = response.read(_BODY_LIMIT)
+        finally:
+            response.release_conn()
+    except urllib3.exceptions.HTTPError as error:
+        logger.debug("no answer from %s: %s", url, error)
+        return None
+    return body if response.status == 200 else None

@@ -24,9 +24,12 @@ _CLIENT = """
 import json, sys
 from internvl_trainer.artifacts import sources
 from internvl_trainer.errors import UserError
+def describe(uri):
+    return sources.describe_directory(uri, lambda name: name.endswith(".safetensors"), field="spec.model.source")
 try:
     name, arguments = json.loads(sys.argv[1])
-    found = getattr(sources, name)(*arguments["positional"], **arguments["named"])
+    found = getattr(sys.modules[__name__], name, None) or getattr(sources, name)
+    found = found(*arguments["positional"], **arguments["named"])
     print(json.dumps({"found": found.decode() if isinstance(found, bytes) else str(found)}))
 except FileNotFoundError as error:
     print(json.dumps({"absent": str(error)}))
@@ -68,6 +71,10 @@ class Client:
         """fetch_directory of a checkpoint."""
         token = options.pop("token", None)
         return self("fetch_directory", uri, token=token, field="spec.model.source", **options)  # type: ignore[arg-type]
+
+    def describe(self, uri: str) -> str:
+        """describe_directory of a checkpoint's deciding files."""
+        return self("describe", uri)["found"]
 
 
 @pytest.fixture
@@ -190,3 +197,13 @@ def test_files_and_media_of_a_dataset(hub: HubStandIn, client: Client) -> None:
     root = "hf://datasets/team/tiny@main/images"
     assert client("open_media", root, "a.jpg") == {"found": "picture"}
     assert client("open_media", root, "none.jpg") == {"absent": f"{root}/none.jpg"}
+
+
+def test_a_branch_is_told_by_the_digests_of_its_files_and_a_commit_by_itself(hub: HubStandIn, client: Client) -> None:
+    before = client.describe(URI)
+    hub.files["README.md"] = b"a better model card"
+    assert client.describe(URI) == before
+    hub.files["model.safetensors"] = WEIGHTS[::-1]
+    assert client.describe(URI) != before
+    hub.files.clear()
+    assert client.describe(f"hf://team/tiny@{COMMIT}") == str({"commit": COMMIT})

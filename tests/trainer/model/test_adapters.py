@@ -6,9 +6,9 @@ import torch
 from golden import checkpoint, load
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import (
+    Adapter,
     adapter_state_dict,
     load_adapter,
-    merge_into,
     read_adapter,
     save_adapter,
     to_native_adapter,
@@ -34,6 +34,10 @@ BOTH = LoraSettings(language_rank=4, vision_rank=2)
 DORA = LoraSettings(language_rank=4, vision_rank=2, use_dora=True)
 SETTINGS = [pytest.param(BOTH, id="lora"), pytest.param(DORA, id="dora")]
 KINDS = ["qwen2", "internlm2", "internlm2-vit6b", "yi", "llama3", "phi3"]
+
+
+def merge_into(tensors: dict[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: adapter.merge(name.removesuffix(".weight"), tensor) for name, tensor in tensors.items()}
 
 
 def on_meta(kind: str, **language: int) -> ChatModel:
@@ -164,7 +168,7 @@ def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_pat
     adapter = read_adapter(tmp_path)
     fused = to_upstream_adapter(adapter.tensors, model.architecture)
     merged = dict(
-        to_upstream(merge_into(load("internlm2").model.native.state_dict().items(), adapter), model.architecture)
+        to_upstream(merge_into(load("internlm2").model.native.state_dict(), adapter).items(), model.architecture)
     )
     name = {
         "language": "language_model.model.layers.0.attention.wqkv",
@@ -272,7 +276,7 @@ def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, 
     model = adapted(kind, settings)
     save_adapter(model, tmp_path)
     merged = load(kind).model
-    weights = dict(merge_into(merged.native.state_dict().items(), read_adapter(tmp_path)))
+    weights = merge_into(merged.native.state_dict(), read_adapter(tmp_path))
     merged.native.load_state_dict(weights)
     torch.testing.assert_close(logits(merged), logits(model), atol=5e-6, rtol=0)
 
@@ -294,7 +298,7 @@ def test_upstreams_fused_adapter_is_the_same_change_of_the_fused_weight(tmp_path
     save_adapter(model, tmp_path)
     adapter = read_adapter(tmp_path)
     native = load("internlm2").model.native.state_dict()
-    merged = dict(to_upstream(merge_into(native.items(), adapter), model.architecture))
+    merged = dict(to_upstream(merge_into(native, adapter).items(), model.architecture))
     fused = to_upstream_adapter(adapter.tensors, model.architecture)
     name = "language_model.model.layers.0.attention.wqkv"
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, ExitCode
 from internvl_api.status import StageResult
 from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
@@ -57,6 +59,27 @@ def raising(error: Exception) -> Callable[[], StageResult]:
             "failed",
             "PeerLost",
             id="peer gone",
+        ),
+        pytest.param(
+            raising(RuntimeError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)")),
+            ExitCode.INTERNAL,
+            "failed",
+            "PeerLost",
+            id="peer hangs",
+        ),
+        pytest.param(
+            raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+            ExitCode.INTERNAL,
+            "failed",
+            "GpuOutOfMemory",
+            id="GPU memory full",
+        ),
+        pytest.param(
+            raising(OSError(errno.ENOSPC, "No space left on device", "/scratch/x")),
+            ExitCode.INTERNAL,
+            "failed",
+            "DiskFull",
+            id="disk full",
         ),
         pytest.param(raising(KeyError("x")), ExitCode.INTERNAL, "failed", "InternalError", id="our fault"),
     ],

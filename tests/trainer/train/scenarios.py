@@ -31,6 +31,11 @@ PACKED = {
     "lossWeighting": "square",
     "maxSeqLength": 512,
 }
+# Five rows: over two ranks, one has fewer. Their loss is taken after steps 3, 6, 9 and the last.
+VALIDATED = {
+    "data": {"validation": {"held": {"annotation": str(GOLDEN / "data" / "samples.jsonl"), "repeatTime": 0.84}}},
+    "evaluation": {"everySteps": 3},
+}
 STOPPED_AFTER = 4
 
 
@@ -62,9 +67,11 @@ def main(folder: Path) -> None:
     def run(name: str, base: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
         config = make_config(str(folder / name), base, workers=2, **sections)
         storage = open_storage(config.output, field="spec.output")
+        reporter = Reporter(config.job, "train")
         try:
-            result = train(config, group, storage, Reporter(config.job, "train"), StopAfter(stop_after))
-            outcomes[name + attempt] = result.to_dict()
+            result = train(config, group, storage, reporter, StopAfter(stop_after))
+            _, metrics = reporter.answer("/metrics") or ("", b"")
+            outcomes[name + attempt] = {**result.to_dict(), "metrics": metrics.decode()}
         except UserError as error:
             outcomes[name + attempt] = {"reason": error.reason, "message": str(error)}
 
@@ -80,6 +87,7 @@ def main(folder: Path) -> None:
     def run_stage(stage: int) -> None:
         run(f"lora-zero{stage}", "internlm2", **LORA, training={"zeroStage": stage})
         run(f"full-zero{stage}", training={"zeroStage": stage})
+        run(f"validated-zero{stage}", "internlm2", **LORA, **VALIDATED, training={"zeroStage": stage})
         run(f"resumed-zero{stage}", training={"zeroStage": stage}, stop_after=STOPPED_AFTER, attempt="-first")
         run(f"resumed-zero{stage}", training={"zeroStage": stage})
 
@@ -89,6 +97,8 @@ def main(folder: Path) -> None:
     run("resumed-bf16", training={"precision": "bf16"}, stop_after=STOPPED_AFTER, attempt="-first")
     run("resumed-bf16", training={"precision": "bf16"})
     run("lora-stopped", "internlm2", **LORA, stop_after=STOPPED_AFTER, attempt="-first")
+    run("validated-again", "internlm2", **LORA, **VALIDATED, stop_after=STOPPED_AFTER, attempt="-first")
+    run("validated-again", "internlm2", **LORA, **VALIDATED)
     run("from-two-to-one", stop_after=STOPPED_AFTER, attempt="-first")
     run("broken-newest", stop_after=7, attempt="-first")
     if group.leads:

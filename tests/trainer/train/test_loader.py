@@ -11,11 +11,11 @@ import torch
 from golden import checkpoint, settings, tokenizer_of
 from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
 from internvl_trainer.data import loader as loader_module
-from internvl_trainer.data.dataset import DatasetDescription
-from internvl_trainer.data.datasets import OpenDataset, open_datasets
+from internvl_trainer.data.dataset import DatasetDescription, Sample
+from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.loader import Collation, Loader, RowDataset, Window
-from internvl_trainer.data.sampler import GlobalOrder
+from internvl_trainer.data.sampler import GlobalOrder, Position
 from internvl_trainer.errors import UserError
 from trainer.runs import GOLDEN, make_config
 
@@ -108,6 +108,45 @@ def test_storage_that_comes_back_is_waited_for() -> None:
         return read_file(root, relative)
 
     assert len(windows(make_loader(sometimes))) == 6
+
+
+def test_held_out_rows_are_never_random() -> None:
+    """The golden rows have a video, whose frames are else drawn at random."""
+
+    def tiles(seed: int | None, epoch: int) -> list[torch.Tensor]:
+        description = DatasetDescription("golden", str(GOLDEN / "data"), "samples.jsonl", data_augment=True)
+        rows = RowDataset(
+            [OpenDataset(description, RowIndex.build(GOLDEN / "data" / "samples.jsonl"))],
+            settings(TEMPLATE, frame_sampling="rand", min_frames=2),
+            tokenizer_of(checkpoint("qwen2")),
+            read_file,
+            seed=seed,
+            bad_lines={},
+        )
+        drawn = [rows[Position(epoch, row)] for row in range(len(rows))]
+        return [torch.from_numpy(each.tiles) for each in drawn if isinstance(each, Sample)]
+
+    first, second = tiles(None, 0), tiles(None, 1)
+    assert len(first) == 6
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    drawn, again = tiles(1, 0), tiles(1, 1)
+    assert not all(
+        one.shape == other.shape and torch.equal(one, other) for one, other in zip(drawn, again, strict=True)
+    )
+
+
+def test_held_out_datasets_have_names_of_their_own() -> None:
+    rows = {"annotation": str(GOLDEN / "data" / "samples.jsonl")}
+    config = make_config("/out", data={"validation": {"golden": rows}})
+    assert [each.description.name for each in open_validation(config)] == ["validation/golden"]
+    with pytest.raises(UserError, match=r"spec\.data\.train\.validation/x: found 'validation/x'"):
+        open_datasets(make_config("/out", data={"train": {"validation/x": rows}}))
+
+
+def test_a_held_out_file_that_is_missing_names_its_field() -> None:
+    config = make_config("/out", data={"validation": {"held": {"annotation": "/nowhere/held.jsonl"}}})
+    with pytest.raises(UserError, match=r"spec\.data\.validation\.held\.annotation"):
+        open_validation(config)
 
 
 def test_bad_lines_and_repeat_time(tmp_path: Path) -> None:

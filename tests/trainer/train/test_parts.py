@@ -231,6 +231,21 @@ def test_metrics_and_progress_over_http(port: int) -> None:
     assert 'internvl_train_data_wait_seconds_total{job_name="run",job_namespace="team"} 2.0' in metrics
 
 
+def test_every_process_says_where_in_its_step_it_is(port: int) -> None:
+    reporter = Reporter("team/run", "train")
+    reporter.serve(local_rank=1)
+    try:
+        assert "heartbeat" not in json.loads(get(port + 1, "/progress"))
+        reporter.update(step=3)
+        reporter.enter("data")
+        reporter.enter("meeting")
+        said = json.loads(get(port + 1, "/progress"))
+    finally:
+        reporter.close()
+    assert (said["step"], said["heartbeat"]["phase"]) == (3, "meeting")
+    assert 0 <= said["heartbeat"]["idleSeconds"] < 60
+
+
 def test_a_taken_port_does_not_stop_training(port: int, caplog: pytest.LogCaptureFixture) -> None:
     first, second = Reporter("a/b", "train"), Reporter("a/b", "train")
     first.serve()

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from golden import sample
 from internvl_api.constants import ExitCode
+from internvl_trainer.data.collate import collate
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import free_port
 from internvl_trainer.model.adapter_files import load_adapter
 from internvl_trainer.model.load import load_chat_model
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainer.runs import (
     CHECKPOINT_EVERY,
     GOLDEN,
@@ -30,7 +33,7 @@ from trainer.runs import (
     started,
     write_config,
 )
-from trainer.train.scenarios import PACKED
+from trainer.train.scenarios import LORA, PACKED, VALIDATED
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,12 @@ sys.exit(launch([sys.executable, *sys.argv[1:]], Rendezvous("127.0.0.1", free_po
 def outcomes(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "outcomes.json").read_text())
     return result
+
+
+def validation_losses(output: Path) -> dict[int, float]:
+    """Step to the loss on data.validation, where it was taken."""
+    rows = [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
+    return {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -98,6 +107,60 @@ def test_stopped_and_resumed_equals_undisturbed(folder: Path, outcomes: dict[str
 
 def test_a_checkpoint_goes_from_zero_1_to_zero_3(folder: Path) -> None:
     assert largest_difference(losses(folder / "lora-zero1"), losses(folder / "lora-stopped")) < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validation_leaves_the_training_curve_alone(folder: Path, stage: int) -> None:
+    """Bit by bit, though dropout draws random numbers."""
+    assert losses(folder / f"validated-zero{stage}") == losses(folder / f"lora-zero{stage}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_validation_loss_is_taken_when_due_and_falls(folder: Path, stage: int) -> None:
+    curve = validation_losses(folder / f"validated-zero{stage}")
+    assert list(curve) == [3, 6, 9, 10]
+    assert curve[10] < curve[3]
+    assert largest_difference(curve, validation_losses(folder / "validated-zero1")) < 1e-5
+
+
+def test_a_resumed_run_has_the_same_validation_losses(folder: Path, outcomes: dict[str, Any]) -> None:
+    assert outcomes["validated-again-first"]["checkpoint"]["step"] == 4
+    assert validation_losses(folder / "validated-again") == validation_losses(folder / "validated-zero1")
+    last = validation_losses(folder / "validated-again")[10]
+    assert outcomes["validated-again"]["progress"]["validationLoss"] == last
+    line = f'internvl_train_validation_loss{{job_name="run",job_namespace="team"}} {last}'
+    assert line in outcomes["validated-again"]["metrics"]
+    events = EventAccumulator(str(folder / "validated-again" / "stages/train/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("validation/loss")] == [3, 6, 9, 10]
+
+
+def test_the_last_validation_loss_is_that_of_the_trained_model(folder: Path) -> None:
+    """Row by row, with what the run left: the first five golden rows, and no dropout."""
+    run = folder / "validated-zero1"
+    model = load_chat_model(GOLDEN / "checkpoints" / "internlm2", dtype=torch.float32).model
+    adapter = run / "stages/train/adapter"
+    load_adapter(model, adapter)
+    model.native.load_state_dict(load_file(adapter / "trained_weights.safetensors"), strict=False)
+    model.eval()
+    template = json.loads((GOLDEN / "checkpoints/internlm2/config.json").read_text())["template"]
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for row in range(5):
+            drawn = sample(f"internlm2/{template}", row, compat="default", max_length=2048)
+            output = model(**collate([drawn], 0))
+            total, tokens = total + float(output.loss_sum), tokens + int(output.tokens)
+    assert validation_losses(run)[10] == pytest.approx(total / tokens, abs=2e-5)
+
+
+def test_validation_is_the_same_on_one_rank(folder: Path, tmp_path: Path) -> None:
+    config = write_config(make_config(str(tmp_path / "out"), "internlm2", **LORA, **VALIDATED), tmp_path)
+    env = environment(tmp_path)
+    with started(["train", "--config", str(config)], env, tmp_path / "result") as alone:
+        alone.wait_for("step 9 validation loss")
+        assert alone.wait() == ExitCode.OK, alone.output
+    mine, theirs = validation_losses(tmp_path / "out"), validation_losses(folder / "validated-zero1")
+    assert largest_difference(mine, theirs) < 1e-4
+    assert largest_difference(losses(tmp_path / "out"), losses(folder / "validated-zero1")) < 1e-4
 
 
 def test_final_weights_are_those_of_the_undisturbed_run(folder: Path) -> None:
@@ -185,7 +248,7 @@ def test_compat_upstream_takes_the_mean_of_means(folder: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_before_the_weights(outcomes: dict[str, Any], folder: Path) -> None:
     assert outcomes["not-finite"]["reason"] == "LossNotFinite"
-    assert "at step 1;" in outcomes["not-finite"]["message"]
+    assert "at step 1; the weights were not touched and there is no checkpoint yet" in outcomes["not-finite"]["message"]
     assert not (folder / "not-finite" / "checkpoints").exists()
 
 

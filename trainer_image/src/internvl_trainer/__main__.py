@@ -19,6 +19,7 @@ from internvl_trainer import convert
 from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
+from internvl_trainer.resolve_cli import add_resolve_command
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -32,6 +33,7 @@ examples:
   internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
   internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
   internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
+  internvl-trainer resolve cr.yaml > run.yaml         the run.yaml of an InternVLFineTune, without a cluster
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
 
@@ -103,18 +105,17 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     if "LOCAL_RANK" in os.environ:
         die_with_parent()
     prepare_environment(config.device, rendezvous.processes)
-    outcome = _in_this_process(stage, config, serve=rendezvous.local_rank == 0)
+    outcome = _in_this_process(stage, config, local_rank=rendezvous.local_rank)
     report(outcome)
     return outcome.code
 
 
-def _in_this_process(stage: StageName, config: RunConfig, *, serve: bool) -> Outcome:
+def _in_this_process(stage: StageName, config: RunConfig, *, local_rank: int) -> Outcome:
     from internvl_trainer.metrics import Reporter
     from internvl_trainer.pipeline import run_stage
 
     reporter = Reporter(config.job, stage)
-    if serve:
-        reporter.serve()
+    reporter.serve(local_rank)
     try:
         return conclude(stage, lambda: run_stage(stage, config, reporter))
     finally:
@@ -151,6 +152,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     convert_parser.set_defaults(func=convert.run)
     add_recipes_command(commands)
     add_estimate_command(commands)
+    add_resolve_command(commands)
     return parser
 
 

@@ -54,7 +54,7 @@ def launch(
         ]
         readers = [_pass_on(process, output) for process in processes if output]
         with forwarded_signals(processes):
-            decisive = _wait(processes)
+            decisive = _wait(processes, results)
         for reader in readers:
             reader.join()
         if result_path is not None and (text := results[decisive].read_text(encoding="utf-8")):
@@ -85,7 +85,7 @@ def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[
         yield
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]) -> int:
     """Which process decides: rank 0 when all end well, else the one that knows best what went wrong."""
     while True:
         codes = [process.poll() for process in processes]
@@ -93,17 +93,18 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         if broken:
             logger.error("rank(s) %s of this machine failed; ending the others", broken)
             _end(processes)
-            return _cause(processes, broken)
+            return _cause(processes, results, broken)
         if None not in codes:
             return next((rank for rank, code in enumerate(codes) if code), 0)
         time.sleep(_POLL_SECONDS)
 
 
-def _cause(processes: Sequence[subprocess.Popen[bytes]], first_broken: Sequence[int]) -> int:
+def _cause(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path], first_broken: Sequence[int]) -> int:
     """A process that says what to mend beats one that was killed, which beats one that only lost its peer."""
     telling = [rank for rank, process in enumerate(processes) if process.returncode in _TELLING]
     killed = [rank for rank in first_broken if processes[rank].returncode < 0]
-    return [*telling, *killed, *first_broken][0]
+    alone = [rank for rank in first_broken if '"PeerLost"' not in results[rank].read_text(encoding="utf-8")]
+    return [*telling, *killed, *alone, *first_broken][0]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

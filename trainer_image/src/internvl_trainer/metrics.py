@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from internvl_api.constants import METRICS_PORT
-from internvl_api.status import CheckpointStatus, Progress, StageName
+from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageName, StepPhase
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -26,6 +27,7 @@ class Reporter:
         self.registry = CollectorRegistry()
         self.progress = Progress(stage=stage, detail="starting")
         self.checkpoint: CheckpointStatus | None = None
+        self._phase: tuple[StepPhase, float] | None = None  # and since when
         self._server: ThreadingHTTPServer | None = None
         namespace, _, name = job.rpartition("/")
         labels = {"job_namespace": namespace, "job_name": name}
@@ -37,6 +39,9 @@ class Reporter:
             return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
 
         self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
+        self.validation_loss = gauge(
+            "internvl_train_validation_loss", "Mean loss of a supervised token of data.validation, as last taken"
+        )
         self.learning_rate = gauge("internvl_train_learning_rate", "Learning rate of the last step")
         self.gradient_norm = gauge("internvl_train_gradient_norm", "Norm of all gradients before clipping")
         self.step = gauge("internvl_train_step", "Optimizer steps taken, over all attempts")
@@ -66,9 +71,13 @@ class Reporter:
         """Set fields of /progress."""
         self.progress = self.progress.model_copy(update=fields)
 
-    def serve(self) -> None:
+    def enter(self, phase: StepPhase) -> None:
+        """This process goes on to the next part of a step."""
+        self._phase = phase, time.monotonic()
+
+    def serve(self, local_rank: int = 0) -> None:
         """Answer HTTP in the background. A port that is taken is no reason to stop training."""
-        port = int(os.environ.get("INTERNVL_METRICS_PORT", METRICS_PORT))
+        port = int(os.environ.get("INTERNVL_METRICS_PORT", METRICS_PORT)) + local_rank
         reporter = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -107,6 +116,9 @@ class Reporter:
             case "/progress":
                 body = self.progress.to_dict()
                 body["checkpoint"] = self.checkpoint.to_dict() if self.checkpoint else None
+                if self._phase:
+                    phase, since = self._phase
+                    body["heartbeat"] = Heartbeat(phase=phase, idle_seconds=time.monotonic() - since).to_dict()
                 return "application/json", json.dumps(body).encode()
             case "/healthz":
                 return "text/plain", b"ok\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -22,14 +23,19 @@ logger = logging.getLogger(__name__)
 
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
-# What gloo and NCCL say when another process is gone.
+# What gloo and NCCL say when another process is gone, or does not answer in time.
 _PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "remote process exited",
     "Timed out waiting",
+    "Application timeout caused pair closure",
+    "collective operation timeout",
+    "NCCL communicator was aborted",
+    "ncclRemoteError",
 )
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Outcome(NamedTuple):
@@ -54,9 +60,7 @@ def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
         if is_peer_lost(error):
             message = "another process of the run is gone; its own log says why. The last checkpoint is whole"
             return Outcome(ExitCode.INTERNAL, _failed(stage, "PeerLost", message))
-        lines = str(error).strip().splitlines() or [""]
-        message = f"{type(error).__name__}: {lines[0][:300]}"
-        return Outcome(ExitCode.INTERNAL, _failed(stage, "InternalError", message))
+        return Outcome(ExitCode.INTERNAL, _failed(stage, _fault_of(error), _first_line(error)))
     return Outcome(ExitCode.RESUME if result.outcome == "resume" else ExitCode.OK, result)
 
 
@@ -72,6 +76,20 @@ def exit_code_of(error: UserError) -> ExitCode:
     if isinstance(error, AccessDenied):
         return ExitCode.ACCESS_DENIED
     return ExitCode.UNAVAILABLE if isinstance(error, Unavailable) else ExitCode.USER_ERROR
+
+
+def _fault_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return "DiskFull"
+    torch = sys.modules.get("torch")  # a stage that has not imported it cannot have filled a GPU
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "GpuOutOfMemory"
+    return "InternalError"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def is_peer_lost(error: Exception) -> bool:

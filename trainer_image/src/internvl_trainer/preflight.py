@@ -22,7 +22,7 @@ from internvl_trainer.artifacts.manifest import commit, discard, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.dataset import SampleSettings
-from internvl_trainer.data.datasets import OpenDataset, open_datasets, sample_settings
+from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.findings import Finding
 from internvl_trainer.data.preflight import Checker, check_rows, findings_table
 from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 REPORT = "preflight.json"
 _CHUNK_ROWS = 5000  # between two looks at the progress
 _SHOWN_FINDINGS = 50
+_PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -47,7 +48,7 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     reporter.doing("checking the output")
     check_writable(storage)
     reporter.doing("checking the data")
-    datasets = open_datasets(config)
+    datasets = open_datasets(config) + open_validation(config)
     reporter.doing("checking the model")
     settings, tokenizer = check_model(config)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
@@ -173,9 +174,10 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     fatal = [finding for finding in errors if finding["line"] is None]
     allowed = config.data.max_bad_rows if config.data.bad_rows == "skip" else 0
     if not fatal and bad <= allowed:
-        if any(dataset["rowsInEpoch"] for dataset in report["datasets"]):
-            return
-        raise UserError("NoRowsLeft", f"no row is left to train on; see {place}", "spec.data")
+        for field, rows in rows_left(report).items():
+            if rows == 0:
+                raise UserError("NoRowsLeft", f"no row is left in it; see {place}", field)
+        return
     first = (fatal or errors)[0]
     finding = Finding(**{key: value for key, value in first.items() if key != "dataset"})
     step = f"{bad} bad rows, {allowed} allowed; " if config.data.bad_rows == "skip" else ""
@@ -184,12 +186,21 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
 
 
+def rows_left(report: dict[str, Any]) -> dict[str, int]:
+    """Rows of an epoch by what they are for; spec.data.validation only where there are such datasets."""
+    rows = {"spec.data": 0}
+    for dataset in report["datasets"]:
+        field = "spec.data.validation" if dataset["name"].startswith(VALIDATION) else "spec.data"
+        rows[field] = rows.get(field, 0) + dataset["rowsInEpoch"]
+    return rows
+
+
 def summary(report: dict[str, Any]) -> str:
     """One line for the status."""
-    rows = sum(dataset["rowsInEpoch"] for dataset in report["datasets"])
+    rows = ", ".join(f"{count} rows {_PURPOSE[field]}" for field, count in rows_left(report).items())
     bad = sum(len(lines) for lines in report["skippedLines"].values())
     warnings = sum(finding["severity"] == "warning" for finding in report["findings"])
-    return f"{rows} rows an epoch in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
+    return f"{rows}, in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
 
 
 def show(findings: dict[str, list[Finding]]) -> None:

@@ -152,8 +152,11 @@ class Api:
         finally:
             metrics.API_WRITES.labels(verb, kind, result).inc()
 
-    def _json(self, method: str, path: str, query: dict[str, str], body: Raw | None = None) -> Raw:
-        response = self._send(method, path, query, body, timeout=urllib3.Timeout(total=self.timeout))
+    def _json(
+        self, method: str, path: str, query: dict[str, str], body: Raw | None = None, content: str | None = None
+    ) -> Raw:
+        timeout = urllib3.Timeout(total=self.timeout)
+        response = self._send(method, path, query, body, timeout=timeout, content=content)
         loaded: Raw = json.loads(response.data)
         return loaded
 
@@ -165,12 +168,13 @@ class Api:
         body: Raw | None,
         *,
         timeout: urllib3.Timeout,
+        content: str | None = None,
         stream: bool = False,
     ) -> urllib3.BaseHTTPResponse:
         url = f"{self._configuration.host}{path}?{urlencode({k: v for k, v in query.items() if v})}"
         headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER} | self._authorization()
         if body is not None:
-            headers["Content-Type"] = _APPLY if method == "PATCH" else "application/json"
+            headers["Content-Type"] = content or (_APPLY if method == "PATCH" else "application/json")
         try:
             response = self._pool.request(
                 method,

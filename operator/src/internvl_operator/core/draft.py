@@ -30,6 +30,7 @@ class Draft:
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
     waits: list[float] = field(default_factory=list)
+    roll_call: tuple[Pod, ...] = ()
 
     @classmethod
     def begin(cls, job: Job, observed: Observed, now: datetime, options: Options) -> "Draft":
@@ -130,4 +131,5 @@ class Draft:
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events(self.job.status, self.status),
+            roll_call=self.roll_call,
         )

@@ -1,41 +1,38 @@
-"""Why a group ended, and what follows: one function from its pods to one Outcome.
+"""Why a group ended, and what follows: one function from its pods to one Outcome. docs/runbook.md has every reason.
 
 When one member dies its peers fail too, with errors that say nothing. So every member is diagnosed alone, and the
-gravest diagnosis is the group's: a result that was weighed and refused, then a mistake only the user can mend, then the
-infrastructure's doing, then a member that saved its state and left, and only then a failure of the run itself.
+gravest diagnosis is the group's: a result that nothing but a change can better, then a mistake only the user can mend,
+then too large a batch, then the infrastructure's doing, then a member that saved its state and left, and only then a
+failure of the run itself. A member that only says that it lost another one counts last.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from internvl_api.constants import ExitCode
-from internvl_api.spec import Secrets
 
 from internvl_operator.core.observe import Pod
 
-Kind = Literal["succeeded", "resume", "retry", "stall", "fail"]
+# "change" is a retry with a smaller micro batch, where the policy allows it (else it becomes a failure).
+Kind = Literal["succeeded", "resume", "retry", "change", "stall", "fail"]
 Budget = Literal["user", "infrastructure", "none"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a group; `budget` says whose restarts it counts among."""
+    """What became of a group; `budget` says whose restarts it counts among.
+
+    `echo`: perhaps no more than the sound of another member's end, which is worth waiting for.
+    """
 
     kind: Kind
     reason: str
     message: str
     budget: Budget = "none"
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a group that has not ended does not run; `stalled` when only the user can help."""
-
-    reason: str
-    message: str
-    stalled: bool
+    echo: bool = False
 
 
 # Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
@@ -45,20 +42,39 @@ _STALLING = {
     ExitCode.CONFIG: "InvalidRunConfig",
     ExitCode.UNAVAILABLE: "Unavailable",
 }
-# Pod reasons and container reasons that the kubelet or the control plane give to pods it ended itself.
+# Reasons of the trainer that decide by themselves, whatever its exit code.
+_ECHOES = ("PeerLost", "RendezvousTimeout")
+_HOPELESS = ("LossNotFinite",)  # the next attempt would compute the same
+_TOO_LARGE = ("GpuOutOfMemory",)
+# Reasons that the kubelet or the control plane give to pods they ended themselves -> ours.
 _NOT_THE_RUN = {
-    "Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "OutOfcpu",
-    "OutOfmemory", "OutOfpods", "OutOfnvidia.com/gpu", "UnexpectedAdmissionError", "ContainerStatusUnknown", "Unknown",
-}  # fmt: skip
+    "Evicted": "Evicted",
+    "NodeLost": "NodeLost",
+    "Unknown": "NodeLost",
+    "ContainerStatusUnknown": "NodeLost",
+    "NodeShutdown": "NodeShutdown",
+    "Shutdown": "NodeShutdown",
+    "Terminated": "NodeShutdown",
+    "NodeAffinity": "NodeRefused",
+    "UnexpectedAdmissionError": "NodeRefused",
+}
+# Somebody else was given the place, in good order: reasons of the DisruptionTarget condition, and of the pod.
+_GAVE_WAY = {
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Drained",
+    "KueueEviction": "Preempted",
+    "Preempting": "Preempted",
+}
+# The kubelet evicts a pod that outgrew its own limits just as one whose node is full; only its words differ.
+_OWN_DISK = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+_NO_START = ("StartError", "ContainerCannotRun")  # the runtime found nothing to run: the image is another
 _LOST_TASK = 255  # containerd's exit code for a task that vanished with its node
-_SIGNALS = {130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
-_IMAGE_REASONS = {
-    "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
-    "RegistryUnavailable",
-}  # fmt: skip
+_ABORT = 134
+_SIGNALS = {130: "SIGINT", _ABORT: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 _GRAVITY: tuple[tuple[Kind, Budget], ...] = (
     ("fail", "none"),
     ("stall", "none"),
+    ("change", "none"),
     ("retry", "infrastructure"),
     ("resume", "none"),
     ("retry", "user"),
@@ -71,10 +87,8 @@ def classify(members: Sequence[Pod], expected: int) -> Outcome | None:
     missing = sorted(set(range(expected)) - {pod.rank for pod in members})
     if missing:
         found.append(_infrastructure("WorkerLost", f"worker {_listed(missing)} of {expected} disappeared"))
-    for kind, budget in _GRAVITY:
-        for outcome in found:
-            if (outcome.kind, outcome.budget) == (kind, budget):
-                return outcome
+    if found:
+        return min(found, key=_gravity)
     if all(pod.succeeded for pod in members):
         return Outcome("succeeded", "Succeeded", f"{expected} of {expected} workers succeeded")
     return None
@@ -87,11 +101,15 @@ def diagnose(pod: Pod) -> Outcome | None:
     who = f"worker {pod.rank} (pod {pod.name})"
     if pod.exit_code in _STALLING or pod.exit_code in (ExitCode.RESUME, ExitCode.REJECTED):
         return _exited(pod, who)
+    if pod.disrupted in _GAVE_WAY or pod.pod_reason in _GAVE_WAY:
+        found = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+        return Outcome("resume", _GAVE_WAY[found], f"{who} had to give way: {found}")
+    if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
+        return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
     if pod.disrupted:
         return _infrastructure("Disrupted", f"{who} was disrupted: {pod.disrupted}")
-    if pod.pod_reason in _NOT_THE_RUN or pod.exit_reason in _NOT_THE_RUN:
-        reason = pod.pod_reason or "NodeLost"
-        return _infrastructure(_camel(reason), f"{who}: {pod.pod_message or pod.exit_reason or reason}")
+    if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):
+        return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
     if pod.deleted_at is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):
@@ -112,49 +130,20 @@ def undecided(members: Sequence[Pod], now: datetime, settle: float) -> float:
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
 
-def trouble(members: Sequence[Pod], secrets: Secrets, namespace: str) -> Trouble | None:
-    """The first thing that keeps a member from starting; those the user must mend come first."""
-    found = [problem for pod in members if (problem := _trouble(pod, secrets, namespace)) is not None]
-    return min(found, key=lambda problem: not problem.stalled, default=None)
+def _gravity(outcome: Outcome) -> int:
+    return len(_GRAVITY) if outcome.echo else _GRAVITY.index((outcome.kind, outcome.budget))
 
 
-def _trouble(pod: Pod, secrets: Secrets, namespace: str) -> Trouble | None:
-    if pod.finished:
-        return None
-    if pod.waiting_reason == "CreateContainerConfigError":
-        return _missing_secret(pod, secrets, namespace)
-    if pod.waiting_reason in _IMAGE_REASONS:
-        detail = pod.waiting_message or pod.waiting_reason
-        return Trouble(
-            "ImagePullFailed", f"spec.podTemplate.image: pod {pod.name} cannot get its image: {detail}", stalled=True
-        )
-    if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
-        return Trouble("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
-    if pod.unschedulable:
-        return Trouble("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
-    return None
-
-
-def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> Trouble:
-    message = pod.waiting_message
-    if "secret" not in message.lower():
-        return Trouble("InvalidPodConfig", f"pod {pod.name}: {message}", stalled=True)
-    named = {"spec.secrets.objectStorage": secrets.object_storage, "spec.secrets.huggingFace": secrets.hugging_face}
-    for field, name in named.items():
-        if name is not None and f'"{name}"' in message:
-            text = (
-                f"{field}: found no Secret {name!r} in namespace {namespace!r}; create it there and the run goes on by "
-                "itself, or name another"
-            )
-            return Trouble("SecretMissing", text, stalled=True)
-    return Trouble(
-        "SecretMissing", f"spec.podTemplate: {message}; create it and the run goes on by itself", stalled=True
-    )
+def _node_reason(reason: str) -> str | None:
+    """OutOfcpu, OutOfnvidia.com/gpu and their like: the kubelet found no room for what the scheduler had sent it."""
+    return "NodeRefused" if reason.startswith("OutOf") else _NOT_THE_RUN.get(reason)
 
 
 def _exited(pod: Pod, who: str) -> Outcome:
     result, code = pod.result, pod.exit_code
     said = result.message if result else pod.last_words
+    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {said}")):
+        return decided
     if code in _STALLING:
         default = _STALLING[ExitCode(code)]
         return Outcome("stall", result.reason if result else default, said or f"{who}: exit code {code}")
@@ -162,20 +151,28 @@ def _exited(pod: Pod, who: str) -> Outcome:
         return Outcome("fail", result.reason if result else "Rejected", said or f"{who}: exit code {code}")
     if code == ExitCode.RESUME:
         return Outcome("resume", "Resume", f"{who} saved its state and asks to be started again")
+    if pod.exit_reason in _NO_START:
+        return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {said}")
     if pod.exit_reason == "OOMKilled":
         return Outcome("retry", "OutOfMemory", f"{who} used more memory than its limit", "user")
     how = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
     words = f"{who}: {how}" + (f": {said}" if said else "")
-    return Outcome("retry", result.reason if result else "WorkerFailed", words, "user")
+    if code == _ABORT and result is None:  # how NCCL's watchdog ends a process whose peer hangs or is gone
+        return Outcome("retry", "WorkerAborted", words, "infrastructure", echo=True)
+    default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
+    return Outcome("retry", result.reason if result else default, words, "user")
+
+
+def _by_reason(reason: str, words: str) -> Outcome | None:
+    if reason in _ECHOES:
+        return Outcome("retry", reason, words, "infrastructure", echo=True)
+    if reason in _HOPELESS:
+        return Outcome("fail", reason, words)
+    return Outcome("change", reason, words) if reason in _TOO_LARGE else None
 
 
 def _infrastructure(reason: str, message: str) -> Outcome:
     return Outcome("retry", reason, message, "infrastructure")
-
-
-def _camel(reason: str) -> str:
-    """A condition's reason may hold only letters and digits: OutOfnvidia.com/gpu."""
-    return "".join(part[:1].upper() + part[1:] for part in reason.replace("/", ".").split("."))
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import failures, policies
+from internvl_operator.core import failures, hang, micro_batch, policies
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.resources import config_map, names, pods, service
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.times import to_text
+from internvl_operator.core.trouble import trouble
 
 
 def outcome(draft: Draft, stage: Stage) -> Outcome | None:
@@ -28,12 +29,12 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
     found = failures.classify(members, size if created else len({pod.rank for pod in members}))
     if found and found.kind == "succeeded" and len(members) < size:
         return None  # the rest is still to be made
-    if found and (found.kind, found.budget) == ("retry", "user"):
+    if found and (found.echo or (found.kind, found.budget) == ("retry", "user")):
         wait = failures.undecided(members, draft.now, draft.options.settle)
         if wait > 0:
             draft.wait(wait)
             return None
-    return found
+    return found or hang.overdue(draft, stage)
 
 
 def start(draft: Draft, stage: Stage) -> None:
@@ -67,7 +68,7 @@ def watch(draft: Draft, stage: Stage) -> None:
         draft.apply += _shared(draft, only_missing=True)
     running = sum(pod.running for pod in draft.members)
     done = draft.status.workers.succeeded
-    problem = failures.trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+    problem = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
     if problem:
         draft.say("Stalled" if problem.stalled else "Pending", problem.reason, problem.message)
     elif running and running + done == size:
@@ -88,6 +89,9 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
         status.restarts.user += 1
     elif ended.budget == "infrastructure":
         status.restarts.infrastructure += 1
+        status.infrastructure_failures += 1
+    elif ended.kind == "change" and draft.job.resolved.run:
+        status.micro_batch_size = micro_batch.smaller(draft.job.resolved.run, status)
     delay = policies.restart_delay(ended, status.failures, draft.options)
     status.retry_at = to_text(draft.now + timedelta(seconds=delay)) if delay else None
     entry.state, entry.message, entry.finished_at = "Pending", ended.message, draft.timestamp()
@@ -102,7 +106,7 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
 def next_attempt(draft: Draft) -> None:
     """Close the current attempt; whatever pods it has become leftovers, and those that work are asked to go."""
     draft.status.attempt += 1
-    draft.status.workers = Workers()
+    draft.status.workers, draft.status.progress_at = Workers(), None
     draft.remove([pod for pod in draft.leftovers if pod.active])
     draft.wait(policies.seconds_until(draft.status.retry_at, draft.now))
 
@@ -119,7 +123,10 @@ def count(draft: Draft) -> Workers:
 def _shared(draft: Draft, *, only_missing: bool = False) -> list[dict[str, Any]]:
     """The Service always; run.yaml is written once an attempt, so that all its pods read the same."""
     made = only_missing and names.config_map(draft.job.name) in draft.observed.config_maps
-    return [service.build(draft.job)] if made else [config_map.build(draft.job), service.build(draft.job)]
+    if made:
+        return [service.build(draft.job)]
+    run_yaml = micro_batch.run_yaml(draft.job, draft.status)
+    return [config_map.build(draft.job, run_yaml), service.build(draft.job)]
 
 
 def _say_waiting(draft: Draft, stage: Stage) -> None:

@@ -13,7 +13,7 @@ from internvl_api.constants import (
     LABEL_NODE_RANK,
     LABEL_STAGE,
 )
-from internvl_api.status import CheckpointStatus, Progress, StageResult
+from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
 from pydantic import ValidationError
 
 from internvl_operator.core.times import from_text
@@ -45,7 +45,7 @@ class Pod:
     last_words: str = ""  # a termination message that is not a StageResult
     pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
     pod_message: str = ""
-    disrupted: str = ""  # reason of the DisruptionTarget condition
+    disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
@@ -81,6 +81,25 @@ class LiveProgress:
 
 
 @dataclass(frozen=True)
+class ProcessState:
+    """What one training process answered when all were asked; `progress` None: it did not."""
+
+    worker: int
+    local_rank: int
+    progress: Progress | None = None
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
+
+    asked_at: datetime
+    pod_uids: frozenset[str]
+    states: tuple[ProcessState, ...]
+
+
+@dataclass(frozen=True)
 class Observed:
     """All children that carry the job's name, whoever owns them."""
 
@@ -88,6 +107,7 @@ class Observed:
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
+    roll_call: RollCall | None = None
 
 
 def observe(
@@ -150,6 +170,8 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
             found["unschedulable"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disrupted"] = reason or "Disrupted"
+        elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
+            found["disrupted"] = "KueueEviction"
     return found
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from internvl_api.status import InternVLFineTuneStatus
 
+from internvl_operator.core.observe import Pod
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -27,10 +29,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need."""
+    """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need.
+
+    `roll_call`: ask every process of these pods where it is, and make another pass with the answers.
+    """
 
     apply: tuple[dict[str, Any], ...] = ()
     delete: tuple[Ref, ...] = ()
     status: InternVLFineTuneStatus | None = None
     requeue_after: float | None = None
     events: tuple[Event, ...] = ()
+    roll_call: tuple[Pod, ...] = ()

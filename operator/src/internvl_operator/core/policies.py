@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from internvl_api.spec import RunPolicy
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import InternVLFineTuneStatus, StageName
 
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.observe import Pod
@@ -27,12 +27,38 @@ def restart_delay(outcome: Outcome, failures: int, options: Options) -> float:
     return backoff(failures if outcome.kind == "stall" else failures - 1, options)
 
 
-def within_budget(outcome: Outcome, user_restarts: int, policy: RunPolicy) -> Outcome:
-    """The outcome itself, or, when it is a failure of the run and no restart is left, the end of the run."""
-    if outcome.budget != "user" or user_restarts < policy.backoff_limit:
+def within_budget(outcome: Outcome, status: InternVLFineTuneStatus, policy: RunPolicy) -> Outcome:
+    """The outcome itself, or, when no restart of its budget is left, the end of the run."""
+    if outcome.budget == "user" and status.restarts.user >= policy.backoff_limit:
+        text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
+        return Outcome("fail", "BackoffLimitExceeded", text)
+    if outcome.budget == "infrastructure" and status.infrastructure_failures >= policy.infrastructure_limit:
+        text = (
+            f"{outcome.message}; the {policy.infrastructure_limit} restarts of spec.runPolicy.infrastructureLimit are "
+            "used up without a newer checkpoint"
+        )
+        return Outcome("fail", "InfrastructureLimitExceeded", text)
+    return outcome
+
+
+def with_change(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunPolicy) -> Outcome:
+    """A batch too large for the GPUs: what the next attempt changes, or the end of the run where nothing may change.
+
+    `smaller`: the next smaller micro batch, None when there is none. Trying again unchanged would end the same way,
+    as the order of rows is fixed.
+    """
+    if outcome.kind != "change":
         return outcome
-    text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
-    return Outcome("fail", "BackoffLimitExceeded", text)
+    if stage != "train":
+        return Outcome("fail", outcome.reason, f"{outcome.message}; lower spec.evaluation.batchSize")
+    if smaller is None:
+        text = f"{outcome.message}; the micro batch cannot be made smaller: lower spec.training.maxSeqLength or "
+        return Outcome("fail", outcome.reason, text + "spec.image.maxDynamicPatch, or raise spec.training.zeroStage")
+    if policy.on_out_of_memory == "fail":
+        text = f"{outcome.message}; lower spec.training.microBatchSize to {smaller} (the global batch stays), or set "
+        return Outcome("fail", outcome.reason, text + "spec.runPolicy.onOutOfMemory: halveMicroBatch")
+    text = f"{outcome.message}; the next attempt takes micro batches of {smaller}, and the same global batch"
+    return Outcome("change", outcome.reason, text)
 
 
 def seconds_until(moment: str | None, now: datetime) -> float:

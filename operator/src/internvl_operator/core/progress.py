@@ -41,6 +41,10 @@ def _take_artifacts(draft: Draft, made: dict[str, str]) -> None:
         draft.status.artifacts = draft.status.artifacts | made
 
 
+def _moved(old: Progress, new: Progress) -> bool:
+    return (old.stage, old.step, old.detail) != (new.stage, new.step, new.detail)
+
+
 def _take_figures(draft: Draft, measured: EvaluationStatus) -> None:
     old = draft.status.evaluation or EvaluationStatus()
     draft.status.evaluation = EvaluationStatus(
@@ -54,7 +58,9 @@ def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus 
         old = status.progress or Progress()
         # A later stage has no steps of its own: the figures of training stay.
         status.progress = old.model_copy(update=progress.model_dump(exclude_none=True))
+        if status.progress_at is None or _moved(old, status.progress):
+            status.progress_at = draft.timestamp()
         status.progress_text = text(status.progress)
     if checkpoint is not None and (status.checkpoint is None or checkpoint.step > status.checkpoint.step):
         status.checkpoint = checkpoint
-        status.failures = 0
+        status.failures = status.infrastructure_failures = 0

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from internvl_api.status import Restarts, Workers
 
-from internvl_operator.core import group, policies, progress, stages
+from internvl_operator.core import group, micro_batch, policies, progress, stages
 from internvl_operator.core.conditions import is_true
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
@@ -74,7 +74,7 @@ def _follow_spec(draft: Draft) -> None:
     """Take a changed spec into account before anything else is decided."""
     job, status = draft.job, draft.status
     if status.observed_generation not in (None, job.generation):
-        status.retry_at, status.failures = None, 0
+        status.retry_at, status.failures, status.infrastructure_failures = None, 0, 0
     stage = draft.stage
     if stage and draft.entry(stage).state == "Failed":  # and its spec has changed since
         status.restarts, status.started_at, status.finished_at = Restarts(), None, None
@@ -83,7 +83,7 @@ def _follow_spec(draft: Draft) -> None:
     if status.run_digest not in (None, job.run_digest):
         _close_attempt(draft)
         status.stages, status.artifacts = stages.fresh(job.spec), {}
-        status.evaluation = None
+        status.evaluation = status.micro_batch_size = None
         status.progress = status.progress_text = status.checkpoint = None
     if any((pod.run_digest, pod.pod_digest) != (job.run_digest, job.pod_digest) for pod in draft.members):
         _close_attempt(draft)
@@ -120,10 +120,16 @@ def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
     elif ended is None:
         _go_on(draft, stage)
     else:
-        ended = policies.within_budget(ended, draft.status.restarts.user, policy)
+        ended = policies.with_change(ended, stage.name, _smaller_micro_batch(draft), policy)
+        ended = policies.within_budget(ended, draft.status, policy)
         (_fail if ended.kind == "fail" else group.end_attempt)(draft, stage, ended)
     if left and draft.status.phase not in ("Failed", "Suspended"):
         draft.wait(left)
+
+
+def _smaller_micro_batch(draft: Draft) -> int | None:
+    run = draft.job.resolved.run
+    return micro_batch.smaller(run, draft.status) if run else None
 
 
 def _go_on(draft: Draft, stage: Stage) -> None:
@@ -148,7 +154,8 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry = draft.entry(stage)
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
-    draft.status.failures, draft.status.retry_at = 0, None
+    draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
+    draft.status.progress_at = None
     draft.status.workers = group.count(draft)
 
 

@@ -92,6 +92,11 @@ def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: P
     shutil.rmtree(arriving, ignore_errors=True)
 
 
+def digest_of(file: RepoFile) -> str:
+    """Large files have a sha256; the others git's own digest of a blob."""
+    return str(file.lfs.sha256 if file.lfs else file.blob_id)
+
+
 def find_file(repo: Repository, commit: str, path: str) -> RepoFile | None:
     """One file of a commit, or None."""
     from huggingface_hub import HfApi
@@ -108,11 +113,11 @@ def _fetch(repo: Repository, commit: str, path: str, folder: Path) -> Path:
 
 
 def _check(repo: Repository, file: RepoFile, path: Path) -> None:
-    """Large files have a sha256; the others git's own digest of a blob."""
+    expected = digest_of(file)
     if file.lfs:
-        digest, expected = hashlib.sha256(), file.lfs.sha256
+        digest = hashlib.sha256()
     else:
-        digest, expected = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), file.blob_id
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from internvl_trainer.artifacts.archives import Archive, decompress, is_archive,
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
 from internvl_trainer.artifacts.downloads import announced
 from internvl_trainer.artifacts.https import HttpsSource
+from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.storage import (
     AccessDenied,
     Storage,
@@ -40,6 +41,29 @@ def list_directory(uri: str, *, field: str) -> list[str]:
         storage = _open(uri, field)
         names = [file.key for file in _present(storage, storage.list(), field)]
     return [name for name in names if not is_unused(name)]
+
+
+def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -> dict[str, str]:
+    """The wanted files of a checkpoint URI, relative, each to a text that changes when its content does.
+
+    That is a digest where there is one, as for local files and on the Hub, else ETag and size: nothing remote is read.
+    A commit of the Hub never changes and is not asked about: {"commit": its hash}.
+    """
+    if uri.startswith("hf://"):
+        repo = hub.repository(uri, field=field)
+        commit = hub.commit_of(repo)
+        if commit == repo.revision:
+            return {"commit": commit}
+        return {file.path: hub.digest_of(file) for file in hub.list_files(repo, commit) if wanted(file.path)}
+    if uri.startswith(("s3://", "https://")):
+        storage = _open(uri, field)
+        files = _present(storage, storage.list(), field)
+        return {file.key: f"{file.etag} {file.size}" for file in files if wanted(file.key)}
+    folder = _present_folder(local_path(uri, field=field), uri, field)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [name for name in names if wanted(name)]
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
 
 
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:

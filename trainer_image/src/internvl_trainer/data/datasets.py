@@ -19,6 +19,9 @@ from internvl_trainer.data.dataset import DatasetDescription, SampleSettings, re
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.errors import UserError
 
+VALIDATION = "validation/"
+"""Before a held-out dataset's name wherever datasets of both kinds are listed."""
+
 
 @dataclass(frozen=True)
 class OpenDataset:
@@ -40,6 +43,16 @@ def open_datasets(config: RunConfig) -> list[OpenDataset]:
     return [_open(description, field) for description, field in describe_datasets(config)]
 
 
+def open_validation(config: RunConfig) -> list[OpenDataset]:
+    """The same for data.validation, under names that tell them from training's. Raises UserError."""
+    opened = []
+    for name, dataset in config.data.validation.items():
+        field = f"spec.data.validation.{name}"
+        description = replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}")
+        opened.append(_open(description, field))
+    return opened
+
+
 def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
     """Every dataset of the spec and of the meta JSON, with the field to name in errors."""
     described = {
@@ -51,6 +64,9 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
                 "DatasetTwice", f"found dataset {description.name!r} in meta and in train; rename one", "spec.data.meta"
             )
         described[description.name] = description, f"spec.data.meta: {description.name}"
+    if reserved := next((name for name in described if name.startswith(VALIDATION)), None):
+        message = f"found {reserved!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
+        raise UserError("DatasetNameReserved", message, described[reserved][1])
     return list(described.values())
 
 

@@ -47,7 +47,10 @@ class Failure:
 
 
 class RowDataset(Dataset[Sample | Failure]):
-    """All rows of one epoch, over all datasets; drawn by position, so that every attempt augments alike."""
+    """All rows of one epoch, over all datasets; drawn by position, so that every attempt augments alike.
+
+    With `seed` None nothing is random: no augmentation, and the middle frames of a video.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class RowDataset(Dataset[Sample | Failure]):
         tokenizer: PreTrainedTokenizerBase,
         open_media: OpenMedia,
         *,
-        seed: int,
+        seed: int | None,
         bad_lines: Mapping[str, Sequence[int]],
     ) -> None:
         self._datasets, self._settings, self._tokenizer = datasets, settings, tokenizer
@@ -70,7 +73,7 @@ class RowDataset(Dataset[Sample | Failure]):
     def __getitem__(self, position: Position) -> Sample | Failure:
         dataset, row = self._find(position.row)
         description = dataset.description
-        rng = np.random.default_rng([self._seed, position.epoch, position.row])
+        rng = None if self._seed is None else np.random.default_rng([self._seed, position.epoch, position.row])
         try:
             content = json.loads(dataset.index[row])
             build = patiently(_PATIENCE_SECONDS)(build_sample)

@@ -1,23 +1,22 @@
-"""Adapters on disk: PEFT's files, upstream's fused layout and back, and merging into weights as they stream by."""
+"""Adapters on disk: PEFT's files, upstream's fused layout and back, and merging into a weight."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from .adapters import ADAPTER, add_lora, fused_projections, lora_layers
 from .chat_model import ChatModel
 from .checkpoint_format import Architecture
-from .checkpoint_format.files import CheckpointError
+from .checkpoint_format.files import CheckpointError, StoredTensors
 from .checkpoint_format.tensors import join_fused, match_native, match_upstream, split_fused
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -41,7 +40,7 @@ def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | Non
             if state is not None and is_repeated and source not in state:
                 source = f"native.{names[id(shared[id(layer)])]}.{part}"
             tensor = parameter if state is None else state[source]
-            tensors[f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}"] = tensor.detach().cpu().clone()
+            tensors[file_name(f"{name}.{part}")] = tensor.detach().cpu().clone()
     return tensors
 
 
@@ -75,10 +74,15 @@ def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = F
             parameter.copy_(adapter.tensors[name]).requires_grad_(trainable)
 
 
+def file_name(name: str) -> str:
+    """The name in a file of an adapter's parameter in the native model."""
+    return _PREFIX + name.replace(f".{ADAPTER}", "")
+
+
 def _file_names(model: ChatModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     for name, layer in lora_layers(model):
         for part, parameter in _own_parameters(layer):
-            yield f"{_PREFIX}{name}.{part.replace(f'.{ADAPTER}', '')}", parameter
+            yield file_name(f"{name}.{part}"), parameter
 
 
 def _own_parameters(layer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -88,10 +92,10 @@ def _own_parameters(layer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A saved adapter in memory: PEFT's config, and its tensors by PEFT's file names."""
+    """A saved adapter: PEFT's config, and its tensors by PEFT's file names, each read when it is asked for."""
 
     config: LoraConfig
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
 
     def shares_a(self, architecture: Architecture) -> bool:
         """Whether fused projections have one A, as adapters made here and upstream have."""
@@ -103,25 +107,23 @@ class Adapter:
                 groups.setdefault(match.upstream_name, []).append(tensor)
         return all(torch.equal(first, other) for first, *others in groups.values() for other in others)
 
-    def delta(self, module: str) -> torch.Tensor | None:
-        """(out, in) fp32 change of a native module's weight; None where it has no adapter."""
-        key = f"{_PREFIX}{module}"
-        if f"{key}.lora_A.weight" not in self.tensors:
-            return None
-        down, up = self.tensors[f"{key}.lora_A.weight"].float(), self.tensors[f"{key}.lora_B.weight"].float()
-        return up @ down * (self._alpha(module) / down.shape[0])
+    @property
+    def modules(self) -> set[str]:
+        """Native modules that have a LoRA pair."""
+        return {name.removeprefix(_PREFIX).partition(".lora_A")[0] for name in self.tensors if ".lora_A" in name}
 
     def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
-        delta = self.delta(module)
-        if delta is None:
+        key = f"{_PREFIX}{module}"
+        if f"{key}.lora_A.weight" not in self.tensors or weight.is_meta:
             return weight
-        merged = weight.float() + delta
-        magnitude = self.tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector.weight")
+        down, up = self.tensors[f"{key}.lora_A.weight"].float(), self.tensors[f"{key}.lora_B.weight"].float()
+        merged = torch.addmm(weight.float(), up, down, alpha=self._alpha(module) / down.shape[0])
+        magnitude = self.tensors.get(f"{key}.lora_magnitude_vector.weight")
         if magnitude is None:
-            magnitude = self.tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector")
+            magnitude = self.tensors.get(f"{key}.lora_magnitude_vector")
         if magnitude is not None:  # DoRA: the direction from weight and delta, the length learnt for each row
-            merged = merged * (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
+            merged *= (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
         return merged.to(weight.dtype)
 
     def _alpha(self, module: str) -> float:
@@ -140,17 +142,11 @@ def read_adapter(directory: str | Path) -> Adapter:
                 "FileMissing", f"{file} is missing; give an adapter's directory", str(directory / file)
             )
     try:
-        tensors = load_file(directory / WEIGHTS_FILE)
+        tensors = StoredTensors(directory / WEIGHTS_FILE)
         config = LoraConfig.from_pretrained(str(directory))
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(directory)) from error
     return Adapter(config, tensors)
-
-
-def merge_into(tensors: Iterable[tuple[str, torch.Tensor]], adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
-    """Native (name, tensor) pairs with the adapter merged in, one tensor at a time."""
-    for name, tensor in tensors:
-        yield name, adapter.merge(name.removesuffix(".weight"), tensor) if name.endswith(".weight") else tensor
 
 
 def to_upstream_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:

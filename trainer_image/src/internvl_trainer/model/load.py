@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from .checkpoint_format.files import (
     read_tensors,
     shape_tensors,
 )
+from .checkpoint_format.shards import Piece, upstream_pieces
 from .checkpoint_format.tensors import UnknownTensor, match_native
 from .tokenizer import CONTEXT_TOKEN, load_tokenizer
 
@@ -43,7 +45,7 @@ CONFIG_FILE = "config.json"
 KEPT_FOLDER = "upstream"
 """In a native directory: upstream's own files of the same model, config.json among them, kept for the way back."""
 _LATER = -1  # the image token's id, which the tokenizer knows
-_POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
+POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ class Source:
     entries: list[TensorEntry]
     rename: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterator[tuple[str, torch.Tensor]]]
 
+    def pieces(self) -> list[Piece]:
+        """The native tensors, and where each is."""
+        if not self.is_native:
+            return list(upstream_pieces(self.entries, self.architecture))
+        return [Piece(name, entry) for entry in self.entries for name, _ in self.rename(shape_tensors([entry]))]
+
 
 def load_chat_model(
     directory: str | Path,
@@ -124,17 +132,12 @@ def load_chat_model(
         "select_layer": select_layer,
     }
     architecture = replace(source.architecture, **{key: value for key, value in changes.items() if value is not None})
-    config: Any = source.config
-    config.image_token_id = int(tokenizer.get_vocab()[CONTEXT_TOKEN])
-    config.vision_config.image_size = (architecture.image_size, architecture.image_size)
-    config.image_seq_length = architecture.context_tokens
-    config.vision_feature_layer = architecture.select_layer
-    config.dtype = config.vision_config.dtype = config.text_config.dtype = dtype
+    config: Any = settle_config(source.config, architecture, tokenizer, dtype)
     attention = attn_implementation or choose_attention()
     config._attn_implementation = attention
     logger.info("attention implementation: %s", attention)
 
-    with _empty_parameters(zero3_config, dtype):
+    with empty_parameters(zero3_config, dtype):
         native = InternVLForConditionalGeneration(config)
     _fill(native, source, dtype, partitioned=zero3_config is not None)
     model = ChatModel(native, architecture)
@@ -152,6 +155,20 @@ def load_chat_model(
         attn_implementation=attention,
         is_native=source.is_native,
     )
+
+
+def settle_config(
+    config: Any, architecture: Architecture, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> InternVLConfig:
+    """A copy of the native config with what it does not know by itself."""
+    config = copy.deepcopy(config)
+    config.image_token_id = int(tokenizer.get_vocab()[CONTEXT_TOKEN])
+    config.vision_config.image_size = (architecture.image_size, architecture.image_size)
+    config.image_seq_length = architecture.context_tokens
+    config.vision_feature_layer = architecture.select_layer
+    config.dtype = config.vision_config.dtype = config.text_config.dtype = dtype
+    settled: InternVLConfig = config
+    return settled
 
 
 def check_checkpoint(source: Source, config: InternVLConfig) -> None:
@@ -239,7 +256,7 @@ def _current_names(stream: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
 
 
 @contextmanager
-def _empty_parameters(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Iterator[None]:
+def empty_parameters(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> Iterator[None]:
     """Modules built inside have parameters without data: on the meta device, or partitioned over ranks (ZeRO-3)."""
     with no_init_weights(), _placement(zero3_config, dtype):
         yield
@@ -265,7 +282,7 @@ def _fill(native: InternVLForConditionalGeneration, source: Source, dtype: torch
     lead = not partitioned or torch.distributed.get_rank() == 0
     stream = source.rename(read_tensors(source.entries) if lead else shape_tensors(source.entries))
     for name, tensor in stream:
-        if name == _POSITION_EMBEDDINGS and tuple(tensor.shape) != tuple(shapes[name]):
+        if name == POSITION_EMBEDDINGS and tuple(tensor.shape) != tuple(shapes[name]):
             tensor = resize_position_embeddings(tensor, shapes[name][1])
         if partitioned:
             _fill_partitioned(native.get_parameter(name), tensor, lead)
@@ -326,7 +343,7 @@ def _check(source: Source, shapes: Mapping[str, torch.Size], *, resizable: bool 
 
 
 def _is_resizable(name: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
-    return name == _POSITION_EMBEDDINGS and tensor.ndim == 3 and tensor.shape[2] == shape[2]
+    return name == POSITION_EMBEDDINGS and tensor.ndim == 3 and tensor.shape[2] == shape[2]
 
 
 def resize_position_embeddings(embeddings: torch.Tensor, positions: int) -> torch.Tensor:

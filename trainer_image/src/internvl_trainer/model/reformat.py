@@ -1,4 +1,4 @@
-"""A checkpoint directory in the other format, and back with the same files: upstream's <-> transformers' own (hf).
+"""A checkpoint directory in either format, upstream's or transformers' own (hf), from one in either; values may change.
 
 The hf directory loads with plain `AutoModelForImageTextToText` and `AutoTokenizer`. Upstream's own files (config.json,
 tokenizer, *.py) lie in its folder `upstream/`, byte for byte, for the way back. No code among them is ever run.
@@ -6,10 +6,11 @@ tokenizer, *.py) lie in its folder `upstream/`, byte for byte, for the way back.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,13 @@ from ..errors import UserError
 from .checkpoint_format import UnsupportedArchitecture, native_config, read_architecture
 from .checkpoint_format.files import INDEX_FILE, CheckpointError, TensorEntry, read_json
 from .checkpoint_format.shards import (
+    Change,
     Planned,
     plan_native,
     plan_upstream,
     split_as_before,
     split_by_size,
+    unchanged,
     write_shards,
 )
 from .load import CONFIG_FILE, KEPT_FOLDER, Source, check_checkpoint, open_checkpoint
@@ -35,6 +38,21 @@ Format = Literal["upstream", "hf"]
 SHARD_SIZE = 5_000_000_000
 GENERATION_CONFIG = "generation_config.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a copy has different.
+
+    Attributes:
+        change: values of native tensors.
+        settings: of upstream's config.json.
+        image_size: pixels of a tile's side, where it is another; `change` then resizes the position embeddings.
+    """
+
+    change: Change = unchanged
+    settings: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,15 +86,31 @@ def convert_checkpoint(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         unfinished.chmod(0o755)
-        if to == "hf":
-            done = _to_hf(opened, unfinished, shard_size or SHARD_SIZE)
-        else:
-            done = _to_upstream(opened, unfinished, shard_size, base)
+        done = write_checkpoint(opened, unfinished, to, shard_size=shard_size, base=base)
         unfinished.replace(target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return done
+
+
+def write_checkpoint(
+    source: Source,
+    target: Path,
+    to: Format,
+    edit: Edit = Edit(),
+    *,
+    shard_size: int | None = None,
+    base: Path | None = None,
+) -> Converted:
+    """Fill the folder `target` with a checkpoint in the format `to`, one tensor in memory at a time.
+
+    Raises:
+        UserError: as convert_checkpoint.
+    """
+    if to == "hf":
+        return _write_hf(source, target, edit, shard_size)
+    return _write_upstream(source, target, edit, shard_size, base)
 
 
 def _check_target(target: Path) -> None:
@@ -90,7 +124,7 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _to_hf(source: Source, target: Path, shard_size: int) -> Converted:
+def _write_hf(source: Source, target: Path, edit: Edit, shard_size: int | None) -> Converted:
     if source.architecture.pixel_shuffle_version != "v2":
         raise UserError(
             "NotExpressible",
@@ -104,18 +138,27 @@ def _to_hf(source: Source, target: Path, shard_size: int) -> Converted:
     config.architectures = ["InternVLForConditionalGeneration"]
     config.dtype = config.vision_config.dtype = config.text_config.dtype = _main_dtype(source.entries)
     check_checkpoint(source, config)
-    planned = plan_native(source.entries, source.architecture)
-    done = _write(split_by_size(planned, shard_size), source, target)
+    if edit.image_size is not None:
+        config.vision_config.image_size = (edit.image_size, edit.image_size)
+        config.image_seq_length = replace(source.architecture, image_size=edit.image_size).context_tokens
+    planned = plan_native(source.pieces(), source.architecture, edit.change)
+    files = _files_as_before(planned) if source.is_native and shard_size is None else None
+    done = _write(files or split_by_size(planned, shard_size or SHARD_SIZE), target)
     tokenizer.save_pretrained(target)
+    config.save_pretrained(target)
+    if source.upstream_config is not None:
+        _write_settings(edit.settings(source.upstream_config), source.upstream_config, target / KEPT_FOLDER)
+    if source.is_native:
+        _copy_files(source.directory, target)
+        return done
     _copy_files(source.directory, target / KEPT_FOLDER)
     if (source.directory / GENERATION_CONFIG).exists():
         shutil.copyfile(source.directory / GENERATION_CONFIG, target / GENERATION_CONFIG)
-    config.save_pretrained(target)
     return done
 
 
-def _to_upstream(source: Source, target: Path, shard_size: int | None, base: Path | None) -> Converted:
-    kept = base or source.directory / KEPT_FOLDER
+def _write_upstream(source: Source, target: Path, edit: Edit, shard_size: int | None, base: Path | None) -> Converted:
+    kept = base or (source.directory / KEPT_FOLDER if source.is_native else source.directory)
     if base is None and not (kept / CONFIG_FILE).exists():
         raise UserError(
             "UpstreamFilesMissing",
@@ -132,15 +175,20 @@ def _to_upstream(source: Source, target: Path, shard_size: int | None, base: Pat
     load_tokenizer(kept)  # says which of its files is absent
     source = replace(source, architecture=architecture)
     check_checkpoint(source, config)
-    entries = {
-        name: entry
-        for entry in source.entries
-        for name, _ in source.rename([(entry.name, torch.empty(0, device="meta"))])
-    }
-    planned = plan_upstream(entries, architecture)
-    done = _write(_upstream_files(planned, kept, shard_size), source, target)
+    planned = plan_upstream(source.pieces(), architecture, edit.change)
+    files = None if source.is_native or shard_size is not None else _files_as_before(planned)
+    done = _write(files or _upstream_files(planned, kept, shard_size), target)
+    _write_settings(edit.settings(upstream), upstream, target)
     _copy_files(kept, target)
     return done
+
+
+def _files_as_before(planned: Sequence[Planned]) -> Mapping[str, Sequence[Planned]]:
+    """Each tensor in the file that its first piece is in."""
+    files: dict[str, list[Planned]] = {}
+    for tensor in planned:
+        files.setdefault(tensor.pieces[0].entry.file.name, []).append(tensor)
+    return dict(sorted(files.items()))
 
 
 def _upstream_files(planned: Sequence[Planned], kept: Path, shard_size: int | None) -> Mapping[str, Sequence[Planned]]:
@@ -158,10 +206,17 @@ def _is_plain(file: object) -> bool:
     return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
 
 
-def _write(files: Mapping[str, Sequence[Planned]], source: Source, target: Path) -> Converted:
-    written = tuple(write_shards(files, source.architecture, target))
+def _write(files: Mapping[str, Sequence[Planned]], target: Path) -> Converted:
+    written = tuple(write_shards(files, target))
     tensors = [tensor for planned in files.values() for tensor in planned]
     return Converted(len(tensors), sum(tensor.nbytes for tensor in tensors), written)
+
+
+def _write_settings(settings: dict[str, Any], upstream: dict[str, Any], directory: Path) -> None:
+    """config.json, where it is another; else it is copied with the other files, byte for byte."""
+    if settings != upstream:
+        directory.mkdir(exist_ok=True)
+        (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:

@@ -63,7 +63,7 @@ def run_backward(
     last = len(window.batches) - 1
     for number, (batch, share) in enumerate(zip(window.batches, shares, strict=True)):
         seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
-        output = engine(**_on_device(batch, group.device))
+        output = engine(**on_device(batch, group.device))
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)
         total += float(output.loss_sum.detach())
         if number < last:
@@ -107,5 +107,6 @@ def seed_micro_batch(seed: int, step: int, number: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _on_device(batch: Batch, device: torch.device) -> Batch:
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -22,9 +22,8 @@ from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
-
-OTHER_WEIGHTS = "trained_weights.safetensors"
-"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
+from internvl_trainer.model.trained_config import trained_config
+from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 
 
 def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> Iterator[Path]:
@@ -54,7 +53,8 @@ def export_model(
     _carry_over(base, directory)
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
-        _write_config(loaded.upstream_config, config, loaded, kept)
+        changed = trained_config(loaded.upstream_config, config, template=loaded.template, image_size=loaded.image_size)
+        (kept / "config.json").write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
     if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
     else:
@@ -125,17 +125,3 @@ def _files(directory: Path) -> list[Path]:
 def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as tensors:
         return {name: tensors.get_tensor(name) for name in names}
-
-
-def _write_config(upstream: dict[str, Any], config: RunConfig, loaded: LoadedModel, directory: Path) -> None:
-    """The base's config.json with what training changed, so that inference cuts the same tiles."""
-    changed = {
-        **upstream,
-        "template": config.model.template or loaded.template,
-        "force_image_size": loaded.image_size,
-        "dynamic_image_size": config.image.dynamic,
-        "min_dynamic_patch": config.image.min_dynamic_patch,
-        "max_dynamic_patch": config.image.max_dynamic_patch,
-        "use_thumbnail": config.image.thumbnail,
-    }
-    (directory / "config.json").write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")

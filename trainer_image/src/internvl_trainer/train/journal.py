@@ -20,7 +20,8 @@ class StepRecord:
     """One optimizer step.
 
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
-    `tokens` and padding; times are in seconds.
+    `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
+    after which it was taken.
     """
 
     step: int
@@ -35,6 +36,7 @@ class StepRecord:
     step_seconds: float
     data_wait_seconds: float
     world_size: int
+    validation_loss: float | None = None
 
 
 class Journal:
@@ -50,7 +52,8 @@ class Journal:
 
     def record(self, step: StepRecord) -> None:
         """Add one step."""
-        self._metrics.write(json.dumps(asdict(step)) + "\n")
+        known = {name: value for name, value in asdict(step).items() if value is not None}
+        self._metrics.write(json.dumps(known) + "\n")
         scalars = {
             "train/loss": step.loss,
             "train/learning_rate": step.learning_rate,
@@ -60,6 +63,8 @@ class Journal:
             "train/tokens_per_second": step.tokens / step.step_seconds,
             "train/packing_efficiency": step.tokens / step.places,
         }
+        if step.validation_loss is not None:
+            scalars["validation/loss"] = step.validation_loss
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)
 

@@ -47,7 +47,9 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
         with stop.deferred():
             loader = run.loader(first)
             for step in range(first, run.total_steps):
+                reporter.enter("data")
                 window = loader.window()
+                reporter.enter("meeting")
                 stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
                     return session.stopped(step)
@@ -58,7 +60,7 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
 
 
 def is_due(step: int, total_steps: int, every: int) -> bool:
-    """Whether a checkpoint is taken after `step` steps; always after the last, before its weights are exported."""
+    """Whether what comes every so many steps comes after `step` of them; always after the last."""
     return step % every == 0 or step == total_steps
 
 
@@ -97,6 +99,7 @@ class Session:
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
+        self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
         total, supervised, rows, tokens, places, waited = self.group.sum(
             [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
@@ -113,8 +116,9 @@ class Session:
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
-            raise _not_finite(step, "the gradients are not finite")
+            raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
+        held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
             StepRecord(
                 step=step + 1,
@@ -129,6 +133,7 @@ class Session:
                 step_seconds=seconds,
                 data_wait_seconds=waited / self.group.world_size,
                 world_size=self.group.world_size,
+                validation_loss=held_out,
             )
         )
 
@@ -168,8 +173,13 @@ class Session:
             path.unlink()
         if self.journal is not None:
             described += upload_files(self.storage, folder, self.journal.files())
-            extra = {"kind": kind, "steps": self.run.total_steps, "artifacts": artifacts}
-            commit(self.storage, folder, described, fingerprint(self.config), **extra)
+            about = {
+                "kind": kind,
+                "steps": self.run.total_steps,
+                "base": self.run.base_identity,
+                "artifacts": artifacts,
+            }
+            commit(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
@@ -181,13 +191,35 @@ class Session:
             return export_adapter(run.engine, run.loaded, directory, self.group)
         return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
 
+    def _validate(self, step: int) -> float | None:
+        """The loss on data.validation after `step` steps, when it is due."""
+        every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
+        validation = self.run.validation
+        if validation is None or not is_due(step, self.run.total_steps, every):
+            return None
+        self.reporter.doing(f"validating after step {step}")
+        loss = validation.loss(self.run.engine)
+        if not math.isfinite(loss):
+            raise UserError(
+                "LossNotFinite",
+                f"the loss on data.validation is {loss} after step {step}; the last checkpoint is whole. Lower "
+                "learningRate, raise warmupRatio or look at the rows of data.validation",
+                "spec.training",
+            )
+        self.reporter.update(detail="training")
+        return loss
+
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
-            raise _not_finite(step, f"the loss is {self.loss}")
+            raise _not_finite(step, f"the loss is {self.loss}", self.saved_step)
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
+        if record.validation_loss is not None:
+            reporter.validation_loss.set(record.validation_loss)
+            reporter.update(validation_loss=record.validation_loss)
+            logger.info("step %d validation loss %.4f", record.step, record.validation_loss)
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)
@@ -228,10 +260,11 @@ class Session:
         )
 
 
-def _not_finite(step: int, what: str) -> UserError:
+def _not_finite(step: int, what: str, saved_step: int) -> UserError:
+    good = f"the checkpoint of step {saved_step} is whole" if saved_step else "there is no checkpoint yet"
     return UserError(
         "LossNotFinite",
-        f"{what} at step {step + 1}; the weights were not touched and the last checkpoint is whole. Lower "
-        "learningRate, raise warmupRatio or look at the rows of this step",
+        f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise warmupRatio "
+        "or look at the rows of this step",
         "spec.training",
     )

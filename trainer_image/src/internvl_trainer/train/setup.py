@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.datasets import open_datasets, read_bad_lines, sample_settings
+from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation, read_bad_lines, sample_settings
 from internvl_trainer.data.loader import Collation, Loader, PackDataset, RowDataset
 from internvl_trainer.data.packing import PackedOrder, PackLimits
 from internvl_trainer.data.row_sizes import read_row_sizes
@@ -21,10 +22,12 @@ from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
+from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import check_quantization, quantize_language_model
 from internvl_trainer.train.deepspeed_config import deepspeed_config
 from internvl_trainer.train.engine import build_engine
+from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ class Run:
     dataset: RowDataset
     order: Order[Any]
     total_steps: int
+    validation: Validation | None
+    base_identity: dict[str, Any]
 
     def loader(self, first_step: int) -> Loader:
         """Batches of this rank from `first_step` on."""
@@ -74,6 +79,8 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         check_quantization(group.device)
     reporter.doing("fetching the model")
     base = fetch_directory(config.model.source, field="spec.model.source")
+    reporter.doing("noting which model it is")
+    base_identity = group.first(describe_base(config) if group.leads else None)
     reporter.doing("loading the model")
     loaded = load_model(config, base, group)
     if config.lora.quantize is not None:
@@ -97,6 +104,8 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
         dataset=dataset,
         order=order,
         total_steps=order.count_steps(training.epochs, training.max_steps),
+        validation=open_held_out(config, loaded, storage, group),
+        base_identity=base_identity,
     )
 
 
@@ -174,8 +183,35 @@ def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter
     """The rows of an epoch, without those that preflight found bad."""
     bad_lines = read_bad_lines(config, storage)
     reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
+    return _rows(open_datasets(config), config, loaded, bad_lines, seed=config.training.seed)
+
+
+def open_held_out(config: RunConfig, loaded: LoadedModel, storage: Storage, group: Group) -> Validation | None:
+    """What takes the loss on data.validation; None where the spec names no such rows."""
+    if not config.data.validation:
+        return None
+    rows = _rows(open_validation(config), config, loaded, read_bad_lines(config, storage), seed=None)
+    if len(rows) == 0:
+        raise UserError("NoRowsLeft", "no row is left to validate on", "spec.data.validation")
+    return Validation(
+        rows,
+        group,
+        pad_token_id=loaded.tokenizer.pad_token_id or 0,
+        micro_batch=config.training.micro_batch_size,
+        workers=config.training.data_workers,
+    )
+
+
+def _rows(
+    datasets: Sequence[OpenDataset],
+    config: RunConfig,
+    loaded: LoadedModel,
+    bad_lines: Mapping[str, Sequence[int]],
+    *,
+    seed: int | None,
+) -> RowDataset:
     return RowDataset(
-        open_datasets(config),
+        datasets,
         sample_settings(
             config,
             template=loaded.template,
@@ -184,6 +220,6 @@ def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter
         ),
         loaded.tokenizer,
         open_media,
-        seed=config.training.seed,
+        seed=seed,
         bad_lines=bad_lines,
     )

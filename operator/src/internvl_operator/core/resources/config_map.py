@@ -12,8 +12,8 @@ from internvl_operator.core.resources.ownership import owned_metadata
 KEY = PurePosixPath(CONFIG_PATH).name
 
 
-def build(job: Job) -> dict[str, Any]:
+def build(job: Job, run_yaml: str) -> dict[str, Any]:
     """The object to apply."""
     metadata = owned_metadata(job, names.config_map(job.name), names.shared_labels(job.name, job.uid))
     metadata["annotations"] = {ANNOTATION_RUN_DIGEST: job.run_digest}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {KEY: job.resolved.run_yaml}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {KEY: run_yaml}}

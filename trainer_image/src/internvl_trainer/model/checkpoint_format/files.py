@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ...errors import UserError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in _WEIGHT_DTYPES.items()}
+"""Of the plain floats that weights may be, as safetensors writes them."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -32,6 +35,11 @@ class TensorEntry:
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
@@ -137,6 +145,29 @@ def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor
         with safe_open(file, framework="pt") as shard:
             for entry in members:
                 yield entry.name, shard.get_tensor(entry.name)
+
+
+def read_tensor(entry: TensorEntry) -> torch.Tensor:
+    """One tensor. Its pages are the file's, and nothing of that stays in memory when the tensor goes."""
+    with safe_open(entry.file, framework="pt") as shard:
+        tensor: torch.Tensor = shard.get_tensor(entry.name)
+    return tensor
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of one file by name, each read when it is asked for. Raises CheckpointError for a broken file."""
+
+    def __init__(self, path: Path) -> None:
+        self._entries = {entry.name: entry for entry in _read_header(path)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return read_tensor(self._entries[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def shape_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,80 +1,118 @@
-"""A checkpoint rewritten under other names, a shard at a time: memory for about two, whatever the model's size."""
+"""A checkpoint rewritten under other names or with other values, a tensor at a time, whatever the model's size."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .config import Architecture
-from .files import INDEX_FILE, SINGLE_FILE, TensorEntry
-from .tensors import DERIVED, IncompleteTensor, Match, join_fused, match_native, match_upstream, split_fused
+from .files import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE, TensorEntry, read_tensor
+from .tensors import DERIVED, IncompleteTensor, Rule, join_fused, match_native, match_upstream, split_fused
+
+Change = Callable[[str, torch.Tensor], torch.Tensor]
+"""A native name and its tensor to what is stored in its place; asked on the meta device too, for shape and dtype."""
+
+Read = Callable[[TensorEntry], torch.Tensor]
+
+
+def unchanged(_: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The Change of a checkpoint that is only moved."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A native tensor: a stored one, or a part of one.
+
+    Attributes:
+        name: the native model's; of a buffer that it does not have, the stored one.
+        rule, part: how the stored tensor is split, and which part this is; None where there is nothing to split.
+    """
+
+    name: str
+    entry: TensorEntry
+    rule: Rule | None = None
+    part: int = 0
+
+    def make(self, read: Read, architecture: Architecture) -> torch.Tensor:
+        """The tensor."""
+        stored = read(self.entry)
+        return stored if self.rule is None else split_fused(stored, self.rule, architecture)[self.part]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written: what it is made of, and how.
-
-    Attributes:
-        sources: the tensors to read; several where they are joined.
-        part: which one to keep where a source is split; None where there is nothing to split.
-        nbytes: size of the result.
-    """
+    """A tensor to be written: the pieces it is joined of, each changed before."""
 
     name: str
-    sources: tuple[TensorEntry, ...]
-    match: Match | None
-    part: int | None
-    nbytes: int
+    pieces: tuple[Piece, ...]
+    architecture: Architecture
+    change: Change
+    rule: Rule | None = None
 
-    def make(self, parts: tuple[torch.Tensor, ...], architecture: Architecture) -> torch.Tensor:
-        """The tensor from its sources; values are moved, never changed."""
-        if self.match is None:
-            return parts[0].contiguous()
-        if self.part is not None:
-            return split_fused(parts[0], self.match.rule, architecture)[self.part]
-        return join_fused(parts, self.match.rule, architecture).contiguous()
+    def make(self, read: Read) -> torch.Tensor:
+        """The tensor, from stored ones."""
+        parts = tuple(self.change(piece.name, piece.make(read, self.architecture)) for piece in self.pieces)
+        return parts[0] if self.rule is None else join_fused(parts, self.rule, self.architecture)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._on_meta.shape)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self._on_meta.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self._on_meta.nbytes
+
+    @cached_property
+    def _on_meta(self) -> torch.Tensor:
+        return self.make(lambda entry: torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
 
 
-def plan_native(entries: Sequence[TensorEntry], architecture: Architecture) -> list[Planned]:
-    """Upstream's tensors as native ones, in their order."""
-    planned = []
+def upstream_pieces(entries: Iterable[TensorEntry], architecture: Architecture) -> Iterator[Piece]:
+    """Upstream's tensors as native ones, in their order; derived buffers stay whole and keep their names."""
     for entry in entries:
         if DERIVED.search(entry.name):
+            yield Piece(entry.name, entry)
             continue
         match = match_upstream(entry.name, architecture.kind)
-        whole = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-        parts = split_fused(whole, match.rule, architecture)
-        for number, (name, part) in enumerate(zip(match.native_names, parts, strict=True)):
-            planned.append(Planned(name, (entry,), match, number if len(parts) > 1 else None, part.nbytes))
-    return planned
+        for part, name in enumerate(match.native_names):
+            yield Piece(name, entry, match.rule if match.rule.fusion else None, part)
 
 
-def plan_upstream(entries: Mapping[str, TensorEntry], architecture: Architecture) -> list[Planned]:
-    """Native tensors (current name to entry) as upstream's, in the order in which they come first.
+def plan_native(pieces: Iterable[Piece], architecture: Architecture, change: Change = unchanged) -> list[Planned]:
+    """Native tensors as they are; derived buffers are left out."""
+    return [Planned(piece.name, (piece,), architecture, change) for piece in pieces if not DERIVED.search(piece.name)]
+
+
+def plan_upstream(pieces: Iterable[Piece], architecture: Architecture, change: Change = unchanged) -> list[Planned]:
+    """Native tensors as upstream's, in the order in which they come first.
 
     Raises:
         IncompleteTensor: a part of a fused tensor is not there.
     """
-    matches = {(match := match_native(name, architecture.kind)).upstream_name: match for name in entries}
-    planned = []
-    for name, match in matches.items():
-        if absent := [part for part in match.native_names if part not in entries]:
-            raise IncompleteTensor(f"{name} cannot be joined: {', '.join(absent)} is not there")
-        sources = tuple(entries[part] for part in match.native_names)
-        planned.append(Planned(name, sources, match, None, sum(_nbytes(source) for source in sources)))
-    return planned
-
-
-def _nbytes(entry: TensorEntry) -> int:
-    return torch.empty(entry.shape, dtype=entry.dtype, device="meta").nbytes
+    by_name = {piece.name: piece for piece in pieces}
+    planned: dict[str, Planned] = {}
+    for name, piece in by_name.items():
+        if DERIVED.search(name):
+            planned[name] = Planned(name, (piece,), architecture, change)
+            continue
+        match = match_native(name, architecture.kind)
+        if match.upstream_name in planned:
+            continue
+        if absent := [part for part in match.native_names if part not in by_name]:
+            raise IncompleteTensor(f"{match.upstream_name} cannot be joined: {', '.join(absent)} is not there")
+        parts = tuple(by_name[part] for part in match.native_names)
+        planned[match.upstream_name] = Planned(match.upstream_name, parts, architecture, change, match.rule)
+    return list(planned.values())
 
 
 def split_by_size(planned: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:
@@ -103,31 +141,39 @@ def split_as_before(planned: Sequence[Planned], weight_map: Mapping[str, str]) -
     return dict(sorted(files.items()))
 
 
-def write_shards(files: Mapping[str, Sequence[Planned]], architecture: Architecture, directory: Path) -> Iterator[str]:
-    """Write the files, giving each name when it is there. In memory: one file's tensors and what they are made of."""
+def write_shards(files: Mapping[str, Sequence[Planned]], directory: Path) -> Iterator[str]:
+    """Write the files, giving each name when it is there, and their index. One tensor at a time is in memory."""
     for file, planned in files.items():
-        _write_shard(planned, architecture, directory / file)
+        _write_shard(planned, directory / file)
         yield file
     if len(files) > 1:
         _write_index(files, directory)
 
 
-def _write_shard(planned: Sequence[Planned], architecture: Architecture, path: Path) -> None:
-    with ExitStack() as stack:
-        opened: dict[Path, Any] = {}
-
-        def read(entry: TensorEntry) -> torch.Tensor:
-            if entry.file not in opened:
-                opened[entry.file] = stack.enter_context(safe_open(entry.file, framework="pt"))
-            tensor: torch.Tensor = opened[entry.file].get_tensor(entry.name)
-            return tensor
-
-        tensors = {
-            tensor.name: tensor.make(tuple(read(source) for source in tensor.sources), architecture)
-            for tensor in planned
+def _write_shard(planned: Sequence[Planned], path: Path) -> None:
+    """Byte for byte what safetensors' save_file writes, which wants all tensors at once."""
+    ordered = sorted(planned, key=lambda tensor: (-_RANKS[tensor.dtype], tensor.name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
         }
-        save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes files that only their owner reads
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(_ALIGNMENT, "little"))
+        file.write(text)
+        for tensor in ordered:
+            values = tensor.make(read_tensor).contiguous().reshape(-1)
+            file.write(memoryview(values.view(torch.uint8).numpy()))
+
+
+_ALIGNMENT = 8  # bytes, of the header's length and its end (safetensors' format)
+_RANKS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # safetensors puts the wider types first
 
 
 def _write_index(files: Mapping[str, Sequence[Planned]], directory: Path) -> None:

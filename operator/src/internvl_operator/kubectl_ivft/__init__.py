@@ -1,0 +1,1 @@
+"""`kubectl ivft`: what a user asks about runs, answered from their own kubeconfig. It needs no operator to be there."""

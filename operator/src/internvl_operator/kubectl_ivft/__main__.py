@@ -1,0 +1,166 @@
+"""`kubectl ivft …`: kubectl runs a program called kubectl-ivft when it finds one."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from internvl_api.status import StageName
+from rich.console import Console
+
+from internvl_operator.core.job import read_status
+from internvl_operator.kubectl_ivft import logs, render, report
+from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
+from internvl_operator.kubectl_ivft.why import explain
+
+_ABOUT = "What InternVLFineTunes are doing, why they are not, and how to hold them."
+_EXAMPLES = """\
+examples:
+  kubectl ivft list -A                  every run you may see, with what holds it up
+  kubectl ivft status coco-lora         stages, progress, figures, artifacts, conditions
+  kubectl ivft why coco-lora            the one reason it does not run, and what to do
+  kubectl ivft logs coco-lora -f        the log of rank 0, through all stages, until the run is over
+  kubectl ivft logs coco-lora --rank 3 --stage train --tail 100
+  kubectl ivft suspend coco-lora        save a checkpoint, free every GPU
+  kubectl ivft report coco-lora --out report.html
+
+It reads the cluster with your own rights: get and list on internvlfinetunes, list on pods, get on pods/log; suspend and
+resume need patch on internvlfinetunes. The exit code is 1 when something could not be had.
+"""
+_WIDE = 100_000  # columns: what is piped into a file or another program is never folded
+
+Options = argparse.Namespace
+_Parser = argparse.ArgumentParser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 with a word on stderr."""
+    options = _parser().parse_args(argv)
+    act: Callable[[Runs, Options, Console], None] = options.act
+    try:
+        runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
+        act(runs, options, Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE))
+    except UserError as error:
+        print(f"kubectl ivft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _list(runs: Runs, options: Options, console: Console) -> None:
+    found = runs.all(everywhere=options.all_namespaces)
+    if not found:
+        where = "any namespace" if options.all_namespaces else f"namespace {runs.namespace!r}"
+        print(f"no runs in {where}", file=sys.stderr)
+        return
+    console.print(render.run_list(found, _now(), namespaces=options.all_namespaces))
+
+
+def _status(runs: Runs, options: Options, console: Console) -> None:
+    console.print(render.run_status(runs.get(options.name), _now()))
+
+
+def _why(runs: Runs, options: Options, console: Console) -> None:
+    raw = runs.get(options.name)
+    console.print(render.explanation(options.name, explain(raw, read_status(raw.get("status") or {}), _now())))
+
+
+def _logs(runs: Runs, options: Options, _: Console) -> None:
+    read = logs.follow if options.follow else logs.read
+    lines = read(runs, options.name, stage=options.stage, rank=options.rank, tail=options.tail, tell=_tell)
+    for line in lines:
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _suspend(runs: Runs, options: Options, _: Console) -> None:
+    run, wanted = runs.get(options.name), options.command == "suspend"
+    status = read_status(run.get("status") or {})
+    if status.phase == "Succeeded":
+        raise UserError(f"the run {options.name!r} is done: there is nothing to {options.command}")
+    policy = (run.get("spec") or {}).get("runPolicy") or {}
+    if bool(policy.get("suspend")) == wanted:
+        print(f"{options.name}: spec.runPolicy.suspend is {str(wanted).lower()} already")
+        return
+    runs.set_suspended(options.name, wanted)
+    print(f"{options.name}: " + (_SUSPENDED if wanted else "goes on from its newest checkpoint"))
+
+
+_SUSPENDED = "suspended; its workers save a checkpoint and leave (kubectl ivft status tells when they have)"
+
+
+def _report(runs: Runs, options: Options, _: Console) -> None:
+    raw = runs.get(options.name)
+    uri = report.location(options.name, read_status(raw.get("status") or {}))
+    if options.out is None:
+        print(uri)
+    else:
+        report.download(uri, options.out)
+        print(f"{options.out}: {uri}")
+
+
+def _tell(text: str) -> None:
+    """Beside the log, not in it."""
+    print(f"--- {text}", file=sys.stderr)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _place(default: Any) -> _Parser:
+    """Flags that may stand before or after the command: where they are not given there, they change nothing."""
+    place = _Parser(add_help=False)
+    group = place.add_argument_group("the cluster, as kubectl has it")
+    group.add_argument("-n", "--namespace", default=default, help="default: the context's")
+    group.add_argument("--context", default=default, help="of the kubeconfig; default: the current one")
+    text = "default: KUBECONFIG, else ~/.kube/config"
+    group.add_argument("--kubeconfig", metavar="FILE", default=default, help=text)
+    return place
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="kubectl ivft",
+        parents=[_place(None)],
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str, act: Callable[[Runs, Options, Console], None], *, named: bool = True) -> _Parser:
+        made = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[_place(argparse.SUPPRESS)]
+        )
+        made.set_defaults(act=act)
+        if named:
+            made.add_argument("name", metavar="NAME", help="of the InternVLFineTune")
+        return made
+
+    listing = command("list", "every run, with what holds it up", _list, named=False)
+    listing.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
+    command("status", "stages, progress, figures, artifacts and conditions of a run", _status)
+    command("why", "the one reason a run is not running or has failed, and what to do", _why)
+    reading = command("logs", "the log of one worker", _logs)
+    reading.add_argument("--rank", type=int, default=0, help="of the worker (pod) in its group; default: 0")
+    reading.add_argument("--stage", choices=get_args(StageName), help="default: the one that is under way, or was last")
+    reading.add_argument(
+        "-f", "--follow", action="store_true", help="go on, over stages and attempts, until it is over"
+    )
+    reading.add_argument("--tail", type=int, metavar="LINES", help="only the last lines of what is there")
+    command("suspend", "save a checkpoint and free every pod", _suspend)
+    command("resume", "go on with a suspended run", _suspend)
+    fetching = command("report", "where the report of a finished run is", _report)
+    fetching.add_argument("--out", type=Path, metavar="FILE", help="fetch it from S3, with AWS_* of your environment")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Runs as a person reads them in a terminal. Pure: from raw objects to what rich prints."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, StageStatus
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from internvl_operator.core.job import read_status
+from internvl_operator.kubectl_ivft.why import Explanation, Tone, explain
+from internvl_operator.kubectl_ivft.words import age, ago, clock, duration, took
+
+Raw = dict[str, Any]
+_BAR = 30  # columns
+_TONES: dict[Tone, str] = {"good": "green", "busy": "cyan", "waits": "yellow", "bad": "red"}
+_PHASES = {"Succeeded": "green", "Running": "green", "Suspended": "yellow", "Stalled": "red", "Failed": "red"}
+_MARKS = {"Succeeded": ("✓", "green"), "Running": ("●", "cyan"), "Failed": ("✗", "red"), "Skipped": ("–", "dim")}
+# What a condition says when it is not as it should be, or when it is. Ready=False and the rest are left out: each only
+# repeats another one.
+_SENTENCES = {
+    ("Ready", "True"): "The result is published",
+    ("Reconciling", "True"): "Work goes on by itself",
+    ("Stalled", "True"): "It does not go on by itself",
+    ("Suspended", "True"): "It is suspended",
+    ("Failed", "True"): "The run has failed",
+    ("MemoryEstimate", "True"): "It should fit in GPU memory",
+    ("MemoryEstimate", "False"): "It may not fit in GPU memory",
+}
+
+
+def run_list(raws: Iterable[Raw], now: datetime, *, namespaces: bool) -> RenderableType:
+    """A line for each run; the note says what holds it up."""
+    table = _table(*(["NAMESPACE"] if namespaces else []), "NAME", "PHASE", "STAGE", "PROGRESS", "AGE", "NOTE")
+    table.columns[-3].no_wrap = True
+    for raw in sorted(raws, key=lambda each: (each["metadata"]["namespace"], each["metadata"]["name"])):
+        metadata, status = raw["metadata"], read_status(raw.get("status") or {})
+        told = explain(raw, status, now)
+        phase = status.phase or "Pending"
+        cells = [metadata["name"], Text(phase, _PHASES.get(phase, "cyan")), status.stage or ""]
+        cells += [_progress_words(status), age(metadata.get("creationTimestamp"), now), _note(told, status)]
+        table.add_row(*([metadata["namespace"]] if namespaces else []), *cells)
+    return table
+
+
+def run_status(raw: Raw, now: datetime) -> RenderableType:
+    """Everything about one run, the most important first."""
+    status = read_status(raw.get("status") or {})
+    told = explain(raw, status, now)
+    parts: list[RenderableType] = [*_head(raw, status, told, now)]
+    for title, part in (
+        ("Stages", _stages(status.stages, now)),
+        ("Evaluation", _figures(status)),
+        ("Checkpoint", _checkpoint(status, now)),
+        ("Artifacts", _artifacts(status.artifacts)),
+        ("Conditions", _conditions(status.conditions, told, now)),
+    ):
+        if part is not None:
+            parts += [Text(), Text(title, "bold"), Padding(part, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def explanation(name: str, told: Explanation) -> RenderableType:
+    """State, reason, next step: a line each."""
+    lines = [Text.assemble((name, "bold"), " ", (told.state, f"bold {_TONES[told.tone]}")), Text(told.because)]
+    if told.next_step:
+        lines.append(Text.assemble(("next: ", "bold"), told.next_step))
+    return Group(*lines)
+
+
+def _head(raw: Raw, status: InternVLFineTuneStatus, told: Explanation, now: datetime) -> Iterator[RenderableType]:
+    metadata = raw["metadata"]
+    name = Text.assemble((metadata["name"], "bold"), f" (namespace {metadata['namespace']}) ")
+    yield name + Text(told.state, f"bold {_TONES[told.tone]}")
+    facts = [f"created {ago(metadata.get('creationTimestamp'), now)}"]
+    if status.attempt > 1:
+        restarts = status.restarts
+        facts.append(f"attempt {status.attempt}")
+        facts.append(f"restarts: {restarts.user} of its own, {restarts.infrastructure} by the infrastructure")
+    if status.workers.active:
+        facts.append(f"{status.workers.active} pods")
+    yield Text(" · ".join(facts), "dim")
+    if status.progress and status.phase in ("Running", "Pending", "Suspended", "Stalled"):
+        yield from _progress(status.progress)
+    if told.tone != "good":
+        yield Text(told.because)
+    if told.next_step:
+        yield Text.assemble(("next: ", "bold"), told.next_step)
+
+
+def _progress(progress: Progress) -> Iterator[RenderableType]:
+    words = Text("  ".join(_progress_facts(progress)))
+    if not progress.step or not progress.total_steps:
+        yield words
+        return
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_row(
+        ProgressBar(total=progress.total_steps, completed=progress.step, width=_BAR),
+        Text(f"{progress.step / progress.total_steps:.0%}", "bold"),
+        words,
+    )
+    yield row
+
+
+def _progress_facts(progress: Progress) -> Iterator[str]:
+    if progress.step is not None:
+        yield f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+    elif progress.detail:
+        yield progress.detail
+    if progress.loss is not None:
+        yield f"loss {progress.loss:.3f}"
+    if progress.validation_loss is not None:
+        yield f"validation loss {progress.validation_loss:.3f}"
+    if progress.tokens_per_second:
+        yield f"{progress.tokens_per_second:,.0f} tokens/s"
+    if progress.eta_seconds:
+        yield f"{duration(progress.eta_seconds)} left"
+
+
+def _progress_words(status: InternVLFineTuneStatus) -> str:
+    progress = status.progress
+    if progress and progress.step and progress.total_steps and status.phase != "Succeeded":
+        left = f"  {duration(progress.eta_seconds)} left" if progress.eta_seconds and status.phase == "Running" else ""
+        return f"{progress.step / progress.total_steps:4.0%}  {progress.step}/{progress.total_steps}{left}"
+    return (status.progress_text or "") if status.phase != "Succeeded" else ""
+
+
+def _note(told: Explanation, status: InternVLFineTuneStatus) -> Text:
+    if told.tone == "good" or status.phase == "Suspended":
+        return Text()
+    return Text(told.because.replace("\n", " "), _TONES[told.tone], no_wrap=True, overflow="ellipsis")
+
+
+def _stages(entries: Sequence[StageStatus], now: datetime) -> RenderableType | None:
+    if not entries:
+        return None
+    table = _table("", "STAGE", "STATE", "STARTED (UTC)", "TOOK", "")
+    for entry in entries:
+        mark, style = _MARKS.get(entry.state, ("·", "dim"))
+        begun = entry.state != "Pending" or entry.started_at
+        over = entry.state in ("Pending", "Skipped") and not entry.finished_at
+        table.add_row(
+            Text(mark, style),
+            entry.name,
+            Text(entry.state if begun else "waits", style),
+            clock(entry.started_at, now) if entry.started_at else "",
+            "" if over else took(entry.started_at, entry.finished_at, now),
+            Text(_stage_note(entry)),
+        )
+    return table
+
+
+def _stage_note(entry: StageStatus) -> str:
+    attempt = f"attempt {entry.attempt}" if entry.attempt > 1 else ""
+    return ": ".join(part for part in (attempt, entry.message or "") if part)
+
+
+def _figures(status: InternVLFineTuneStatus) -> RenderableType | None:
+    measured = status.evaluation
+    if measured is None or not (measured.baseline or measured.final):
+        return None
+    table = _table("TASK", "METRIC", "BASE", "TUNED", "CHANGE")
+    for task in dict.fromkeys([*measured.baseline, *measured.final]):
+        base, tuned = measured.baseline.get(task, {}), measured.final.get(task, {})
+        for metric in dict.fromkeys([*base, *tuned]):
+            before, after = base.get(metric), tuned.get(metric)
+            change = f"{after - before:+.4f}" if before is not None and after is not None else ""
+            style = "green" if change.startswith("+") else "red" if change else ""
+            table.add_row(task, metric, _figure(before), _figure(after), Text(change, style))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _checkpoint(status: InternVLFineTuneStatus, now: datetime) -> RenderableType | None:
+    newest = status.checkpoint
+    if newest is None:
+        return None
+    return Text(f"step {newest.step}, verified {ago(newest.verified_at, now)}: {newest.uri}")
+
+
+def _artifacts(artifacts: dict[str, str]) -> RenderableType | None:
+    if not artifacts:
+        return None
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for name, uri in artifacts.items():
+        table.add_row(name, Text(uri, overflow="fold"))
+    return table
+
+
+def _conditions(conditions: Sequence[Condition], told: Explanation, now: datetime) -> RenderableType | None:
+    """Those that say something, in words; a message that stands above already is not repeated."""
+    lines = []
+    above = told.because if told.tone != "good" else ""
+    for each in conditions:
+        if sentence := _SENTENCES.get((each.type, each.status)):
+            since = age(each.last_transition_time, now)
+            message = "" if above.endswith(each.message) else f": {each.message}"
+            lines.append(Text.assemble(f"{sentence}, for {since}: ", (each.reason, "bold"), message))
+    return Group(*lines) if lines else None
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

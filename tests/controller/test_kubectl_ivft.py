@@ -1,0 +1,278 @@
+"""What `kubectl ivft` says, from raw objects: the words of each state, the tables, and which pod's log is read."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from controller.builders import NOW, OPTIONS, Raw, at, custom_resource, raw_pod, text
+from internvl_api.status import EvaluationStatus, InternVLFineTuneStatus, Phase, Progress, StageStatus
+from internvl_operator.core.conditions import summarise
+from internvl_operator.core.job import read_job, read_status
+from internvl_operator.core.observe import Observed
+from internvl_operator.core.reconcile import reconcile
+from internvl_operator.kubectl_ivft import logs, render, report, words
+from internvl_operator.kubectl_ivft.__main__ import main
+from internvl_operator.kubectl_ivft.client import NotStarted, UserError
+from internvl_operator.kubectl_ivft.why import explain
+from rich.console import Console, RenderableType
+
+
+def status(phase: Phase, reason: str = "Reason", message: str = "words", **fields: Any) -> InternVLFineTuneStatus:
+    told = summarise([], phase, reason, message, 1, at(-100))
+    return InternVLFineTuneStatus(observed_generation=1, phase=phase, conditions=told, **fields)
+
+
+def run(of: InternVLFineTuneStatus | None = None, *, age: float = 3600, **metadata: Any) -> Raw:
+    raw = custom_resource(status=of.to_dict() if of else None)
+    raw["metadata"] |= {"creationTimestamp": text(at(-age)), **metadata}
+    return raw
+
+
+def shown(what: RenderableType, width: int = 120) -> str:
+    sink = io.StringIO()
+    Console(file=sink, width=width, highlight=False).print(what)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        pytest.param(-3, "0s", id="a-clock-that-is-ahead"),
+        pytest.param(45, "45s", id="seconds"),
+        pytest.param(192, "3m12s", id="minutes"),
+        pytest.param(3600, "1h", id="no-empty-unit"),
+        pytest.param(270000, "3d3h", id="two-units"),
+    ],
+)
+def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> None:
+    assert words.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("raw", "state", "because", "next_step"),
+    [
+        pytest.param(run(age=3), "is new", "created 3s ago", "", id="just-made"),
+        pytest.param(run(), "has not been looked at", "no operator", "kubectl get pods -A", id="no-operator"),
+        pytest.param(
+            run(status("Running"), generation=2), "has been changed", "last change", "operator runs", id="not-answered"
+        ),
+        pytest.param(run(deletionTimestamp=text(at(-5))), "is being deleted", "5s", "", id="deleted"),
+        pytest.param(run(status("Running", "TrainRunning", "2 of 2")), "runs", "2 of 2", "", id="runs"),
+        pytest.param(
+            run(status("Suspended", "Suspended", "no pod")), "is suspended", "no pod", "ivft -n team resume run",
+            id="suspended",
+        ),
+        pytest.param(
+            run(status("Succeeded", "Published", "9 files", artifacts={"report": "s3://b/r"})),
+            "is done", "9 files", "report run", id="published",
+        ),
+        pytest.param(
+            run(status("Pending", "Unschedulable", "pod run-train-1 finds no node: 2 Insufficient nvidia.com/gpu.")),
+            "is on its way", "Insufficient nvidia.com/gpu", "spec.gpusPerWorker", id="unschedulable",
+        ),
+        pytest.param(
+            run(status("Stalled", "UnknownModel", "spec.model.name: found 'x'")),
+            "waits for you", "found 'x'", "correct spec.model.name: kubectl -n team edit ivft run", id="a-field",
+        ),
+        pytest.param(
+            run(status("Stalled", "BadRow", "s3://d/t.jsonl:7: truncated", retry_at=text(at(95)))),
+            "waits for you", "t.jsonl:7", "the next try is in 1m35s", id="a-file-and-line",
+        ),
+        pytest.param(
+            run(status("Stalled", "SecretMissing", "spec.secrets.objectStorage: found no Secret 'k'")),
+            "waits for you", "no Secret 'k'", "create that Secret", id="a-reason-with-a-step-of-its-own",
+        ),
+        pytest.param(
+            run(status("Failed", "BackoffLimitExceeded", "exit code 1", stage="train")),
+            "has failed", "exit code 1", "logs run --stage train", id="failed",
+        ),
+        pytest.param(
+            run(status("Failed", "Strange", "boom", stage="merge")),
+            "has failed", "boom", "logs run --stage merge", id="failed-for-a-reason-nobody-foresaw",
+        ),
+    ],
+)  # fmt: skip
+def test_why_gives_one_reason_and_the_next_step(raw: Raw, state: str, because: str, next_step: str) -> None:
+    told = explain(raw, read_status(raw.get("status") or {}), NOW)
+    assert told.state == state
+    assert because in told.because
+    assert next_step in told.next_step
+    assert bool(next_step) == bool(told.next_step)
+    assert told.because in " ".join(shown(render.explanation("run", told), width=1000).split())
+
+
+def test_why_takes_what_the_operator_really_writes() -> None:
+    raw = run()
+    raw["spec"]["recipe"] = "internvl2-2b-lora-cocoo"
+    plan = reconcile(read_job(raw), Observed(), NOW, OPTIONS)
+    assert plan.status is not None
+    told = explain(raw, plan.status, NOW)
+    assert told.state == "waits for you"
+    assert "did you mean 'internvl2-2b-lora-coco'?" in told.because
+    assert "correct spec.recipe:" in told.next_step
+
+
+TRAINING = status(
+    "Running",
+    "TrainRunning",
+    "train: 2 of 2 workers run",
+    stage="train",
+    attempt=2,
+    progress=Progress(stage="train", step=120, total_steps=400, loss=1.2345, tokens_per_second=31201, eta_seconds=4200),
+    evaluation=EvaluationStatus(baseline={"coco": {"CIDEr": 0.793}}, final={"coco": {"CIDEr": 1.312}}),
+    artifacts={"adapter": "s3://out/adapter"},
+    stages=[
+        StageStatus(name="preflight", state="Succeeded", started_at=text(at(-300)), finished_at=text(at(-208))),
+        StageStatus(name="train", state="Running", attempt=2, started_at=text(at(-200)), message="its node was lost"),
+        StageStatus(name="publish"),
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param("run (namespace team) runs", id="the-answer-first"),
+        pytest.param("30%  step 120/400  loss 1.234  31,201 tokens/s  1h10m left", id="progress"),
+        pytest.param("✓ preflight Succeeded 11:55:00 1m32s", id="a-stage-that-is-done"),
+        pytest.param("● train Running 11:56:40 3m20s attempt 2: its node was lost", id="a-stage-with-its-last-trouble"),
+        pytest.param("· publish waits", id="a-stage-to-come"),
+        pytest.param("coco CIDEr 0.7930 1.3120 +0.5190", id="figures"),
+        pytest.param("adapter s3://out/adapter", id="artifacts"),
+        pytest.param("Work goes on by itself, for 1m40s: TrainRunning", id="conditions-in-words"),
+    ],
+)
+def test_status_shows(part: str) -> None:
+    assert " ".join(part.split()) in " ".join(shown(render.run_status(run(TRAINING), NOW)).split())
+
+
+def test_status_says_a_reason_once() -> None:
+    told = shown(render.run_status(run(status("Stalled", "BadRow", "the seventh row")), NOW))
+    assert told.count("the seventh row") == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(run(InternVLFineTuneStatus()), id="empty"),
+        pytest.param(custom_resource(status={"conditions": "nonsense", "stages": [{"name": "bake"}]}), id="nonsense"),
+        pytest.param(run(status("Running", progress=Progress())), id="no-figures"),
+        pytest.param(run(status("Running", progress=Progress(step=0, total_steps=0))), id="no-steps"),
+    ],
+)
+def test_a_strange_status_is_shown_in_part(raw: Raw) -> None:
+    assert "run" in shown(render.run_status(raw, NOW))
+    assert "run" in shown(render.run_list([raw], NOW, namespaces=True))
+
+
+def test_the_list_keeps_to_one_line_a_run_and_is_whole_when_piped() -> None:
+    message = "spec.model.name: found " + 40 * "x, "
+    raws = [run(TRAINING), run(status("Stalled", "UnknownModel", message), name="other")]
+    for width, whole in ((90, False), (100_000, True)):
+        header, *lines = shown(render.run_list(raws, NOW, namespaces=False), width).splitlines()
+        assert header.split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "AGE", "NOTE"]
+        assert len(lines) == 2
+        assert "30%  120/400  1h10m left" in lines[1]
+        assert (message.strip() in lines[0]) == whole
+
+
+def pod(stage: str, rank: int, attempt: int = 1, made: float = 0) -> Raw:
+    raw = raw_pod(rank, stage=stage, attempt=attempt)
+    raw["metadata"]["creationTimestamp"] = text(at(made))
+    return raw
+
+
+PODS = [pod("preflight", 0), pod("train", 0, 1, 10), pod("train", 1, 2, 20), pod("train", 0, 2, 21)]
+
+
+@pytest.mark.parametrize(
+    ("stage_now", "asked", "rank", "found"),
+    [
+        pytest.param("train", None, 0, ("train", "2"), id="the-newest-attempt-of-the-stage-under-way"),
+        pytest.param("train", None, 1, ("train", "2"), id="another-rank"),
+        pytest.param("train", "preflight", 0, ("preflight", "1"), id="an-earlier-stage"),
+        pytest.param("publish", None, 0, ("train", "2"), id="the-next-stage-has-no-pod-yet"),
+        pytest.param("train", "publish", 0, None, id="a-stage-that-has-no-pod"),
+        pytest.param("train", None, 7, None, id="no-such-rank"),
+    ],
+)
+def test_which_log_is_read(stage_now: str, asked: str | None, rank: int, found: tuple[str, str] | None) -> None:
+    raw = run(InternVLFineTuneStatus(stage=stage_now))  # type: ignore[arg-type]
+    chosen = logs.choose(PODS, raw, asked, rank)
+    labels = chosen["metadata"]["labels"] if chosen else {}
+    assert (labels.get("internvl.dev/stage"), labels.get("internvl.dev/attempt")) == (found or (None, None))
+
+
+def test_pods_of_an_earlier_run_of_the_name_are_not_read() -> None:
+    assert logs.choose(PODS, run(TRAINING, uid="another"), None, 0) is None
+
+
+class Cluster:
+    """A run that goes on whenever its log has been read."""
+
+    def __init__(self) -> None:
+        self.pods_there: list[Raw] = []
+        self.state = InternVLFineTuneStatus(phase="Pending", stage="train")
+        self.looks = 0
+
+    def get(self, name: str) -> Raw:
+        return run(self.state)
+
+    def pods(self, name: str) -> list[Raw]:
+        return self.pods_there
+
+    def log(self, name: str, *, container: str, follow: bool, tail: int | None) -> Iterator[bytes]:
+        self.looks += 1
+        if self.looks == 1:
+            raise NotStarted("the container is waiting to start: ContainerCreating")
+        yield f"line of {name} {self.looks}".encode()
+        if len(self.pods_there) == 1:
+            self.pods_there.append(pod("train", 0, 2, 30))
+        else:
+            self.state.phase = "Succeeded"
+
+
+def test_a_followed_log_goes_on_over_attempts_until_the_run_is_over() -> None:
+    cluster, told = Cluster(), list[str]()
+
+    def pause(seconds: float) -> None:
+        cluster.pods_there = cluster.pods_there or [pod("train", 0)]
+
+    read = logs.follow(cluster, "run", stage=None, rank=0, tail=5, tell=told.append, pause=pause)  # type: ignore[arg-type]
+    assert list(read) == [b"line of run-train-0 2", b"line of run-train-0 3"]
+    assert ["waiting for a pod" in told[0], "ContainerCreating" in told[1]] == [True, True]
+    assert told[2:] == [
+        "run-train-0: train, attempt 1, rank 0",
+        "run-train-0: train, attempt 2, rank 0",
+        "the run is over: Succeeded",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of", "words_of_error"),
+    [
+        pytest.param(status("Running"), "has no report yet: it is running", id="not-yet"),
+        pytest.param(
+            status("Succeeded", artifacts={"adapter": "s3://a"}), "published no report; there is: adapter", id="none"
+        ),
+    ],
+)
+def test_a_report_that_is_not_there_is_explained(of: InternVLFineTuneStatus, words_of_error: str) -> None:
+    with pytest.raises(UserError, match=words_of_error):
+        report.location("run", of)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["list"], "no cluster:", id="no-kubeconfig"),
+        pytest.param(["--kubeconfig", "/does/not/exist", "why", "x"], "no cluster:", id="kubeconfig-is-not-there"),
+    ],
+)
+def test_no_cluster_is_one_word_and_no_traceback(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/does/not/exist")
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err

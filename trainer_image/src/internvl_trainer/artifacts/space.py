@@ -1,0 +1,42 @@
+"""Room on disk: asked for before hours of work, and named when it runs out all the same."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from internvl_trainer.errors import UserError
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raises UserError unless `needed` bytes are free where `folder` is or will be."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            "DiskFull",
+            f"{what} needs {_gb(needed)} there, {_gb(free)} are free; delete something, or give it a larger volume",
+            str(place),
+        )
+
+
+@contextmanager
+def naming_full_disk(folder: Path, needed: int, what: str) -> Iterator[None]:
+    """Within: a disk that another has filled meanwhile is a UserError too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            "DiskFull",
+            f"the disk is full; {what} needs {_gb(needed)} there. Delete something, or give it a larger volume",
+            str(folder),
+        ) from error
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

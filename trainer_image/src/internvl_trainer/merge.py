@@ -1,0 +1,224 @@
+"""The merge stage: whole models of the base and what was trained, each checked before it counts.
+
+Tensors are read, changed and written one at a time, and the check computes a layer at a time, so that a model larger
+than the machine's memory is merged and checked like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageResult
+
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import (
+    Manifest,
+    ManifestFile,
+    commit,
+    discard,
+    fetch_files,
+    read_manifest,
+    upload_files,
+)
+from internvl_trainer.artifacts.sources import fetch_directory
+from internvl_trainer.artifacts.space import check_space, naming_full_disk
+from internvl_trainer.artifacts.storage import FolderStorage, Storage
+from internvl_trainer.data.first_row import FirstRow, first_row
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.model.base_identity import check_base
+from internvl_trainer.model.checkpoint_format import Architecture
+from internvl_trainer.model.layerwise import layerwise_logits
+from internvl_trainer.model.load import Source, open_checkpoint
+from internvl_trainer.model.reformat import Edit, Format, write_checkpoint
+from internvl_trainer.model.tokenizer import load_tokenizer
+from internvl_trainer.model.trained_config import trained_config
+from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
+
+logger = logging.getLogger(__name__)
+
+FOLDERS: dict[Format, str] = {"upstream": "model", "hf": "model-hf"}
+ARTIFACTS: dict[Format, str] = {"upstream": "model", "hf": "modelHf"}
+_MARGIN = 256 << 20  # bytes on disk beyond the weights: tokenizer, configuration, other programs' needs
+
+# Norm of the logits' difference over their norm. Both sides compute in fp32, so what differs is the rounding of merged
+# weights to the dtype they are stored in (half a unit in the last place: 2^-24, 2^-11, 2^-8), grown on its way up.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_POSITIONS = 64  # of the sequence's end, whose logits are compared
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes into every format.
+
+    Attributes:
+        directory: a checkpoint in either format.
+        architecture: with the tile size of training.
+        weights: what training learned beyond the checkpoint; None where that is a trained model itself.
+    """
+
+    directory: Path
+    architecture: Architecture
+    weights: TrainedWeights | None
+    edit: Edit
+
+    def source(self) -> Source:
+        return open_checkpoint(self.directory)
+
+
+@dataclass(frozen=True)
+class Check:
+    """How close a written model is to the adapter on its base: norms over the norm of the adapter's logits.
+
+    Attributes:
+        row: of the training data, file:line.
+        positions: whose logits were compared.
+        difference: of the written model's logits.
+        moved: of the base model's, which says how much the adapter does; None without one.
+    """
+
+    row: str
+    positions: int
+    difference: float
+    tolerance: float
+    moved: float | None
+
+
+def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+    """Write, check and store each format; the manifest last. Raises UserError for what the user must mend."""
+    trained = _finished_training(config, storage)
+    folder = stage_folder("merge")
+    reporter.doing("looking for what was trained")
+    discard(storage, folder)  # what a killed attempt left
+    with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
+        work = _prepare(config, storage, trained, Path(scratch), reporter)
+        row = first_row(config, storage, work.architecture, load_tokenizer(work.directory))
+        formats = _formats(config, work)
+        needed = _check_room(storage, work, Path(scratch), len(formats))
+        files: list[ManifestFile] = []
+        checks: dict[str, Check] = {}
+        with naming_full_disk(Path(scratch), needed, "a merged model"):
+            for each in formats:
+                target = Path(scratch) / FOLDERS[each]
+                reporter.doing(f"writing {FOLDERS[each]}/")
+                target.mkdir()
+                write_checkpoint(work.source(), target, each, work.edit)
+                reporter.doing(f"checking {FOLDERS[each]}/")
+                checks[FOLDERS[each]] = check_written(work, target, row)
+                reporter.doing(f"storing {FOLDERS[each]}/")
+                files += _store(storage, folder, target)
+    artifacts = {ARTIFACTS[each]: f"{storage.uri}/{folder}/{FOLDERS[each]}" for each in formats}
+    made = {name: asdict(check) for name, check in checks.items()}
+    commit(storage, folder, files, fingerprint(config, "merge"), artifacts=artifacts, checks=made)
+    return StageResult(
+        stage="merge", outcome="succeeded", reason="Merged", message=_summary(checks), artifacts=artifacts
+    )
+
+
+def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
+    """Compare a written model with the unmerged one. Raises UserError when they do not compute the same."""
+    tokenizer = load_tokenizer(work.directory)
+    positions = min(_POSITIONS, row.batch["input_ids"].shape[1])
+    written = open_checkpoint(directory)
+    compute = partial(layerwise_logits, tokenizer=tokenizer, batch=row.batch, positions=positions)
+    found = compute(written, written.architecture)
+    of_source = partial(compute, work.source(), work.architecture)
+    moved = None
+    if work.weights is None:
+        wanted = of_source()
+    else:
+        below = work.weights.without_adapter()
+        wanted = of_source(change=below, adapter=work.weights.adapter)
+        moved = _distance(of_source(change=below), wanted)
+    tolerance = max(TOLERANCES[entry.dtype] for entry in written.entries)
+    check = Check(row.place, positions, _distance(found, wanted), tolerance, moved)
+    if not check.difference <= tolerance:  # also where it is no number
+        raise UserError(
+            "MergeCheckFailed",
+            f"the written model's logits on {row.place} differ from the trained ones' by {check.difference:.2e} of "
+            f"their norm, allowed are {tolerance:.0e}; it is not kept. What was trained is whole: run merge again, on "
+            "another machine if it fails again",
+            directory.name,
+        )
+    if moved is not None and check.difference > moved / 2:
+        logger.warning(
+            "rounding hides much of what was learned: the adapter moves the logits on %s by %.1e of their norm, and "
+            "storing its sum with the base differs from it by %.1e; use the adapter, or a base in fp32",
+            row.place, moved, check.difference,
+        )  # fmt: skip
+    return check
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Path, reporter: Reporter) -> Work:
+    kind = "adapter" if config.method == "lora" else "model"
+    files = trained.named(f"{kind}/")
+    check_space(scratch, sum(file.size for file in files), f"what was trained ({kind})")
+    fetch_files(storage, stage_folder("train"), files, scratch)
+    if config.method == "full":
+        directory = scratch / kind
+        return Work(directory, open_checkpoint(directory).architecture, None, Edit())
+    check_base(config, trained.extra.get("base"))
+    reporter.doing("fetching the base model")
+    base = fetch_directory(config.model.source, field="spec.model.source")
+    source = open_checkpoint(base)
+    architecture = source.architecture
+    if config.image.tile_size is not None:
+        architecture = replace(architecture, image_size=config.image.tile_size)
+    positions = (architecture.image_size // architecture.patch_size) ** 2 + 1
+    weights = read_trained_weights(scratch / kind, positions=positions)
+    weights.check_all_used([piece.name for piece in source.pieces()], f"{storage.uri}/{stage_folder('train')}/{kind}")
+    settings = partial(
+        trained_config, config=config, template=architecture.template, image_size=architecture.image_size
+    )
+    return Work(base, architecture, weights, Edit(weights, settings, architecture.image_size))
+
+
+def _formats(config: RunConfig, work: Work) -> list[Format]:
+    """Full training has written upstream's format already, where the base was in it."""
+    there = config.method == "full" and not work.source().is_native
+    return [each for each in FOLDERS if each in config.merge.formats and not (there and each == "upstream")]
+
+
+def _check_room(storage: Storage, work: Work, scratch: Path, formats: int) -> int:
+    """Bytes that a written model takes, for which there is room: on scratch for one, in an output folder for all."""
+    size = sum(entry.nbytes for entry in work.source().entries) + _MARGIN
+    check_space(scratch, size, "a merged model")
+    if isinstance(storage, FolderStorage):
+        check_space(Path(storage.uri), formats * size, f"the merged model in {formats} formats")
+    return size
+
+
+def _store(storage: Storage, folder: str, directory: Path) -> Iterator[ManifestFile]:
+    """One file at a time, each deleted here when it is there: an output on the same disk never needs the room twice."""
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = f"{directory.name}/{path.relative_to(directory).as_posix()}"
+        yield from upload_files(storage, folder, {name: path})
+        path.unlink()
+
+
+def _finished_training(config: RunConfig, storage: Storage) -> Manifest:
+    folder = stage_folder("train")
+    manifest = read_manifest(storage, folder)
+    if manifest is None or manifest.fingerprint != fingerprint(config):
+        raise UserError(
+            "StageMissing",
+            f"found no finished train stage of this run under {storage.uri}; run `internvl-trainer train` first",
+            "spec.output",
+        )
+    return manifest
+
+
+def _summary(checks: dict[str, Check]) -> str:
+    words = [f"{name}/ computes what was trained to {check.difference:.1e}" for name, check in checks.items()]
+    return "; ".join(words)

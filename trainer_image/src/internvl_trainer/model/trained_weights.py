@@ -1,0 +1,61 @@
+"""What training learned, laid over a base model's tensors one by one as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .adapter_files import Adapter, read_adapter
+from .checkpoint_format.files import CheckpointError, StoredTensors
+from .load import POSITION_EMBEDDINGS, resize_position_embeddings
+
+OTHER_WEIGHTS = "trained_weights.safetensors"
+"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """A Change of native tensors (see checkpoint_format.shards).
+
+    Attributes:
+        adapter: merged into the weights it is for; None leaves them.
+        others: put in the place of the base's.
+        positions: that the vision tower's embeddings are resized to, as training does for another tile size.
+    """
+
+    adapter: Adapter | None
+    others: Mapping[str, torch.Tensor]
+    positions: int
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in self.others:
+            tensor = self.others[name].to(tensor.device, tensor.dtype)
+        elif name == POSITION_EMBEDDINGS and tensor.shape[1] != self.positions:
+            tensor = resize_position_embeddings(tensor, self.positions)
+        if self.adapter is None or not name.endswith(".weight"):
+            return tensor
+        return self.adapter.merge(name.removesuffix(".weight"), tensor)
+
+    def without_adapter(self) -> TrainedWeights:
+        """What the model has under its adapter."""
+        return replace(self, adapter=None)
+
+    def check_all_used(self, names: Collection[str], place: str) -> None:
+        """Raises CheckpointError when something that was learned has no tensor in the base."""
+        modules = self.adapter.modules if self.adapter else set()
+        if unused := ({f"{module}.weight" for module in modules} | set(self.others)) - set(names):
+            raise CheckpointError(
+                "AdapterMismatch",
+                f"{len(unused)} trained tensors have no place in the base model, such as {min(unused)}; is this "
+                "adapter for this model?",
+                place,
+            )
+
+
+def read_trained_weights(directory: Path, *, positions: int) -> TrainedWeights:
+    """Of an exported adapter's directory. Raises CheckpointError when a file is missing or damaged."""
+    others = directory / OTHER_WEIGHTS
+    return TrainedWeights(read_adapter(directory), StoredTensors(others) if others.exists() else {}, positions)

@@ -1,0 +1,79 @@
+"""The loss on held-out rows (data.validation), taken between two steps and without a trace in the training curve.
+
+Nothing of training's state is touched: dropout is off, no gradient is made, and the seed of dropout and drop path is
+set anew before each micro-batch of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from internvl_trainer.data.loader import Collation, Loader, RowDataset
+from internvl_trainer.data.sampler import Position
+from internvl_trainer.distributed import Group
+from internvl_trainer.train.engine import on_device
+
+
+class Validation:
+    """All rows of data.validation, dealt out to the ranks in batches that do not depend on how many ranks there are.
+
+    The loss is therefore the same for any world size: it is a sum over the same batches, added without rounding.
+    """
+
+    def __init__(self, rows: RowDataset, group: Group, *, pad_token_id: int, micro_batch: int, workers: int) -> None:
+        self._rows, self._group = rows, group
+        self._collation = Collation(pad_token_id)
+        self._micro_batch, self._workers = micro_batch, workers
+
+    def loss(self, engine: Any) -> float:
+        """Mean cross entropy of a supervised token. All ranks call it, and get the same number.
+
+        Raises UserError for a row that cannot be read.
+        """
+        engine.eval()
+        try:
+            own = self._own_sums(engine)
+        finally:
+            engine.train()
+        sums, tokens = zip(*(pair for share in self._group.gather(own) for pair in share), strict=True)
+        return math.fsum(sums) / (sum(tokens) or 1)
+
+    @torch.no_grad()
+    def _own_sums(self, engine: Any) -> list[tuple[float, int]]:
+        """Sum of losses and number of supervised tokens of each batch of this rank."""
+        counted = self._batches_of(self._group.rank)
+        loader = Loader(
+            self._rows,
+            self._in_step(counted),
+            collation=self._collation,
+            workers=self._workers,
+            accumulation=1,
+            pin_memory=self._group.device.type == "cuda",
+        )
+        sums = []
+        for number in range(self._rounds):
+            window = loader.window()
+            output = engine(**on_device(window.batches[0], self._group.device))
+            if number < len(counted):
+                sums.append((float(output.loss_sum), window.supervised_tokens))
+        return sums
+
+    def _batches_of(self, rank: int) -> list[list[Position]]:
+        """What a rank has to count: every world-size-th batch."""
+        starts = range(rank * self._micro_batch, len(self._rows), self._group.world_size * self._micro_batch)
+        last = len(self._rows)
+        return [[Position(0, row) for row in range(start, min(last, start + self._micro_batch))] for start in starts]
+
+    def _in_step(self, batches: list[list[Position]]) -> Iterator[list[Position]]:
+        """The same number of batches on every rank, as ZeRO-3 gathers weights in every forward: the first row fills."""
+        yield from batches
+        yield from [[Position(0, 0)]] * (self._rounds - len(batches))
+
+    @property
+    def _rounds(self) -> int:
+        """Forwards of each rank: those of the first, which has the most."""
+        return len(self._batches_of(0))
