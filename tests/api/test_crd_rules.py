@@ -1,9 +1,10 @@
 """The CRD's cross-field rules, evaluated as CEL, beside what the operator says to the same spec."""
 
+import re
 from typing import Any
 
 import pytest
-from crd_server import RULES, rule_messages
+from crd_server import RULES, SCHEMA, rule_messages
 from internvl_api.resolve import SpecError, parse_spec, resolve
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
@@ -121,6 +122,15 @@ def test_what_can_be_run_is_refused_by_neither(changes: dict[str, Any]) -> None:
     spec = MINIMAL | changes
     assert rule_messages(spec) == []
     resolve(parse_spec(spec), job="team/run", job_uid="1")
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule["rule"], id=rule["message"]) for rule in RULES])
+def test_a_rule_speaks_only_of_fields_that_have_a_schema(rule: str) -> None:
+    """A server compiles rules against the schema: one that names anything else makes it refuse the whole CRD."""
+    for chain in re.findall(r"\bself((?:\.\w+\b(?!\()|\[\w+\])+)", rule):
+        schema = SCHEMA
+        for step in re.findall(r"\.\w+|\[\w+\]", chain):
+            schema = schema["additionalProperties"] if step[0] == "[" else schema["properties"][step[1:]]
 
 
 def test_every_rule_is_seen_to_refuse() -> None:

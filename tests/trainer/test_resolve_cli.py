@@ -99,15 +99,20 @@ def test_a_mistake_is_named(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [pytest.param("a: [", "while parsing", id="no YAML"), pytest.param(None, "No such file", id="no such file")],
+    ("content", "said"),
+    [
+        pytest.param(b"a: [", "while parsing", id="no YAML"),
+        pytest.param(b"\xff\xfe", "can't decode", id="no text"),
+        pytest.param(None, "No such file", id="no such file"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cr.yaml"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
+    if content is not None:
+        path.write_bytes(content)
     assert main(["resolve", str(path)]) == 78
-    assert f"{path} cannot be used" in (error := capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert f"{path} cannot be used" in error
     assert said in error

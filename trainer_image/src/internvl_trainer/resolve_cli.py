@@ -42,7 +42,7 @@ def run_resolve(options: argparse.Namespace) -> int:
     """Print run.yaml, or say on stderr what is wrong with the file."""
     try:
         config = resolve_resource(read_resource(options.path))
-    except (OSError, yaml.YAMLError, LookupError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError) as error:
         print(f"{options.path} cannot be used: {error}", file=sys.stderr)
         return ExitCode.CONFIG
     except SpecError as error:
@@ -53,7 +53,10 @@ def run_resolve(options: argparse.Namespace) -> int:
 
 
 def read_resource(path: Path) -> dict[str, Any]:
-    """The one InternVLFineTune of a file that may hold more. Raises OSError, YAMLError, LookupError."""
+    """The one InternVLFineTune of a file that may hold more.
+
+    Raises OSError, UnicodeDecodeError, YAMLError or, when there is not exactly one, LookupError.
+    """
     documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(each, dict)]
     ours = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]
     if len(ours) != 1:
