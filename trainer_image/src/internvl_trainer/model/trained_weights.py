@@ -33,7 +33,7 @@ class TrainedWeights:
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in self.others:
             tensor = self.others[name].to(tensor.device, tensor.dtype)
-        elif name == POSITION_EMBEDDINGS and tensor.shape[1] != self.positions:
+        elif name.endswith(POSITION_EMBEDDINGS) and tensor.shape[1] != self.positions:
             tensor = resize_position_embeddings(tensor, self.positions)
         if self.adapter is None or not name.endswith(".weight"):
             return tensor
