@@ -53,7 +53,7 @@ def plan_native(entries: Sequence[TensorEntry], architecture: Architecture) -> l
         whole = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
         parts = split_fused(whole, match.rule, architecture)
         for number, (name, part) in enumerate(zip(match.native_names, parts, strict=True)):
-            planned.append(Planned(name, (entry,), match, number if len(parts) > 1 else None, part.nbytes))
+            planned.append(Planned(name, (entry,), match, number if match.rule.fusion else None, part.nbytes))
     return planned
 
 
