@@ -97,9 +97,9 @@ def apply_step(engine: Any, rate: float) -> float:
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Every group has the same rate."""
+    """Every group has this rate, times its own `lr_scale` where it has one."""
     for group in groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:

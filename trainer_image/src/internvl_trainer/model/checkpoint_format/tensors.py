@@ -132,7 +132,8 @@ _CROSS_ATTENTION = tuple(f"cross_attn.{part}" for part in ("q_proj", "k_proj", "
 # The retrieval model keeps upstream's names but for the vision tower, which is the chat models'.
 _RETRIEVAL_RULES = (
     *(replace(rule, native=tuple(name.removeprefix("model.") for name in rule.native)) for rule in _VISION_RULES),
-    *_same("query_tokens", "text_projection", "logit_scale", "itm_head.{leaf}"),
+    *_same("query_tokens", "text_projection", "itm_head.{leaf}"),
+    Rule("logit_scale", ("logit_scale",), fusion="scalar"),
     *_same(*(f"{pool}.{part}" for pool in ("clip_projector", "clip_projector2") for part in _POOL_PARTS)),
     *_same("qllama.model.embed_tokens.{leaf}", "qllama.model.norm.{leaf}", "qllama.lm_head.{leaf}"),
     *_same(*(f"qllama.model.layers.{{n}}.{name}.{{leaf}}" for name in (*_SAME_NAMED, *_CROSS_ATTENTION))),
@@ -185,6 +186,8 @@ def _join_kv_groups(parts: tuple[torch.Tensor, ...], architecture: Architecture)
 _FUSIONS = {
     "thirds": _Fusion(_split_thirds, _join_thirds),
     "kv_groups": _Fusion(_split_kv_groups, _join_kv_groups),
+    # DeepSpeed cannot broadcast a parameter without dimensions.
+    "scalar": _Fusion(lambda scalar, _: (scalar.reshape(1),), lambda parts, _: parts[0].reshape(())),
 }
 
 

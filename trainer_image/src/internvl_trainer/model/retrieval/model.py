@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+from transformers.utils import ModelOutput
 
 from ..chat_model import add_drop_path, normalise_tiles
 from .architecture import RetrievalArchitecture
@@ -21,19 +22,22 @@ Variant = Literal["C", "G"]
 
 
 @dataclass
-class RetrievalOutput:
-    """Losses of one pass, as means over this rank's rows: the mean over ranks is the global batch's loss.
+class RetrievalOutput(ModelOutput):
+    """fp32 losses of one pass, as means over this rank's rows: the mean over ranks is the global batch's loss.
+
+    A ModelOutput because ZeRO-3 looks for tensors in dictionaries: from them it learns when to gather the model's own
+    parameters for the backward pass.
 
     Attributes:
         loss: itc + itm.
         negatives_found, positives_found: shares of the pairs that matching got right.
     """
 
-    loss: torch.Tensor
-    loss_itc: torch.Tensor
-    loss_itm: torch.Tensor
-    negatives_found: torch.Tensor
-    positives_found: torch.Tensor
+    loss: torch.Tensor | None = None
+    loss_itc: torch.Tensor | None = None
+    loss_itm: torch.Tensor | None = None
+    negatives_found: torch.Tensor | None = None
+    positives_found: torch.Tensor | None = None
 
 
 @dataclass
@@ -45,7 +49,7 @@ class _Pass:
 
 
 class RetrievalModel(nn.Module):
-    """Parameter names are upstream's, but for `vision_tower`, which is transformers' InternVLVisionModel."""
+    """Names are upstream's, but for `vision_tower`, which is transformers' InternVLVisionModel."""
 
     architecture: RetrievalArchitecture
     vision_tower: Any  # transformers' own type hints do not describe its models' parts
@@ -59,7 +63,7 @@ class RetrievalModel(nn.Module):
         self.qllama = QLlamaForCausalLM(qllama)
         self.query_tokens = nn.Parameter(torch.zeros(1, qllama.num_query_token, qllama.hidden_size))
         self.text_projection = nn.Parameter(torch.zeros(qllama.hidden_size, architecture.embed_dim))
-        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.logit_scale = nn.Parameter(torch.zeros(1))
         self.clip_projector = AttentionPool(vision.hidden_size, architecture.pool_heads, architecture.embed_dim)
         self.clip_projector2 = AttentionPool(qllama.hidden_size, architecture.pool_heads, architecture.embed_dim)
         self.itm_head = nn.Linear(qllama.hidden_size, 2)
@@ -100,18 +104,18 @@ class RetrievalModel(nn.Module):
         """
         image_ids = image_ids.reshape(-1)
         image_features = self._see(pixel_values)
-        visions = normalise(self.clip_projector(image_features))
+        visions = normalise(self.clip_projector(image_features).float())
         summary = self._read_apart(image_features, summarize_input_ids, summarize_attention_mask)
-        queries = normalise(self.clip_projector2(summary.queries))
-        texts = normalise(self._project_last(summary.texts, summarize_attention_mask))
-        scale = self.logit_scale.exp()
+        queries = normalise(self.clip_projector2(summary.queries).float())
+        texts = normalise(self._project_last(summary.texts, summarize_attention_mask).float())
+        scale = self.logit_scale.float().exp()
         negative = negative_input_ids, negative_attention_mask
         positive = positive_input_ids, positive_attention_mask
         if self.hard_negatives:
             mined = mine_negatives(queries + visions, texts, image_ids, scale)
             negative = _exchange(negative, positive, mined)
         matched = [self._read_together(image_features, *pair) for pair in (negative, positive)]
-        logits = [self.itm_head(each.queries).mean(1) for each in matched]
+        logits = [self.itm_head(each.queries).float().mean(1) for each in matched]
         loss_itc = contrastive_loss(visions, queries, texts, image_ids, scale)
         loss_itm = matching_loss(*logits)
         return RetrievalOutput(
