@@ -60,7 +60,10 @@ class EvaluationTask(ApiModel):
     annotation: Source = Field(description="JSONL of conversations, or JSON in COCO's format (images, annotations)")
     root: Source | None = Field(None, description="Folder or archive of the images; default: the annotation's folder")
     prompt: str | None = Field(
-        None, min_length=1, max_length=4000, description="Asked of every image; default: the row's own, else the task's"
+        None,
+        min_length=1,
+        max_length=4000,
+        description="Asked of every row ({} is the row's own question); default: the row's own, else the task's",
     )
     min_new_tokens: int | None = Field(None, ge=0, le=4096, description="Default: the task's; captions 8, others 1")
     max_new_tokens: int | None = Field(

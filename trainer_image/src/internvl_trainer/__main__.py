@@ -15,7 +15,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
 
-from internvl_trainer import convert
+from internvl_trainer import chat, convert
 from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
@@ -33,6 +33,7 @@ examples:
   internvl-trainer preflight --config run.yaml        check model, every row and the output; trains nothing
   internvl-trainer inspect --help                     see the tokens, labels and tiles of single rows
   internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
+  internvl-trainer chat --model DIR --image FILE      ask a model about a picture
   internvl-trainer resolve cr.yaml > run.yaml         the run.yaml of an InternVLFineTune, without a cluster
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
@@ -67,6 +68,14 @@ def _inspect(options: argparse.Namespace) -> int:
 
     try:
         return run(options)
+    except UserError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return exit_code_of(error)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    try:
+        return chat.run(options)
     except UserError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return exit_code_of(error)
@@ -150,6 +159,11 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     )
     convert.add_arguments(convert_parser)
     convert_parser.set_defaults(func=convert.run)
+    chat_parser = commands.add_parser(
+        "chat", help="try a model by hand: ask it about pictures", epilog=chat.EXAMPLES, formatter_class=raw
+    )
+    chat.add_arguments(chat_parser)
+    chat_parser.set_defaults(func=_chat)
     add_recipes_command(commands)
     add_estimate_command(commands)
     add_resolve_command(commands)

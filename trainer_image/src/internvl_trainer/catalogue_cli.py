@@ -55,11 +55,11 @@ def add_estimate_command(subparsers: Subparsers) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", metavar="NAME", help="a recipe, see `internvl-trainer recipes`")
     what.add_argument("--config", type=Path, metavar="RUN.YAML", help="a run's own configuration")
-    parser.add_argument("--gpus", type=_count, metavar="N", help="GPUs in all; default: the recipe's or the run's")
+    parser.add_argument("--gpus", type=count, metavar="N", help="GPUs in all; default: the recipe's or the run's")
     parser.add_argument(
         "--gpu-memory", type=_amount, default=80 * GIB, metavar="SIZE", help="of one GPU: 80Gi, 80GB, …; default: 80Gi"
     )
-    parser.add_argument("--micro-batch", type=_count, metavar="N", help="rows in one forward of one GPU")
+    parser.add_argument("--micro-batch", type=count, metavar="N", help="rows in one forward of one GPU")
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), help="for the advice; the table has all three")
     parser.set_defaults(func=run_estimate)
 
@@ -171,7 +171,8 @@ def _show_recipe(name: str, console: Console) -> int:
     return ExitCode.OK
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option that is a number of things."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")

@@ -17,6 +17,7 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
+from internvl_trainer.artifacts.finished import finished_training
 from internvl_trainer.artifacts.identity import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import (
     Manifest,
@@ -24,7 +25,6 @@ from internvl_trainer.artifacts.manifest import (
     commit,
     discard,
     fetch_files,
-    read_manifest,
     upload_files,
 )
 from internvl_trainer.artifacts.sources import fetch_directory
@@ -93,7 +93,7 @@ class Check:
 
 def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
     """Write, check and store each format; the manifest last. Raises UserError for what the user must mend."""
-    trained = _finished_training(config, storage)
+    trained = finished_training(config, storage)
     folder = stage_folder("merge")
     reporter.doing("looking for what was trained")
     discard(storage, folder)  # what a killed attempt left
@@ -205,18 +205,6 @@ def _store(storage: Storage, folder: str, directory: Path) -> Iterator[ManifestF
         name = f"{directory.name}/{path.relative_to(directory).as_posix()}"
         yield from upload_files(storage, folder, {name: path})
         path.unlink()
-
-
-def _finished_training(config: RunConfig, storage: Storage) -> Manifest:
-    folder = stage_folder("train")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config):
-        raise UserError(
-            "StageMissing",
-            f"found no finished train stage of this run under {storage.uri}; run `internvl-trainer train` first",
-            "spec.output",
-        )
-    return manifest
 
 
 def _summary(checks: dict[str, Check]) -> str:

@@ -116,10 +116,12 @@ def termination_path() -> Path | None:
 
 
 def termination_message(result: StageResult) -> bytes:
-    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut."""
+    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then the figures go."""
     message = redact(result.message)
     data = _encode(result, message)
     while len(data) > TERMINATION_MESSAGE_LIMIT:
+        if not message and result.evaluation is not None:  # dozens of tasks; their figures are in storage
+            result = result.model_copy(update={"evaluation": None})
         message = message[: len(message) * 9 // 10]
         data = _encode(result, f"{message} …")
     return data

@@ -28,6 +28,7 @@ from internvl_trainer.data.preflight import Checker, check_rows, findings_table
 from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
+from internvl_trainer.evaluate.check import check_tasks
 from internvl_trainer.metrics import Reporter
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     datasets = open_datasets(config) + open_validation(config)
     reporter.doing("checking the model")
     settings, tokenizer = check_model(config)
+    tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
     findings = {
         each.description.name: check_one(each, settings, tokenizer, reporter, sizes[each.description.name])
         for each in datasets
     }
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
+    report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     show(findings)
     discard(storage, folder)
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:

@@ -188,7 +188,7 @@ def build_sample(
             supervised.
     """
     settings = settings_for(dataset, settings)
-    groups = _read_media(row, dataset, settings, open_media, rng)
+    groups = read_media(row, dataset, settings, open_media, rng)
     encoded = encode_row(row, [len(group) for group in groups], settings, tokenizer)
     tiles = np.concatenate(groups) if groups else stack_tiles([blank_tile(settings.image_size)])
     return Sample(
@@ -235,14 +235,14 @@ def encode_row(
     return encoded
 
 
-def _read_media(
+def read_media(
     row: Row,
     dataset: DatasetDescription,
     settings: SampleSettings,
     open_media: OpenMedia,
-    rng: np.random.Generator | None,
+    rng: np.random.Generator | None = None,
 ) -> list[np.ndarray]:
-    """(n, 3, S, S) tiles of each image or frame, in the order of the row."""
+    """(n, 3, S, S) uint8 tiles of each image or frame, in the order of the row. Raises RowError."""
     augment = rng if dataset.data_augment else None
     if video := video_of(row):
         data = fetch_media(dataset.root, video, "video", open_media)

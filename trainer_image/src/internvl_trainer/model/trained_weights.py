@@ -1,4 +1,4 @@
-"""What training learned, laid over a base model's tensors one by one as they are read."""
+"""What training learned, laid over a base model's tensors one by one as they are read, or on a model in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from .adapter_files import Adapter, read_adapter
+from .adapter_files import Adapter, load_adapter, read_adapter
+from .chat_model import ChatModel
 from .checkpoint_format.files import CheckpointError, StoredTensors
 from .load import POSITION_EMBEDDINGS, resize_position_embeddings
 
@@ -59,3 +62,23 @@ def read_trained_weights(directory: Path, *, positions: int) -> TrainedWeights:
     """Of an exported adapter's directory. Raises CheckpointError when a file is missing or damaged."""
     others = directory / OTHER_WEIGHTS
     return TrainedWeights(read_adapter(directory), StoredTensors(others) if others.exists() else {}, positions)
+
+
+def load_trained(model: ChatModel, directory: str | Path) -> None:
+    """Put an adapter on its base, and beside it the other weights that learned, where there are any.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not fit the model.
+    """
+    path = Path(directory) / OTHER_WEIGHTS
+    if path.exists():
+        try:
+            unknown = model.native.load_state_dict(load_file(path), strict=False).unexpected_keys
+        except SafetensorError as error:
+            raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(path)) from error
+        except RuntimeError as error:  # shapes
+            raise CheckpointError("AdapterMismatch", f"does not fit the model: {error}", str(path)) from error
+        if unknown:
+            message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
+            raise CheckpointError("AdapterMismatch", message, str(path))
+    load_adapter(model, directory)

@@ -1,0 +1,101 @@
+"""Small test sets over drawn pictures, and a group of one process, for evaluations in a test's own process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName, StageResult
+from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.distributed import Group
+from internvl_trainer.metrics import Reporter
+from PIL import Image
+from trainer.runs import make_config
+
+SIDES = ((90, 60), (60, 90), (64, 64), (120, 50))
+COLOURS = ("red", "blue", "green", "white", "black")
+
+
+class Alone(Group):
+    """All ranks of a run of one process, without a connection."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, 0, torch.device("cpu"), None)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [json.loads(json.dumps(value))]
+
+
+def draw(folder: Path, count: int) -> list[str]:
+    """That many pictures of different shapes; their names."""
+    random = np.random.default_rng(7)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    names = [f"images/{number:03d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        width, height = SIDES[number % len(SIDES)]
+        pixels = random.integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(folder / name)
+    return names
+
+
+def write_vqa(folder: Path, rows: int) -> Path:
+    """Questions about drawn pictures, in upstream's test format."""
+    path = folder / "vqa.jsonl"
+    lines = [
+        {
+            "image": name,
+            "question": f"what colour is the {'cat' if number % 3 else 'table in the middle'}",
+            "question_id": number,
+            "answer": COLOURS[number % len(COLOURS)],
+        }
+        for number, name in enumerate(draw(folder, rows))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_coco(folder: Path, images: int) -> Path:
+    """Two captions for each drawn picture, in COCO's format."""
+    path = folder / "captions.json"
+    names = draw(folder, images)
+    captions = [
+        {"id": 2 * number + which, "image_id": 1000 + number, "caption": text}
+        for number in range(images)
+        for which, text in enumerate(
+            (f"A {COLOURS[number % 5]} pattern of blocks.", f"Blocks, {COLOURS[number % 5]} and bright, on a table")
+        )
+    ]
+    document = {
+        "images": [{"id": 1000 + number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": captions,
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def evaluation_config(folder: Path, tasks: dict[str, dict[str, Any]], **sections: Any) -> RunConfig:
+    """A run of a golden checkpoint that evaluates; its output is folder/output."""
+    evaluation = {"tasks": tasks, "baseline": True, "batchSize": 8, **sections.pop("evaluation", {})}
+    return make_config(str(folder / "output"), evaluation=evaluation, **sections)
+
+
+def run_evaluation(stage: StageName, config: RunConfig) -> StageResult:
+    """The stage in this process."""
+    from internvl_trainer.evaluate.run import evaluate
+
+    storage = open_storage(config.output, field="spec.output")
+    return evaluate(stage, config, Alone(), storage, Reporter(config.job, stage))
+
+
+def predictions(folder: Path, stage: str, task: str) -> list[dict[str, Any]]:
+    """Rows of a task's predictions."""
+    path = folder / "output" / "stages" / stage / "predictions" / f"{task}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

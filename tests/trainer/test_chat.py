@@ -1,0 +1,130 @@
+"""`internvl-trainer chat`: what the guides' demo does, from a shell."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from golden import RESULTS, load
+from internvl_api.constants import ExitCode
+from internvl_trainer.__main__ import main
+from internvl_trainer.data.conversation import Turn
+from internvl_trainer.data.tiling import cut_tiles, decode_image
+from internvl_trainer.model.adapter_files import save_adapter
+from internvl_trainer.model.adapters import LoraSettings, apply_method
+from internvl_trainer.model.answer import answer_all, make_prompt
+from internvl_trainer.model.load import LoadedModel
+from trainer.runs import GOLDEN
+
+CHECKPOINTS = GOLDEN / "checkpoints"
+WIDE, PHOTO = GOLDEN / "data/images/wide.png", GOLDEN / "data/images/photo.jpg"
+CAPTION = "Provide a one-sentence caption for the provided image."
+
+
+def chat(*words: str | Path) -> int:
+    return main(["chat", *map(str, words)])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.rstrip("\n")
+
+
+def expected(loaded: LoadedModel, *turns: str, tokens: int) -> str:
+    """The answer to the last of the turns, human and gpt by turns, about PHOTO."""
+    loaded.model.eval()
+    tiles = cut_tiles(decode_image(PHOTO.read_bytes()), loaded.image_size, 1, 6, thumbnail=True)
+    roles = [Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(turns)]
+    prompt = make_prompt(loaded, roles, tiles, [len(tiles)])
+    (text,) = answer_all(loaded, [prompt], max_new_tokens=tokens, min_new_tokens=1)
+    return text
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "internlm2", "phi3"])
+def test_the_answer_is_upstreams(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    golden = next(result["greedy_caption"] for case, result in sorted(RESULTS.items()) if case.startswith(f"{kind}/"))
+    image = {2: WIDE, 3: PHOTO}[golden["sample"]]
+    options = ["--max-tiles", "6", "--max-new-tokens", "12"]
+    assert chat("--model", CHECKPOINTS / kind, "--image", image, "--question", CAPTION, *options) == ExitCode.OK
+    assert said(capsys) == golden["text"]
+
+
+def test_a_conversation_remembers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n\n  and <image> this?\nwhere?\n"))
+    options = ["--max-tiles", "6", "--max-new-tokens", "4"]
+    assert chat("--model", CHECKPOINTS / "qwen2", "--image", PHOTO, *options) == ExitCode.OK
+    printed = capsys.readouterr()
+    loaded = load("qwen2")
+    first = expected(loaded, "<image>\nwhat is it?", tokens=4)
+    second = expected(loaded, "<image>\nwhat is it?", first, "where?", tokens=4)
+    assert printed.out == f"{first}\n{second}\n"
+    assert "ImageMarkMismatch: question: found 1 <image> marks for 0 pictures" in printed.err
+
+
+def test_an_adapter_and_transformers_format(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    native = tmp_path / "native"
+    assert main(["convert", str(CHECKPOINTS / "qwen2"), str(native), "--to", "hf"]) == ExitCode.OK
+    loaded = load("qwen2")
+    apply_method(loaded.model, "lora", lora=LoraSettings(4))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    save_adapter(loaded.model, tmp_path / "adapter")
+    capsys.readouterr()
+    options = ["--image", PHOTO, "--question", "what?", "--max-tiles", "6", "--max-new-tokens", "8"]
+    assert chat("--model", native, "--adapter", tmp_path / "adapter", *options) == ExitCode.OK
+    trained = said(capsys)
+    assert trained == expected(loaded, "<image>\nwhat?", tokens=8)
+    assert trained != expected(load("qwen2"), "<image>\nwhat?", tokens=8)
+
+
+def test_several_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", CHECKPOINTS / "qwen2", "--image", PHOTO, "--image", WIDE, "--max-new-tokens", "6"]
+    assert chat(*options, "--question", "same?") == ExitCode.OK
+    unmarked = said(capsys)
+    assert chat(*options, "--question", "<image>\n<image>\nsame?") == ExitCode.OK
+    assert said(capsys) == unmarked
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["--model", "none"], "FileMissing: none/config.json:", id="no model"),
+        pytest.param(
+            ["--model", str(CHECKPOINTS / "qwen2"), "--image", "none.png"],
+            "ImageMissing: none.png: cannot be read: No such file or directory; check the path",
+            id="no picture",
+        ),
+        pytest.param(
+            ["--model", str(CHECKPOINTS / "qwen2"), "--image", __file__],
+            f"ImageUndecodable: {__file__}: cannot be decoded",
+            id="a picture that is none",
+        ),
+        pytest.param(
+            ["--model", str(CHECKPOINTS / "qwen2"), "--adapter", "none"], "FileMissing: none/adapter_", id="no adapter"
+        ),
+        pytest.param(
+            ["--model", str(CHECKPOINTS / "qwen2"), "--image", str(WIDE), "--question", "<image> <image>"],
+            "ImageMarkMismatch: question: found 2 <image> marks for 1 pictures",
+            id="marks that do not fit",
+        ),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert chat(*words, *([] if "--question" in words else ["--question", "what?"])) == ExitCode.USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    loaded = load("internlm2")
+    apply_method(loaded.model, "lora", lora=LoraSettings(4))
+    save_adapter(loaded.model, tmp_path)
+    assert chat("--model", CHECKPOINTS / "phi3", "--adapter", tmp_path, "--question", "x") == ExitCode.USER_ERROR
+    assert "AdapterMismatch" in capsys.readouterr().err
+    shutil.copyfile(CHECKPOINTS / "phi3/model.safetensors", tmp_path / "trained_weights.safetensors")
+    assert chat("--model", CHECKPOINTS / "internlm2", "--adapter", tmp_path, "--question", "x") == ExitCode.USER_ERROR
+    assert "tensors have no place in the model" in capsys.readouterr().err

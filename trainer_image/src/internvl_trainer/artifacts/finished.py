@@ -1,0 +1,22 @@
+"""What an earlier stage of this run left, for the stages that need it."""
+
+from __future__ import annotations
+
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import Manifest, read_manifest
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import UserError
+
+
+def finished_training(config: RunConfig, storage: Storage) -> Manifest:
+    """The manifest of this run's train stage. Raises UserError when it is not there."""
+    manifest = read_manifest(storage, stage_folder("train"))
+    if manifest is None or manifest.fingerprint != fingerprint(config):
+        raise UserError(
+            "StageMissing",
+            f"found no finished train stage of this run under {storage.uri}; run `internvl-trainer train` first",
+            "spec.output",
+        )
+    return manifest

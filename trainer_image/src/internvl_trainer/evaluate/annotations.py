@@ -1,0 +1,250 @@
+"""An annotation file to questions with references: conversations, COCO's JSON, Karpathy's list, VQA and RefCOCO rows.
+
+The formats are those of training and of upstream's evaluation scripts (OpenGVLab/InternVL, internvl_chat/eval).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.rows import Row, media_path, parse_row
+from internvl_trainer.errors import UserError
+
+_MEDIA = ("image", "video", "clip")
+# How upstream's scripts ask for what a row of these formats holds.
+_VQA_QUESTION = "{} Answer the question using a single word or phrase."
+_REFCOCO_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+_BOX_SCALE = 1000  # InternVL's boxes count in thousandths of the picture's width and height
+
+
+class _Problem(ValueError):
+    """What is wrong with a row; `finding` says it."""
+
+    def __init__(self, reason: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.finding = Finding(reason, message, field)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask of some media, and what may be answered.
+
+    Attributes:
+        id: the row's own, else its image.
+        media: the row's `image`, `video` and `clip`, as in training.
+        text: what is asked; None where the file only has pictures.
+        plain: the bare question inside `text`, which a prompt's `{}` stands for.
+        system: the row's own system message.
+        place: file and line (or entry), for messages.
+    """
+
+    id: str | int
+    media: Row
+    references: tuple[str, ...]
+    place: str
+    text: str | None = None
+    plain: str | None = None
+    system: str | None = None
+
+
+def read_questions(path: Path, uri: str) -> list[Question]:
+    """Every question of a file. Messages name `uri`.
+
+    Raises:
+        UserError: the file cannot be read, or an entry is wrong: the first is named with its line.
+    """
+    questions, findings = [], []
+    for place, outcome in _entries(path, uri):
+        if isinstance(outcome, Question):
+            questions.append(outcome)
+        else:
+            findings += [(place, finding) for finding in outcome]
+    if findings:
+        place, first = findings[0]
+        more = f" (and {len(findings) - 1} more findings)" if len(findings) > 1 else ""
+        raise UserError(first.reason, f"{first}{more}", place)
+    if not questions:
+        raise UserError("AnnotationEmpty", "the annotation file has no rows", uri)
+    return questions
+
+
+def _entries(path: Path, uri: str) -> Iterator[tuple[str, Question | list[Finding]]]:
+    text = path.read_bytes()
+    if _is_lines(text, uri):
+        for number, line in enumerate(text.split(b"\n"), 1):
+            if line.strip():
+                place = f"{uri}:{number}"
+                yield place, _read_line(line, place)
+        return
+    document = _parse(text, uri)
+    if isinstance(document, list):
+        for number, row in enumerate(document):
+            place = f"{uri}: [{number}]"
+            yield place, _read_line(json.dumps(row).encode(), place)
+    elif isinstance(document, dict) and isinstance(document.get("images"), list):
+        yield from _read_coco(document, uri)
+    else:
+        raise UserError(
+            "AnnotationUnknown", "expected JSONL, a list of rows, or an object with images and annotations", uri
+        )
+
+
+def _is_lines(text: bytes, uri: str) -> bool:
+    """One object a line, by the file's name or because its first line is an object that is no COCO document."""
+    if uri.partition("?")[0].endswith(".jsonl"):
+        return True
+    try:
+        first = json.loads(text.lstrip().split(b"\n", 1)[0])
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "annotations" not in first
+
+
+def _parse(text: bytes, uri: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        message = f"not valid JSON: {error.msg} (column {error.colno})"
+        raise UserError("InvalidJson", message, f"{uri}:{error.lineno}") from error
+    except UnicodeDecodeError as error:
+        raise UserError("InvalidJson", f"not valid UTF-8 (byte {error.start})", uri) from error
+
+
+def _read_line(line: bytes, place: str) -> Question | list[Finding]:
+    """A row in any of the formats."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return parse_row(line)[1]  # it knows how to say what is wrong
+    try:
+        if not isinstance(row, dict) or "conversations" in row:
+            return _from_conversation(line, place)
+        if "question" in row:
+            return _from_vqa(row, place)
+        if "sent" in row:
+            return _from_refcoco(row, place)
+        if "caption" in row:
+            return _question(row, place, _texts(row["caption"], "caption"))
+    except _Problem as error:
+        return [error.finding]
+    names = "conversations, question, sent (with bbox) or caption"
+    return [Finding("RowUnknown", f"expected one of {names}, found {', '.join(sorted(row)) or 'nothing'}")]
+
+
+def _from_conversation(line: bytes, place: str) -> Question | list[Finding]:
+    """The first question of a training row, and its answer."""
+    row, findings = parse_row(line)
+    if row is None or (errors := [finding for finding in findings if finding.severity == "error"]):
+        return findings if row is None else errors
+    turns = list(row["conversations"])
+    system = turns[0]["value"] if turns[0]["from"] == "system" else None
+    first = next((position for position, turn in enumerate(turns) if turn["from"] == "human"), None)
+    if first is None:
+        return _question(row, place, (_text(turns[-1]["value"], "conversations"),), system=system)
+    answers = [turn["value"] for turn in turns[first + 1 : first + 2]]
+    if not answers:
+        return [Finding("ReferencesMissing", "the first question has no answer to compare with", "conversations")]
+    asked = turns[first]["value"]
+    return _question(row, place, (_text(answers[0], "conversations"),), text=asked, plain=asked, system=system)
+
+
+def _from_vqa(row: Row, place: str) -> Question:
+    """Upstream's VQA rows: image, question, question_id, and answer or answers."""
+    question = _text(row["question"], "question")
+    field = next((name for name in ("answers", "answer") if row.get(name)), None)
+    if field is None:
+        raise _Problem("ReferencesMissing", "expected an answer to compare with, found none", "answer")
+    text = _VQA_QUESTION.format(question)
+    return _question(row, place, _texts(row[field], field), text=text, plain=question)
+
+
+def _from_refcoco(row: Row, place: str) -> Question:
+    """Upstream's RefCOCO rows: image, sent, bbox [x1, y1, x2, y2] in pixels of width x height."""
+    try:
+        width, height = float(row["width"]), float(row["height"])
+        corners = [float(value) for value in row["bbox"]]
+        left, top, right, bottom = (
+            value * _BOX_SCALE / side for value, side in zip(corners, (width, height) * 2, strict=True)
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise _Problem("BoxInvalid", "expected bbox [x1, y1, x2, y2], width and height, in pixels", "bbox") from error
+    sentence = _text(row["sent"], "sent")
+    reference = f"<box>[[{left:.6g}, {top:.6g}, {right:.6g}, {bottom:.6g}]]</box>"
+    return _question(row, place, (reference,), text=_REFCOCO_QUESTION.format(sentence), plain=sentence)
+
+
+def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[Finding]]]:
+    """COCO's format, as COCO, NoCaps and Flickr30K have it: images, and captions that name one by its id."""
+    captions: dict[Any, list[str]] = defaultdict(list)
+    known = {image.get("id") for image in document["images"] if isinstance(image, dict)}
+    annotations = document.get("annotations") or []
+    for number, annotation in enumerate(annotations):
+        place = f"{uri}: annotations[{number}]"
+        try:
+            image_id = annotation["image_id"]
+            captions[image_id].append(_text(annotation["caption"], "caption"))
+        except (KeyError, TypeError):
+            yield place, [Finding("AnnotationInvalid", "expected an object with image_id and caption")]
+            continue
+        except _Problem as error:
+            yield place, [error.finding]
+            continue
+        if image_id not in known:
+            yield place, [Finding("ReferenceUnmatched", f"found {image_id!r}, the id of no image", "image_id")]
+    for number, image in enumerate(document["images"]):
+        place = f"{uri}: images[{number}]"
+        try:
+            yield place, _from_image(image, captions, place)
+        except _Problem as error:
+            yield place, [error.finding]
+
+
+def _from_image(image: Any, captions: dict[Any, list[str]], place: str) -> Question:
+    if not isinstance(image, dict) or "id" not in image:
+        raise _Problem("AnnotationInvalid", "expected an object with id and file_name (or image)")
+    if (name := image.get("file_name") or image.get("image")) is None:
+        raise _Problem("ImageMissing", "expected file_name or image, found neither; is this the file of the pictures?")
+    if not captions.get(image["id"]):
+        raise _Problem("ReferencesMissing", f"no annotation has the image_id {image['id']!r}", "id")
+    return _question({"image": name, "id": image["id"]}, place, tuple(captions[image["id"]]))
+
+
+def _question(row: Row, place: str, references: tuple[str, ...], **texts: str | None) -> Question:
+    media = {name: row[name] for name in _MEDIA if row.get(name)}
+    if "conversations" not in row:  # those rows were checked with their turns
+        _check_image(media.get("image"))
+    identity = next((row[name] for name in ("question_id", "image_id", "id") if row.get(name) is not None), None)
+    if not isinstance(identity, str | int):
+        image = media.get("image") or media.get("video") or place
+        identity = image if isinstance(image, str) else ", ".join(image)
+    return Question(identity, media, references, place, **texts)
+
+
+def _check_image(image: Any) -> None:
+    if not isinstance(image, str):
+        raise _Problem("ImageInvalid", "expected a path", "image")
+    try:
+        media_path(image)
+    except ValueError as error:
+        raise _Problem("PathLeavesRoot", str(error), "image") from error
+
+
+def _texts(value: Any, field: str) -> tuple[str, ...]:
+    """A text, a list of texts, or VQA's list of {answer}."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise _Problem("ReferencesMissing", "the list is empty", field)
+    return tuple(_text(item.get("answer") if isinstance(item, dict) else item, field) for item in values)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        found = json.dumps(value) if isinstance(value, str) or value is None else f"a {type(value).__name__}"
+        raise _Problem("ReferenceEmpty", f"expected text, found {found}", field)
+    return value

@@ -1,0 +1,95 @@
+"""Answers stored a few rows at a time, so that an evaluation that was ended goes on where it was.
+
+A chunk holds the same rows whatever the number of processes, and is answered by one of them: any world size gives the
+same answers, and may go on with what another began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import UserError
+from internvl_trainer.evaluate.annotations import Question
+from internvl_trainer.evaluate.tasks import OpenTask
+
+CHUNK_ROWS = 32
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive questions of a task."""
+
+    task: OpenTask
+    number: int
+
+    @property
+    def questions(self) -> list[Question]:
+        """At most CHUNK_ROWS."""
+        return self.task.questions[self.number * CHUNK_ROWS : (self.number + 1) * CHUNK_ROWS]
+
+
+class ChunkStore:
+    """The chunks under a stage's folder, for one state of tasks and weights (`version`)."""
+
+    def __init__(self, storage: Storage, folder: str, version: str) -> None:
+        self._storage, self._folder = storage, f"{folder}/chunks"
+        self._current = f"{self._folder}/{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+
+    def stored(self) -> set[str]:
+        """Keys of those that are done."""
+        return {file.key for file in self._storage.list(f"{self._current}/")}
+
+    def key(self, chunk: Chunk) -> str:
+        """Where a chunk is stored."""
+        return f"{self._current}/{chunk.task.name}/{chunk.number:06d}.jsonl"
+
+    def write(self, chunk: Chunk, answers: Sequence[str]) -> None:
+        """Store a chunk as a whole."""
+        rows = [_row(question, text) for question, text in zip(chunk.questions, answers, strict=True)]
+        self._storage.write(self.key(chunk), to_lines(rows))
+
+    def read(self, task: OpenTask) -> list[dict[str, Any]]:
+        """Every row of a task. Raises UserError naming a question that has no answer."""
+        rows: list[dict[str, Any]] = []
+        for chunk in chunks_of([task]):
+            rows += [json.loads(line) for line in self._storage.read(self.key(chunk)).splitlines()]
+        for position, question in enumerate(task.questions):
+            if position >= len(rows) or rows[position]["id"] != question.id:
+                message = (
+                    f"{question.id!r} has no prediction in {self._storage.uri}/{self._current}; delete it to repeat"
+                )
+                raise UserError("PredictionMissing", message, question.place)
+        return rows
+
+    def clear(self) -> None:
+        """Delete all, those of other versions too."""
+        self._storage.delete(f"{self._folder}/")
+
+
+def chunks_of(tasks: Sequence[OpenTask]) -> Iterator[Chunk]:
+    """All chunks, task by task."""
+    for task in tasks:
+        for number in range(-(-len(task.questions) // CHUNK_ROWS)):
+            yield Chunk(task, number)
+
+
+def to_lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    """JSONL, one row a line for whoever splits it: JSON allows line ends of Unicode inside of a text."""
+    return "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows).encode()
+
+
+def _row(question: Question, prediction: str) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "image": question.media.get("image"),
+        **({"video": question.media["video"]} if "video" in question.media else {}),
+        "question": question.text,
+        "prediction": prediction,
+        "references": list(question.references),
+    }

@@ -1,0 +1,154 @@
+"""The evaluation stages: rows answered by all processes, gathered and scored by one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from internvl_api.run_config import RunConfig
+from internvl_api.status import EvaluationStatus, StageName, StageResult
+
+from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import MANIFEST, commit, upload_files
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.datasets import sample_settings
+from internvl_trainer.distributed import Group
+from internvl_trainer.evaluate.captions import check_tools
+from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, chunks_of, to_lines
+from internvl_trainer.evaluate.generate import Answerer, one_ahead
+from internvl_trainer.evaluate.scores import score
+from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
+from internvl_trainer.evaluate.weights import find_trained, load_evaluated
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.model.load import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+SCORES = "scores.json"
+PREDICTIONS = "predictions"
+
+Figures = dict[str, dict[str, float]]
+"""Task to metric to value."""
+
+
+def evaluate(stage: StageName, config: RunConfig, group: Group, storage: Storage, reporter: Reporter) -> StageResult:
+    """Answer every row that has no answer yet, then score all. All ranks call it; rank 0 writes the result.
+
+    Raises:
+        UserError: a task, the model or a tool cannot be used.
+    """
+    reporter.doing("reading the tasks")
+    tasks = open_tasks(config)
+    if needs_tools(tasks):
+        check_tools()
+    trained = find_trained(stage, config, storage)
+    version = fingerprint(config, stage) + (trained.sha256 if trained else "")
+    store = ChunkStore(storage, stage_folder(stage), version)
+    done = set(group.first(sorted(store.stored())))
+    pending = [chunk for chunk in chunks_of(tasks) if store.key(chunk) not in done]
+    if pending:
+        reporter.doing("loading the model")
+        loaded = load_evaluated(config, storage, trained, group)
+        if group.leads:
+            claim_output(storage, config)
+        answer_chunks(make_answerer(config, loaded), pending, store, group, reporter)
+    group.barrier()
+    figures: Figures | None = None
+    if group.leads:
+        reporter.doing("scoring")
+        figures = write_result(stage, config, storage, tasks, store)
+    figures = group.first(figures)
+    return StageResult(
+        stage=stage,
+        outcome="succeeded",
+        reason="Evaluated",
+        message=summary(figures),
+        progress=reporter.progress,
+        evaluation=status_of(stage, figures),
+    )
+
+
+def make_answerer(config: RunConfig, loaded: LoadedModel) -> Answerer:
+    """The model with the run's settings for pictures and prompts."""
+    settings = sample_settings(
+        config, template=loaded.template, image_size=loaded.image_size, context_tokens=loaded.context_tokens
+    )
+    return Answerer(loaded, settings, config.evaluation.batch_size)
+
+
+def answer_chunks(
+    answerer: Answerer, pending: Sequence[Chunk], store: ChunkStore, group: Group, reporter: Reporter
+) -> None:
+    """This rank's share of the chunks, each stored when it is done."""
+    own = pending[group.rank :: group.world_size]
+    pace = Pace(reporter, rows=sum(len(chunk.questions) for chunk in pending), ranks=group.world_size)
+    logger.info("%d chunks to answer, %d of them here", len(pending), len(own))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for chunk, prompts in one_ahead(own, lambda chunk: answerer.prompts(chunk, pool)):
+            reporter.update(detail=f"answering {chunk.task.name}")
+            store.write(chunk, answerer.answers(chunk.task, [prompt.result() for prompt in prompts]))
+            pace.answered(len(prompts))
+
+
+@dataclass
+class Pace:
+    """Says how far all ranks are, taking the others to be as fast as this one."""
+
+    reporter: Reporter
+    rows: int
+    ranks: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.reporter.update(step=0, total_steps=self.rows)
+
+    def answered(self, rows: int) -> None:
+        """So many more."""
+        self.done = min(self.rows, self.done + rows * self.ranks)
+        rate = self.done / (time.monotonic() - self.began)
+        self.reporter.update(
+            step=self.done, samples_per_second=round(rate, 3), eta_seconds=round((self.rows - self.done) / rate, 1)
+        )
+        logger.info("answered %d of %d rows, %.2f a second", self.done, self.rows, rate)
+
+
+def write_result(
+    stage: StageName, config: RunConfig, storage: Storage, tasks: Sequence[OpenTask], store: ChunkStore
+) -> Figures:
+    """Predictions with their scores, and scores.json; the manifest last, then the chunks go."""
+    folder, figures = stage_folder(stage), Figures()
+    storage.delete(f"{folder}/{MANIFEST}")
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
+        files: dict[str, Path] = {}
+        for task in tasks:
+            rows = store.read(task)
+            figures[task.name], each = score(task.name, task.kind, rows)
+            path = files[f"{PREDICTIONS}/{task.name}.jsonl"] = Path(scratch) / f"{task.name}.jsonl"
+            path.write_bytes(to_lines([{**row, "scores": scores} for row, scores in zip(rows, each, strict=True)]))
+        path = files[SCORES] = Path(scratch) / SCORES
+        path.write_text(json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8")
+        described = upload_files(storage, folder, files)
+    commit(storage, folder, described, fingerprint(config, stage), evaluation=status_of(stage, figures).to_dict())
+    store.clear()
+    return figures
+
+
+def status_of(stage: StageName, figures: Figures) -> EvaluationStatus:
+    """The figures as status has them."""
+    return EvaluationStatus(baseline=figures) if stage == "baseline-evaluate" else EvaluationStatus(final=figures)
+
+
+def summary(figures: Figures) -> str:
+    """One line: coco: BLEU_1 0.7123, …"""
+    parts = []
+    for name, metrics in figures.items():
+        parts.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
+    return "; ".join(parts)
