@@ -2,5 +2,5 @@
 
 `architecture` reads config.json; `qllama` and `pooling` are the parts that transformers does not have, and `model` puts
 them together; `losses` says what training minimises; `load` reads and writes upstream's checkpoint layout; `methods`
-and `layer_decay` say what learns and how fast; `text` prepares captions.
+and `layer_decay` say what learns and how fast.
 """

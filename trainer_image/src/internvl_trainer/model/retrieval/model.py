@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,14 +129,18 @@ class RetrievalModel(nn.Module):
 
     def encode_images(self, pixel_values: torch.Tensor, variant: Variant) -> torch.Tensor:
         """(B, C) features as upstream gives them: InternVL-G's are the sum of the queries' and C's, each normalised."""
+        return self.encode_variants(pixel_values, (variant,))[variant]
+
+    def encode_variants(self, pixel_values: torch.Tensor, variants: Sequence[Variant]) -> dict[Variant, torch.Tensor]:
+        """`encode_images` for several variants, with one pass through the vision tower."""
         image_features = self._see(pixel_values)
-        visions: torch.Tensor = self.clip_projector(image_features)
-        if variant == "C":
-            return visions
-        queries = self.query_tokens.expand(len(image_features), -1, -1)
-        everything = queries.new_zeros(len(queries), 1, queries.shape[1], queries.shape[1])
-        hidden = self._decode(queries, everything, image_features)
-        return normalise(self.clip_projector2(hidden)) + normalise(visions)
+        found: dict[Variant, torch.Tensor] = {"C": self.clip_projector(image_features)}
+        if "G" in variants:
+            queries = self.query_tokens.expand(len(image_features), -1, -1)
+            everything = queries.new_zeros(len(queries), 1, queries.shape[1], queries.shape[1])
+            hidden = self._decode(queries, everything, image_features)
+            found["G"] = normalise(self.clip_projector2(hidden)) + normalise(found["C"])
+        return {variant: found[variant] for variant in variants}
 
     def encode_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, C) features of (B, L) texts padded with 0 on the right; the same for both variants."""
