@@ -45,12 +45,7 @@ def open_datasets(config: RunConfig) -> list[OpenDataset]:
 
 def open_validation(config: RunConfig) -> list[OpenDataset]:
     """The same for data.validation, under names that tell them from training's. Raises UserError."""
-    opened = []
-    for name, dataset in config.data.validation.items():
-        field = f"spec.data.validation.{name}"
-        description = replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}")
-        opened.append(_open(description, field))
-    return opened
+    return [_open(description, field) for description, field in describe_validation(config)]
 
 
 def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
@@ -68,6 +63,14 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
         message = f"found {reserved!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
         raise UserError("DatasetNameReserved", message, described[reserved][1])
     return list(described.values())
+
+
+def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
+    """Every dataset of data.validation under its longer name, with the field to name in errors."""
+    return [
+        (replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}"), f"spec.data.validation.{name}")
+        for name, dataset in config.data.validation.items()
+    ]
 
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:

@@ -26,8 +26,12 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of each rank to (world x B, ...), with gradient; B is the same on every rank. Alone: the same rows."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    """(B, ...) of each rank to (world x B, ...), with gradient; B is the same on every rank.
+
+    The same rows when alone, and where there is no gradient: what is held out is contrasted batch by batch, so that its
+    loss does not depend on how many ranks there are.
+    """
+    if not torch.is_grad_enabled() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
     gathered: torch.Tensor = _GatherWithGradient.apply(rows)
     return gathered

@@ -31,6 +31,7 @@ class RetrievalOutput(ModelOutput):
 
     Attributes:
         loss: itc + itm.
+        rows: how many pairs the means are over.
         negatives_found, positives_found: shares of the pairs that matching got right.
     """
 
@@ -39,6 +40,12 @@ class RetrievalOutput(ModelOutput):
     loss_itm: torch.Tensor | None = None
     negatives_found: torch.Tensor | None = None
     positives_found: torch.Tensor | None = None
+    rows: int | None = None
+
+    @property
+    def loss_sum(self) -> torch.Tensor | None:
+        """The loss as a sum over this rank's pairs, as the training loop adds it up."""
+        return None if self.loss is None or self.rows is None else self.loss * self.rows
 
 
 @dataclass
@@ -125,6 +132,7 @@ class RetrievalModel(nn.Module):
             loss_itm=loss_itm.detach(),
             negatives_found=(logits[0].argmax(1) == 0).float().mean(),
             positives_found=(logits[1].argmax(1) == 1).float().mean(),
+            rows=len(image_ids),
         )
 
     def encode_images(self, pixel_values: torch.Tensor, variant: Variant) -> torch.Tensor:
