@@ -86,6 +86,12 @@ def evaluation(**fields: Any) -> dict[str, Any]:
             "spec.secrets.huggingFace: found none, but spec.publish.hub names team/model",
             id="a Hub repository without a token",
         ),
+        pytest.param(
+            {"scheduling": {"gang": "kueue"}},
+            "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
+            "spec.scheduling: gang: kueue needs queue",
+            id="kueue without a queue",
+        ),
     ],
 )
 def test_server_and_operator_refuse_the_same(changes: dict[str, Any], refusal: str, explanation: str) -> None:

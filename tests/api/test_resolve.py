@@ -108,7 +108,7 @@ def run_config(**overrides: object) -> RunConfig:
         pytest.param(
             {"wokers": 2},
             "InvalidSpec",
-            "spec.wokers: found 2: Extra inputs are not permitted",
+            "spec.wokers: there is no such field (did you mean 'workers'?)",
             id="misspelt field",
         ),
     ],

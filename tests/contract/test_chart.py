@@ -14,7 +14,7 @@ from ivft_cluster.paths import CHECKOUT
 from pydantic.alias_generators import to_camel
 
 # Settings the chart decides by itself: from other values, or fixed because the pod's ports are.
-OWN_VALUES = {"trainer_image", "image_pull_policy", "namespaces", "metrics_port", "liveness_port"}
+OWN_VALUES = {"trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port"}
 
 
 def kind(objects: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -46,6 +46,7 @@ def test_lint_has_no_warning() -> None:
         pytest.param({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy", id="pull-policy"),
         pytest.param({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0", id="namespace-name"),
         pytest.param({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval", id="interval-without-unit"),
+        pytest.param({"gangSchedulers": ["kueue"]}, "/gangSchedulers/0", id="kueue-has-no-pod-groups"),
         pytest.param({"podLabels": {"tier": 1}}, "/podLabels/tier", id="label-not-a-string"),
     ],
 )
@@ -156,6 +157,22 @@ def test_operator_never_writes_to_spec() -> None:
     }
     assert not verbs[constants.PLURAL] & {"create", "update", "patch"}
     assert "patch" in verbs[f"{constants.PLURAL}/status"]
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "groups"),
+    [
+        pytest.param([], set(), id="none"),
+        pytest.param(["volcano"], {"scheduling.volcano.sh"}, id="volcano"),
+        pytest.param(["volcano", "coscheduling"], {"scheduling.volcano.sh", "scheduling.x-k8s.io"}, id="both"),
+    ],
+)
+def test_pod_groups_are_allowed_only_of_the_schedulers_named(schedulers: list[str], groups: set[str]) -> None:
+    (role,) = kind(helm.template({"gangSchedulers": schedulers}), "ClusterRole")
+    rules = [rule for rule in role["rules"] if "podgroups" in rule["resources"]]
+    assert {group for rule in rules for group in rule["apiGroups"]} == groups
+    assert all(set(rule["verbs"]) == {"list", "watch", "create", "patch"} for rule in rules)
+    assert environment({"gangSchedulers": schedulers})["INTERNVL_OPERATOR_GANG_SCHEDULERS"] == ",".join(schedulers)
 
 
 def test_watched_namespaces_get_roles_and_no_cluster_role() -> None:

@@ -13,7 +13,7 @@ from internvl_operator.core.stages import Stage
 
 Raw = dict[str, Any]
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
-OPTIONS = Options()
+OPTIONS = Options(gang_schedulers=("volcano",))
 UID = "11111111-0000-4000-8000-000000000001"
 
 

@@ -14,13 +14,15 @@ from typing import Any
 from controller.builders import NOW, OPTIONS, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
-from internvl_operator.cluster.api import ApiError
+from internvl_operator.cluster.api import ApiError, resource_of
 from internvl_operator.cluster.store import Collection, Jobs, Key, key_of, slim
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+
+POD_GROUP = "PodGroup.scheduling.volcano.sh"
 
 
 def clone(raw: Any) -> Any:
@@ -38,7 +40,7 @@ class Server:
     timeout = 30.0
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}}
+        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}, POD_GROUP: {}}
         self.log: list[tuple[str, str, Raw]] = []
         self.now = NOW
         self.writes: list[tuple[str, str, str]] = []
@@ -55,15 +57,16 @@ class Server:
         with self._write("apply", obj):
             if error := self.refuse(obj):
                 raise error
-            found = self.objects[obj["kind"]].get(obj["metadata"]["name"])
+            kind = resource_of(obj)
+            found = self.objects[kind].get(obj["metadata"]["name"])
             if found is None:
-                self.created.append((obj["kind"], obj["metadata"]["name"]))
+                self.created.append((kind, obj["metadata"]["name"]))
                 return self._create(obj)
             if obj["kind"] == "Pod":
                 if found["spec"] != obj["spec"]:
                     raise ApiError(422, "Invalid", "pod updates may not change fields")
                 return clone(found)
-            return self.change(obj["kind"], obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
+            return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
 
     def apply_status(self, obj: Raw) -> Raw:
         with self._write("status", obj):
@@ -116,7 +119,7 @@ class Server:
         self._stamp(raw)
         self.log.append(("DELETED", kind, clone(raw)))
         if kind == KIND:
-            for child_kind in ("Pod", "Service", "ConfigMap"):
+            for child_kind in ("Pod", "Service", "ConfigMap", POD_GROUP):
                 for child, found in list(self.objects[child_kind].items()):
                     if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
                         self.remove(child_kind, child)
@@ -166,8 +169,8 @@ class Server:
         self._stamp(raw)
         if raw["kind"] == "Pod":
             raw.setdefault("status", {"phase": "Pending"})
-        self.objects[raw["kind"]][raw["metadata"]["name"]] = raw
-        self.log.append(("ADDED", raw["kind"], clone(raw)))
+        self.objects[resource_of(raw)][raw["metadata"]["name"]] = raw
+        self.log.append(("ADDED", resource_of(raw), clone(raw)))
         return clone(raw)
 
     def _stamp(self, raw: Raw) -> None:
@@ -203,6 +206,7 @@ class Operator:
             "Pod": Collection(read_pod, _owner_name),
             "Service": Collection(slim, _owner_name),
             "ConfigMap": Collection(slim, _owner_name),
+            POD_GROUP: Collection(slim, _owner_name),
         }
         self.heard = dict.fromkeys(server.objects, len(server.log))
         position = max((int(raw["metadata"]["resourceVersion"]) for _, _, raw in server.log), default=0)
@@ -210,7 +214,7 @@ class Operator:
             collection.replaced(clone(list(server.objects[kind].values())), position)
         for raw in server.objects[KIND].values():
             self.jobs.seen(clone(raw))
-        self.writer = Writer(server, self.jobs, *self.children.values(), executor=_Inline())  # type: ignore[arg-type]
+        self.writer = Writer(server, self.jobs, self.children, _Inline())  # type: ignore[arg-type]
         self.roll_call: RollCall | None = None
         self.requeue: float | None = None
         self.plans: list[Plan] = []
@@ -249,11 +253,12 @@ class Operator:
         if raw is None:
             return 0
         job = read_job(raw)
-        pods = tuple(self.children["Pod"].of(key))
+        pods = tuple(sorted(self.children["Pod"].of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid)))
         observed = Observed(
             pods=pods,
             services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
+            pod_groups={raw["metadata"]["name"]: raw for raw in self.children[POD_GROUP].of(key)},
             live=self._live(pods),
             roll_call=self.roll_call,
         )

@@ -8,7 +8,11 @@ from controller.simulator import Killed, Operator, Server, clock
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
 
-POLICY = {"onOutOfMemory": "halveMicroBatch", "progressDeadlineSeconds": 60}
+SPEC: Raw = {
+    "training": {"microBatchSize": 2, "globalBatchSize": 8},
+    "runPolicy": {"onOutOfMemory": "halveMicroBatch", "progressDeadlineSeconds": 60},
+    "scheduling": {"gang": "volcano"},
+}
 Story = Callable[[Server, str, Raw], bool]
 
 
@@ -82,7 +86,7 @@ STORIES: dict[str, Story] = {
 def _run(story: Story, kill_at: int | None) -> Server:
     """From the user's apply to the end. `kill_at`: number of the write before which the operator is killed, once."""
     server = Server()
-    server.create(custom_resource(training={"microBatchSize": 2, "globalBatchSize": 8}, runPolicy=POLICY))
+    server.create(custom_resource(**SPEC))
     left = -1 if kill_at is None else kill_at
 
     def count() -> None:

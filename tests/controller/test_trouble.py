@@ -75,6 +75,18 @@ def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
     assert problem.reason == "ImagePullFailed"
 
 
+def test_a_pod_held_back_by_a_queue_is_not_stalled_and_says_so() -> None:
+    problem = trouble(
+        [member(phase="Pending", gated="Scheduling is blocked due to non-empty scheduling gates")], SECRETS, "team"
+    )
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == ("SchedulingGated", False)
+    assert (
+        problem.message
+        == "pod run-train-0 waits for its queue: Scheduling is blocked due to non-empty scheduling gates"
+    )
+
+
 @pytest.mark.parametrize("waiting", ["", "ContainerCreating", "PodInitializing"])
 def test_ordinary_waiting_is_no_trouble(waiting: str) -> None:
     assert trouble([member(phase="Pending", waiting_reason=waiting)], SECRETS, "team") is None

@@ -44,6 +44,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- $groups := dict "volcano" "scheduling.volcano.sh" "coscheduling" "scheduling.x-k8s.io" }}
+{{- range .Values.gangSchedulers }}
+- apiGroups: [{{ get $groups . }}]
+  resources: [podgroups]
+  verbs: [list, watch, create, patch]
+{{- end }}
 {{- end -}}
 
 {{- define "internvl-operator.subject" -}}

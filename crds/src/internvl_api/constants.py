@@ -19,8 +19,8 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_NODE_RANK = f"{GROUP}/node-rank"
 # What a pod was made for, as digests of the user's own words, so that an upgraded operator restarts nothing:
-ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of what decides the result: spec without the two lines below
-ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of spec.podTemplate and spec.secrets (runPolicy is in neither)
+ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of what decides the result: spec without the rest
+ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets, scheduling (runPolicy is in neither)
 
 # Inside a worker pod.
 CONFIG_PATH = "/etc/internvl/run.yaml"

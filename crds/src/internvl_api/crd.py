@@ -58,6 +58,11 @@ _RULES: list[tuple[str, str]] = [
         "spec.training.groupByLength has no use with packing.enabled",
     ),
     (
+        "!has(self.scheduling) || !has(self.scheduling.gang) || self.scheduling.gang != 'kueue' || "
+        "has(self.scheduling.queue)",
+        "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
+    ),
+    (
         "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
         "(has(self.evaluation.tasks) && size(self.evaluation.tasks) > 0)",
         "spec.evaluation.publishIf needs evaluation.tasks, whose figures it compares",

@@ -1,6 +1,6 @@
 """spec + recipe + catalogue -> RunConfig: the only place where defaults meet."""
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -197,9 +197,29 @@ def _validate(raw: dict[str, Any]) -> InternVLFineTuneSpec:
         first = error.errors()[0]
         field = ".".join(["spec", *(str(part) for part in first["loc"])])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":  # its value is not repeated: it may be a token in the wrong place
+            hint = did_you_mean(str(first["loc"][-1]), _fields_at(first["loc"][:-1]))
+            raise SpecError("InvalidSpec", field, f"there is no such field{hint}{more}") from None
         own_words = first["type"] in ("missing", "value_error")  # these say by themselves what was found
         found = "" if own_words else f"found {_short(first['input'])}: "
         raise SpecError("InvalidSpec", field, found + first["msg"].removeprefix("Value error, ") + more) from None
+
+
+def _fields_at(path: tuple[str | int, ...]) -> list[str]:
+    """Names of the fields that an object of the spec may have; none where the user names them."""
+    kind: Any = InternVLFineTuneSpec
+    for part in path:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = _fields(kind).get(str(part))
+            if type(None) in get_args(kind):
+                kind = next(option for option in get_args(kind) if option is not type(None))
+    return list(_fields(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in getattr(kind, "model_fields", {}).items()}
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

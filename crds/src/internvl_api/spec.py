@@ -236,7 +236,13 @@ class RunPolicy(ApiModel):
         description="When a GPU's memory is full in training; halveMicroBatch goes on with half of microBatchSize, and "
         "the same globalBatchSize",
     )
-    active_deadline_seconds: int | None = Field(None, ge=1)
+    active_deadline_seconds: int | None = Field(None, ge=1, description="Of the whole run; then it has failed")
+    scheduling_deadline_seconds: int | None = Field(
+        None, ge=1, description="A group that has not found a node for each pod by then frees those it has"
+    )
+    start_deadline_seconds: int = Field(
+        1800, ge=1, description="A pod that has a node and still no image, Secret or volume by then frees the group's"
+    )
     progress_deadline_seconds: int | None = Field(
         None,
         ge=10,
@@ -244,6 +250,31 @@ class RunPolicy(ApiModel):
         "exceed the longest step, checkpoint or download. Default: only the collectives' own time-outs",
     )
     ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
+
+
+class Scheduling(ApiModel):
+    """Who places the pods of a stage: all at once or none, so that half a group never holds GPUs."""
+
+    gang: Literal["kueue", "volcano", "coscheduling"] | None = Field(
+        None, description="kueue: pod groups of a LocalQueue; volcano, coscheduling: a PodGroup for each stage"
+    )
+    queue: str | None = Field(
+        None, pattern=SECRET_PATTERN, max_length=63, description="kueue's LocalQueue (required), or volcano's Queue"
+    )
+    scheduler_name: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="Default: volcano for volcano, scheduler-plugins-scheduler for coscheduling, else the cluster's",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Scheduling":
+        if self.gang == "kueue" and self.queue is None:
+            raise ValueError("gang: kueue needs queue, the name of a LocalQueue in the run's namespace")
+        if self.queue is not None and self.gang not in ("kueue", "volcano"):
+            raise ValueError(f"found queue {self.queue!r}, but only gang: kueue and gang: volcano have queues")
+        return self
 
 
 class PodTemplate(ApiModel):
@@ -291,6 +322,7 @@ class InternVLFineTuneSpec(ApiModel):
     output: str = Field(pattern=OUTPUT_PATTERN, description="Where checkpoints and artifacts go: s3://bucket/prefix")
     secrets: Secrets = Field(default_factory=Secrets)
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
     pod_template: PodTemplate = Field(default_factory=PodTemplate)
 
     @field_validator("output")

@@ -127,9 +127,12 @@ class InternVLFineTuneStatus(_Answer):
     progress_at: str | None = Field(
         None, description="When the current attempt last got further; progressDeadlineSeconds counts from here"
     )
+    unscheduled_since: str | None = Field(
+        None, description="When the scheduler began to look for nodes; schedulingDeadlineSeconds counts from here"
+    )
     run_digest: str | None = Field(
         None,
-        description="Of the spec without runPolicy, podTemplate and secrets; another value starts the stages again",
+        description="Of the spec that decides the result; another value starts the stages again",
     )
 
 

@@ -21,6 +21,7 @@ from internvl_operator.core.job import Job, read_job, read_status
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.times import to_text
 from internvl_operator.progress import ProgressPoller
 from internvl_operator.roll_call import RollCaller
@@ -44,11 +45,14 @@ class Controller:
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services: Collection[dict[str, Any]] = Collection(slim, _owner_name)
         self._config_maps: Collection[dict[str, Any]] = Collection(slim, _owner_name)
+        self._pod_groups: dict[str, Collection[dict[str, Any]]] = {
+            GROUPS[scheduler]: Collection(slim, _owner_name) for scheduler in settings.gang_schedulers
+        }
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
         self._started: dict[int, float] = {}  # thread -> when its pass began
         executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._writer = Writer(api, self._jobs, self._pods, self._services, self._config_maps, executor)
+        self._writer = Writer(api, self._jobs, dict(self._collections()), executor)
         self._events = EventSink(api)
         self._poller = ProgressPoller(
             self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
@@ -80,7 +84,8 @@ class Controller:
         for watch in self._watches:
             watch.start()
         for watch in self._watches:
-            watch.synced.wait()
+            if watch.kind not in self._pod_groups:  # to make one that is there once more does no harm
+                watch.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_jobs(self._statuses)
         self._events.start()
@@ -184,6 +189,7 @@ class Controller:
             pods=tuple(sorted(self._pods.of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
             services={raw["metadata"]["name"]: raw for raw in self._services.of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
+            pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
             roll_call=self._roll_caller.latest(key),
         )
@@ -234,7 +240,8 @@ class Controller:
             yield raw["metadata"]["namespace"], raw["metadata"]["name"], read_status(raw.get("status") or {})
 
     def _collections(self) -> tuple[tuple[str, Collection[Any]], ...]:
-        return ("Pod", self._pods), ("Service", self._services), ("ConfigMap", self._config_maps)
+        shared = ("Service", self._services), ("ConfigMap", self._config_maps)
+        return ("Pod", self._pods), *shared, *self._pod_groups.items()
 
 
 def _owner_name(raw: dict[str, Any]) -> str | None:

@@ -47,6 +47,9 @@ class Settings(BaseModel):
     cache_host_path: str | None = Field(
         None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
     )
+    gang_schedulers: tuple[Literal["volcano", "coscheduling"], ...] = Field(
+        (), description="Comma-separated; whose PodGroups runs may have: volcano, coscheduling (kueue has none)"
+    )
     gpu_memory: str | None = Field(
         None,
         description="Of one GPU, such as 80Gi; runs that will not fit then get MemoryEstimate=False",
@@ -76,7 +79,7 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["plain", "json"] = Field("plain", description="plain or json")
 
-    @field_validator("namespaces", mode="before")
+    @field_validator("namespaces", "gang_schedulers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -107,6 +110,7 @@ class Settings(BaseModel):
             image_pull_policy=self.image_pull_policy,
             cache_host_path=self.cache_host_path,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
+            gang_schedulers=self.gang_schedulers,
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
             retry_base=self.retry_base_seconds,

@@ -27,7 +27,11 @@ VOCABULARY_LAYERS = ("qllama.model.embed_tokens.weight", "qllama.lm_head.weight"
 
 def write_checkpoint(folder: Path) -> Path:
     """Write config, tokenizer and weights into `folder`, which must not be there yet; returns it."""
-    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*.npz", "model.safetensors"))
+    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*.npz", "model.safetensors", "config.json"))
+    config = json.loads((REFERENCE / "config.json").read_text(encoding="utf-8"))
+    # The reference's is an ordinary character, with which every answer would begin; in published models it is special.
+    config["llm_config"]["bos_token_id"] = config["llm_config"]["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = load_file(REFERENCE / "model.safetensors")
     weights[OUTPUT_LAYER] = weights[OUTPUT_LAYER] * OUTPUT_LAYER_SCALE
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -12,13 +12,13 @@ from ivft_cluster.shell import console, wait_for
 
 from ivft_demo.data import Run
 from ivft_demo.display import show_table
-from ivft_demo.results import ResultProblem, download, learnt, losses, read_object, verify_manifest
+from ivft_demo.results import ResultProblem, download, learnt, losses, verify_manifest
 
 LEARNT_BELOW = 0.7  # of the first losses
 
 
 def show(cluster: Cluster, run: Run, status: InternVLFineTuneStatus, folder: Path) -> None:
-    """Print what the run left behind, and put its loss curve into `folder`.
+    """Print what the run left behind, and put its report into `folder`.
 
     Raises ResultProblem when an artifact differs from its manifest or nothing was learnt, HarnessError when Prometheus
     has no answer.
@@ -71,9 +71,8 @@ def show_losses(cluster: Cluster, run: Run, status: InternVLFineTuneStatus, fold
     console.print(f"loss: {curve[0].loss:.3f} → {curve[-1].loss:.3f} in {len(curve)} steps ({part:.0%} of the start)")
     if part >= LEARNT_BELOW:
         raise ResultProblem(f"the loss ended at {part:.0%} of its start; expected less than {LEARNT_BELOW:.0%}")
-    picture = folder / "loss.png"
-    picture.write_bytes(read_object(s3, status.artifacts["lossCurve"]))
-    console.print(f"loss curve: {picture}")
+    download(s3, status.artifacts["report"].rpartition("/")[0], folder / "report")
+    console.print(f"report, with the loss curve: {folder / 'report' / 'index.html'}")
     download(s3, f"{run.output}/artifacts/tensorboard", folder / "tensorboard")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, inside, open_storage
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import UserError
+from ivft_cluster.s3 import S3Server
 
 
 def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
@@ -36,6 +38,54 @@ def test_writing_again_replaces_and_changes_the_etag(storage: Storage) -> None:
     assert after is not None
     assert before.etag != after.etag
     assert storage.read("key") == b"other"
+
+
+LARGE = bytes(range(256)) * (40 << 12)  # 40 MiB: several parts
+
+
+@pytest.mark.parametrize(
+    ("content", "recorded"),
+    [
+        pytest.param(b"a few bytes", True, id="small"),
+        pytest.param(LARGE, True, id="in parts"),
+        pytest.param(LARGE, False, id="in parts, of a writer that wrote no digest down"),
+    ],
+)
+def test_a_copys_content_is_known(storage: Storage, tmp_path: Path, content: bytes, recorded: bool) -> None:
+    path, digest = tmp_path / "file", hashlib.sha256(content).hexdigest()
+    path.write_bytes(content)
+    storage.upload(path, "a/file", sha256=digest if recorded else None)
+    storage.copy("a/file", "b/file")
+    assert storage.has_content("b/file", len(content), digest, like="a/file")
+    assert storage.has_content("b/file", len(content), digest)
+    assert not storage.has_content("b/file", len(content) + 1, digest, like="a/file")
+    assert not storage.has_content("b/file", len(content), "0" * 64, like="a/file")
+    assert not storage.has_content("b/none", len(content), digest, like="a/file")
+    path.write_bytes(content[::-1])
+    storage.upload(path, "b/file", sha256=digest)
+    assert not storage.has_content("b/file", len(content), digest, like="a/file")
+
+
+@pytest.mark.integration
+def test_copies_go_in_parts_of_the_size_of_uploads(bucket: str, tmp_path: Path) -> None:
+    """A single request copies at most 5 GB: what is larger than a part never is one."""
+    storage = open_storage(f"{bucket}/run", field="spec.output")
+    (tmp_path / "file").write_bytes(LARGE)
+    storage.upload(tmp_path / "file", "a")
+    storage.copy("a", "b")
+    etags = {key: found.etag for key in ("a", "b") if (found := storage.stat(key))}
+    assert etags["a"].endswith("-2")
+    assert etags["b"].endswith("-2")
+
+
+@pytest.mark.integration
+def test_unfinished_uploads_of_a_folder_are_dropped(bucket: str, s3_env: S3Server) -> None:
+    client, name = s3_env.client(), bucket.removeprefix("s3://")
+    for key in ("run/artifacts/a", "run/artifacts-of-others/b", "run-2/artifacts/c"):
+        client.create_multipart_upload(Bucket=name, Key=key)
+    open_storage(f"{bucket}/run", field="spec.output").drop_unfinished("artifacts/")
+    left = client.list_multipart_uploads(Bucket=name)["Uploads"]
+    assert sorted(upload["Key"] for upload in left) == ["run-2/artifacts/c", "run/artifacts-of-others/b"]
 
 
 def test_delete_takes_the_prefix_and_nothing_else(storage: Storage) -> None:

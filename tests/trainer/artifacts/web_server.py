@@ -153,7 +153,7 @@ def serving(server: WebServer, certificate: Path | None = None) -> Iterator[None
         def do_GET(self) -> None:
             server.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
-        do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_PUT = do_GET
 
         def log_message(self, *_: object) -> None:
             """The tests read `requests`."""

@@ -104,9 +104,10 @@ def test_artifacts_have_a_manifest_that_holds(storage: Storage, tmp_path: Path) 
     check_sizes(storage, "artifacts", manifest)
     fetch_files(storage, "artifacts", manifest.files, tmp_path)
     names = {file.path for file in manifest.files}
-    assert names >= {"run.yaml", "preflight.json", "metrics.jsonl", "loss.png", "model/model.safetensors"}
+    assert names >= {"run.yaml", "preflight.json", "metrics.jsonl", "README.md", "model/model.safetensors"}
+    assert (tmp_path / "report" / "index.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert any(name.startswith("tensorboard/events.out.tfevents") for name in names)
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     stored = {file.key.removeprefix("artifacts/") for file in storage.list("artifacts/")}
     assert stored == names | {"manifest.json"}
 

@@ -35,6 +35,7 @@ examples:
   internvl-trainer convert SRC DST --to hf            a checkpoint that plain transformers loads
   internvl-trainer chat --model DIR --image FILE      ask a model about a picture
   internvl-trainer resolve cr.yaml > run.yaml         the run.yaml of an InternVLFineTune, without a cluster
+  internvl-trainer report --config run.yaml           what came of it, as a page: report/index.html
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
 
@@ -86,6 +87,18 @@ def _run(options: argparse.Namespace) -> int:
 
     config = _load_config(options.config)
     return ExitCode.CONFIG if config is None else run(config, processes=options.nproc)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from internvl_trainer.distributed import prepare_environment
+
+    config = _load_config(options.config)
+    if config is None:
+        return ExitCode.CONFIG
+    prepare_environment(config.device, 1)
+    from internvl_trainer.report.command import write_here
+
+    return write_here(config, options.out)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -159,6 +172,12 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     )
     convert.add_arguments(convert_parser)
     convert_parser.set_defaults(func=convert.run)
+    report_parser = commands.add_parser("report", help="what a run has to show so far, as a page to open")
+    _add_config(report_parser)
+    report_parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"
+    )
+    report_parser.set_defaults(func=_report)
     chat_parser = commands.add_parser(
         "chat", help="try a model by hand: ask it about pictures", epilog=chat.EXAMPLES, formatter_class=raw
     )

@@ -41,6 +41,7 @@ from internvl_trainer.model.reformat import Edit, Format, write_checkpoint
 from internvl_trainer.model.tokenizer import load_tokenizer
 from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
+from internvl_trainer.model.verify import find_wrong_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +124,12 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
 
 
 def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
-    """Compare a written model with the unmerged one. Raises UserError when they do not compute the same."""
+    """Compare a written model with the unmerged one, by tensor and by logits. Raises UserError when they differ."""
+    written = open_checkpoint(directory)
+    if wrong := find_wrong_tensor(written, work.source(), work.weights):
+        raise _check_failed(directory, f"tensor {wrong} is not the base's with what was learned in it")
     tokenizer = load_tokenizer(work.directory)
     positions = min(_POSITIONS, row.batch["input_ids"].shape[1])
-    written = open_checkpoint(directory)
     compute = partial(layerwise_logits, tokenizer=tokenizer, batch=row.batch, positions=positions)
     found = compute(written, written.architecture)
     of_source = partial(compute, work.source(), work.architecture)
@@ -140,12 +143,10 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     tolerance = max(TOLERANCES[entry.dtype] for entry in written.entries)
     check = Check(row.place, positions, _distance(found, wanted), tolerance, moved)
     if not check.difference <= tolerance:  # also where it is no number
-        raise UserError(
-            "MergeCheckFailed",
-            f"the written model's logits on {row.place} differ from the trained ones' by {check.difference:.2e} of "
-            f"their norm, allowed are {tolerance:.0e}; it is not kept. What was trained is whole: run merge again, on "
-            "another machine if it fails again",
-            directory.name,
+        raise _check_failed(
+            directory,
+            f"the logits on {row.place} differ from the trained ones by {check.difference:.2e} of their norm, allowed "
+            f"are {tolerance:.0e}",
         )
     if moved is not None and check.difference > moved / 2:
         logger.warning(
@@ -156,6 +157,15 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     return check
 
 
+def _check_failed(directory: Path, what: str) -> UserError:
+    return UserError(
+        "MergeCheckFailed",
+        f"{what}; the written model is not kept. What was trained is whole: run merge again, on another machine if it "
+        "fails again",
+        f"{directory.name}/",
+    )
+
+
 def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
@@ -163,7 +173,7 @@ def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Path, reporter: Reporter) -> Work:
     kind = "adapter" if config.method == "lora" else "model"
     files = trained.named(f"{kind}/")
-    check_space(scratch, sum(file.size for file in files), f"what was trained ({kind})")
+    check_space(scratch, sum(file.size for file in files) + _MARGIN, f"what was trained ({kind})")
     fetch_files(storage, stage_folder("train"), files, scratch)
     if config.method == "full":
         directory = scratch / kind

@@ -17,8 +17,9 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 from rich.console import Console
 
+from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, discard, upload_files
+from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.dataset import SampleSettings
@@ -59,6 +60,7 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
         for each in datasets
     }
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
+    report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     show(findings)
     discard(storage, folder)
@@ -91,6 +93,14 @@ def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerB
     from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after what is quick to refuse
 
     return read_settings(config, directory), load_tokenizer(directory)
+
+
+def identify_model(source: str) -> dict[str, str]:
+    """What the source stands for now: the commit of a Hub repository, and the digest of its config.json."""
+    field = "spec.model.source"
+    config = fetch_directory(source, field=field, weights=False) / "config.json"
+    commit = {"commit": hub.commit_of(hub.repository(source, field=field))} if source.startswith("hf://") else {}
+    return {**commit, "config.json sha256": sha256_of(config)}
 
 
 def check_weight_files(names: set[str], directory: Path, source: str) -> None:
@@ -159,6 +169,7 @@ def make_report(datasets: Sequence[OpenDataset], findings: dict[str, list[Findin
             {
                 "name": dataset.description.name,
                 "annotation": dataset.description.annotation,
+                "sha256": sha256_of(dataset.index.path),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),

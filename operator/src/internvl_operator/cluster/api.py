@@ -23,13 +23,15 @@ WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should h
 
 logger = logging.getLogger(__name__)
 
-# kind -> (path of the API group, plural)
+# resource_of(object) -> (path of the API group, plural)
 RESOURCES = {
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
     "ConfigMap": ("/api/v1", "configmaps"),
     "Event": ("/api/v1", "events"),
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+    "PodGroup.scheduling.volcano.sh": ("/apis/scheduling.volcano.sh/v1beta1", "podgroups"),
+    "PodGroup.scheduling.x-k8s.io": ("/apis/scheduling.x-k8s.io/v1alpha1", "podgroups"),
 }
 
 
@@ -50,6 +52,11 @@ class ApiError(Exception):
         """The request itself is at fault: sending it again as it is will not help."""
         foreign = self.status == 409 and "conflict with" in self.message  # another manager owns a field
         return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
+
+    @property
+    def unknown_kind(self) -> bool:
+        """Nobody has installed the CustomResourceDefinition of this kind."""
+        return self.status == 404 and "could not find the requested resource" in self.message
 
 
 class Api:
@@ -73,7 +80,7 @@ class Api:
     def apply(self, obj: Raw, *, force: bool) -> Raw:
         """Server-side apply of a whole object. Without `force`, a field that another manager owns is a 409."""
         metadata = obj["metadata"]
-        path = object_path(obj["kind"], metadata["namespace"], metadata["name"])
+        path = object_path(resource_of(obj), metadata["namespace"], metadata["name"])
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
     def apply_status(self, obj: Raw) -> Raw:
@@ -195,6 +202,13 @@ class Api:
         # Asked for on every request: this is where the client library renews a service account's token.
         settings: Any = self._configuration.auth_settings()
         return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
+
+
+def resource_of(obj: Raw) -> str:
+    """The key of RESOURCES: an object's kind, and its group where several have one of this kind."""
+    group, _, _ = obj["apiVersion"].rpartition("/")
+    kind: str = obj["kind"]
+    return kind if kind in RESOURCES else f"{kind}.{group}"
 
 
 def list_path(kind: str, namespace: str | None) -> str:

@@ -4,17 +4,16 @@ The order is what makes a crash harmless. Children first: their names and labels
 Status before deletions: an end that was counted is on record before its evidence goes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from internvl_api.constants import API_VERSION, KIND
 from internvl_api.status import InternVLFineTuneStatus
 
-from internvl_operator.cluster.api import Api, ApiError
+from internvl_operator.cluster.api import Api, ApiError, resource_of
 from internvl_operator.cluster.store import Collection, Jobs, Key, contains
 from internvl_operator.core.job import Job
-from internvl_operator.core.observe import Pod
 from internvl_operator.core.plan import Plan, Ref
 
 Raw = dict[str, Any]
@@ -37,13 +36,11 @@ class Writer:
         self,
         api: Api,
         jobs: Jobs,
-        pods: Collection[Pod],
-        services: Collection[Raw],
-        config_maps: Collection[Raw],
+        children: Mapping[str, Collection[Any]],
         executor: Executor,
     ) -> None:
-        self._api, self._jobs, self._executor = api, jobs, executor
-        self._children: dict[str, Collection[Any]] = {"Pod": pods, "Service": services, "ConfigMap": config_maps}
+        """`children`: by resource, as `resource_of` names it."""
+        self._api, self._jobs, self._children, self._executor = api, jobs, children, executor
         # The status asked for, by uid, where the server made another of it: one that prunes what its older CRD does not
         # know would otherwise be asked again for ever.
         self._asked: dict[str, Raw] = {}
@@ -85,20 +82,23 @@ class Writer:
         self._asked.pop(uid, None)
 
     def _there(self, obj: Raw) -> bool:
-        found = self._children[obj["kind"]].get(_key(obj))
+        found = self._children[resource_of(obj)].get(_key(obj))
         if found is None or obj["kind"] == "Pod":  # a pod cannot be changed: one that is there is as it was made
             return found is not None
         wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists leave them out
         return contains(found, wanted)
 
     def _apply(self, obj: Raw) -> None:
-        collection = self._children[obj["kind"]]
+        collection = self._children[resource_of(obj)]
         try:
             # What we have never seen may be somebody else's: only our own is taken back by force.
             collection.answered(self._api.apply(obj, force=collection.get(_key(obj)) is not None))
         except ApiError as error:
+            name = f"{obj['kind']} {obj['metadata']['name']}"
+            if error.unknown_kind:
+                text = f"spec.scheduling.gang: the cluster knows no {name} ({obj['apiVersion']}); is its CRD installed?"
+                raise Refused("GangNotEnabled", text) from error
             if error.refused:
-                name = f"{obj['kind']} {obj['metadata']['name']}"
                 raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
             raise
 

@@ -75,7 +75,8 @@ class Draft:
     def strangers(self) -> list[str]:
         """Children of an earlier job of the same name: they hold the names ours need."""
         pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.job.uid]
-        shared = [*self.observed.services.values(), *self.observed.config_maps.values()]
+        seen = self.observed
+        shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
         owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
         return pods + [name for name, found in owners if found and found[1] != self.job.uid]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import failures, hang, micro_batch, policies
+from internvl_operator.core import failures, hang, micro_batch, policies, waiting
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
-from internvl_operator.core.resources import config_map, names, pods, service
+from internvl_operator.core.resources import config_map, gang, names, pods, service
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.times import to_text
 from internvl_operator.core.trouble import trouble
@@ -34,7 +34,7 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
         if wait > 0:
             draft.wait(wait)
             return None
-    return found or hang.overdue(draft, stage)
+    return found or hang.overdue(draft, stage) or waiting.overdue(draft, stage)
 
 
 def start(draft: Draft, stage: Stage) -> None:
@@ -50,7 +50,7 @@ def start(draft: Draft, stage: Stage) -> None:
         return
     have = {pod.rank for pod in draft.members}
     ranks = [rank for rank in range(stage.size(draft.job.spec)) if rank not in have]
-    draft.apply += _shared(draft)
+    draft.apply += _shared(draft, stage)
     draft.apply += [pods.build(draft.job, stage, status.attempt, rank, draft.options) for rank in ranks]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = draft.timestamp()
@@ -65,7 +65,7 @@ def watch(draft: Draft, stage: Stage) -> None:
     entry, size = draft.entry(stage), stage.size(draft.job.spec)
     draft.status.workers = count(draft)
     if not draft.apply:
-        draft.apply += _shared(draft, only_missing=True)
+        draft.apply += _shared(draft, stage, only_missing=True)
     running = sum(pod.running for pod in draft.members)
     done = draft.status.workers.succeeded
     problem = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
@@ -106,7 +106,7 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
 def next_attempt(draft: Draft) -> None:
     """Close the current attempt; whatever pods it has become leftovers, and those that work are asked to go."""
     draft.status.attempt += 1
-    draft.status.workers, draft.status.progress_at = Workers(), None
+    draft.status.workers, draft.status.progress_at, draft.status.unscheduled_since = Workers(), None, None
     draft.remove([pod for pod in draft.leftovers if pod.active])
     draft.wait(policies.seconds_until(draft.status.retry_at, draft.now))
 
@@ -120,13 +120,12 @@ def count(draft: Draft) -> Workers:
     return Workers(active=len(members) - succeeded - failed + made, succeeded=succeeded, failed=failed)
 
 
-def _shared(draft: Draft, *, only_missing: bool = False) -> list[dict[str, Any]]:
-    """The Service always; run.yaml is written once an attempt, so that all its pods read the same."""
-    made = only_missing and names.config_map(draft.job.name) in draft.observed.config_maps
-    if made:
-        return [service.build(draft.job)]
-    run_yaml = micro_batch.run_yaml(draft.job, draft.status)
-    return [config_map.build(draft.job, run_yaml), service.build(draft.job)]
+def _shared(draft: Draft, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
+    """Service and PodGroup always; run.yaml is written once an attempt, so that all its pods read the same."""
+    always = [service.build(draft.job), *gang.pod_groups(draft.job, stage)]
+    if only_missing and names.config_map(draft.job.name) in draft.observed.config_maps:
+        return always
+    return [config_map.build(draft.job, micro_batch.run_yaml(draft.job, draft.status)), *always]
 
 
 def _say_waiting(draft: Draft, stage: Stage) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from internvl_operator.core.times import from_text
 
 _OWN_LIFE = ("runPolicy",)
-_POD_PART = ("podTemplate", "secrets")
+_POD_PART = ("podTemplate", "secrets", "scheduling")
 
 
 class Resolved(NamedTuple):

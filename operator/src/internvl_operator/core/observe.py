@@ -49,6 +49,8 @@ class Pod:
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
+    gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
+    accepted_at: datetime | None = None  # by its node's kubelet
 
     @property
     def finished(self) -> bool:
@@ -106,6 +108,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     roll_call: RollCall | None = None
 
@@ -155,6 +158,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),
         deleted_at=from_text(metadata.get("deletionTimestamp")),
+        accepted_at=from_text(status.get("startTime")),
         pod_reason=status.get("reason", ""),
         pod_message=_short(status.get("message", "")),
         **_conditions(status),
@@ -168,6 +172,8 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
         kind, state, reason = condition.get("type"), condition.get("status"), condition.get("reason", "")
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
             found["unschedulable"] = _short(condition.get("message", "")) or reason
+        elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
+            found["gated"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disrupted"] = reason or "Disrupted"
         elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts

@@ -12,6 +12,7 @@ class Options:
     image_pull_policy: str = "IfNotPresent"
     cache_host_path: str | None = None
     gpu_memory: int | None = None  # bytes of one GPU
+    gang_schedulers: tuple[str, ...] = ()  # those whose PodGroups we may write and watch
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     retry_base: float = 10.0

@@ -9,6 +9,7 @@ from internvl_operator.core.failures import Outcome
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.options import Options
 from internvl_operator.core.times import from_text
+from internvl_operator.core.trouble import Trouble
 
 
 def backoff(failures: int, options: Options) -> float:
@@ -69,18 +70,18 @@ def seconds_until(moment: str | None, now: datetime) -> float:
 
 def deadline_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until activeDeadlineSeconds after startedAt; None without a deadline. A resumed run starts anew."""
-    return _left(status.started_at, policy.active_deadline_seconds, now)
+    return left(status.started_at, policy.active_deadline_seconds, now)
 
 
-def deadline_exceeded(seconds: int | None) -> Outcome:
-    """The end of a run that took too long."""
+def deadline_exceeded(seconds: int | None, trouble: Trouble | None) -> Outcome:
+    """The end of a run that took too long; `trouble`: what held it up at that moment."""
     text = f"spec.runPolicy.activeDeadlineSeconds: the run took longer than {seconds} s; raise it and the run goes on"
-    return Outcome("fail", "DeadlineExceeded", text)
+    return Outcome("fail", "DeadlineExceeded", text + (f" (at the end {trouble.message})" if trouble else ""))
 
 
 def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until the CR of a finished run is deleted; None when it stays."""
-    return _left(status.finished_at, policy.ttl_seconds_after_finished, now)
+    return left(status.finished_at, policy.ttl_seconds_after_finished, now)
 
 
 def force_left(pod: Pod, now: datetime, options: Options) -> float:
@@ -90,7 +91,8 @@ def force_left(pod: Pod, now: datetime, options: Options) -> float:
     return max(0.0, (pod.deleted_at - now).total_seconds() + options.force_delete_after)
 
 
-def _left(since: str | None, seconds: int | None, now: datetime) -> float | None:
+def left(since: str | None, seconds: int | None, now: datetime) -> float | None:
+    """Seconds until so many after a status timestamp, at least 0; None where either is absent."""
     start = from_text(since)
     if start is None or seconds is None:
         return None

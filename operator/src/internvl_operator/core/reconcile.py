@@ -3,8 +3,8 @@
 Decided here, so that a reader need not guess:
 - The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
   Kubernetes Job do: they hold no GPU, and their logs can be read.
-- A changed podTemplate or secrets restarts the current stage; any other change but runPolicy's starts the pipeline
-  again, where the trainer skips at once what the change does not touch. Neither costs a restart of the budget.
+- A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
+  pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
 - A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
   budget, as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
@@ -22,7 +22,9 @@ from internvl_operator.core.job import Job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.options import Options
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.resources import gang
 from internvl_operator.core.stages import Stage
+from internvl_operator.core.trouble import trouble
 
 
 def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
@@ -35,6 +37,8 @@ def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> 
     elif job.resolved.error:
         error = job.resolved.error
         draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
+    elif words := gang.not_enabled(job.spec.scheduling, options):
+        draft.say("Stalled", "GangNotEnabled", words)
     else:
         _follow_spec(draft)
         _advance(draft)
@@ -116,7 +120,8 @@ def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
     if policy.suspend:
         _suspend(draft, stage)
     elif left is not None and left <= 0:
-        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds))
+        found = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds, found))
     elif ended is None:
         _go_on(draft, stage)
     else:
@@ -155,7 +160,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
-    draft.status.progress_at = None
+    draft.status.progress_at = draft.status.unscheduled_since = None
     draft.status.workers = group.count(draft)
 
 

@@ -41,6 +41,8 @@ def _trouble(pod: Pod, secrets: Secrets, namespace: str) -> Trouble | None:
         )
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
         return Trouble("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
+    if pod.gated:
+        return Trouble("SchedulingGated", f"pod {pod.name} waits for its queue: {pod.gated}", stalled=False)
     if pod.unschedulable:
         return Trouble("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
     return None

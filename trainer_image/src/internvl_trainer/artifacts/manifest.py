@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from internvl_trainer.artifacts.storage import Storage, inside
+from internvl_trainer.artifacts.storage import Storage, inside, sha256_of
 from internvl_trainer.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -51,23 +51,22 @@ class Manifest:
         return [file for file in self.files if file.path.startswith(prefix)]
 
 
+def describe(name: str, path: Path) -> ManifestFile:
+    """What a manifest has to say about a local file that is stored under `name`."""
+    return ManifestFile(name, path.stat().st_size, sha256_of(path))
+
+
 def upload_files(storage: Storage, folder: str, files: Mapping[str, Path]) -> list[ManifestFile]:
     """Store local files as `folder`/name, several at a time; what a manifest has to say about them."""
 
     def upload(item: tuple[str, Path]) -> ManifestFile:
         name, path = item
-        described = ManifestFile(name, path.stat().st_size, sha256_of(path))
-        storage.upload(path, f"{folder}/{name}")
+        described = describe(name, path)
+        storage.upload(path, f"{folder}/{name}", sha256=described.sha256)
         return described
 
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         return list(pool.map(upload, sorted(files.items())))
-
-
-def copy_files(storage: Storage, origin: str, folder: str, files: Iterable[ManifestFile]) -> None:
-    """Duplicate the files of one folder into another, within one storage."""
-    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        list(pool.map(lambda file: storage.copy(f"{origin}/{file.path}", f"{folder}/{file.path}"), files))
 
 
 def commit(storage: Storage, folder: str, files: list[ManifestFile], fingerprint: str, **extra: Any) -> Manifest:
@@ -120,12 +119,6 @@ def discard(storage: Storage, folder: str) -> None:
     """Delete a folder, its manifest first, so that it never counts with files missing."""
     storage.delete(f"{folder}/{MANIFEST}")
     storage.delete(f"{folder}/")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse(text: bytes, place: str) -> Manifest:

@@ -1,116 +1,186 @@
-"""The publish stage: what training made, checked, together with its record, under artifacts/."""
+"""The publish stage: what the other stages made, checked, with its record, under artifacts/; then on the Hub.
+
+The manifest of artifacts/ comes last. A second attempt keeps every file that an earlier one brought whole.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from internvl_api.gate import holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import (
-    Manifest,
-    ManifestFile,
-    commit,
-    copy_files,
-    discard,
-    fetch_files,
-    read_manifest,
-    upload_files,
+from internvl_trainer.artifacts.collect import (
+    EVALUATION,
+    MODEL_FOLDERS,
+    PREFLIGHT,
+    REPORT,
+    RUN_CONFIG,
+    Item,
+    Manifests,
+    evaluation_of,
+    finished_stages,
+    recorded_items,
+    stored_items,
 )
+from internvl_trainer.artifacts.hub_upload import publish_to_hub
+from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
+from internvl_trainer.artifacts.scratch import scratch_folder
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import Rejected
 from internvl_trainer.metrics import Reporter
-
-logger = logging.getLogger(__name__)
+from internvl_trainer.train.journal import EVENTS_FOLDER, METRICS_FILE
 
 FOLDER = "artifacts"
-METRICS = "metrics.jsonl"
-PREFLIGHT = "preflight.json"
+_PARALLEL_FILES = 4  # each is itself sent or copied in parallel parts
 
 
 def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    """Copy, check, and commit; on a second attempt what a killed one left is replaced."""
-    trained = _finished(storage, "train", config)
-    reporter.doing("copying the result")
-    discard(storage, FOLDER)
-    copy_files(storage, stage_folder("train"), FOLDER, trained.files)
-    files = [*trained.files, *_add_record(config, storage)]
-    reporter.doing("checking every file")
-    verify_files(storage, FOLDER, files)
-    claim_output(storage, config)
-    manifest = commit(storage, FOLDER, files, fingerprint(config, "publish"), kind=trained.extra["kind"])
+    """Bring artifacts/ about, then the Hub's repository. What is there already, whole, is not sent again."""
+    made = finished_stages(config, storage)
+    refuse_below_threshold(config, made)
+    reporter.doing("looking for what is published already")
+    manifest = find_published(config, storage, made) or fill_output(config, storage, made, reporter)
     artifacts = name_artifacts(storage, manifest)
+    if config.publish.hub:
+        artifacts["hub"] = publish_to_hub(config, config.publish.hub, storage, FOLDER, manifest, reporter.doing)
     commit(storage, stage_folder("publish"), [], fingerprint(config, "publish"), artifacts=artifacts)
+    also = f", and {artifacts['hub']}" if "hub" in artifacts else ""
     return StageResult(
         stage="publish",
         outcome="succeeded",
         reason="Published",
-        message=f"{len(files)} files, {manifest.size / 1e6:.1f} MB in {storage.uri}/{FOLDER}",
+        message=f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB in {storage.uri}/{FOLDER}{also}",
         artifacts=artifacts,
     )
 
 
-def verify_files(storage: Storage, folder: str, files: list[ManifestFile]) -> None:
-    """Read every stored file back and compare its sha256; one file at a time is on the scratch disk."""
-    for file in files:
-        with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-            fetch_files(storage, folder, [file], Path(scratch))
+def refuse_below_threshold(config: RunConfig, made: Manifests) -> None:
+    """Raises Rejected when the figures do not meet publishIf: whoever starts this stage by hand gets no further."""
+    condition, figures = config.evaluation.publish_if, evaluation_of(made)
+    if not condition:
+        return
+    met, compared = holds(condition, figures.final, figures.baseline)
+    if not met:
+        message = f"{compared}; nothing is published. The trained weights are under {stage_folder('train')}/"
+        raise Rejected(
+            StageResult(
+                stage="publish",
+                outcome="failed",
+                reason="EvaluationBelowThreshold",
+                message=message,
+                evaluation=figures,
+            )
+        )
+
+
+def find_published(config: RunConfig, storage: Storage, made: Manifests) -> Manifest | None:
+    """The manifest of artifacts/ when it is of just these stages and all its files are there, else None."""
+    try:
+        manifest = read_manifest(storage, FOLDER)
+    except ManifestError:
+        return None
+    if manifest is None or manifest.fingerprint != fingerprint(config, "publish"):
+        return None
+    origins = {item.file.path: str(item.origin) for item in stored_items(made)}
+
+    def is_there(path: str, size: int, sha256: str) -> bool:
+        return storage.has_content(f"{FOLDER}/{path}", size, sha256, like=origins.get(path))
+
+    if manifest.extra.get("stages") != _digests(made):
+        return None
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        found = pool.map(lambda file: is_there(file.path, file.size, file.sha256), manifest.files)
+        return manifest if all(found) else None
+
+
+def fill_output(config: RunConfig, storage: Storage, made: Manifests, reporter: Reporter) -> Manifest:
+    """Files first, manifest last; an older manifest goes before anything under it changes."""
+    storage.delete(f"{FOLDER}/{MANIFEST}")
+    storage.drop_unfinished(f"{FOLDER}/")
+    reporter.doing("writing the report")
+    with scratch_folder("the report") as scratch:
+        items = [*stored_items(made), *recorded_items(config, storage, made, scratch)]
+        _delete_others(storage, {item.file.path for item in items})
+        reporter.doing("copying and checking every file")
+        bring(storage, items, lambda text: reporter.update(detail=text))  # seen, but not a line of the log a file
+    claim_output(storage, config)
+    files = [item.file for item in items]
+    kind = made["train"].extra["kind"]
+    return commit(storage, FOLDER, files, fingerprint(config, "publish"), kind=kind, stages=_digests(made))
+
+
+def bring(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]) -> None:
+    """Copy or send what is not there yet, several files at a time, and check each.
+
+    Raises ManifestError for a file that is not what its stage's manifest says.
+    """
+    total = sum(item.file.size for item in items)
+    lock, done = threading.Lock(), [0, 0]
+
+    def bring_one(item: Item) -> None:
+        if not _is_there(storage, item):
+            _send(storage, item)
+            if not _is_there(storage, item):
+                raise ManifestError(
+                    "ArtifactBroken",
+                    f"{storage.uri}/{FOLDER}/{item.file.path} has not the sha256 {item.file.sha256} and "
+                    f"{item.file.size} bytes of {_shown(storage, item.origin)}; nothing of it is published. Delete "
+                    "the folder of that stage and start it again",
+                )
+        with lock:
+            done[0], done[1] = done[0] + 1, done[1] + item.file.size
+            tell(f"{done[0]} of {len(items)} files are there, {done[1] / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        list(pool.map(bring_one, items))
 
 
 def name_artifacts(storage: Storage, manifest: Manifest) -> dict[str, str]:
     """What a user looks for, by name, to its URI."""
     places = {
-        manifest.extra["kind"]: manifest.extra["kind"],
-        "tensorboard": "tensorboard",
-        "runConfig": "run.yaml",
+        "adapter": "adapter/",
+        "model": MODEL_FOLDERS["upstream"],
+        "modelHf": MODEL_FOLDERS["hf"],
+        "evaluation": EVALUATION,
+        "report": f"{REPORT}/index.html",
+        "tensorboard": f"{EVENTS_FOLDER}/",
+        "runConfig": RUN_CONFIG,
         "preflight": PREFLIGHT,
-        "metrics": METRICS,
-        "lossCurve": "loss.png",
+        "metrics": METRICS_FILE,
     }
-    present = {name: place for name, place in places.items() if manifest.named(place)}
+    present = {name: place.rstrip("/") for name, place in places.items() if manifest.named(place)}
     return {name: f"{storage.uri}/{FOLDER}/{place}" for name, place in present.items()}
 
 
-def draw_losses(metrics: Path, picture: Path, title: str) -> None:
-    """The loss of every step in a metrics.jsonl, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss of a supervised token")
-    axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
+def _is_there(storage: Storage, item: Item) -> bool:
+    like = item.origin if isinstance(item.origin, str) else None
+    return storage.has_content(f"{FOLDER}/{item.file.path}", item.file.size, item.file.sha256, like=like)
 
 
-def _add_record(config: RunConfig, storage: Storage) -> list[ManifestFile]:
-    """run.yaml, preflight.json and the loss curve, beside the result."""
-    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
-        folder = Path(scratch)
-        (folder / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        names = ["run.yaml", "loss.png"]
-        storage.download(f"{stage_folder('train')}/{METRICS}", folder / METRICS)
-        draw_losses(folder / METRICS, folder / "loss.png", config.job)
-        if storage.stat(f"{stage_folder('preflight')}/{PREFLIGHT}"):
-            storage.download(f"{stage_folder('preflight')}/{PREFLIGHT}", folder / PREFLIGHT)
-            names.append(PREFLIGHT)
-        return upload_files(storage, FOLDER, {name: folder / name for name in names})
+def _send(storage: Storage, item: Item) -> None:
+    key = f"{FOLDER}/{item.file.path}"
+    if isinstance(item.origin, Path):
+        storage.upload(item.origin, key, sha256=item.file.sha256)
+    else:
+        storage.copy(item.origin, key)
 
 
-def _finished(storage: Storage, stage: str, config: RunConfig) -> Manifest:
-    manifest = read_manifest(storage, stage_folder(stage))
-    if manifest is None or manifest.fingerprint != fingerprint(config):
-        raise UserError(
-            "StageMissing",
-            f"found no finished {stage} stage of this run under {storage.uri}; run `internvl-trainer {stage}` first",
-            "spec.output",
-        )
-    return manifest
+def _delete_others(storage: Storage, names: set[str]) -> None:
+    """What a run with other settings published here before."""
+    for stored in list(storage.list(f"{FOLDER}/")):
+        if stored.key.removeprefix(f"{FOLDER}/") not in names:
+            storage.delete(stored.key)
+
+
+def _digests(made: Manifests) -> dict[str, str]:
+    return {stage: manifest.sha256 for stage, manifest in made.items()}
+
+
+def _shown(storage: Storage, origin: str | Path) -> str:
+    return f"{storage.uri}/{origin}" if isinstance(origin, str) else str(origin)

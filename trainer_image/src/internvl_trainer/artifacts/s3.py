@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -23,6 +26,7 @@ from botocore.exceptions import (
 from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
 from internvl_trainer.errors import UserError
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # Endpoint and keys come from AWS_* in the environment; boto3 reads them itself. Path-style addresses because
@@ -40,6 +44,8 @@ _DENIED = {
     "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "TokenRefreshRequired", "AllAccessDisabled", "RequestTimeTooSkewed", "UnauthorizedAccess",
 }  # fmt: skip
+_SHA256 = "sha256"  # name of the user metadata that holds a file's digest in hex
+_CHUNK = 1 << 20
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 
 
@@ -49,23 +55,18 @@ class S3Storage:
     def __init__(self, uri: str, *, field: str) -> None:
         self.uri, self._field = uri.rstrip("/"), field
         self._bucket, _, self._prefix = self.uri.removeprefix("s3://").partition("/")
+        self._root = f"{self._prefix}/" if self._prefix else ""
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        root = f"{self._prefix}/" if self._prefix else ""
-        where = {"Bucket": self._bucket, "Prefix": root + prefix}
+        where = {"Bucket": self._bucket, "Prefix": self._root + prefix}
         pages = iter(self._call(prefix, lambda client: client.get_paginator("list_objects_v2").paginate(**where)))
         while (page := self._call(prefix, lambda _: next(pages, None))) is not None:
             for item in page.get("Contents", []):
-                yield StoredFile(item["Key"].removeprefix(root), item["Size"], item["ETag"].strip('"'))
+                yield StoredFile(item["Key"].removeprefix(self._root), item["Size"], item["ETag"].strip('"'))
 
     def stat(self, key: str) -> StoredFile | None:
-        try:
-            head = self._call(key, lambda client: client.head_object(Bucket=self._bucket, Key=self._key(key)))
-        except UserError as error:
-            if error.reason == "NotFound":
-                return None
-            raise
-        return StoredFile(key, head["ContentLength"], head["ETag"].strip('"'))
+        head = self._head(key)
+        return StoredFile(key, head["ContentLength"], head["ETag"].strip('"')) if head else None
 
     def read(self, key: str) -> bytes:
         def get(client: Any) -> bytes:
@@ -81,18 +82,58 @@ class S3Storage:
     def write(self, key: str, data: bytes) -> None:
         self._call(key, lambda client: client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data))
 
-    def upload(self, path: Path, key: str) -> None:
+    def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
         target = str(path), self._bucket, self._key(key)
-        self._call(key, lambda client: client.upload_file(*target, Config=_TRANSFER))
+        metadata = {"Metadata": {_SHA256: sha256}} if sha256 else {}
+
+        def send(client: Any) -> None:
+            client.upload_file(*target, ExtraArgs=_checksums(client) | metadata, Config=_TRANSFER)
+
+        self._call(key, send)
 
     def copy(self, source: str, key: str) -> None:
+        """In parts of the size that `upload` uses, so that the checksums of both are made of the same parts."""
         origin = {"Bucket": self._bucket, "Key": self._key(source)}
-        self._call(source, lambda client: client.copy(origin, self._bucket, self._key(key), Config=_TRANSFER))
+
+        def send(client: Any) -> None:
+            client.copy(origin, self._bucket, self._key(key), ExtraArgs=_checksums(client), Config=_TRANSFER)
+
+        self._call(source, send)
+
+    def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
+        head = self._head(key)
+        if head is None or head["ContentLength"] != size:
+            return False
+        kept = head.get("ChecksumSHA256", "")
+        if kept and "-" not in kept:  # of the whole object; that of a multipart one is of its parts' checksums
+            return bool(kept == base64.b64encode(bytes.fromhex(sha256)).decode())
+        if kept and like and (origin := self._head(like)):
+            same = kept == origin.get("ChecksumSHA256") and size == origin["ContentLength"]
+            if same and origin["Metadata"].get(_SHA256) == sha256:
+                return True
+        return self._call(key, partial(_sha256_of, bucket=self._bucket, key=self._key(key))) == sha256
+
+    def drop_unfinished(self, prefix: str) -> None:
+        where = {"Bucket": self._bucket, "Prefix": self._root + prefix}
+        try:
+            self._call(prefix, partial(_abort_uploads, where=where))
+        except UserError as error:  # a right that publishing can do without
+            logger.warning("unfinished uploads under %s/%s may be left: %s", self.uri, prefix, error)
 
     def delete(self, prefix: str) -> None:
         for stored in list(self.list(prefix)):
             key = self._key(stored.key)
             self._call(stored.key, partial(_delete, bucket=self._bucket, key=key))
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        where = {"Bucket": self._bucket, "Key": self._key(key), "ChecksumMode": "ENABLED"}
+        try:
+            head: dict[str, Any] = self._call(key, lambda client: client.head_object(**where))
+        except UserError as error:
+            if error.reason == "NotFound":
+                return None
+            raise
+        return head
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self._prefix, inside(key, field=self._field)) if part)
@@ -141,6 +182,26 @@ class S3Storage:
 
 def _delete(client: Any, *, bucket: str, key: str) -> None:
     client.delete_object(Bucket=bucket, Key=key)
+
+
+def _checksums(client: Any) -> dict[str, str]:
+    """The server checks the SHA-256 of what arrives and keeps it; left out for those that know no checksums."""
+    wanted = client.meta.config.request_checksum_calculation == "when_supported"
+    return {"ChecksumAlgorithm": "SHA256"} if wanted else {}
+
+
+def _sha256_of(client: Any, *, bucket: str, key: str) -> str:
+    digest = hashlib.sha256()
+    for chunk in client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _abort_uploads(client: Any, *, where: dict[str, str]) -> None:
+    for page in client.get_paginator("list_multipart_uploads").paginate(**where):
+        for upload in page.get("Uploads", []):
+            if upload["Key"].startswith(where["Prefix"]):  # some servers list more than they were asked for
+                client.abort_multipart_upload(Bucket=where["Bucket"], Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 @lru_cache(maxsize=1)

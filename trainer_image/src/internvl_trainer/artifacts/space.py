@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from internvl_api.quantity import gib
+
 from internvl_trainer.errors import UserError
 
 
@@ -18,7 +20,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise UserError(
             "DiskFull",
-            f"{what} needs {_gb(needed)} there, {_gb(free)} are free; delete something, or give it a larger volume",
+            f"{what} needs {gib(needed)} there, {gib(free)} are free; delete something, or give it a larger volume",
             str(place),
         )
 
@@ -33,10 +35,6 @@ def naming_full_disk(folder: Path, needed: int, what: str) -> Iterator[None]:
             raise
         raise UserError(
             "DiskFull",
-            f"the disk is full; {what} needs {_gb(needed)} there. Delete something, or give it a larger volume",
+            f"the disk is full; {what} needs {gib(needed)} there. Delete something, or give it a larger volume",
             str(folder),
         ) from error
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -16,6 +18,7 @@ from internvl_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_UNFINISHED = ".writing-"  # how the name of a file begins while it is written
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -76,12 +79,24 @@ class Storage(Protocol):
         """Store a small file."""
         ...
 
-    def upload(self, path: Path, key: str) -> None:
-        """Stream `path` to a file."""
+    def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
+        """Stream `path` to a file; `sha256` (hex) is written down with it where the server can."""
         ...
 
     def copy(self, source: str, key: str) -> None:
-        """Duplicate one file of this storage, on the server where it can."""
+        """Duplicate one file of this storage, on the server or as a hard link where it can."""
+        ...
+
+    def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
+        """Whether that file is there, with this content (`size` in bytes, `sha256` in hex).
+
+        It is read back only where the server's own checksums do not tell. `like` is the key of a file with that
+        content, which this one was copied from: large files are compared with it.
+        """
+        ...
+
+    def drop_unfinished(self, prefix: str) -> None:
+        """Delete what killed writers left half sent under `prefix`; nobody else may be writing there."""
         ...
 
     def delete(self, prefix: str) -> None:
@@ -120,6 +135,17 @@ def inside(relative: str, *, field: str) -> str:
     return "/".join(parts)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or somebody's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class FolderStorage:
     """Files of one folder; writing is a rename, so that a reader never sees half a file."""
 
@@ -153,16 +179,38 @@ class FolderStorage:
         try:
             shutil.copyfile(self._path(key), path)
         except OSError as error:
+            if is_full(error):  # that is the disk of `path`, and for the caller to name
+                raise
             raise self._failure(error, key) from error
 
     def write(self, key: str, data: bytes) -> None:
         self._store(key, lambda path: path.write_bytes(data))
 
-    def upload(self, path: Path, key: str) -> None:
+    def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
         self._store(key, lambda target: shutil.copyfile(path, target))
 
     def copy(self, source: str, key: str) -> None:
-        self.upload(self._path(source), key)
+        origin, target = self._path(source), self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            os.link(origin, target)
+        except OSError:  # a file system without hard links, or whatever copying will name
+            self.upload(origin, key)
+
+    def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
+        found = self.stat(key)
+        if found is None or found.size != size:
+            return False
+        try:
+            return sha256_of(self._path(key)) == sha256  # a file system keeps no checksums that could be asked for
+        except OSError as error:
+            raise self._failure(error, key) from error
+
+    def drop_unfinished(self, prefix: str) -> None:
+        for stored in list(self.list(prefix)):
+            if Path(stored.key).name.startswith(_UNFINISHED):
+                self._path(stored.key).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
         for stored in list(self.list(prefix)):
@@ -177,7 +225,7 @@ class FolderStorage:
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=_UNFINISHED)
             os.close(handle)
             try:
                 write(Path(name))
@@ -201,4 +249,8 @@ class FolderStorage:
             return UserError("NotFound", f"found no file {place}; check the path", self._field)
         if isinstance(error, PermissionError):
             return AccessDenied("AccessDenied", f"{place}: {error.strerror}; check the owner and mode", self._field)
+        if is_full(error):
+            return Unavailable(
+                "DiskFull", f"{place}: {error.strerror}; free some space there. What was stored stays", self._field
+            )
         return Unavailable("StorageUnavailable", f"{place}: {error.strerror or error}", self._field)

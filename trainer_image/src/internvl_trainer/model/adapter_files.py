@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -90,6 +90,15 @@ def _own_parameters(layer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((part, parameter) for part, parameter in layer.named_parameters() if part.startswith("lora_"))
 
 
+class LoraPair(NamedTuple):
+    """weight + scaling x up @ down; with DoRA, rows of that direction and of the learned lengths."""
+
+    down: torch.Tensor  # (lora_rank, in), PEFT's lora_A
+    up: torch.Tensor  # (out, lora_rank), PEFT's lora_B
+    scaling: float
+    magnitude: torch.Tensor | None  # (out,)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A saved adapter: PEFT's config, and its tensors by PEFT's file names, each read when it is asked for."""
@@ -112,18 +121,24 @@ class Adapter:
         """Native modules that have a LoRA pair."""
         return {name.removeprefix(_PREFIX).partition(".lora_A")[0] for name in self.tensors if ".lora_A" in name}
 
-    def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
-        """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
+    def pair(self, module: str) -> LoraPair | None:
+        """What is learned for a native module's weight; None where it has no adapter."""
         key = f"{_PREFIX}{module}"
-        if f"{key}.lora_A.weight" not in self.tensors or weight.is_meta:
-            return weight
-        down, up = self.tensors[f"{key}.lora_A.weight"].float(), self.tensors[f"{key}.lora_B.weight"].float()
-        merged = torch.addmm(weight.float(), up, down, alpha=self._alpha(module) / down.shape[0])
+        if f"{key}.lora_A.weight" not in self.tensors:
+            return None
+        down, up = self.tensors[f"{key}.lora_A.weight"], self.tensors[f"{key}.lora_B.weight"]
         magnitude = self.tensors.get(f"{key}.lora_magnitude_vector.weight")
         if magnitude is None:
             magnitude = self.tensors.get(f"{key}.lora_magnitude_vector")
-        if magnitude is not None:  # DoRA: the direction from weight and delta, the length learnt for each row
-            merged *= (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
+        return LoraPair(down, up, self._alpha(module) / down.shape[0], magnitude)
+
+    def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
+        if weight.is_meta or (pair := self.pair(module)) is None:
+            return weight
+        merged = torch.addmm(weight.float(), pair.up.float(), pair.down.float(), alpha=pair.scaling)
+        if pair.magnitude is not None:
+            merged *= (pair.magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
         return merged.to(weight.dtype)
 
     def _alpha(self, module: str) -> float:

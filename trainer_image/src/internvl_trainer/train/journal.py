@@ -7,9 +7,12 @@ the checkpoint's step, so no step is ever recorded twice.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from internvl_api.constants import ENV_ATTEMPT
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -40,20 +43,21 @@ class StepRecord:
 
 
 class Journal:
-    """Appends to the files of `folder`."""
+    """Appends to the files of `folder`. Each row of metrics.jsonl says which attempt took the step."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
 
         self.folder = folder
         (folder / EVENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._attempt = count_attempts(folder / METRICS_FILE)
         self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / EVENTS_FOLDER), flush_secs=30)
 
     def record(self, step: StepRecord) -> None:
         """Add one step."""
         known = {name: value for name, value in asdict(step).items() if value is not None}
-        self._metrics.write(json.dumps(known) + "\n")
+        self._metrics.write(json.dumps({**known, "attempt": self._attempt}) + "\n")
         scalars = {
             "train/loss": step.loss,
             "train/learning_rate": step.learning_rate,
@@ -78,6 +82,14 @@ class Journal:
         """Close both files."""
         self._metrics.close()
         self._events.close()
+
+
+def count_attempts(metrics: Path) -> int:
+    """Which attempt this is: the operator says so; without one, the next after that of the last row."""
+    if said := os.environ.get(ENV_ATTEMPT):
+        return int(said)
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
 
 
 def restore_journal(folder: Path, saved: Path) -> None:

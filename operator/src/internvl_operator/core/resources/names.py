@@ -46,6 +46,16 @@ def config_map(job: str) -> str:
     return f"ivft-{base(job)}"
 
 
+def pod_group(job: str, stage: str) -> str:
+    """volcano's and coscheduling's PodGroup of a stage."""
+    return f"ivft-{base(job)}-{stage}"
+
+
+def queue_group(job: str, stage: str, attempt: int) -> str:
+    """kueue's pod group: each attempt is admitted anew. A label's value and an object's name."""
+    return f"{base(job)}-{stage}-{attempt}"
+
+
 def master_address(job: str, stage: str) -> str:
     """Node rank 0, through the headless Service and the pod's own DNS search path."""
     return f"{pod(job, stage, 0)}.{service(job)}"

@@ -24,7 +24,7 @@ from internvl_api.spec import Dataset, InternVLFineTuneSpec
 from internvl_operator.core.job import Job
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.options import Options
-from internvl_operator.core.resources import names
+from internvl_operator.core.resources import gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.stages import Stage
 
@@ -42,8 +42,9 @@ def build(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> 
     """The object to apply for one member. Raises SpecError when the job's spec cannot be run."""
     spec, template = job.spec, job.spec.pod_template
     labels = names.member_labels(job.name, job.uid, stage.name, attempt, rank)
+    labels |= gang.labels(job, stage, attempt)
     metadata = owned_metadata(job, names.pod(job.name, stage.name, rank), {**template.labels, **labels})
-    metadata["annotations"] = template.annotations | _annotations(job)
+    metadata["annotations"] = template.annotations | _annotations(job) | gang.annotations(job, stage)
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "hostname": metadata["name"],
@@ -84,6 +85,7 @@ def _placement(spec: InternVLFineTuneSpec) -> dict[str, Any]:
         "serviceAccountName": template.service_account_name,
         "runtimeClassName": template.runtime_class_name,
         "imagePullSecrets": template.image_pull_secrets,
+        "schedulerName": gang.scheduler_name(spec.scheduling),
     }
     return {key: value for key, value in chosen.items() if value}
 

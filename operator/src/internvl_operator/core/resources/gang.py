@@ -1,0 +1,80 @@
+"""What each gang scheduler wants to find on the pods of a group, and the PodGroup of those that have one.
+
+Sources: kueue, docs "Run Plain Pods" and pkg/controller/jobs/pod/constants; volcano,
+staging/src/volcano.sh/apis/pkg/apis/scheduling/v1beta1; scheduler-plugins, apis/scheduling/v1alpha1.
+"""
+
+from typing import Any
+
+from internvl_api.spec import Scheduling
+
+from internvl_operator.core.job import Job
+from internvl_operator.core.options import Options
+from internvl_operator.core.resources import names
+from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.stages import Stage
+
+# Scheduler -> its PodGroups, as the API client names them; (API version, the scheduler's own name).
+GROUPS = {"volcano": "PodGroup.scheduling.volcano.sh", "coscheduling": "PodGroup.scheduling.x-k8s.io"}
+_SCHEDULERS = {
+    "volcano": ("scheduling.volcano.sh/v1beta1", "volcano"),
+    "coscheduling": ("scheduling.x-k8s.io/v1alpha1", "scheduler-plugins-scheduler"),
+}
+
+
+def pod_groups(job: Job, stage: Stage) -> list[dict[str, Any]]:
+    """The PodGroup to apply for a stage, or none: its pods are placed together, or not at all."""
+    scheduling = job.spec.scheduling
+    if scheduling.gang not in _SCHEDULERS:
+        return []
+    version, _ = _SCHEDULERS[scheduling.gang]
+    spec: dict[str, Any] = {"minMember": stage.size(job.spec)}
+    if scheduling.gang == "volcano":
+        chosen = {"queue": scheduling.queue, "priorityClassName": job.spec.pod_template.priority_class_name}
+        spec |= {key: value for key, value in chosen.items() if value}
+    metadata = owned_metadata(job, names.pod_group(job.name, stage.name), names.shared_labels(job.name, job.uid))
+    return [{"apiVersion": version, "kind": "PodGroup", "metadata": metadata, "spec": spec}]
+
+
+def labels(job: Job, stage: Stage, attempt: int) -> dict[str, str]:
+    """Of a pod."""
+    scheduling = job.spec.scheduling
+    if scheduling.gang == "kueue":
+        return {
+            "kueue.x-k8s.io/queue-name": scheduling.queue or "",
+            "kueue.x-k8s.io/pod-group-name": names.queue_group(job.name, stage.name, attempt),
+        }
+    if scheduling.gang == "coscheduling":
+        return {"scheduling.x-k8s.io/pod-group": names.pod_group(job.name, stage.name)}
+    return {}
+
+
+def annotations(job: Job, stage: Stage) -> dict[str, str]:
+    """Of a pod. A kueue group that lost a pod is over: we make a new group rather than replace the pod in it."""
+    scheduling = job.spec.scheduling
+    if scheduling.gang == "kueue":
+        return {
+            "kueue.x-k8s.io/pod-group-total-count": str(stage.size(job.spec)),
+            "kueue.x-k8s.io/retriable-in-group": "false",
+        }
+    if scheduling.gang == "volcano":
+        return {"scheduling.k8s.io/group-name": names.pod_group(job.name, stage.name)}
+    return {}
+
+
+def scheduler_name(scheduling: Scheduling) -> str | None:
+    """spec.schedulerName of a pod; None: the cluster's default."""
+    if scheduling.scheduler_name or scheduling.gang not in _SCHEDULERS:
+        return scheduling.scheduler_name
+    return _SCHEDULERS[scheduling.gang][1]
+
+
+def not_enabled(scheduling: Scheduling, options: Options) -> str | None:
+    """Why this operator cannot have groups placed so: it may not write their PodGroups."""
+    if scheduling.gang not in GROUPS or scheduling.gang in options.gang_schedulers:
+        return None
+    have = ", ".join(options.gang_schedulers) or "none"
+    return (
+        f"spec.scheduling.gang: found {scheduling.gang!r}, but this operator was installed with the gang schedulers "
+        f"{have} (and kueue); add it to the chart's gangSchedulers, or choose another"
+    )

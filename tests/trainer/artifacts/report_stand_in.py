@@ -1,0 +1,39 @@
+"""A stand-in of internvl_trainer.report: publishing is tested here, drawing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from internvl_api.run_config import RunConfig
+from internvl_trainer.artifacts.storage import Storage
+
+PAGE = b"<!doctype html><title>stand-in</title>"
+CARD = "---\nbase_model: OpenGVLab/InternVL2-2B\ntags:\n- internvl\n---\n# A model card\n"
+
+
+def _build_report(_config: RunConfig, _storage: Storage, target: Path) -> list[Path]:
+    (target / "index.html").write_bytes(PAGE)
+    (target / "loss.png").write_bytes(b"\x89PNG stand-in")
+    return [target / "index.html", target / "loss.png"]
+
+
+def stand_ins() -> dict[str, ModuleType]:
+    """Modules by name."""
+    run, card = ModuleType("internvl_trainer.report.run"), ModuleType("internvl_trainer.report.model_card")
+    run.build_report = _build_report  # type: ignore[attr-defined]
+    card.model_card = lambda _config, _storage: CARD  # type: ignore[attr-defined]
+    return {"internvl_trainer.report": ModuleType("internvl_trainer.report"), run.__name__: run, card.__name__: card}
+
+
+def main() -> int:
+    """The trainer's command line with the stand-in in place."""
+    sys.modules.update(stand_ins())
+    from internvl_trainer.__main__ import main as trainer
+
+    return trainer()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

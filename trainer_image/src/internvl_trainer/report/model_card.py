@@ -1,0 +1,127 @@
+"""The README.md of what was trained: the Hub's metadata, the figures, how to load it, and what it was made of."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from huggingface_hub import EvalResult, ModelCardData
+from internvl_api.catalogue import find_model
+from internvl_api.run_config import RunConfig
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.report.figures import metric_rows
+from internvl_trainer.report.page import difference, facts, figure, lineage, redact
+from internvl_trainer.report.record import Record, finished, read_record
+
+CARD = "README.md"
+_HUB = re.compile(r"^hf://(datasets/)?(?P<name>[^/]+/[^/@]+)")
+_MARKS = re.compile(r"([\\`*_{}\[\]<>|#])")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies beside the card."""
+
+    adapter: bool
+    upstream: bool
+    hf: bool
+
+
+def model_card(config: RunConfig, storage: Storage) -> str:
+    """The card of what this run's stages have made so far; works without an evaluation."""
+    record = read_record(config, storage)
+    return render_card(record, contents(config, storage))
+
+
+def contents(config: RunConfig, storage: Storage) -> Contents:
+    """The folders that publishing writes: adapter/ and model/ of training, model/ and model-hf/ of merging."""
+    formats = config.merge.formats
+    if config.method == "lora":
+        return Contents(adapter=True, upstream="upstream" in formats, hf="hf" in formats)
+    trained = finished("train", config, storage)
+    has_config = trained is not None and trained.named("model/config.json")
+    document = json.loads(storage.read("stages/train/model/config.json")) if has_config else {}
+    is_native = document.get("model_type") == "internvl"  # a base in transformers' format comes out in it
+    return Contents(adapter=False, upstream=not is_native, hf="hf" in formats)
+
+
+def render_card(record: Record, there: Contents) -> str:
+    """Front matter between two lines of ---, then Markdown."""
+    config = record.config
+    environment = Environment(
+        loader=PackageLoader("internvl_trainer.report", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: redact(value) if isinstance(value, str) else value,
+    )
+    environment.filters.update(plain=plain, figure=figure, difference=difference)
+    body = environment.get_template("model_card.md.j2").render(
+        config=config,
+        name=name_of(config),
+        base=base_model(config),
+        record=record,
+        there=there,
+        facts=facts(record),
+        metrics=metric_rows(record.baseline, record.final),
+        lineage=lineage(record),
+        repository=config.publish.hub.repository if config.publish.hub else None,
+    )
+    return f"---\n{redact(metadata(record, there).to_yaml())}\n---\n\n{body}"
+
+
+def metadata(record: Record, there: Contents) -> ModelCardData:
+    """What the Hub files the model under. A base model or data that are not on the Hub are left out."""
+    config = record.config
+    sources = [dataset.annotation for dataset in config.data.train.values()]
+    datasets = [match["name"] for source in sources if (match := _HUB.match(source)) and match[1]]
+    base = base_model(config)
+    relation = "adapter" if there.adapter and not (there.upstream or there.hf) else "finetune"
+    tags = ["internvl", config.method, *(["custom_code"] if there.upstream else [])]
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=relation if base else None,
+        library_name="peft" if relation == "adapter" else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=tags,
+        datasets=list(dict.fromkeys(datasets)) or None,
+        **({"model_name": name_of(config), "eval_results": _results(record)} if record.final else {}),
+    )
+
+
+def base_model(config: RunConfig) -> str | None:
+    """owner/name on the Hub, from the source or the catalogue."""
+    if match := _HUB.match(config.model.source):
+        return match["name"]
+    known = find_model(config.model.name) if config.model.name else None
+    return known.hub_repository if known else None
+
+
+def name_of(config: RunConfig) -> str:
+    """The Hub's name where it goes there, else the run's."""
+    hub = config.publish.hub
+    return (hub.repository if hub else config.job).rpartition("/")[2]
+
+
+def plain(text: object) -> str:
+    """Data in Markdown as what it is: no markup, no new line, no cell of its own."""
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _results(record: Record) -> list[EvalResult]:
+    tasks = record.config.evaluation.tasks
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=tasks[task].task if task in tasks else task,
+            dataset_name=task,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for task, figures in record.final.items()
+        for metric, value in figures.items()
+    ]

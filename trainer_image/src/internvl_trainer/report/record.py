@@ -1,0 +1,183 @@
+"""Everything the report tells, read from what the stages left in storage. What is not there yet is left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from internvl_api.gate import Figures, GateError, holds
+from internvl_api.run_config import RunConfig
+from internvl_api.status import EvaluationStatus, StageName
+
+from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, read_manifest
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.pipeline import stages_of
+
+METRICS = "metrics.jsonl"
+PREFLIGHT = "preflight.json"
+
+Row = dict[str, Any]
+"""A line of metrics.jsonl, or of a predictions file."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of the publishing condition; `met` is None while it cannot be told."""
+
+    condition: str
+    met: bool | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """A stage of the run; `took` is the time since the end of the stage before it."""
+
+    name: StageName
+    finished: datetime | None
+    took: timedelta | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Steps in a row that one attempt took, of those that were kept; times are in seconds."""
+
+    number: int
+    first_step: int
+    last_step: int
+    processes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its stages left it.
+
+    Attributes:
+        steps: rows of metrics.jsonl; those up to the newest checkpoint while training has not ended.
+        is_trained: the train stage is done.
+        predictions: task to the rows before (None: not asked for, or not there) and after.
+    """
+
+    config: RunConfig
+    steps: list[Row] = field(default_factory=list)
+    is_trained: bool = False
+    baseline: Figures = field(default_factory=dict)
+    final: Figures = field(default_factory=dict)
+    predictions: dict[str, tuple[list[Row] | None, list[Row] | None]] = field(default_factory=dict)
+    preflight: dict[str, Any] | None = None
+    stages: list[StageEnd] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """None without spec.evaluation.publishIf."""
+        condition = self.config.evaluation.publish_if
+        if condition is None:
+            return None
+        if not self.final:
+            return Verdict(condition, None, "the trained model has not been evaluated yet")
+        try:
+            return Verdict(condition, *holds(condition, self.final, self.baseline))
+        except GateError as error:
+            return Verdict(condition, None, str(error))
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """In the order of their steps."""
+        groups = groupby(self.steps, key=lambda row: (row.get("attempt", 1), row["world_size"]))
+        return [_attempt(number, processes, list(rows)) for (number, processes), rows in groups]
+
+    def validation(self) -> list[tuple[int, float]]:
+        """(step, loss on data.validation) where it was taken."""
+        return [(row["step"], row["validation_loss"]) for row in self.steps if "validation_loss" in row]
+
+
+def read_record(config: RunConfig, storage: Storage) -> Record:
+    """What there is of this run under its output; stages of another run count as not there."""
+    # The report is a part of what publishing publishes, so that stage is never over while it is written.
+    manifests = {stage: finished(stage, config, storage) for stage in stages_of(config) if stage != "publish"}
+    before, after = (_figures(manifests.get(stage)) for stage in ("baseline-evaluate", "evaluate"))
+    return Record(
+        config=config,
+        steps=_read_steps(config, storage, manifests["train"]),
+        is_trained=manifests["train"] is not None,
+        baseline=before.baseline,
+        final=after.final,
+        predictions={
+            task: (
+                _read_predictions("baseline-evaluate", task, storage, manifests.get("baseline-evaluate")),
+                _read_predictions("evaluate", task, storage, manifests.get("evaluate")),
+            )
+            for task in config.evaluation.tasks
+        },
+        preflight=_read_preflight(storage),
+        stages=list(_ends(manifests)),
+    )
+
+
+def finished(stage: StageName, config: RunConfig, storage: Storage) -> Manifest | None:
+    """The manifest of a stage that is done for this very configuration."""
+    try:
+        manifest = read_manifest(storage, stage_folder(stage))
+    except ManifestError:
+        return None
+    return manifest if manifest is not None and manifest.fingerprint == fingerprint(config, stage) else None
+
+
+def read_lines(data: bytes) -> list[Row]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in data.splitlines() if line.strip()]
+
+
+def _figures(manifest: Manifest | None) -> EvaluationStatus:
+    return EvaluationStatus.model_validate((manifest.extra.get("evaluation") if manifest else None) or {})
+
+
+def _read_steps(config: RunConfig, storage: Storage, trained: Manifest | None) -> list[Row]:
+    """Of the train stage, else of the newest checkpoint of this run."""
+    if trained is not None:
+        return read_lines(storage.read(f"{stage_folder('train')}/{METRICS}"))
+    keys = [file.key for file in storage.list("checkpoints/") if file.key.endswith(f"/{MANIFEST}")]
+    for key in sorted(keys, reverse=True):
+        folder = key.removesuffix(f"/{MANIFEST}")
+        try:
+            manifest = read_manifest(storage, folder)
+        except ManifestError:
+            continue
+        if manifest is not None and manifest.fingerprint == fingerprint(config):
+            return read_lines(storage.read(f"{folder}/journal/{METRICS}"))
+    return []
+
+
+def _read_predictions(stage: str, task: str, storage: Storage, manifest: Manifest | None) -> list[Row] | None:
+    name = f"predictions/{task}.jsonl"
+    if manifest is None or name not in {file.path for file in manifest.files}:
+        return None
+    return read_lines(storage.read(f"{stage_folder(stage)}/{name}"))
+
+
+def _read_preflight(storage: Storage) -> dict[str, Any] | None:
+    """Also of a preflight that refused the rows: its findings are what a person wants to see."""
+    key = f"{stage_folder('preflight')}/{PREFLIGHT}"
+    if storage.stat(key) is None:
+        return None
+    document: dict[str, Any] = json.loads(storage.read(key))
+    return document
+
+
+def _ends(manifests: dict[StageName, Manifest | None]) -> Iterator[StageEnd]:
+    before: datetime | None = None
+    for name, manifest in manifests.items():
+        end = datetime.fromisoformat(manifest.created) if manifest else None
+        yield StageEnd(name, end, end - before if end and before and end >= before else None)
+        before = end
+
+
+def _attempt(number: int, processes: int, rows: list[Row]) -> Attempt:
+    seconds = sum(row["step_seconds"] for row in rows)
+    return Attempt(number, rows[0]["step"], rows[-1]["step"], processes, seconds)
