@@ -21,7 +21,7 @@ OUTPUT_LAYER_SCALE = 3
 
 RETRIEVAL_REFERENCE = CHECKOUT / "tests/data/golden-retrieval/cross-attention/checkpoint"
 TOKENIZER = CHECKOUT / "tests/data/golden/checkpoints/internlm2"  # a small sentencepiece model, as InternVL-14B has
-VOCABULARY = 436  # of that tokenizer, with its added tokens
+VOCABULARY = 438  # of that tokenizer, with its added tokens
 VOCABULARY_LAYERS = ("qllama.model.embed_tokens.weight", "qllama.lm_head.weight")
 
 

@@ -6,6 +6,7 @@ import bisect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from internvl_api.run_config import RunConfig
@@ -29,6 +30,11 @@ class OpenDataset:
 
     description: DatasetDescription
     index: RowIndex
+
+    @property
+    def path(self) -> Path:
+        """Of the annotation file on this machine."""
+        return self.index.path
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from internvl_api.run_config import RunConfig
@@ -28,11 +29,13 @@ class OpenPairs:
     """A dataset with its captions at hand.
 
     Attributes:
+        path: of the caption file on this machine.
         index: the usable captions, in the file's order.
         findings: what is wrong with the others.
     """
 
     description: DatasetDescription
+    path: Path
     index: list[Caption]
     findings: list[Finding]
 
@@ -64,7 +67,7 @@ def open_validation_pairs(config: RunConfig) -> list[OpenPairs]:
 def _open(description: DatasetDescription, field: str, form: str) -> OpenPairs:
     path = fetch_file(description.annotation, field=f"{field}.annotation")
     read = read_captions(path, form, name=description.annotation)
-    return OpenPairs(description, read.captions, read.findings)
+    return OpenPairs(description, path, read.captions, read.findings)
 
 
 def refuse_bad_lines(dataset: OpenPairs, bad_lines: Sequence[int]) -> None:

@@ -46,6 +46,24 @@ def text_features(model: RetrievalModel, batches: Iterable[torch.Tensor]) -> tor
     return torch.cat([normalise(model.encode_texts(ids).float()).cpu() for ids in batches])
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The place, from 1, of each query's best right answer among the wrong ones.
+
+    Attributes:
+        image_to_text: (N,) of images. text_to_image: (M,) of captions.
+        best_texts: (N,) positions of the captions most like each image.
+    """
+
+    image_to_text: torch.Tensor
+    text_to_image: torch.Tensor
+    best_texts: torch.Tensor
+
+    def by_way(self) -> dict[str, torch.Tensor]:
+        """The ranks by the names that metrics have."""
+        return {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+
+
 def recall(
     images: torch.Tensor,
     texts: torch.Tensor,
@@ -55,7 +73,20 @@ def recall(
     ranks: Sequence[int] = RANKS,
     block_bytes: int = _BLOCK_BYTES,
 ) -> Recall:
-    """R@k both ways, by cosine.
+    """R@k both ways, by cosine; for arguments and errors see `rank`."""
+    found = rank(images, texts, image_ids, text_image_ids, block_bytes=block_bytes)
+    return Recall(_shares(found.image_to_text, ranks), _shares(found.text_to_image, ranks))
+
+
+def rank(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    image_ids: torch.Tensor,
+    text_image_ids: torch.Tensor,
+    *,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Ranks:
+    """Ranks both ways, by cosine.
 
     A tie counts against the model: a right answer is among the k best if fewer than k wrong ones score as high or
     higher. (A top-k would decide ties by position, and features that are all equal could score anything; so they score
@@ -72,16 +103,18 @@ def recall(
     for name, features in (("images", images), ("texts", texts)):
         if not torch.isfinite(features).all():
             raise UserError("FeaturesNotFinite", f"the features of {name} hold values that are no finite numbers")
-    to_text = _best_ranks((images, image_ids), (texts, text_image_ids), block_bytes, "image", "caption")
-    to_image = _best_ranks((texts, text_image_ids), (images, image_ids), block_bytes, "caption", "image")
-    return Recall(_shares(to_text, ranks), _shares(to_image, ranks))
+    to_text, best = _best_ranks((images, image_ids), (texts, text_image_ids), block_bytes, "image", "caption")
+    to_image, _ = _best_ranks((texts, text_image_ids), (images, image_ids), block_bytes, "caption", "image")
+    return Ranks(to_text, to_image, best)
 
 
 Side = tuple[torch.Tensor, torch.Tensor]
 
 
-def _best_ranks(queries: Side, candidates: Side, block_bytes: int, query: str, candidate: str) -> torch.Tensor:
-    """(queries,) place, from 1, of each query's best right answer among the wrong ones."""
+def _best_ranks(
+    queries: Side, candidates: Side, block_bytes: int, query: str, candidate: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(queries,) place, from 1, of each query's best right answer among the wrong ones, and the best of all."""
     features, ids = queries
     answers, answer_ids = candidates
     lonely = ~torch.isin(ids, answer_ids)
@@ -91,13 +124,14 @@ def _best_ranks(queries: Side, candidates: Side, block_bytes: int, query: str, c
             "UnmatchedRows", f"{int(lonely.sum())} of {len(ids)} have no {candidate}, such as {query} of image {first}"
         )
     rows = max(1, block_bytes // (_BYTES_PER_PAIR * len(answers)))
-    ranks = []
+    ranks, firsts = [], []
     for block, block_ids in zip(features.split(rows), ids.split(rows), strict=True):
         scores = block @ answers.T
         right = block_ids[:, None] == answer_ids[None, :]
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + ((scores >= best) & ~right).sum(1))
-    return torch.cat(ranks)
+        firsts.append(scores.argmax(1))
+    return torch.cat(ranks), torch.cat(firsts)
 
 
 def _shares(found: torch.Tensor, ranks: Sequence[int]) -> dict[int, float]:

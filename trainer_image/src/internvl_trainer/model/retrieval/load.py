@@ -59,7 +59,7 @@ def load_retrieval_model(
         CheckpointError: with the file and what to do.
     """
     directory = Path(directory)
-    config = read_json(directory / CONFIG_FILE, missing="give the directory of a checkpoint")
+    config = _read_config(directory)
     architecture = _architecture(config, directory, image_size)
     _choose_attention(architecture, attn_implementation)
     rename = partial(to_native, architecture=architecture)  # type: ignore[arg-type]
@@ -71,6 +71,12 @@ def load_retrieval_model(
         model.set_drop_path(drop_path_rate)
     model.hard_negatives = hard_negatives
     return LoadedRetrievalModel(model, architecture, _config_of(config, architecture))
+
+
+def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> RetrievalArchitecture:
+    """What config.json says, without the weights. Raises CheckpointError."""
+    directory = Path(directory)
+    return _architecture(_read_config(directory), directory, image_size)
 
 
 def save_retrieval_model(loaded: LoadedRetrievalModel, directory: str | Path, *, shard_size: int = _SHARD_SIZE) -> None:
@@ -91,6 +97,10 @@ def _choose_attention(architecture: RetrievalArchitecture, asked: str | None) ->
         qllama = "sdpa" if vision == "flash_attention_2" else vision
     architecture.vision._attn_implementation = vision
     architecture.qllama._attn_implementation = qllama
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    return read_json(directory / CONFIG_FILE, missing="give the directory of a checkpoint")
 
 
 def _architecture(config: Mapping[str, Any], directory: Path, image_size: int | None) -> RetrievalArchitecture:
