@@ -52,7 +52,7 @@ def seen_negatives(model: RetrievalModel, inputs: dict[str, torch.Tensor]) -> to
     with torch.no_grad():
         model(**inputs)
     handle.remove()
-    (negatives,) = (ids for ids in seen[1:2])  # the summaries are read first, then negatives, then positives
+    *_, negatives, _ = torch.cat(seen).chunk(3)  # of summaries, negatives and positives, in one pass or two
     return negatives
 
 

@@ -22,6 +22,9 @@ Variant = Literal["C", "G"]
 """InternVL-C compares the vision tower's pooled features with texts; -G adds those of the queries."""
 
 
+Texts = tuple[torch.Tensor, torch.Tensor]  # ids and mask, (B, L) each
+
+
 @dataclass
 class RetrievalOutput(ModelOutput):
     """fp32 losses of one pass, as means over this rank's rows: the mean over ranks is the global batch's loss.
@@ -113,16 +116,18 @@ class RetrievalModel(nn.Module):
         image_ids = image_ids.reshape(-1)
         image_features = self._see(pixel_values)
         visions = normalise(self.clip_projector(image_features).float())
-        summary = self._read_apart(image_features, summarize_input_ids, summarize_attention_mask)
-        queries = normalise(self.clip_projector2(summary.queries).float())
-        texts = normalise(self._project_last(summary.texts, summarize_attention_mask).float())
         scale = self.logit_scale.float().exp()
+        summary = summarize_input_ids, summarize_attention_mask
         negative = negative_input_ids, negative_attention_mask
         positive = positive_input_ids, positive_attention_mask
-        if self.hard_negatives:
+        if self.hard_negatives:  # contrast has to be known before its negatives can be read
+            (contrast,) = self._read(image_features, apart=[summary])
+            queries, texts = self._contrasted(contrast, summarize_attention_mask)
             mined = mine_negatives(queries + visions, texts, image_ids, scale)
-            negative = _exchange(negative, positive, mined)
-        matched = [self._read_together(image_features, *pair) for pair in (negative, positive)]
+            matched = self._read(image_features, together=[_exchange(negative, positive, mined), positive])
+        else:
+            contrast, *matched = self._read(image_features, apart=[summary], together=[negative, positive])
+            queries, texts = self._contrasted(contrast, summarize_attention_mask)
         logits = [self.itm_head(each.queries).float().mean(1) for each in matched]
         loss_itc = contrastive_loss(visions, queries, texts, image_ids, scale)
         loss_itm = matching_loss(*logits)
@@ -201,24 +206,30 @@ class RetrievalModel(nn.Module):
         ).last_hidden_state
         return hidden
 
-    def _read_together(self, vision: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _Pass:
-        """Queries and text all see one another, in both directions: matching."""
-        embeddings, mask = self._join(input_ids, attention_mask)
-        visible = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        return self._split(self._decode(embeddings, additive_mask(visible, embeddings.dtype), vision))
+    def _read(self, vision: torch.Tensor, apart: Sequence[Texts] = (), together: Sequence[Texts] = ()) -> list[_Pass]:
+        """One pass for several texts of each image, in their order.
 
-    def _read_apart(self, vision: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _Pass:
-        """Queries see only queries, text sees the text before it: contrast."""
-        embeddings, mask = self._join(input_ids, attention_mask)
-        length = mask.shape[1]
-        is_query = torch.arange(length, device=mask.device) < self.architecture.qllama.num_query_token
-        text = causal(length, length, mask.device) & ~is_query & ~is_query[:, None]
-        visible = mask.bool()[:, None, None, :] & (text | (is_query & is_query[:, None]))
-        return self._split(self._decode(embeddings, additive_mask(visible, embeddings.dtype), vision))
-
-    def _split(self, hidden: torch.Tensor) -> _Pass:
+        Args:
+            apart: queries see only queries, text sees the text before it, for contrast.
+            together: queries and text all see one another, in both directions, for matching.
+        """
+        texts = (*apart, *together)
+        length = max(ids.shape[1] for ids, _ in texts)
+        ids, masks = (torch.cat([_pad(part, length) for part in parts]) for parts in zip(*texts, strict=True))
+        embeddings, mask = self._join(ids, masks)
+        columns = mask.shape[1]
+        is_query = torch.arange(columns, device=mask.device) < self.architecture.qllama.num_query_token
+        alone = causal(columns, columns, mask.device) & ~is_query & ~is_query[:, None] | (is_query & is_query[:, None])
+        is_apart = torch.arange(len(mask), device=mask.device) < len(apart) * len(vision)
+        visible = mask.bool()[:, None, None, :] & (alone | ~is_apart[:, None, None, None])
+        hidden = self._decode(embeddings, additive_mask(visible, embeddings.dtype), vision)
         slots = self.architecture.qllama.num_query_token
-        return _Pass(hidden[:, :slots], hidden[:, slots:])
+        return [_Pass(part[:, :slots], part[:, slots:]) for part in hidden.chunk(len(texts))]
+
+    def _contrasted(self, contrast: _Pass, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C) normalised features of queries and of texts."""
+        queries = normalise(self.clip_projector2(contrast.queries).float())
+        return queries, normalise(self._project_last(contrast.texts, attention_mask).float())
 
     def _project_last(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The last token's hidden state (the end of the text), in the space of images."""
@@ -254,19 +265,21 @@ class RetrievalModel(nn.Module):
         return self
 
 
-Texts = tuple[torch.Tensor, torch.Tensor]
-
-
 def normalise(features: torch.Tensor) -> torch.Tensor:
     """(B, C) rows of length 1."""
     return features / features.norm(dim=1, keepdim=True)
 
 
+def _pad(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    return functional.pad(tokens, (0, length - tokens.shape[1]))
+
+
 def _exchange(negative: Texts, positive: Texts, mined: torch.Tensor) -> Texts:
     """The mined rows of the positives where there are some; elsewhere the negatives stay."""
-    found = mined >= 0
     length = max(negative[0].shape[1], positive[0].shape[1])
-    kept = [functional.pad(each, (0, length - each.shape[1])) for each in negative]
-    taken = [functional.pad(each, (0, length - each.shape[1]))[mined] for each in positive]
-    ids, mask = (torch.where(found[:, None], new, old) for new, old in zip(taken, kept, strict=True))
+    found = (mined >= 0)[:, None]
+    ids, mask = (
+        torch.where(found, _pad(new, length)[mined], _pad(old, length))
+        for new, old in zip(positive, negative, strict=True)
+    )
     return ids, mask

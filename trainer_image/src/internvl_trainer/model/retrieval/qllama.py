@@ -122,6 +122,8 @@ class QLlamaModel(LlamaModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if attention_mask is not None and attention_mask.ndim == 2:
             rows, slots = inputs_embeds.shape[1], self.config.num_query_token
+            # Padding stands between the slots and the prompt, and must not move the two apart.
+            kwargs["position_ids"] = (attention_mask.cumsum(1) - 1)[:, -rows:]
             attention_mask = generation_mask(attention_mask, rows, slots, inputs_embeds.dtype)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             vision_hidden_states = None  # the query slots, which alone attend to it, are in the cache
