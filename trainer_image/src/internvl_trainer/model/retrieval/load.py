@@ -58,19 +58,27 @@ def load_retrieval_model(
     Raises:
         CheckpointError: with the file and what to do.
     """
-    directory = Path(directory)
-    config = _read_config(directory)
-    architecture = _architecture(config, directory, image_size)
+    source = open_retrieval_checkpoint(directory, image_size)
+    architecture = source.architecture
     _choose_attention(architecture, attn_implementation)
-    rename = partial(to_native, architecture=architecture)  # type: ignore[arg-type]
-    source = Source(directory, False, architecture, architecture, config, list_tensors(directory), rename)
     with empty_parameters(zero3_config, dtype):
         model = RetrievalModel(architecture)
     fill_parameters(model, source, dtype, partitioned=zero3_config is not None)
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)
     model.hard_negatives = hard_negatives
-    return LoadedRetrievalModel(model, architecture, _config_of(config, architecture))
+    return LoadedRetrievalModel(
+        model, architecture, changed_config(source.upstream_config or {}, architecture.image_size)
+    )
+
+
+def open_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> Source:
+    """What a directory holds, from config.json and the weights' headers. Raises CheckpointError."""
+    directory = Path(directory)
+    config = _read_config(directory)
+    architecture = _architecture(config, directory, image_size)
+    rename = partial(to_native, architecture=architecture)  # type: ignore[arg-type]
+    return Source(directory, False, architecture, architecture, config, list_tensors(directory), rename)
 
 
 def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> RetrievalArchitecture:
@@ -110,9 +118,7 @@ def _architecture(config: Mapping[str, Any], directory: Path, image_size: int | 
         raise CheckpointError("UnsupportedArchitecture", str(error), str(directory / CONFIG_FILE)) from error
 
 
-def _config_of(config: dict[str, Any], architecture: RetrievalArchitecture) -> dict[str, Any]:
+def changed_config(config: dict[str, Any], image_size: int) -> dict[str, Any]:
     """Upstream reads a changed image size from force_image_size; vision_config keeps the first one."""
     stored = config.get("force_image_size") or config["vision_config"].get("image_size")
-    if stored == architecture.image_size:
-        return config
-    return {**config, "force_image_size": architecture.image_size}
+    return config if stored == image_size else {**config, "force_image_size": image_size}
