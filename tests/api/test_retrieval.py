@@ -35,11 +35,12 @@ FIGURES = {
     "VIT_LAYER_DECAY_RATE": "retrieval.layer_decay",
     "QLLAMA_LAYER_DECAY_RATE": "retrieval.layer_decay",
 }
+NAMED = {"name": "InternVL-14B-224px"}
 PAIRS = {"flickr": {"annotation": "s3://data/train.txt", "format": "flickr"}}
 
 
 def _resolve(**changes: Any) -> Any:
-    base = {"model": {"name": "InternVL-14B-224px"}, "data": {"train": PAIRS}, "output": "s3://out/run"}
+    base = {"model": NAMED, "data": {"train": PAIRS}, "output": "s3://out/run"}
     return resolve(parse_spec(base | changes), job="team/run", job_uid="1")
 
 
@@ -97,6 +98,28 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
         ),
         pytest.param(
             CHAT | {"data": {"train": PAIRS}}, "spec.data.train.flickr.format", "found flickr; only a", id="pairs"
+        ),
+        pytest.param(
+            {"model": NAMED | {"template": "Hermes-2"}}, "spec.model.template", "found Hermes-2", id="template"
+        ),
+        pytest.param(
+            {"training": {"freeze": {"vision": False}}}, "spec.training.freeze", "found settings", id="freeze"
+        ),
+        pytest.param(
+            {"training": {"lossWeighting": "square"}}, "spec.training.lossWeighting", "found square", id="weighting"
+        ),
+        pytest.param({"training": {"groupByLength": True}}, "spec.training.groupByLength", "found true", id="lengths"),
+        pytest.param(
+            {"data": {"train": {"flickr": PAIRS["flickr"] | {"dataAugment": True}}}},
+            "spec.data.train.flickr.dataAugment",
+            "found true",
+            id="augment",
+        ),
+        pytest.param(
+            {"runPolicy": {"onOutOfMemory": "halveMicroBatch"}},
+            "spec.runPolicy.onOutOfMemory",
+            "found halveMicroBatch; InternVL-14B-224px is a retrieval model, where a smaller micro batch is another",
+            id="smaller micro batches",
         ),
         pytest.param({"evaluation": _task("vqa")}, "spec.evaluation.tasks.t.task", "found vqa; Int", id="questions"),
         pytest.param(

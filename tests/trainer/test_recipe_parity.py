@@ -102,7 +102,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 LISTED = {row[0].strip("`"): row for row in table("DeepSpeed's configuration")}
-BEHAVIOUR = table("What training does")
+BEHAVIOUR = table("What training does") + table("Retrieval")
 
 
 def listed_row(field: str) -> list[str] | None:
@@ -167,6 +167,14 @@ def test_adamws_figures_are_upstreams(recipe: str) -> None:
     parameters = UPSTREAM["deepspeed"][script["deepspeed"]]["optimizer"]["params"]
     assert list(training.adam_betas) == parameters["betas"]
     assert training.adam_epsilon == parameters["eps"]
+
+
+def test_retrieval_scripts_that_say_bs1024_have_128() -> None:
+    scripts = {name: script for name, script in UPSTREAM["scripts"].items() if re.search(r"bs1024.*4gpu", name)}
+    assert {script["effective_global_batch"] for script in scripts.values()} == {128}
+    names = [name for name in internvl_api.recipes.recipe_names() if re.match(r"internvl-14b-(head|lora)-", name)]
+    assert {recipe_config(name).training.global_batch_size for name in names} == {128}
+    assert len(scripts) == len(names) == 6
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in BEHAVIOUR])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from internvl_api.evaluation import TASK_DEFAULTS
 from internvl_api.retrieval import RETRIEVAL_MODELS, Retrieval
-from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.spec import Freeze, InternVLFineTuneSpec
 
 Misplaced = tuple[str, str]
 """Field, and what is wrong with it."""
@@ -39,10 +39,33 @@ def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
         yield "spec.data.meta", f"found {spec.data.meta}; {what}, name its files under data.train"
     if spec.training.packing.enabled:
         yield "spec.training.packing.enabled", f"found true; {what}, whose rows are pairs and are not packed"
+    yield from _without_meaning(spec)
     if spec.lora.quantize is not None:
         yield "spec.lora.quantize", f"found {spec.lora.quantize}; {what}, leave it out"
     if "hf" in spec.merge.formats:
         yield "spec.merge.formats", "found hf; transformers has no such model, use upstream"
+
+
+def _without_meaning(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
+    """What only conversations have; nothing is accepted that would do nothing."""
+    training = spec.training
+    what = f"{spec.model.name} is a retrieval model"
+    if spec.model.template is not None:
+        yield "spec.model.template", f"found {spec.model.template}; {what} without conversations, leave it out"
+    if training.freeze != Freeze():
+        yield "spec.training.freeze", f"found settings; {what}, whose method (full, lora or head) says what learns"
+    if training.loss_weighting != "token":
+        yield "spec.training.lossWeighting", f"found {training.loss_weighting}; {what}, each of whose pairs weighs 1"
+    if training.group_by_length:
+        yield "spec.training.groupByLength", f"found true; {what}, whose pairs are drawn at random"
+    for section, datasets in (("train", spec.data.train), ("validation", spec.data.validation)):
+        for name, dataset in datasets.items():
+            if dataset.data_augment:
+                field = f"spec.data.{section}.{name}.dataAugment"
+                yield field, f"found true; {what}, whose training pictures are always cropped and mirrored"
+    if spec.run_policy.on_out_of_memory == "halveMicroBatch":
+        message = f"found halveMicroBatch; {what}, where a smaller micro batch is another task: its pairs compete"
+        yield "spec.runPolicy.onOutOfMemory", f"{message}; use fail"
 
 
 def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:

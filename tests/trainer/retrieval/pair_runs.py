@@ -23,7 +23,10 @@ def write_pairs(folder: Path, images: int = IMAGES) -> Path:
     lines = ["image,caption"]
     for number, name in enumerate(names):
         animal = ANIMALS[number % len(ANIMALS)]
-        lines += [f"{name},A {animal} {PLACES[number % 3]}", f"{name},One {animal} and picture {number}"]
+        lines += [
+            f"{name},A {animal}, number {number}, {PLACES[number % 3]}",
+            f"{name},One {animal} and picture {number}",
+        ]
     path = folder / "captions.txt"
     path.write_text("\n".join(lines) + "\n")
     return path

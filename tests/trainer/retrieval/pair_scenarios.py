@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TESTS), str(TESTS / "cluster"), str(Path(__file__).parent)]
-
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.metrics import Reporter
-from pair_runs import pair_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
+
+from trainer.retrieval.pair_runs import pair_config
 from trainer.train.scenarios import StopAfter
 
 METHODS = ("full", "head", "lora")
