@@ -3,8 +3,10 @@
 import re
 from typing import Any
 
+import cel
 import pytest
 from crd_server import RULES, SCHEMA, rule_messages
+from internvl_api.crd import build_crd
 from internvl_api.resolve import SpecError, parse_spec, resolve
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
@@ -128,6 +130,25 @@ def test_what_can_be_run_is_refused_by_neither(changes: dict[str, Any]) -> None:
     spec = MINIMAL | changes
     assert rule_messages(spec) == []
     resolve(parse_spec(spec), job="team/run", job_uid="1")
+
+
+CHECKPOINT = {"checkpoint": {"step": 5, "uri": "s3://models/out/checkpoints/5"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "refused"),
+    [
+        pytest.param(None, "s3://models/new", False, id="nothing has begun"),
+        pytest.param({"phase": "Stalled"}, "s3://models/new", False, id="an output that could not be used"),
+        pytest.param(CHECKPOINT, "s3://models/new", True, id="checkpoints would be left behind"),
+        pytest.param(CHECKPOINT, MINIMAL["output"], False, id="another field changes"),
+    ],
+)
+def test_the_output_stays_while_it_holds_checkpoints(status: Any, output: str, refused: bool) -> None:
+    (transition,) = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+    old = {"spec": MINIMAL} | ({"status": status} if status else {})
+    new = old | {"spec": MINIMAL | {"output": output, "workers": 2}}
+    assert cel.evaluate(transition["rule"], {"self": new, "oldSelf": old}) is not refused
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule["rule"], id=rule["message"]) for rule in RULES])

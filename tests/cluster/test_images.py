@@ -86,4 +86,5 @@ def test_requirements_are_third_party_only() -> None:
     required = contexts.requirements("trainer")
     assert any(name.startswith("torch") for name in required)
     assert any(name.startswith("setuptools") for name in required)
+    assert any(name.startswith("pycocoevalcap") for name in required)  # the image can score captions
     assert not [name for name in required if name.startswith("internvl")]

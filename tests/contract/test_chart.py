@@ -14,7 +14,13 @@ from ivft_cluster.paths import CHECKOUT
 from pydantic.alias_generators import to_camel
 
 # Settings the chart decides by itself: from other values, or fixed because the pod's ports are.
-OWN_VALUES = {"trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port"}
+OWN_VALUES = {
+    "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
+    "leader_election", "lease_namespace", "lease_name", "lease_identity",
+}  # fmt: skip
+
+
+POD_NAME = "internvl-operator-0123"  # what the kubelet puts where the manifest has a reference
 
 
 def kind(objects: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -28,7 +34,7 @@ def container(values: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def environment(values: dict[str, Any] | None = None) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container(values)["env"]}
+    return {each["name"]: each.get("value", POD_NAME) for each in container(values)["env"]}
 
 
 def test_lint_has_no_warning() -> None:
@@ -118,8 +124,13 @@ def test_every_variable_is_one_the_operator_reads() -> None:
 
 def test_default_values_are_the_operators_defaults() -> None:
     read = Settings.from_env(environment())
-    images = {"trainer_image": read.trainer_image}
-    assert read == Settings(**images)
+    leading = {
+        "leader_election": True,
+        "lease_namespace": helm.NAMESPACE,
+        "lease_name": "internvl-operator",
+        "lease_identity": POD_NAME,
+    }
+    assert read == Settings(trainer_image=read.trainer_image, **leading)
     assert read.trainer_image == "internvl-trainer:0.1.0"
 
 
@@ -179,7 +190,7 @@ def test_watched_namespaces_get_roles_and_no_cluster_role() -> None:
     objects = helm.template({"watchNamespaces": ["a", "b"]}, namespace="ops")
     assert not kind(objects, "ClusterRole")
     assert not kind(objects, "ClusterRoleBinding")
-    assert [each["metadata"]["namespace"] for each in kind(objects, "Role")] == ["a", "b"]
+    assert [each["metadata"]["namespace"] for each in kind(objects, "Role")] == ["ops", "a", "b"]
     for binding in kind(objects, "RoleBinding"):
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "internvl-operator", "namespace": "ops"}]
 
@@ -195,7 +206,48 @@ def test_pod_meets_the_restricted_pod_security_standard() -> None:
     assert context["readOnlyRootFilesystem"] is True
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert all("hostPath" not in volume for volume in pod["volumes"])
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_lease_is_all_that_replicas_share() -> None:
+    objects = helm.template(release="mine", namespace="ops")
+    (role,) = kind(objects, "Role")
+    assert role["metadata"]["namespace"] == "ops"
+    (deployment,) = kind(objects, "Deployment")
+    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    read = Settings.from_env({each["name"]: each["value"] for each in env if "value" in each})
+    named = [rule for rule in role["rules"] if "resourceNames" in rule]
+    assert [(rule["resourceNames"], rule["verbs"]) for rule in named] == [([read.lease_name], ["get", "update"])]
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"leases"}
+    assert read.lease_namespace == "ops"
+
+
+@pytest.mark.parametrize(
+    ("values", "replicas", "budgets"),
+    [
+        pytest.param({}, 2, 1, id="default"),
+        pytest.param({"replicas": 1}, 1, 0, id="one-has-nothing-to-keep"),
+        pytest.param({"podDisruptionBudget": {"enabled": False}}, 2, 0, id="not-wanted"),
+        pytest.param({"replicas": 0}, 0, 0, id="stopped"),
+    ],
+)
+def test_replicas(values: dict[str, Any], replicas: int, budgets: int) -> None:
+    objects = helm.template(values)
+    (deployment,) = kind(objects, "Deployment")
+    assert deployment["spec"]["replicas"] == replicas
+    found = kind(objects, "PodDisruptionBudget")
+    assert len(found) == budgets
+    for budget in found:
+        assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+
+
+def test_replicas_keep_apart_unless_told_otherwise() -> None:
+    (apart,) = kind(helm.template(), "Deployment")
+    (term,) = apart["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "preferredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["podAffinityTerm"]["labelSelector"] == apart["spec"]["selector"]
+    (told,) = kind(helm.template({"affinity": {"nodeAffinity": {}}}), "Deployment")
+    assert told["spec"]["template"]["spec"]["affinity"] == {"nodeAffinity": {}}
 
 
 def test_crd_is_the_generated_one() -> None:
@@ -233,7 +285,8 @@ def test_nothing_needs_an_api_newer_than_the_floor() -> None:
     floor = {
         "v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1",
     }  # fmt: skip
-    assert {each["apiVersion"] for each in helm.template()} <= floor
+    by_capability = "PodDisruptionBudget"  # its version is chosen by what the server has
+    assert {each["apiVersion"] for each in helm.template() if each["kind"] != by_capability} <= floor
 
 
 def test_chart_and_application_version_agree() -> None:

@@ -73,6 +73,9 @@ def create_run(server: ApiServer, **changes: Any) -> dict[str, Any]:
         pytest.param("create", "services", {}, id="apply-services"),
         pytest.param("delete", "pods", {}, id="end-an-attempt"),
         pytest.param("create", "events", {}, id="tell-events"),
+        pytest.param(
+            "create", "leases", {"group": "coordination.k8s.io", "namespace": helm.NAMESPACE}, id="make-the-lease"
+        ),
     ],
 )
 def test_operator_may(installed: ApiServer, verb: str, resource: str, options: dict[str, str]) -> None:
@@ -87,6 +90,7 @@ def test_operator_may(installed: ApiServer, verb: str, resource: str, options: d
         pytest.param("delete", "configmaps", {}, id="delete-what-kubernetes-deletes-with-its-owner"),
         pytest.param("patch", PLURAL, {"group": GROUP}, id="change-a-spec"),
         pytest.param("create", "pods", {"subresource": "exec"}, id="exec-into-pods"),
+        pytest.param("update", "leases", {"group": "coordination.k8s.io"}, id="change-a-lease-elsewhere"),
         pytest.param("create", "rolebindings", {"group": "rbac.authorization.k8s.io"}, id="grant-rights"),
     ],
 )

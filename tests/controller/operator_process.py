@@ -121,25 +121,25 @@ class Cluster:
 class OperatorProcess:
     """Started on entering, killed on leaving; its log is in `log`."""
 
-    def __init__(self, cluster: Cluster, folder: Path, **settings: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, kubeconfig: Path | None = None, **settings: str) -> None:
         self.log = folder / "operator.log"
-        self._cluster = cluster
+        self._kubeconfig = kubeconfig or cluster.server.kubeconfig
         self._settings = {"NAMESPACES": cluster.namespace, "LOG_LEVEL": "INFO"} | QUICK | settings
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns as soon as /healthz answers."""
+        """Returns as soon as it works, or stands by."""
         self.metrics_port, self.liveness_port = free_ports(2)
         ports = {"METRICS_PORT": str(self.metrics_port), "LIVENESS_PORT": str(self.liveness_port)}
         ours = {f"INTERNVL_OPERATOR_{key}": value for key, value in (self._settings | ports).items()}
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "internvl_operator"],
-                env={**os.environ, "KUBECONFIG": str(self._cluster.server.kubeconfig), **ours},
+                env={**os.environ, "KUBECONFIG": str(self._kubeconfig), **ours},
                 stdout=sink,
                 stderr=sink,
             )
-        wait_for("the operator is alive", self.healthy, timeout=60, on_timeout=lambda: tail(self.log))
+        wait_for("the operator is ready", self.ready, timeout=60, on_timeout=lambda: tail(self.log))
 
     def kill(self) -> None:
         """SIGKILL: no time to say anything."""
@@ -149,13 +149,22 @@ class OperatorProcess:
 
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=30)
+        self.signal(signal.SIGTERM)
+        return self.ended()
 
-    def healthy(self) -> bool:
-        """What the kubelet's probe sees."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.liveness_port}/healthz", timeout=5) as answer:
+    def signal(self, number: signal.Signals) -> None:
+        """Any signal, such as SIGSTOP."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def ended(self, timeout: float = 30) -> int:
+        """Wait for the end; the exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout=timeout)
+
+    def ready(self) -> bool:
+        """What the kubelet's readiness probe sees."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.liveness_port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
 
     def metric(self, name: str, /, **labels: str) -> float:

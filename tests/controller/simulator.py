@@ -73,8 +73,8 @@ class Server:
             found = self.objects[KIND].get(obj["metadata"]["name"])
             if found is None:
                 raise ApiError(404, "NotFound", "not found")
-            if found["metadata"]["uid"] != obj["metadata"]["uid"]:
-                raise ApiError(409, "Conflict", "uid mismatch")
+            if found["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+                raise ApiError(409, "Conflict", "the object has been modified")
             status = clone(obj["status"])
             return self.change(KIND, obj["metadata"]["name"], lambda raw: raw.update(status=status))
 

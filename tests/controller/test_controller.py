@@ -1,6 +1,7 @@
 """What the controller makes of an API server that misbehaves."""
 
 import asyncio
+import threading
 
 import kopf
 import pytest
@@ -10,6 +11,7 @@ from internvl_api.constants import KIND
 from internvl_operator import handlers
 from internvl_operator.cluster.api import ApiError
 from internvl_operator.controller import Controller
+from internvl_operator.health import Health
 from internvl_operator.settings import Settings
 
 
@@ -93,18 +95,11 @@ def test_without_the_crd_the_start_is_tried_again_and_says_why() -> None:
         def get(self, path: str) -> Raw:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
 
-    memo = kopf.Memo(settings=Settings.from_env({}), api=NotFound(), controller=None)
+    memo = kopf.Memo(
+        settings=Settings.from_env({}), api=NotFound(), controller=None, health=Health(), stop=threading.Event()
+    )
     with pytest.raises(kopf.TemporaryError, match="is the CRD installed"):
         asyncio.run(handlers.start(settings=kopf.OperatorSettings(), memo=memo))
-
-
-def test_liveness_fails_at_once_with_the_controllers_words() -> None:
-    class Ill:
-        def problems(self) -> list[str]:
-            return ["the watch of Pod hangs since 1000 s"]
-
-    with pytest.raises(kopf.PermanentError, match="the watch of Pod hangs"):
-        asyncio.run(handlers.healthy(memo=kopf.Memo(controller=Ill())))
 
 
 def _is_pod(obj: Raw) -> bool:

@@ -106,7 +106,12 @@ DELETED = {"deleted_at": NOW}
             ended(143, **DELETED), "retry", "infrastructure", "WorkerDeleted", "was deleted", id="deleted-sigterm"
         ),
         pytest.param(
-            member(phase="Failed", pod_reason="Evicted", pod_message="node low on disk"),
+            member(
+                phase="Failed",
+                pod_reason="Evicted",
+                pod_message="node low on disk",
+                disrupted="TerminationByKubelet",
+            ),
             "retry",
             "infrastructure",
             "Evicted",

@@ -11,7 +11,7 @@ from controller.builders import OPTIONS, UID, Raw, custom_resource, job, spec
 from controller.simulator import POD_GROUP, Operator, Server, names_of
 from controller.test_runs import World
 from internvl_api.resolve import SpecError, parse_spec
-from internvl_operator.cluster.api import ApiError
+from internvl_operator.cluster.api import ApiError, list_path, resource_of
 from internvl_operator.core.options import Options
 from internvl_operator.core.resources import gang, names, pods
 from internvl_operator.core.stages import Stage
@@ -50,6 +50,8 @@ def test_the_pod_group_of_a_stage(scheduling: Raw, changes: Raw, version: str, s
     schema = yaml.safe_load((SCHEMAS / f"{scheduling['gang']}-podgroup.yaml").read_text())
     Draft202012Validator(closed(schema)).validate(made["spec"])
     assert (made["apiVersion"], made["kind"], made["spec"]) == (version, "PodGroup", spec_of_group)
+    assert resource_of(made) == gang.GROUPS[scheduling["gang"]]
+    assert list_path(resource_of(made), "team") == f"/apis/{version}/namespaces/team/podgroups"
     assert made["metadata"]["ownerReferences"][0]["uid"] == UID
     assert made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"
     (alone,) = gang.pod_groups(job(scheduling=scheduling, **changes), PREFLIGHT)

@@ -147,6 +147,15 @@ def test_live_progress_of_the_running_pod_is_copied() -> None:
     assert status_of([member(0), member(1)], live).progress_text == "5/10 loss 2.000"
 
 
+@pytest.mark.parametrize(
+    ("said", "told"), [pytest.param(1, 1, id="another-one"), pytest.param(None, None, id="nobody-any-more")]
+)
+def test_the_rank_that_the_others_wait_for_is_told_while_they_do(said: int | None, told: int | None) -> None:
+    live = LiveProgress("pod-train-1-0", Progress(step=5, slowest_rank=said))
+    found = status_of([member(0), member(1)], live, {"progress": {"step": 4, "slowestRank": 3}})
+    assert (found.progress.step, found.progress.slowest_rank) == (5, told)
+
+
 def test_what_an_earlier_pod_said_is_not_taken_for_this_ones() -> None:
     live = LiveProgress("pod-train-0-0", Progress(step=5, total_steps=10))
     assert status_of([member(0), member(1)], live).progress is None
@@ -157,8 +166,8 @@ def test_the_last_word_counts_more_than_the_last_question() -> None:
     words = StageResult.model_validate(result("train", progress={"step": 10, "totalSteps": 10, "loss": 0.5}))
     pods = [member(rank, phase="Succeeded", exit_code=0, result=words if rank == 0 else None) for rank in (0, 1)]
     found = status_of(pods, live)
-    assert found.progress_text == "10/10 loss 0.500"
-    assert found.stage == "publish"
+    assert (found.progress.step, found.progress.loss) == (10, 0.5)
+    assert (found.stage, found.progress_text) == ("publish", None)  # which has not said anything yet
 
 
 def test_the_figures_of_training_stay_while_publish_has_none() -> None:
@@ -172,7 +181,7 @@ def test_the_figures_of_training_stay_while_publish_has_none() -> None:
     }
     live = LiveProgress("pod-publish-1-0", Progress(stage="publish", detail="uploading"))
     found = status_of([member(0, stage="publish")], live, previous)
-    assert (found.progress.step, found.progress.stage, found.progress.detail) == (10, "publish", "uploading")
+    assert (found.progress.step, found.progress.stage, found.progress_text) == (10, "publish", "uploading")
 
 
 @pytest.mark.parametrize(("known", "found", "kept"), [(None, 100, 100), (50, 100, 100), (200, 100, 200)])

@@ -7,6 +7,7 @@ import pytest
 from controller.builders import Raw, custom_resource, result, terminated, waiting
 from controller.simulator import Operator, Server, clock, names_of
 from internvl_api.constants import KIND
+from internvl_api.status import Progress
 from internvl_operator.cluster.api import ApiError
 
 STAGES = ("preflight", "train", "publish")
@@ -467,6 +468,51 @@ def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
     assert not any(world.server.objects.values())
 
 
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        pytest.param({}, ["run-preflight-0"], id="running-ones-by-default"),
+        pytest.param({"cleanPodPolicy": "All"}, [], id="all"),
+        pytest.param({"cleanPodPolicy": "None"}, ["run-preflight-0", "run-train-0", "run-train-1"], id="none"),
+    ],
+)
+def test_pods_that_are_left_when_a_run_has_failed(policy: Raw, left: list[str]) -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100, **policy})
+    world.reach("train")
+    world.later(100)
+    world.collect()
+    assert world.status["phase"] == "Failed"
+    assert sorted(world.server.pods) == left
+    before = len(world.server.writes)
+    world.later(60)
+    assert world.server.writes[before:] == []
+
+
+def test_no_pod_is_left_of_a_published_run_that_wants_them_all_gone() -> None:
+    world = World(runPolicy={"cleanPodPolicy": "All"})
+    for stage in STAGES:
+        world.pass_stage(stage)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+    world.later(3600)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+
+
+def test_the_progress_column_tells_of_the_stage_that_runs() -> None:
+    world = World()
+    world.reach("train")
+    world.end("train", 0, result("train", progress={"stage": "train", "step": 9, "totalSteps": 9, "loss": 0.5}))
+    assert world.status["stage"] == "publish"
+    assert "progressText" not in world.status
+    world.run("publish")
+    uploading = {"stage": "publish", "detail": "uploading"}
+    world.server.answers["run-publish-0"] = Progress.model_validate(uploading)
+    world.operator.run_pass()
+    world.operator.settle()
+    assert world.status["progressText"] == "uploading"
+    world.end("publish", 0, result("publish", progress=uploading))
+    assert world.status["progressText"] == "9/9 loss 0.500"
+
+
 def test_a_pod_on_a_dead_node_is_deleted_by_force_in_the_end() -> None:
     world = World()
     world.reach("train")
@@ -495,6 +541,22 @@ def test_a_job_of_a_name_that_is_still_held_by_an_earlier_job_waits_for_its_pods
             world.server.remove(kind, name)
     world.operator.settle()
     assert world.pods("preflight") == ["run-preflight-0"]
+
+
+def test_the_status_of_an_earlier_job_is_not_the_next_ones_of_that_name() -> None:
+    world = World()
+    world.reach("train")
+    for name in world.pods("train"):
+        world.server.set_pod(name, {"phase": "Failed", **terminated(1, finished=world.server.now)})
+    world.operator.hear("Pod")  # and not yet that the job is another one
+    world.server.remove(KIND, "run")
+    fresh = custom_resource()
+    fresh["metadata"]["uid"] = "another"
+    world.server.create(fresh)
+    world.operator.run_pass()
+    assert world.server.status() == {}
+    world.operator.settle()
+    assert (world.status["stage"], world.status["attempt"]) == ("preflight", 1)
 
 
 def test_what_the_api_server_refuses_is_told_in_its_own_words_and_tried_again() -> None:

@@ -1,11 +1,14 @@
 """Kubernetes Events and metrics: told once when something changes, silent otherwise."""
 
+import contextlib
 from typing import Any
 
 import pytest
-from controller.builders import Raw, custom_resource
+from controller.builders import Raw, custom_resource, job
 from controller.simulator import Operator, Server
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_operator.cluster.events import EventSink
+from internvl_operator.core.plan import Event
 from internvl_operator.core.transitions import events
 from internvl_operator.metrics import JobCollector
 
@@ -71,6 +74,26 @@ TRAIN = {"name": "train", "state": "Running", "attempt": 1}
 )
 def test_events(old: Raw, new: Raw, told: list[str]) -> None:
     assert [f"{event.kind} {event.reason}" for event in events(status(**old), status(**new))] == told
+
+
+def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:
+    made: list[Raw] = []
+
+    class Server:
+        def create(self, obj: Raw) -> Raw:
+            made.append(obj)
+            if len(made) == 3:
+                raise SystemExit  # ends the thread
+            return obj
+
+    sink = EventSink(Server())  # type: ignore[arg-type]
+    reasons = ["StageStarted", "StageSucceeded", "Another"]
+    for reason in reasons:
+        sink.send(job("x" * 253), Event("Normal", reason, "words"), "2026-01-31T12:00:00Z")
+    with contextlib.suppress(SystemExit):
+        sink._run()
+    assert [event["reason"] for event in sorted(made, key=lambda event: event["metadata"]["name"])] == reasons
+    assert max(len(event["metadata"]["name"]) for event in made) <= 253
 
 
 def test_a_settled_job_has_no_events() -> None:

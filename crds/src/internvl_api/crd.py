@@ -90,6 +90,13 @@ _RULES: list[tuple[str, str]] = [
         "spec.publish.hub needs secrets.huggingFace: the name of a Secret with the key HF_TOKEN",
     ),
 ]
+# What an edit may not do. Compared at the root, as only there a rule sees the status too.
+_TRANSITIONS: list[tuple[str, str]] = [
+    (
+        "self.spec.output == oldSelf.spec.output || !has(oldSelf.status) || !has(oldSelf.status.checkpoint)",
+        "spec.output cannot change while it holds this run's checkpoints; create another resource to start over there",
+    ),
+]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
@@ -154,8 +161,12 @@ def spec_schema() -> Schema:
     schema = structural(InternVLFineTuneSpec)
     for section in RECIPE_SECTIONS:
         schema["properties"][section] = _without_defaults(schema["properties"][section])
-    schema["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in _RULES]
+    schema["x-kubernetes-validations"] = _validations(_RULES)
     return schema
+
+
+def _validations(rules: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"rule": rule, "message": message} for rule, message in rules]
 
 
 def status_schema() -> Schema:
@@ -201,6 +212,7 @@ def build_crd() -> Schema:
                             "type": "object",
                             "description": "One InternVL fine-tuning run, from base model to published result",
                             "required": ["spec"],
+                            "x-kubernetes-validations": _validations(_TRANSITIONS),
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},

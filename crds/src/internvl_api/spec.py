@@ -247,7 +247,11 @@ class RunPolicy(ApiModel):
         None,
         ge=10,
         description="Training that has begun to report, and then gets no further for so long, is started again; must "
-        "exceed the longest step, checkpoint or download. Default: only the collectives' own time-outs",
+        "exceed the longest step, validation, checkpoint and download. Default: only the collectives' own time-outs",
+    )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        "Running",
+        description="Pods that are deleted once the run has finished; None leaves even those that run, with their GPUs",
     )
     ttl_seconds_after_finished: int | None = Field(None, ge=0, description="Then the CR is deleted; artifacts stay")
 

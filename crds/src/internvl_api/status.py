@@ -42,6 +42,9 @@ class Progress(_Answer):
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
+    slowest_rank: int | None = Field(
+        None, description="The others waited for its data, for more than a tenth of the last step; absent: for none"
+    )
     validation_loss: float | None = Field(None, description="On data.validation, as last measured")
 
 

@@ -2,7 +2,12 @@
 
 import argparse
 import logging
+import os
+import signal
+import socket
 import sys
+import threading
+import uuid
 
 import kopf
 from kubernetes.config import ConfigException
@@ -10,19 +15,25 @@ from prometheus_client import start_http_server
 
 from internvl_operator import handlers  # noqa: F401  registers them with kopf
 from internvl_operator.cluster.api import Api
+from internvl_operator.cluster.lease import LeaseClient
 from internvl_operator.controller import Controller
+from internvl_operator.health import Health
+from internvl_operator.leader import Leadership
 from internvl_operator.settings import Settings, SettingsError, help_text, variable
 
 _ABOUT = """\
 Reconciles InternVLFineTune resources: preflight, train, publish, as groups of pods.
 
 Finds the cluster as kubectl does: a pod's service account, else KUBECONFIG or ~/.kube/config.
-Serves GET /healthz (liveness) and /metrics (Prometheus). Needs no volume and no permission to read Secrets.
+Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume and no permission to read Secrets.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 after SIGTERM, 2 for a setting that cannot be used, 1 for a cluster or port that cannot be had."""
+    """Exit code 0 after SIGTERM, 2 for a setting that cannot be used, 1 for a cluster or port that cannot be had.
+
+    3 when another replica may lead by now: this one has ended on the spot.
+    """
     parser = argparse.ArgumentParser(
         prog="internvl-operator",
         description=_ABOUT,
@@ -38,23 +49,56 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(2, f"{error}\nTry `internvl-operator --help`.")
     except ConfigException as error:
         return _complain(1, f"no cluster: {error}\nSet KUBECONFIG, or run inside a pod with a service account.")
-    try:
-        start_http_server(settings.metrics_port)
-    except OSError as error:
-        return _complain(1, f"{variable('metrics_port')}: port {settings.metrics_port}: {error}")
-    run(settings, api)
+    health = Health()
+    for name, serve in (("metrics_port", start_http_server), ("liveness_port", health.serve)):
+        port = getattr(settings, name)
+        try:
+            serve(port)
+        except OSError as error:
+            return _complain(1, f"{variable(name)}: port {port}: {error}")
+    stop = threading.Event()
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: stop.set())
+    if settings.leader_election:
+        lead(settings, api, health, stop)
+    else:
+        work(settings, api, health, stop)
     return 0
 
 
-def run(settings: Settings, api: Api) -> None:
-    """Serve until the process is told to stop."""
+def lead(settings: Settings, api: Api, health: Health, stop: threading.Event) -> None:
+    """Stand by until there is the Lease to be had, then work for as long as it is held."""
+    identity = settings.lease_identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    lease = LeaseClient(api, settings.lease_namespace, settings.lease_name)
+    leadership = Leadership(lease, identity, settings.lease_seconds, lost=_end_at_once)
+    api.time_left = leadership.time_left
+    health.watch(lambda: filter(None, [leadership.problem()]))
+    health.not_ready = None  # a replica that stands by is as it should be
+    if leadership.acquire(stop):
+        health.not_ready = "starting"
+        if work(settings, api, health, stop):
+            leadership.release()
+
+
+def work(settings: Settings, api: Api, health: Health, stop: threading.Event) -> bool:
+    """Serve until the process is told to stop; whether nothing is left that might still write."""
+    controller = Controller(settings, api)
+    health.watch(controller.problems)
+    memo = kopf.Memo(settings=settings, api=api, controller=controller, health=health, stop=stop, idle=False)
     kopf.run(
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
         standalone=True,
-        liveness_endpoint=f"http://0.0.0.0:{settings.liveness_port}/healthz",
-        memo=kopf.Memo(settings=settings, api=api, controller=Controller(settings, api)),
+        memo=memo,
     )
+    return bool(memo.idle)
+
+
+def _end_at_once(why: str) -> None:
+    """Threads that are in the middle of something would go on for a moment: what is gone cannot write."""
+    logging.getLogger(__name__).error("the lead is lost (%s): this process ends, for another replica goes on", why)
+    logging.shutdown()
+    os._exit(3)
 
 
 def _set_up_logging(settings: Settings) -> None:

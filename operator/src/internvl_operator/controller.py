@@ -96,8 +96,8 @@ class Controller:
             worker.start()
         logger.info("children are known: %d pods", len(self._pods))
 
-    def stop(self) -> None:
-        """Let no pass begin; those under way end by themselves, and may be cut off anywhere without harm."""
+    def stop(self) -> bool:
+        """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
         self._queue.close()
         self._poller.stop()
         self._roll_caller.stop()
@@ -108,6 +108,7 @@ class Controller:
         deadline = time.monotonic() + _LONGEST_GOODBYE
         for worker in self._workers:
             worker.join(timeout=max(0.0, deadline - time.monotonic()))
+        return not any(worker.is_alive() for worker in self._workers)
 
     def job_seen(self, raw: dict[str, Any]) -> bool:
         """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""

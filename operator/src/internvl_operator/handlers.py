@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 from typing import Any
 
 import kopf
@@ -16,7 +17,10 @@ logger = logging.getLogger(__name__)
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Configure kopf and start the controller; try again while the API server or the CRD is not there."""
+    if memo.stop.is_set():  # told before kopf could hear it
+        signal.raise_signal(signal.SIGTERM)
     ours = memo.settings
+    memo.beat = memo.get("beat") or asyncio.create_task(memo.health.beat())  # tried again, it beats already
     settings.posting.enabled = False
     settings.scanning.disabled = bool(ours.namespaces)  # a namespaced operator may not look at the whole cluster
     settings.peering.standalone = True
@@ -29,12 +33,13 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         text = f"{PLURAL}.{GROUP} is not served yet ({error}); is the CRD installed?"
         raise kopf.TemporaryError(text, delay=2) from error
     await asyncio.to_thread(memo.controller.start)
+    memo.health.not_ready = None
 
 
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: Any) -> None:
     """End the controller's threads."""
-    await asyncio.to_thread(memo.controller.stop)
+    memo.idle = await asyncio.to_thread(memo.controller.stop)
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)
@@ -43,11 +48,3 @@ async def job_event(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     controller: Controller = memo.controller
     take = controller.job_gone if event["type"] == "DELETED" else controller.job_seen
     take(dict(event["object"]))
-
-
-@kopf.on.probe(id="controller", errors=kopf.ErrorsMode.PERMANENT)
-async def healthy(memo: kopf.Memo, **_: Any) -> str:
-    """Liveness. That this coroutine runs proves the event loop; the controller answers for its threads."""
-    if problems := memo.controller.problems():
-        raise kopf.PermanentError("; ".join(problems))
-    return "ok"

@@ -74,8 +74,19 @@ class Settings(BaseModel):
     resync_seconds: Seconds = Field(
         300.0, description="Between two comparisons of the jobs we know with those there are"
     )
+    leader_election: bool = Field(
+        False, description="true: work only while holding the Lease, so that several replicas may run"
+    )
+    lease_namespace: str = Field("default", min_length=1, description="Where the Lease is")
+    lease_name: str = Field("internvl-operator", min_length=1, description="One for each set of replicas")
+    lease_identity: str | None = Field(
+        None, description="This replica's own name, which no other process has; default: the host's and a random part"
+    )
+    lease_seconds: float = Field(
+        15.0, ge=1, le=3600, description="A replica that is silent for so long loses the Lease to another"
+    )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Prometheus; 0: any free port")
-    liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz")
+    liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz and /readyz")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["plain", "json"] = Field("plain", description="plain or json")
 

@@ -16,6 +16,7 @@ from ivft_cluster.paths import CHECKOUT, cache_dir, content_hash, locked
 from ivft_cluster.shell import HarnessError, run
 
 COMPONENTS = {"operator": "operator", "trainer": "trainer_image"}
+EXTRAS = ("eval",)  # optional dependencies that the Dockerfiles install whatever their build arguments
 LONG_AGO = 946684800  # 2000-01-01, the time of every staged file
 
 
@@ -55,6 +56,8 @@ def requirements(component: str) -> list[str]:
     for folder in ("crds", COMPONENTS[component]):
         project = tomllib.loads((CHECKOUT / folder / "pyproject.toml").read_text())
         found |= {*project["project"]["dependencies"], *project["build-system"]["requires"]}
+        for extra in EXTRAS:
+            found |= set(project["project"].get("optional-dependencies", {}).get(extra, []))
     return sorted(found - {"internvl-api"})
 
 

@@ -14,7 +14,7 @@ from ivft_cluster.oci import Image, add_image, layout, prune
 from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
 from ivft_cluster.shell import HarnessError, run
 
-BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+BASE_PACKAGES = ("ca-certificates", "default-jre-headless", "python3", "python3-venv")
 # What a container never reads.
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/var/lib/apt/lists/*", "/var/cache/apt/*")
 # The storage library mounts its folder and leaves it so: in a mount namespace of its own that ends with the command.
@@ -37,7 +37,10 @@ def pause_image() -> Image:
 
 
 def base_image() -> Image:
-    """Debian bookworm with its Python 3.11, made by mmdebstrap from the archives this machine's apt uses."""
+    """Debian bookworm with Python 3.11 and Java, made by mmdebstrap from the archives this machine's apt uses.
+
+    The trainer scores captions with Java programs; a build has no network to get a runtime from.
+    """
     recipe = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(BASE_PACKAGES)}"]
     recipe += [f'--customize-hook=rm -rf "$1"{pattern}' for pattern in UNUSED]
     image = Image("localhost/base:bookworm")

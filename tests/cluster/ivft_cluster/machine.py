@@ -18,6 +18,7 @@ DEBIAN_PACKAGES = (
     "conntrack",
     "containerd",
     "containernetworking-plugins",
+    "default-jre-headless",
     "dpkg-dev",
     "gcc",
     "golang-go",

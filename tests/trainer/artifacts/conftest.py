@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,16 @@ def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
-def bucket(s3_env: S3Server) -> str:
-    """A new bucket's URI."""
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    s3_env.client().create_bucket(Bucket=name)
-    return f"s3://{name}"
+def bucket(s3_env: S3Server) -> Iterator[str]:
+    """A new bucket's URI. It goes after the test: each takes some of the server's volumes, which are numbered."""
+    client, name = s3_env.client(), f"test-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", []):
+        client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture(params=KINDS)

@@ -1,7 +1,8 @@
-"""NOT the Hub: a stand-in of the part of its HTTP API that huggingface_hub writes models with, over Git LFS.
+"""NOT the Hub: a stand-in of the part of its HTTP API that huggingface_hub writes models with.
 
-Repositories are made, large files come by LFS and are checked against their digest, and a commit puts files onto a
-branch. The Hub's other way for large files, Xet, is not here.
+Repositories are made, large files come by Git LFS and are checked against their digest, and a commit puts files onto a
+branch. Of Xet, the Hub's own way for large files, it takes the blocks and looks into none: a file that came so is only
+known by the digest that its commit names.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class HubWriteStandIn(WebServer):
         self.token = "hf_writer"
         self.repositories: dict[str, Repository] = {}
         self.large: Files = {}  # by sha256
+        self.blocks: Files = {}  # of Xet, by Xet's own digest
         self.refused_when: Callable[[Request], int | None] = lambda _: None
         self.held_when: Callable[[Request], bool] = lambda _: False
         self.reached = threading.Event()  # a request is held, and never answered
@@ -54,6 +56,8 @@ class HubWriteStandIn(WebServer):
             return self.send(handler, status)
         if path.startswith("/lfs/"):  # a signed address: the Hub's token is not sent there
             return self.receive(handler, path.removeprefix("/lfs/"), body)
+        if path.startswith("/xet/"):  # with a token of its own
+            return self.receive_block(handler, path, body)
         if handler.headers.get("Authorization") != f"Bearer {self.token}":
             return self.send(handler, 401, headers={"X-Error-Message": "Invalid credentials in Authorization header"})
         routes: list[tuple[str, Callable[..., Any]]] = [
@@ -64,6 +68,7 @@ class HubWriteStandIn(WebServer):
             (r"POST /api/models/([^/]+/[^/]+)/preupload/([^/]+)", self.modes),
             (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.batch),
             (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/verify", lambda *_: {}),
+            (r"GET /api/models/([^/]+/[^/]+)/xet-write-token/([^/]+)", self.open_xet),
             (r"POST /api/models/([^/]+/[^/]+)/commit/([^/]+)", self.commit),
         ]
         for pattern, route in routes:
@@ -112,13 +117,28 @@ class HubWriteStandIn(WebServer):
         self.large[oid] = body
         return self.send(handler, 200)
 
+    def open_xet(self, *_: object) -> Any:
+        """Where blocks go, and until when (seconds since 1970)."""
+        return {"accessToken": "xet-token", "casUrl": f"{self.url}/xet", "exp": 4_000_000_000}
+
+    def receive_block(self, handler: BaseHTTPRequestHandler, path: str, body: bytes) -> None:
+        """A block, or which blocks are a file; questions after blocks that may be there are answered with no."""
+        match path.split("/")[2:4]:
+            case ["v1", "xorbs"]:
+                self.blocks[path] = body
+                self.send(handler, 200, b'{"was_inserted": true}', {"Content-Type": "application/json"})
+            case ["v1", "shards"]:
+                self.send(handler, 200, b'{"result": 1}', {"Content-Type": "application/json"})
+            case _:
+                self.send(handler, 404)
+
     def commit(self, name: str, branch: str, lines: list[dict[str, Any]]) -> Any:
         repository = self.repositories[name]
         files = dict(repository.branches[branch])
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "lfsFile":
-                files[value["path"]] = self.large[value["oid"]]
+                files[value["path"]] = self.large[value["oid"]] if not self.blocks else value["oid"].encode()
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
         repository.branches[branch] = files

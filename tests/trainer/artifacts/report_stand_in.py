@@ -19,10 +19,16 @@ def _build_report(_config: RunConfig, _storage: Storage, target: Path) -> list[P
     return [target / "index.html", target / "loss.png"]
 
 
+def _write_report(_config: RunConfig, storage: Storage, folder: str) -> str:
+    storage.write(f"{folder}/index.html", PAGE)
+    return f"{storage.uri}/{folder}/index.html"
+
+
 def stand_ins() -> dict[str, ModuleType]:
     """Modules by name."""
     run, card = ModuleType("internvl_trainer.report.run"), ModuleType("internvl_trainer.report.model_card")
     run.build_report = _build_report  # type: ignore[attr-defined]
+    run.write_report = _write_report  # type: ignore[attr-defined]
     card.model_card = lambda _config, _storage: CARD  # type: ignore[attr-defined]
     return {"internvl_trainer.report": ModuleType("internvl_trainer.report"), run.__name__: run, card.__name__: card}
 

@@ -16,7 +16,7 @@ from internvl_api.constants import ExitCode
 from internvl_trainer.artifacts.hub_upload import files_for_hub
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, read_manifest
 from internvl_trainer.artifacts.publish import publish
-from internvl_trainer.artifacts.scratch import scratch_folder
+from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
@@ -192,6 +192,20 @@ def test_a_token_that_may_not_write(
     assert hub.repositories == {}
 
 
+def test_a_token_that_the_hubs_other_store_refuses(
+    hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Xet, which the Hub itself uses for large files, has its own client and errors."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.refused_when = lambda request: 403 if "xet-write-token" in request.path else None
+    config = make_config(storage.uri, **HUB)
+    leave_run(storage, config)
+    with pytest.raises(AccessDenied) as caught:
+        publish(config, storage, reporter)
+    assert caught.value.reason == "HubAccessDenied"
+    assert any("xet-write-token" in request.path for request in hub.requests)
+
+
 def test_a_hub_that_is_away(
     hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +215,26 @@ def test_a_hub_that_is_away(
     with pytest.raises(Unavailable) as caught:
         publish(config, storage, reporter)
     assert caught.value.reason == "HubUnavailable"
+
+
+def test_large_files_go_by_xet_as_they_do_to_the_hub_itself(
+    hub: HubWriteStandIn, storage: Storage, tmp_path: Path
+) -> None:
+    config = make_config(storage.uri, **HUB)
+    model = shards(3, 100_000)
+    leave_run(storage, config, model)
+    path = write_config(config, tmp_path)
+    command = [sys.executable, "-m", "trainer.artifacts.report_stand_in", "publish", "--config", str(path)]
+    env = environment(tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr
+    published = hub.repositories["team/tuned"].branches["main"]
+    assert {name: published[name.removeprefix("model/")].decode() for name in model} == {
+        name: sha256(content) for name, content in model.items()
+    }
+    assert sum(len(block) for block in hub.blocks.values()) >= sum(len(content) for content in model.values())
+    assert hub.uploads() == []
+    assert published["README.md"] == CARD.encode()
 
 
 def test_killed_three_times_on_the_way_to_the_hub(hub: HubWriteStandIn, storage: Storage, tmp_path: Path) -> None:
@@ -257,9 +291,9 @@ def test_a_model_goes_through_a_scratch_disk_that_holds_a_part_of_it(
     hub: HubWriteStandIn, storage: Storage, reporter: Reporter, small_disk: Callable[[str], None]
 ) -> None:
     config = make_config(storage.uri, **HUB)
-    model = shards(6, 1 << 20)
+    model = shards(6, 30 << 20)
     leave_run(storage, config, model)
-    small_disk("3M")
+    small_disk("70M")
     publish(config, storage, reporter)
     assert hub.repositories["team/tuned"].branches["main"].keys() >= {name.removeprefix("model/") for name in model}
 
@@ -268,21 +302,23 @@ def test_a_scratch_disk_that_is_too_small_is_named_before_anything_is_sent(
     hub: HubWriteStandIn, storage: Storage, reporter: Reporter, small_disk: Callable[[str], None]
 ) -> None:
     config = make_config(storage.uri, **HUB)
-    leave_run(storage, config, shards(2, 1 << 20))
-    small_disk("1M")
+    leave_run(storage, config, shards(2, 100 << 20))
+    small_disk("150M")
     with pytest.raises(UserError) as caught:
         publish(config, storage, reporter)
     assert caught.value.reason == "DiskFull"
-    assert "MB free, publishing to the Hub needs 2.1 MB; mount a larger volume there" in caught.value.message
+    assert "publishing to the Hub needs 0.2 GiB there, 0.1 GiB are free" in caught.value.message
     assert hub.uploads() == []
     assert read_manifest(storage, "artifacts") is not None
 
 
 def test_a_scratch_disk_that_fills_up_is_named(small_disk: Callable[[str], None]) -> None:
     small_disk("1M")
-    with pytest.raises(UserError, match="needs more; mount a larger volume there") as caught:  # noqa: SIM117
-        with scratch_folder("the report") as folder:
-            (folder / "file").write_bytes(bytes(2 << 20))
+    with (
+        pytest.raises(UserError, match="the disk is full; the report needs") as caught,
+        scratch_folder(1000, "the report") as folder,
+    ):
+        (folder / "file").write_bytes(bytes(2 << 20))
     assert caught.value.reason == "DiskFull"
 
 

@@ -126,8 +126,10 @@ def test_nothing_is_published_below_the_threshold(storage: Storage, reporter: Re
     leave_run(storage, config)
     with pytest.raises(Rejected) as caught:
         publish(config, storage, reporter)
-    assert caught.value.reason == "EvaluationBelowThreshold"
-    assert "CIDEr = 1.3100; publishIf: CIDEr >= 1.5; nothing is published" in caught.value.message
+    result = caught.value.result
+    assert (result.stage, result.reason) == ("publish", "EvaluationBelowThreshold")
+    assert "CIDEr = 1.3100; publishIf: CIDEr >= 1.5; nothing is published" in result.message
+    assert result.artifacts.keys() == {"adapter", "report"}
     assert not list(storage.list("artifacts/"))
 
 

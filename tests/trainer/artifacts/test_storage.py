@@ -67,6 +67,20 @@ def test_a_copys_content_is_known(storage: Storage, tmp_path: Path, content: byt
 
 
 @pytest.mark.integration
+def test_a_server_without_checksums_is_read_back(
+    bucket: str, tmp_path: Path, new_credentials: Callable[..., None]
+) -> None:
+    new_credentials(AWS_REQUEST_CHECKSUM_CALCULATION="when_required")
+    storage = open_storage(f"{bucket}/run", field="spec.output")
+    (tmp_path / "file").write_bytes(LARGE)
+    digest = hashlib.sha256(LARGE).hexdigest()
+    storage.upload(tmp_path / "file", "a", sha256=digest)
+    storage.copy("a", "b")
+    assert storage.has_content("b", len(LARGE), digest, like="a")
+    assert not storage.has_content("b", len(LARGE), "0" * 64, like="a")
+
+
+@pytest.mark.integration
 def test_copies_go_in_parts_of_the_size_of_uploads(bucket: str, tmp_path: Path) -> None:
     """A single request copies at most 5 GB: what is larger than a part never is one."""
     storage = open_storage(f"{bucket}/run", field="spec.output")

@@ -258,6 +258,22 @@ def without(field: str, row: dict[str, Any]) -> dict[str, Any]:
             id="the file of captions only",
         ),
         pytest.param(
+            {"images": [{"id": [7], "file_name": "a.jpg"}], "annotations": 5},
+            "caption",
+            "coco.json",
+            "AnnotationInvalid",
+            "coco.json: images[0]: expected an object with id and file_name (or image)",
+            id="an id that is none",
+        ),
+        pytest.param(
+            "[" * 100_000,
+            "caption",
+            "coco.json",
+            "InvalidJson",
+            "coco.json: nested too deeply to be read",
+            id="nested without end",
+        ),
+        pytest.param(
             [{**VQA, "image": "../a.jpg"}],
             "vqa",
             "rows.jsonl",

@@ -84,8 +84,9 @@ def expected_weights(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     files = sorted(base.glob("*.safetensors"))
     tensors = {name: tensor.double() for file in files for name, tensor in load_file(file).items()}
     learned = {name: tensor.double() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
-    others = load_file(adapter / "trained_weights.safetensors")
-    tensors["mlp1.1.weight"] = others["model.multi_modal_projector.linear_1.weight"].double()
+    for name, tensor in load_file(adapter / "trained_weights.safetensors").items():
+        module, leaf = name.removeprefix("model.multi_modal_projector.").split(".")
+        tensors[f"mlp1.{_PROJECTOR[module]}.{leaf}"] = tensor.double()
     for name, weight in tensors.items():
         modules = native_modules(name)
         changes = [delta for module in modules if (delta := low_rank(learned, module)) is not None]
@@ -100,6 +101,7 @@ def expected_weights(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+_PROJECTOR = {"layer_norm": 0, "linear_1": 1, "linear_2": 3}
 _INTERNLM2 = {"attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w3": "mlp.up_proj"}
 _INTERNLM2 |= {"feed_forward.w2": "mlp.down_proj"}
 

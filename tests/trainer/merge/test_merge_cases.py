@@ -94,6 +94,28 @@ def test_a_base_in_the_hf_format_becomes_the_same(kind: str, tmp_path: Path) -> 
     }
 
 
+@pytest.mark.slow
+def test_what_a_real_training_exports_is_merged(tmp_path: Path) -> None:
+    """Adapters, the projector that learned beside them, and the note of the base."""
+    base = golden_base("internlm2", tmp_path / "base")
+    lora = {"languageRank": 4, "visionRank": 2, "dora": True}
+    config = make_config(
+        str(tmp_path / "out"), str(base), method="lora", lora=lora, merge=BOTH, training={"maxSteps": 3}
+    )
+    with started(
+        ["train", "--config", str(write_config(config, tmp_path))], environment(tmp_path), tmp_path / "r"
+    ) as stage:
+        assert stage.wait() == ExitCode.OK, stage.output
+    merged = run(config)
+    expected, before = expected_weights(base, tmp_path / "out" / ADAPTER), weights(base)
+    for name, tensor in weights(merged / "model").items():
+        torch.testing.assert_close(tensor.double(), expected[name], atol=1e-6, rtol=0)
+    assert not torch.allclose(expected["mlp1.3.bias"], before["mlp1.3.bias"].double())
+    (base / "config.json").write_text((base / "config.json").read_text() + "\n")
+    shutil.rmtree(merged)
+    broken(config, "BaseModelChanged")
+
+
 def test_a_full_fine_tune_becomes_the_hf_form_too(tmp_path: Path) -> None:
     base = golden_base("internlm2", tmp_path / "base")
     config = make_config(str(tmp_path / "out"), str(base), merge=BOTH)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import CASES, KINDS, ROWS, checkpoint, load, sample
+from golden import CASES, GOLDEN, KINDS, ROWS, checkpoint, load, sample
 from internvl_trainer.__main__ import main
 from internvl_trainer.data.collate import collate
+from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.model.chat_model import normalise_tiles
 from internvl_trainer.model.load import load_chat_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 INDEX = "model.safetensors.index.json"
 NORM = "language_model.model.norm.weight"
@@ -94,6 +96,16 @@ def test_plain_transformers_reads_the_tokenizer_of_the_hf_form(kind: str, tmp_pa
     ours = load(kind).tokenizer
     for text in (TEXT, f" {TEXT}"):
         assert theirs(text).input_ids == ours(text).input_ids
+
+
+def test_transformers_image_processor_cuts_the_same_tiles(tmp_path: Path) -> None:
+    assert convert(checkpoint("qwen2"), tmp_path / "hf", "hf") == 0
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil")
+    picture = Image.open(sorted((GOLDEN / "data/images").iterdir())[0]).convert("RGB")
+    ours = cut_tiles(picture, 56, 1, processor.max_patches, thumbnail=True)
+    theirs = processor(picture, return_tensors="pt").pixel_values
+    assert len(ours) > 2
+    torch.testing.assert_close(theirs, normalise_tiles(torch.from_numpy(ours)), atol=1e-5, rtol=0)
 
 
 def test_the_generation_config_is_carried_over(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, ExitCode
-from internvl_api.status import StageResult
+from internvl_api.status import EvaluationStatus, StageResult
 from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import RedactingFormatter, conclude, report, termination_message
@@ -119,6 +119,22 @@ def test_a_termination_message_fits(text: str) -> None:
     message = StageResult.model_validate_json(data).message
     assert message.endswith(" …")
     assert len(message) > 500
+
+
+def test_figures_of_too_many_tasks_are_left_out_of_a_termination_message() -> None:
+    figures = {
+        f"task_{number}": {"CIDEr": number / 7, "METEOR": number / 11, "ROUGE_L": number / 13} for number in range(50)
+    }
+    many = DONE.model_copy(update={"evaluation": EvaluationStatus(final=figures)})
+    few = DONE.model_copy(
+        update={"evaluation": EvaluationStatus(final={"coco": figures["task_1"]}), "message": "x" * 9000}
+    )
+    data = termination_message(many)
+    assert len(data) <= TERMINATION_MESSAGE_LIMIT
+    assert StageResult.model_validate_json(data).evaluation is None
+    kept = StageResult.model_validate_json(termination_message(few))
+    assert kept.evaluation == few.evaluation
+    assert len(kept.message) > 500
 
 
 def test_secrets_are_in_no_message_and_no_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from internvl_api.constants import ExitCode
+from internvl_trainer.artifacts.identity import claim_output
+from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.report.command import write_here
 from internvl_trainer.report.figures import smoothed
 from internvl_trainer.report.page import duration, redact
 from internvl_trainer.report.record import read_record
@@ -84,6 +87,8 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "golden 6 5 1",
         "sha256 " + "5a" * 32,
         "Base model: commit c0ffee",
+        f"Test set: coco {TASK['annotation']}",
+        "MB, manifest sha256 " + sha256_of(tmp_path / "out/stages/train/manifest.json"),
         "internvl-trainer 0.1.0",
         "languageRank: 4",
     ):
@@ -145,6 +150,15 @@ def test_data_cannot_act_in_the_page(tmp_path: Path) -> None:
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
     assert page.text.count("<script>alert(1)</script>") >= 8
     assert "{{ 7 * 7 }}" in page.text
+
+
+def test_text_that_is_none_is_shown_all_the_same(tmp_path: Path) -> None:
+    output = Output(tmp_path, evaluation={"tasks": {"coco": TASK}}).train(2)
+    rows = [prediction(1, "a\x1cb\x00c\ufffd", references=["half a pair: \ud83d."]), prediction(2, "")]
+    page, _ = build(output.evaluate({"CIDEr": 1.0}, rows))
+    assert "a␜b␀c\ufffd" in page.text
+    assert "half a pair: ?." in page.text
+    assert "(empty)" in page.text
 
 
 def test_links_are_shown_without_what_gives_access(tmp_path: Path) -> None:
@@ -222,7 +236,7 @@ def test_what_another_configuration_left_does_not_count(tmp_path: Path) -> None:
     task = output.config.evaluation.tasks["coco"].model_copy(update={"prompt": "Another?"})
     evaluation = output.config.evaluation.model_copy(update={"tasks": {"coco": task}})
     record = read_record(output.config.model_copy(update={"evaluation": evaluation}), output.storage)
-    assert record.is_trained, "a changed evaluation repeats no training"
+    assert record.trained, "a changed evaluation repeats no training"
     assert (record.final, record.baseline, record.predictions) == ({}, {}, {"coco": (None, None)})
 
 
@@ -353,6 +367,14 @@ def test_the_command_writes_page_and_card(tmp_path: Path) -> None:
         assert command.wait() == ExitCode.OK, command.output
     assert f"{target}/index.html" in command.lines
     assert {path.name for path in target.iterdir()} >= {"index.html", "README.md", "loss.png"}
+
+
+def test_the_command_refuses_the_output_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = evaluated(tmp_path)
+    claim_output(output.storage, output.config.model_copy(update={"method": "full"}))
+    assert write_here(output.config, tmp_path / "here") == ExitCode.USER_ERROR
+    assert capsys.readouterr().err.startswith("OutputHoldsAnotherRun: spec.output: ")
+    assert not (tmp_path / "here").exists()
 
 
 def test_the_command_on_a_broken_output_says_so(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ def main(folder: Path) -> None:
         run(f"validated-zero{stage}", "internlm2", **LORA, **VALIDATED, training={"zeroStage": stage})
         run(f"resumed-zero{stage}", training={"zeroStage": stage}, stop_after=STOPPED_AFTER, attempt="-first")
         run(f"resumed-zero{stage}", training={"zeroStage": stage})
+        # Looked at before each step and each batch of validation: it stops in the one after step 3.
+        validated: dict[str, Any] = {**LORA, **VALIDATED, "training": {"zeroStage": stage}}
+        run(f"late-zero{stage}", "internlm2", **validated, stop_after=STOPPED_AFTER, attempt="-first")
+        run(f"late-zero{stage}", "internlm2", **validated)
 
     run_stage(1)
     run_stage(2)
@@ -97,8 +101,6 @@ def main(folder: Path) -> None:
     run("resumed-bf16", training={"precision": "bf16"}, stop_after=STOPPED_AFTER, attempt="-first")
     run("resumed-bf16", training={"precision": "bf16"})
     run("lora-stopped", "internlm2", **LORA, stop_after=STOPPED_AFTER, attempt="-first")
-    run("validated-again", "internlm2", **LORA, **VALIDATED, stop_after=STOPPED_AFTER, attempt="-first")
-    run("validated-again", "internlm2", **LORA, **VALIDATED)
     run("from-two-to-one", stop_after=STOPPED_AFTER, attempt="-first")
     run("broken-newest", stop_after=7, attempt="-first")
     if group.leads:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEP = StepRecord(1, 0.1, 2.0, 1e-4, 1.0, 10, 100, 100, 4, 0.5, 0.1, 2)
 
@@ -47,3 +48,17 @@ def test_a_step_that_was_not_validated_has_no_such_figure(tmp_path: Path) -> Non
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert "validation_loss" not in first
     assert second["validation_loss"] == 1.5
+
+
+def test_a_loss_that_comes_late_goes_to_the_last_step(tmp_path: Path) -> None:
+    take(tmp_path, 1, 2)
+    journal = Journal(tmp_path)
+    assert not journal.is_validated
+    journal.add_validation(1.5)
+    assert journal.is_validated
+    journal.record(replace(STEP, step=3))
+    journal.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("validation_loss")) for row in rows] == [(1, None), (2, 1.5), (3, None)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation/loss")
+    assert [(event.step, event.value) for event in events] == [(2, 1.5)]

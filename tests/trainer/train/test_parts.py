@@ -22,6 +22,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
+from internvl_trainer.train.loop import straggler
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from trainer.runs import make_config
 from transformers import get_scheduler
@@ -244,6 +245,20 @@ def test_every_process_says_where_in_its_step_it_is(port: int) -> None:
         reporter.close()
     assert (said["step"], said["heartbeat"]["phase"]) == (3, "meeting")
     assert 0 <= said["heartbeat"]["idleSeconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("waits", "rank"),
+    [
+        pytest.param([0.0, 0.3], 1, id="one of two"),
+        pytest.param([0.0, 0.05], None, id="not worth a word"),
+        pytest.param([0.4, 0.4, 0.4, 0.4], None, id="all wait alike"),
+        pytest.param([0.1, 0.1, 0.9, 0.8], 2, id="the worst of two late ones"),
+        pytest.param([2.0], None, id="alone"),
+    ],
+)
+def test_the_rank_that_the_others_wait_for(waits: list[float], rank: int | None) -> None:
+    assert straggler(waits, step_seconds=1.0) == rank
 
 
 def test_a_taken_port_does_not_stop_training(port: int, caplog: pytest.LogCaptureFixture) -> None:

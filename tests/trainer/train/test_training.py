@@ -123,14 +123,20 @@ def test_the_validation_loss_is_taken_when_due_and_falls(folder: Path, stage: in
     assert largest_difference(curve, validation_losses(folder / "validated-zero1")) < 1e-5
 
 
-def test_a_resumed_run_has_the_same_validation_losses(folder: Path, outcomes: dict[str, Any]) -> None:
-    assert outcomes["validated-again-first"]["checkpoint"]["step"] == 4
-    assert validation_losses(folder / "validated-again") == validation_losses(folder / "validated-zero1")
-    last = validation_losses(folder / "validated-again")[10]
-    assert outcomes["validated-again"]["progress"]["validationLoss"] == last
-    line = f'internvl_train_validation_loss{{job_name="run",job_namespace="team"}} {last}'
-    assert line in outcomes["validated-again"]["metrics"]
-    events = EventAccumulator(str(folder / "validated-again" / "stages/train/tensorboard")).Reload()
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_stopped_while_it_validates_has_the_same_validation_losses(
+    folder: Path, outcomes: dict[str, Any], stage: int
+) -> None:
+    name = f"late-zero{stage}"
+    first, second = outcomes[f"{name}-first"], outcomes[name]
+    assert (first["outcome"], first["checkpoint"]["step"]) == ("resume", 3)
+    assert "validationLoss" not in first["progress"], "it was asked to stop in the middle of the first"
+    assert validation_losses(folder / name) == validation_losses(folder / f"validated-zero{stage}")
+    assert losses(folder / name) == losses(folder / f"validated-zero{stage}")
+    last = validation_losses(folder / name)[10]
+    assert second["progress"]["validationLoss"] == last
+    assert f'internvl_train_validation_loss{{job_name="run",job_namespace="team"}} {last}' in second["metrics"]
+    events = EventAccumulator(str(folder / name / "stages/train/tensorboard")).Reload()
     assert [event.step for event in events.Scalars("validation/loss")] == [3, 6, 9, 10]
 
 

@@ -20,6 +20,7 @@ from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_com
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
 from internvl_trainer.resolve_cli import add_resolve_command
+from internvl_trainer.tensorboard_cli import add_tensorboard_command
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -38,6 +39,7 @@ examples:
   internvl-trainer report --config run.yaml           what came of it, as a page: report/index.html
   internvl-trainer recipes                            the published scripts' settings, by name
   internvl-trainer estimate --recipe NAME --gpus 8    memory that a run needs on each GPU
+  internvl-trainer tensorboard --config run.yaml      the run's curves, while it trains too
 
 exit codes:
   0 done   75 stopped, state saved, start me again   65 data, checkpoint or settings to correct
@@ -52,7 +54,7 @@ _STAGES = {
     "train": "train (one process of the group, or all of this pod's) from the newest checkpoint",
     "evaluate": "answer the tasks with the trained model, score the answers, and weigh them against publishIf",
     "merge": "make whole models, in the formats asked for, of the base model and what was trained",
-    "publish": "copy the result to artifacts/, check it, and write its manifest",
+    "publish": "bring the result and its record to artifacts/, check them, and send them to the Hub if asked to",
 }
 
 
@@ -186,6 +188,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     add_recipes_command(commands)
     add_estimate_command(commands)
     add_resolve_command(commands)
+    add_tensorboard_command(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ examples:
   internvl-trainer convert InternVL2-2B-hf back --to upstream       the same files as before
   internvl-trainer convert tuned-hf tuned --to upstream --base InternVL2-2B
 
-Weights are moved, never changed: there and back they are equal to the last bit. Two shards fit in memory, whatever the
+Weights are moved, never changed: there and back they are equal to the last bit. One tensor is in memory, whatever the
 model's size. Code in a checkpoint is carried along and never run.
 
 exit codes: 0 done   65 a directory cannot be used, and the message says why

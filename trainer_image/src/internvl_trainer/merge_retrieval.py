@@ -48,7 +48,7 @@ def merge_retrieval(config: RunConfig, storage: Storage, reporter: Reporter) -> 
             [piece.name for piece in base.pieces()], f"{storage.uri}/{stage_folder('train')}/adapter"
         )
         needed = check_room(storage, base, scratch, 1)
-        with naming_full_disk(scratch, needed, "a merged model"):
+        with naming_full_disk(scratch.parent, needed, "a merged model"):
             reporter.doing(f"writing {_FOLDER}/")
             target = scratch / _FOLDER
             write_merged(base, weights, target, size)

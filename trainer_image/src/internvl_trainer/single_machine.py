@@ -170,6 +170,8 @@ class Display:
         words = [progress.detail or ""]
         if progress.loss is not None:
             words.append(f"loss {progress.loss:.4f}")
+        if progress.validation_loss is not None:
+            words.append(f"validation {progress.validation_loss:.4f}")
         if progress.eta_seconds is not None:
             words.append(f"{progress.eta_seconds:.0f} s left")
         self._bars.update(

@@ -6,7 +6,7 @@ reading them costs more than the request.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -29,6 +29,7 @@ RESOURCES = {
     "Service": ("/api/v1", "services"),
     "ConfigMap": ("/api/v1", "configmaps"),
     "Event": ("/api/v1", "events"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
     "PodGroup.scheduling.volcano.sh": ("/apis/scheduling.volcano.sh/v1beta1", "podgroups"),
     "PodGroup.scheduling.x-k8s.io": ("/apis/scheduling.x-k8s.io/v1alpha1", "podgroups"),
@@ -67,6 +68,8 @@ class Api:
         self._configuration = configuration
         self._pool = client.ApiClient(configuration).rest_client.pool_manager
         self.timeout = timeout
+        # Seconds for which writing is allowed; a replica that may have lost the lead must not even try.
+        self.time_left: Callable[[], float] = lambda: float("inf")
 
     @classmethod
     def connect(cls, *, timeout: float, connections: int) -> "Api":
@@ -84,7 +87,7 @@ class Api:
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
     def apply_status(self, obj: Raw) -> Raw:
-        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when its uid is another."""
+        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when it has another version."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
@@ -97,7 +100,7 @@ class Api:
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
     def create(self, obj: Raw) -> Raw:
-        """Only for Events, whose names the server generates."""
+        """Only for Events, of which each is new."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
     def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
@@ -138,6 +141,10 @@ class Api:
         """Any document."""
         return self._json("GET", path, {})
 
+    def lease(self, method: str, path: str, body: Raw | None, timeout: float) -> Raw:
+        """The one kind of write that needs no lead, because it is how the lead is had."""
+        return self._json(method, path, {}, body, timeout=timeout)
+
     def _write(
         self,
         verb: str,
@@ -145,12 +152,15 @@ class Api:
         method: str,
         path: str,
         body: Raw,
-        query: Mapping[str, bool] | None = None,
+        options: Mapping[str, bool] | None = None,
     ) -> Raw:
-        flags = {name: str(value).lower() for name, value in (query or {}).items()}
+        flags = {name: str(value).lower() for name, value in (options or {}).items()}
         result = "error"
         try:
-            answer = self._json(method, path, {"fieldManager": FIELD_MANAGER} | flags, body)
+            if (left := self.time_left()) <= 0:
+                raise ApiError(0, "NotLeading", "another replica may lead by now")
+            query = {"fieldManager": FIELD_MANAGER} | flags
+            answer = self._json(method, path, query, body, timeout=min(self.timeout, left))
             result = "ok"
             return answer
         except ApiError as error:
@@ -160,10 +170,17 @@ class Api:
             metrics.API_WRITES.labels(verb, kind, result).inc()
 
     def _json(
-        self, method: str, path: str, query: dict[str, str], body: Raw | None = None, content: str | None = None
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Raw | None = None,
+        *,
+        content: str | None = None,
+        timeout: float | None = None,
     ) -> Raw:
-        timeout = urllib3.Timeout(total=self.timeout)
-        response = self._send(method, path, query, body, timeout=timeout, content=content)
+        limit = urllib3.Timeout(total=timeout or self.timeout)
+        response = self._send(method, path, query, body, timeout=limit, content=content)
         loaded: Raw = json.loads(response.data)
         return loaded
 

@@ -66,8 +66,14 @@ class Writer:
         obj = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            # The uid makes the server refuse (409) a status meant for an earlier job of this name.
-            "metadata": {"name": job.name, "namespace": job.namespace, "uid": job.uid},
+            # The version makes the server refuse (409) a status meant for an earlier job of this name: it ignores the
+            # uid of a status. A job that was edited meanwhile refuses it too, and the pass is made again.
+            "metadata": {
+                "name": job.name,
+                "namespace": job.namespace,
+                "uid": job.uid,
+                "resourceVersion": job.version,
+            },
             "status": wanted,
         }
         answer = self._api.apply_status(obj)

@@ -106,10 +106,10 @@ def diagnose(pod: Pod) -> Outcome | None:
         return Outcome("resume", _GAVE_WAY[found], f"{who} had to give way: {found}")
     if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
         return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
+    if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
+        return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
     if pod.disrupted:
         return _infrastructure("Disrupted", f"{who} was disrupted: {pod.disrupted}")
-    if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):
-        return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
     if pod.deleted_at is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):

@@ -35,6 +35,7 @@ class Job:
     namespace: str
     name: str
     uid: str
+    version: str
     generation: int
     created: datetime | None
     deleting: bool
@@ -61,6 +62,7 @@ def read_job(raw: dict[str, Any]) -> Job:
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
+        version=metadata.get("resourceVersion", ""),
         generation=metadata.get("generation", 1),
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,

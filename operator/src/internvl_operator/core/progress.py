@@ -26,9 +26,18 @@ def text(progress: Progress) -> str | None:
 
     >>> text(Progress(step=120, total_steps=400, loss=1.23449))
     '120/400 loss 1.234'
+    >>> text(Progress(step=400, total_steps=400, loss=0.5, stage="publish", detail="uploading"))
+    'uploading'
     """
-    if progress.step is None:
+    if progress.stage not in (None, "train"):  # the figures are of an earlier stage
         return progress.detail
+    return figures(progress) or progress.detail
+
+
+def figures(progress: Progress) -> str | None:
+    """Steps and loss, where there are any."""
+    if progress.step is None:
+        return None
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
     return steps if progress.loss is None else f"{steps} loss {progress.loss:.3f}"
 
@@ -57,7 +66,8 @@ def _take(draft: Draft, progress: Progress | None, checkpoint: CheckpointStatus 
     if progress is not None:
         old = status.progress or Progress()
         # A later stage has no steps of its own: the figures of training stay.
-        status.progress = old.model_copy(update=progress.model_dump(exclude_none=True))
+        news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
+        status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):
             status.progress_at = draft.timestamp()
         status.progress_text = text(status.progress)

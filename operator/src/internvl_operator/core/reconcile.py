@@ -2,7 +2,7 @@
 
 Decided here, so that a reader need not guess:
 - The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
-  Kubernetes Job do: they hold no GPU, and their logs can be read.
+  Kubernetes Job do: they hold no GPU, and their logs can be read. cleanPodPolicy: All ends that with the run.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
   pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
 - A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
@@ -12,7 +12,7 @@ Decided here, so that a reader need not guess:
 
 from datetime import datetime
 
-from internvl_api.status import Restarts, Workers
+from internvl_api.status import Progress, Restarts, Workers
 
 from internvl_operator.core import group, micro_batch, policies, progress, stages
 from internvl_operator.core.conditions import is_true
@@ -61,9 +61,12 @@ def _stays_finished(job: Job) -> bool:
 
 
 def _keep_finished(draft: Draft) -> None:
-    """Free what still runs of a failed run; delete the CR when its time has come."""
-    draft.remove([pod for pod in draft.own_pods if pod.active])
-    if draft.job.resolved.spec is None:
+    """Delete the pods that cleanPodPolicy names, and the CR when its time has come."""
+    spec = draft.job.resolved.spec
+    clean = spec.run_policy.clean_pod_policy if spec else "Running"
+    if clean != "None":
+        draft.remove([pod for pod in draft.own_pods if clean == "All" or pod.active])
+    if spec is None:
         return
     left = policies.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
     if left is None:
@@ -160,7 +163,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
-    draft.status.progress_at = draft.status.unscheduled_since = None
+    draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
     draft.status.workers = group.count(draft)
 
 
@@ -168,6 +171,7 @@ def _complete(draft: Draft) -> None:
     draft.status.finished_at = draft.timestamp()
     draft.status.retry_at = None
     draft.status.workers = Workers(succeeded=1)
+    draft.status.progress_text = progress.figures(draft.status.progress or Progress())
     draft.say("Succeeded", "Published", f"published at {draft.job.spec.output}")
     _keep_finished(draft)
 

@@ -11,10 +11,10 @@ from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, describe, read_manifest
+from internvl_trainer.artifacts.finished import finished_stage
+from internvl_trainer.artifacts.identity import stage_folder
+from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestFile, describe
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.errors import UserError
 
 Manifests = Mapping[StageName, Manifest]
 
@@ -35,20 +35,13 @@ class Item:
 
 
 def finished_stages(config: RunConfig, storage: Storage) -> dict[StageName, Manifest]:
-    """Manifests of the stages before publish. Raises UserError naming the first that is not done."""
-    found = {}
-    for stage in stage_names(config.method, config.evaluation, config.merge)[:-1]:
-        manifest = read_manifest(storage, stage_folder(stage))
-        if manifest is not None and manifest.fingerprint == fingerprint(config, stage):
-            found[stage] = manifest
-        elif stage != "preflight":  # who starts the stages by hand may leave it out
-            raise UserError(
-                "StageMissing",
-                f"found no finished {stage} stage of this run under {storage.uri}; run `internvl-trainer {stage}` "
-                "first",
-                "spec.output",
-            )
-    return found
+    """Manifests of the stages before publish. Raises UserError naming the first that is not done.
+
+    Whoever starts the stages by hand may leave preflight out.
+    """
+    wanted = stage_names(config.method, config.evaluation, config.merge)[:-1]
+    has_preflight = storage.stat(f"{stage_folder('preflight')}/{MANIFEST}") is not None
+    return {stage: finished_stage(stage, config, storage) for stage in wanted if stage != "preflight" or has_preflight}
 
 
 def evaluation_of(made: Manifests) -> EvaluationStatus:

@@ -7,6 +7,7 @@ digest and asks for none of them again.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,8 @@ from internvl_api.spec import Hub
 
 from internvl_trainer.artifacts.collect import EVALUATION, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
-from internvl_trainer.artifacts.scratch import scratch_folder
-from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable
+from internvl_trainer.artifacts.space import scratch_folder
+from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, is_full
 from internvl_trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 _PARALLEL_FILES = 2  # so many are on the scratch disk: one arrives while the other leaves
 _DEFAULT_BRANCH = "main"
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 
 
 def publish_to_hub(
@@ -41,7 +43,7 @@ def publish_to_hub(
     files = files_for_hub(manifest, config.merge.formats)
     talk = _Talk(hub, f"{storage.uri}/{folder}")
     talk.prepare()
-    with scratch_folder("publishing to the Hub", space_needed(list(files.values()))) as scratch:
+    with scratch_folder(space_needed(list(files.values())), "publishing to the Hub") as scratch:
 
         def send(name: str) -> CommitOperationAdd:
             arrived = _fetch(storage, folder, files[name], scratch)
@@ -112,17 +114,19 @@ class _Talk:
         try:
             return ask()
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and is_full(error):  # our disk, for the scratch folder to name
+                raise
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> UserError:
         place = f"the Hub's repository {self._hub.repository} (revision {self._hub.revision})"
         kept = f"The files are in {self._stored}"
         answer = _answer_of(error)
-        if answer is None:
+        status = answer.response.status_code if answer else _status_in_words(error)
+        if status is None:
             if isinstance(error, ValueError):
                 return UserError("HubRefused", f"{place}: {_first_line(error)}. {kept}", "spec.publish.hub")
             return Unavailable("HubUnavailable", f"{place}: {_first_line(error)}. {kept}", "spec.publish.hub")
-        status = answer.response.status_code
         if status in (401, 403, 404):
             return AccessDenied(
                 "HubAccessDenied",
@@ -134,7 +138,7 @@ class _Talk:
             )
         if status == 429 or status >= 500:
             return Unavailable("HubUnavailable", f"{place}: HTTP {status}; try again later. {kept}", "spec.publish.hub")
-        said = answer.server_message or _first_line(answer)
+        said = (answer and answer.server_message) or _first_line(error)
         return UserError("HubRefused", f"{place}: HTTP {status}: {said}. {kept}", "spec.publish.hub")
 
 
@@ -173,6 +177,12 @@ def _answer_of(error: BaseException | None) -> HfHubHTTPError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _status_in_words(error: Exception) -> int | None:
+    """Of an error of hf_xet, the Hub's client for large files, which has the answer only in its text."""
+    found = _XET_STATUS.search(str(error))
+    return int(found[1]) if found else 403 if isinstance(error, PermissionError) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from internvl_api.gate import holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
@@ -22,7 +21,6 @@ from internvl_trainer.artifacts.collect import (
     RUN_CONFIG,
     Item,
     Manifests,
-    evaluation_of,
     finished_stages,
     recorded_items,
     stored_items,
@@ -30,20 +28,21 @@ from internvl_trainer.artifacts.collect import (
 from internvl_trainer.artifacts.hub_upload import publish_to_hub
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
-from internvl_trainer.artifacts.scratch import scratch_folder
+from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import Rejected
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.journal import EVENTS_FOLDER, METRICS_FILE
 
 FOLDER = "artifacts"
+_REPORT_BYTES = 64 << 20  # with room to spare: a page and a dozen pictures
 _PARALLEL_FILES = 4  # each is itself sent or copied in parallel parts
 
 
 def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
     """Bring artifacts/ about, then the Hub's repository. What is there already, whole, is not sent again."""
     made = finished_stages(config, storage)
-    refuse_below_threshold(config, made)
+    refuse_below_threshold(config, storage)
     reporter.doing("looking for what is published already")
     manifest = find_published(config, storage, made) or fill_output(config, storage, made, reporter)
     artifacts = name_artifacts(storage, manifest)
@@ -60,23 +59,18 @@ def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageRes
     )
 
 
-def refuse_below_threshold(config: RunConfig, made: Manifests) -> None:
+def refuse_below_threshold(config: RunConfig, storage: Storage) -> None:
     """Raises Rejected when the figures do not meet publishIf: whoever starts this stage by hand gets no further."""
-    condition, figures = config.evaluation.publish_if, evaluation_of(made)
-    if not condition:
+    if not config.evaluation.publish_if:
         return
-    met, compared = holds(condition, figures.final, figures.baseline)
-    if not met:
-        message = f"{compared}; nothing is published. The trained weights are under {stage_folder('train')}/"
-        raise Rejected(
-            StageResult(
-                stage="publish",
-                outcome="failed",
-                reason="EvaluationBelowThreshold",
-                message=message,
-                evaluation=figures,
-            )
-        )
+    from internvl_trainer.evaluate.gate import check_gate  # imports PyTorch
+    from internvl_trainer.pipeline import find_done
+
+    try:
+        if evaluated := find_done("evaluate", config, storage):
+            check_gate(config, storage, evaluated)
+    except Rejected as error:
+        raise Rejected(error.result.model_copy(update={"stage": "publish"})) from error
 
 
 def find_published(config: RunConfig, storage: Storage, made: Manifests) -> Manifest | None:
@@ -104,7 +98,7 @@ def fill_output(config: RunConfig, storage: Storage, made: Manifests, reporter: 
     storage.delete(f"{FOLDER}/{MANIFEST}")
     storage.drop_unfinished(f"{FOLDER}/")
     reporter.doing("writing the report")
-    with scratch_folder("the report") as scratch:
+    with scratch_folder(_REPORT_BYTES, "the report") as scratch:
         items = [*stored_items(made), *recorded_items(config, storage, made, scratch)]
         _delete_others(storage, {item.file.path for item in items})
         reporter.doing("copying and checking every file")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from internvl_api.quantity import gib
 
+from internvl_trainer.artifacts.storage import is_full
 from internvl_trainer.errors import UserError
 
 
@@ -31,10 +32,19 @@ def naming_full_disk(folder: Path, needed: int, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         raise UserError(
             "DiskFull",
             f"the disk is full; {what} needs {gib(needed)} there. Delete something, or give it a larger volume",
             str(folder),
         ) from error
+
+
+@contextmanager
+def scratch_folder(needed: int, what: str) -> Iterator[Path]:
+    """An empty folder on the scratch disk (TMPDIR), which has `needed` bytes free; it goes away with the block."""
+    disk = Path(tempfile.gettempdir())
+    check_space(disk, needed, what)
+    with naming_full_disk(disk, needed, what), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -118,8 +118,7 @@ def encode(
     style = TEMPLATES[template]
     turns = [Turn(turn["from"], turn["value"]) for turn in conversations]
     turns = with_system_turn(_skip_leading_answer(turns), style)
-    # A tokenizer takes thousands of equal context tokens one by one: it is given one for each image, repeated later.
-    compact = compat != "upstream" and not any(IMAGE_CONTEXT in turn.text for turn in turns)
+    compact = compat != "upstream" and _is_compact(turns)
     turns = _place_images(
         turns, [1] * len(tiles_per_image) if compact else tiles_per_image, 1 if compact else context_tokens
     )
@@ -133,6 +132,14 @@ def encode(
         counts = [tiles * context_tokens for tiles in tiles_per_image]
         ids, labels = _repeat_context(ids, labels, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), counts)
     return _finish(ids, labels, max_length, compat)
+
+
+def _is_compact(turns: Sequence[Turn]) -> bool:
+    """A tokenizer takes thousands of equal context tokens one by one: it is given one for each image, repeated later.
+
+    Not where a text has such a token of its own.
+    """
+    return not any(IMAGE_CONTEXT in turn.text for turn in turns)
 
 
 def _repeat_context(
@@ -176,8 +183,15 @@ def encode_prompt(
 ) -> np.ndarray:
     """(L,) ids of the text that asks for an answer: the turns so far, then the assistant's mark."""
     style = TEMPLATES[template]
-    placed = _place_images(with_system_turn(turns, style), tiles_per_image, context_tokens)
-    return np.array(tokenizer(_render(placed, style) + style.assistant)["input_ids"], np.int64)
+    turns = with_system_turn(turns, style)
+    compact = _is_compact(turns)
+    written = ([1] * len(tiles_per_image), 1) if compact else (tiles_per_image, context_tokens)
+    placed = _place_images(turns, *written)
+    ids = np.array(tokenizer(_render(placed, style) + style.assistant)["input_ids"], np.int64)
+    if compact:
+        counts = [tiles * context_tokens for tiles in tiles_per_image]
+        ids, _ = _repeat_context(ids, ids, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), counts)
+    return ids
 
 
 def _encode_as_one(

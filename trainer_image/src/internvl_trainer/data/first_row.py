@@ -19,7 +19,7 @@ from internvl_trainer.data.datasets import OpenDataset, open_datasets, read_bad_
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import Architecture
 
-MOST_TOKENS = 512
+_MOST_TOKENS, _AFTER_IMAGES = 128, 64
 _ROWS_TRIED = 1000
 
 
@@ -34,7 +34,7 @@ class FirstRow:
 def first_row(
     config: RunConfig, storage: Storage, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
 ) -> FirstRow:
-    """The first usable row of an epoch, one tile for each image, its text cut after MOST_TOKENS.
+    """The first usable row of an epoch, one tile for each image, cut after 128 tokens, or 64 behind the last image.
 
     Raises:
         UserError: none of the first rows can be used, or the data are not there.
@@ -75,5 +75,5 @@ def _rows(config: RunConfig, storage: Storage) -> Iterator[tuple[OpenDataset, in
 def _as_batch(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     context = sample.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
     images_end = int(context.nonzero()[0][-1]) + 1 if context.any() else 0
-    kept = slice(max(MOST_TOKENS, images_end))
+    kept = slice(max(_MOST_TOKENS, images_end + _AFTER_IMAGES))
     return collate([replace(sample, input_ids=sample.input_ids[kept], labels=sample.labels[kept])], pad_token_id=0)

@@ -101,7 +101,7 @@ def _is_lines(text: bytes, uri: str) -> bool:
         return True
     try:
         first = json.loads(text.lstrip().split(b"\n", 1)[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "annotations" not in first
 
@@ -114,13 +114,15 @@ def _parse(text: bytes, uri: str) -> Any:
         raise UserError("InvalidJson", message, f"{uri}:{error.lineno}") from error
     except UnicodeDecodeError as error:
         raise UserError("InvalidJson", f"not valid UTF-8 (byte {error.start})", uri) from error
+    except RecursionError as error:
+        raise UserError("InvalidJson", "nested too deeply to be read", uri) from error
 
 
 def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     """A row in any of the formats."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return parse_row(line)[1]  # it knows how to say what is wrong
     try:
         if not isinstance(row, dict) or "conversations" in row:
@@ -182,9 +184,9 @@ def _from_refcoco(row: Row, place: str) -> Question:
 def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[Finding]]]:
     """COCO's format, as COCO, NoCaps and Flickr30K have it: images, and captions that name one by its id."""
     captions: dict[Any, list[str]] = defaultdict(list)
-    known = {image.get("id") for image in document["images"] if isinstance(image, dict)}
-    annotations = document.get("annotations") or []
-    for number, annotation in enumerate(annotations):
+    known = {image["id"] for image in document["images"] if _has_id(image)}
+    annotations = document.get("annotations")
+    for number, annotation in enumerate(annotations if isinstance(annotations, list) else []):
         place = f"{uri}: annotations[{number}]"
         try:
             image_id = annotation["image_id"]
@@ -206,13 +208,17 @@ def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[F
 
 
 def _from_image(image: Any, captions: dict[Any, list[str]], place: str) -> Question:
-    if not isinstance(image, dict) or "id" not in image:
+    if not _has_id(image):
         raise _Problem("AnnotationInvalid", "expected an object with id and file_name (or image)")
     if (name := image.get("file_name") or image.get("image")) is None:
         raise _Problem("ImageMissing", "expected file_name or image, found neither; is this the file of the pictures?")
     if not captions.get(image["id"]):
         raise _Problem("ReferencesMissing", f"no annotation has the image_id {image['id']!r}", "id")
     return _question({"image": name, "id": image["id"]}, place, tuple(captions[image["id"]]))
+
+
+def _has_id(image: Any) -> bool:
+    return isinstance(image, dict) and isinstance(image.get("id"), str | int)
 
 
 def _question(row: Row, place: str, references: tuple[str, ...], **texts: str | None) -> Question:

@@ -110,11 +110,14 @@ def answer_chunks(
     own = pending[group.rank :: group.world_size]
     pace = Pace(reporter, rows=sum(len(chunk.questions) for chunk in pending), ranks=group.world_size)
     logger.info("%d chunks to answer, %d of them here", len(pending), len(own))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    try:
         for chunk, prompts in one_ahead(own, lambda chunk: answerer.prompts(chunk, pool)):
             reporter.update(detail=f"answering {chunk.task.name}")
             store.write(chunk, answerer.answers(chunk.task, [prompt.result() for prompt in prompts]))
             pace.answered(len(prompts))
+    finally:
+        pool.shutdown(cancel_futures=True)  # who is told to stop reads no more pictures
 
 
 @dataclass

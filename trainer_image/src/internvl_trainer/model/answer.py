@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,8 @@ import torch
 from ..data.conversation import TEMPLATES, Turn, encode_prompt
 from .load import LoadedModel
 from .tokenizer import decode_answer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,12 @@ def answer_all(
     bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
     answers = [""] * len(prompts)
-    for places in plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, _limit(loaded)):
+    limit = _limit(loaded)
+    waiting = deque(plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, limit))
+    while waiting:
+        places = waiting.popleft()
+        if limit is not None:
+            loaded.model.reset_rotary()  # dynamic scaling keeps the frequencies of the longest row so far
         generated = _generate(
             loaded,
             [prompts[place] for place in places],
@@ -80,6 +89,10 @@ def answer_all(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
+        if generated is None:
+            half = len(places) // 2
+            waiting.extendleft([places[half:], places[:half]])
+            continue
         for place, ids in zip(places, generated, strict=True):
             own = ids[: ids.index(end)] if end in ids else ids  # what follows only fills the batch
             answers[place] = decode_answer(loaded.tokenizer, start + own).strip()
@@ -112,8 +125,11 @@ def _limit(loaded: LoadedModel) -> int | None:
 
 def _generate(
     loaded: LoadedModel, prompts: Sequence[Prompt], end: int, *, max_new_tokens: int, min_new_tokens: int
-) -> list[list[int]]:
-    """New ids of each prompt; prompts are padded on the left, and the padding is masked."""
+) -> list[list[int]] | None:
+    """New ids of each prompt; None when the GPU's memory does not hold so many at a time.
+
+    Prompts are padded on the left, and the padding is masked.
+    """
     device = next(loaded.model.parameters()).device
     padding = loaded.tokenizer.pad_token_id or 0
     longest = max(len(prompt.ids) for prompt in prompts)
@@ -123,16 +139,22 @@ def _generate(
         ids[row, longest - len(prompt.ids) :] = torch.from_numpy(prompt.ids)
         mask[row, longest - len(prompt.ids) :] = 1
     tiles = [prompt.tiles for prompt in prompts if prompt.tiles is not None]
-    generated = loaded.model.generate(
-        ids.to(device),
-        torch.from_numpy(np.concatenate(tiles)).to(device) if tiles else None,
-        attention_mask=mask.to(device),
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=padding,
-    )
+    try:
+        generated = loaded.model.generate(
+            ids.to(device),
+            torch.from_numpy(np.concatenate(tiles)).to(device) if tiles else None,
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=padding,
+        )
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+        logger.warning("the GPU has no memory for %d prompts at a time; answering half as many", len(prompts))
+        return None
     result: list[list[int]] = generated.tolist()
     return result
 

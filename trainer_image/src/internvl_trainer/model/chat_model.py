@@ -16,8 +16,8 @@ IGNORED = -100
 """Label of a position that is not supervised."""
 
 # Channel means and deviations of ImageNet, as torchvision publishes them; upstream normalises every tile with them.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
@@ -28,8 +28,8 @@ def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
     """
     device = tiles.device
     scale = torch.tensor(255.0, device=device)
-    mean = torch.tensor(_IMAGENET_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(_IMAGENET_STD, device=device).view(3, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
     return tiles.to(torch.float32).div_(scale).sub_(mean).div_(std)
 
 

@@ -30,6 +30,7 @@ from .checkpoint_format.shards import (
     unchanged,
     write_shards,
 )
+from .image_processor import write_image_processor
 from .load import CONFIG_FILE, KEPT_FOLDER, Source, check_checkpoint, open_checkpoint
 from .tokenizer import CONTEXT_TOKEN, load_tokenizer
 
@@ -147,7 +148,9 @@ def _write_hf(source: Source, target: Path, edit: Edit, shard_size: int | None) 
     tokenizer.save_pretrained(target)
     config.save_pretrained(target)
     if source.upstream_config is not None:
-        _write_settings(edit.settings(source.upstream_config), source.upstream_config, target / KEPT_FOLDER)
+        settings = edit.settings(source.upstream_config)
+        _write_settings(settings, source.upstream_config, target / KEPT_FOLDER)
+        write_image_processor(settings, config.vision_config.image_size[0], target)
     if source.is_native:
         copy_files(source.directory, target)
         return done

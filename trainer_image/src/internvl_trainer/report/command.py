@@ -8,6 +8,7 @@ from pathlib import Path
 from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
 
+from internvl_trainer.artifacts.identity import check_output
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import exit_code_of
@@ -19,6 +20,7 @@ def write_here(config: RunConfig, target: Path) -> int:
     """Write report and model card into `target` and print their paths; an exit code, with one line on stderr if bad."""
     try:
         storage = open_storage(config.output, field="output")
+        check_output(storage, config)
         paths = build_report(config, storage, target)
         card = target / CARD
         card.write_text(model_card(config, storage), encoding="utf-8")

@@ -70,19 +70,15 @@ def banner(record: Record) -> tuple[str, str, str]:
     """(kind: good, bad or open; headline; explanation) of where the run stands."""
     verdict = record.verdict
     if verdict and verdict.met is False:
-        kept = "the adapter" if record.config.method == "lora" else "the model"
-        return "bad", "Not published: the publishing condition was not met", (
-            f"{verdict.explanation}. {kept.capitalize()} and this report are kept; nothing was published."
-        )  # fmt: skip
-    if not record.is_trained:
+        kept = "adapter" if record.config.method == "lora" else "model"
+        text = f"{verdict.explanation}. The {kept} and this report are kept; nothing was published."
+        return "bad", "Not published: the publishing condition was not met", text
+    if record.trained is None:
         steps = f"up to step {record.steps[-1]['step']}" if record.steps else "no step has been kept yet"
         return "open", "Training is not finished", f"The curves show what the newest checkpoint has: {steps}."
     if verdict and verdict.met is None:
-        return (
-            "open",
-            "The publishing condition cannot be told",
-            f"publishIf: {verdict.condition}; {verdict.explanation}.",
-        )
+        text = f"publishIf: {verdict.condition}; {verdict.explanation}."
+        return "open", "Whether the publishing condition holds cannot be told", text
     if verdict:
         return "good", "The publishing condition was met", f"{verdict.explanation}."
     if record.final:
@@ -129,6 +125,11 @@ def lineage(record: Record) -> list[tuple[str, str]]:
     for dataset in preflight.get("datasets", []):
         digest = f", sha256 {dataset['sha256']}" if dataset.get("sha256") else ""
         rows.append((f"Data: {dataset['name']}", f"{dataset['annotation']}{digest}"))
+    rows += [(f"Test set: {name}", task.annotation) for name, task in config.evaluation.tasks.items()]
+    if record.trained:
+        rows.append(
+            ("What was trained", f"{record.trained.size / 1e6:,.1f} MB, manifest sha256 {record.trained.sha256}")
+        )
     rows += [
         ("Run", f"{config.job} (uid {config.job_uid})"),
         *([("Recipe", config.recipe)] if config.recipe else []),

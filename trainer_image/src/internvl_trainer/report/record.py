@@ -60,13 +60,13 @@ class Record:
 
     Attributes:
         steps: rows of metrics.jsonl; those up to the newest checkpoint while training has not ended.
-        is_trained: the train stage is done.
+        trained: the manifest of what training made, when that stage is done.
         predictions: task to the rows before (None: not asked for, or not there) and after.
     """
 
     config: RunConfig
     steps: list[Row] = field(default_factory=list)
-    is_trained: bool = False
+    trained: Manifest | None = None
     baseline: Figures = field(default_factory=dict)
     final: Figures = field(default_factory=dict)
     predictions: dict[str, tuple[list[Row] | None, list[Row] | None]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ def read_record(config: RunConfig, storage: Storage) -> Record:
     return Record(
         config=config,
         steps=_read_steps(config, storage, manifests["train"]),
-        is_trained=manifests["train"] is not None,
+        trained=manifests["train"],
         baseline=before.baseline,
         final=after.final,
         predictions={

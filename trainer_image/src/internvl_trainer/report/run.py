@@ -36,5 +36,6 @@ def build_report(config: RunConfig, storage: Storage, target: Path) -> list[Path
     page = target / PAGE
     with tempfile.TemporaryDirectory(prefix="figures-") as scratch:
         dark = draw_figures(record, Path(scratch), DARK)
-        page.write_text(render_page(record, choose_samples(record), figures, dark), encoding="utf-8")
+        text = render_page(record, choose_samples(record), figures, dark)
+        page.write_text(text, encoding="utf-8", errors="replace")  # JSON can hold halves of surrogate pairs
     return [page, *figures]

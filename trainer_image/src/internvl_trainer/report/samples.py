@@ -22,6 +22,7 @@ from internvl_trainer.report.record import Record, Row
 
 _SHOWN, _SHOWN_LEAST = 36, 3  # over all tasks, and of each
 _THUMBNAIL = 360  # pixels, of the longest side
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # to U+2400 Control Pictures
 _SPREAD = "from across the set"
 _GAINS, _SCORES = ("largest gain", "smallest gain"), ("highest score", "lowest score")
 
@@ -149,4 +150,6 @@ def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, st
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """What a model said, control characters made visible: an untrained one says many."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.translate(_VISIBLE)

@@ -61,6 +61,12 @@ _PATIENCE_SECONDS = 600  # for storage that is away when a checkpoint is due
 Layout = dict[str, dict[str, list[int]]]
 
 
+def stored_folders(storage: Storage) -> list[str]:
+    """Checkpoints that have a manifest, newest first."""
+    keys = (file.key for file in storage.list(f"{FOLDER}/") if file.key.endswith(f"/{MANIFEST}"))
+    return sorted((key.removesuffix(f"/{MANIFEST}") for key in keys if _NAME.match(key)), reverse=True)
+
+
 class Checkpoints:
     """The checkpoints of one run. Every method is called by all ranks together."""
 
@@ -92,7 +98,7 @@ class Checkpoints:
         `scratch` receives the journal (as `scratch`/journal, on rank 0). A broken checkpoint is skipped with a
         warning that names it.
         """
-        for folder in self._group.first(self._stored_folders() if self._group.leads else None):
+        for folder in self._group.first(stored_folders(self._storage) if self._group.leads else None):
             if (step := self._restore_one(engine, folder, scratch)) is not None:
                 return step
         return 0
@@ -138,14 +144,9 @@ class Checkpoints:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _stored_folders(self) -> list[str]:
-        """Folders that have a manifest, newest first."""
-        keys = (file.key for file in self._storage.list(f"{FOLDER}/") if file.key.endswith(f"/{MANIFEST}"))
-        return sorted((key.removesuffix(f"/{MANIFEST}") for key in keys if _NAME.match(key)), reverse=True)
-
     def _prune(self) -> None:
         """Delete what is older than the newest `keep`, and what killed attempts left between."""
-        kept = self._stored_folders()[: self._keep]
+        kept = stored_folders(self._storage)[: self._keep]
         found = {match[0].rstrip("/") for file in self._storage.list(f"{FOLDER}/") if (match := _NAME.match(file.key))}
         for folder in sorted(found):
             if folder not in kept and folder < kept[0]:

@@ -11,11 +11,13 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from internvl_api.constants import ENV_ATTEMPT
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+_VALIDATION_EVENT = "validation/loss"
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,30 @@ class Journal:
             "train/tokens_per_second": step.tokens / step.step_seconds,
             "train/packing_efficiency": step.tokens / step.places,
         }
-        if step.validation_loss is not None:
-            scalars["validation/loss"] = step.validation_loss
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)
+        if step.validation_loss is not None:
+            self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the last step's row has a validation loss."""
+        return "validation_loss" in self._rows()[-1]
+
+    def add_validation(self, loss: float) -> None:
+        """Add the loss on held-out rows to the last step's row."""
+        *earlier, last = self._rows()
+        self._metrics.close()
+        path = self.folder / METRICS_FILE
+        lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, "validation_loss": loss}]]
+        path.write_text("".join(lines), encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8")
+        self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        self._metrics.flush()
+        lines = (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     def files(self) -> dict[str, Path]:
         """Relative name to path of everything recorded so far, flushed."""

@@ -7,9 +7,10 @@ import math
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median_low
 from typing import Any
 
 from internvl_api.run_config import RunConfig
@@ -41,8 +42,10 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(run.engine, Path(scratch))
-        session = Session(run, config, group, storage, reporter, checkpoints, open_journal(Path(scratch), group), first)
+        journal = open_journal(Path(scratch), group)
+        session = Session(run, config, group, storage, reporter, checkpoints, journal, stop, first)
         with stop.deferred():
+            session.validate_late()
             loader = run.loader(first)
             for step in range(first, run.total_steps):
                 reporter.enter("data")
@@ -60,6 +63,15 @@ def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter,
 def is_due(step: int, total_steps: int, every: int) -> bool:
     """Whether what comes every so many steps comes after `step` of them; always after the last."""
     return step % every == 0 or step == total_steps
+
+
+def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
+    """The rank that the others waited for: it had its data later than most, by more than a tenth of the step.
+
+    `waits`: seconds that each rank waited for its data.
+    """
+    slowest = max(range(len(waits)), key=waits.__getitem__)
+    return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
 
 
 def open_journal(scratch: Path, group: Group) -> Journal | None:
@@ -81,6 +93,7 @@ class Session:
     reporter: Reporter
     checkpoints: Checkpoints
     journal: Journal | None
+    stop: StopFlag
     saved_step: int
     loss: float = math.nan
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
@@ -99,8 +112,10 @@ class Session:
         began = time.monotonic()
         self.reporter.enter("computing")
         local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
-        total, supervised, rows, tokens, places, waited = self.group.sum(
-            [local, window.supervised_tokens, window.rows, window.tokens, window.places, window.waited]
+        mine = [0.0] * self.group.world_size
+        mine[self.group.rank] = window.waited
+        total, supervised, rows, tokens, places, *waits = self.group.sum(
+            [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine]
         )
         self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
@@ -116,6 +131,7 @@ class Session:
         if not self.run.engine.was_step_applied():
             raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
+        self.reporter.update(slowest_rank=straggler(waits, seconds))
         held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
         self._record(
             StepRecord(
@@ -129,11 +145,19 @@ class Session:
                 places=int(places),
                 samples=int(rows),
                 step_seconds=seconds,
-                data_wait_seconds=waited / self.group.world_size,
+                data_wait_seconds=mean(waits),
                 world_size=self.group.world_size,
                 validation_loss=held_out,
             )
         )
+
+    def validate_late(self) -> None:
+        """Take the loss that was due after the last step, when the attempt before was asked to stop meanwhile."""
+        step = self.saved_step
+        if step and self.group.first(self.journal is not None and not self.journal.is_validated):
+            loss = self._validate(step)
+            if loss is not None and self.journal is not None:
+                self.journal.add_validation(loss)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` steps."""
@@ -186,13 +210,17 @@ class Session:
         return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
 
     def _validate(self, step: int) -> float | None:
-        """The loss on data.validation after `step` steps, when it is due."""
+        """The loss on data.validation after `step` steps, when it is due; None also when asked to stop meanwhile."""
         every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
         validation = self.run.parts.validation
         if validation is None or not is_due(step, self.run.total_steps, every):
             return None
         self.reporter.doing(f"validating after step {step}")
-        loss = validation.loss(self.run.engine)
+        is_last = step == self.run.total_steps  # nobody would take it later
+        loss = validation.loss(self.run.engine, lambda: self.stop.requested and not is_last)
+        self.reporter.update(detail="training")
+        if loss is None:
+            return None
         if not math.isfinite(loss):
             raise UserError(
                 "LossNotFinite",
@@ -200,7 +228,10 @@ class Session:
                 "learningRate, raise warmupRatio or look at the rows of data.validation",
                 "spec.training",
             )
-        self.reporter.update(detail="training")
+        self.reporter.validation_loss.set(loss)
+        self.reporter.update(validation_loss=loss)
+        if self.group.leads:
+            logger.info("step %d validation loss %.4f", step, loss)
         return loss
 
     def _refuse_nan(self, step: int) -> None:
@@ -210,10 +241,6 @@ class Session:
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
-        if record.validation_loss is not None:
-            reporter.validation_loss.set(record.validation_loss)
-            reporter.update(validation_loss=record.validation_loss)
-            logger.info("step %d validation loss %.4f", record.step, record.validation_loss)
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)

@@ -7,7 +7,7 @@ set anew before each micro-batch of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -37,22 +37,24 @@ class Validation:
         self._collation = collation
         self._micro_batch, self._workers = micro_batch, workers
 
-    def loss(self, engine: Any) -> float:
+    def loss(self, engine: Any, is_stopping: Callable[[], bool]) -> float | None:
         """Mean loss of a supervised token, or of a pair. All ranks call it, and get the same number.
 
-        Raises UserError for a row that cannot be read.
+        None when any rank was asked to stop meanwhile. Raises UserError for a row that cannot be read.
         """
         engine.eval()
         try:
-            own = self._own_sums(engine)
+            own = self._own_sums(engine, is_stopping)
         finally:
             engine.train()
+        if own is None:
+            return None
         sums, tokens = zip(*(pair for share in self._group.gather(own) for pair in share), strict=True)
         return math.fsum(sums) / (sum(tokens) or 1)
 
     @torch.no_grad()
-    def _own_sums(self, engine: Any) -> list[tuple[float, int]]:
-        """Sum of losses and number of supervised tokens of each batch of this rank."""
+    def _own_sums(self, engine: Any, is_stopping: Callable[[], bool]) -> list[tuple[float, int]] | None:
+        """Sum of losses and number of supervised tokens of each batch of this rank; None when stopped."""
         counted = self._batches_of(self._group.rank)
         loader = Loader(
             self._rows,
@@ -64,6 +66,8 @@ class Validation:
         )
         sums = []
         for number in range(self._rounds):
+            if self._group.sum([is_stopping()])[0]:
+                return None
             window = loader.window()
             output = engine(**on_device(window.batches[0], self._group.device))
             if number < len(counted):

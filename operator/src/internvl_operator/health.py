@@ -1,0 +1,75 @@
+"""GET /healthz (restart me if this fails) and /readyz (I stand by, or I work), from a thread of its own.
+
+The event loop is watched from outside it: a coroutine that should have been here a second ago tells how late it is.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from internvl_operator import metrics
+
+_BEAT = 1.0  # seconds between two signs of life of the event loop
+_LONGEST_LAG = 30.0  # seconds after which it is taken for dead
+
+Problems = Callable[[], Iterable[str]]
+
+
+class Health:
+    """What the parts say of themselves. `ready` is what is said while it is not so."""
+
+    def __init__(self) -> None:
+        self.not_ready: str | None = "starting"
+        self._parts: list[Problems] = []
+        self._beat: float | None = None
+
+    def watch(self, problems: Problems) -> None:
+        """Ask this part too, at every probe."""
+        self._parts.append(problems)
+
+    def problems(self) -> list[str]:
+        """What a restart of the process would mend."""
+        lag = self._lag()
+        late = [f"the event loop has not answered for {lag:.0f} s"] if lag > _LONGEST_LAG else []
+        return late + [problem for part in self._parts for problem in part()]
+
+    async def beat(self) -> None:
+        """Runs in the event loop for as long as that does."""
+        while True:
+            metrics.LOOP_LAG.set(self._lag())
+            self._beat = time.monotonic()
+            await asyncio.sleep(_BEAT)
+
+    def serve(self, port: int) -> ThreadingHTTPServer:
+        """Answer probes from now on. Raises OSError when the port cannot be had."""
+        health = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10
+
+            def do_GET(self) -> None:
+                found = health.answer(self.path)
+                self.send_response(found[0])
+                self.end_headers()
+                self.wfile.write(found[1].encode())
+
+            def log_message(self, *_: object) -> None:
+                """A probe every few seconds is no news."""
+
+        server = ThreadingHTTPServer(("", port), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+        return server
+
+    def answer(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET."""
+        path = path.partition("?")[0]
+        if path not in ("/healthz", "/readyz"):
+            return 404, "GET /healthz or /readyz\n"
+        problems = self.problems() + ([self.not_ready] if path == "/readyz" and self.not_ready else [])
+        return (503, "; ".join(problems) + "\n") if problems else (200, "ok\n")
+
+    def _lag(self) -> float:
+        return 0.0 if self._beat is None else max(0.0, time.monotonic() - self._beat - _BEAT)

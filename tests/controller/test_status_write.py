@@ -1,0 +1,31 @@
+"""What a real API server makes of a status that is meant for an earlier job of the same name."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from controller.operator_process import Cluster
+from internvl_api.status import InternVLFineTuneStatus
+from internvl_operator.cluster.api import Api, ApiError
+from internvl_operator.cluster.store import Jobs
+from internvl_operator.cluster.writer import Writer
+from internvl_operator.core.job import read_job
+from ivft_cluster.api_server import ApiServer
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_job_made_again_does_not_get_the_status_of_the_earlier_one(
+    served: ApiServer, cluster_of_test: Cluster
+) -> None:
+    earlier = read_job(cluster_of_test.create())
+    cluster_of_test.delete()
+    cluster_of_test.create()
+    api = Api(served.api.configuration, timeout=30, connections=1)
+    with ThreadPoolExecutor(1) as executor:
+        writer = Writer(api, Jobs(), {}, executor)
+        with pytest.raises(ApiError, match="409 Conflict"):
+            writer.write_status(earlier, InternVLFineTuneStatus(phase="Running"))
+        assert "status" not in cluster_of_test.get()
+        assert writer.write_status(read_job(cluster_of_test.get()), InternVLFineTuneStatus(phase="Pending"))
+    assert cluster_of_test.get()["status"]["phase"] == "Pending"
+    cluster_of_test.delete()
