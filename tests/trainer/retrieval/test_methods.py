@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.runtime.lr_schedules import WarmupDecayLR
 from internvl_trainer.errors import UserError
-from internvl_trainer.model.adapter_files import load_adapter, read_adapter, save_adapter
+from internvl_trainer.model.adapter_files import adapter_state_dict, load_adapter, read_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings
 from internvl_trainer.model.retrieval.layer_decay import (
     LayerDecay,
@@ -76,6 +76,9 @@ def test_a_trained_adapter_is_saved_loaded_and_merged(tmp_path: Path) -> None:
         model(**batch(CASE)).loss.backward()
         optimizer.step()
     save_adapter(model, tmp_path)
+    gathered = {name: parameter.detach() for name, parameter in model.named_parameters()}  # as from partitioned ranks
+    for name, tensor in adapter_state_dict(model, gathered).items():
+        assert torch.equal(tensor, read_adapter(tmp_path).tensors[name])
     with torch.no_grad():
         wanted = model(**batch(CASE)).loss
         before = load(CASE).model(**batch(CASE)).loss
