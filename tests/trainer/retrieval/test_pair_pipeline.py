@@ -61,6 +61,15 @@ def test_pictures_find_their_captions_better_than_before(tmp_path: Path) -> None
     assert published.image_size == 84
     assert (artifacts / "report/index.html").exists()
     assert (artifacts / "model/tokenizer.model").exists()
+    card = (artifacts / "README.md").read_text()
+    for line in (
+        "pipeline_tag: image-feature-extraction",
+        "`model/` is in InternVL's own format, with everything its code asks for:",
+        "Pictures are made square, 84 pixels a side.",
+        "| Layer decay | 0.9 |",
+    ):
+        assert line in card.splitlines(), line
+    assert "AutoModelForImageTextToText" not in card
 
 
 def test_a_lora_is_trained_measured_merged_and_published(tmp_path: Path) -> None:
@@ -75,5 +84,6 @@ def test_a_lora_is_trained_measured_merged_and_published(tmp_path: Path) -> None
     pixels = torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted, found, before = (each.eval().encode_images(pixels, "G") for each in (adapted, merged, base))
+    assert "They are merged in `model/`." in (artifacts / "README.md").read_text()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     assert (before - wanted).abs().max() > 0.01

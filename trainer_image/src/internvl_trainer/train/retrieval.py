@@ -61,7 +61,7 @@ def retrieval_parts(config: RunConfig, base: Path, group: Group, storage: Storag
     tokenizer = read_tokenizer(base)
     bad_lines = read_bad_lines(config, storage)
     reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
-    rows = _rows(config, open_pairs(config), loaded, tokenizer, bad_lines, field="spec.data.train")
+    rows = _rows(config, open_pairs(config), loaded, tokenizer, bad_lines, "spec.data.train", training.seed)
     return Parts(
         model=loaded.model,
         groups=groups,
@@ -86,9 +86,10 @@ def _rows(
     loaded: LoadedRetrievalModel,
     tokenizer: PreTrainedTokenizerBase,
     bad_lines: dict[str, list[int]],
-    *,
     field: str,
+    seed: int | None,
 ) -> PairRows:
+    """Raises UserError for a line that preflight did not list, or where there is nothing to tell pictures from."""
     for dataset in datasets:
         refuse_bad_lines(dataset, bad_lines.get(dataset.description.name, ()))
     rows = PairRows(
@@ -97,7 +98,7 @@ def _rows(
         open_media,
         image_size=loaded.image_size,
         max_tokens=config.training.max_seq_length,
-        seed=None if field.endswith("validation") else config.training.seed,
+        seed=seed,
         bad_lines=bad_lines,
     )
     if rows.images < 2:
@@ -115,7 +116,7 @@ def _validation(
 ) -> Validation | None:
     if not config.data.validation:
         return None
-    rows = _rows(config, open_validation_pairs(config), loaded, tokenizer, bad_lines, field="spec.data.validation")
+    rows = _rows(config, open_validation_pairs(config), loaded, tokenizer, bad_lines, "spec.data.validation", None)
     return Validation(
         rows,
         group,
