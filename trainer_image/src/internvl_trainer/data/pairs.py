@@ -118,9 +118,10 @@ class PairRows(Dataset[Pair | Failure]):
         try:
             data = patiently(PATIENCE_SECONDS)(fetch_media)(description.root, caption.image, "image", self._open_media)
             image = decode_image(data)
-        except (RowError, ImageProblem) as error:
-            place = f"{description.annotation}:{caption.line}"
-            return Failure("ImageUnusable", f"{place}: {caption.image}: {error}; did it change after preflight?", None)
+        except RowError as error:
+            return _failure(error.findings[0], description, caption)
+        except ImageProblem as error:
+            return _failure(Finding("ImageUndecodable", f"{caption.image}: {error}", "image"), description, caption)
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
         pair = build_pair(
@@ -137,6 +138,11 @@ class PairRows(Dataset[Pair | Failure]):
         found = (self._find(row) for row in range(len(self)))
         places = ((description.root, caption.image) for description, caption in found)
         return np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
+
+
+def _failure(finding: Finding, description: DatasetDescription, caption: Caption) -> Failure:
+    found = finding.at(description.annotation, caption.line)
+    return Failure(found.reason, f"{found}; did it change after preflight?", None)
 
 
 def collate_micro_batch(draws: Sequence[Pair | Failure]) -> MicroBatch | Failure:
