@@ -2,7 +2,8 @@
 
 import pytest
 from internvl_api.catalogue import CATALOGUE, find_model
-from internvl_api.recipes import load_recipe, recipe_names
+from internvl_api.listing import chat_recipe_names
+from internvl_api.recipes import load_recipe
 from internvl_api.spec import Template
 
 
@@ -72,7 +73,7 @@ def test_the_parts_make_the_whole(model) -> None:
     assert model.language.heads % model.language.kv_heads == 0
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", chat_recipe_names())
 def test_a_recipe_and_the_catalogue_agree(name: str) -> None:
     recipe = load_recipe(name)
     model = find_model(recipe["model"]["name"])

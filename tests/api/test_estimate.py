@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from internvl_api.advice import advice, largest_micro_batch, remedies
 from internvl_api.estimate import Setup, estimate, judge, longest_row, memory, setup_of, typical_row
-from internvl_api.listing import estimate_lines, model_facts, recipe_config, recipe_lines, recipe_setup, recipe_text
+from internvl_api.listing import (
+    chat_recipe_names,
+    estimate_lines,
+    model_facts,
+    recipe_config,
+    recipe_lines,
+    recipe_setup,
+    recipe_text,
+)
 from internvl_api.memory_tables import GUIDE_ROWS, compare, fill
 from internvl_api.quantity import GIB, gib, parse_bytes
 from internvl_api.recipes import recipe_names
@@ -242,7 +250,7 @@ def test_advice_in_words(recipe: str, gpus: int, gpu_memory: str, said: str) -> 
     assert advice(judge(setup, parse_bytes(gpu_memory))) == said
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", chat_recipe_names())
 def test_what_is_advised_does_fit(name: str) -> None:
     found = judge(recipe_setup(name), 24 * GIB)
     for remedy in remedies(found) if found.verdict != "fits" else ():

@@ -6,8 +6,7 @@ import itertools
 
 import pytest
 from internvl_api.estimate import longest_row, typical_row
-from internvl_api.listing import recipe_config, recipe_setup, recipe_text
-from internvl_api.recipes import recipe_names
+from internvl_api.listing import chat_recipe_names, recipe_config, recipe_setup, recipe_text
 from internvl_api.resolve import SpecError, parse_spec
 
 SIZES = {"1b": ("Hermes-2", 2), "2b": ("internlm2-chat", 2), "4b": ("phi3-chat", 1)}  # template, epochs
@@ -35,9 +34,9 @@ def test_a_recipe_has_its_scripts_figures(size: str, domain: str) -> None:
 
 
 def test_only_these_recipes_pack() -> None:
-    packed = {name for name in recipe_names() if recipe_config(name).training.packing.enabled}
+    packed = {name for name in chat_recipe_names() if recipe_config(name).training.packing.enabled}
     assert packed == {f"internvl2-{size}-full-{domain}" for size in SIZES for domain in DOMAINS}
-    assert len(recipe_names()) == 57, "one for each published script"
+    assert len(chat_recipe_names()) == 57, "one for each published script"
 
 
 def test_memory_is_reckoned_for_full_packs() -> None:

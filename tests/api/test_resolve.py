@@ -4,8 +4,10 @@ import copy
 
 import pytest
 from internvl_api.catalogue import CATALOGUE
+from internvl_api.listing import recipe_config
 from internvl_api.recipes import load_recipe, recipe_names
 from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.run_config import RunConfig
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
@@ -150,10 +152,10 @@ def test_a_catalogue_name_brings_source_and_template() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_resolves_and_keeps_its_scripts_global_batch(name: str) -> None:
-    config = resolve(parse_spec({"recipe": name, "data": DATA, "output": "s3://models/out"}), job="a/b", job_uid="u")
+    config = recipe_config(name)
     written = load_recipe(name)["training"]["globalBatchSize"]
     assert config.gradient_accumulation * config.training.micro_batch_size * config.world_size == written
-    assert config.model.name in CATALOGUE
+    assert config.model.name in {*CATALOGUE, *RETRIEVAL_MODELS}
 
 
 def test_run_yaml_survives_the_round_trip(tmp_path) -> None:

@@ -65,7 +65,8 @@ def test_snippets_parse(page: Path) -> None:
 @pytest.mark.parametrize("page", of_each(GUIDES))
 def test_what_a_guide_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert set(re.findall(r"\b(?:mini-)?internvl[a-z0-9-]+-(?:full|lora(?:-coco)?)\b", text)) <= set(recipe_names())
+    named = re.findall(r"\b(?:mini-)?internvl[a-z0-9-]+-(?:full|head|lora)(?:-[a-z]+)*\b", text)
+    assert set(named) <= set(recipe_names())
     for name in re.findall(r"\bexamples/([a-z0-9/-]+(?:\.yaml)?)", text):
         assert (CHECKOUT / "examples" / name).exists(), name
 

@@ -22,6 +22,7 @@ from ivft_cluster.shell import run
 
 FOLDER = CHECKOUT / "examples"
 EXAMPLES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "gitops/run.yaml"]
+MEASURED = "preflight baseline-evaluate train evaluate"
 EVERY_STAGE = "preflight baseline-evaluate train evaluate merge publish"
 
 
@@ -60,6 +61,10 @@ def test_example_is_accepted(path: Path) -> None:
         pytest.param("internvl-chat-v1-5", "InternVL-Chat-V1-5", 8, "preflight train publish", id="InternVL-Chat-V1-5"),
         pytest.param("coco-caption", "InternVL2-2B", 8, EVERY_STAGE, id="COCO captions"),
         pytest.param("ui-dataset", "InternVL2-1B", 1, EVERY_STAGE, id="UI dataset"),
+        pytest.param("retrieval-full", "InternVL-14B-224px", 32, f"{MEASURED} publish", id="retrieval, full"),
+        pytest.param("retrieval-head", "InternVL-14B-224px", 4, f"{MEASURED} publish", id="retrieval, head"),
+        pytest.param("retrieval-lora", "InternVL-14B-224px", 4, EVERY_STAGE, id="retrieval, LoRA"),
+        pytest.param("quickstart-retrieval", "InternVL-14B-224px", 0, f"{MEASURED} publish", id="quickstart retrieval"),
         pytest.param("gitops/run", "InternVL2-8B", 2, EVERY_STAGE, id="GitOps"),
     ],
 )
@@ -95,6 +100,16 @@ def test_the_other_recipes_of_a_guide_can_take_an_examples_place() -> None:
     example = load(path)
     for recipe in named:
         check(example | {"spec": example["spec"] | {"recipe": recipe}})
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
+def test_the_retrieval_recipes_of_an_example_can_take_its_place(method: str) -> None:
+    path = FOLDER / f"retrieval-{method}.yaml"
+    named = set(re.findall(r"internvl-14b-[a-z-]+[a-z]", path.read_text(encoding="utf-8")))
+    assert named == {name for name in recipe_names() if name.startswith(f"internvl-14b-{method}")}
+    example = load(path)
+    for recipe in named:
+        assert check(example | {"spec": example["spec"] | {"recipe": recipe}}).method == method
 
 
 def test_the_overlay_is_accepted_as_kustomize_renders_it() -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from e2e.harness import Platform
+from internvl_api.retrieval import RETRIEVAL_METRICS
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET
@@ -99,3 +100,17 @@ def test_a_condition_out_of_reach_refuses_and_keeps_what_was_made(platform: Plat
     assert not list_keys(platform.s3, f"{evaluated.output}/artifacts/manifest.json")
     assert "condition" in json.dumps(read_object(platform.s3, status.artifacts["report"]).decode()).lower()
     assert list_keys(platform.s3, status.artifacts["adapter"])
+
+
+def test_pictures_find_their_captions_better_than_before(platform: Platform) -> None:
+    """A retrieval model on two nodes, by the same stages."""
+    output = platform.apply("quickstart-retrieval", "retrieval")
+    status = platform.follow("retrieval")
+    assert [stage.name for stage in status.stages] == [name for name in STAGES if name != "merge"]
+    assert status.evaluation is not None
+    before, after = status.evaluation.baseline["photographs"], status.evaluation.final["photographs"]
+    assert set(before) == set(after) == set(RETRIEVAL_METRICS)
+    assert after["G_image_to_text_R1"] > before["G_image_to_text_R1"]
+    assert after["C_text_to_image_R10"] > before["C_text_to_image_R10"]
+    files = {file.path for file in verify_manifest(platform.s3, f"{output}/artifacts")}
+    assert {"model/config.json", "model/tokenizer.model", "predictions/evaluate/photographs.jsonl"} <= files

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import internvl_api.recipes
 import pytest
-from internvl_api.listing import recipe_config, recipe_setup
-from internvl_api.recipes import recipe_names
+from internvl_api.listing import chat_recipe_names, recipe_config, recipe_setup
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +102,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 LISTED = {row[0].strip("`"): row for row in table("DeepSpeed's configuration")}
-BEHAVIOUR = table("What training does")
+BEHAVIOUR = table("What training does") + table("Retrieval")
 
 
 def listed_row(field: str) -> list[str] | None:
@@ -121,7 +120,7 @@ def agrees(cell: str, value: Any) -> bool:
     return value is not ABSENT
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", chat_recipe_names())
 def test_every_difference_of_a_recipes_deepspeed_configuration_is_listed(recipe: str) -> None:
     for difference in differences(recipe):
         row = listed_row(difference.field)
@@ -133,19 +132,19 @@ def test_every_difference_of_a_recipes_deepspeed_configuration_is_listed(recipe:
 
 
 def test_every_listed_difference_is_there() -> None:
-    found = [difference.field for recipe in recipe_names() for difference in differences(recipe)]
+    found = [difference.field for recipe in chat_recipe_names() for difference in differences(recipe)]
     stale = [field for field in LISTED if not any(f"{name}.".startswith(f"{field}.") for name in found)]
     assert stale == []
 
 
 def test_buckets_differ_only_where_less_than_a_whole_one_learns() -> None:
-    for recipe in recipe_names():
+    for recipe in chat_recipe_names():
         fields = {difference.field for difference in differences(recipe)}
         small = recipe_setup(recipe).trainable_parameters < 1_000_000_000
         assert ("zero_optimization.reduce_bucket_size" in fields) == small, recipe
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", chat_recipe_names())
 def test_a_recipe_has_the_figures_of_its_script(recipe: str) -> None:
     script, config = script_of(recipe), recipe_config(recipe)
 
@@ -162,12 +161,20 @@ def test_a_recipe_has_the_figures_of_its_script(recipe: str) -> None:
     assert ("max_steps" in script) == (config.training.max_steps is not None)
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", chat_recipe_names())
 def test_adamws_figures_are_upstreams(recipe: str) -> None:
     script, training = script_of(recipe), recipe_config(recipe).training
     parameters = UPSTREAM["deepspeed"][script["deepspeed"]]["optimizer"]["params"]
     assert list(training.adam_betas) == parameters["betas"]
     assert training.adam_epsilon == parameters["eps"]
+
+
+def test_retrieval_scripts_that_say_bs1024_have_128() -> None:
+    scripts = {name: script for name, script in UPSTREAM["scripts"].items() if re.search(r"bs1024.*4gpu", name)}
+    assert {script["effective_global_batch"] for script in scripts.values()} == {128}
+    names = [name for name in internvl_api.recipes.recipe_names() if re.match(r"internvl-14b-(head|lora)-", name)]
+    assert {recipe_config(name).training.global_batch_size for name in names} == {128}
+    assert len(scripts) == len(names) == 6
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in BEHAVIOUR])

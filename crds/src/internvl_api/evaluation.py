@@ -6,8 +6,13 @@ from pydantic import Field, field_validator
 
 from internvl_api.base import ApiModel, Source
 from internvl_api.gate import CAPTION_METRICS, CONDITION_PATTERN, GROUNDING_METRICS, VQA_METRICS
+from internvl_api.retrieval import RETRIEVAL_METRICS
 
-TaskKind = Literal["caption-coco", "caption-flickr30k", "caption-nocaps", "caption", "vqa", "grounding"]
+TaskKind = Literal[
+    "caption-coco", "caption-flickr30k", "caption-nocaps", "caption", "vqa", "grounding",
+    "retrieval-flickr30k", "retrieval-flickr30k-cn", "retrieval-coco", "retrieval",
+]  # fmt: skip
+PairFormat = Literal["flickr", "coco"]
 TASK_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
@@ -18,6 +23,7 @@ class TaskDefaults(ApiModel):
     prompt: str | None = None
     min_new_tokens: int
     max_new_tokens: int
+    format: PairFormat | None = None
 
 
 # Prompt and lengths as upstream's evaluation scripts have them (OpenGVLab/InternVL, internvl_chat/eval).
@@ -27,6 +33,12 @@ _CAPTION = TaskDefaults(
     min_new_tokens=8,
     max_new_tokens=30,
 )
+
+
+def _retrieval(form: PairFormat | None) -> TaskDefaults:
+    return TaskDefaults(metrics=RETRIEVAL_METRICS, min_new_tokens=0, max_new_tokens=1, format=form)
+
+
 TASK_DEFAULTS: dict[TaskKind, TaskDefaults] = {
     "caption-coco": _CAPTION,
     "caption-flickr30k": _CAPTION,
@@ -34,6 +46,10 @@ TASK_DEFAULTS: dict[TaskKind, TaskDefaults] = {
     "caption": _CAPTION,
     "vqa": TaskDefaults(metrics=VQA_METRICS, min_new_tokens=1, max_new_tokens=10),
     "grounding": TaskDefaults(metrics=GROUNDING_METRICS, min_new_tokens=1, max_new_tokens=100),
+    "retrieval-flickr30k": _retrieval("flickr"),
+    "retrieval-flickr30k-cn": _retrieval("flickr"),
+    "retrieval-coco": _retrieval("coco"),
+    "retrieval": _retrieval(None),
 }
 
 
@@ -52,6 +68,12 @@ class EvaluationTask(ApiModel):
     min_new_tokens: int | None = Field(None, ge=0, le=4096, description="Default: the task's; captions 8, others 1")
     max_new_tokens: int | None = Field(
         None, ge=1, le=4096, description="Default: the task's; captions 30, vqa 10, grounding 100"
+    )
+    beams: int | None = Field(
+        None, ge=1, le=32, description="Of an InternVL-14B's captions, default 5; chat models decode greedily"
+    )
+    format: PairFormat | None = Field(
+        None, description="Of a retrieval task's annotation: flickr (image,caption) or coco; default: the task's"
     )
     max_dynamic_patch: int | None = Field(None, ge=1, le=64, description="Overrides image.maxDynamicPatch")
     limit: int | None = Field(None, ge=1, description="Only the first rows")

@@ -16,12 +16,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from internvl_api.retrieval import RETRIEVAL_METRICS
+
 Figures = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
 CAPTION_METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 VQA_METRICS = ("exact_match", "vqa_accuracy")
 GROUNDING_METRICS = ("box_accuracy",)
-METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS)
+METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS, *RETRIEVAL_METRICS)
 
 _NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(METRICS)})"
 _NUMBER = r"[0-9]+(\.[0-9]+)?"

@@ -6,8 +6,9 @@ from importlib import resources
 from typing import NamedTuple
 
 from internvl_api.estimate import Memory, Setup, longest_row, memory, setup_of, typical_row
-from internvl_api.recipes import recipe_names
+from internvl_api.recipes import load_recipe, recipe_names
 from internvl_api.resolve import parse_spec, resolve
+from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.run_config import RunConfig
 
 
@@ -37,7 +38,9 @@ class EstimateLine(NamedTuple):
 
 def recipe_config(name: str) -> RunConfig:
     """A recipe with nothing of the user's in it. Raises SpecError, with a hint, when there is no such recipe."""
-    spec = parse_spec({"recipe": name, "data": {"meta": "/meta.json"}, "output": "/output"})
+    retrieves = load_recipe(name)["model"]["name"] in RETRIEVAL_MODELS if name in recipe_names() else False
+    data = {"train": {"pairs": {"annotation": "/pairs", "format": "flickr"}}} if retrieves else {"meta": "/meta.json"}
+    spec = parse_spec({"recipe": name, "data": data, "output": "/output"})
     return resolve(spec, job="recipes/" + name, job_uid="recipe")
 
 
@@ -46,8 +49,13 @@ def recipe_setup(name: str) -> Setup:
     """What the estimate needs of a recipe. Raises SpecError when there is no such recipe."""
     setup = setup_of(recipe_config(name))
     if setup is None:
-        raise LookupError(f"recipe {name} names a model that is not in the catalogue")
+        raise LookupError(f"recipe {name}: an estimate knows the chat models of the catalogue alone")
     return setup
+
+
+def chat_recipe_names() -> tuple[str, ...]:
+    """Those of chat models, which the estimate knows."""
+    return tuple(name for name in recipe_names() if recipe_config(name).model.kind == "chat")
 
 
 def recipe_lines() -> list[RecipeLine]:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from internvl_api.estimate import judge, longest_row, memory
-from internvl_api.listing import recipe_setup
+from internvl_api.listing import chat_recipe_names, recipe_setup
 from internvl_api.quantity import GIB
-from internvl_api.recipes import recipe_names
 
 _CARD = 80 * GIB  # the A100 that the guides' figures were read on
 
@@ -130,7 +129,7 @@ def _beside(found: Comparison) -> str:
 
 def recipe_table() -> str:
     """Markdown: what each recipe needs a GPU with this trainer, and whether a GPU of 80 GiB has it."""
-    judged = [(name, judge(recipe_setup(name), _CARD)) for name in recipe_names()]
+    judged = [(name, judge(recipe_setup(name), _CARD)) for name in chat_recipe_names()]
     return _markdown(
         ("recipe", "GPUs", "micro batch", "ZeRO", "typical rows, GiB", "longest rows, GiB", "80 GiB"),
         (

@@ -7,7 +7,9 @@ from pydantic import ValidationError
 from internvl_api import gate
 from internvl_api.catalogue import CATALOGUE, find_model
 from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
+from internvl_api.kinds import misplaced
 from internvl_api.recipes import load_recipe, recipe_names
+from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.run_config import ResolvedModel, RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.suggest import did_you_mean
@@ -38,6 +40,7 @@ def parse_spec(raw: object) -> InternVLFineTuneSpec:
 
 def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
     """The RunConfig of a parsed spec. Raises SpecError where fields contradict each other."""
+    _check_kind(spec)
     _check_quantize(spec)
     _check_gate(spec.evaluation)
     _check_publish(spec)
@@ -51,6 +54,7 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
         method=spec.method,
         lora=spec.lora,
         training=spec.training,
+        retrieval=spec.retrieval,
         checkpoint=spec.checkpoint,
         evaluation=_resolve_evaluation(spec.evaluation),
         merge=spec.merge,
@@ -65,11 +69,14 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
 
 def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
     model = spec.model
+    if model.name is not None and model.name in RETRIEVAL_MODELS:
+        place = model.source or f"hf://OpenGVLab/{model.name}"
+        return ResolvedModel(name=model.name, kind="retrieval", source=place, drop_path_rate=model.drop_path_rate)
     entry = None
     if model.name is not None:
         entry = find_model(model.name)
         if entry is None:
-            hint = did_you_mean(model.name, list(CATALOGUE))
+            hint = did_you_mean(model.name, [*CATALOGUE, *RETRIEVAL_MODELS])
             raise SpecError(
                 "UnknownModel",
                 "spec.model.name",
@@ -80,6 +87,11 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
         raise SpecError("ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is")
     template = model.template or (entry.template if entry else None)
     return ResolvedModel(name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate)
+
+
+def _check_kind(spec: InternVLFineTuneSpec) -> None:
+    for field, message in misplaced(spec):
+        raise SpecError("NotForThisModel", field, message)
 
 
 def _resolve_evaluation(evaluation: Evaluation) -> Evaluation:
@@ -95,7 +107,8 @@ def _resolve_evaluation(evaluation: Evaluation) -> Evaluation:
                 f"spec.evaluation.tasks.{name}.minNewTokens",
                 f"found {least}, which is more than maxNewTokens {most}; lower the one or raise the other",
             )
-        tasks[name] = task.model_copy(update={"min_new_tokens": least, "max_new_tokens": most})
+        lengths = {"min_new_tokens": least, "max_new_tokens": most, "format": task.format or defaults.format}
+        tasks[name] = task.model_copy(update=lengths)
     return evaluation.model_copy(update={"tasks": tasks})
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from internvl_api.base import ApiModel
 from internvl_api.evaluation import Evaluation
+from internvl_api.retrieval import Retrieval
 from internvl_api.spec import Checkpoint, Data, Image, Lora, Merge, Method, Precision, Publish, Template, Training
 
 
@@ -15,6 +16,7 @@ class ResolvedModel(ApiModel):
     """The base model, with nothing left to look up but what only the checkpoint knows."""
 
     name: str | None = None
+    kind: Literal["chat", "retrieval"] = "chat"
     source: str
     template: Template | None = Field(None, description="None: the checkpoint's config.json decides")
     drop_path_rate: float = 0.0
@@ -32,6 +34,7 @@ class RunConfig(ApiModel):
     method: Method
     lora: Lora
     training: Training
+    retrieval: Retrieval = Field(default_factory=Retrieval)
     checkpoint: Checkpoint
     evaluation: Evaluation = Field(default_factory=Evaluation)
     merge: Merge = Field(default_factory=Merge)

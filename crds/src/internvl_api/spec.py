@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from internvl_api.base import ApiModel, Source
 from internvl_api.evaluation import Evaluation
+from internvl_api.retrieval import Retrieval
 
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "head"]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 Precision = Literal["bf16", "fp32"]
 
@@ -43,7 +44,10 @@ class Model(ApiModel):
 class Dataset(ApiModel):
     """One annotation file and its media root: an entry of upstream's meta JSON."""
 
-    annotation: Source = Field(description="JSONL file, one conversation a line")
+    annotation: Source = Field(description="JSONL file, one conversation a line; or what `format` says")
+    format: Literal["chat", "flickr", "coco"] = Field(
+        "chat", description="Retrieval models learn from flickr (lines of image,caption) or coco (Karpathy's JSON)"
+    )
     root: Source | None = Field(
         None, description="Folder or archive (.zip, .tar, .tar.gz) of the media; default: the annotation's"
     )
@@ -138,6 +142,7 @@ class Training(ApiModel):
     learning_rate: float = Field(1e-5, gt=0.0, lt=1.0)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
+    warmup_steps: int | None = Field(None, ge=0, description="Takes the place of warmupRatio")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
     adam_betas: tuple[float, float] = Field((0.9, 0.999))
     adam_epsilon: float = Field(1e-8, gt=0.0)
@@ -313,6 +318,7 @@ class InternVLFineTuneSpec(ApiModel):
     workers: int = Field(1, ge=1, le=1024, description="Pods of the training group")
     gpus_per_worker: int = Field(0, ge=0, le=16, description="Processes in a pod; 0 trains on the CPU, one process")
     training: Training = Field(default_factory=Training)
+    retrieval: Retrieval = Field(default_factory=Retrieval)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     merge: Merge = Field(default_factory=Merge)
@@ -340,4 +346,14 @@ class InternVLFineTuneSpec(ApiModel):
 
 
 # Sections whose fields a recipe may supply: the CRD leaves their defaults to `resolve`.
-RECIPE_SECTIONS = ("model", "image", "method", "lora", "workers", "gpusPerWorker", "training", "checkpoint")
+RECIPE_SECTIONS = (
+    "model",
+    "image",
+    "method",
+    "lora",
+    "workers",
+    "gpusPerWorker",
+    "training",
+    "retrieval",
+    "checkpoint",
+)

@@ -13,11 +13,11 @@ from ivft_cluster.s3 import REGION, S3Server
 from ivft_cluster.shell import HarnessError
 from kubernetes import client
 
-from ivft_demo.checkpoint import write_checkpoint
+from ivft_demo.checkpoint import write_checkpoint, write_retrieval_checkpoint
 from ivft_demo.photographs import write_dataset
 
 BUCKET = "demo"
-DATA_KEY, MODEL_KEY = "data", "models/tiny-internvl2"
+DATA_KEY, MODEL_KEY, RETRIEVAL_MODEL_KEY = "data", "models/tiny-internvl2", "models/tiny-internvl-14b"
 SECRET = "s3-credentials"
 EXAMPLES = CHECKOUT / "examples"
 
@@ -41,16 +41,22 @@ def load_example(name: str) -> Run:
 
 
 def upload_demo_data(s3: S3Server) -> int:
-    """Make the bucket if need be; write the tiny checkpoint and the photographs into it; number of objects."""
+    """Make the bucket if need be; write the tiny checkpoints and the photographs into it; number of objects."""
     storage = s3.client()
     if BUCKET not in {each["Name"] for each in storage.list_buckets()["Buckets"]}:
         storage.create_bucket(Bucket=BUCKET)
     with tempfile.TemporaryDirectory() as scratch:
-        model, data = Path(scratch) / "model", Path(scratch) / "data"
+        model, retrieval, data = (Path(scratch) / name for name in ("model", "retrieval", "data"))
         write_checkpoint(model)
+        write_retrieval_checkpoint(retrieval)
         write_dataset(data)
-        keys = {path: f"{MODEL_KEY}/{path.relative_to(model)}" for path in model.rglob("*") if path.is_file()}
-        keys |= {path: f"{DATA_KEY}/{path.relative_to(data)}" for path in data.rglob("*") if path.is_file()}
+        folders = {model: MODEL_KEY, retrieval: RETRIEVAL_MODEL_KEY, data: DATA_KEY}
+        keys = {
+            path: f"{key}/{path.relative_to(folder)}"
+            for folder, key in folders.items()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         for path, key in keys.items():
             storage.upload_file(str(path), BUCKET, key)
     return len(keys)

@@ -103,8 +103,14 @@ FOLDERS = {"skimage": ("skimage", "data"), "sklearn": ("sklearn", "datasets/imag
 
 
 def write_dataset(folder: Path) -> Path:
-    """Write `images/*.jpg` and `train.jsonl` (a row for each view) into `folder`; returns the annotation file."""
+    """Write `images/*.jpg`, `train.jsonl` and `captions.txt` into `folder`: a row for each view in both.
+
+    Returns train.jsonl, which has conversations; captions.txt is for retrieval, in Flickr30K's format.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    captioned = list(_write_pictures(folder / "images"))
+    lines = ["image,caption", *(f"images/{path.name},{caption}" for path, caption in captioned)]
+    (folder / "captions.txt").write_text("\n".join(lines) + "\n")
     rows = [
         {
             "id": number,
@@ -114,7 +120,7 @@ def write_dataset(folder: Path) -> Path:
                 {"from": "gpt", "value": caption},
             ],
         }
-        for number, (path, caption) in enumerate(_write_pictures(folder / "images"))
+        for number, (path, caption) in enumerate(captioned)
     ]
     annotation = folder / "train.jsonl"
     annotation.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -22,7 +22,7 @@ from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import apply_method, is_adapter
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.train.setup import lora_settings
+from internvl_trainer.train.parts import lora_settings
 from safetensors.torch import load_file, save_file
 from trainer.runs import make_config
 

@@ -77,7 +77,7 @@ def test_counts_are_those_of_the_batches() -> None:
 def test_a_row_that_cannot_be_read_ends_training_with_its_cause(
     workers: int, problem: Exception, kind: type[UserError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "_PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(loader_module, "PATIENCE_SECONDS", 0)
 
     def broken(_root: str, _relative: str) -> bytes:
         raise problem

@@ -23,7 +23,7 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
 from internvl_trainer.train.loop import straggler
-from internvl_trainer.train.schedule import learning_rate
+from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from trainer.runs import make_config
 from transformers import get_scheduler
 
@@ -33,15 +33,24 @@ from transformers import get_scheduler
 def test_learning_rates_are_those_of_transformers(schedule: Any, steps: int, warmup: float) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=4e-5)
     theirs = get_scheduler(schedule, optimizer, int(np.ceil(steps * warmup)), steps)
+    ours = warmup_steps(Training(warmup_ratio=warmup), steps)
     for step in range(steps):
         expected = theirs.get_last_lr()[0]
-        assert learning_rate(step, steps, 4e-5, warmup, schedule) == pytest.approx(expected, rel=1e-12, abs=1e-20)
+        found = learning_rate(step, steps, 4e-5, ours, schedule)
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-20)
         optimizer.step()
         theirs.step()
 
 
-def test_a_constant_rate_warms_up_and_stays() -> None:
-    rates = [learning_rate(step, 10, 1.0, 0.2, "constant") for step in range(10)]
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"warmup_ratio": 0.2}, id="a part of all steps"),
+        pytest.param({"warmup_ratio": 0.9, "warmup_steps": 2}, id="steps take the place of a part"),
+    ],
+)
+def test_a_constant_rate_warms_up_and_stays(given: dict[str, Any]) -> None:
+    rates = [learning_rate(step, 10, 1.0, warmup_steps(Training(**given), 10), "constant") for step in range(10)]
     assert rates == [0.0, 0.5] + [1.0] * 8
 
 

@@ -13,7 +13,7 @@ import yaml
 from internvl_api.advice import advice, largest_micro_batch
 from internvl_api.constants import ExitCode
 from internvl_api.estimate import Setup, judge, setup_of
-from internvl_api.listing import estimate_lines, model_facts, recipe_lines, recipe_setup, recipe_text
+from internvl_api.listing import chat_recipe_names, estimate_lines, model_facts, recipe_lines, recipe_setup, recipe_text
 from internvl_api.quantity import GIB, gib, parse_bytes
 from internvl_api.resolve import SpecError
 from internvl_api.run_config import RunConfig
@@ -156,6 +156,8 @@ def _recipes_table() -> Table:
 
 def _show_recipe(name: str, console: Console) -> int:
     console.print(Syntax(recipe_text(name), "yaml", background_color="default"))
+    if name not in chat_recipe_names():
+        return ExitCode.OK  # nothing more is known of a model outside the catalogue
     facts = Table(show_header=False, box=None)
     for label, value in model_facts(name).items():
         facts.add_row(label, value)

@@ -105,7 +105,7 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
         work = _prepare(config, storage, trained, Path(scratch), reporter)
         row = first_row(config, storage, work.architecture, load_tokenizer(work.directory))
         formats = _formats(config, work)
-        needed = _check_room(storage, work, Path(scratch), len(formats))
+        needed = check_room(storage, work.source(), Path(scratch), len(formats))
         files: list[ManifestFile] = []
         checks: dict[str, Check] = {}
         with naming_full_disk(Path(scratch).parent, needed, "a merged model"):
@@ -117,7 +117,7 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
                 reporter.doing(f"checking {FOLDERS[each]}/")
                 checks[FOLDERS[each]] = check_written(work, target, row)
                 reporter.doing(f"storing {FOLDERS[each]}/")
-                files += _store(storage, folder, target)
+                files += store_directory(storage, folder, target)
     artifacts = {ARTIFACTS[each]: f"{storage.uri}/{folder}/{FOLDERS[each]}" for each in formats}
     made = {name: asdict(check) for name, check in checks.items()}
     commit(storage, folder, files, fingerprint(config, "merge"), artifacts=artifacts, checks=made)
@@ -140,7 +140,7 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     """Compare a written model with the unmerged one, by tensor and by logits. Raises UserError when they differ."""
     written = open_checkpoint(directory)
     if wrong := find_wrong_tensor(written, work.source(), work.weights):
-        raise _check_failed(directory, f"tensor {wrong} is not the base's with what was learned in it")
+        raise check_failed(directory, f"tensor {wrong} is not the base's with what was learned in it")
     tokenizer = load_tokenizer(work.directory)
     positions = min(_POSITIONS, row.batch["input_ids"].shape[1])
     compute = partial(layerwise_logits, tokenizer=tokenizer, batch=row.batch, positions=positions)
@@ -156,7 +156,7 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     tolerance = max(TOLERANCES[entry.dtype] for entry in written.entries)
     check = Check(row.place, positions, _distance(found, wanted), tolerance, moved)
     if not check.difference <= tolerance:  # also where it is no number
-        raise _check_failed(
+        raise check_failed(
             directory,
             f"the logits on {row.place} differ from the trained ones by {check.difference:.2e} of their norm, allowed "
             f"are {tolerance:.0e}",
@@ -170,7 +170,7 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     return check
 
 
-def _check_failed(directory: Path, what: str) -> UserError:
+def check_failed(directory: Path, what: str) -> UserError:
     return UserError(
         "MergeCheckFailed",
         f"{what}; the written model is not kept. What was trained is whole: run merge again, on another machine if it "
@@ -213,16 +213,16 @@ def _formats(config: RunConfig, work: Work) -> list[Format]:
     return [each for each in FOLDERS if each in config.merge.formats and not (there and each == "upstream")]
 
 
-def _check_room(storage: Storage, work: Work, scratch: Path, formats: int) -> int:
+def check_room(storage: Storage, source: Source, scratch: Path, formats: int) -> int:
     """Bytes that a written model takes, for which there is room: on scratch for one, in an output folder for all."""
-    size = sum(entry.nbytes for entry in work.source().entries) + _MARGIN
+    size = sum(entry.nbytes for entry in source.entries) + _MARGIN
     check_space(scratch.parent, size, "a merged model")
     if isinstance(storage, FolderStorage):
         check_space(Path(storage.uri), formats * size, f"the merged model in {formats} formats")
     return size
 
 
-def _store(storage: Storage, folder: str, directory: Path) -> Iterator[ManifestFile]:
+def store_directory(storage: Storage, folder: str, directory: Path) -> Iterator[ManifestFile]:
     """One file at a time, each deleted here when it is there: an output on the same disk never needs the room twice."""
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = f"{directory.name}/{path.relative_to(directory).as_posix()}"

@@ -97,9 +97,13 @@ def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> Non
 
 
 def _merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.merge import merge
-
     with stop_by_exception():
+        if config.model.kind == "retrieval":
+            from internvl_trainer.merge_retrieval import merge_retrieval
+
+            return merge_retrieval(config, storage, reporter)
+        from internvl_trainer.merge import merge
+
         return merge(config, storage, reporter)
 
 

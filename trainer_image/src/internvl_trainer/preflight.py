@@ -7,8 +7,9 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from internvl_trainer.artifacts.identity import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.dataset import SampleSettings
+from internvl_trainer.data.dataset import DatasetDescription, SampleSettings
 from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.pair_preflight import check_captions
+from internvl_trainer.data.pairs import OpenPairs, open_pairs, open_validation_pairs
 from internvl_trainer.data.preflight import Checker, check_rows, findings_table
 from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
 from internvl_trainer.distributed import usable_cpus
@@ -50,15 +53,19 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     reporter.doing("checking the output")
     check_writable(storage)
     reporter.doing("checking the data")
-    datasets = open_datasets(config) + open_validation(config)
-    reporter.doing("checking the model")
-    settings, tokenizer = check_model(config)
+    datasets: list[Any]
+    check: Callable[[Any, Reporter, np.ndarray], list[Finding]]
+    if config.model.kind == "retrieval":
+        datasets = open_pairs(config) + open_validation_pairs(config)
+        reporter.doing("checking the model")
+        check = partial(check_pairs, config, check_retrieval_model(config))
+    else:
+        datasets = open_datasets(config) + open_validation(config)
+        reporter.doing("checking the model")
+        check = partial(check_one, *check_model(config))
     tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
-    findings = {
-        each.description.name: check_one(each, settings, tokenizer, reporter, sizes[each.description.name])
-        for each in datasets
-    }
+    findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
@@ -85,14 +92,36 @@ def check_writable(storage: Storage) -> None:
 
 def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerBase]:
     """The checkpoint has its weight files, a readable config and a tokenizer; shards are listed, not downloaded."""
-    field, source = "spec.model.source", config.model.source
-    names = list_directory(source, field=field)
-    directory = fetch_directory(source, field=field, weights=False)
-    check_weight_files(set(names), directory, source)
+    directory = check_files(config)
 
     from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after what is quick to refuse
 
     return read_settings(config, directory), load_tokenizer(directory)
+
+
+def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The same for a retrieval model."""
+    directory = check_files(config)
+
+    from internvl_trainer.model.retrieval.load import describe_retrieval_checkpoint
+    from internvl_trainer.model.tokenizer import read_tokenizer
+
+    architecture = describe_retrieval_checkpoint(directory, config.image.tile_size)
+    tokenizer = read_tokenizer(directory)
+    words, embedded = tokenizer.vocab_size, architecture.qllama.vocab_size
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None or words > embedded:
+        message = f"expected a start and an end token and at most {embedded} tokens, as config.json has; found {words}"
+        raise UserError("InvalidTokenizer", f"{message}; copy the tokenizer of InternVL-14B-224px", config.model.source)
+    return tokenizer
+
+
+def check_files(config: RunConfig) -> Path:
+    """The checkpoint's folder without its weights, whose files are there. Raises UserError."""
+    field, source = "spec.model.source", config.model.source
+    names = list_directory(source, field=field)
+    directory = fetch_directory(source, field=field, weights=False)
+    check_weight_files(set(names), directory, source)
+    return directory
 
 
 def identify_model(source: str) -> dict[str, str]:
@@ -133,24 +162,21 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
     )
 
 
-def count_used(dataset: OpenDataset) -> int:
+def count_used(dataset: OpenDataset | OpenPairs) -> int:
     """Rows of the file that an epoch uses: all, or the first."""
     return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
 
 
 def check_one(
-    dataset: OpenDataset,
     settings: SampleSettings,
     tokenizer: PreTrainedTokenizerBase,
+    dataset: OpenDataset,
     reporter: Reporter,
     sizes: np.ndarray,
 ) -> list[Finding]:
     """Findings of one dataset's rows, those that an epoch uses; their tokens and tiles go into `sizes` (rows, 2)."""
     description, index = dataset.description, dataset.index
-    findings = []
-    if description.length is not None and description.length != len(index):
-        message = f"length is {description.length}, the file has {len(index)} rows; is it complete?"
-        findings.append(Finding("LengthMismatch", message, "length", file=description.annotation))
+    findings = check_length(description, len(index))
     checker = Checker(description, settings, open_media, tokenizer)
     used = count_used(dataset)
     for start in range(0, used, _CHUNK_ROWS):
@@ -160,7 +186,36 @@ def check_one(
     return findings
 
 
-def make_report(datasets: Sequence[OpenDataset], findings: dict[str, list[Finding]], *, skip: bool) -> dict[str, Any]:
+def check_pairs(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, dataset: OpenPairs, reporter: Reporter, sizes: np.ndarray
+) -> list[Finding]:
+    """Findings of a caption file, and of the pairs that an epoch uses; their tokens and pictures go into `sizes`."""
+    description, captions = dataset.description, dataset.index[: len(sizes)]
+    reporter.doing(f"checking pairs of {description.name}: {len(captions)}")
+    of_rows = check_captions(
+        description,
+        captions,
+        open_media,
+        tokenizer,
+        max_tokens=config.training.max_seq_length,
+        threads=usable_cpus(),
+        sizes=sizes,
+    )
+    found = check_length(description, len(dataset.index)) + dataset.findings + of_rows
+    return sorted(found, key=lambda finding: finding.line or 0)
+
+
+def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
+    """The rows that the user counted, against those of the file."""
+    if description.length is None or description.length == rows:
+        return []
+    message = f"length is {description.length}, the file has {rows} rows; is it complete?"
+    return [Finding("LengthMismatch", message, "length", file=description.annotation)]
+
+
+def make_report(
+    datasets: Sequence[OpenDataset | OpenPairs], findings: dict[str, list[Finding]], *, skip: bool
+) -> dict[str, Any]:
     """preflight.json: counts, every finding, and, with `skip`, the lines that training leaves out."""
     bad = {name: bad_lines(found) for name, found in findings.items()}
     return {
@@ -169,7 +224,7 @@ def make_report(datasets: Sequence[OpenDataset], findings: dict[str, list[Findin
             {
                 "name": dataset.description.name,
                 "annotation": dataset.description.annotation,
-                "sha256": sha256_of(dataset.index.path),
+                "sha256": sha256_of(dataset.path),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),

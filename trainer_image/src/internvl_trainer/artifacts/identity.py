@@ -29,6 +29,11 @@ def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without)
 
 
+def _without_effect(config: RunConfig) -> set[str]:
+    """A picture is told apart from the other texts of its forward: there the micro batch has an effect."""
+    return _WITHOUT_EFFECT - ({"micro_batch_size"} if config.model.kind == "retrieval" else set())
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the curve, under the names of the spec.
 
@@ -39,8 +44,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "data": _dump(config.data, {"validation"}),
         "image": _dump(config.image),
         "method": config.method,
-        "training": _dump(config.training, _WITHOUT_EFFECT),
+        "training": _dump(config.training, _without_effect(config)),
     }
+    if config.model.kind == "retrieval":
+        document["retrieval"] = _dump(config.retrieval)
     if config.method == "lora":
         document["lora"] = _dump(config.lora)
     return document

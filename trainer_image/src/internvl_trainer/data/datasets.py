@@ -6,6 +6,7 @@ import bisect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from internvl_api.run_config import RunConfig
@@ -30,6 +31,11 @@ class OpenDataset:
     description: DatasetDescription
     index: RowIndex
 
+    @property
+    def path(self) -> Path:
+        """Of the annotation file on this machine."""
+        return self.index.path
+
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
         count = len(self.index)
@@ -45,12 +51,7 @@ def open_datasets(config: RunConfig) -> list[OpenDataset]:
 
 def open_validation(config: RunConfig) -> list[OpenDataset]:
     """The same for data.validation, under names that tell them from training's. Raises UserError."""
-    opened = []
-    for name, dataset in config.data.validation.items():
-        field = f"spec.data.validation.{name}"
-        description = replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}")
-        opened.append(_open(description, field))
-    return opened
+    return [_open(description, field) for description, field in describe_validation(config)]
 
 
 def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
@@ -68,6 +69,14 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
         message = f"found {reserved!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
         raise UserError("DatasetNameReserved", message, described[reserved][1])
     return list(described.values())
+
+
+def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
+    """Every dataset of data.validation under its longer name, with the field to name in errors."""
+    return [
+        (replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}"), f"spec.data.validation.{name}")
+        for name, dataset in config.data.validation.items()
+    ]
 
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.signals import die_with_parent
 
 _PREFETCHED = 4  # micro-batches that each worker may be ahead
-_PATIENCE_SECONDS = 60  # for storage that is away when a row's media are read
+PATIENCE_SECONDS = 60  # for storage that is away when a row's media are read
 
 Batch = dict[str, torch.Tensor]
 
@@ -76,7 +75,7 @@ class RowDataset(Dataset[Sample | Failure]):
         rng = None if self._seed is None else np.random.default_rng([self._seed, position.epoch, position.row])
         try:
             content = json.loads(dataset.index[row])
-            build = patiently(_PATIENCE_SECONDS)(build_sample)
+            build = patiently(PATIENCE_SECONDS)(build_sample)
             return build(content, description, self._settings, self._tokenizer, self._open_media, rng)
         except RowError as error:
             finding = error.findings[0].at(description.annotation, dataset.index.line_number(row))
@@ -133,6 +132,18 @@ class Collation:
     weighting: Weighting = "token"
     flat: bool = False
 
+    def __call__(self, draws: Sequence[Sample | list[Sample] | Failure]) -> MicroBatch | Failure:
+        """The batch of rows or packs, or the first failure among them."""
+        if failure := next((draw for draw in draws if isinstance(draw, Failure)), None):
+            return failure
+        packs = [draw for draw in draws if isinstance(draw, list)]
+        samples = [row for pack in packs for row in pack] or [draw for draw in draws if isinstance(draw, Sample)]
+        if packs:
+            tensors = collate_packs(packs, self.pad_token_id, self.weighting, flat=self.flat)
+        else:
+            tensors = collate(samples, self.pad_token_id, self.weighting)
+        return _counted(tensors, samples)
+
 
 class MicroBatch(NamedTuple):
     """What one forward gets, and figures of it: `weight` sums the loss weights, `places` counts padding too."""
@@ -143,6 +154,10 @@ class MicroBatch(NamedTuple):
     places: int
     supervised_tokens: int
     weight: float
+
+
+Collate = Callable[[Sequence[Any]], MicroBatch | Failure]
+"""What a dataset gave, as one batch; it travels to worker processes."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +181,10 @@ class Loader:
 
     def __init__(
         self,
-        dataset: RowDataset | PackDataset,
+        dataset: Dataset[Any],
         micro_batches: Iterable[list[Any]],
         *,
-        collation: Collation,
+        collation: Collate,
         workers: int,
         accumulation: int,
         pin_memory: bool,
@@ -180,7 +195,7 @@ class Loader:
                 dataset,
                 batch_sampler=micro_batches,
                 num_workers=workers,
-                collate_fn=partial(_collate, collation=collation),
+                collate_fn=collation,
                 pin_memory=pin_memory,
                 prefetch_factor=_PREFETCHED if workers else None,
                 worker_init_fn=_own_signals,
@@ -206,18 +221,6 @@ class Loader:
         if isinstance(batch, Failure):
             raise batch.error()
         return batch
-
-
-def _collate(draws: Sequence[Sample | list[Sample] | Failure], collation: Collation) -> MicroBatch | Failure:
-    if failure := next((draw for draw in draws if isinstance(draw, Failure)), None):
-        return failure
-    packs = [draw for draw in draws if isinstance(draw, list)]
-    samples = [row for pack in packs for row in pack] or [draw for draw in draws if isinstance(draw, Sample)]
-    if packs:
-        tensors = collate_packs(packs, collation.pad_token_id, collation.weighting, flat=collation.flat)
-    else:
-        tensors = collate(samples, collation.pad_token_id, collation.weighting)
-    return _counted(tensors, samples)
 
 
 def _counted(tensors: Batch, samples: Sequence[Sample]) -> MicroBatch:

@@ -17,6 +17,11 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.tasks import OpenTask
 
+Row = dict[str, Any]
+"""A line of a chunk, or of predictions."""
+Answer = str | Row
+"""A text, or features (see retrieval_answers)."""
+
 CHUNK_ROWS = 32
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
@@ -49,14 +54,14 @@ class ChunkStore:
         """Where a chunk is stored."""
         return f"{self._current}/{chunk.task.name}/{chunk.number:06d}.jsonl"
 
-    def write(self, chunk: Chunk, answers: Sequence[str]) -> None:
+    def write(self, chunk: Chunk, answers: Sequence[Answer]) -> None:
         """Store a chunk as a whole."""
-        rows = [_row(question, text) for question, text in zip(chunk.questions, answers, strict=True)]
+        rows = [_row(question, answer) for question, answer in zip(chunk.questions, answers, strict=True)]
         self._storage.write(self.key(chunk), to_lines(rows))
 
-    def read(self, task: OpenTask) -> list[dict[str, Any]]:
+    def read(self, task: OpenTask) -> list[Row]:
         """Every row of a task. Raises UserError naming a question that has no answer."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for chunk in chunks_of([task]):
             rows += [json.loads(line) for line in self._storage.read(self.key(chunk)).splitlines()]
         for position, question in enumerate(task.questions):
@@ -79,17 +84,17 @@ def chunks_of(tasks: Sequence[OpenTask]) -> Iterator[Chunk]:
             yield Chunk(task, number)
 
 
-def to_lines(rows: Sequence[dict[str, Any]]) -> bytes:
+def to_lines(rows: Sequence[Row]) -> bytes:
     """JSONL, one row a line for whoever splits it: JSON allows line ends of Unicode inside of a text."""
     return "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows).encode()
 
 
-def _row(question: Question, prediction: str) -> dict[str, Any]:
+def _row(question: Question, answer: Answer) -> Row:
     return {
         "id": question.id,
         "image": question.media.get("image"),
         **({"video": question.media["video"]} if "video" in question.media else {}),
         "question": question.text,
-        "prediction": prediction,
+        **({"prediction": answer} if isinstance(answer, str) else {"features": answer}),
         "references": list(question.references),
     }

@@ -7,9 +7,10 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from internvl_api.run_config import RunConfig
@@ -21,13 +22,15 @@ from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.datasets import sample_settings
 from internvl_trainer.distributed import Group
 from internvl_trainer.evaluate.captions import check_tools
-from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, chunks_of, to_lines
+from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
+from internvl_trainer.evaluate.retrieval_answers import RetrievalAnswerer, retrieval_figures
 from internvl_trainer.evaluate.scores import score
 from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
-from internvl_trainer.evaluate.weights import find_trained, load_evaluated
+from internvl_trainer.evaluate.weights import Evaluated, find_trained, load_evaluated
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.model.load import LoadedModel
+from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.model.tokenizer import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +58,10 @@ def evaluate(stage: StageName, config: RunConfig, group: Group, storage: Storage
     pending = [chunk for chunk in chunks_of(tasks) if store.key(chunk) not in done]
     if pending:
         reporter.doing("loading the model")
-        loaded = load_evaluated(config, storage, trained, group)
+        evaluated = load_evaluated(config, storage, trained, group)
         if group.leads:
             claim_output(storage, config)
-        answer_chunks(make_answerer(config, loaded), pending, store, group, reporter)
+        answer_chunks(make_answerer(config, evaluated), pending, store, group, reporter)
     group.barrier()
     figures: Figures | None = None
     if group.leads:
@@ -75,16 +78,33 @@ def evaluate(stage: StageName, config: RunConfig, group: Group, storage: Storage
     )
 
 
-def make_answerer(config: RunConfig, loaded: LoadedModel) -> Answerer:
+class AnyAnswerer(Protocol):
+    """A model of either kind: media are read ahead of it, and it answers a chunk at a time."""
+
+    def prompts(self, chunk: Chunk, pool: Executor) -> Sequence[Future[Any]]: ...
+
+    def answers(self, task: OpenTask, prompts: Sequence[Any]) -> Sequence[Answer]: ...
+
+
+def make_answerer(config: RunConfig, evaluated: Evaluated) -> AnyAnswerer:
     """The model with the run's settings for pictures and prompts."""
+    loaded, batch_size = evaluated.loaded, config.evaluation.batch_size
+    if isinstance(loaded, LoadedRetrievalModel):
+        return RetrievalAnswerer(
+            loaded,
+            read_tokenizer(evaluated.directory),
+            batch_size,
+            max_tokens=config.training.max_seq_length,
+            normalises=config.data.compat != "upstream",
+        )
     settings = sample_settings(
         config, template=loaded.template, image_size=loaded.image_size, context_tokens=loaded.context_tokens
     )
-    return Answerer(loaded, settings, config.evaluation.batch_size)
+    return Answerer(loaded, settings, batch_size)
 
 
 def answer_chunks(
-    answerer: Answerer, pending: Sequence[Chunk], store: ChunkStore, group: Group, reporter: Reporter
+    answerer: AnyAnswerer, pending: Sequence[Chunk], store: ChunkStore, group: Group, reporter: Reporter
 ) -> None:
     """This rank's share of the chunks, each stored when it is done."""
     own = pending[group.rank :: group.world_size]
@@ -132,16 +152,23 @@ def write_result(
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         files: dict[str, Path] = {}
         for task in tasks:
-            rows = store.read(task)
-            figures[task.name], each = score(task.name, task.kind, rows)
+            figures[task.name], rows = score_task(task, store.read(task))
             path = files[f"{PREDICTIONS}/{task.name}.jsonl"] = Path(scratch) / f"{task.name}.jsonl"
-            path.write_bytes(to_lines([{**row, "scores": scores} for row, scores in zip(rows, each, strict=True)]))
+            path.write_bytes(to_lines(rows))
         path = files[SCORES] = Path(scratch) / SCORES
         path.write_text(json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8")
         described = upload_files(storage, folder, files)
     commit(storage, folder, described, fingerprint(config, stage), evaluation=status_of(stage, figures).to_dict())
     store.clear()
     return figures
+
+
+def score_task(task: OpenTask, rows: Sequence[Row]) -> tuple[dict[str, float], list[Row]]:
+    """A task's figures, and its rows with their own."""
+    if task.retrieves:
+        return retrieval_figures(rows)
+    totals, each = score(task.name, task.kind, rows)
+    return totals, [{**row, "scores": scores} for row, scores in zip(rows, each, strict=True)]
 
 
 def status_of(stage: StageName, figures: Figures) -> EvaluationStatus:

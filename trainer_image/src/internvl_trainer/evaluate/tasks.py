@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
+from internvl_trainer.data.captions import CAPTION_PROMPT
 from internvl_trainer.data.dataset import DatasetDescription
+from internvl_trainer.data.retrieval import Caption, read_captions
 from internvl_trainer.data.rows import IMAGE_MARK, place_marks
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question, read_questions
 from internvl_trainer.evaluate.boxes import find_box
+
+CAPTION_BEAMS = 5
+"""Of a retrieval model's captions, as upstream's evaluate_caption.py has them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,12 @@ class OpenTask:
     questions: list[Question]
     min_new_tokens: int
     max_new_tokens: int
+    beams: int = 1
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether pictures and captions are compared, and nothing is asked: a question is a picture."""
+        return self.kind.startswith("retrieval")
 
     @property
     def name(self) -> str:
@@ -39,15 +51,21 @@ class OpenTask:
 
 def open_tasks(config: RunConfig) -> list[OpenTask]:
     """Fetch and read every annotation file. Raises UserError naming the task's field, or the file and line."""
-    return [open_task(name, task) for name, task in config.evaluation.tasks.items()]
+    return [
+        open_task(name, _prompted(task) if config.model.kind == "retrieval" else task)
+        for name, task in config.evaluation.tasks.items()
+    ]
 
 
 def open_task(name: str, task: EvaluationTask) -> OpenTask:
     """One task; see open_tasks."""
     defaults = TASK_DEFAULTS[task.task]
     path = fetch_file(task.annotation, field=f"spec.evaluation.tasks.{name}.annotation")
-    read = read_questions(path, task.annotation)
-    questions = [replace(each, text=decide_text(each, task.prompt, defaults.prompt)) for each in read]
+    if task.task.startswith("retrieval"):
+        questions = read_pictures(path, task)
+    else:
+        read = read_questions(path, task.annotation)
+        questions = [replace(each, text=decide_text(each, task.prompt, defaults.prompt)) for each in read]
     if task.task.startswith("caption"):
         questions = group_captions(questions)
     if task.task == "grounding":
@@ -60,7 +78,36 @@ def open_task(name: str, task: EvaluationTask) -> OpenTask:
         questions=questions[: task.limit],
         min_new_tokens=defaults.min_new_tokens if task.min_new_tokens is None else task.min_new_tokens,
         max_new_tokens=defaults.max_new_tokens if task.max_new_tokens is None else task.max_new_tokens,
+        beams=task.beams or 1,
     )
+
+
+def _prompted(task: EvaluationTask) -> EvaluationTask:
+    """What a retrieval model, which follows no instructions, continues with a caption, and how it searches for it."""
+    return task.model_copy(
+        update={"prompt": task.prompt or CAPTION_PROMPT, "beams": CAPTION_BEAMS if task.beams is None else task.beams}
+    )
+
+
+def read_pictures(path: Path, task: EvaluationTask) -> list[Question]:
+    """A question for each picture of a caption file, its captions the references. Raises UserError naming the line."""
+    found = read_captions(path, task.format or TASK_DEFAULTS[task.task].format or "", name=task.annotation)
+    errors = [finding for finding in found.findings if finding.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
+        raise UserError(errors[0].reason, f"{errors[0]}{more}")
+    captions: dict[str, list[Caption]] = {}
+    for caption in found.captions:
+        captions.setdefault(caption.image, []).append(caption)
+    return [
+        Question(
+            id=image,
+            media={"image": image},
+            references=tuple(caption.text for caption in own),
+            place=f"{task.annotation}:{own[0].line}",
+        )
+        for image, own in captions.items()
+    ]
 
 
 def needs_tools(tasks: Sequence[OpenTask]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
+from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
 
 
@@ -28,8 +30,16 @@ def find_trained(stage: StageName, config: RunConfig, storage: Storage) -> Manif
     return manifest
 
 
-def load_evaluated(config: RunConfig, storage: Storage, trained: Manifest | None, group: Group) -> LoadedModel:
-    """On the group's device, ready to answer.
+@dataclass(frozen=True)
+class Evaluated:
+    """A model on the group's device, ready to answer, and the folder of its tokenizer."""
+
+    loaded: LoadedModel | LoadedRetrievalModel
+    directory: Path
+
+
+def load_evaluated(config: RunConfig, storage: Storage, trained: Manifest | None, group: Group) -> Evaluated:
+    """The base, or the base with what was trained.
 
     Raises:
         UserError: the base is not the one that was trained on, or a file is missing or damaged.
@@ -37,20 +47,18 @@ def load_evaluated(config: RunConfig, storage: Storage, trained: Manifest | None
     kind = None if trained is None else trained.extra["kind"]
     made = f"{storage.uri}/{stage_folder('train')}/{kind}"
     if kind == "model":
-        return _ready(_load(config, fetch_directory(made, field="spec.output")), group)
-    if trained is not None and group.leads:
-        check_base(config, trained.extra.get("base"))
-    loaded = _load(config, fetch_directory(config.model.source, field="spec.model.source"))
-    if trained is not None:
-        load_trained(loaded.model, fetch_directory(made, field="spec.output"))
-    return _ready(loaded, group)
+        evaluated = _load(config, fetch_directory(made, field="spec.output"))
+    else:
+        if trained is not None and group.leads:
+            check_base(config, trained.extra.get("base"))
+        evaluated = _load(config, fetch_directory(config.model.source, field="spec.model.source"))
+        if trained is not None:
+            load_trained(evaluated.loaded.model, fetch_directory(made, field="spec.output"))
+    evaluated.loaded.model.to(group.device).eval()
+    return evaluated
 
 
-def _load(config: RunConfig, directory: Path) -> LoadedModel:
+def _load(config: RunConfig, directory: Path) -> Evaluated:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return load_chat_model(directory, dtype=dtype, image_size=config.image.tile_size)
-
-
-def _ready(loaded: LoadedModel, group: Group) -> LoadedModel:
-    loaded.model.to(group.device).eval()
-    return loaded
+    load = load_retrieval_model if config.model.kind == "retrieval" else load_chat_model
+    return Evaluated(load(directory, dtype=dtype, image_size=config.image.tile_size), directory)

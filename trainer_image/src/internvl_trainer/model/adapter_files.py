@@ -13,8 +13,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from .adapters import ADAPTER, add_lora, fused_projections, lora_layers
-from .chat_model import ChatModel
+from .adapters import ADAPTER, Adaptable, add_lora, fused_projections, lora_layers, name_prefix
 from .checkpoint_format import Architecture
 from .checkpoint_format.files import CheckpointError, StoredTensors
 from .checkpoint_format.tensors import join_fused, match_native, match_upstream, split_fused
@@ -23,28 +22,29 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
 
 
-def adapter_state_dict(model: ChatModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def adapter_state_dict(model: Adaptable, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Adapter tensors under PEFT's file names, on the CPU; a shared A is written once for each of its layers.
 
     Args:
-        state: ChatModel parameter name to full tensor, where the model's own parameters are partitioned. One name of
+        state: the model's parameter name to full tensor, where the model's own parameters are partitioned. One name of
             each shared parameter is enough.
     """
     shared = {id(layer): query for query, *others in fused_projections(model) for layer in others}
     names = {id(layer): name for name, layer in lora_layers(model)}
+    prefix = name_prefix(model)
     tensors = {}
     for name, layer in lora_layers(model):
         for part, parameter in _own_parameters(layer):
-            source = f"native.{name}.{part}"
+            source = f"{prefix}{name}.{part}"
             is_repeated = id(layer) in shared and part.startswith("lora_A")
             if state is not None and is_repeated and source not in state:
-                source = f"native.{names[id(shared[id(layer)])]}.{part}"
+                source = f"{prefix}{names[id(shared[id(layer)])]}.{part}"
             tensor = parameter if state is None else state[source]
             tensors[file_name(f"{name}.{part}")] = tensor.detach().cpu().clone()
     return tensors
 
 
-def save_adapter(model: ChatModel, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_adapter(model: Adaptable, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, as PEFT reads them."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def save_adapter(model: ChatModel, directory: str | Path, state: Mapping[str, to
     (directory / CONFIG_FILE).write_text(json.dumps({**plain, "inference_mode": True}, indent=2, sort_keys=True) + "\n")
 
 
-def load_adapter(model: ChatModel, directory: str | Path, *, trainable: bool = False) -> None:
+def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = False) -> None:
     """Put a saved adapter on a model that has none.
 
     Raises:
@@ -79,7 +79,7 @@ def file_name(name: str) -> str:
     return _PREFIX + name.replace(f".{ADAPTER}", "")
 
 
-def _file_names(model: ChatModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _file_names(model: Adaptable) -> Iterator[tuple[str, torch.nn.Parameter]]:
     for name, layer in lora_layers(model):
         for part, parameter in _own_parameters(layer):
             yield file_name(f"{name}.{part}"), parameter

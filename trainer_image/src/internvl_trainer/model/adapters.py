@@ -9,8 +9,9 @@ projection draws its own dropout mask.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -36,6 +37,14 @@ _TOWERS = {
     "projector": ("native.model.multi_modal_projector.",),
     "language": ("native.model.language_model.", "native.lm_head."),
 }
+
+
+class Adaptable(Protocol):
+    """A model that adapters go into: ChatModel, or the retrieval model, which is its own native one."""
+
+    native: Any
+    vision_tower: Any
+    architecture: Any
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def apply_method(
     return report
 
 
-def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
+def lora_config(model: Adaptable, settings: LoraSettings) -> LoraConfig:
     """One PEFT config for both towers; it loads on the exported native model as it is."""
     language, vision = _language_targets(model, settings), settings.vision_targets or _VISION_TARGETS
     towers = (
@@ -134,14 +143,14 @@ def lora_config(model: ChatModel, settings: LoraSettings) -> LoraConfig:
     )
 
 
-def _language_targets(model: ChatModel, settings: LoraSettings) -> str:
+def _language_targets(model: Adaptable, settings: LoraSettings) -> str:
     if settings.language_targets:
         return settings.language_targets
     attention, mlp = _LANGUAGE_LAYERS.get(model.architecture.kind, _LANGUAGE_LAYERS["default"])
     return _LANGUAGE_TARGETS.format(attention=attention, mlp=mlp)
 
 
-def add_lora(model: ChatModel, config: LoraConfig, *, seed: int, share: bool = True) -> None:
+def add_lora(model: Adaptable, config: LoraConfig, *, seed: int, share: bool = True) -> None:
     """Inject adapters; `share` gives fused projections their one A."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -152,7 +161,7 @@ def add_lora(model: ChatModel, config: LoraConfig, *, seed: int, share: bool = T
                 layer.lora_A[ADAPTER].weight = query.lora_A[ADAPTER].weight
 
 
-def fused_projections(model: ChatModel) -> Iterator[tuple[LoraLayer, LoraLayer, LoraLayer]]:
+def fused_projections(model: Adaptable) -> Iterator[tuple[LoraLayer, LoraLayer, LoraLayer]]:
     """(q, k, v) adapter layers that are one fused projection upstream."""
     attentions = [layer.attention for layer in model.vision_tower.encoder.layer]
     if model.architecture.kind == "internlm2":
@@ -163,11 +172,16 @@ def fused_projections(model: ChatModel) -> Iterator[tuple[LoraLayer, LoraLayer, 
             yield layers
 
 
-def lora_layers(model: ChatModel) -> Iterator[tuple[str, LoraLayer]]:
+def lora_layers(model: Adaptable) -> Iterator[tuple[str, LoraLayer]]:
     """Adapter layers under their native names."""
     for name, module in model.native.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
+
+
+def name_prefix(model: Adaptable) -> str:
+    """What parameters' names have before the native model's own."""
+    return "" if model.native is model else "native."
 
 
 def is_adapter(name: str) -> bool:
@@ -200,11 +214,15 @@ def _unfreeze_weights(module: nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def trainable_report(model: ChatModel) -> TrainableReport:
-    """Count parameters (full sizes, also under ZeRO-3), each shared one once."""
-    by_tower = dict.fromkeys(_TOWERS, (0, 0))
+def trainable_report(model: nn.Module, towers: Mapping[str, tuple[str, ...]] = _TOWERS) -> TrainableReport:
+    """Count parameters (full sizes, also under ZeRO-3), each shared one once.
+
+    Args:
+        towers: name to prefixes of parameter names; the first that fits counts.
+    """
+    by_tower = dict.fromkeys(towers, (0, 0))
     for name, parameter in model.named_parameters():
-        tower = next(tower for tower, prefixes in _TOWERS.items() if name.startswith(prefixes))
+        tower = next(tower for tower, prefixes in towers.items() if name.startswith(prefixes))
         count = _count(parameter)
         trainable, total = by_tower[tower]
         by_tower[tower] = (trainable + count * parameter.requires_grad, total + count)

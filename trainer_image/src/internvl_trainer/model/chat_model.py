@@ -51,6 +51,19 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.4f}"
 
 
+def add_drop_path(tower: Any, rate: float) -> None:
+    """Stochastic depth in transformers' InternVLVisionModel, growing linearly from 0 to `rate` over its layers.
+
+    The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to
+    it; scaling a branch commutes with the layer scale that follows.
+    """
+    layers = tower.encoder.layer
+    rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
+    for layer, layer_rate in zip(layers, rates, strict=True):
+        layer.attention.projection_dropout = DropPath(layer_rate).train(tower.training)
+        layer.dropout = DropPath(layer_rate).train(tower.training)
+
+
 @dataclass
 class ChatOutput:
     """What one forward pass gives.
@@ -224,16 +237,8 @@ class ChatModel(nn.Module):
         return new
 
     def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; training mode only.
-
-        The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to
-        it; scaling a branch commutes with the layer scale that follows.
-        """
-        layers = self.vision_tower.encoder.layer
-        rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
-        for layer, layer_rate in zip(layers, rates, strict=True):
-            layer.attention.projection_dropout = DropPath(layer_rate).train(self.training)
-            layer.dropout = DropPath(layer_rate).train(self.training)
+        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; in training only."""
+        add_drop_path(self.vision_tower, rate)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass, in both towers."""

@@ -45,7 +45,7 @@ CONFIG_FILE = "config.json"
 KEPT_FOLDER = "upstream"
 """In a native directory: upstream's own files of the same model, config.json among them, kept for the way back."""
 _LATER = -1  # the image token's id, which the tokenizer knows
-POSITION_EMBEDDINGS = "model.vision_tower.embeddings.position_embeddings"
+POSITION_EMBEDDINGS = "vision_tower.embeddings.position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ class Source:
 
     Attributes:
         is_native: written by transformers, not by upstream.
+        config: what the native model is built from.
         rename: a stream of the directory's tensors to the native model's.
     """
 
     directory: Path
     is_native: bool
-    config: InternVLConfig
-    architecture: Architecture
+    config: Any
+    architecture: Any
     upstream_config: dict[str, Any] | None
     entries: list[TensorEntry]
     rename: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterator[tuple[str, torch.Tensor]]]
@@ -139,7 +140,7 @@ def load_chat_model(
 
     with empty_parameters(zero3_config, dtype):
         native = InternVLForConditionalGeneration(config)
-    _fill(native, source, dtype, partitioned=zero3_config is not None)
+    fill_parameters(native, source, dtype, partitioned=zero3_config is not None)
     model = ChatModel(native, architecture)
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)
@@ -275,14 +276,14 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
     return deepspeed.zero.Init(config_dict_or_path={**zero3_config, **precision})
 
 
-def _fill(native: InternVLForConditionalGeneration, source: Source, dtype: torch.dtype, *, partitioned: bool) -> None:
+def fill_parameters(native: nn.Module, source: Source, dtype: torch.dtype, *, partitioned: bool) -> None:
     """Give every parameter its tensor, checking names and shapes before any data is read."""
     shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
     _check(source, shapes)
     lead = not partitioned or torch.distributed.get_rank() == 0
     stream = source.rename(read_tensors(source.entries) if lead else shape_tensors(source.entries))
     for name, tensor in stream:
-        if name == POSITION_EMBEDDINGS and tuple(tensor.shape) != tuple(shapes[name]):
+        if name.endswith(POSITION_EMBEDDINGS) and tuple(tensor.shape) != tuple(shapes[name]):
             tensor = resize_position_embeddings(tensor, shapes[name][1])
         if partitioned:
             _fill_partitioned(native.get_parameter(name), tensor, lead)
@@ -343,7 +344,7 @@ def _check(source: Source, shapes: Mapping[str, torch.Size], *, resizable: bool 
 
 
 def _is_resizable(name: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
-    return name == POSITION_EMBEDDINGS and tensor.ndim == 3 and tensor.shape[2] == shape[2]
+    return name.endswith(POSITION_EMBEDDINGS) and tensor.ndim == 3 and tensor.shape[2] == shape[2]
 
 
 def resize_position_embeddings(embeddings: torch.Tensor, positions: int) -> torch.Tensor:

@@ -143,7 +143,7 @@ def _write_hf(source: Source, target: Path, edit: Edit, shard_size: int | None) 
         config.vision_config.image_size = (edit.image_size, edit.image_size)
         config.image_seq_length = replace(source.architecture, image_size=edit.image_size).context_tokens
     planned = plan_native(source.pieces(), source.architecture, edit.change)
-    files = _files_as_before(planned) if source.is_native and shard_size is None else None
+    files = files_as_before(planned) if source.is_native and shard_size is None else None
     done = _write(files or split_by_size(planned, shard_size or SHARD_SIZE), target)
     tokenizer.save_pretrained(target)
     config.save_pretrained(target)
@@ -152,9 +152,9 @@ def _write_hf(source: Source, target: Path, edit: Edit, shard_size: int | None) 
         _write_settings(settings, source.upstream_config, target / KEPT_FOLDER)
         write_image_processor(settings, config.vision_config.image_size[0], target)
     if source.is_native:
-        _copy_files(source.directory, target)
+        copy_files(source.directory, target)
         return done
-    _copy_files(source.directory, target / KEPT_FOLDER)
+    copy_files(source.directory, target / KEPT_FOLDER)
     if (source.directory / GENERATION_CONFIG).exists():
         shutil.copyfile(source.directory / GENERATION_CONFIG, target / GENERATION_CONFIG)
     return done
@@ -179,14 +179,14 @@ def _write_upstream(source: Source, target: Path, edit: Edit, shard_size: int | 
     source = replace(source, architecture=architecture)
     check_checkpoint(source, config)
     planned = plan_upstream(source.pieces(), architecture, edit.change)
-    files = None if source.is_native or shard_size is not None else _files_as_before(planned)
+    files = None if source.is_native or shard_size is not None else files_as_before(planned)
     done = _write(files or _upstream_files(planned, kept, shard_size), target)
     _write_settings(edit.settings(upstream), upstream, target)
-    _copy_files(kept, target)
+    copy_files(kept, target)
     return done
 
 
-def _files_as_before(planned: Sequence[Planned]) -> Mapping[str, Sequence[Planned]]:
+def files_as_before(planned: Sequence[Planned]) -> Mapping[str, Sequence[Planned]]:
     """Each tensor in the file that its first piece is in."""
     files: dict[str, list[Planned]] = {}
     for tensor in planned:
@@ -226,7 +226,7 @@ def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
     return Counter(entry.dtype for entry in entries).most_common(1)[0][0]
 
 
-def _copy_files(source: Path, target: Path) -> None:
+def copy_files(source: Path, target: Path) -> None:
     """What is not weights, byte for byte; an index that has been written already stays as it is."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)

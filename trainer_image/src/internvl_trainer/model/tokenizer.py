@@ -19,12 +19,26 @@ IMAGE_START, IMAGE_END = "<img>", "</img>"
 # The tokenizer classes that are a sentencepiece model underneath; InternLM2's own class is remote code and not needed.
 _SENTENCEPIECE_CLASSES = ("InternLM2Tokenizer", "LlamaTokenizer")
 _SENTENCEPIECE_FILE = "tokenizer.model"
+_CONFIG_FILE = "tokenizer_config.json"
 _BYTE_LEVEL_FILES = ("vocab.json", "merges.txt")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Raises CheckpointError when a file is absent or the image tokens are not in the vocabulary."""
-    path = directory / "tokenizer_config.json"
+    tokenizer = read_tokenizer(directory)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if absent := [token for token in (IMAGE_START, IMAGE_END, CONTEXT_TOKEN) if token not in vocabulary]:
+        raise CheckpointError(
+            "ImageTokenMissing",
+            f"the tokenizer does not know {', '.join(absent)}; use the tokenizer of an InternVL chat model",
+            str(directory / _CONFIG_FILE),
+        )
+    return tokenizer
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of any model here, padding on the right. Raises CheckpointError when a file is absent."""
+    path = directory / _CONFIG_FILE
     config = read_json(path, missing="copy the tokenizer's files from the model's repository")
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     tokenizer: PreTrainedTokenizerBase
@@ -39,13 +53,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             "InvalidTokenizer", f"the tokenizer ({name or 'no tokenizer_class'}) cannot be read: {error}", str(path)
         ) from error
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    if absent := [token for token in (IMAGE_START, IMAGE_END, CONTEXT_TOKEN) if token not in vocabulary]:
-        raise CheckpointError(
-            "ImageTokenMissing",
-            f"the tokenizer does not know {', '.join(absent)}; use the tokenizer of an InternVL chat model",
-            str(path),
-        )
     tokenizer.padding_side = "right"
     return tokenizer
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .adapter_files import Adapter, load_adapter, read_adapter
-from .chat_model import ChatModel
+from .adapters import Adaptable
 from .checkpoint_format.files import CheckpointError, StoredTensors
 from .load import POSITION_EMBEDDINGS, resize_position_embeddings
 
@@ -36,7 +36,7 @@ class TrainedWeights:
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in self.others:
             tensor = self.others[name].to(tensor.device, tensor.dtype)
-        elif name == POSITION_EMBEDDINGS and tensor.shape[1] != self.positions:
+        elif name.endswith(POSITION_EMBEDDINGS) and tensor.shape[1] != self.positions:
             tensor = resize_position_embeddings(tensor, self.positions)
         if self.adapter is None or not name.endswith(".weight"):
             return tensor
@@ -64,7 +64,7 @@ def read_trained_weights(directory: Path, *, positions: int) -> TrainedWeights:
     return TrainedWeights(read_adapter(directory), StoredTensors(others) if others.exists() else {}, positions)
 
 
-def load_trained(model: ChatModel, directory: str | Path) -> None:
+def load_trained(model: Adaptable, directory: str | Path) -> None:
     """Put an adapter on its base, and beside it the other weights that learned, where there are any.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 from internvl_api.catalogue import find_model
@@ -19,6 +20,19 @@ from internvl_trainer.report.record import Record, finished, read_record
 CARD = "README.md"
 _HUB = re.compile(r"^hf://(datasets/)?(?P<name>[^/]+/[^/@]+)")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#])")
+
+
+class _Purpose(NamedTuple):
+    """What the Hub calls it: the model's use, and the task that figures are of."""
+
+    pipeline: str
+    task: str
+
+
+_PURPOSES = {
+    "chat": _Purpose("image-text-to-text", "image-text-to-text"),
+    "retrieval": _Purpose("image-feature-extraction", "image-text-retrieval"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ def contents(config: RunConfig, storage: Storage) -> Contents:
     trained = finished("train", config, storage)
     has_config = trained is not None and trained.named("model/config.json")
     document = json.loads(storage.read("stages/train/model/config.json")) if has_config else {}
-    is_native = document.get("model_type") == "internvl"  # a base in transformers' format comes out in it
+    # A base in transformers' format comes out in it. InternVL 1.0's own model_type is the same word.
+    is_native = document.get("model_type") == "internvl" and config.model.kind == "chat"
     return Contents(adapter=False, upstream=not is_native, hf="hf" in formats)
 
 
@@ -86,7 +101,7 @@ def metadata(record: Record, there: Contents) -> ModelCardData:
         base_model=base,
         base_model_relation=relation if base else None,
         library_name="peft" if relation == "adapter" else "transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag=_PURPOSES[config.model.kind].pipeline,
         tags=tags,
         datasets=list(dict.fromkeys(datasets)) or None,
         **({"model_name": name_of(config), "eval_results": _results(record)} if record.final else {}),
@@ -116,7 +131,7 @@ def _results(record: Record) -> list[EvalResult]:
     tasks = record.config.evaluation.tasks
     return [
         EvalResult(
-            task_type="image-text-to-text",
+            task_type=_PURPOSES[record.config.model.kind].task,
             dataset_type=tasks[task].task if task in tasks else task,
             dataset_name=task,
             metric_type=metric,

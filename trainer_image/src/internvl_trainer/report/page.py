@@ -199,8 +199,8 @@ def moment(value: datetime) -> str:
 
 
 def _how(config: RunConfig) -> str:
-    if config.method == "full":
-        return "full fine-tuning"
+    if config.method != "lora":
+        return f"{config.method} fine-tuning"
     kind = "DoRA" if config.lora.dora else "LoRA"
     ranks = [("language", config.lora.language_rank), ("vision", config.lora.vision_rank)]
     return f"{kind}, rank " + ", ".join(f"{rank} ({tower})" for tower, rank in ranks if rank)

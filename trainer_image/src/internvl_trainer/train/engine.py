@@ -12,17 +12,17 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
-from internvl_trainer.model.adapters import trainable_report
-from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.state import begin_optimizer_state
 
 
-def build_engine(config: RunConfig, model: ChatModel, group: Group) -> Any:
-    """A DeepSpeedEngine around the model, with our own AdamW."""
+def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[str, Any]], group: Group) -> Any:
+    """A DeepSpeedEngine around the model, with our own AdamW over the parameter groups."""
     training = config.training
+    learning = [parameter for each in groups for parameter in each["params"]]
+    trainable = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in learning)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, training.weight_decay, decay_all=config.data.compat == "upstream"),
+        groups,
         lr=training.learning_rate,
         betas=training.adam_betas,
         eps=training.adam_epsilon,
@@ -31,7 +31,7 @@ def build_engine(config: RunConfig, model: ChatModel, group: Group) -> Any:
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=fit_buckets(deepspeed_config(config, group.world_size), trainable_report(model).trainable),
+        config=fit_buckets(deepspeed_config(config, group.world_size), trainable),
         dist_init_required=False,
     )
     begin_optimizer_state(engine)
@@ -97,9 +97,9 @@ def apply_step(engine: Any, rate: float) -> float:
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Every group has the same rate."""
+    """Every group has this rate, times its own `lr_scale` where it has one."""
     for group in groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:

@@ -17,21 +17,22 @@ from safetensors.torch import save_file
 from internvl_trainer.artifacts.sources import is_unused
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_files import save_adapter
-from internvl_trainer.model.adapters import native_name
+from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
-from internvl_trainer.model.load import KEPT_FOLDER, LoadedModel
+from internvl_trainer.model.load import CONFIG_FILE, KEPT_FOLDER, LoadedModel
+from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 
 
-def export_adapter(engine: Any, loaded: LoadedModel, directory: Path, group: Group) -> Iterator[Path]:
+def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group) -> Iterator[Path]:
     """Files of the adapter, and of the other weights that learned. All ranks go through it; rank 0 gets the files."""
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
-    save_adapter(loaded.model, directory, state)
+    save_adapter(model, directory, state)
     if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
     yield from _files(directory)
@@ -54,11 +55,27 @@ def export_model(
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
         changed = trained_config(loaded.upstream_config, config, template=loaded.template, image_size=loaded.image_size)
-        (kept / "config.json").write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+        (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
     if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
     else:
         yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
+    yield from _files(directory)
+
+
+def export_retrieval_model(
+    engine: Any, loaded: LoadedRetrievalModel, base: Path, directory: Path, group: Group
+) -> Iterator[Path]:
+    """The same for a retrieval model, whose format is always upstream's."""
+    tensors = full_tensors(engine, group, only_trainable=False)
+    if not group.leads:
+        for _ in tensors:
+            pass
+        return
+    directory.mkdir(parents=True)
+    _carry_over(base, directory)
+    (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
+    yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)  # type: ignore[arg-type]
     yield from _files(directory)
 
 

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median_low
@@ -26,9 +26,8 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.signals import StopFlag
 from internvl_trainer.train.checkpoint import JOURNAL, Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
-from internvl_trainer.train.export import export_adapter, export_model
 from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
-from internvl_trainer.train.schedule import learning_rate
+from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import Run, prepare
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,11 @@ class Session:
         self._refuse_nan(step)
         training = self.config.training
         rate = learning_rate(
-            step, self.run.total_steps, training.learning_rate, training.warmup_ratio, training.lr_schedule
+            step,
+            self.run.total_steps,
+            training.learning_rate,
+            warmup_steps(training, self.run.total_steps),
+            training.lr_schedule,
         )
         norm = apply_step(self.run.engine, rate)
         if not self.run.engine.was_step_applied():
@@ -186,7 +189,9 @@ class Session:
             discard(self.storage, folder)  # what an attempt left that was killed here
         artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
         described = []
-        for path in self._export(directory):  # one at a time: the scratch disk need not hold a whole model
+        for path in self.run.parts.export(
+            self.run.engine, directory
+        ):  # one at a time: the scratch disk need not hold a whole model
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
             described += upload_files(self.storage, folder, {name: path})
             path.unlink()
@@ -204,16 +209,10 @@ class Session:
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
         return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
 
-    def _export(self, directory: Path) -> Iterator[Path]:
-        run = self.run
-        if self.config.method == "lora":
-            return export_adapter(run.engine, run.loaded, directory, self.group)
-        return export_model(run.engine, run.loaded, run.base, directory, self.config, self.group)
-
     def _validate(self, step: int) -> float | None:
         """The loss on data.validation after `step` steps, when it is due; None also when asked to stop meanwhile."""
         every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
-        validation = self.run.validation
+        validation = self.run.parts.validation
         if validation is None or not is_due(step, self.run.total_steps, every):
             return None
         self.reporter.doing(f"validating after step {step}")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from internvl_api.spec import Training
+
+
+def warmup_steps(training: Training, total_steps: int) -> int:
+    """Steps of the warm-up: those the spec gives, else its part of all, rounded up."""
+    given = training.warmup_steps
+    return math.ceil(total_steps * training.warmup_ratio) if given is None else given
+
 
 def learning_rate(
-    step: int, total_steps: int, peak: float, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
+    step: int, total_steps: int, peak: float, warmup: int, schedule: Literal["cosine", "linear", "constant"]
 ) -> float:
     """Rate of optimizer step `step` (from 0), as get_cosine_schedule_with_warmup and its siblings give it.
 
-    The warm-up takes ceil(total_steps x warmup_ratio) steps and starts at 0.
+    The warm-up takes `warmup` steps and starts at 0.
     """
-    warmup = math.ceil(total_steps * warmup_ratio)
     if step < warmup:
         return peak * step / warmup
     done = (step - warmup) / max(1, total_steps - warmup)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
@@ -21,12 +20,14 @@ from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
+from internvl_trainer.model.adapters import Freeze, apply_method
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import check_quantization, quantize_language_model
-from internvl_trainer.train.deepspeed_config import deepspeed_config
-from internvl_trainer.train.engine import build_engine
+from internvl_trainer.train.engine import build_engine, parameter_groups
+from internvl_trainer.train.export import export_adapter, export_model
+from internvl_trainer.train.parts import Export, Parts, lora_settings, partitioning, weights_dtype
+from internvl_trainer.train.retrieval import retrieval_parts
 from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -38,21 +39,21 @@ class Run:
 
     config: RunConfig
     group: Group
-    base: Path
-    loaded: LoadedModel
+    parts: Parts
     engine: Any
-    dataset: RowDataset
-    order: Order[Any]
     total_steps: int
-    validation: Validation | None
     base_identity: dict[str, Any]
+
+    @property
+    def order(self) -> Order[Any]:
+        """Which rows a step learns from."""
+        return self.parts.order
 
     def loader(self, first_step: int) -> Loader:
         """Batches of this rank from `first_step` on."""
         training, group = self.config.training, self.group
-        packing = training.packing
         return Loader(
-            PackDataset(self.dataset, packing.max_tokens) if packing.enabled else self.dataset,
+            self.parts.dataset,
             self.order.micro_batches(
                 first_step,
                 self.total_steps,
@@ -60,11 +61,7 @@ class Run:
                 world_size=group.world_size,
                 micro_batch=training.micro_batch_size,
             ),
-            collation=Collation(
-                pad_token_id=self.loaded.tokenizer.pad_token_id or 0,
-                weighting=training.loss_weighting,
-                flat=self.loaded.attn_implementation == "flash_attention_2",
-            ),
+            collation=self.parts.collation,
             workers=training.data_workers,
             accumulation=training.global_batch_size // (group.world_size * training.micro_batch_size),
             pin_memory=group.device.type == "cuda",
@@ -81,6 +78,22 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
     base = fetch_directory(config.model.source, field="spec.model.source")
     reporter.doing("noting which model it is")
     base_identity = group.first(describe_base(config) if group.leads else None)
+    make_parts = retrieval_parts if config.model.kind == "retrieval" else chat_parts
+    parts = make_parts(config, base, group, storage, reporter)
+    reporter.doing("starting DeepSpeed")
+    return Run(
+        config=config,
+        group=group,
+        parts=parts,
+        engine=build_engine(config, parts.model, parts.groups, group),
+        total_steps=parts.order.count_steps(training.epochs, training.max_steps),
+        base_identity=base_identity,
+    )
+
+
+def chat_parts(config: RunConfig, base: Path, group: Group, storage: Storage, reporter: Reporter) -> Parts:
+    """Load the chat model, put adapters in, index the conversations."""
+    training = config.training
     reporter.doing("loading the model")
     loaded = load_model(config, base, group)
     if config.lora.quantize is not None:
@@ -92,21 +105,27 @@ def prepare(config: RunConfig, group: Group, storage: Storage, reporter: Reporte
     if group.leads:
         logger.info("%s", report)
     reporter.doing("indexing the data")
-    dataset = open_rows(config, loaded, storage, reporter)
-    order = make_order(config, dataset, storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens)
-    reporter.doing("starting DeepSpeed")
-    return Run(
-        config=config,
-        group=group,
-        base=base,
-        loaded=loaded,
-        engine=build_engine(config, loaded.model, group),
-        dataset=dataset,
+    rows = open_rows(config, loaded, storage, reporter)
+    order = make_order(config, rows, storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens)
+    return Parts(
+        model=loaded.model,
+        groups=parameter_groups(loaded.model, training.weight_decay, decay_all=config.data.compat == "upstream"),
+        dataset=PackDataset(rows, training.packing.max_tokens) if training.packing.enabled else rows,
         order=order,
-        total_steps=order.count_steps(training.epochs, training.max_steps),
+        collation=Collation(
+            pad_token_id=loaded.tokenizer.pad_token_id or 0,
+            weighting=training.loss_weighting,
+            flat=loaded.attn_implementation == "flash_attention_2",
+        ),
         validation=open_held_out(config, loaded, storage, group),
-        base_identity=base_identity,
+        export=_export(config, base, loaded, group),
     )
+
+
+def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
+    if config.method == "lora":
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group)
+    return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
 
 
 def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, image_tokens: int) -> Order[Any]:
@@ -148,13 +167,12 @@ def check_batch(config: RunConfig, world_size: int) -> None:
 
 def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
     """The base model in training's precision, partitioned from the start under ZeRO-3."""
-    partitioned = config.training.zero_stage == 3
     return load_chat_model(
         base,
-        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        dtype=weights_dtype(config),
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
-        zero3_config=deepspeed_config(config, group.world_size) if partitioned else None,
+        zero3_config=partitioning(config, group),
     )
 
 
@@ -162,21 +180,6 @@ def freeze(config: RunConfig) -> Freeze:
     """The spec's freeze flags."""
     chosen = config.training.freeze
     return Freeze(vision=chosen.vision, projector=chosen.projector, language=chosen.language)
-
-
-def lora_settings(config: RunConfig) -> LoraSettings | None:
-    """The spec's adapter shape, for method lora."""
-    if config.method != "lora":
-        return None
-    lora = config.lora
-    return LoraSettings(
-        language_rank=lora.language_rank,
-        vision_rank=lora.vision_rank,
-        language_alpha=lora.language_alpha,
-        vision_alpha=lora.vision_alpha,
-        dropout=lora.dropout,
-        use_dora=lora.dora,
-    )
 
 
 def open_rows(config: RunConfig, loaded: LoadedModel, storage: Storage, reporter: Reporter) -> RowDataset:
@@ -196,7 +199,7 @@ def open_held_out(config: RunConfig, loaded: LoadedModel, storage: Storage, grou
     return Validation(
         rows,
         group,
-        pad_token_id=loaded.tokenizer.pad_token_id or 0,
+        collation=Collation(loaded.tokenizer.pad_token_id or 0),
         micro_batch=config.training.micro_batch_size,
         workers=config.training.data_workers,
     )

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from internvl_trainer.data.loader import Collation, Loader, RowDataset
+from internvl_trainer.data.loader import Collate, Loader
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
 from internvl_trainer.train.engine import on_device
+
+
+class Rows(Protocol):
+    """Held-out rows, drawn by their positions in the one epoch there is."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: Position) -> Any: ...
 
 
 class Validation:
@@ -24,13 +32,13 @@ class Validation:
     The loss is therefore the same for any world size: it is a sum over the same batches, added without rounding.
     """
 
-    def __init__(self, rows: RowDataset, group: Group, *, pad_token_id: int, micro_batch: int, workers: int) -> None:
+    def __init__(self, rows: Rows, group: Group, *, collation: Collate, micro_batch: int, workers: int) -> None:
         self._rows, self._group = rows, group
-        self._collation = Collation(pad_token_id)
+        self._collation = collation
         self._micro_batch, self._workers = micro_batch, workers
 
     def loss(self, engine: Any, is_stopping: Callable[[], bool]) -> float | None:
-        """Mean cross entropy of a supervised token. All ranks call it, and get the same number.
+        """Mean loss of a supervised token, or of a pair. All ranks call it, and get the same number.
 
         None when any rank was asked to stop meanwhile. Raises UserError for a row that cannot be read.
         """

@@ -65,7 +65,7 @@ def read_architecture(upstream: Mapping[str, Any]) -> Architecture:
             f"model_type is {upstream.get('model_type')!r}; expected 'internvl_chat' (upstream's format) "
             f"or 'internvl' (transformers' own)"
         )
-    language, vision = _sub_config(upstream, "llm_config"), _sub_config(upstream, "vision_config")
+    language, vision = sub_config(upstream, "llm_config"), sub_config(upstream, "vision_config")
     kind = language_kind(language.get("model_type"), "llm_config.model_type")
     vision_size = vision.get("image_size", _VISION_DEFAULTS["image_size"])
     return Architecture(
@@ -95,8 +95,8 @@ def native_config(upstream: Mapping[str, Any], image_token_id: int) -> InternVLC
     """The native config of the same model; weights are never tied (upstream stores both matrices)."""
     architecture = read_architecture(upstream)
     return InternVLConfig(
-        vision_config=_vision_config(_sub_config(upstream, "vision_config")),
-        text_config=_text_config(_sub_config(upstream, "llm_config"), architecture.kind),
+        vision_config=vision_config(sub_config(upstream, "vision_config")),
+        text_config=_text_config(sub_config(upstream, "llm_config"), architecture.kind),
         image_token_id=image_token_id,
         image_seq_length=architecture.context_tokens,
         downsample_ratio=architecture.downsample_ratio,
@@ -107,7 +107,8 @@ def native_config(upstream: Mapping[str, Any], image_token_id: int) -> InternVLC
     )
 
 
-def _sub_config(upstream: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def sub_config(upstream: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside config.json. Raises UnsupportedArchitecture."""
     value = upstream.get(key)
     if not isinstance(value, Mapping):
         raise UnsupportedArchitecture(f"{key} is missing or not an object")
@@ -135,7 +136,8 @@ _VISION_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _vision_config(upstream: Mapping[str, Any]) -> InternVLVisionConfig:
+def vision_config(upstream: Mapping[str, Any]) -> InternVLVisionConfig:
+    """The native vision tower of upstream's vision_config."""
     value = {**_VISION_DEFAULTS, **{key: upstream[key] for key in _VISION_DEFAULTS if key in upstream}}
     return InternVLVisionConfig(
         hidden_size=value["hidden_size"],

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import torch
 
 from .config import Architecture, LanguageKind
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
+Kind = LanguageKind | Literal["qllama"]
+"""A chat model's language-model family, or the retrieval model (InternVL 1.0) as a whole."""
 
 
 class UnknownTensor(KeyError):
@@ -115,12 +118,35 @@ _INTERNLM2_RULES = (
     Rule("language_model.output.{leaf}", ("lm_head.{leaf}",)),
 )
 
+
+def _same(*names: str) -> tuple[Rule, ...]:
+    return tuple(Rule(name, (name,)) for name in names)
+
+
+_POOL_PARTS = (
+    *(f"norm1_{part}.{{leaf}}" for part in "qkv"),
+    *(f"cross_attn.{part}.{{leaf}}" for part in ("q", "k", "v", "proj")),
+    *(f"cross_attn.{part}_bias" for part in "qkv"),
+)
+_CROSS_ATTENTION = tuple(f"cross_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "norm1", "norm2"))
+# The retrieval model keeps upstream's names but for the vision tower, which is the chat models'.
+_RETRIEVAL_RULES = (
+    *(replace(rule, native=tuple(name.removeprefix("model.") for name in rule.native)) for rule in _VISION_RULES),
+    *_same("query_tokens", "text_projection", "itm_head.{leaf}"),
+    Rule("logit_scale", ("logit_scale",), fusion="scalar"),
+    *_same(*(f"{pool}.{part}" for pool in ("clip_projector", "clip_projector2") for part in _POOL_PARTS)),
+    *_same("qllama.model.embed_tokens.{leaf}", "qllama.model.norm.{leaf}", "qllama.lm_head.{leaf}"),
+    *_same(*(f"qllama.model.layers.{{n}}.{name}.{{leaf}}" for name in (*_SAME_NAMED, *_CROSS_ATTENTION))),
+)
+
 DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 """Buffers that old checkpoints store although they follow from the config; never loaded."""
 
 
-def rules_for(kind: LanguageKind) -> tuple[Rule, ...]:
+def rules_for(kind: Kind) -> tuple[Rule, ...]:
     """The whole table of one architecture."""
+    if kind == "qllama":
+        return _RETRIEVAL_RULES
     language = _INTERNLM2_RULES if kind == "internlm2" else _LLAMA_RULES
     return (*_VISION_RULES, *_PROJECTOR_RULES, *language)
 
@@ -160,6 +186,8 @@ def _join_kv_groups(parts: tuple[torch.Tensor, ...], architecture: Architecture)
 _FUSIONS = {
     "thirds": _Fusion(_split_thirds, _join_thirds),
     "kv_groups": _Fusion(_split_kv_groups, _join_kv_groups),
+    # DeepSpeed cannot broadcast a parameter without dimensions.
+    "scalar": _Fusion(lambda scalar, _: (scalar.reshape(1),), lambda parts, _: parts[0].reshape(())),
 }
 
 
@@ -190,12 +218,12 @@ class Match:
         return tuple(name.format(n=self.layer, leaf=self.leaf) for name in self.rule.native)
 
 
-def match_upstream(name: str, kind: LanguageKind) -> Match:
+def match_upstream(name: str, kind: Kind) -> Match:
     """Raises UnknownTensor."""
     return _match(name, _compiled(kind)[0], kind)
 
 
-def match_native(name: str, kind: LanguageKind) -> Match:
+def match_native(name: str, kind: Kind) -> Match:
     """Raises UnknownTensor."""
     return _match(name, _compiled(kind)[1], kind)
 
@@ -209,7 +237,7 @@ def _match(name: str, table: list[tuple[re.Pattern[str], Rule]], kind: str) -> M
 
 
 @cache
-def _compiled(kind: LanguageKind) -> tuple[list[tuple[re.Pattern[str], Rule]], list[tuple[re.Pattern[str], Rule]]]:
+def _compiled(kind: Kind) -> tuple[list[tuple[re.Pattern[str], Rule]], list[tuple[re.Pattern[str], Rule]]]:
     rules = rules_for(kind)
     upstream = [(_pattern(rule.upstream), rule) for rule in rules]
     native = [(_pattern(name), rule) for rule in rules for name in rule.native]

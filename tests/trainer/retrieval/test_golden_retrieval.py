@@ -1,0 +1,90 @@
+"""Upstream's losses, features, training steps and captions, from upstream's checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
+from retrieval_golden import CASES, arrays, batch, load, results
+
+CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=CASE_PARAMS)
+def loaded(request: pytest.FixtureRequest) -> tuple[str, LoadedRetrievalModel]:
+    return request.param, load(request.param)
+
+
+def test_losses(loaded: tuple[str, LoadedRetrievalModel]) -> None:
+    case, each = loaded
+    with torch.no_grad():
+        output = each.model(**batch(case))
+    for name in ("loss", "loss_itc", "loss_itm"):
+        assert float(getattr(output, name)) == pytest.approx(results(case)[name], abs=2e-6), name
+
+
+@pytest.mark.parametrize("variant", ["C", "G"])
+def test_features_and_logits(loaded: tuple[str, LoadedRetrievalModel], variant: str) -> None:
+    case, each = loaded
+    inputs, golden = batch(case), arrays(case)
+    with torch.no_grad():
+        images = each.model.encode_images(inputs["pixel_values"], variant)
+        texts = each.model.encode_texts(inputs["summarize_input_ids"])
+        logits = each.model.compare(images, texts)
+    for name, found in (("image_features", images), ("text_features", texts), ("logits_per_image", logits)):
+        np.testing.assert_allclose(found, golden[f"{name}_{variant}"], atol=2e-6, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_training_steps(case: str, checkpointing: bool) -> None:
+    model = load(case).model
+    model.train(checkpointing)  # activations are recomputed in training mode only; there is no dropout in either
+    model.set_gradient_checkpointing(checkpointing)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    losses = []
+    for _ in results(case)["adamw_losses"]:
+        loss = model(**batch(case)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(results(case)["adamw_losses"], abs=1e-5)
+
+
+def test_parameter_count(loaded: tuple[str, LoadedRetrievalModel]) -> None:
+    case, each = loaded
+    assert sum(parameter.numel() for parameter in each.model.parameters()) == results(case)["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        pytest.param("generated", {"max_new_tokens": 10}, id="greedy"),
+        pytest.param("generated_beams", {"max_new_tokens": 12, "min_new_tokens": 8, "num_beams": 5}, id="beams"),
+    ],
+)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_captions(name: str, settings: dict[str, int], use_cache: bool) -> None:
+    """With prompts of several lengths in one batch, and the image features behind a key-value cache."""
+    golden = arrays("cross-attention")
+    inputs = [torch.from_numpy(golden[key]) for key in ("pixel_values", "prompt_input_ids", "prompt_attention_mask")]
+    found = load("cross-attention").model.generate(*inputs, use_cache=use_cache, **settings)
+    assert found.tolist() == golden[name].tolist()
+
+
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_fused_attention_is_the_same_model(case: str) -> None:
+    """What runs on a GPU: no reference arithmetic, equal but for rounding."""
+    with torch.no_grad():
+        output = load(case, attn_implementation="sdpa").model(**batch(case))
+    assert float(output.loss) == pytest.approx(results(case)["loss"], abs=1e-5)
+
+
+def test_eight_bit_pixels_are_normalised() -> None:
+    model = load("cross-attention").model
+    pixels = torch.randint(0, 256, (2, 3, 42, 42), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalised = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    with torch.no_grad():
+        found, wanted = (model.encode_images(each, "C") for each in (pixels, normalised))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

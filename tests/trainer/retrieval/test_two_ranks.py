@@ -1,0 +1,75 @@
+"""Two real processes under DeepSpeed give the losses of one plain process with the whole batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from internvl_trainer.model.adapters import LoraSettings
+from internvl_trainer.model.retrieval.methods import apply_retrieval_method
+from retrieval_golden import batch, load
+
+WORKER = Path(__file__).with_name("retrieval_worker.py")
+RUNS = [f"{stage}-{method}" for method in ("full", "head", "lora") for stage in (1, 3)]  # ZeRO stage and method
+# The same as in retrieval_worker.py, which cannot be imported here: it takes hold of DeepSpeed's accelerator.
+STEPS = 3
+LORA = LoraSettings(language_rank=4, vision_rank=2, dropout=0.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory where both processes, started once, leave what each run gave."""
+    output = tmp_path_factory.mktemp("ranks")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(output), *RUNS],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [worker.communicate(timeout=600)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(log[-3000:] for log in logs)
+    return output
+
+
+def train_alone(method: str) -> list[dict[str, float]]:
+    model = load("cross-attention").model
+    apply_retrieval_method(model, method, lora=LORA)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.02, momentum=0.9)
+    history = []
+    for _ in range(STEPS):
+        output = model.train()(**batch("cross-attention"))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        history.append({name: float(getattr(output, name).detach()) for name in ("loss", "loss_itc", "loss_itm")})
+    return history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_train_as_one(two_ranks: Path, run: str) -> None:
+    """Each image meets the other rank's texts, and each rank's features get the other's gradients."""
+    alone = train_alone(run.split("-")[1])
+    assert alone[-1]["loss_itc"] < alone[0]["loss_itc"]
+    together = json.loads((two_ranks / f"{run}.json").read_text())
+    for step, (found, wanted) in enumerate(zip(together, alone, strict=True)):
+        assert found == pytest.approx(wanted, abs=1e-5), step
