@@ -26,8 +26,8 @@ $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.
 setup: $(STAMP) ## virtualenv, Debian packages, Kubernetes binaries (cached outside the checkout)
 	$(CLUSTER) setup
 
-demo: $(STAMP) ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up)
-	$(DEMO) up --started $(STARTED) $(if $(KEEP),--keep)
+demo: $(STAMP) ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up; EXAMPLE=name)
+	$(DEMO) up --started $(STARTED) $(if $(KEEP),--keep) $(if $(EXAMPLE),--example $(EXAMPLE))
 
 demo-down: $(STAMP) ## remove every trace of the demo
 	$(DEMO) down

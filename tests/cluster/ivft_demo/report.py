@@ -26,7 +26,26 @@ def show(cluster: Cluster, run: Run, status: InternVLFineTuneStatus, folder: Pat
     show_status(run.name, status)
     show_artifacts(cluster, f"{run.output}/artifacts")
     show_metrics(cluster.prometheus, run.name)
+    show_evaluation(status)
     show_losses(cluster, run, status, folder)
+
+
+def show_evaluation(status: InternVLFineTuneStatus) -> None:
+    """Before and after, where the run measures something."""
+    measured = status.evaluation
+    if measured is None:
+        return
+    rows = [
+        [
+            task,
+            metric,
+            f"{before:.4f}" if (before := measured.baseline.get(task, {}).get(metric)) is not None else "",
+            f"{after:.4f}",
+        ]
+        for task, metrics in measured.final.items()
+        for metric, after in metrics.items()
+    ]
+    show_table("evaluation", ["task", "metric", "before", "after"], rows)
 
 
 def show_status(name: str, status: InternVLFineTuneStatus) -> None:
