@@ -121,6 +121,12 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
             "found halveMicroBatch; InternVL-14B-224px is a retrieval model, where a smaller micro batch is another",
             id="smaller micro batches",
         ),
+        pytest.param(
+            {"evaluation": _task("retrieval-coco", maxNewTokens=5)},
+            "spec.evaluation.tasks.t.maxNewTokens",
+            "found 5; retrieval-coco compares pictures with captions and asks nothing",
+            id="an answer's length",
+        ),
         pytest.param({"evaluation": _task("vqa")}, "spec.evaluation.tasks.t.task", "found vqa; Int", id="questions"),
         pytest.param(
             CHAT | {"evaluation": _task("retrieval-coco")}, "spec.evaluation.tasks.t.task", "found retr", id="retrieval"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from internvl_api.evaluation import TASK_DEFAULTS
+from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask
 from internvl_api.retrieval import RETRIEVAL_MODELS, Retrieval
 from internvl_api.spec import Freeze, InternVLFineTuneSpec
 
@@ -23,8 +23,18 @@ def _of_tasks(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
         pairs = task.task.startswith("retrieval")
         if pairs and task.format is None and TASK_DEFAULTS[task.task].format is None:
             yield field, "found none; say whether the annotation is flickr or coco"
+        if pairs:
+            yield from _asks_nothing(name, task)
         if not pairs and task.format is not None:
             yield field, f"found {task.format}; only retrieval tasks have one, leave it out"
+
+
+def _asks_nothing(name: str, task: EvaluationTask) -> Iterator[Misplaced]:
+    """Fields of questions and answers, which comparing pictures with captions has no use for."""
+    for field in ("prompt", "min_new_tokens", "max_new_tokens", "beams", "max_dynamic_patch"):
+        if (value := getattr(task, field)) is not None:
+            path = f"spec.evaluation.tasks.{name}.{EvaluationTask.model_fields[field].alias}"
+            yield path, f"found {value}; {task.task} compares pictures with captions and asks nothing, leave it out"
 
 
 def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:

@@ -14,6 +14,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.preflight import preflight
 from trainer.retrieval.pair_runs import pair_config, write_pairs
+from trainer.runs import make_config
 
 Edit = Callable[[str], str]
 
@@ -150,3 +151,11 @@ def test_a_chat_checkpoint_is_no_retrieval_model(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         check(tmp_path, model={"source": str(chat)})
     assert raised.value.reason == "UnsupportedArchitecture"
+
+
+def test_a_retrieval_checkpoint_has_to_be_named_as_one(tmp_path: Path) -> None:
+    pair_config(tmp_path, str(tmp_path / "out"))
+    config = make_config(str(tmp_path / "chat"), str(tmp_path / "model"))
+    storage = open_storage(config.output, field="spec.output")
+    with pytest.raises(UserError, match=r"name it as one: model\.name InternVL-14B-224px"):
+        preflight(config, storage, Reporter(config.job, "preflight"))

@@ -202,6 +202,9 @@ def _read_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[st
     """Native config, architecture, and upstream's config.json where it is known."""
     path = directory / CONFIG_FILE
     config = read_json(path, missing="give the directory of a checkpoint")
+    if "qllama_config" in config:
+        message = "is a retrieval model (InternVL 1.0); name it as one: model.name InternVL-14B-224px"
+        raise CheckpointError("UnsupportedArchitecture", message, str(path))
     if config.get("model_type") == "internvl":
         return _read_native_config(directory)
     try:
