@@ -42,9 +42,14 @@ _TOWERS = {
 class Adaptable(Protocol):
     """A model that adapters go into: ChatModel, or the retrieval model, which is its own native one."""
 
-    native: Any
-    vision_tower: Any
-    architecture: Any
+    @property
+    def native(self) -> Any: ...
+
+    @property
+    def vision_tower(self) -> Any: ...
+
+    @property
+    def architecture(self) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from internvl_trainer.data.loader import Collate, Loader
+from internvl_trainer.data.loader import Collate, Loader, RowDataset
+from internvl_trainer.data.pairs import PairRows
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
 from internvl_trainer.train.engine import on_device
-
-
-class Rows(Protocol):
-    """Held-out rows, drawn by their positions in the one epoch there is."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: Position) -> Any: ...
 
 
 class Validation:
@@ -32,7 +25,9 @@ class Validation:
     The loss is therefore the same for any world size: it is a sum over the same batches, added without rounding.
     """
 
-    def __init__(self, rows: Rows, group: Group, *, collation: Collate, micro_batch: int, workers: int) -> None:
+    def __init__(
+        self, rows: RowDataset | PairRows, group: Group, *, collation: Collate, micro_batch: int, workers: int
+    ) -> None:
         self._rows, self._group = rows, group
         self._collation = collation
         self._micro_batch, self._workers = micro_batch, workers
