@@ -15,6 +15,7 @@ from internvl_trainer.data.tiling import cut_tiles, decode_image
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, is_adapter
 from internvl_trainer.model.answer import answer
+from safetensors.torch import save_file
 
 PAGE = Path(__file__).parents[2] / "docs/guides/loading.md"
 QUESTION = "<image>\nProvide a one-sentence caption for the provided image."
@@ -54,7 +55,7 @@ def test_the_hf_format_answers_as_the_trainer_does(folder: Path, capsys: pytest.
     assert said == wanted
 
 
-def test_peft_puts_the_adapter_on_its_base(folder: Path) -> None:
+def test_peft_puts_the_adapter_and_the_projector_that_learned_on_their_base(folder: Path) -> None:
     trained = load("internlm2").model
     apply_method(trained, "lora", lora=LoraSettings(language_rank=4))
     with torch.random.fork_rng(), torch.no_grad():
@@ -62,13 +63,22 @@ def test_peft_puts_the_adapter_on_its_base(folder: Path) -> None:
         for name, parameter in trained.named_parameters():
             if is_adapter(name):
                 parameter.normal_(0, 0.1)
+        projector = trained.projector.linear_1.weight
+        projector += 1
     trained.eval()
     save_adapter(trained, folder / "adapter")
+    others = {"model.multi_modal_projector.linear_1.weight": projector}
+    save_file(others, folder / "adapter/trained_weights.safetensors")
     assert main(["convert", str(checkpoint("internlm2")), "base-hf", "--to", "hf"]) == 0
     names = run(snippet("The adapter alone"))
-    ids = torch.arange(3, 20)[None]
+    context = torch.full((4,), trained.native.config.image_token_id)
+    ids = torch.cat([torch.arange(3, 20), context, torch.arange(20, 30)])[None]
+    tile = torch.linspace(-2, 2, 3 * 56 * 56).view(1, 3, 56, 56)
     with torch.no_grad():
-        found = names["model"].get_base_model()(ids, use_cache=False).logits
-        wanted = trained.native(ids, use_cache=False).logits
+        found = names["model"].get_base_model()(ids, tile, use_cache=False).logits
+        wanted = trained.native(ids, tile, use_cache=False).logits
+        projector -= 1
+        unlearned = trained.native(ids, tile, use_cache=False).logits
+    assert not torch.allclose(unlearned, wanted, atol=0.01), "the projector counts"
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     assert isinstance(names["base"], type(trained.native))

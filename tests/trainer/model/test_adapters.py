@@ -27,7 +27,7 @@ from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.checkpoint_format import native_config, read_architecture, to_upstream
 from internvl_trainer.model.load import CheckpointError
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
 BOTH = LoraSettings(language_rank=4, vision_rank=2)
@@ -176,7 +176,7 @@ def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_pat
     }[tower]
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
     changed = base + 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
-    lengths = fused[f"{name}.lora_magnitude_vector.weight"] / changed.norm(dim=1)
+    lengths = fused[f"{name}.lora_magnitude_vector"] / changed.norm(dim=1)
     torch.testing.assert_close(merged[f"{name}.weight"], changed * lengths[:, None], atol=1e-6, rtol=0)
 
 
@@ -268,6 +268,37 @@ def test_peft_itself_reads_a_saved_adapter(kind: str, settings: LoraSettings, tm
     plain = load(kind).model
     plain.native = PeftModel.from_pretrained(plain.native, tmp_path).get_base_model()
     torch.testing.assert_close(logits(plain), logits(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_files_are_like_those_that_peft_saves(settings: LoraSettings, tmp_path: Path) -> None:
+    """So what reads PEFT's files without PEFT reads these, and what PEFT saved is read here."""
+    model = adapted("internlm2", settings)
+    save_adapter(model, tmp_path / "ours")
+    PeftModel.from_pretrained(load("internlm2").model.native, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = load("internlm2").model
+    load_adapter(again, tmp_path / "theirs")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_dora_lengths_named_as_in_the_model_are_read_too(tmp_path: Path) -> None:
+    model = adapted("internlm2", DORA)
+    save_adapter(model, tmp_path)
+    plain = load("internlm2").model.native.state_dict()
+    wanted = merge_into(plain, read_adapter(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    renamed = {f"{name}.weight" if name.endswith("magnitude_vector") else name: tensors[name] for name in tensors}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, file)
+    found = merge_into(plain, read_adapter(tmp_path))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    again = load("internlm2").model
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -20,6 +20,7 @@ from .checkpoint_format.tensors import join_fused, match_native, match_upstream,
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
+_MAGNITUDE = ".lora_magnitude_vector"
 
 
 def adapter_state_dict(model: Adaptable, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -76,7 +77,12 @@ def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = F
 
 def file_name(name: str) -> str:
     """The name in a file of an adapter's parameter in the native model."""
-    return _PREFIX + name.replace(f".{ADAPTER}", "")
+    return _peft_name(_PREFIX + name.replace(f".{ADAPTER}", ""))
+
+
+def _peft_name(name: str) -> str:
+    """DoRA's lengths are a layer's `weight` in memory and a bare name in PEFT's files; PEFT reads both from files."""
+    return name.removesuffix(".weight") if name.endswith(f"{_MAGNITUDE}.weight") else name
 
 
 def _file_names(model: Adaptable) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -127,10 +133,7 @@ class Adapter:
         if f"{key}.lora_A.weight" not in self.tensors:
             return None
         down, up = self.tensors[f"{key}.lora_A.weight"], self.tensors[f"{key}.lora_B.weight"]
-        magnitude = self.tensors.get(f"{key}.lora_magnitude_vector.weight")
-        if magnitude is None:
-            magnitude = self.tensors.get(f"{key}.lora_magnitude_vector")
-        return LoraPair(down, up, self._alpha(module) / down.shape[0], magnitude)
+        return LoraPair(down, up, self._alpha(module) / down.shape[0], self.tensors.get(f"{key}{_MAGNITUDE}"))
 
     def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
@@ -157,7 +160,7 @@ def read_adapter(directory: str | Path) -> Adapter:
                 "FileMissing", f"{file} is missing; give an adapter's directory", str(directory / file)
             )
     try:
-        tensors = StoredTensors(directory / WEIGHTS_FILE)
+        tensors = StoredTensors(directory / WEIGHTS_FILE, _peft_name)
         config = LoraConfig.from_pretrained(str(directory))
     except (ValueError, TypeError) as error:
         raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(directory)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,14 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
 
 
 class StoredTensors(Mapping[str, torch.Tensor]):
-    """The tensors of one file by name, each read when it is asked for. Raises CheckpointError for a broken file."""
+    """The tensors of one file, each read when it is asked for. Raises CheckpointError for a broken file.
 
-    def __init__(self, path: Path) -> None:
-        self._entries = {entry.name: entry for entry in _read_header(path)}
+    Args:
+        rename: a name in the file to the one that is asked for.
+    """
+
+    def __init__(self, path: Path, rename: Callable[[str], str] = str) -> None:
+        self._entries = {rename(entry.name): entry for entry in _read_header(path)}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return read_tensor(self._entries[name])
