@@ -93,7 +93,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "languageRank: 4",
     ):
         assert text in page.text
-    stages = "Stage Finished Since the stage before preflight 20"
+    stages = "Stage Finished (UTC) Since the one before preflight 20"
     assert stages in page.text
 
 
