@@ -10,11 +10,13 @@ import pytest
 import torch
 from golden import checkpoint
 from huggingface_hub import ModelCard
+from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.model.reformat import convert_checkpoint
-from internvl_trainer.report.model_card import hub_card, model_card, plain
+from internvl_trainer.report.model_card import Contents, contents, hub_card, model_card, plain
 from safetensors.torch import load_file, save_file
 from trainer.report.outputs import TASK, Output, evaluated, prediction
 
@@ -88,6 +90,23 @@ def test_it_tells_how_to_load_what_is_there(
     assert ("custom_code" in data["tags"]) == ("model" in folders)
     for code in snippets(card):
         compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        pytest.param([], Contents(adapter=False, upstream=False, hf=False), id="model/ in the base's format"),
+        pytest.param(["upstream"], Contents(adapter=False, upstream=True, hf=False), id="model/ made upstream's"),
+        pytest.param(["hf"], Contents(adapter=False, upstream=False, hf=True), id="both in transformers' format"),
+    ],
+)
+def test_full_training_of_a_base_in_transformers_format(tmp_path: Path, formats: list[str], expected: Contents) -> None:
+    output = Output(tmp_path, method="full", merge={"formats": formats})
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "internvl"}', encoding="utf-8")
+    files = upload_files(output.storage, "stages/train", {"model/config.json": config})
+    commit(output.storage, "stages/train", files, fingerprint(output.config), kind="model")
+    assert contents(output.config, output.storage) == expected
 
 
 HUB = {"publish": {"hub": {"repository": "team/coco-lora"}}, "secrets": {"huggingFace": "hf"}}
