@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from internvl_api.status import StageResult
+from internvl_trainer import single_machine
 from internvl_trainer.__main__ import main
+from internvl_trainer.errors import Rejected
 from trainer.runs import make_config
 
 
@@ -66,3 +69,22 @@ def test_a_run_yaml_that_cannot_be_used_is_explained(
     assert error.startswith(f"{path} cannot be used:")
     assert said in error
     assert "pydantic" not in error
+
+
+def test_a_refused_run_says_where_what_it_made_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = f"{tmp_path}/{'long/' * 30}[report]/index.html"  # wider than a terminal, and no markup
+    refusal = StageResult(
+        stage="publish", outcome="failed", reason="Refused", message="too low", artifacts={"report": report}
+    )
+
+    def refuse(*_: object) -> StageResult:
+        raise Rejected(refusal)
+
+    monkeypatch.setattr(single_machine, "stages_of", lambda _config: ["publish"])
+    monkeypatch.setattr(single_machine, "run_stage", refuse)
+    for of_the_whole_process in ("prepare_environment", "configure_logging"):
+        monkeypatch.setattr(single_machine, of_the_whole_process, lambda *_: None)
+    assert single_machine.run(make_config(str(tmp_path / "out")), None) == 70
+    assert f"      report  {report}\n" in capsys.readouterr().err

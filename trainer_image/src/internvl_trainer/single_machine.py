@@ -49,10 +49,10 @@ def run(config: RunConfig, processes: int | None) -> int:
                 outcome = _here(stage, config, display)
             display.finish(stage, outcome.result)
             if outcome.code != ExitCode.OK:
-                return outcome.code
+                break
     for name, uri in outcome.result.artifacts.items():
         console.print(f"{name:>12}  {uri}", markup=False, highlight=False, soft_wrap=True)
-    return ExitCode.OK
+    return outcome.code
 
 
 def for_this_machine(config: RunConfig, processes: int | None) -> RunConfig:
