@@ -61,8 +61,15 @@ def explanation(changes: dict[str, Any]) -> str:
         pytest.param({"evaluation": {"tasks": ["caption-coco"]}}, "evaluation.tasks", "['caption-coco']", id="a list"),
         pytest.param({"evaluation": {"batchSize": 0}}, "evaluation.batchSize", "found 0", id="no batch"),
         pytest.param({"evaluation": {"everySteps": 0}}, "evaluation.everySteps", "found 0", id="every no steps"),
-        pytest.param(condition("SPICE > 0.2"), "evaluation.publishIf", "'SPICE > 0.2'", id="unknown metric"),
-        pytest.param(condition("cider > 1"), "evaluation.publishIf", "'cider > 1'", id="a metric in the wrong case"),
+        pytest.param(
+            condition("SPICE > 0.2"), "evaluation.publishIf", "no metric is called 'SPICE'; write", id="unknown metric"
+        ),
+        pytest.param(
+            condition("cider > 1"),
+            "evaluation.publishIf",
+            "'cider' (did you mean 'CIDEr'?)",
+            id="a metric in the wrong case",
+        ),
         pytest.param(condition("CIDEr >= 1,2"), "evaluation.publishIf", "'CIDEr >= 1,2'", id="a decimal comma"),
         pytest.param(condition("CIDEr"), "evaluation.publishIf", "'CIDEr'", id="nothing compared"),
         pytest.param(condition("exec('x') > 1"), "evaluation.publishIf", "exec", id="code"),

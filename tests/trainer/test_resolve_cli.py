@@ -73,6 +73,9 @@ def test_the_same_file_gives_the_same_text(tmp_path: Path, capsys: pytest.Captur
             id="no spec",
         ),
         pytest.param(
+            [RESOURCE | {"metadata": ["x"]}], 65, "InvalidSpec: metadata: found list, expected an object", id="metadata"
+        ),
+        pytest.param(
             [RESOURCE["spec"]],
             78,
             "found None None; expected one internvl.dev/v1alpha1 InternVLFineTune",

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from internvl_api.base import ApiModel, Source
-from internvl_api.gate import CAPTION_METRICS, CONDITION_PATTERN, GROUNDING_METRICS, VQA_METRICS
+from internvl_api.gate import CAPTION_METRICS, CONDITION_PATTERN, GROUNDING_METRICS, VQA_METRICS, operands
 from internvl_api.retrieval import RETRIEVAL_METRICS
 
 TaskKind = Literal[
@@ -94,6 +94,14 @@ class Evaluation(ApiModel):
     every_steps: int | None = Field(
         None, ge=1, description="Steps between two losses on data.validation; default: checkpoint.everySteps"
     )
+
+    @field_validator("publish_if", mode="before")
+    @classmethod
+    def _is_condition(cls, condition: object) -> object:
+        """Before the pattern, which is for the API server: its text says nothing to a person."""
+        if isinstance(condition, str):
+            operands(condition)
+        return condition
 
     @field_validator("tasks")
     @classmethod

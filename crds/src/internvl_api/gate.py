@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.suggest import did_you_mean
 
 Figures = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
@@ -61,11 +62,20 @@ def operands(condition: str) -> list[Operand]:
     """Every metric a condition names. Raises GateError when it is not a condition."""
     if not re.match(CONDITION_PATTERN, condition):
         raise GateError(
-            f"found {condition!r}, which is not a condition; write a metric, a comparison and a number or metric, as "
-            f"'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or; metrics: {', '.join(METRICS)}"
+            f"found {condition!r}, which is not a condition{_unknown_metric(condition)}; write a metric, a comparison "
+            "and a number or metric, as 'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or; metrics: "
+            + ", ".join(METRICS)
         )
     found = re.finditer(_NAME, condition)
     return [Operand(match[3], match[2][:-1] if match[2] else None, bool(match[1])) for match in found]
+
+
+def _unknown_metric(condition: str) -> str:
+    """Says which word of it should have been a metric, where that is the trouble."""
+    words = re.findall(r"[A-Za-z_][A-Za-z0-9_.]*", condition)
+    names = [word.rpartition(".")[2] for word in words if word not in ("and", "or")]
+    unknown = next((name for name in names if name not in METRICS), None)
+    return f": no metric is called {unknown!r}{did_you_mean(unknown, METRICS)}" if unknown else ""
 
 
 def holds(condition: str, final: Figures, baseline: Figures) -> tuple[bool, str]:

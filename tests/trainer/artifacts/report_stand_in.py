@@ -11,6 +11,7 @@ from internvl_trainer.artifacts.storage import Storage
 
 PAGE = b"<!doctype html><title>stand-in</title>"
 CARD = "---\nbase_model: OpenGVLab/InternVL2-2B\ntags:\n- internvl\n---\n# A model card\n"
+HUB_CARD = CARD.replace("A model card", "A model card for the Hub")
 
 
 def _build_report(_config: RunConfig, _storage: Storage, target: Path) -> list[Path]:
@@ -30,6 +31,7 @@ def stand_ins() -> dict[str, ModuleType]:
     run.build_report = _build_report  # type: ignore[attr-defined]
     run.write_report = _write_report  # type: ignore[attr-defined]
     card.model_card = lambda _config, _storage: CARD  # type: ignore[attr-defined]
+    card.hub_card = lambda _config, _storage: HUB_CARD  # type: ignore[attr-defined]
     return {"internvl_trainer.report": ModuleType("internvl_trainer.report"), run.__name__: run, card.__name__: card}
 
 

@@ -22,7 +22,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from trainer.artifacts.finished_run import leave_run, sha256, shards
 from trainer.artifacts.hub_write_stand_in import HubWriteStandIn
-from trainer.artifacts.report_stand_in import CARD, PAGE, stand_ins
+from trainer.artifacts.report_stand_in import HUB_CARD, PAGE, stand_ins
 from trainer.artifacts.web_server import serving
 from trainer.runs import environment, make_config, write_config
 
@@ -63,7 +63,7 @@ def test_the_model_its_card_and_its_record_come_in_one_commit(
     result = publish(config, storage, reporter)
     repository = hub.repositories["team/tuned"]
     model = {name.removeprefix("model/"): data for name, data in expected.items() if name.startswith("model/")}
-    record = {"README.md": CARD.encode(), "run.yaml": config.to_yaml().encode(), "report/index.html": PAGE}
+    record = {"README.md": HUB_CARD.encode(), "run.yaml": config.to_yaml().encode(), "report/index.html": PAGE}
     assert repository.branches["main"].items() >= (model | record).items()
     assert repository.branches["main"].keys() - (model | record).keys() == {".gitattributes", "report/loss.png"}
     assert repository.private
@@ -113,6 +113,7 @@ def named(*paths: str) -> Manifest:
                 "model/a",
                 "model/README.md",
                 "README.md",
+                "README.hub.md",
                 "run.yaml",
                 "evaluation.json",
                 "report/x.png",
@@ -121,12 +122,12 @@ def named(*paths: str) -> Manifest:
             [],
             {
                 "a": "model/a",
-                "README.md": "README.md",
+                "README.md": "README.hub.md",
                 "run.yaml": "run.yaml",
                 "evaluation.json": "evaluation.json",
                 "report/x.png": "report/x.png",
             },
-            id="our card takes the place of the base model's",
+            id="the Hub's card takes the place of both others",
         ),
     ],
 )
@@ -234,7 +235,7 @@ def test_large_files_go_by_xet_as_they_do_to_the_hub_itself(
     }
     assert sum(len(block) for block in hub.blocks.values()) >= sum(len(content) for content in model.values())
     assert hub.uploads() == []
-    assert published["README.md"] == CARD.encode()
+    assert published["README.md"] == HUB_CARD.encode()
 
 
 def test_killed_three_times_on_the_way_to_the_hub(hub: HubWriteStandIn, storage: Storage, tmp_path: Path) -> None:

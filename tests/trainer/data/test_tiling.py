@@ -94,7 +94,9 @@ JPEG, PNG = encoded(picture(200, 100), "JPEG"), encoded(picture(200, 100), "PNG"
     ("data", "message"),
     [
         pytest.param(b"", "the file is empty", id="empty"),
-        pytest.param(b"<html>not found</html>", "cannot be decoded (cannot identify image file", id="html page"),
+        pytest.param(
+            b"<html>not found</html>", "cannot be decoded (cannot identify image file), 22 bytes", id="html page"
+        ),
         pytest.param(JPEG[: len(JPEG) // 2], "cannot be decoded (image file is truncated", id="half a jpeg"),
         pytest.param(PNG[: len(PNG) // 2], "cannot be decoded (", id="half a png"),
         pytest.param(PNG[:40], "cannot be decoded (", id="png header only"),

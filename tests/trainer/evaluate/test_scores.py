@@ -89,6 +89,12 @@ def test_a_missing_tool(monkeypatch: pytest.MonkeyPatch, hidden: str, reason: st
     assert refused.value.reason == reason
 
 
+def test_references_without_a_word() -> None:
+    with pytest.raises(UserError, match=r"spec\.evaluation\.tasks: no reference has a word in it") as refused:
+        captions.score_captions(["a cat", "a dog"], [["..."], ["!", "?"]])
+    assert refused.value.reason == "ReferenceEmpty"
+
+
 def test_a_figure_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[dict[str, Any]] = [{"prediction": "x", "references": ["y"]}]
     monkeypatch.setattr(

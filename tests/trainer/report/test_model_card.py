@@ -10,11 +10,13 @@ import pytest
 import torch
 from golden import checkpoint
 from huggingface_hub import ModelCard
+from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.model.reformat import convert_checkpoint
-from internvl_trainer.report.model_card import model_card, plain
+from internvl_trainer.report.model_card import Contents, contents, hub_card, model_card, plain
 from safetensors.torch import load_file, save_file
 from trainer.report.outputs import TASK, Output, evaluated, prediction
 
@@ -90,12 +92,70 @@ def test_it_tells_how_to_load_what_is_there(
         compile(code, "snippet", "exec")
 
 
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        pytest.param([], Contents(adapter=False, upstream=False, hf=False), id="model/ in the base's format"),
+        pytest.param(["upstream"], Contents(adapter=False, upstream=True, hf=False), id="model/ made upstream's"),
+        pytest.param(["hf"], Contents(adapter=False, upstream=False, hf=True), id="both in transformers' format"),
+    ],
+)
+def test_full_training_of_a_base_in_transformers_format(tmp_path: Path, formats: list[str], expected: Contents) -> None:
+    output = Output(tmp_path, method="full", merge={"formats": formats})
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "internvl"}', encoding="utf-8")
+    files = upload_files(output.storage, "stages/train", {"model/config.json": config})
+    commit(output.storage, "stages/train", files, fingerprint(output.config), kind="model")
+    assert contents(output.config, output.storage) == expected
+
+
+HUB = {"publish": {"hub": {"repository": "team/coco-lora"}}, "secrets": {"huggingFace": "hf"}}
+
+
+def hub_card_of(output: Output) -> ModelCard:
+    return ModelCard(hub_card(output.config, output.storage))
+
+
 def test_a_hub_repository_is_downloaded_by_its_name(tmp_path: Path) -> None:
-    card = card_of(
-        Output(tmp_path, publish={"hub": {"repository": "team/coco-lora"}}, secrets={"huggingFace": "hf"}).train(2)
-    )
+    output = Output(tmp_path, method="lora", **HUB).train(2)
+    card = hub_card_of(output)
     assert 'folder = snapshot_download("team/coco-lora")' in card.text
     assert card.text.lstrip().startswith("# coco-lora\n")
+    assert "snapshot_download" not in card_of(output).text, "artifacts/ are where they are"
+
+
+@pytest.mark.parametrize(
+    ("sections", "classes", "library", "has_code"),
+    [
+        pytest.param({"method": "lora"}, {"PeftModel"}, "peft", False, id="adapter alone"),
+        pytest.param(
+            {"method": "lora", "merge": {"formats": ["upstream", "hf"]}},
+            {"AutoModel"},
+            "transformers",
+            True,
+            id="the first of two formats",
+        ),
+        pytest.param(
+            {"method": "full", "merge": {"formats": ["hf"]}},
+            {"AutoModelForImageTextToText"},
+            "transformers",
+            False,
+            id="full, and hf",
+        ),
+        pytest.param({"method": "full"}, {"AutoModel"}, "transformers", True, id="full"),
+    ],
+)
+def test_the_hub_is_told_of_the_one_model_at_its_root(
+    tmp_path: Path, sections: dict[str, Any], classes: set[str], library: str, has_code: bool
+) -> None:
+    card = hub_card_of(Output(tmp_path, model=HUB_BASE, **HUB, **sections).train(2))
+    code = "".join(snippets(card))
+    assert set(re.findall(r"^model = (\w+)", code, flags=re.M)) == classes
+    for folder in ("adapter", "model", "model-hf"):
+        assert f"{folder}/" not in card.text
+        assert f"/{folder}" not in code
+    assert card.data.to_dict()["library_name"] == library
+    assert ("custom_code" in card.data.tags) == has_code
 
 
 def test_a_local_base_without_evaluation_has_neither_base_nor_figures(tmp_path: Path) -> None:
@@ -144,10 +204,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(card: ModelCard, word: str) -> Any:
+def run(card: ModelCard, word: str, folder: str = ".") -> Any:
     """The `model` that the snippet with this word makes; in fp32, to compare exactly."""
     code = next(snippet for snippet in snippets(card) if word in snippet)
-    names: dict[str, Any] = {"folder": "."}
+    names: dict[str, Any] = {"folder": folder}
     exec(code.replace("torch.bfloat16", "torch.float32"), names)
     return names["model"]
 
@@ -158,9 +218,11 @@ def logits(native: Any) -> torch.Tensor:
     return result
 
 
-def test_the_adapter_is_loaded_as_the_card_says(published: Path) -> None:
-    card = card_of(Output(published, method="lora").train(2))
-    loaded = run(card, "PeftModel")
+@pytest.mark.parametrize("on_hub", [pytest.param(False, id="in artifacts"), pytest.param(True, id="on the Hub")])
+def test_the_adapter_is_loaded_as_the_card_says(published: Path, on_hub: bool) -> None:
+    output = Output(published, method="lora", **HUB).train(2)
+    card, folder = (hub_card_of(output), "adapter") if on_hub else (card_of(output), ".")
+    loaded = run(card, "PeftModel", folder)
     reference = load_chat_model(published / "base-hf", dtype=torch.float32).model
     plain_base = logits(reference.native)
     load_adapter(reference, published / "adapter")
@@ -172,7 +234,9 @@ def test_the_adapter_is_loaded_as_the_card_says(published: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in learned.items())
 
 
-def test_the_hf_form_is_loaded_as_the_card_says(published: Path) -> None:
-    card = card_of(Output(published, method="lora", merge={"formats": ["hf"]}).train(2))
+@pytest.mark.parametrize("on_hub", [pytest.param(False, id="in artifacts"), pytest.param(True, id="on the Hub")])
+def test_the_hf_form_is_loaded_as_the_card_says(published: Path, on_hub: bool) -> None:
+    output = Output(published, method="lora", merge={"formats": ["hf"]}, **HUB).train(2)
+    card, folder = (hub_card_of(output), "model-hf") if on_hub else (card_of(output), ".")
     reference = load_chat_model(published / "base-hf", dtype=torch.float32).model.eval()
-    assert torch.allclose(logits(run(card, "model-hf")), logits(reference.native), atol=1e-6)
+    assert torch.allclose(logits(run(card, "AutoModelForImageTextToText", folder)), logits(reference.native), atol=1e-6)

@@ -93,7 +93,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "languageRank: 4",
     ):
         assert text in page.text
-    stages = "Stage Finished Since the stage before preflight 20"
+    stages = "Stage Finished (UTC) Since the one before preflight 20"
     assert stages in page.text
 
 
@@ -257,16 +257,28 @@ def test_a_picture_that_cannot_be_shown_says_why(tmp_path: Path, image: str, pro
     assert len([address for address in page.pictures if "image/jpeg" in address]) == 0
 
 
-def test_storage_that_is_away_costs_only_the_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Unavailable("StorageUnavailable", "the store does not answer"), id="object storage"),
+        pytest.param(OSError("the disk does not answer"), id="a disk"),
+    ],
+)
+def test_storage_that_is_away_costs_only_the_pictures(tmp_path: Path, failure: Exception) -> None:
     def away(_root: str, _path: str) -> bytes:
-        raise Unavailable("StorageUnavailable", "the store does not answer")
+        raise failure
 
     output = evaluated(tmp_path)
     samples = choose_samples(read_record(output.config, output.storage), away)["coco"]
     assert len(samples) == 12
-    assert {sample.picture_problem for sample in samples} == {
-        "images/photo.jpg cannot be shown: the store does not answer"
-    }
+    assert {sample.picture_problem for sample in samples} == {f"images/photo.jpg cannot be shown: {failure}"}
+
+
+def test_the_mark_of_the_picture_beside_it_is_left_out_of_a_question(tmp_path: Path) -> None:
+    output = Output(tmp_path, evaluation={"tasks": {"coco": TASK}}).train(2)
+    output.evaluate({"CIDEr": 1.0}, [prediction(0, question="<image>\nWhat is it?")])
+    (sample,) = choose_samples(read_record(output.config, output.storage))["coco"]
+    assert sample.question == "What is it?"
 
 
 def test_rows_are_paired_by_what_they_are_and_text_needs_no_picture(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from internvl_api.status import StageName
 from pydantic import ValidationError
 
 from internvl_trainer import chat, convert
-from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
+from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command, count
+from internvl_trainer.config_file import explain
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
 from internvl_trainer.resolve_cli import add_resolve_command
@@ -47,6 +48,22 @@ exit codes:
   70 evaluated, and below publishIf   1 a fault of ours
 
 credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN.
+"""
+_RUN_DESCRIPTION = """\
+Every stage of a run on this machine: preflight, the evaluations, training, merging and publishing, as run.yaml asks for
+them. Stopped (Ctrl-C) or broken off, the same command goes on where it was; a stage that is done is skipped.
+"""
+_RUN_EXAMPLES = """\
+examples:
+  internvl-trainer resolve cr.yaml > run.yaml         from an InternVLFineTune
+  internvl-trainer run --config run.yaml
+  internvl-trainer run --config run.yaml --nproc 4    four GPUs instead of the file's, with the same global batch
+
+exit codes: as of `internvl-trainer --help`; 70 says that the figures do not meet publishIf
+"""
+_REPORT_DESCRIPTION = """\
+Write what a run has to show so far into a folder: index.html (open it in a browser), its pictures, and README.md, the
+model card. It reads the run's output and changes nothing there; while training goes on, it shows the newest checkpoint.
 """
 _STAGES = {
     "preflight": "check the model, every row of the data and the output, before any GPU is asked for",
@@ -113,7 +130,7 @@ def _load_config(path: Path) -> RunConfig | None:
     try:
         return RunConfig.load(path)
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"{path} cannot be used: {error}", file=sys.stderr)
+        print(f"{path} cannot be used: {explain(error)}", file=sys.stderr)
         return None
 
 
@@ -153,14 +170,23 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
         prog="internvl-trainer", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="all stages on this machine, with a progress display")
+    run = commands.add_parser(
+        "run",
+        help="all stages on this machine, with a progress display",
+        description=_RUN_DESCRIPTION,
+        epilog=_RUN_EXAMPLES,
+        formatter_class=raw,
+    )
     _add_config(run)
     run.add_argument(
-        "--nproc", type=int, metavar="N", help="training processes (default: one, or one a GPU); keeps the global batch"
+        "--nproc",
+        type=count,
+        metavar="N",
+        help="training processes (default: one, or one a GPU); keeps the global batch",
     )
     run.set_defaults(func=_run)
     for stage, text in _STAGES.items():
-        stage_parser = commands.add_parser(stage, help=text, description=text.capitalize() + ".")
+        stage_parser = commands.add_parser(stage, help=text, description=f"{text[0].upper()}{text[1:]}.")
         _add_config(stage_parser)
         stage_parser.set_defaults(func=_stage, stage=stage)
     inspect = commands.add_parser("inspect", help="see the tokens, labels and tiles of single rows")
@@ -174,7 +200,12 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     )
     convert.add_arguments(convert_parser)
     convert_parser.set_defaults(func=convert.run)
-    report_parser = commands.add_parser("report", help="what a run has to show so far, as a page to open")
+    report_parser = commands.add_parser(
+        "report",
+        help="what a run has to show so far, as a page to open",
+        description=_REPORT_DESCRIPTION,
+        formatter_class=raw,
+    )
     _add_config(report_parser)
     report_parser.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write it (default: report)"

@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from internvl_trainer.config_file import explain
+
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -89,7 +91,7 @@ def _or_message(action: Callable[[], int]) -> int:
         print(error.args[0], file=sys.stderr)
         return ExitCode.USER_ERROR
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"run.yaml cannot be used: {error}", file=sys.stderr)
+        print(f"run.yaml cannot be used: {explain(error)}", file=sys.stderr)
         return ExitCode.CONFIG
 
 

@@ -68,5 +68,7 @@ def read_resource(path: Path) -> dict[str, Any]:
 def resolve_resource(resource: dict[str, Any]) -> RunConfig:
     """What the operator would make of it. Raises SpecError."""
     metadata = resource.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SpecError("InvalidSpec", "metadata", f"found {type(metadata).__name__}, expected an object")
     job = f"{metadata.get('namespace', 'default')}/{metadata.get('name', 'run')}"
     return resolve(parse_spec(resource.get("spec")), job=job, job_uid=LOCAL_UID)

@@ -37,7 +37,7 @@ def run(config: RunConfig, processes: int | None) -> int:
         config = for_this_machine(config, processes)
     except UserError as error:
         console.print(f"[bold red]{error.reason}[/]: ", end="")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return ExitCode.CONFIG
     prepare_environment(config.device, config.processes_per_worker)
     with Display(console) as display, tempfile.TemporaryDirectory(prefix="run-") as scratch:
@@ -49,10 +49,10 @@ def run(config: RunConfig, processes: int | None) -> int:
                 outcome = _here(stage, config, display)
             display.finish(stage, outcome.result)
             if outcome.code != ExitCode.OK:
-                return outcome.code
+                break
     for name, uri in outcome.result.artifacts.items():
-        console.print(f"{name:>12}  {uri}", highlight=False)
-    return ExitCode.OK
+        console.print(f"{name:>12}  {uri}", markup=False, highlight=False, soft_wrap=True)
+    return outcome.code
 
 
 def for_this_machine(config: RunConfig, processes: int | None) -> RunConfig:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from internvl_trainer.artifacts.identity import RUN_FILE, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST
 from internvl_trainer.artifacts.storage import Storage, StoredFile, open_storage
+from internvl_trainer.config_file import explain
 from internvl_trainer.errors import UserError
 from internvl_trainer.outcome import exit_code_of
 from internvl_trainer.signals import die_with_parent
@@ -82,7 +83,7 @@ def run_tensorboard(options: argparse.Namespace) -> int:
             mirror = Mirror(open_storage(output, field="--logdir" if options.logdir else "output"), Path(folder))
             return show_mirror(mirror, options.port, waits=waits)
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"{options.config or options.logdir} cannot be used: {error}", file=sys.stderr)
+        print(f"{options.config or options.logdir} cannot be used: {explain(error)}", file=sys.stderr)
         return ExitCode.CONFIG
     except UserError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)

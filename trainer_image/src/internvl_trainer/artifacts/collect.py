@@ -19,6 +19,7 @@ from internvl_trainer.artifacts.storage import Storage
 Manifests = Mapping[StageName, Manifest]
 
 EVALUATION = "evaluation.json"
+HUB_CARD = "README.hub.md"
 MODEL_CARD = "README.md"
 PREFLIGHT = "preflight.json"
 REPORT = "report"
@@ -60,11 +61,13 @@ def stored_items(made: Manifests) -> list[Item]:
 
 
 def recorded_items(config: RunConfig, storage: Storage, made: Manifests, scratch: Path) -> list[Item]:
-    """run.yaml, evaluation.json, the report and the model card, written to `scratch`."""
-    from internvl_trainer.report.model_card import model_card
+    """run.yaml, evaluation.json, the report and the model cards, written to `scratch`."""
+    from internvl_trainer.report.model_card import hub_card, model_card
     from internvl_trainer.report.run import build_report
 
     texts = {RUN_CONFIG: config.to_yaml(), MODEL_CARD: model_card(config, storage)}
+    if config.publish.hub:
+        texts[HUB_CARD] = hub_card(config, storage)
     if "evaluate" in made:
         figures = evaluation_of(made)
         document = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Hub
 
-from internvl_trainer.artifacts.collect import EVALUATION, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
+from internvl_trainer.artifacts.collect import EVALUATION, HUB_CARD, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
 from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, is_full
@@ -62,7 +62,8 @@ def files_for_hub(manifest: Manifest, formats: Sequence[str]) -> dict[str, Manif
     folders = [*(MODEL_FOLDERS[name] for name in formats), MODEL_FOLDERS["upstream"], "adapter/"]
     root = next(folder for folder in folders if manifest.named(folder))
     model = {file.path.removeprefix(root): file for file in manifest.named(root)}
-    record = {file.path: file for file in manifest.files if file.path in (MODEL_CARD, RUN_CONFIG, EVALUATION)}
+    names = {HUB_CARD: MODEL_CARD, RUN_CONFIG: RUN_CONFIG, EVALUATION: EVALUATION}
+    record = {names[file.path]: file for file in manifest.files if file.path in names}
     return model | record | {file.path: file for file in manifest.named(f"{REPORT}/")}
 
 

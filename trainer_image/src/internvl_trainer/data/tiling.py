@@ -6,7 +6,7 @@ import io
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 BLANK = (255, 255, 255)
 """Colour of the tile that stands in for the missing image of a text-only row."""
@@ -34,7 +34,9 @@ def decode_image(data: bytes) -> Image.Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageProblem(f"cannot be decoded ({error}), {len(data)} bytes") from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text has an address in memory, new each time
+        said = "cannot identify image file" if unknown else error
+        raise ImageProblem(f"cannot be decoded ({said}), {len(data)} bytes") from error
 
 
 @lru_cache(maxsize=32)

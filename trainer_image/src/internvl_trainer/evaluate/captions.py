@@ -49,6 +49,8 @@ def score_captions(predictions: Sequence[str], references: Sequence[Sequence[str
 
     candidates = dict(enumerate(_tokenize([[prediction] for prediction in predictions])))
     wanted = dict(enumerate(_tokenize(references)))
+    if not any(map(any, wanted.values())):
+        raise UserError("ReferenceEmpty", "no reference has a word in it, but punctuation", "spec.evaluation.tasks")
     totals: dict[str, float] = {}
     rows: list[dict[str, float]] = [{} for _ in predictions]
 
@@ -69,7 +71,8 @@ def _computed(name: str, scorer: Any, wanted: dict[int, list[str]], candidates: 
     try:
         return scorer().compute_score(wanted, candidates)
     except (OSError, ValueError) as error:  # METEOR's program ended, or answered with no number
-        message = f"{name} could not be computed ({error}); its Java program needs about 1.2 GB of memory"
+        hint = "; its Java program needs about 1.2 GB of memory" if name == "METEOR" else ""
+        message = f"{name} could not be computed ({error}){hint}"
         raise UserError("ScorerFailed", message, "spec.evaluation.tasks") from error
 
 

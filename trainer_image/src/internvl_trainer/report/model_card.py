@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,11 +44,22 @@ class Contents:
     upstream: bool
     hf: bool
 
+    def at_root(self, formats: Sequence[str]) -> Contents:
+        """The one of them that goes to the root of a Hub repository; see hub_upload.files_for_hub."""
+        chosen = next((name for name in (*formats, "upstream", "adapter") if getattr(self, name)), None)
+        return Contents(**{name: name == chosen for name in ("adapter", "upstream", "hf")})
+
 
 def model_card(config: RunConfig, storage: Storage) -> str:
     """The card of what this run's stages have made so far; works without an evaluation."""
-    record = read_record(config, storage)
-    return render_card(record, contents(config, storage))
+    return render_card(read_record(config, storage), contents(config, storage))
+
+
+def hub_card(config: RunConfig, storage: Storage) -> str:
+    """The same for the Hub, where there is one model, at the root of publish.hub.repository."""
+    there = contents(config, storage).at_root(config.merge.formats)
+    repository = config.publish.hub.repository if config.publish.hub else None
+    return render_card(read_record(config, storage), there, repository)
 
 
 def contents(config: RunConfig, storage: Storage) -> Contents:
@@ -60,11 +72,11 @@ def contents(config: RunConfig, storage: Storage) -> Contents:
     document = json.loads(storage.read("stages/train/model/config.json")) if has_config else {}
     # A base in transformers' format comes out in it. InternVL 1.0's own model_type is the same word.
     is_native = document.get("model_type") == "internvl" and config.model.kind == "chat"
-    return Contents(adapter=False, upstream=not is_native, hf="hf" in formats)
+    return Contents(adapter=False, upstream="upstream" in formats or not is_native, hf="hf" in formats)
 
 
-def render_card(record: Record, there: Contents) -> str:
-    """Front matter between two lines of ---, then Markdown."""
+def render_card(record: Record, there: Contents, repository: str | None = None) -> str:
+    """Front matter between two lines of ---, then Markdown. With a `repository`, `there` is what is at its root."""
     config = record.config
     environment = Environment(
         loader=PackageLoader("internvl_trainer.report", "templates"),
@@ -84,7 +96,7 @@ def render_card(record: Record, there: Contents) -> str:
         facts=facts(record),
         metrics=metric_rows(record.baseline, record.final),
         lineage=lineage(record),
-        repository=config.publish.hub.repository if config.publish.hub else None,
+        repository=repository,
     )
     return f"---\n{redact(metadata(record, there).to_yaml())}\n---\n\n{body}"
 

@@ -195,7 +195,7 @@ def difference(before: float | None, after: float | None) -> str:
 
 def moment(value: datetime) -> str:
     """To the minute, in UTC."""
-    return value.strftime("%Y-%m-%d %H:%M UTC")
+    return value.strftime("%Y-%m-%d %H:%M")
 
 
 def _how(config: RunConfig) -> str:

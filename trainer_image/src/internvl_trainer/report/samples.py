@@ -15,7 +15,7 @@ from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri
 from internvl_trainer.data.dataset import OpenMedia
-from internvl_trainer.data.rows import images_of, media_path
+from internvl_trainer.data.rows import IMAGE_MARK, images_of, media_path
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.record import Record, Row
@@ -125,7 +125,7 @@ def _sample(before: Row | None, after: Row | None, why: str, task: EvaluationTas
     picture, problem = _picture(row, task.root or parent_uri(task.annotation), read_media)
     return Sample(
         why=why,
-        question=str(row.get("question") or ""),
+        question=str(row.get("question") or "").removeprefix(IMAGE_MARK).strip(),  # its picture is beside it
         references=[_text(reference) for reference in row.get("references") or ()],
         before=None if before is None else _text(before.get("prediction")),
         after=None if after is None else _text(after.get("prediction")),
@@ -142,7 +142,7 @@ def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, st
     paths = images_of(row)
     if not paths:
         return None, None
-    problems: tuple[type[Exception], ...] = (UserError, ImageProblem, FileNotFoundError, ValueError)
+    problems: tuple[type[Exception], ...] = (UserError, ImageProblem, OSError, ValueError)
     try:
         return thumbnail(root, paths[0], read_media), None
     except problems as error:
