@@ -24,6 +24,6 @@ class Retrieval(ApiModel):
     )
     hard_negatives: bool = Field(
         False,
-        description="Match each picture with a text of another in the same forward, likelier the more alike, instead of "
-        "a random one",
+        description="Match each picture with a text of another in the same forward, likelier the more alike, instead "
+        "of a random one",
     )
