@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
         run(f"first-step-zero{stage}", training={**FIRST_STEP, "zeroStage": stage})
     hard: dict[str, Any] = {"retrieval": {"hardNegatives": True}, "training": {"zeroStage": 3}}
     dropping = {**hard, "model": {"dropPathRate": 0.3}}
-    run("hard", stop_after=1, **hard)
+    run("hard", **{**hard, "training": {"zeroStage": 3, "maxSteps": 1}})
     run("dropping", **dropping)
     run("dropping-resumed", stop_after=STOPPED_AFTER, **dropping)
     run("dropping-resumed", **dropping)
