@@ -1,10 +1,6 @@
 """Two real processes under DeepSpeed give the losses of one plain process."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from internvl_trainer.data.collate import collate
 from internvl_trainer.model.adapter_files import adapter_state_dict, read_adapter
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel
+from trainer.two_ranks import run_on_two_ranks
 
 WORKER = Path(__file__).with_name("zero_worker.py")
 RUNS = ["1-lora", "3-lora", "3-full"]  # ZeRO stage and method
@@ -22,34 +19,10 @@ STEPS = [(0, 3), (2, 4), (5, 1)]
 LORA = LoraSettings(language_rank=4, vision_rank=2, dropout=0.0)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory where both processes, started once, leave what each run made."""
-    output = tmp_path_factory.mktemp("zero")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(output), *RUNS],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [worker.communicate(timeout=600)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(log[-3000:] for log in logs)
-    return output
+    return run_on_two_ranks(WORKER, tmp_path_factory.mktemp("zero"), RUNS)
 
 
 def train_alone(method: str) -> tuple[list[float], ChatModel]:

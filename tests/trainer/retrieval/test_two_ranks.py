@@ -1,10 +1,6 @@
 """Two real processes under DeepSpeed give the losses of one plain process with the whole batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ import torch
 from internvl_trainer.model.adapters import LoraSettings
 from internvl_trainer.model.retrieval.methods import apply_retrieval_method
 from retrieval_golden import batch, load
+from trainer.two_ranks import run_on_two_ranks
 
 WORKER = Path(__file__).with_name("retrieval_worker.py")
 RUNS = [f"{stage}-{method}" for method in ("full", "head", "lora") for stage in (1, 3)]  # ZeRO stage and method
@@ -20,34 +17,10 @@ STEPS = 3
 LORA = LoraSettings(language_rank=4, vision_rank=2, dropout=0.0)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory where both processes, started once, leave what each run gave."""
-    output = tmp_path_factory.mktemp("ranks")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(output), *RUNS],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [worker.communicate(timeout=600)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(log[-3000:] for log in logs)
-    return output
+    return run_on_two_ranks(WORKER, tmp_path_factory.mktemp("ranks"), RUNS)
 
 
 def train_alone(method: str) -> list[dict[str, float]]:
