@@ -23,5 +23,7 @@ class Retrieval(ApiModel):
         "QLLAMA_LAYER_DECAY_RATE of upstream's scripts)",
     )
     hard_negatives: bool = Field(
-        False, description="Match each picture with the text most like its own, instead of a random one"
+        False,
+        description="Match each picture with a text of another in the same forward, likelier the more alike, instead "
+        "of a random one",
     )

@@ -46,6 +46,12 @@ def main(folder: Path) -> None:
         run(f"resumed-zero{stage}", stop_after=STOPPED_AFTER, training={"zeroStage": stage})
         run(f"resumed-zero{stage}", training={"zeroStage": stage})
         run(f"first-step-zero{stage}", training={**FIRST_STEP, "zeroStage": stage})
+    hard: dict[str, Any] = {"retrieval": {"hardNegatives": True}, "training": {"zeroStage": 3}}
+    dropping = {**hard, "model": {"dropPathRate": 0.3}}
+    run("hard", **{**hard, "training": {"zeroStage": 3, "maxSteps": 1}})
+    run("dropping", **dropping)
+    run("dropping-resumed", stop_after=STOPPED_AFTER, **dropping)
+    run("dropping-resumed", **dropping)
     held = {"held": {"annotation": str(folder / "data" / "captions.txt"), "format": "flickr", "repeatTime": 0.21}}
     run("held-out", data={"validation": held}, training=HELD_OUT)
 

@@ -45,14 +45,31 @@ def train(stage: int, method: str) -> list[dict[str, float]]:
     return history
 
 
+def mine_over_ranks() -> list[list[int]]:
+    """The texts that a rank whose own rows are all of one picture matched with it as hard negatives."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rows = {name: tensor.chunk(ranks)[rank] for name, tensor in batch("cross-attention").items()}
+    rows["image_ids"] = torch.full((2,), rank)
+    longest = int(rows["positive_attention_mask"].sum(1).max())
+    rows |= {name: rows[name][:, :longest] for name in ("positive_input_ids", "positive_attention_mask")}
+    model = load("cross-attention", hard_negatives=True).model
+    seen: list[torch.Tensor] = []
+    model.qllama.model.embed_tokens.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    model(**rows).loss.backward()
+    _, matched = seen  # contrast reads the summaries first
+    return [[token for token in row if token] for row in matched.chunk(2)[0].tolist()]
+
+
 def main(output: Path, runs: list[str]) -> None:
     # Building this optional op takes a minute; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
+    rank = torch.distributed.get_rank()
+    (output / f"mined-{rank}.json").write_text(json.dumps(mine_over_ranks()))
     for run in runs:
         stage, method = run.split("-")
         history = train(int(stage), method)
-        if torch.distributed.get_rank() == 0:
+        if rank == 0:
             (output / f"{run}.json").write_text(json.dumps(history))
 
 

@@ -72,6 +72,18 @@ def test_captions(name: str, settings: dict[str, int], use_cache: bool) -> None:
     assert found.tolist() == golden[name].tolist()
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_captions_where_nothing_cross_attends(use_cache: bool) -> None:
+    """Of the first two images, from six placeholders and three tokens behind the learned slots."""
+    golden = arrays("no-cross-attention")
+    prompts = torch.from_numpy(golden["summarize_input_ids"][:2, :3])
+    prompts = torch.nn.functional.pad(prompts, (6, 0))
+    pixels = torch.from_numpy(golden["pixel_values"][:2])
+    model = load("no-cross-attention").model
+    found = model.generate(pixels, prompts, torch.ones_like(prompts), max_new_tokens=6, use_cache=use_cache)
+    assert found.tolist() == golden["generated"].tolist()
+
+
 @pytest.mark.parametrize("case", CASE_PARAMS)
 def test_fused_attention_is_the_same_model(case: str) -> None:
     """What runs on a GPU: no reference arithmetic, equal but for rounding."""

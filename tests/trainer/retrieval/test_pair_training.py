@@ -67,6 +67,13 @@ def test_a_stopped_run_goes_on_with_the_same_losses(folder: Path, stage: int) ->
     assert losses(folder / "2" / f"resumed-zero{stage}") == losses(folder / "2" / f"full-zero{stage}")
 
 
+def test_what_is_left_to_chance_is_the_same_after_a_stop(folder: Path) -> None:
+    """Mined negatives and drop path, which the spec's settings switch on."""
+    full, hard, dropping = (losses(folder / "2" / run) for run in ("full-zero3", "hard", "dropping"))
+    assert len({full[1], hard[1], dropping[1]}) == 3
+    assert losses(folder / "2" / "dropping-resumed") == dropping
+
+
 # Distance below the heads in a model of 2 vision and 5 QLLaMA layers.
 POWERS = {
     "vision_model.embeddings.patch_embedding.weight": 3,

@@ -46,3 +46,16 @@ def test_two_ranks_train_as_one(two_ranks: Path, run: str) -> None:
     together = json.loads((two_ranks / f"{run}.json").read_text())
     for step, (found, wanted) in enumerate(zip(together, alone, strict=True)):
         assert found == pytest.approx(wanted, abs=1e-5), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_hard_negatives_are_found_on_the_other_rank(two_ranks: Path, rank: int) -> None:
+    """Each rank has captions of one picture only; texts are not equally long on both."""
+    inputs = batch("cross-attention")
+    lengths = [int(mask.sum(1).max()) for mask in inputs["positive_attention_mask"].chunk(2)]
+    assert lengths[0] != lengths[1]
+    others = inputs["positive_input_ids"].chunk(2)[1 - rank].tolist()
+    mined = json.loads((two_ranks / f"mined-{rank}.json").read_text())
+    assert len(mined) == 2
+    assert all(text in [[token for token in other if token] for other in others] for text in mined)

@@ -25,16 +25,29 @@ class _GatherWithGradient(torch.autograd.Function):
         return whole.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
+def _is_alone() -> bool:
+    return not distributed.is_initialized() or distributed.get_world_size() == 1
+
+
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """(B, ...) of each rank to (world x B, ...), with gradient; B is the same on every rank.
 
     The same rows when alone, and where there is no gradient: what is held out is contrasted batch by batch, so that its
     loss does not depend on how many ranks there are.
     """
-    if not torch.is_grad_enabled() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not torch.is_grad_enabled() or _is_alone():
         return rows
     gathered: torch.Tensor = _GatherWithGradient.apply(rows)
     return gathered
+
+
+def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    """`gather_rows` of (B, L) ids or masks, L being each rank's own: all are padded with 0 to the longest."""
+    if not torch.is_grad_enabled() or _is_alone():
+        return tokens
+    length = torch.tensor(tokens.shape[1], device=tokens.device)
+    distributed.all_reduce(length, distributed.ReduceOp.MAX)
+    return gather_rows(functional.pad(tokens, (0, int(length) - tokens.shape[1])))
 
 
 def contrastive_loss(
@@ -76,17 +89,17 @@ def matching_loss(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Ten
 def mine_negatives(
     images: torch.Tensor, texts: torch.Tensor, image_ids: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """(B,) for each image a text of the batch that is not its own, likelier the more alike they are; -1: there is none.
+    """(B,) for each image a text that is not its own, likelier the more alike they are; -1: there is none.
 
-    Drawn from the softmax of ITC similarities over other images' texts, as ALBEF and BLIP do. Candidates are this
-    rank's rows.
+    Positions among all ranks' texts, as contrast has them. Drawn from the softmax of ITC similarities over other
+    images' texts, as ALBEF and BLIP do.
 
     Args:
-        images, texts: (B, C), normalised; no gradient flows.
+        images, texts: (B, C), this rank's, normalised; no gradient flows.
     """
-    with torch.no_grad():
-        same = image_ids[:, None] == image_ids[None, :]
-        logits = (scale * (images @ texts.T)).float().masked_fill(same, -torch.inf)
-        alone = same.all(1)
-        weights = logits.masked_fill(alone[:, None], 0.0).softmax(1)
-        return torch.multinomial(weights, 1).squeeze(1).masked_fill(alone, -1)
+    images, all_texts = images.detach(), gather_rows(texts.detach())
+    same = image_ids[:, None] == gather_rows(image_ids)[None, :]
+    logits = (scale.detach() * (images @ all_texts.T)).float().masked_fill(same, -torch.inf)
+    alone = same.all(1)
+    weights = logits.masked_fill(alone[:, None], 0.0).softmax(1)
+    return torch.multinomial(weights, 1).squeeze(1).masked_fill(alone, -1)

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from ..chat_model import add_drop_path, normalise_tiles
 from .architecture import RetrievalArchitecture
-from .losses import contrastive_loss, matching_loss, mine_negatives
+from .losses import contrastive_loss, gather_tokens, matching_loss, mine_negatives
 from .pooling import AttentionPool
 from .qllama import QLlamaForCausalLM, additive_mask, causal
 
@@ -107,7 +107,7 @@ class RetrievalModel(nn.Module):
         Args:
             pixel_values: (B, 3, S, S), uint8 (normalised here, on the device) or float (already normalised).
             positive_input_ids: the image's caption, for matching.
-            negative_input_ids: another image's caption; with `hard_negatives`, taken only where the batch has none.
+            negative_input_ids: another image's caption; with `hard_negatives`, taken only where no rank has one.
             summarize_input_ids: the image's caption behind its prompt, for contrast.
             image_ids: (B,) or (B, 1); equal ids are one image.
             _caption: input_ids, attention_mask and labels, which upstream's dataset also makes and whose retrieval
@@ -124,7 +124,8 @@ class RetrievalModel(nn.Module):
             (contrast,) = self._read(image_features, apart=[summary])
             queries, texts = self._contrasted(contrast, summarize_attention_mask)
             mined = mine_negatives(queries + visions, texts, image_ids, scale)
-            matched = self._read(image_features, together=[_exchange(negative, positive, mined), positive])
+            candidates = gather_tokens(positive_input_ids), gather_tokens(positive_attention_mask)
+            matched = self._read(image_features, together=[_exchange(negative, candidates, mined), positive])
         else:
             contrast, *matched = self._read(image_features, apart=[summary], together=[negative, positive])
             queries, texts = self._contrasted(contrast, summarize_attention_mask)
@@ -274,12 +275,12 @@ def _pad(tokens: torch.Tensor, length: int) -> torch.Tensor:
     return functional.pad(tokens, (0, length - tokens.shape[1]))
 
 
-def _exchange(negative: Texts, positive: Texts, mined: torch.Tensor) -> Texts:
-    """The mined rows of the positives where there are some; elsewhere the negatives stay."""
-    length = max(negative[0].shape[1], positive[0].shape[1])
+def _exchange(negative: Texts, candidates: Texts, mined: torch.Tensor) -> Texts:
+    """The mined rows of the candidates where there are some; elsewhere the negatives stay."""
+    length = max(negative[0].shape[1], candidates[0].shape[1])
     found = (mined >= 0)[:, None]
     ids, mask = (
         torch.where(found, _pad(new, length)[mined], _pad(old, length))
-        for new, old in zip(positive, negative, strict=True)
+        for new, old in zip(candidates, negative, strict=True)
     )
     return ids, mask

@@ -1,0 +1,40 @@
+"""What a user reads in the log before the first step: what learns, and how fast."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.distributed import Group
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.model.retrieval.methods import HEAD
+from internvl_trainer.preflight import preflight
+from internvl_trainer.train.retrieval import retrieval_parts
+from trainer.retrieval.pair_runs import pair_config
+
+
+def said(folder: Path, method: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines of the log until training may begin."""
+    config = pair_config(folder, str(folder / "out"), method=method)
+    storage, reporter = open_storage(config.output, field="spec.output"), Reporter(config.job, "train")
+    preflight(config, storage, reporter)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    alone = Group(0, 1, 0, torch.device("cpu"), control=None)
+    retrieval_parts(config, folder / "model", alone, storage, reporter)
+    return caplog.text.splitlines()
+
+
+def test_head_lists_its_parameters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (listed,) = [line for line in said(tmp_path, "head", caplog) if "these parameters learn: " in line]
+    assert set(listed.split("learn: ")[1].split(", ")) == set(HEAD)
+
+
+def test_full_says_the_rate_of_each_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """0.9 to the power of the distance below the heads, of 1e-3, in 2 vision and 5 QLLaMA layers."""
+    words = [" ".join(line.split()[:4]) for line in said(tmp_path, "full", caplog)]
+    for place, power in (("vision/layer 0", 2), ("vision/layer 1", 1), ("qllama/layer 0", 5), ("qllama/layer 4", 1)):
+        assert f"{place} lr {1e-3 * 0.9**power:.4e}" in words
