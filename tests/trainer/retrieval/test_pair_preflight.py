@@ -116,6 +116,15 @@ def test_bad_lines_can_be_left_out(tmp_path: Path) -> None:
     assert report["datasets"][0]["rowsInEpoch"] == 23
 
 
+def test_an_empty_split_cannot_be_skipped_and_nothing_says_so(tmp_path: Path) -> None:
+    annotation = write_pairs(tmp_path / "data")
+    annotation.write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"right split and language.*correct the file\. All") as raised:
+        check(tmp_path, data={"badRows": "skip", "maxBadRows": 1})
+    assert raised.value.reason == "EmptySplit"
+    assert "data.badRows" not in str(raised.value)
+
+
 def test_a_long_caption_is_a_warning(tmp_path: Path) -> None:
     report = check(tmp_path, training={"maxSeqLength": 16})
     assert {finding["reason"] for finding in report["findings"]} == {"CaptionCut"}

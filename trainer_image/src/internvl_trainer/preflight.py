@@ -251,7 +251,8 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     finding = Finding(**{key: value for key, value in first.items() if key != "dataset"})
     step = f"{bad} bad rows, {allowed} allowed; " if config.data.bad_rows == "skip" else ""
     more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
-    advice = "correct them, or set data.badRows: skip with data.maxBadRows"
+    # What is wrong with a whole file has no line that could be left out.
+    advice = "correct the file" if fatal else "correct them, or set data.badRows: skip with data.maxBadRows"
     raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
 
 
