@@ -58,10 +58,10 @@ def test_the_curve_grows_while_the_run_trains(storage: Storage, tmp_path: Path) 
         return [round(value, 3) for _, _, value in answer(port, "scalars?run=.&tag=train%2Floss")]
 
     try:
-        wait_for("the first steps are shown", lambda: losses() == [2.9, 2.8, 2.7], timeout=60)
+        wait_for("the first steps are shown", lambda: losses() == [2.9, 2.8, 2.7], timeout=180)
         record(journal, range(4, 6))
         checkpoint(storage, journal, 5)
-        wait_for("the next steps are shown", lambda: losses() == [2.9, 2.8, 2.7, 2.6, 2.5], timeout=60)
+        wait_for("the next steps are shown", lambda: losses() == [2.9, 2.8, 2.7, 2.6, 2.5], timeout=180)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == ExitCode.OK
     finally:
