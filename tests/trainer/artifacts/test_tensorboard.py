@@ -52,7 +52,13 @@ def test_the_curve_grows_while_the_run_trains(storage: Storage, tmp_path: Path) 
     port = free_port()
     command = [sys.executable, "-m", "internvl_trainer", "tensorboard", "--port", str(port)]
     command += ["--config", str(write_config(config, tmp_path))]
-    process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env=environment(tmp_path),
+        stderr=subprocess.DEVNULL,
+        # Who runs the tests in the background of a shell has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
     def losses() -> list[float]:
         return [round(value, 3) for _, _, value in answer(port, "scalars?run=.&tag=train%2Floss")]
