@@ -26,7 +26,7 @@ from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Answer, Chunk, Row
-from internvl_trainer.evaluate.retrieval_scores import RANKS, Ranks, image_features, rank, text_features
+from internvl_trainer.evaluate.retrieval_scores import RANKS, Ranks, image_features, rank, shares, text_features
 from internvl_trainer.evaluate.tasks import OpenTask
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.model.retrieval.model import Variant
@@ -130,10 +130,10 @@ def retrieval_figures(rows: Sequence[Row]) -> tuple[dict[str, float], list[Row]]
         images = torch.cat([_unpack(row[FEATURES][variant]) for row in rows])
         found[variant] = rank(images, texts, torch.arange(len(rows)), owners)
     totals = {
-        f"{variant}_{way}_R{k}": float((places <= k).double().mean())
+        f"{variant}_{way}_R{k}": share
         for variant, ranks in found.items()
         for way, places in ranks.by_way().items()
-        for k in RANKS
+        for k, share in shares(places).items()
     }
     scores = _own_scores(found, owners, len(rows))
     return {name: totals[name] for name in RETRIEVAL_METRICS}, [
@@ -147,8 +147,8 @@ def _own_scores(found: dict[str, Ranks], owners: torch.Tensor, count: int) -> li
     for variant, ranks in found.items():
         for k in RANKS:
             hits = torch.zeros(count).index_add(0, owners, (ranks.text_to_image <= k).float())
-            shares = hits / torch.bincount(owners, minlength=count)
-            for own, to_text, share in zip(each, (ranks.image_to_text <= k).tolist(), shares.tolist(), strict=True):
+            parts = hits / torch.bincount(owners, minlength=count)
+            for own, to_text, share in zip(each, (ranks.image_to_text <= k).tolist(), parts.tolist(), strict=True):
                 own[f"{variant}_image_to_text_R{k}"] = float(to_text)
                 own[f"{variant}_text_to_image_R{k}"] = share
     return each

@@ -75,7 +75,7 @@ def recall(
 ) -> Recall:
     """R@k both ways, by cosine; for arguments and errors see `rank`."""
     found = rank(images, texts, image_ids, text_image_ids, block_bytes=block_bytes)
-    return Recall(_shares(found.image_to_text, ranks), _shares(found.text_to_image, ranks))
+    return Recall(shares(found.image_to_text, ranks), shares(found.text_to_image, ranks))
 
 
 def rank(
@@ -134,5 +134,6 @@ def _best_ranks(
     return torch.cat(ranks), torch.cat(firsts)
 
 
-def _shares(found: torch.Tensor, ranks: Sequence[int]) -> dict[int, float]:
+def shares(found: torch.Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
+    """For each k, the part of queries whose first right answer is among the k best; `found`: (Q,) ranks from 1."""
     return {rank: int((found <= rank).sum()) / len(found) for rank in ranks}
