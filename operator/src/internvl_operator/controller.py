@@ -31,6 +31,9 @@ from internvl_operator.work_queue import WorkQueue
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
 _PATIENCE = 3  # failed passes in a row, after which the user is told what the API server says
 _LONGEST_PASS = 10  # requests that time out, one after the other
+# Seconds in which further events of a job's children join the same pass: a group's pods start and end together, and
+# each pass of them would write another status.
+_GATHER = 0.1
 _LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class Controller:
         )
         self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
         self._watches = [
-            ChildWatch(api, kind, namespace, collection, self._queue.add, settings.watch_timeout_seconds)
+            ChildWatch(api, kind, namespace, collection, self._child_changed, settings.watch_timeout_seconds)
             for namespace in settings.namespaces or (None,)
             for kind, collection in self._collections()
         ]
@@ -117,6 +120,9 @@ class Controller:
     def job_gone(self, raw: dict[str, Any]) -> None:
         """A custom resource was deleted; Kubernetes deletes its children."""
         self._forget(key_of(raw), raw["metadata"]["uid"])
+
+    def _child_changed(self, key: Key) -> None:
+        self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
         """What a restart of the process would mend; empty while all is well."""
