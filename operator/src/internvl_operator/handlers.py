@@ -14,6 +14,19 @@ from internvl_operator.controller import Controller
 logger = logging.getLogger(__name__)
 
 
+class _NoDiff(kopf.DiffBaseStorage):
+    """kopf copies each object that it sees, to tell handlers what has changed in it. None of ours asks."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Configure kopf and start the controller; try again while the API server or the CRD is not there."""
@@ -28,6 +41,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.watching.client_timeout = ours.watch_timeout_seconds + 10
     # A list of thousands is read in parts, and the task kopf keeps for each object ends soon: both are memory.
     settings.watching.chunk_size, settings.queueing.idle_timeout = 250, 1.0
+    settings.persistence.diffbase_storage = _NoDiff()
     settings.networking.request_timeout = ours.request_timeout_seconds
     try:
         await asyncio.to_thread(memo.api.get, f"/apis/{GROUP}/{VERSION}")
