@@ -202,6 +202,7 @@ class Session:
                 "steps": self.run.total_steps,
                 "base": self.run.base_identity,
                 "artifacts": artifacts,
+                "progress": self.reporter.progress.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
             persistently(commit)(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
