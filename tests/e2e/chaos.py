@@ -17,7 +17,7 @@ from e2e import chaos_plan
 from e2e.chaos_plan import EVERY_STEPS, RENDEZVOUS, STEPS, Kind, Planned
 from e2e.chaos_verdict import Ending, Product
 from e2e.harness import NAMESPACE, Platform
-from internvl_api.constants import GROUP, PLURAL, VERSION
+from internvl_api.constants import GROUP, LABEL_JOB, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import console, wait_for
 from ivft_demo.data import BUCKET
@@ -31,8 +31,6 @@ OUTAGE_SECONDS = 30  # of object storage
 CUT_SECONDS = 20
 RUN_SECONDS = 1800
 KEPT_CHECKPOINTS = 2
-# A small machine's share for each pod: it is the processors that are short, not what the scheduler counts.
-POD = {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}, "terminationGracePeriodSeconds": 10}
 
 
 @dataclass
@@ -147,7 +145,7 @@ class Chaos:
                 name,
                 training={"maxSteps": STEPS, "epochs": 20},
                 checkpoint={"everySteps": EVERY_STEPS, "keep": KEPT_CHECKPOINTS},
-                podTemplate=POD,
+                podTemplate=pod_template(name),
             )
         return Told(planned, output, time.monotonic())
 
@@ -247,6 +245,20 @@ class Chaos:
         return (
             client.CoordinationV1Api(self._cluster.api).read_namespaced_lease(node, "kube-node-lease").spec.renew_time
         )
+
+
+def pod_template(name: str) -> dict[str, Any]:
+    """Workers on both nodes where both are there. They ask for little: it is processors that are short, not places."""
+    apart = {"labelSelector": {"matchLabels": {LABEL_JOB: name}}, "topologyKey": "kubernetes.io/hostname"}
+    return {
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]
+            }
+        },
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "terminationGracePeriodSeconds": 10,
+    }
 
 
 def has_come(planned: Planned, status: InternVLFineTuneStatus) -> bool:

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-STEPS, EVERY_STEPS = 40, 5
-LATEST_STEP = 25  # so that there is something left to disturb when the observer hears of the step
+STEPS, EVERY_STEPS = 30, 5
+LATEST_STEP = 18  # so that there is something left to disturb when the observer hears of the step
 RENDEZVOUS = 0  # the step of a group whose pods run and have not met yet
 RUN_NAME = "chaos-{:02d}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 from e2e.chaos import Chaos
 from e2e.chaos_verdict import Product
@@ -27,7 +28,7 @@ def show(chaos: Chaos, products: dict[str, Product], undisturbed: Product, seed:
             planned.kind.title + missed if planned else "-",
             planned.moment if planned else "-",
             str(told.status.attempt),
-            ", ".join(ending.reasons) or "-",
+            ", ".join(f"{reason} x{times}" for reason, times in Counter(ending.reasons).items()) or "-",
             str(told.status.restarts.user),
             str(told.status.restarts.infrastructure),
             "-" if distance is None else f"{distance:.0e}" if distance else "0",

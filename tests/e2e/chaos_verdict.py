@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from e2e.chaos_plan import API_SERVER_RESTARTED, TRAINER_KILLED, WORKER_DELETED, Kind
+from e2e.chaos_plan import API_SERVER_RESTARTED, STEPS, TRAINER_KILLED, WORKER_DELETED, Kind
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_demo.results import Loss
 
@@ -29,7 +29,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended. `kinds`: what was going on in its life; `reasons`: of each attempt that ended before its time."""
+    """How a run ended. `reasons`: why each attempt but the last did; `kinds`: what was going on in its life."""
 
     status: InternVLFineTuneStatus
     reasons: Sequence[str]
@@ -50,6 +50,8 @@ def complaints(ending: Ending) -> list[str]:
         found.append(f"{ended} attempts ended, and {len(ending.reasons)} were seen to")
     if restarts.user not in _user_restarts(ending.kinds):
         found.append(f"{restarts.user} restarts are said to be the run's own fault")
+    if (step := status.progress.step if status.progress else None) != STEPS:
+        found.append(f"its status says that it ended at step {step}")
     if WORKER_DELETED in ending.kinds and not restarts.infrastructure:
         found.append("a worker was deleted, and no restart of the infrastructure's was counted")
     return found

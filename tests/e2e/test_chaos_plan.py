@@ -12,6 +12,7 @@ from e2e.chaos_plan import (
     NODE_LOST,
     OPERATOR_KILLED,
     RENDEZVOUS,
+    STEPS,
     STORAGE_STOPPED,
     TRAINER_KILLED,
     WORKER_DELETED,
@@ -19,7 +20,7 @@ from e2e.chaos_plan import (
     plan,
 )
 from e2e.chaos_verdict import Ending, Product, complaints, differences
-from internvl_api.status import Condition, InternVLFineTuneStatus, Restarts
+from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, Restarts
 from ivft_demo.results import Loss
 
 
@@ -44,11 +45,14 @@ def test_every_moment_occurs() -> None:
     assert moments == {"publish", "rendezvous", *(f"step {step}" for step in range(1, LATEST_STEP + 1))}
 
 
-def ending(*kinds: Kind, reasons: Sequence[str] = (), user: int = 0, infrastructure: int = 0) -> Ending:
+def ending(
+    *kinds: Kind, reasons: Sequence[str] = (), user: int = 0, infrastructure: int = 0, step: int = STEPS
+) -> Ending:
     status = InternVLFineTuneStatus(
         phase="Succeeded",
         attempt=len(reasons) + 1,
         restarts=Restarts(user=user, infrastructure=infrastructure),
+        progress=Progress(step=step),
     )
     return Ending(status, reasons, kinds)
 
@@ -80,6 +84,7 @@ def test_no_complaint(good: Ending) -> None:
             ending(NODE_LOST, reasons=["NodeLost"], user=1), "1 restarts are said to be the run's own", id="blamed"
         ),
         pytest.param(ending(TRAINER_KILLED, reasons=["WorkerKilled"]), "0 restarts are said", id="not blamed"),
+        pytest.param(ending(step=14), "ended at step 14", id="figures of an attempt that was lost"),
         pytest.param(ending(WORKER_DELETED), "no restart of the infrastructure's", id="not noticed"),
     ],
 )
@@ -88,7 +93,7 @@ def test_a_complaint(bad: Ending, words: str) -> None:
 
 
 def test_an_attempt_that_ended_unseen_is_a_complaint_unless_the_api_server_was_away() -> None:
-    status = InternVLFineTuneStatus(phase="Succeeded", attempt=2)
+    status = InternVLFineTuneStatus(phase="Succeeded", attempt=2, progress=Progress(step=STEPS))
     assert "1 attempts ended, and 0 were seen to" in complaints(Ending(status, [], [NODE_LOST]))
     assert complaints(Ending(status, [], [NODE_LOST, API_SERVER_RESTARTED])) == []
 

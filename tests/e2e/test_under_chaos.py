@@ -28,12 +28,12 @@ def test_every_run_ends_as_if_nothing_had_happened(platform: Platform) -> None:
     drawn = plan(SEED, RUNS)
     try:
         chaos.run_all(drawn)
-    finally:
+    finally:  # the table also of a session that broke off
         chaos.log.stop()
-    undisturbed = chaos.product(UNDISTURBED)
-    finished = {name: told for name, told in chaos.told.items() if told.status.phase == "Succeeded"}
-    products = {name: chaos.product(name) for name in finished}
-    show(chaos, products, undisturbed, SEED, time.monotonic() - began)
+        undisturbed = chaos.product(UNDISTURBED)
+        finished = [name for name, told in chaos.told.items() if told.status.phase == "Succeeded"]
+        products = {name: chaos.product(name) for name in finished}
+        show(chaos, products, undisturbed, SEED, time.monotonic() - began)
     wrong = [f"{name}: {words}" for name in chaos.told for words in complaints(chaos.ending(name))]
     wrong += [f"{name}: {words}" for name, product in products.items() for words in differences(product, undisturbed)]
     landed = {told.planned.kind for told in chaos.told.values() if told.planned and told.landed}
