@@ -9,7 +9,7 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-.PHONY: help demo demo-down test test-unit lint typecheck generate verify bench bench-scale setup clean
+.PHONY: help demo demo-down test test-unit chaos lint typecheck generate verify bench bench-scale setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test: setup verify ## every test: unit, contract, integration, end to end
 
 test-unit: $(STAMP) ## the tests that need neither root nor a server: seconds
 	$(PY) -m pytest -m 'not integration and not e2e and not slow'
+
+chaos: setup ## runs on two nodes while everything around them breaks; docs/chaos.md (SEED=7 RUNS=40 make others possible)
+	CHAOS_SEED=$(SEED) CHAOS_RUNS=$(RUNS) $(PY) -m pytest -s tests/e2e/test_under_chaos.py
 
 lint: $(STAMP) ## ruff and the import contracts
 	$(VENV)/bin/ruff check .

@@ -133,6 +133,10 @@ class InternVLFineTuneStatus(_Answer):
     unscheduled_since: str | None = Field(
         None, description="When the scheduler began to look for nodes; schedulingDeadlineSeconds counts from here"
     )
+    containers: list[str] = Field(
+        default_factory=list,
+        description="End of the id of each worker's container, by rank, since all of the current attempt ran",
+    )
     run_digest: str | None = Field(
         None,
         description="Of the spec that decides the result; another value starts the stages again",

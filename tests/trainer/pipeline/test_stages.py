@@ -170,7 +170,11 @@ def test_what_does_not_change_the_curve_may_differ(finished: Stage, remote: Remo
     (changed / "run.yaml").write_text(
         original.replace("zeroStage: 1", "zeroStage: 3").replace("workers: 1", "workers: 2")
     )
-    assert remote.run("train", changed / "run.yaml").result.reason == "AlreadyDone"
+    again = remote.run("train", changed / "run.yaml").result
+    assert again.reason == "AlreadyDone"
+    assert again.progress is not None, "else status would keep the figures of an attempt that was lost"
+    assert again.progress.step == again.progress.total_steps
+    assert again.progress.loss is not None
 
 
 BAD_INPUT = [

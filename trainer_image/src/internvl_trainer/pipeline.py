@@ -56,6 +56,7 @@ def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageRes
         outcome="succeeded",
         reason="AlreadyDone",
         message=f"done at {manifest.created}",
+        progress=manifest.extra.get("progress"),
         artifacts=manifest.extra.get("artifacts", {}),
         evaluation=manifest.extra.get("evaluation"),
     )

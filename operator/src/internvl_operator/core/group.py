@@ -10,7 +10,7 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import failures, hang, micro_batch, policies, waiting
+from internvl_operator.core import failures, forgotten, hang, micro_batch, policies, waiting
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.resources import config_map, gang, names, pods, service
@@ -27,6 +27,8 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
         return None
     size = stage.size(draft.job.spec)
     found = failures.classify(members, size if created else len({pod.rank for pod in members}))
+    if found is None or found.echo:
+        found = forgotten.started_anew(draft) or found
     if found and found.kind == "succeeded" and len(members) < size:
         return None  # the rest is still to be made
     if found and (found.echo or (found.kind, found.budget) == ("retry", "user")):
@@ -63,6 +65,7 @@ def start(draft: Draft, stage: Stage) -> None:
 def watch(draft: Draft, stage: Stage) -> None:
     """Say how a group that was made is doing, and mend its Service."""
     entry, size = draft.entry(stage), stage.size(draft.job.spec)
+    forgotten.note(draft, size)
     draft.status.workers = count(draft)
     if not draft.apply:
         draft.apply += _shared(draft, stage, only_missing=True)
@@ -107,6 +110,7 @@ def next_attempt(draft: Draft) -> None:
     """Close the current attempt; whatever pods it has become leftovers, and those that work are asked to go."""
     draft.status.attempt += 1
     draft.status.workers, draft.status.progress_at, draft.status.unscheduled_since = Workers(), None, None
+    draft.status.containers = []
     draft.remove([pod for pod in draft.leftovers if pod.active])
     draft.wait(policies.seconds_until(draft.status.retry_at, draft.now))
 

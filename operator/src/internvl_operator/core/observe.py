@@ -38,6 +38,7 @@ class Pod:
     node: str | None = None
     ip: str | None = None
     deleted_at: datetime | None = None  # when its grace period ends
+    container_id: str = ""  # another one in the same pod: its node forgot the first
     exit_code: int | None = None
     exit_reason: str = ""  # the container runtime's: OOMKilled, Error, ContainerStatusUnknown
     exit_at: datetime | None = None
@@ -184,11 +185,11 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
 def _container(status: dict[str, Any]) -> dict[str, Any]:
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
-            state = container.get("state") or {}
+            state, ident = container.get("state") or {}, {"container_id": container.get("containerID", "")}
             if terminated := state.get("terminated"):
-                return _terminated(terminated)
+                return ident | _terminated(terminated)
             waiting = state.get("waiting") or {}
-            return {
+            return ident | {
                 "waiting_reason": waiting.get("reason", ""),
                 "waiting_message": _short(waiting.get("message", "")),
             }

@@ -164,7 +164,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
     draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
-    draft.status.workers = group.count(draft)
+    draft.status.workers, draft.status.containers = group.count(draft), []
 
 
 def _complete(draft: Draft) -> None:

@@ -42,6 +42,10 @@ def patiently(seconds: float) -> Callable[[Callable[P, Result]], Callable[P, Res
     )
 
 
+# For what keeps the work of all GPUs, checkpoints and results of training: an attempt's end costs more than the wait.
+persistently = patiently(600)
+
+
 class StoredFile(NamedTuple):
     """A file under a storage's root. `key` is relative to it; `etag` changes when the content does."""
 

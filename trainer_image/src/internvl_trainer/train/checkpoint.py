@@ -37,7 +37,7 @@ from internvl_trainer.artifacts.manifest import (
     read_manifest,
     upload_files,
 )
-from internvl_trainer.artifacts.storage import Storage, patiently
+from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.train.state import (
@@ -55,7 +55,6 @@ FOLDER = "checkpoints"
 JOURNAL = "journal"
 _NAME = re.compile(rf"^{FOLDER}/step-(\d+)/")
 _FILE_BYTES = 2 << 30  # so much is held in memory and on the scratch disk at a time
-_PATIENCE_SECONDS = 600  # for storage that is away when a checkpoint is due
 
 # Which range of which parameter is in a file: file to parameter to [start, length].
 Layout = dict[str, dict[str, list[int]]]
@@ -82,14 +81,14 @@ class Checkpoints:
         """
         folder = _folder(step)
         if self._group.leads:
-            discard(self._storage, folder)  # what an attempt left that was killed here
+            persistently(discard)(self._storage, folder)  # what an attempt left that was killed here
         self._group.barrier()
         files, layout = self._store_fragments(folder, local_fragments(engine, self._group.rank))
         if self._group.leads:
             files += self._upload(folder, {f"{JOURNAL}/{name}": path for name, path in journal.items()})
         shares = self._group.gather({"files": [asdict(file) for file in files], "layout": layout})
         if self._group.leads:
-            self._finish(folder, step, shares, trainable_shapes(engine))
+            persistently(self._finish)(folder, step, shares, trainable_shapes(engine))
         self._group.barrier()
 
     def restore(self, engine: Any, scratch: Path) -> int:
@@ -116,7 +115,7 @@ class Checkpoints:
         return files, layout
 
     def _upload(self, folder: str, files: dict[str, Path]) -> list[ManifestFile]:
-        return patiently(_PATIENCE_SECONDS)(upload_files)(self._storage, folder, files)
+        return persistently(upload_files)(self._storage, folder, files)
 
     def _finish(self, folder: str, step: int, shares: list[dict[str, Any]], shapes: dict[str, list[int]]) -> None:
         files = [ManifestFile(**file) for share in shares for file in share["files"]]

@@ -18,7 +18,7 @@ from internvl_api.status import StageResult
 
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, upload_files
-from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.data.loader import Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
@@ -164,7 +164,7 @@ class Session:
         began = time.monotonic()
         self.reporter.doing(f"checkpoint at step {step}")
         if self.group.leads and self.checkpoints.newest is None:
-            claim_output(self.storage, self.config)
+            persistently(claim_output)(self.storage, self.config)
         self.checkpoints.save(self.run.engine, step, self.journal.files() if self.journal else {})
         self.saved_step = step
         seconds = time.monotonic() - began
@@ -186,24 +186,25 @@ class Session:
         self.reporter.doing("exporting")
         folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
         if self.group.leads:
-            discard(self.storage, folder)  # what an attempt left that was killed here
+            persistently(discard)(self.storage, folder)  # what an attempt left that was killed here
         artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
         described = []
         for path in self.run.parts.export(
             self.run.engine, directory
         ):  # one at a time: the scratch disk need not hold a whole model
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
-            described += upload_files(self.storage, folder, {name: path})
+            described += persistently(upload_files)(self.storage, folder, {name: path})
             path.unlink()
         if self.journal is not None:
-            described += upload_files(self.storage, folder, self.journal.files())
+            described += persistently(upload_files)(self.storage, folder, self.journal.files())
             about = {
                 "kind": kind,
                 "steps": self.run.total_steps,
                 "base": self.run.base_identity,
                 "artifacts": artifacts,
+                "progress": self.reporter.progress.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
-            commit(self.storage, folder, described, fingerprint(self.config), **about)
+            persistently(commit)(self.storage, folder, described, fingerprint(self.config), **about)
             self.journal.close()
         self.group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"

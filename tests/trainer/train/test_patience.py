@@ -1,0 +1,61 @@
+"""Storage that is away for a moment costs no attempt, at whichever of its calls a checkpoint has got to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from internvl_trainer.artifacts.storage import FolderStorage, Unavailable
+from internvl_trainer.train import checkpoint as checkpoint_module
+from internvl_trainer.train.checkpoint import Checkpoints, stored_folders
+
+CALLS = ("list", "delete", "write", "upload")
+
+
+class Sometimes(FolderStorage):
+    """The `number`-th call of all that go to storage does not arrive."""
+
+    def __init__(self, root: Path, number: int) -> None:
+        super().__init__(root, field="spec.output")
+        self.calls, self._number = 0, number
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in CALLS:
+            self.calls += 1
+            if self.calls == self._number:
+                raise Unavailable("StorageUnavailable", f"{name}: away")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A group of one process; its engine has nothing to store."""
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr(checkpoint_module, "local_fragments", lambda *_: [])
+    monkeypatch.setattr(checkpoint_module, "trainable_shapes", lambda _: {})
+    return SimpleNamespace(rank=0, world_size=1, leads=True, barrier=lambda: None, gather=lambda value: [value])
+
+
+def save(storage: FolderStorage, group: Any, journal: Path) -> Checkpoints:
+    checkpoints = Checkpoints(storage, group, fingerprint="f", keep=1)
+    for step in (5, 10):
+        checkpoints.save(None, step, {"metrics.jsonl": journal})
+    return checkpoints
+
+
+def test_a_checkpoint_waits_for_storage_at_each_of_its_calls(alone: Any, tmp_path: Path) -> None:
+    journal = tmp_path / "metrics.jsonl"
+    journal.write_text("{}")
+    undisturbed = Sometimes(tmp_path / "undisturbed", 0)
+    save(undisturbed, alone, journal)
+    assert undisturbed.calls > 10
+    for number in range(1, undisturbed.calls + 1):
+        storage = Sometimes(tmp_path / str(number), number)
+        newest = save(storage, alone, journal).newest
+        assert newest is not None
+        assert newest.step == 10
+        assert stored_folders(FolderStorage(tmp_path / str(number), field="spec.output")) == [
+            "checkpoints/step-00000010"
+        ]
