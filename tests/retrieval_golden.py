@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import save_torch_state_dict
+from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 
 torch.set_num_threads(1)  # models this small lose more to waking threads than they win
@@ -50,3 +52,13 @@ def load(case: str, **options: Any) -> LoadedRetrievalModel:
     loaded = load_retrieval_model(checkpoint(case), **({"dtype": torch.float32} | options))
     loaded.model.eval()
     return loaded
+
+
+def save_retrieval_model(loaded: LoadedRetrievalModel, directory: str | Path, *, shard_size: int = 10**9) -> None:
+    """Write config.json and the weights in upstream's layout, each tensor as it is in memory."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
+    tensors = ((name, parameter.detach().cpu()) for name, parameter in loaded.model.named_parameters())
+    upstream = dict(to_upstream(tensors, loaded.architecture))  # type: ignore[arg-type]
+    save_torch_state_dict(upstream, directory, max_shard_size=shard_size)

@@ -30,8 +30,22 @@ def test_a_cluster_that_loses_workers_for_ever_ends_the_run() -> None:
     lose_a_worker(world)
     failed = world.server.condition("Failed")
     assert (failed["status"], failed["reason"]) == ("True", "InfrastructureLimitExceeded")
-    assert "worker 1 of 2 disappeared; the 2 restarts of spec.runPolicy.infrastructureLimit" in failed["message"]
+    words = "WorkerLost: worker 1 of 2 disappeared; the 2 restarts of spec.runPolicy.infrastructureLimit"
+    assert words in failed["message"]
     assert world.status["restarts"] == {"user": 0, "infrastructure": 2}
+
+
+def test_why_the_last_attempt_ended_is_kept_while_the_next_one_runs() -> None:
+    world = World()
+    world.reach("train")
+    lose_a_worker(world)
+    train_again(world)
+    (stage,) = [each for each in world.status["stages"] if each["name"] == "train"]
+    assert (stage["state"], stage["reason"]) == ("Running", "WorkerLost")
+    assert "worker 1 of 2 disappeared" in stage["message"]
+    world.end("train", 0, result("train"))
+    (stage,) = [each for each in world.status["stages"] if each["name"] == "train"]
+    assert (stage["state"], stage.get("reason"), stage.get("message")) == ("Succeeded", None, None)
 
 
 def test_a_run_that_gets_further_may_lose_workers_as_often_as_it_likes() -> None:

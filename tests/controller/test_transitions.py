@@ -76,6 +76,12 @@ def test_events(old: Raw, new: Raw, told: list[str]) -> None:
     assert [f"{event.kind} {event.reason}" for event in events(status(**old), status(**new))] == told
 
 
+def test_the_end_of_an_attempt_is_told_by_the_word_that_the_runbook_has() -> None:
+    ended = TRAIN | {"reason": "Drained", "message": "worker 1 had to give way"}
+    (event,) = events(status(stages=[TRAIN]), status(stages=[ended]))
+    assert event.message == "train: Drained: worker 1 had to give way"
+
+
 def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:
     made: list[Raw] = []
 

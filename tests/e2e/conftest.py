@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from e2e.harness import ChildLog, Platform
+from e2e.harness import CHECKPOINT, STEPS, ChildLog, Finished, Platform
 from ivft_cluster import helm
 from ivft_cluster.cluster import Cluster
 from ivft_demo.data import upload_demo_data, write_secret
 from ivft_demo.install import build_images, install_operator
+from ivft_demo.results import losses
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,11 @@ def child_log(platform: Platform) -> Iterator[ChildLog]:
     log = ChildLog(platform)
     yield log
     log.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(platform: Platform, child_log: ChildLog) -> Finished:
+    """A LoRA run that nothing happens to."""
+    output = platform.apply("quickstart", "undisturbed", training=STEPS, checkpoint=CHECKPOINT)
+    status = platform.follow("undisturbed")
+    return Finished(status, output, losses(platform.s3, output))

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import signal
 import threading
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import yaml
-from internvl_api.constants import GROUP, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
+from internvl_api.constants import GROUP, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.cluster import Cluster
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET, EXAMPLES
 from ivft_demo.follow import changes, follow, read_status
+from ivft_demo.results import Loss
 from kubernetes import client, watch
 from urllib3.exceptions import HTTPError
 
 NAMESPACE = "default"
 RUN_SECONDS = 600
+# long enough that there is time to break something between the first checkpoint and the end
+STEPS = {"maxSteps": 120, "epochs": 40}
+CHECKPOINT = {"everySteps": 40}
+
+
+class Finished(NamedTuple):
+    """A run that has ended well."""
+
+    status: InternVLFineTuneStatus
+    output: str
+    curve: list[Loss]
 
 
 class Platform:
@@ -50,14 +63,22 @@ class Platform:
         """Wait for the end of a run; RunProblem unless it is a good one."""
         return follow(self.api, name, NAMESPACE, timeout=RUN_SECONDS)
 
+    def change(self, name: str, **spec: Any) -> None:
+        """Merge `spec` into a run's, as `kubectl patch --type merge` does."""
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name, {"spec": spec})
+
     def wait(self, name: str, what: str, condition: Any, timeout: float = RUN_SECONDS) -> InternVLFineTuneStatus:
         """Wait until `condition(status)` holds; `what` is for the message."""
+        return read_status(self.wait_resource(name, what, condition, timeout))
+
+    def wait_resource(self, name: str, what: str, condition: Any, timeout: float = RUN_SECONDS) -> dict[str, Any]:
+        """The same; the whole resource as it was at that moment."""
         seen = None
         try:
             for resource in changes(self.api, name, NAMESPACE, timeout=timeout):
                 seen = read_status(resource)
                 if condition(seen):
-                    return seen
+                    return resource
         except RuntimeError as error:
             raise AssertionError(f"{name}: not {what}: {error}; last status {seen}") from error
         raise AssertionError("unreachable")
@@ -66,9 +87,13 @@ class Platform:
         """Wait until object storage holds `key`."""
         wait_for(f"object {key}", lambda: self.s3.head_object(Bucket=BUCKET, Key=key), timeout=RUN_SECONDS, every=0.1)
 
+    def forget(self, name: str) -> None:
+        """Delete a run; its children follow in the garbage collector's own time."""
+        self.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
+
     def delete(self, name: str) -> None:
         """Delete a run and wait until its children are gone."""
-        self.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
+        self.forget(name)
         wait_for(f"the children of {name} are gone", lambda: not self.children(name), timeout=120)
 
     def delete_all(self) -> None:
@@ -91,6 +116,21 @@ class Platform:
             if any(owner.name == name for owner in item.metadata.owner_references or ())
         ]
 
+    def pods(self, name: str, **labels: str) -> list[Any]:
+        """A run's pods; `labels` by the last part of their names, such as stage="train"."""
+        wanted = {LABEL_JOB: name} | {f"{GROUP}/{label}": value for label, value in labels.items()}
+        selector = ",".join(f"{label}={value}" for label, value in wanted.items())
+        return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
+
+    def signal_worker(self, pod: str, number: signal.Signals) -> None:
+        """To the process that trains in a pod, as soon as there is one; not to the launcher above it."""
+        uid = self.core.read_namespaced_pod(pod, NAMESPACE).metadata.uid
+        found = wait_for(
+            f"a training process in {pod}",
+            lambda: [each for each in psutil.process_iter() if _is_worker(each) and _runs_in(each, f"pod{uid}")],
+        )
+        found[0].send_signal(number)
+
     def kill_operator(self) -> None:
         """SIGKILL to the operator's process; the kubelet starts it again."""
         victims = [process for process in psutil.process_iter(["cmdline"]) if self._is_operator(process)]
@@ -101,8 +141,18 @@ class Platform:
     def _is_operator(self, process: psutil.Process) -> bool:
         """Whether it is the operator of this cluster: its pods' control groups carry the cluster's id."""
         command = " ".join(process.info["cmdline"] or [])
-        groups = Path(f"/proc/{process.pid}/cgroup")
-        return "bin/internvl-operator" in command and f"ivft-{self.cluster.id}-" in groups.read_text()
+        return "bin/internvl-operator" in command and _runs_in(process, f"ivft-{self.cluster.id}-")
+
+
+def _runs_in(process: psutil.Process, part: str) -> bool:
+    """Whether its control groups carry `part` in their names."""
+    return part in Path(f"/proc/{process.pid}/cgroup").read_text()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "-m internvl_trainer train" in " ".join(process.cmdline())
+    return False
 
 
 class ChildLog:

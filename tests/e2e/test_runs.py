@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
-from e2e.harness import NAMESPACE, ChildLog, Platform
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, ChildLog, Finished, Platform
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET
-from ivft_demo.results import Loss, learnt, list_keys, losses, verify_manifest
+from ivft_demo.results import learnt, list_keys, losses, verify_manifest
 
 pytestmark = pytest.mark.e2e
 
-# long enough that there is time to break something between the first checkpoint and the end
-STEPS = {"maxSteps": 120, "epochs": 40}
-CHECKPOINT = {"everySteps": 40}
 FIRST_CHECKPOINT = "checkpoints/step-00000040/manifest.json"
-
-
-class Finished(NamedTuple):
-    status: InternVLFineTuneStatus
-    output: str
-    curve: list[Loss]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(platform: Platform, child_log: ChildLog) -> Finished:
-    """A LoRA run that nothing happens to."""
-    output = platform.apply("quickstart", "undisturbed", training=STEPS, checkpoint=CHECKPOINT)
-    status = platform.follow("undisturbed")
-    return Finished(status, output, losses(platform.s3, output))
 
 
 def test_lora_learns_and_publishes_an_adapter(platform: Platform, undisturbed: Finished) -> None:

@@ -75,7 +75,8 @@ class StageStatus(_Answer):
     attempt: int = 0
     started_at: str | None = None
     finished_at: str | None = None
-    message: str | None = None
+    reason: str | None = Field(None, description="Why the last attempt ended before the stage was done")
+    message: str | None = Field(None, description="The same, in words")
     artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what this stage made")
 
 

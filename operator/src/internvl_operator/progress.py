@@ -4,10 +4,11 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import urllib3
 from internvl_api.constants import METRICS_PORT
-from internvl_api.status import CheckpointStatus, Progress
+from internvl_api.status import CheckpointStatus, Heartbeat, Progress
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from internvl_operator.cluster.store import Key
@@ -21,15 +22,26 @@ _LONGEST_INTERVAL = 60.0  # seconds between questions to a pod that does not ans
 logger = logging.getLogger(__name__)
 
 
-class _Checkpoint(BaseModel):
+class Answer(NamedTuple):
+    """What one training process says of itself."""
+
+    progress: Progress
+    checkpoint: CheckpointStatus | None
+    heartbeat: Heartbeat | None
+
+
+class _Beside(BaseModel):
+    """What stands beside Progress' own fields in the same body."""
+
     model_config = ConfigDict(extra="ignore")
     checkpoint: CheckpointStatus | None = None
+    heartbeat: Heartbeat | None = None
 
 
 @dataclass
 class _Target:
     pod_uid: str
-    url: str
+    address: str
     interval: float
 
 
@@ -65,7 +77,7 @@ class ProgressPoller:
             known = self._targets.get(key)
             if known and known.pod_uid == pod_uid:
                 return
-            self._targets[key] = _Target(pod_uid, progress_url(address), self._interval)
+            self._targets[key] = _Target(pod_uid, address, self._interval)
         self._queue.add(key, after=self._interval)
 
     def forget(self, key: Key) -> None:
@@ -86,7 +98,8 @@ class ProgressPoller:
             target = self._targets.get(key)
         if target is None:
             return
-        found = self._fetch(target)
+        answer = ask(self._http, target.address)
+        found = LiveProgress(target.pod_uid, answer.progress, answer.checkpoint) if answer else None
         target.interval = self._interval if found else min(_LONGEST_INTERVAL, target.interval * 2)
         self._queue.add(key, after=target.interval)
         with self._lock:
@@ -95,25 +108,23 @@ class ProgressPoller:
             self._latest[key] = found
         self._changed(key)
 
-    def _fetch(self, target: _Target) -> LiveProgress | None:
-        body = fetch(self._http, target.url)
-        if body is None:
-            return None
-        try:
-            progress, rest = Progress.model_validate_json(body), _Checkpoint.model_validate_json(body)
-        except ValidationError as error:
-            logger.debug("no progress from %s: %s", target.url, error)
-            return None
-        return LiveProgress(target.pod_uid, progress, rest.checkpoint)
 
-
-def progress_url(address: str, local_rank: int = 0) -> str:
-    """Where a process of the pod with this address answers."""
+def ask(http: urllib3.PoolManager, address: str, local_rank: int = 0) -> Answer | None:
+    """A process of the pod with this address; None when it says nothing in time, or what cannot be read."""
     host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{METRICS_PORT + local_rank}/progress"
+    url = f"http://{host}:{METRICS_PORT + local_rank}/progress"
+    body = _fetch(http, url)
+    if body is None:
+        return None
+    try:
+        progress, beside = Progress.model_validate_json(body), _Beside.model_validate_json(body)
+    except ValidationError as error:
+        logger.debug("no progress from %s: %s", url, error)
+        return None
+    return Answer(progress, beside.checkpoint, beside.heartbeat)
 
 
-def fetch(http: urllib3.PoolManager, url: str) -> bytes | None:
+def _fetch(http: urllib3.PoolManager, url: str) -> bytes | None:
     """The body of an answer, cut at 64 KiB; None when there is none in time."""
     try:
         response = http.request("GET", url, timeout=_TIMEOUT, redirect=False, preload_content=False)

@@ -1,25 +1,15 @@
 """Asks every training process of a group for its /progress, once, when the group has got no further for too long."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import urllib3
-from internvl_api.status import Heartbeat, Progress
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from internvl_operator.cluster.store import Key
 from internvl_operator.core.observe import Pod, ProcessState, RollCall
-from internvl_operator.progress import fetch, progress_url
-
-logger = logging.getLogger(__name__)
-
-
-class _Said(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    heartbeat: Heartbeat | None = None
+from internvl_operator.progress import ask
 
 
 class RollCaller:
@@ -71,13 +61,7 @@ class RollCaller:
         self._changed(key)
 
     def _state(self, pod: Pod, local_rank: int) -> ProcessState:
-        unheard = ProcessState(pod.rank, local_rank)
-        body = fetch(self._http, progress_url(pod.ip, local_rank)) if pod.ip else None
-        if body is None:
-            return unheard
-        try:
-            progress, said = Progress.model_validate_json(body), _Said.model_validate_json(body)
-        except ValidationError as error:
-            logger.debug("no heartbeat from %s: %s", pod.name, error)
-            return unheard
-        return ProcessState(pod.rank, local_rank, progress, said.heartbeat)
+        answer = ask(self._http, pod.ip, local_rank) if pod.ip else None
+        if answer is None:
+            return ProcessState(pod.rank, local_rank)
+        return ProcessState(pod.rank, local_rank, answer.progress, answer.heartbeat)

@@ -131,7 +131,7 @@ def test_a_meta_that_is_no_text_is_said_so(tmp_path: Path) -> None:
 )
 def test_repeat_time(repeat_time: float, expected: list[int]) -> None:
     dataset = dataclasses.replace(DATASET, repeat_time=repeat_time)
-    assert [dataset.source_row(position, 4) for position in range(dataset.count_rows(4))] == expected
+    assert dataset.source_rows(4).tolist() == expected
 
 
 def test_several_images_share_the_tiles_of_one() -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from internvl_trainer.model.adapter_files import (
     load_adapter,
     read_adapter,
     save_adapter,
-    to_native_adapter,
     to_upstream_adapter,
 )
 from internvl_trainer.model.adapters import (
@@ -24,7 +24,8 @@ from internvl_trainer.model.adapters import (
     trainable_report,
 )
 from internvl_trainer.model.chat_model import ChatModel
-from internvl_trainer.model.checkpoint_format import native_config, read_architecture, to_upstream
+from internvl_trainer.model.checkpoint_format import Architecture, native_config, read_architecture, to_upstream
+from internvl_trainer.model.checkpoint_format.tensors import match_upstream, split_fused
 from internvl_trainer.model.load import CheckpointError
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -310,6 +311,19 @@ def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, 
     weights = merge_into(merged.native.state_dict(), read_adapter(tmp_path))
     merged.native.load_state_dict(weights)
     torch.testing.assert_close(logits(merged), logits(model), atol=5e-6, rtol=0)
+
+
+def to_native_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The way back from `to_upstream_adapter`."""
+    result = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.partition(".lora_")
+        match = match_upstream(f"{module}.weight", architecture.kind)
+        fused = len(match.native_names) > 1 and not part.startswith("A")
+        parts = split_fused(tensor, match.rule, architecture) if fused else (tensor,) * len(match.native_names)
+        for native, value in zip(match.native_names, parts, strict=True):
+            result[f"base_model.model.{native.removesuffix('.weight')}.lora_{part}"] = value
+    return result
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -49,6 +49,20 @@ def test_the_exit_code_that_decides(code: str, expected: int, monkeypatch: pytes
     assert launch(python(code), two(), None) == expected
 
 
+def test_abort_is_told_from_a_segmentation_fault_where_the_trainer_is_process_one(tmp_path: Path) -> None:
+    """As in a container: the kernel keeps SIGABRT from process 1, and NCCL's watchdog ends a process by it."""
+    config = write_config(make_config(str(tmp_path / "out")), tmp_path)
+    code = f"""
+import os, sys, internvl_trainer.launcher as launcher
+from internvl_trainer.__main__ import main
+launcher.own_command = lambda *_: [sys.executable, "-c", "import os; os.abort()"]
+assert os.getpid() == 1
+sys.exit(main(["train", "--config", {str(config)!r}]))
+"""
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c", code]
+    assert subprocess.run(alone, env=environment(tmp_path), timeout=120).returncode == 128 + signal.SIGABRT
+
+
 def test_ranks_and_the_decisive_last_word(tmp_path: Path) -> None:
     result = tmp_path / "result"
     code = """

@@ -10,7 +10,7 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import failures, forgotten, hang, micro_batch, policies, waiting
+from internvl_operator.core import failures, forgotten, hang, micro_batch, policies, stages, waiting
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.resources import config_map, gang, names, pods, service
@@ -97,7 +97,8 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
         status.micro_batch_size = micro_batch.smaller(draft.job.resolved.run, status)
     delay = policies.restart_delay(ended, status.failures, draft.options)
     status.retry_at = to_text(draft.now + timedelta(seconds=delay)) if delay else None
-    entry.state, entry.message, entry.finished_at = "Pending", ended.message, draft.timestamp()
+    entry.state, entry.finished_at = "Pending", draft.timestamp()
+    entry.reason, entry.message = ended.reason, ended.message
     next_attempt(draft)
     when = f"starts again at {status.retry_at}" if delay else "starts again"
     if ended.kind == "stall":
@@ -146,4 +147,4 @@ def _attempt(draft: Draft) -> str:
 
 
 def _before(entry: StageStatus) -> str:
-    return f"; the last attempt: {entry.message}" if entry.message else ""
+    return f"; the last attempt: {stages.ending(entry)}" if entry.message else ""

@@ -30,13 +30,14 @@ def restart_delay(outcome: Outcome, failures: int, options: Options) -> float:
 
 def within_budget(outcome: Outcome, status: InternVLFineTuneStatus, policy: RunPolicy) -> Outcome:
     """The outcome itself, or, when no restart of its budget is left, the end of the run."""
+    last = f"{outcome.reason}: {outcome.message}; the "
     if outcome.budget == "user" and status.restarts.user >= policy.backoff_limit:
-        text = f"{outcome.message}; the {policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
+        text = f"{last}{policy.backoff_limit} restarts of spec.runPolicy.backoffLimit are used up"
         return Outcome("fail", "BackoffLimitExceeded", text)
     if outcome.budget == "infrastructure" and status.infrastructure_failures >= policy.infrastructure_limit:
         text = (
-            f"{outcome.message}; the {policy.infrastructure_limit} restarts of spec.runPolicy.infrastructureLimit are "
-            "used up without a newer checkpoint"
+            f"{last}{policy.infrastructure_limit} restarts of spec.runPolicy.infrastructureLimit are used up without a "
+            "newer checkpoint"
         )
         return Outcome("fail", "InfrastructureLimitExceeded", text)
     return outcome

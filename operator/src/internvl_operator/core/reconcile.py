@@ -160,7 +160,7 @@ def _suspend(draft: Draft, stage: Stage) -> None:
 
 def _succeed(draft: Draft, stage: Stage) -> None:
     entry = draft.entry(stage)
-    entry.state, entry.finished_at, entry.message = "Succeeded", draft.timestamp(), None
+    entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", draft.timestamp(), None, None
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
     draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
@@ -178,7 +178,8 @@ def _complete(draft: Draft) -> None:
 
 def _fail(draft: Draft, stage: Stage, ended: Outcome) -> None:
     entry = draft.entry(stage)
-    entry.state, entry.message, entry.finished_at = "Failed", ended.message, draft.timestamp()
+    entry.state, entry.finished_at = "Failed", draft.timestamp()
+    entry.reason, entry.message = ended.reason, ended.message
     draft.status.finished_at, draft.status.retry_at = draft.timestamp(), None
     draft.status.workers = group.count(draft)
     draft.say("Failed", ended.reason, ended.message)

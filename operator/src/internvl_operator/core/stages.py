@@ -60,6 +60,11 @@ def current(entries: Sequence[StageStatus]) -> Stage | None:
     return next((Stage(entry.name) for entry in entries if entry.state not in DONE), None)
 
 
+def ending(entry: StageStatus) -> str:
+    """Why the last attempt ended: the word that docs/runbook.md has, then the message."""
+    return ": ".join(part for part in (entry.reason, entry.message) if part)
+
+
 def done_names(entries: Sequence[StageStatus]) -> frozenset[str]:
     """Names of the stages that are done."""
     return frozenset(entry.name for entry in entries if entry.state in DONE)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
 
 from internvl_operator.core.plan import Event
+from internvl_operator.core.stages import ending
 
 
 def events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
@@ -28,8 +29,8 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
 def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:
     if new.attempt != old.attempt and new.attempt:
         yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
-    if new.message != old.message and new.message:
-        yield Event("Warning", "AttemptEnded", f"{new.name}: {new.message}")
+    if new.message and (new.reason, new.message) != (old.reason, old.message):
+        yield Event("Warning", "AttemptEnded", f"{new.name}: {ending(new)}")
     if new.state == "Succeeded" and old.state != "Succeeded":
         yield Event("Normal", "StageSucceeded", f"{new.name} succeeded")
 

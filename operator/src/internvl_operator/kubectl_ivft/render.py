@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from internvl_operator.core.job import read_status
+from internvl_operator.core.stages import ending
 from internvl_operator.kubectl_ivft.why import Explanation, Tone, explain
 from internvl_operator.kubectl_ivft.words import age, ago, clock, duration, took
 
@@ -156,7 +157,7 @@ def _stages(entries: Sequence[StageStatus], now: datetime) -> RenderableType | N
 
 def _stage_note(entry: StageStatus) -> str:
     attempt = f"attempt {entry.attempt}" if entry.attempt > 1 else ""
-    return ": ".join(part for part in (attempt, entry.message or "") if part)
+    return ": ".join(part for part in (attempt, ending(entry)) if part)
 
 
 def _figures(status: InternVLFineTuneStatus) -> RenderableType | None:

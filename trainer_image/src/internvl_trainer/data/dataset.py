@@ -52,9 +52,9 @@ class DatasetDescription:
         """Rows in one epoch of a file with `rows` rows."""
         return int(rows * self.repeat_time)
 
-    def source_row(self, position: int, rows: int) -> int:
-        """Row of the file behind a position of the epoch: a share below 1 keeps the FIRST rows, as upstream does."""
-        return position % rows
+    def source_rows(self, rows: int) -> np.ndarray:
+        """Row of the file behind each position of the epoch: a share below 1 keeps the FIRST rows, as upstream does."""
+        return (np.arange(self.count_rows(rows)) % rows).astype(np.int32)
 
 
 @dataclass(frozen=True)

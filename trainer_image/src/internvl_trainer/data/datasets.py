@@ -39,7 +39,7 @@ class OpenDataset:
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
         count = len(self.index)
-        rows = (np.arange(self.description.count_rows(count)) % count).astype(np.int32)
+        rows = self.description.source_rows(count)
         bad = [bisect.bisect_left(range(count), line, key=self.index.line_number) for line in bad_lines]
         return rows[~np.isin(rows, bad)] if bad else rows
 

@@ -43,7 +43,7 @@ class OpenPairs:
         """(n,) int32 captions of one epoch, in the file's order: repeatTime applied, bad lines left out."""
         if not self.index:
             return np.empty(0, np.int32)
-        rows = (np.arange(self.description.count_rows(len(self.index))) % len(self.index)).astype(np.int32)
+        rows = self.description.source_rows(len(self.index))
         if not bad_lines:
             return rows
         lines = np.array([caption.line for caption in self.index])

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .adapters import ADAPTER, Adaptable, add_lora, fused_projections, lora_layers, name_prefix
 from .checkpoint_format import Architecture
 from .checkpoint_format.files import CheckpointError, StoredTensors
-from .checkpoint_format.tensors import join_fused, match_native, match_upstream, split_fused
+from .checkpoint_format.tensors import join_fused, match_native, match_upstream
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
@@ -193,17 +193,4 @@ def to_upstream_adapter(tensors: Mapping[str, torch.Tensor], architecture: Archi
         else:
             joined = join_fused(ordered, match_upstream(f"{module}.weight", architecture.kind).rule, architecture)
         result[f"{module}.lora_{part}"] = joined
-    return result
-
-
-def to_native_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
-    """The way back from `to_upstream_adapter`."""
-    result = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.partition(".lora_")
-        match = match_upstream(f"{module}.weight", architecture.kind)
-        fused = len(match.native_names) > 1 and not part.startswith("A")
-        parts = split_fused(tensor, match.rule, architecture) if fused else (tensor,) * len(match.native_names)
-        for native, value in zip(match.native_names, parts, strict=True):
-            result[f"{_PREFIX}{native.removesuffix('.weight')}.lora_{part}"] = value
     return result

@@ -1,8 +1,7 @@
-"""From a checkpoint directory in upstream's layout to a retrieval model in memory, and back. Safetensors only."""
+"""From a checkpoint directory in upstream's layout to a retrieval model in memory. Safetensors only."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 
-from ..checkpoint_format import UnsupportedArchitecture, to_native, to_upstream
+from ..checkpoint_format import UnsupportedArchitecture, to_native
 from ..checkpoint_format.files import CheckpointError, list_tensors, read_json
 from ..load import CONFIG_FILE, Source, choose_attention, empty_parameters, fill_parameters
 from .architecture import RetrievalArchitecture, read_retrieval_architecture
 from .attention import QLLAMA_REFERENCE, VISION_REFERENCE
 from .model import RetrievalModel
-
-_SHARD_SIZE = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -85,16 +81,6 @@ def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None 
     """What config.json says, without the weights. Raises CheckpointError."""
     directory = Path(directory)
     return _architecture(_read_config(directory), directory, image_size)
-
-
-def save_retrieval_model(loaded: LoadedRetrievalModel, directory: str | Path, *, shard_size: int = _SHARD_SIZE) -> None:
-    """Write config.json and the weights in upstream's layout, each tensor as it is in memory."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
-    tensors = ((name, parameter.detach().cpu()) for name, parameter in loaded.model.named_parameters())
-    upstream = dict(to_upstream(tensors, loaded.architecture))  # type: ignore[arg-type]
-    save_torch_state_dict(upstream, directory, max_shard_size=shard_size)
 
 
 def _choose_attention(architecture: RetrievalArchitecture, asked: str | None) -> None:
