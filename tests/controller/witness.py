@@ -37,7 +37,7 @@ class Witness:
         self._watches = {kind: watch.Watch(return_type="object") for kind in self._listings}  # type: ignore[no-untyped-call]
         self._open = True
 
-    def until(self, what: str, holds: Callable[[], Any], *, why: Callable[[], str], timeout: float = 90) -> None:
+    def until(self, what: str, holds: Callable[[], Any], *, why: Callable[[], str], timeout: float = 120) -> None:
         """Returns as soon as `holds()`, which is asked after each event."""
         deadline = time.monotonic() + timeout
         with self.changed:
