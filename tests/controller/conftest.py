@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from controller.operator_process import Cluster, OperatorProcess
+from controller.operator_process import POD_GROUPS, Cluster, OperatorProcess
 from internvl_api.constants import GROUP, PLURAL
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
@@ -14,6 +15,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 CRD = Path(__file__).parents[2] / "crds/internvlfinetunes.yaml"
+POD_GROUP_SPEC = Path(__file__).parents[1] / "data/crds/volcano-podgroup.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,33 @@ def served(api_server: ApiServer) -> ApiServer:
     listing = client.CustomObjectsApi(api_server.api).list_cluster_custom_object
     wait_for("the CRD is served", lambda: listing(GROUP, "v1alpha1", PLURAL))
     return api_server
+
+
+@pytest.fixture(scope="session")
+def volcano(served: ApiServer) -> Any:
+    """A client of PodGroups, on a server that from now on knows volcano's."""
+    spec = yaml.safe_load(POD_GROUP_SPEC.read_text())
+    del spec["properties"]["minResources"]  # not ours, and its int-or-string is not in the excerpt
+    group, version, plural = POD_GROUPS
+    properties = {"spec": spec, "status": {"type": "object"}}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
+    extensions: Any = client.ApiextensionsV1Api(served.api)
+    extensions.create_custom_resource_definition(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {
+                "group": group,
+                "scope": "Namespaced",
+                "names": {"kind": "PodGroup", "plural": plural, "singular": "podgroup"},
+                "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
+            },
+        }
+    )
+    objects: Any = client.CustomObjectsApi(served.api)
+    wait_for("PodGroups are served", lambda: objects.list_cluster_custom_object(group, version, plural))
+    return objects
 
 
 @pytest.fixture

@@ -47,8 +47,11 @@ class Answer:
     body: str = ""
 
 
+@dataclass(frozen=True)
 class AnswerLost:
-    """Let the API server do it, then close the connection without a word."""
+    """Let the API server do it, then (after `meanwhile`) close the connection without a word."""
+
+    meanwhile: Callable[[], object] = lambda: None
 
 
 class Unreachable:
@@ -113,6 +116,10 @@ class FaultyProxy:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # an operator that was killed
+                    super().handle()
+
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 request = Request(self.command, parts.path, parse_qs(parts.query), time.monotonic())
@@ -136,6 +143,7 @@ class FaultyProxy:
                 answer = connection.getresponse()
                 if isinstance(fault, AnswerLost):
                     answer.read()
+                    fault.meanwhile()
                     self.close_connection = True
                     return self.connection.shutdown(socket.SHUT_RDWR)
                 if request.watch and answer.status == 200:

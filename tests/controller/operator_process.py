@@ -18,6 +18,7 @@ from kubernetes import client, watch
 from prometheus_client.parser import text_string_to_metric_families
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+POD_GROUPS = ("scheduling.volcano.sh", "v1beta1", "podgroups")  # group, version, plural
 # Short waits, so that tests of waiting take no time; everything else is as in production.
 QUICK = {"RETRY_BASE_SECONDS": "0.3", "SETTLE_SECONDS": "0.3", "PROGRESS_INTERVAL_SECONDS": "0.2"}
 
@@ -29,7 +30,7 @@ class Cluster:
         self.server, self.namespace = server, namespace
         self.core = server.core
         self.jobs = client.CustomObjectsApi(server.api)
-        self._since = self.core.list_namespaced_pod(namespace).metadata.resource_version
+        self.since = self.core.list_namespaced_pod(namespace).metadata.resource_version
 
     def create(self, name: str = "run", **changes: Any) -> Raw:
         """Apply an InternVLFineTune; `changes` replace fields of its spec."""
@@ -84,7 +85,7 @@ class Cluster:
             VERSION,
             self.namespace,
             PLURAL,
-            resource_version=self._since,
+            resource_version=self.since,
             timeout_seconds=timeout,
         )
         for event in stream:
@@ -113,7 +114,7 @@ class Cluster:
         """Every event of a kind since the namespace was made."""
         stream = watch.Watch().stream
         for event in stream(
-            listing, self.namespace, label_selector=SELECTOR, resource_version=self._since, timeout_seconds=1
+            listing, self.namespace, label_selector=SELECTOR, resource_version=self.since, timeout_seconds=1
         ):
             yield event["type"], event["object"]
 
@@ -129,6 +130,11 @@ class OperatorProcess:
 
     def start(self) -> None:
         """Returns as soon as it works, or stands by."""
+        self.launch()
+        wait_for("the operator is ready", self.ready, timeout=60, on_timeout=lambda: tail(self.log))
+
+    def launch(self) -> None:
+        """Returns at once."""
         self.metrics_port, self.liveness_port = free_ports(2)
         ports = {"METRICS_PORT": str(self.metrics_port), "LIVENESS_PORT": str(self.liveness_port)}
         ours = {f"INTERNVL_OPERATOR_{key}": value for key, value in (self._settings | ports).items()}
@@ -139,7 +145,6 @@ class OperatorProcess:
                 stdout=sink,
                 stderr=sink,
             )
-        wait_for("the operator is ready", self.ready, timeout=60, on_timeout=lambda: tail(self.log))
 
     def kill(self) -> None:
         """SIGKILL: no time to say anything."""

@@ -1,4 +1,8 @@
-"""A run is told as a story, first undisturbed, then with the operator killed right before each of its writes."""
+"""A run is told as a story, first undisturbed, then with the operator killed right before each of its writes.
+
+To be killed before write k + 1 is to be killed after write k: between two writes a process changes nothing but itself.
+After the last one nothing is left to be done. test_crash_server.py tells one story to a real process and API server.
+"""
 
 from collections.abc import Callable
 

@@ -63,6 +63,7 @@ def run_all(pod: Any) -> Behaviour:
 class FakeKubelet:
     """A thread that gives every pod the fate `behaviour(pod)` says, in order of arrival, for as long as it is open.
 
+    One that was never opened does nothing by itself: each pod waits for its `start`, `finish` or `evict`.
     Pods get addresses of 127.64.0.0/10: all of them are this machine, so a test can serve a pod's port itself.
     """
 
