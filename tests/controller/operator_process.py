@@ -50,6 +50,12 @@ class Cluster:
         """A merge patch of anything."""
         self.jobs.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
 
+    def patch_status(self, change: Raw, name: str = "run") -> None:
+        """A merge patch of the status, as an operator or a meddler would send it."""
+        self.jobs.patch_namespaced_custom_object_status(
+            GROUP, VERSION, self.namespace, PLURAL, name, {"status": change}
+        )
+
     def delete(self, name: str = "run") -> None:
         """What `kubectl delete` does."""
         self.jobs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
