@@ -147,6 +147,11 @@ class OperatorProcess:
             )
         wait_for("the operator is ready", self.ready, timeout=60, on_timeout=lambda: tail(self.log))
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a process to end."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: no time to say anything."""
         assert self._process is not None
@@ -157,6 +162,11 @@ class OperatorProcess:
         """SIGTERM; the exit code."""
         self.signal(signal.SIGTERM)
         return self.ended()
+
+    @property
+    def log_text(self) -> str:
+        """All that it has logged."""
+        return self.log.read_text(encoding="utf-8")
 
     @property
     def pid(self) -> int:
@@ -195,7 +205,7 @@ class OperatorProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process and self._process.poll() is None:
+        if self.started:
             self.kill()
 
 
