@@ -7,7 +7,6 @@ import itertools
 import pytest
 from internvl_api.estimate import longest_row, typical_row
 from internvl_api.listing import chat_recipe_names, recipe_config, recipe_setup, recipe_text
-from internvl_api.resolve import SpecError, parse_spec
 
 SIZES = {"1b": ("Hermes-2", 2), "2b": ("internlm2-chat", 2), "4b": ("phi3-chat", 1)}  # template, epochs
 DOMAINS = {"bdd": (240, 64, 8), "drivelm": (15_100, 8, 1), "medical": (2_200, 64, 8), "remote": (2_500, 64, 8)}
@@ -44,36 +43,3 @@ def test_memory_is_reckoned_for_full_packs() -> None:
     assert typical_row(setup).tokens == longest_row(setup).tokens == 16384
     assert longest_row(setup).tiles == 48
     assert longest_row(setup).supervised == 16384 - 48 * 256
-
-
-@pytest.mark.parametrize(
-    ("training", "message"),
-    [
-        pytest.param(
-            {"groupByLength": True, "packing": {"enabled": True}},
-            "spec.training: groupByLength has no use with packing.enabled, as packs are full; set it to false",
-            id="grouped and packed",
-        ),
-        pytest.param(
-            {"packing": {"enabled": True, "maxTokens": 4096}},
-            "spec.training: packing.maxTokens 4096 is less than maxSeqLength 8192, so the longest rows would fit in no "
-            "pack; raise the one or lower the other",
-            id="packs shorter than rows",
-        ),
-        pytest.param(
-            {"packing": {"enabled": True, "bufferSize": 0}},
-            "spec.training.packing.bufferSize: found 0: Input should be greater than or equal to 1",
-            id="no buffer",
-        ),
-        pytest.param(
-            {"lossWeighting": "mean"},
-            "spec.training.lossWeighting: found 'mean': Input should be 'token', 'sample' or 'square'",
-            id="unknown weighting",
-        ),
-    ],
-)
-def test_a_mistake_is_named(training: dict[str, object], message: str) -> None:
-    data = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
-    with pytest.raises(SpecError) as caught:
-        parse_spec({"model": {"source": "/m"}, "data": data, "output": "s3://models/out", "training": training})
-    assert str(caught.value) == message

@@ -31,4 +31,5 @@ def test_taken(root: str) -> None:
 def test_refused_with_the_field_and_what_was_found(root: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(root)
-    assert str(caught.value).startswith(f"spec.data.train.x.root: found {root!r}: ")
+    assert str(caught.value).startswith(f"spec.data.train.x.root: found {root!r}")
+    assert "expected s3://bucket/key" in str(caught.value)

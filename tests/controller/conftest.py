@@ -7,29 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from controller.operator_process import POD_GROUPS, Cluster, OperatorProcess
-from internvl_api.constants import GROUP, PLURAL
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
 from ivft_cluster.shell import wait_for
 from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 
-CRD = Path(__file__).parents[2] / "crds/internvlfinetunes.yaml"
 POD_GROUP_SPEC = Path(__file__).parents[1] / "data/crds/volcano-podgroup.yaml"
-
-
-@pytest.fixture(scope="session")
-def served(api_server: ApiServer) -> ApiServer:
-    """An API server that knows InternVLFineTunes."""
-    extensions = client.ApiextensionsV1Api(api_server.api)
-    try:
-        extensions.create_custom_resource_definition(yaml.safe_load(CRD.read_text()))
-    except ApiException as error:
-        if error.status != 409:
-            raise
-    listing = client.CustomObjectsApi(api_server.api).list_cluster_custom_object
-    wait_for("the CRD is served", lambda: listing(GROUP, "v1alpha1", PLURAL))
-    return api_server
 
 
 @pytest.fixture(scope="session")

@@ -148,10 +148,11 @@ class FaultyProxy:
                     return self.connection.shutdown(socket.SHUT_RDWR)
                 if request.watch and answer.status == 200:
                     return self._stream(answer)
-                return self._answer(answer.status, answer.read())
+                return self._answer(answer.status, answer.read(), answer.getheader("Content-Encoding", "identity"))
 
-            def _answer(self, status: int, body: bytes) -> None:
+            def _answer(self, status: int, body: bytes, encoding: str = "identity") -> None:
                 self.send_response(status)
+                self.send_header("Content-Encoding", encoding)  # large answers are compressed for who takes them so
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

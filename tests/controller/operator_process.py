@@ -51,6 +51,12 @@ class Cluster:
         """A merge patch of anything."""
         self.jobs.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
 
+    def patch_status(self, change: Raw, name: str = "run") -> None:
+        """A merge patch of the status, as an operator or a meddler would send it."""
+        self.jobs.patch_namespaced_custom_object_status(
+            GROUP, VERSION, self.namespace, PLURAL, name, {"status": change}
+        )
+
     def delete(self, name: str = "run") -> None:
         """What `kubectl delete` does."""
         self.jobs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
@@ -146,6 +152,11 @@ class OperatorProcess:
                 stderr=sink,
             )
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a process to end."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: no time to say anything."""
         assert self._process is not None
@@ -156,6 +167,11 @@ class OperatorProcess:
         """SIGTERM; the exit code."""
         self.signal(signal.SIGTERM)
         return self.ended()
+
+    @property
+    def log_text(self) -> str:
+        """All that it has logged."""
+        return self.log.read_text(encoding="utf-8")
 
     @property
     def pid(self) -> int:
@@ -194,7 +210,7 @@ class OperatorProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process and self._process.poll() is None:
+        if self.started:
             self.kill()
 
 

@@ -158,3 +158,11 @@ def test_a_job_with_any_spec_can_be_read(spec: object) -> None:
     assert job.resolved.error is not None
     with pytest.raises(type(job.resolved.error)):
         _ = job.spec
+
+
+@pytest.mark.parametrize("name", ["run-train-1", "run-publish-0", "other-train-0", "mine"])
+def test_a_pod_whose_name_is_not_its_labels_is_not_ours(name: str) -> None:
+    """Its labels and its owner may have been copied from one that is."""
+    pod = raw_pod()
+    assert read_pod(pod) is not None
+    assert read_pod(pod | {"metadata": pod["metadata"] | {"name": name}}) is None

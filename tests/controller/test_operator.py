@@ -198,15 +198,6 @@ def test_what_the_api_server_refuses_reaches_the_user(run: Story, operator: Oper
     run.kubelet.wait_phase(cluster.namespace, "run-preflight-0")
 
 
-def test_a_long_name_with_dots_gives_valid_children(run: Story, operator: OperatorProcess) -> None:
-    name = "v1.5-" + "x" * 240 + ".run"
-    run.cluster.create(name)
-    run.cluster.wait("preflight runs", lambda status: status["phase"] == "Running", name)
-    (pod,) = run.cluster.pods()
-    assert pod.startswith("v1-5-xxx")
-    assert pod.endswith("-preflight-0")
-
-
 def test_a_job_made_again_under_the_same_name_starts_afresh(run: Story, operator: OperatorProcess) -> None:
     cluster = run.cluster
     first = cluster.create()["metadata"]["uid"]

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controller.builders import Raw, custom_resource
+from controller.builders import NOW, OPTIONS, Raw, custom_resource
 from controller.operator_process import Cluster, OperatorProcess
 from internvl_api.constants import GROUP, PLURAL, VERSION
+from internvl_api.crd import build_crd
 from internvl_operator import webhook
+from internvl_operator.core.job import read_job
+from internvl_operator.core.observe import Observed
+from internvl_operator.core.reconcile import reconcile
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import wait_for
 from kubernetes import client
@@ -23,6 +27,15 @@ NO_SUCH_METRIC = {
     "publishIf": "vqa_accuracy >= 0.5",
 }
 BAD = custom_resource(recipe="internvl2-2b-lora-cocoo")
+CHECKPOINTED = {
+    "checkpoint": {
+        "step": 5,
+        "uri": "s3://out/run/checkpoints/step-00000005",
+        "sha256": "0",
+        "verifiedAt": "2026-01-31T12:00:00Z",
+    }
+}
+MOVED = custom_resource(output="s3://out/new", status=CHECKPOINTED)
 
 
 def asked(new: Raw | None, old: Raw | None = None) -> Raw:
@@ -49,6 +62,44 @@ def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
     assert response["uid"] == "7"
     assert response["allowed"] == (said is None)
     assert (said or "") in response.get("status", {}).get("message", "")
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "refused"),
+    [
+        pytest.param(MOVED, custom_resource(status=CHECKPOINTED), True, id="checkpoints-would-be-left-behind"),
+        pytest.param(custom_resource(output="s3://out/new"), custom_resource(), False, id="nothing-has-begun"),
+        pytest.param(
+            custom_resource(output="s3://out/run/", workers=1, status=CHECKPOINTED),
+            custom_resource(status=CHECKPOINTED),
+            False,
+            id="another-field-and-a-slash",
+        ),
+        pytest.param(
+            custom_resource(output="s3://out/run2", status=CHECKPOINTED),
+            custom_resource(status=CHECKPOINTED),
+            True,
+            id="a-name-that-begins-alike",
+        ),
+        pytest.param(custom_resource(status=CHECKPOINTED), MOVED, False, id="moved-back"),
+        pytest.param(
+            custom_resource(output="s3://out/new", runPolicy={"suspend": True}, status=CHECKPOINTED),
+            MOVED,
+            False,
+            id="moved-before-and-suspended-now",
+        ),
+    ],
+)
+def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused: bool) -> None:
+    response = webhook.review(asked(new, old))["response"]
+    assert response["allowed"] is not refused
+    if refused:
+        status = reconcile(read_job(new), Observed(), NOW, OPTIONS).status
+        assert status is not None
+        (found,) = [condition for condition in status.conditions if condition.type == "Stalled"]
+        assert (found.reason, found.message) == ("InvalidSpec", response["status"]["message"]), "the operator's words"
+        (rule,) = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+        assert found.message.replace("spec.output: ", "spec.output ").startswith(rule["message"]), "the server's words"
 
 
 @pytest.fixture
@@ -103,6 +154,9 @@ def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked:
     cluster_of_test.create("good")
     with pytest.raises(ApiException, match=r"spec\.model\.name"):
         cluster_of_test.edit({"model": {"name": "InternVL2-2C"}}, "good")
+    cluster_of_test.patch_status(CHECKPOINTED, "good")
+    with pytest.raises(ApiException, match="cannot change while it holds this run's checkpoints"):
+        cluster_of_test.edit({"output": "s3://out/new"}, "good")
 
     hooked.kill()  # nobody is held up, and the operator says the same when it is back
     cluster_of_test.create("bad", recipe="internvl2-2b-lora-cocoo")

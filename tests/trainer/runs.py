@@ -48,6 +48,8 @@ def make_config(output: str, base: str = "qwen2", workers: int = 1, **sections: 
         spec["model"] = {"source": base}
     for name, value in sections.items():
         spec[name] = {**spec.get(name, {}), **value} if isinstance(value, dict) else value
+    if spec["method"] != "lora":
+        del spec["lora"]
     return resolve(parse_spec(spec), job="team/run", job_uid="uid-1")
 
 

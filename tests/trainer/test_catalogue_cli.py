@@ -89,7 +89,7 @@ def test_estimate_of_a_run(tmp_path: Path) -> None:
         pytest.param(
             ("recipes", "show", "internvl2-2b-lor"),
             65,
-            "did you mean 'internvl2-2b-lora'?); see `internvl-trainer recipes`",
+            "did you mean 'internvl2-2b-lora'?); `internvl-trainer recipes` lists them",
             id="unknown recipe",
         ),
         pytest.param(

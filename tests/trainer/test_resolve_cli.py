@@ -69,7 +69,7 @@ def test_the_same_file_gives_the_same_text(tmp_path: Path, capsys: pytest.Captur
         pytest.param(
             [{key: RESOURCE[key] for key in ("apiVersion", "kind")}],
             65,
-            "InvalidSpec: spec: found NoneType, expected an object",
+            "InvalidSpec: spec: found nothing, expected an object",
             id="no spec",
         ),
         pytest.param(

@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
+from internvl_api.gate import CONDITION_PATTERN
+from internvl_api.in_cluster import OUTPUT_STAYS
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
 
@@ -63,6 +65,13 @@ _RULES: list[tuple[str, str]] = [
         "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
     ),
     (
+        # A rule and no pattern: where a pattern fails, a server shows the user all of it.
+        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
+        f"self.evaluation.publishIf.matches(r'{CONDITION_PATTERN}')",
+        "spec.evaluation.publishIf: write a metric, a comparison and a number or metric, as 'CIDEr >= 1.2' or "
+        "'CIDEr > baseline.CIDEr', joined by and / or",
+    ),
+    (
         "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
         "(has(self.evaluation.tasks) && size(self.evaluation.tasks) > 0)",
         "spec.evaluation.publishIf needs evaluation.tasks, whose figures it compares",
@@ -94,7 +103,7 @@ _RULES: list[tuple[str, str]] = [
 _TRANSITIONS: list[tuple[str, str]] = [
     (
         "self.spec.output == oldSelf.spec.output || !has(oldSelf.status) || !has(oldSelf.status.checkpoint)",
-        "spec.output cannot change while it holds this run's checkpoints; create another resource to start over there",
+        f"spec.output {OUTPUT_STAYS}",
     ),
 ]
 _COLUMNS = [

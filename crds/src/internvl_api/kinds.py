@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask
+from internvl_api.recipes import load_recipe
 from internvl_api.retrieval import RETRIEVAL_MODELS, Retrieval
 from internvl_api.spec import Freeze, InternVLFineTuneSpec
 
@@ -13,8 +14,20 @@ Misplaced = tuple[str, str]
 def misplaced(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
     """What a spec asks for that its model cannot do."""
     retrieves = spec.model.name in RETRIEVAL_MODELS
+    yield from _of_recipe(spec, retrieves=retrieves)
     yield from _of_tasks(spec)
     yield from _for_retrieval(spec) if retrieves else _for_chat(spec)
+
+
+def _of_recipe(spec: InternVLFineTuneSpec, *, retrieves: bool) -> Iterator[Misplaced]:
+    """First of all: what a recipe of the other kind brings along, the user never wrote."""
+    if spec.recipe is None or spec.model.name is None:
+        return
+    its = load_recipe(spec.recipe)["model"]["name"]
+    if (its in RETRIEVAL_MODELS) != retrieves:
+        kinds = ("a retrieval model", "a chat model") if retrieves else ("a chat model", "a retrieval model")
+        text = f"found {spec.recipe}, which is for {its}, {kinds[1]}; {spec.model.name} is {kinds[0]}, take another"
+        yield "spec.recipe", f"{text} recipe or none"
 
 
 def _of_tasks(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:

@@ -1,13 +1,18 @@
 """spec + recipe + catalogue -> RunConfig: the only place where defaults meet."""
 
-from typing import Any, get_args, get_origin
+from itertools import chain
+from typing import Any
 
 from pydantic import ValidationError
 
 from internvl_api import gate
 from internvl_api.catalogue import CATALOGUE, find_model
+from internvl_api.contradictions import contradictions
+from internvl_api.errors import SpecError as SpecError
 from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
 from internvl_api.kinds import misplaced
+from internvl_api.mistakes import explain
+from internvl_api.pod_template import pod_template_mistakes
 from internvl_api.recipes import load_recipe, recipe_names
 from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.run_config import ResolvedModel, RunConfig
@@ -15,33 +20,33 @@ from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.suggest import did_you_mean
 
 
-class SpecError(ValueError):
-    """The spec cannot be run. `field` is the path a user would edit, `message` says found, expected, next step."""
-
-    def __init__(self, reason: str, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.reason, self.field, self.message = reason, field, message
-
-
 def parse_spec(raw: object) -> InternVLFineTuneSpec:
     """A raw `spec` dict with its recipe merged under it, validated. Raises SpecError."""
     if not isinstance(raw, dict):
-        raise SpecError("InvalidSpec", "spec", f"found {type(raw).__name__}, expected an object")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise SpecError("InvalidSpec", "spec", f"found {found}, expected an object")
+    spec = _validate(_with_recipe(raw))
+    _check_lora(raw, spec)
+    return spec
+
+
+def _with_recipe(raw: dict[str, Any]) -> dict[str, Any]:
     recipe = raw.get("recipe")
     if recipe is None:
-        return _validate(raw)
+        return raw
     if recipe not in recipe_names():
         hint = did_you_mean(str(recipe), recipe_names())
-        raise SpecError(
-            "UnknownRecipe", "spec.recipe", f"found {recipe!r}, which no recipe is called{hint}; see `recipes` in docs/"
-        )
-    return _validate(_merge(load_recipe(recipe), raw))
+        text = f"found {recipe!r}, which no recipe is called{hint}; `internvl-trainer recipes` lists them"
+        raise SpecError("UnknownRecipe", "spec.recipe", text)
+    return _merge(_under(load_recipe(recipe), raw), raw)
 
 
 def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
     """The RunConfig of a parsed spec. Raises SpecError where fields contradict each other."""
     _check_kind(spec)
     _check_quantize(spec)
+    for field, message, reason in chain(contradictions(spec), pod_template_mistakes(spec)):
+        raise SpecError(reason, field, message)
     _check_gate(spec.evaluation)
     _check_publish(spec)
     return RunConfig(
@@ -194,32 +199,24 @@ def _validate(raw: dict[str, Any]) -> InternVLFineTuneSpec:
     try:
         return InternVLFineTuneSpec.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(["spec", *(str(part) for part in first["loc"])])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if first["type"] == "extra_forbidden":  # its value is not repeated: it may be a token in the wrong place
-            hint = did_you_mean(str(first["loc"][-1]), _fields_at(first["loc"][:-1]))
-            raise SpecError("InvalidSpec", field, f"there is no such field{hint}{more}") from None
-        own_words = first["type"] in ("missing", "value_error")  # these say by themselves what was found
-        found = "" if own_words else f"found {_short(first['input'])}: "
-        raise SpecError("InvalidSpec", field, found + first["msg"].removeprefix("Value error, ") + more) from None
+        raise SpecError("InvalidSpec", *explain(error)) from None
 
 
-def _fields_at(path: tuple[str | int, ...]) -> list[str]:
-    """Names of the fields that an object of the spec may have; none where the user names them."""
-    kind: Any = InternVLFineTuneSpec
-    for part in path:
-        if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        else:
-            kind = _fields(kind).get(str(part))
-            if type(None) in get_args(kind):
-                kind = next(option for option in get_args(kind) if option is not type(None))
-    return list(_fields(kind))
+def _under(recipe: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's figures for what the user wrote; its template and source go with its own model only."""
+    model = raw.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    if name in (None, recipe["model"]["name"]):
+        return recipe
+    own = {key: value for key, value in recipe["model"].items() if key not in ("name", "template", "source")}
+    return recipe | {"model": own}
 
 
-def _fields(kind: Any) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in getattr(kind, "model_fields", {}).items()}
+def _check_lora(raw: dict[str, Any], spec: InternVLFineTuneSpec) -> None:
+    """An adapter that the user describes (a recipe's is no matter), and a method that makes none."""
+    if raw.get("lora") and spec.method != "lora" and spec.lora.quantize is None:  # for which there are better words
+        text = f"found settings, but spec.method is {spec.method}, which makes no adapter; set it to lora, or leave "
+        raise SpecError("InvalidSpec", "spec.lora", f"{text}them out")
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +226,3 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

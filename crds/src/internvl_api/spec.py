@@ -6,7 +6,7 @@ them in, and a recipe could no longer tell what the user wrote).
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,12 +17,16 @@ from internvl_api.retrieval import Retrieval
 Method = Literal["full", "lora", "head"]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 Precision = Literal["bf16", "fp32"]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 # Passed through to the pod untouched; the API server validates them when the pod is created.
 KubernetesObject = dict[str, Any]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
+REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+BYTES_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
 SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 
@@ -76,7 +80,7 @@ class Data(ApiModel):
         if not self.train and self.meta is None:
             raise ValueError("found neither train nor meta; name at least one dataset")
         if self.max_bad_rows and self.bad_rows == "fail":
-            raise ValueError("maxBadRows needs badRows: skip")
+            raise ValueError(f"found maxBadRows {self.max_bad_rows} with badRows: fail; set badRows to skip")
         return self
 
 
@@ -94,7 +98,8 @@ class Image(ApiModel):
     def _consistent(self) -> "Image":
         if self.min_dynamic_patch > self.max_dynamic_patch:
             raise ValueError(
-                f"minDynamicPatch {self.min_dynamic_patch} exceeds maxDynamicPatch {self.max_dynamic_patch}"
+                f"found minDynamicPatch {self.min_dynamic_patch}, which exceeds maxDynamicPatch "
+                f"{self.max_dynamic_patch}; lower the one or raise the other"
             )
         return self
 
@@ -144,7 +149,7 @@ class Training(ApiModel):
     warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
     warmup_steps: int | None = Field(None, ge=0, description="Takes the place of warmupRatio")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
-    adam_betas: tuple[float, float] = Field((0.9, 0.999))
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     adam_epsilon: float = Field(1e-8, gt=0.0)
     max_grad_norm: float = Field(1.0, ge=0.0, description="0 switches clipping off")
     global_batch_size: int = Field(
@@ -174,11 +179,11 @@ class Training(ApiModel):
         if not self.packing.enabled:
             return self
         if self.group_by_length:
-            raise ValueError("groupByLength has no use with packing.enabled, as packs are full; set it to false")
+            raise ValueError("found groupByLength with packing.enabled, whose packs are full anyway; set it to false")
         if self.packing.max_tokens < self.max_seq_length:
             raise ValueError(
-                f"packing.maxTokens {self.packing.max_tokens} is less than maxSeqLength {self.max_seq_length}, so the "
-                "longest rows would fit in no pack; raise the one or lower the other"
+                f"found packing.maxTokens {self.packing.max_tokens}, which is less than maxSeqLength "
+                f"{self.max_seq_length}, so the longest rows would fit in no pack; raise the one or lower the other"
             )
         return self
 
@@ -201,8 +206,8 @@ class Merge(ApiModel):
 class Hub(ApiModel):
     """A repository on the Hugging Face Hub; needs secrets.huggingFace with a token that may write."""
 
-    repository: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
-    revision: str = Field("main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=100)
+    repository: str = Field(pattern=REPOSITORY_PATTERN, max_length=96, description="owner/name")
+    revision: str = Field("main", pattern=REVISION_PATTERN, max_length=100)
     private: bool = Field(True, description="Of a repository that has to be made first")
 
 
@@ -275,7 +280,7 @@ class Scheduling(ApiModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Scheduling":
         if self.gang == "kueue" and self.queue is None:
-            raise ValueError("gang: kueue needs queue, the name of a LocalQueue in the run's namespace")
+            raise ValueError("found gang: kueue without queue; give it the name of a LocalQueue in the run's namespace")
         if self.queue is not None and self.gang not in ("kueue", "volcano"):
             raise ValueError(f"found queue {self.queue!r}, but only gang: kueue and gang: volcano have queues")
         return self
@@ -298,9 +303,7 @@ class PodTemplate(ApiModel):
     env: list[KubernetesObject] = Field(default_factory=list, max_length=200)
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
-    shm_size: str = Field(
-        "8Gi", pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$", description="Limit of the memory-backed /dev/shm"
-    )
+    shm_size: str = Field("8Gi", pattern=BYTES_PATTERN, description="Limit of the memory-backed /dev/shm")
     termination_grace_period_seconds: int = Field(
         120, ge=1, le=3600, description="Time to write a checkpoint after SIGTERM"
     )

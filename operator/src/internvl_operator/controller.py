@@ -19,7 +19,7 @@ from internvl_operator.cluster.watch import ChildWatch
 from internvl_operator.cluster.writer import Refused, Writer
 from internvl_operator.core.job import Job, read_job, read_status
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
-from internvl_operator.core.plan import Plan
+from internvl_operator.core.plan import Event, Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.times import to_text
@@ -50,6 +50,7 @@ class Controller:
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
+        self._warned: set[Key] = set()  # of failures in a row, by an event
         self._started: dict[int, float] = {}  # thread -> when its pass began
         executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
         self._writer = Writer(api, self._jobs, dict(self._collections()), executor)
@@ -142,7 +143,7 @@ class Controller:
         try:
             with metrics.RECONCILE_SECONDS.time():
                 self._pass(key)
-            self._failures.pop(key, None)
+            self._succeeded(key)
         except (ApiError, Refused) as error:
             self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
         except Exception:
@@ -172,8 +173,11 @@ class Controller:
         except ApiError as error:
             if error.gone and not job.deleting:
                 return self._vanished(key, job, error)
+            text = f"the API server does not take a write: {error}"
+            if error.refused:  # not for a while: only an edit of the job, or of its CRD, will help
+                self._warn(job, "ApiServerError", text, now)
             if error.status and self._failures.get(key, 0) >= _PATIENCE:
-                self._explain(job, "ApiServerError", f"the API server does not take a write: {error}", now)
+                self._explain(job, "ApiServerError", text, now)
             raise
         self._tell(job, plan, now, made)
         self._follow(key, job, plan, observed)
@@ -185,8 +189,20 @@ class Controller:
     def _explain(self, job: Job, reason: str, message: str, now: datetime) -> None:
         """Tell the user why nothing moves."""
         answer = rejected(job, reason, message, now, self._options)
-        self._writer.carry_out(job, answer)
+        try:
+            self._writer.carry_out(job, answer)
+        except ApiError:
+            self._warn(job, reason, message, now)
+            raise
         self._tell(job, answer, now, made=0)
+
+    def _warn(self, job: Job, reason: str, message: str, now: datetime) -> None:
+        """The same where no status can be written: one Event for a row of failures."""
+        key = Key(job.namespace, job.name)
+        if key not in self._warned:
+            self._warned.add(key)
+            mistake = f"{job.mistake}; " if job.mistake else ""
+            self._events.send(job, Event("Warning", reason, mistake + message), to_text(now))
 
     def _observe(self, key: Key) -> Observed:
         return Observed(
@@ -237,7 +253,11 @@ class Controller:
         self._writer.forget(uid)
         self._poller.forget(key)
         self._roll_caller.forget(key)
+        self._succeeded(key)
+
+    def _succeeded(self, key: Key) -> None:
         self._failures.pop(key, None)
+        self._warned.discard(key)
 
     def _statuses(self) -> Iterator[tuple[str, str, InternVLFineTuneStatus]]:
         for raw in self._jobs.all():

@@ -11,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from internvl_api.in_cluster import check_in_cluster
 from internvl_api.resolve import SpecError, parse_spec, resolve
+
+from internvl_operator.core.job import read_status
 
 PATH = "/validate"
 _BODY_LIMIT = 8 * 2**20  # bytes; an object has 1.5 MB at most, and an update carries two
@@ -45,7 +48,9 @@ def _mistake(raw: Raw | None) -> str:
     metadata = raw["metadata"]
     try:
         # A name that is yet to be generated and a uid that is yet to be given decide nothing here.
-        resolve(parse_spec(raw.get("spec")), job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
+        spec = parse_spec(raw.get("spec"))
+        resolve(spec, job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
+        check_in_cluster(spec, read_status(raw.get("status") or {}))
     except SpecError as error:
         return f"{error.field}: {error.message}"
     return ""

@@ -63,4 +63,6 @@ def pair_config(folder: Path, output: str, workers: int = 1, **sections: Any) ->
     }
     for name, value in sections.items():
         spec[name] = {**spec.get(name, {}), **value} if isinstance(value, dict) else value
+    if spec["method"] != "lora":
+        del spec["lora"]
     return resolve(parse_spec(spec), job="team/run", job_uid="uid-1")

@@ -85,7 +85,7 @@ def _or_message(action: Callable[[], int]) -> int:
     try:
         return action()
     except SpecError as error:
-        print(error.message.replace("`recipes` in docs/", "`internvl-trainer recipes`"), file=sys.stderr)
+        print(error.message, file=sys.stderr)
         return ExitCode.USER_ERROR
     except LookupError as error:
         print(error.args[0], file=sys.stderr)

@@ -6,6 +6,7 @@ reading them costs more than the request.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,6 +20,8 @@ from internvl_operator import metrics
 Raw = dict[str, Any]  # a JSON object
 FIELD_MANAGER = "internvl-operator"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_UNDECLARED = re.compile(r"\.(\S+): field not declared in schema")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,12 @@ class ApiError(Exception):
         """The request itself is at fault: sending it again as it is will not help."""
         foreign = self.status == 409 and "conflict with" in self.message  # another manager owns a field
         return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
+
+    @property
+    def undeclared(self) -> tuple[str, ...]:
+        """The field that the schema of a kind does not have: `("status", "stages", "attempt")`; else empty."""
+        found = _UNDECLARED.search(self.message)
+        return tuple(re.sub(r"\[[^]]*\]", "", found[1]).split(".")) if found else ()
 
     @property
     def unknown_kind(self) -> bool:
@@ -203,7 +212,7 @@ class Api:
             response = self._pool.request(
                 method,
                 url,
-                body=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                body=None if body is None else encode(body),
                 headers=headers,
                 timeout=timeout,
                 preload_content=not stream,
@@ -219,6 +228,16 @@ class Api:
         # Asked for on every request: this is where the client library renews a service account's token.
         settings: Any = self._configuration.auth_settings()
         return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
+
+
+def encode(body: Raw) -> bytes:
+    """JSON that is YAML too, as what is applied is read as YAML.
+
+    That knows no escaped surrogate pairs, so that such a character (an emoji) has to stand for itself; and it wants
+    escaped what it does not print.
+    """
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
 
 
 def resource_of(obj: Raw) -> str:

@@ -4,6 +4,7 @@ The order is what makes a crash harmless. Children first: their names and labels
 Status before deletions: an end that was counted is on record before its evidence goes.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from internvl_operator.core.plan import Plan, Ref
 
 Raw = dict[str, Any]
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _ALONE = 2  # up to so many requests are not worth handing to other threads
 
 
@@ -44,6 +46,7 @@ class Writer:
         # The status asked for, by uid, where the server made another of it: one that prunes what its older CRD does not
         # know would otherwise be asked again for ever.
         self._asked: dict[str, Raw] = {}
+        self._undeclared: set[tuple[str, ...]] = set()  # fields of a status that the installed CRD does not have
 
     def carry_out(self, job: Job, plan: Plan) -> int:
         """The number of pods made. Raises Refused for a child, ApiError for anything that may pass."""
@@ -60,7 +63,7 @@ class Writer:
 
     def write_status(self, job: Job, status: InternVLFineTuneStatus) -> bool:
         """True when there was something to write."""
-        wanted = without_empty_strings(status.to_dict())
+        wanted = _without(without_empty_strings(status.to_dict()), self._undeclared)
         if wanted in (job.raw_status, self._asked.get(job.uid)):
             return False
         obj = {
@@ -76,12 +79,24 @@ class Writer:
             },
             "status": wanted,
         }
-        answer = self._api.apply_status(obj)
+        answer = self._apply_status(obj)
         self._jobs.answered(answer)
         self.forget(job.uid)
         if answer.get("status") != wanted:
             self._asked[job.uid] = wanted
         return True
+
+    def _apply_status(self, obj: Raw) -> Raw:
+        """An older CRD refuses a whole status for a field that it does not know: written is what it does know."""
+        while True:
+            try:
+                return self._api.apply_status(obj | {"status": _without(obj["status"], self._undeclared)})
+            except ApiError as error:
+                _, *path = error.undeclared or ("",)
+                if not path or tuple(path) in self._undeclared:
+                    raise
+                logger.warning("the CRD is older than this operator: it has no status.%s; update it", ".".join(path))
+                self._undeclared.add(tuple(path))
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
@@ -133,6 +148,20 @@ def without_empty_strings(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_empty_strings(part) for key, part in value.items() if part != ""}
     return [without_empty_strings(part) for part in value] if isinstance(value, list) else value
+
+
+def _without(value: Any, paths: Iterable[tuple[str, ...]]) -> Any:
+    """A status without these fields; a list is no step of a path."""
+    if isinstance(value, list):
+        return [_without(part, paths) for part in value]
+    if not isinstance(value, dict):
+        return value
+    gone = {path[0] for path in paths if len(path) == 1}
+    return {
+        key: _without(part, [path[1:] for path in paths if path[0] == key and len(path) > 1])
+        for key, part in value.items()
+        if key not in gone
+    }
 
 
 def _key(obj: Raw) -> Key:

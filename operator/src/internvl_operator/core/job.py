@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from internvl_api.in_cluster import check_in_cluster
 from internvl_api.resolve import SpecError, parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
@@ -51,6 +52,17 @@ class Job:
         if self.resolved.spec is None:
             raise self.resolved.error or ValueError("neither spec nor error")
         return self.resolved.spec
+
+    @property
+    def mistake(self) -> SpecError | None:
+        """Why the spec cannot be run, or not any more."""
+        if self.resolved.spec is None:
+            return self.resolved.error
+        try:
+            check_in_cluster(self.resolved.spec, self.status)
+        except SpecError as error:
+            return error
+        return None
 
 
 def read_job(raw: dict[str, Any]) -> Job:

@@ -16,6 +16,7 @@ from internvl_api.constants import (
 from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
 from pydantic import ValidationError
 
+from internvl_operator.core.resources import names
 from internvl_operator.core.times import from_text
 
 CONTAINER = "trainer"
@@ -143,14 +144,16 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     controller = owner(raw)
-    attempt, rank = labels.get(LABEL_ATTEMPT, ""), labels.get(LABEL_NODE_RANK, "")
+    stage, attempt, rank = (labels.get(label, "") for label in (LABEL_STAGE, LABEL_ATTEMPT, LABEL_NODE_RANK))
     if controller is None or not (attempt.isascii() and attempt.isdigit() and rank.isascii() and rank.isdigit()):
+        return None
+    if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # copied labels and owner: not of our making
         return None
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=controller[1],
-        stage=labels.get(LABEL_STAGE, ""),
+        stage=stage,
         attempt=int(attempt),
         rank=int(rank),
         run_digest=annotations.get(ANNOTATION_RUN_DIGEST, ""),

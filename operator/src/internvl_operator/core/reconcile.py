@@ -34,8 +34,7 @@ def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> 
     draft = Draft.begin(job, observed, now, options)
     if _stays_finished(job):
         _keep_finished(draft)
-    elif job.resolved.error:
-        error = job.resolved.error
+    elif error := job.mistake:
         draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
     elif words := gang.not_enabled(job.spec.scheduling, options):
         draft.say("Stalled", "GangNotEnabled", words)

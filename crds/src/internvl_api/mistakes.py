@@ -1,0 +1,146 @@
+"""What pydantic found wrong with a spec, in the words of a user: the field, what was found, what was expected."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+
+from internvl_api.base import SOURCE_PATTERN
+from internvl_api.spec import (
+    BYTES_PATTERN,
+    NAME_PATTERN,
+    OUTPUT_PATTERN,
+    REPOSITORY_PATTERN,
+    REVISION_PATTERN,
+    SECRET_PATTERN,
+    InternVLFineTuneSpec,
+)
+from internvl_api.suggest import did_you_mean
+
+_SOURCES = "s3://bucket/key, hf://owner/repo@revision, https://host/file, pvc://claim/folder or an absolute path"
+# A regular expression says nothing to a person.
+_FORMS = {
+    SOURCE_PATTERN: _SOURCES,
+    OUTPUT_PATTERN: "s3://bucket/prefix with the bucket in lower case (or an absolute path on a mounted volume)",
+    SECRET_PATTERN: "a name of lower case, digits, '-' and '.' (of a Secret the name, never what is in it)",
+    NAME_PATTERN: "a name of the catalogue, such as InternVL2-2B",
+    BYTES_PATTERN: "an amount such as 8Gi or 512Mi",
+    REPOSITORY_PATTERN: "owner/name, such as team-a/internvl2-2b-coco",
+    REVISION_PATTERN: "a branch, such as main",
+}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text (a number or true goes in quotes)",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+Problem = Any  # one of pydantic's ErrorDetails
+
+
+def explain(error: ValidationError) -> tuple[str, str]:
+    """The field of the first mistake, and what to say about it."""
+    problems = error.errors()
+    path = problems[0]["loc"]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ".".join(["spec", *map(str, path)]), _words(problems[0], path) + more
+
+
+def _words(problem: Problem, path: tuple[str | int, ...]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":  # its value is not repeated: it may be a token in the wrong place
+        return f"there is no such field{_hint(path)}"
+    if kind == "value_error":  # our own, which says by itself what was found
+        return str(problem["msg"].removeprefix("Value error, "))
+    if kind == "missing":
+        return f"found nothing, but it is required{_meaning(path)}"
+    if kind == "too_long":
+        return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
+    hidden = "found something else (not shown here, as it may be secret)"
+    found = hidden if path[0] == "secrets" else f"found {_short(problem['input'])}"
+    expected = _expected(kind, context)
+    return f"{found}{_likely(problem, path)}, expected {expected}" if expected else f"{found}: {problem['msg']}"
+
+
+def _expected(kind: str, context: dict[str, Any]) -> str | None:
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"{words} {context[key]:g}"
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind == "string_pattern_mismatch":
+        return _FORMS.get(context["pattern"], f"text that matches {context['pattern']}")
+    if kind == "string_too_short":
+        return "some text"
+    if kind == "string_too_long":
+        return f"at most {context['max_length']} characters"
+    return _TYPES.get(kind.partition("_")[0])
+
+
+def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
+    """What was probably meant."""
+    found, context = problem["input"], problem.get("ctx", {})
+    if not isinstance(found, str):
+        return ""
+    if problem["type"] == "literal_error":
+        return did_you_mean(found, re.findall(r"'([^']+)'", context["expected"]))
+    if context.get("pattern") == SOURCE_PATTERN:
+        if path[-1] == "source" and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", found):
+            return f" (did you mean 'hf://{found}'?)"
+        if found.startswith("http://"):
+            return f" (did you mean 'https://{found.removeprefix('http://')}'?)"
+    return ""
+
+
+def _hint(path: tuple[str | int, ...]) -> str:
+    """The field that was meant, be it of this object or of another."""
+    name = str(path[-1])
+    if near := did_you_mean(name, list(_fields(_kind_at(path[:-1])))):
+        return near
+    places = [place for place in _places(InternVLFineTuneSpec, "spec") if place.rpartition(".")[2] == name]
+    return f" (did you mean {places[0]}?)" if len(places) == 1 else ""
+
+
+def _meaning(path: tuple[str | int, ...]) -> str:
+    parent = _kind_at(path[:-1])
+    field = next((f for n, f in getattr(parent, "model_fields", {}).items() if (f.alias or n) == path[-1]), None)
+    return f": {field.description}" if field is not None and field.description else ""
+
+
+def _kind_at(path: tuple[str | int, ...]) -> Any:
+    """The model of the object at a path of the spec."""
+    kind: Any = InternVLFineTuneSpec
+    for part in path:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = _fields(kind).get(str(part))
+            if type(None) in get_args(kind):
+                kind = next(option for option in get_args(kind) if option is not type(None))
+    return kind
+
+
+def _places(kind: Any, path: str) -> Iterator[str]:
+    """Every field under a model, but for those below a name that users give."""
+    for name, annotation in _fields(kind).items():
+        yield f"{path}.{name}"
+        yield from _places(annotation, f"{path}.{name}")
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in getattr(kind, "model_fields", {}).items()}
+
+
+def _short(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
