@@ -397,7 +397,7 @@ def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury
     assert after.restarts.infrastructure - before.restarts.infrastructure == (injury.budget == "infrastructure")
 
 
-def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hurt: str, undisturbed: Finished) -> None:
+def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
     before = platform.wait("hurt", "training", trains)
     platform.change("hurt", runPolicy={"suspend": True})
     held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is held").by)
@@ -405,6 +405,9 @@ def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hu
     assert held.checkpoint is not None
     assert held.restarts == before.restarts
     platform.change("hurt", runPolicy={"suspend": False})
+
+
+def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hurt: str, undisturbed: Finished) -> None:
     platform.follow("hurt")
     curve = losses(platform.s3, hurt)
     assert [each.step for each in curve] == [each.step for each in undisturbed.curve]
