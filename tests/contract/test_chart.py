@@ -185,7 +185,7 @@ def test_pod_groups_are_allowed_only_of_the_schedulers_named(schedulers: list[st
     (role,) = kind(helm.template({"gangSchedulers": schedulers}), "ClusterRole")
     rules = [rule for rule in role["rules"] if "podgroups" in rule["resources"]]
     assert {group for rule in rules for group in rule["apiGroups"]} == groups
-    assert all(set(rule["verbs"]) == {"list", "watch", "create", "patch"} for rule in rules)
+    assert all(set(rule["verbs"]) == {"get", "list", "watch", "create", "patch"} for rule in rules)
     assert environment({"gangSchedulers": schedulers})["INTERNVL_OPERATOR_GANG_SCHEDULERS"] == ",".join(schedulers)
 
 

@@ -68,6 +68,9 @@ class Server:
                 return clone(found)
             return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
 
+    def find(self, kind: str, namespace: str, name: str) -> Raw | None:
+        return clone(self.objects[kind].get(name))
+
     def apply_status(self, obj: Raw) -> Raw:
         with self._write("status", obj):
             found = self.objects[KIND].get(obj["metadata"]["name"])

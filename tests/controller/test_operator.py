@@ -209,17 +209,27 @@ def test_a_job_made_again_under_the_same_name_starts_afresh(run: Story, operator
     assert pod.metadata.owner_references[0].uid == second != first
 
 
-def test_a_foreign_service_of_the_same_name_is_not_taken_over(run: Story, operator: OperatorProcess) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "body"),
+    [
+        pytest.param("service", "ivft-run", {"spec": {"ports": [{"port": 29500}]}}, id="service"),
+        pytest.param("config_map", "ivft-run", {"data": {"mine": "an apply would see no conflict"}}, id="config-map"),
+        pytest.param("pod", "run-preflight-0", {"spec": {"containers": [{"name": "c", "image": "i"}]}}, id="pod"),
+    ],
+)
+def test_a_foreign_object_of_the_same_name_is_not_taken_over(
+    run: Story, operator: OperatorProcess, kind: str, name: str, body: Raw
+) -> None:
     cluster = run.cluster
-    mine = {"metadata": {"name": "ivft-run"}, "spec": {"selector": {"app": "mine"}, "ports": [{"port": 29500}]}}
-    cluster.core.create_namespaced_service(cluster.namespace, mine)
+    create, read, delete = (getattr(cluster.core, f"{verb}_namespaced_{kind}") for verb in ("create", "read", "delete"))
+    create(cluster.namespace, {"metadata": {"name": name}} | body)
     cluster.create()
-    cluster.wait_condition("Stalled")
-    found = cluster.core.read_namespaced_service("ivft-run", cluster.namespace)
-    assert found.spec.selector == {"app": "mine"}
-    assert not found.metadata.owner_references
-    cluster.core.delete_namespaced_service("ivft-run", cluster.namespace, _preload_content=False)
-    run.kubelet.wait_phase(cluster.namespace, "run-preflight-0")
+    stalled = cluster.wait_condition("Stalled", "NameTaken")
+    assert name in stalled["message"]
+    found = read(name, cluster.namespace).metadata
+    assert (found.owner_references, found.labels) == (None, None)
+    delete(name, cluster.namespace, grace_period_seconds=0, _preload_content=False)
+    cluster.wait("preflight runs", lambda status: status["phase"] == "Running")
 
 
 def test_progress_is_copied_into_status(run: Story, operator: OperatorProcess) -> None:

@@ -69,8 +69,8 @@ class Case:
 
 
 def create_config_map(platform: Platform, name: str) -> None:
-    """Of somebody else, who needs other words under our key."""
-    body = {"metadata": {"name": name}, "data": {"word": "there", "run.yaml": "somebody else's"}}
+    """Of somebody else."""
+    body = {"metadata": {"name": name}, "data": {"word": "there"}}
     platform.core.create_namespaced_config_map(NAMESPACE, body)
 
 

@@ -54,7 +54,7 @@ class ApiError(Exception):
     @property
     def refused(self) -> bool:
         """The request itself is at fault: sending it again as it is will not help."""
-        foreign = self.status == 409 and "conflict with" in self.message  # another manager owns a field
+        foreign = self.status == 409 and "Apply failed with" in self.message  # another manager owns a field
         return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
 
     @property
@@ -149,6 +149,15 @@ class Api:
     def get(self, path: str) -> Raw:
         """Any document."""
         return self._json("GET", path, {})
+
+    def find(self, kind: str, namespace: str, name: str) -> Raw | None:
+        """One object; None when it, or its kind, is not there."""
+        try:
+            return self.get(object_path(kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
 
     def lease(self, method: str, path: str, body: Raw | None, timeout: float) -> Raw:
         """The one kind of write that needs no lead, because it is how the lead is had."""

@@ -15,6 +15,7 @@ from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.cluster.api import Api, ApiError, resource_of
 from internvl_operator.cluster.store import Collection, Jobs, Key, contains
 from internvl_operator.core.job import Job
+from internvl_operator.core.observe import owner
 from internvl_operator.core.plan import Plan, Ref
 
 Raw = dict[str, Any]
@@ -111,17 +112,31 @@ class Writer:
 
     def _apply(self, obj: Raw) -> None:
         collection = self._children[resource_of(obj)]
+        seen = collection.get(_key(obj)) is not None
+        if not seen and obj["kind"] != "Pod":  # an apply would merge ours into it; a pod cannot be changed so
+            self._check_name_is_free(obj)
         try:
             # What we have never seen may be somebody else's: only our own is taken back by force.
-            collection.answered(self._api.apply(obj, force=collection.get(_key(obj)) is not None))
+            collection.answered(self._api.apply(obj, force=seen))
         except ApiError as error:
             name = f"{obj['kind']} {obj['metadata']['name']}"
             if error.unknown_kind:
                 text = f"spec.scheduling.gang: the cluster knows no {name} ({obj['apiVersion']}); is its CRD installed?"
                 raise Refused("GangNotEnabled", text) from error
             if error.refused:
+                self._check_name_is_free(obj)
                 raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
             raise
+
+    def _check_name_is_free(self, obj: Raw) -> None:
+        """Of what the watches do not show, as it has not our labels; ours are there when an answer was lost."""
+        kind, (namespace, name) = resource_of(obj), _key(obj)
+        found = self._api.find(kind, namespace, name)
+        if found is not None and not owned_alike(found, obj):
+            text = (
+                f"found {obj['kind']} {name} of somebody else, whose name the run needs; delete it, or rename the run"
+            )
+            raise Refused("NameTaken", text)
 
     def _delete(self, job: Job, ref: Ref) -> None:
         try:
@@ -162,6 +177,12 @@ def _without(value: Any, paths: Iterable[tuple[str, ...]]) -> Any:
         for key, part in value.items()
         if key not in gone
     }
+
+
+def owned_alike(one: Raw, other: Raw) -> bool:
+    """Whether two children belong to jobs of one name; that of an earlier job is on its way out, or ours soon."""
+    first, second = owner(one), owner(other)
+    return first is not None and second is not None and first[0] == second[0]
 
 
 def _key(obj: Raw) -> Key:
