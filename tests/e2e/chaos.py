@@ -139,7 +139,7 @@ class Chaos:
         self._end(planned.run)
 
     def _begin(self, name: str, planned: Planned | None) -> Told:
-        with self._turn:  # with an API server that takes it
+        with self._turn:  # while there is an API server to take it
             output = self._platform.apply(
                 "quickstart",
                 name,
