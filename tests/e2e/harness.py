@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
+import tempfile
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -16,10 +17,12 @@ from internvl_api.constants import GROUP, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_B
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.cluster import Cluster
 from ivft_cluster.shell import wait_for
+from ivft_demo.checkpoint import OUTPUT_LAYER, write_checkpoint
 from ivft_demo.data import BUCKET, EXAMPLES
 from ivft_demo.follow import changes, follow, read_status
 from ivft_demo.results import Loss
 from kubernetes import client, watch
+from safetensors.numpy import load_file, save_file
 from urllib3.exceptions import HTTPError
 
 NAMESPACE = "default"
@@ -130,6 +133,16 @@ class Platform:
             lambda: [each for each in psutil.process_iter() if _is_worker(each) and _runs_in(each, f"pod{uid}")],
         )
         found[0].send_signal(number)
+
+    def upload_poisoned_checkpoint(self, key: str) -> None:
+        """One whose logits are too large for a float: training cannot come to a loss."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = write_checkpoint(Path(scratch) / "model")
+            weights = load_file(folder / "model.safetensors")
+            weights[OUTPUT_LAYER] = weights[OUTPUT_LAYER] * 0 + 3e38
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            for path in folder.iterdir():
+                self.s3.upload_file(str(path), BUCKET, f"{key}/{path.name}")
 
     def kill_operator(self) -> None:
         """SIGKILL to the operator's process; the kubelet starts it again."""

@@ -6,11 +6,9 @@ What the network and a node's death do is not here.
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +20,10 @@ from internvl_operator.kubectl_ivft.why import explain
 from ivft_cluster.images import base_image, pause_image
 from ivft_cluster.kubernetes import binary, minor
 from ivft_cluster.shell import wait_for
-from ivft_demo.checkpoint import OUTPUT_LAYER, write_checkpoint
 from ivft_demo.data import BUCKET, MODEL_KEY
 from ivft_demo.follow import read_status
 from ivft_demo.results import losses
 from kubernetes import client
-from safetensors.numpy import load_file, save_file
 
 pytestmark = pytest.mark.e2e
 
@@ -119,8 +115,8 @@ WAITING = (
     ),
     Case(
         "invalid-child",
-        (Told("Stalled", "InvalidChild", "volumeMounts"),),
-        {"podTemplate": {"volumeMounts": [{"name": "nowhere", "mountPath": "/data"}]}},
+        (Told("Stalled", "InvalidChild", "not a label!"),),
+        {"podTemplate": {"nodeSelector": {"disk": "not a label!"}}},
     ),
     Case(
         "no-gang",
@@ -227,23 +223,12 @@ def surroundings(platform: Platform) -> Iterator[None]:
     create_config_map(platform, names.config_map("name-taken"))
     for node in platform.cluster.node_names:
         platform.cluster.add_resource(node, SLOT, 1)
-    upload_poisoned_checkpoint(platform)
+    platform.upload_poisoned_checkpoint(POISONED_KEY)
     yield
     platform.core.delete_namespaced_resource_quota(NO_ROOM, NAMESPACE)
     platform.core.delete_namespaced_config_map(names.config_map("name-taken"), NAMESPACE)
     for name in (NO_ROOM, MORE_IMPORTANT):
         scheduling.delete_priority_class(name)
-
-
-def upload_poisoned_checkpoint(platform: Platform) -> None:
-    """One whose logits are too large for a float: training cannot come to a loss."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = write_checkpoint(Path(scratch) / "model")
-        weights = load_file(folder / "model.safetensors")
-        weights[OUTPUT_LAYER] = weights[OUTPUT_LAYER] * 0 + 3e38
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        for path in folder.iterdir():
-            platform.s3.upload_file(str(path), BUCKET, f"{POISONED_KEY}/{path.name}")
 
 
 @pytest.fixture(scope="module")
