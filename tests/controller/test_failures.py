@@ -240,6 +240,12 @@ def test_the_gravest_diagnosis_is_the_groups(pods: list[Pod], expected: tuple[st
     assert (outcome and (outcome.kind, outcome.budget)) == expected
 
 
+def test_who_aborted_is_named_rather_than_who_heard_of_it() -> None:
+    outcome = classify([LOST_PEER, ended(134, 1)], expected=2)
+    assert outcome is not None
+    assert outcome.reason == "WorkerAborted"
+
+
 def test_missing_workers_are_named() -> None:
     outcome = classify([member(1)], expected=8)
     assert outcome == Outcome(

@@ -131,7 +131,9 @@ def undecided(members: Sequence[Pod], now: datetime, settle: float) -> float:
 
 
 def _gravity(outcome: Outcome) -> int:
-    return len(_GRAVITY) if outcome.echo else _GRAVITY.index((outcome.kind, outcome.budget))
+    if outcome.echo:
+        return len(_GRAVITY) + (outcome.reason in _ECHOES)  # these say that it was another one
+    return _GRAVITY.index((outcome.kind, outcome.budget))
 
 
 def _node_reason(reason: str) -> str | None:
