@@ -401,6 +401,17 @@ def test_a_complete_run_stays_complete_whatever_becomes_of_its_spec() -> None:
     assert len(world.server.pods) == 4
 
 
+def test_a_complete_run_whose_stages_come_back_in_another_order_is_left_at_that() -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.change(KIND, "run", lambda raw: raw["status"]["stages"].reverse())
+    before = len(world.server.writes)
+    world.operator.settle()
+    assert world.status["stage"] == "publish"
+    assert len(world.server.writes) == before
+
+
 def test_a_run_past_its_deadline_fails_and_frees_its_pods() -> None:
     world = World(runPolicy={"activeDeadlineSeconds": 100})
     world.reach("train")

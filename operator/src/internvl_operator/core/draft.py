@@ -89,6 +89,9 @@ class Draft:
         return self.entry(stage).attempt == self.status.attempt
 
     def _last_stage(self) -> StageName | None:
+        """Of a run that is complete, what was said then: an API server may give the stages back in another order."""
+        if conditions.is_true(self.job.status.conditions, "Complete"):
+            return self.job.status.stage
         return self.status.stages[-1].name if self.status.stages else None
 
     # --- what follows
