@@ -9,14 +9,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
 from e2e import chaos_plan
 from e2e.chaos_plan import EVERY_STEPS, RENDEZVOUS, STEPS, Kind, Planned
 from e2e.chaos_verdict import Ending, Product
-from e2e.harness import NAMESPACE, Platform
+from e2e.harness import NAMESPACE, Platform, processes
 from internvl_api.constants import GROUP, LABEL_JOB, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import console, wait_for
@@ -183,10 +181,10 @@ class Chaos:
         return True
 
     def _kill_trainer(self, planned: Planned) -> bool:
-        victims = processes_of(self._pod(planned).metadata.uid)
+        victims = processes(f"pod{self._pod(planned).metadata.uid}", "trainer")
         if not victims:
             return False
-        victims[-1].kill()
+        victims[-1].kill()  # the one that computes, not the launcher above it
         return True
 
     def _restart_node(self, planned: Planned) -> bool:
@@ -269,17 +267,6 @@ def has_come(planned: Planned, status: InternVLFineTuneStatus) -> bool:
         return status.stage == "publish" and planned.stage == "train"
     reached = status.progress.step if status.progress else None
     return planned.step == RENDEZVOUS or planned.stage == "publish" or (reached or 0) >= planned.step
-
-
-def processes_of(pod_uid: str) -> list[psutil.Process]:
-    """The trainer's processes in a pod, oldest first: the pod's control groups carry its uid."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "create_time"]):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            groups = Path(f"/proc/{process.pid}/cgroup").read_text()
-            if f"pod{pod_uid}" in groups and "internvl-trainer" in " ".join(process.info["cmdline"] or []):
-                found.append(process)
-    return sorted(found, key=lambda process: process.info["create_time"])
 
 
 def unfinished_uploads(platform: Platform) -> list[str]:

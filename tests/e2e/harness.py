@@ -130,7 +130,7 @@ class Platform:
         uid = self.core.read_namespaced_pod(pod, NAMESPACE).metadata.uid
         found = wait_for(
             f"a training process in {pod}",
-            lambda: [each for each in psutil.process_iter() if _is_worker(each) and _runs_in(each, f"pod{uid}")],
+            lambda: processes(f"pod{uid}", "-m internvl_trainer train"),
         )
         found[0].send_signal(number)
 
@@ -145,27 +145,22 @@ class Platform:
                 self.s3.upload_file(str(path), BUCKET, f"{key}/{path.name}")
 
     def kill_operator(self) -> None:
-        """SIGKILL to the operator's process; the kubelet starts it again."""
-        victims = [process for process in psutil.process_iter(["cmdline"]) if self._is_operator(process)]
+        """SIGKILL to the operator's processes of this cluster; the kubelet starts them again."""
+        victims = processes(f"ivft-{self.cluster.id}-", "bin/internvl-operator")
         assert victims, "the operator does not run"
         for process in victims:
             process.kill()
 
-    def _is_operator(self, process: psutil.Process) -> bool:
-        """Whether it is the operator of this cluster: its pods' control groups carry the cluster's id."""
-        command = " ".join(process.info["cmdline"] or [])
-        return "bin/internvl-operator" in command and _runs_in(process, f"ivft-{self.cluster.id}-")
 
-
-def _runs_in(process: psutil.Process, part: str) -> bool:
-    """Whether its control groups carry `part` in their names."""
-    return part in Path(f"/proc/{process.pid}/cgroup").read_text()
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return "-m internvl_trainer train" in " ".join(process.cmdline())
-    return False
+def processes(group: str, command: str) -> list[psutil.Process]:
+    """By a part of their control groups' names (a pod's uid, a cluster's id) and of their commands; oldest first."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            groups = Path(f"/proc/{process.pid}/cgroup").read_text()
+            if group in groups and command in " ".join(process.info["cmdline"] or []):
+                found.append(process)
+    return sorted(found, key=lambda process: process.info["create_time"])
 
 
 class ChildLog:
