@@ -89,15 +89,15 @@ class Writer:
 
     def _apply_status(self, obj: Raw) -> Raw:
         """An older CRD refuses a whole status for a field that it does not know: written is what it does know."""
-        while True:
-            try:
-                return self._api.apply_status(obj | {"status": _without(obj["status"], self._undeclared)})
-            except ApiError as error:
-                _, *path = error.undeclared or ("",)
-                if not path or tuple(path) in self._undeclared:
-                    raise
-                logger.warning("the CRD is older than this operator: it has no status.%s; update it", ".".join(path))
-                self._undeclared.add(tuple(path))
+        try:
+            return self._api.apply_status(obj)
+        except ApiError as error:
+            _, *path = error.undeclared or ("",)
+            if not path or tuple(path) in self._undeclared:
+                raise
+            logger.warning("the CRD is older than this operator: it has no status.%s; update it", ".".join(path))
+            self._undeclared.add(tuple(path))
+        return self._apply_status(obj | {"status": _without(obj["status"], self._undeclared)})
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
@@ -124,7 +124,8 @@ class Writer:
                 text = f"spec.scheduling.gang: the cluster knows no {name} ({obj['apiVersion']}); is its CRD installed?"
                 raise Refused("GangNotEnabled", text) from error
             if error.refused:
-                self._check_name_is_free(obj)
+                if obj["kind"] == "Pod":
+                    self._check_name_is_free(obj)
                 raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
             raise
 
@@ -165,15 +166,15 @@ def without_empty_strings(value: Any) -> Any:
     return [without_empty_strings(part) for part in value] if isinstance(value, list) else value
 
 
-def _without(value: Any, paths: Iterable[tuple[str, ...]]) -> Any:
+def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
     """A status without these fields; a list is no step of a path."""
+    if not paths or not isinstance(value, dict | list):
+        return value
     if isinstance(value, list):
         return [_without(part, paths) for part in value]
-    if not isinstance(value, dict):
-        return value
     gone = {path[0] for path in paths if len(path) == 1}
     return {
-        key: _without(part, [path[1:] for path in paths if path[0] == key and len(path) > 1])
+        key: _without(part, {path[1:] for path in paths if path[0] == key and len(path) > 1})
         for key, part in value.items()
         if key not in gone
     }
