@@ -148,7 +148,7 @@ class CatalogueModel:
     @property
     def hub_repository(self) -> str:
         """owner/name on the Hugging Face Hub."""
-        return f"OpenGVLab/{self.name}"
+        return hub_repository(self.name)
 
     @property
     def context_tokens(self) -> int:
@@ -261,6 +261,11 @@ _MODELS = (
 )
 
 CATALOGUE: dict[str, CatalogueModel] = {model.name: model for model in _MODELS}
+
+
+def hub_repository(model: str) -> str:
+    """Where the Hugging Face Hub has one of InternVL's own models: owner/name."""
+    return f"OpenGVLab/{model}"
 
 
 def find_model(name: str) -> CatalogueModel | None:

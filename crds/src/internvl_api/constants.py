@@ -22,6 +22,8 @@ LABEL_NODE_RANK = f"{GROUP}/node-rank"
 ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of what decides the result: spec without the rest
 ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets, scheduling (runPolicy is in neither)
 
+GPU = "nvidia.com/gpu"  # the resource by which a pod asks for them
+
 # Inside a worker pod.
 CONFIG_PATH = "/etc/internvl/run.yaml"
 SCRATCH_PATH = "/scratch"  # emptyDir, dies with the pod

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from internvl_api.catalogue import CATALOGUE
+from internvl_api.catalogue import CATALOGUE, hub_repository
 from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.spec import InternVLFineTuneSpec
 
@@ -31,8 +31,7 @@ def _model(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
     """A source that is known to be another model than the one named: its template would be wrong."""
     name, source = spec.model.name, spec.model.source or ""
     repository = source.removeprefix("hf://").partition("@")[0].rstrip("/")
-    known = {model.hub_repository: model.name for model in CATALOGUE.values()}
-    known |= {f"OpenGVLab/{model}": model for model in RETRIEVAL_MODELS}
+    known = {hub_repository(model): model for model in (*CATALOGUE, *RETRIEVAL_MODELS)}
     other = known.get(repository) if source.startswith("hf://") else None
     if name is not None and other is not None and other != name:
         whose = f" (from recipe {spec.recipe})" if spec.recipe else ""
@@ -71,24 +70,11 @@ def _evaluation(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
 
 
 def _addresses(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
-    for field, address in [("spec.output", spec.output), *sources(spec)]:
+    for field, address in [("spec.output", spec.output), *spec.sources()]:
         if ".." in address.split("/"):
             yield Contradiction(field, f"found {address!r}, expected an address without '..'; write it out")
-    for field, address in sources(spec):
+    for field, address in spec.sources():
         place = address.rstrip("/")
         if place == spec.output:
             text = f"found {spec.output!r}, which {field} reads from; name a folder for the results alone"
             yield Contradiction("spec.output", text)
-
-
-def sources(spec: InternVLFineTuneSpec) -> Iterator[tuple[str, str]]:
-    """Field and address of everything that is read."""
-    places = [("spec.model.source", spec.model.source), ("spec.data.meta", spec.data.meta)]
-    for section, entries in (
-        ("data.train", spec.data.train),
-        ("data.validation", spec.data.validation),
-        ("evaluation.tasks", spec.evaluation.tasks),
-    ):
-        for name, entry in entries.items():
-            places += [(f"spec.{section}.{name}.{part}", getattr(entry, part)) for part in ("annotation", "root")]
-    return ((field, address) for field, address in places if address is not None)

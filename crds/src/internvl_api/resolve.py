@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from internvl_api import gate
-from internvl_api.catalogue import CATALOGUE, find_model
+from internvl_api.catalogue import CATALOGUE, find_model, hub_repository
 from internvl_api.contradictions import contradictions
 from internvl_api.errors import SpecError as SpecError
 from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
@@ -75,7 +75,7 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
 def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
     model = spec.model
     if model.name is not None and model.name in RETRIEVAL_MODELS:
-        place = model.source or f"hf://OpenGVLab/{model.name}"
+        place = model.source or f"hf://{hub_repository(model.name)}"
         return ResolvedModel(name=model.name, kind="retrieval", source=place, drop_path_rate=model.drop_path_rate)
     entry = None
     if model.name is not None:

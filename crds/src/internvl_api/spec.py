@@ -6,6 +6,7 @@ them in, and a recipe could no longer tell what the user wrote).
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -346,6 +347,18 @@ class InternVLFineTuneSpec(ApiModel):
     def world_size(self) -> int:
         """Training processes over all pods."""
         return self.workers * self.processes_per_worker
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """Field and address of everything that is read."""
+        places = [("spec.model.source", self.model.source), ("spec.data.meta", self.data.meta)]
+        for section, entries in (
+            ("data.train", self.data.train),
+            ("data.validation", self.data.validation),
+            ("evaluation.tasks", self.evaluation.tasks),
+        ):
+            for name, entry in entries.items():
+                places += [(f"spec.{section}.{name}.{part}", getattr(entry, part)) for part in ("annotation", "root")]
+        return ((field, address) for field, address in places if address is not None)
 
 
 # Sections whose fields a recipe may supply: the CRD leaves their defaults to `resolve`.

@@ -1,7 +1,6 @@
 """The pods of a group: the same builder for every stage."""
 
 import re
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,13 +12,13 @@ from internvl_api.constants import (
     ENV_ATTEMPT,
     ENV_IMAGE,
     ENV_JOB_UID,
+    GPU,
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
-from internvl_api.evaluation import EvaluationTask
-from internvl_api.spec import Dataset, InternVLFineTuneSpec
+from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.job import Job
 from internvl_operator.core.observe import CONTAINER
@@ -28,7 +27,6 @@ from internvl_operator.core.resources import gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.stages import Stage
 
-GPU = "nvidia.com/gpu"
 PVC_ROOT = "/pvc"
 USER_ID = 10001  # the image's user
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
@@ -193,18 +191,8 @@ def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
 
 def _claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
     """PersistentVolumeClaims named in pvc:// sources -> volume names (a claim's own name may be too long for one)."""
-    found = {match[1] for source in _sources(spec) if (match := re.match(r"pvc://([^/]+)", source))}
+    found = {match[1] for _, source in spec.sources() if (match := re.match(r"pvc://([^/]+)", source))}
     return {claim: f"pvc-{index}" for index, claim in enumerate(sorted(found))}
-
-
-def _sources(spec: InternVLFineTuneSpec) -> Iterator[str]:
-    datasets: list[Dataset | EvaluationTask] = [
-        *spec.data.train.values(),
-        *spec.data.validation.values(),
-        *spec.evaluation.tasks.values(),
-    ]
-    candidates = [spec.model.source, spec.data.meta, *(d.annotation for d in datasets), *(d.root for d in datasets)]
-    return (source for source in candidates if source is not None)
 
 
 def _lost_node_tolerations(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
