@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivft_cluster import daemons
-from ivft_cluster.kubernetes import binary, minor
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.pki import ADMIN_GROUP, SERVICE_NAMES, Authority
 from ivft_cluster.shell import tail, wait_for
 
 SERVICE_CIDR = "10.96.0.0/16"
 KUBERNETES_SERVICE_IP = "10.96.0.1"
+NO_PORT = "--secure-port=0"  # several clusters share one machine
 CLIENTS = {
     "admin": ("admin", ADMIN_GROUP),
     "kube-controller-manager": ("system:kube-controller-manager", None),
@@ -105,7 +106,7 @@ class ControlPlane:
         self._start("kube-apiserver", *flags)
 
     def start_controller_manager(self, controllers: Iterable[str] = ("*",)) -> None:
-        path, pki = binary("kube-controller-manager"), self.pki
+        pki = self.pki
         self._start(
             "kube-controller-manager",
             *self._kubeconfigs("kube-controller-manager"),
@@ -115,12 +116,11 @@ class ControlPlane:
             f"--root-ca-file={pki}/ca.crt",
             f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
-            *_no_ports(path),
+            NO_PORT,
         )
 
     def start_scheduler(self) -> None:
-        path = binary("kube-scheduler")
-        self._start("kube-scheduler", *self._kubeconfigs("kube-scheduler"), *_no_ports(path))
+        self._start("kube-scheduler", *self._kubeconfigs("kube-scheduler"), NO_PORT)
 
     def ready(self, server: str) -> bool:
         """One request to /readyz with the admin certificate; any failure is an exception of urllib's."""
@@ -155,7 +155,3 @@ class ControlPlane:
             die_with_parent=self.die_with_parent,
         )
 
-
-def _no_ports(path: Path) -> list[str]:
-    """Serve nothing: several clusters share one machine. Before 1.24 there is a plain HTTP port besides."""
-    return ["--secure-port=0"] + (["--port=0"] if minor(path) < 24 else [])

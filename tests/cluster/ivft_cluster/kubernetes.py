@@ -1,71 +1,67 @@
-"""The Kubernetes binaries: built from Debian's source package, or taken from `KUBEBUILDER_ASSETS` where that has them.
+"""The Kubernetes releases that the cluster can run, and where their programs are.
 
-`KUBEBUILDER_ASSETS` is controller-runtime envtest's convention: a folder with at least etcd, kube-apiserver and
-kubectl. With it the same tests run against a current Kubernetes.
+`KUBERNETES=1.34` in the environment picks another release than the default.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import sys
-from functools import cache
 from pathlib import Path
 
-from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
-from ivft_cluster.shell import HarnessError, run
+from ivft_cluster.go_build import GoProgram
+from ivft_cluster.shell import HarnessError
 
-RECIPE = (PACKAGE / "kubernetes_src/build.sh", PACKAGE / "kubernetes_src/main.go")
-DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+RELEASES = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
+DEFAULT = "1.37"
+FLOOR = "1.34"
+DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "device-plugin")
+
+ETCD = GoProgram("etcd", "go.etcd.io/etcd/server/v3", "v3.6.16", {"etcd": "go.etcd.io/etcd/server/v3"})
+_RUNTIME = "github.com/containerd/containerd/v2"
+CONTAINERD = GoProgram(
+    "containerd",
+    _RUNTIME,
+    "v2.4.2",
+    {name: f"{_RUNTIME}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")},
+)
 
 
-def build_dir() -> Path:
-    return cache_dir() / f"kubernetes-{content_hash(RECIPE)}"
+def release() -> str:
+    """The release in use, such as "1.37.2". Raises HarnessError for a release that is not in the table."""
+    chosen = os.environ.get("KUBERNETES") or DEFAULT
+    if chosen not in RELEASES:
+        raise HarnessError(f"KUBERNETES: found {chosen!r}, expected one of {', '.join(RELEASES)}")
+    return RELEASES[chosen]
 
 
-def build() -> Path:
-    """Build once (about three minutes on two cores); afterwards return at once.
+def daemons(version: str) -> GoProgram:
+    """The five daemons of a release, in one binary."""
+    major, minor, _ = version.split(".")
+    facts = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    package = "k8s.io/component-base/version"
+    flags = tuple(f"-X {package}.{name}={value}" for name, value in facts.items())
+    return GoProgram(
+        "kubernetes", "k8s.io/kubernetes", f"v{version}", {"kubernetes": "."}, "kubernetes", (), flags, DAEMONS
+    )
 
-    Raises HarnessError with the end of the build's log, which stays in the cache.
-    """
-    out = build_dir()
-    if out.is_dir():
-        return out
-    with locked("kubernetes"):
-        if out.is_dir():
-            return out
-        work, log = out.with_suffix(".work"), out.with_suffix(".log")
-        shutil.rmtree(work, ignore_errors=True)
-        run(["bash", RECIPE[0], work, work / "out"], log=log)
-        (work / "out").rename(out)
-        shutil.rmtree(work)
-    return out
+
+def programs() -> list[GoProgram]:
+    """What a cluster of the release in use is made of; the largest first."""
+    return [daemons(release()), CONTAINERD, ETCD]
 
 
 def binary(name: str) -> Path:
-    """Path of `etcd`, `kubectl` or a daemon: from KUBEBUILDER_ASSETS, else the build, else the virtualenv.
+    """Path of a built program, or of one that a package of the virtualenv brings (`kubectl`, `weed`).
 
-    Raises HarnessError saying how to get it.
+    Raises HarnessError with the way to get it.
     """
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    candidates = [Path(assets) / name] if assets else []
-    candidates += [build_dir() / name] if name in DAEMONS else [Path(sys.executable).parent / name]
-    for path in candidates:
-        if path.is_file() and os.access(path, os.X_OK):
-            return path
-    hint = (
-        "run `python -m ivft_cluster setup` (with tests/cluster on PYTHONPATH)"
-        if name in DAEMONS
-        else "install the project's dev group into the virtualenv"
-    )
-    raise HarnessError(f"{name}: not in {', '.join(str(path.parent) for path in candidates)}; {hint}")
-
-
-@cache
-def minor(path: Path) -> int:
-    """The y of the daemon's Kubernetes version 1.y, which decides the flags it takes."""
-    shown = run([path, "--version"])
-    if not (match := re.search(r"v1\.(\d+)\.", shown)):
-        raise HarnessError(f"{path} --version said {shown.strip()!r}, expected 'Kubernetes v1.…'")
-    return int(match[1])
+    for program in programs():
+        if name in (*program.binaries, *program.links):
+            path, hint = program.folder / name, "run `python -m ivft_cluster setup` (with tests/cluster on PYTHONPATH)"
+            break
+    else:
+        path, hint = Path(sys.executable).parent / name, "install the project's dev group into the virtualenv"
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise HarnessError(f"{name}: not in {path.parent}; {hint}")
+    return path

@@ -16,12 +16,9 @@ from ivft_cluster.shell import HarnessError, phase, run
 DEBIAN_PACKAGES = (
     "buildah",
     "conntrack",
-    "containerd",
     "containernetworking-plugins",
     "default-jre-headless",
-    "dpkg-dev",
     "gcc",
-    "golang-go",
     "iproute2",
     "iptables",
     "libc6-dev",
@@ -44,7 +41,8 @@ def setup() -> None:
     with phase("Debian packages"):
         install_packages()
     with phase("Kubernetes binaries"):
-        kubernetes.build()
+        for program in kubernetes.programs():
+            program.build()
     with phase("base and pause images"):
         images.base_image()
         images.pause_image()

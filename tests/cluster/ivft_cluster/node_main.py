@@ -20,7 +20,7 @@ import yaml
 
 from ivft_cluster import cgroups
 from ivft_cluster.images import pause_image
-from ivft_cluster.kubernetes import binary, minor
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import CONTROL_PLANE_IP, POD_CIDR
 from ivft_cluster.node import NodeSpec
 from ivft_cluster.oci import CONTAINERD, forget_pruned, import_images
@@ -36,7 +36,7 @@ def main(spec: NodeSpec) -> None:
     store, _lock = claim_store(spec.name)
     write_config(spec, store)
     forget_old_containers(spec, store)
-    containerd: list[str | Path] = ["containerd", "--config", spec.state / "containerd.toml"]
+    containerd: list[str | Path] = [binary("containerd"), "--config", spec.state / "containerd.toml"]
     supervise(spec, {"containerd": containerd, "kube-proxy": proxy_command(spec), "kubelet": kubelet_command(spec)})
 
 
@@ -74,21 +74,23 @@ def write_config(spec: NodeSpec, store: Path) -> None:
     (spec.state / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(spec)))
     (spec.state / "cni/10-bridge.conflist").write_text(json.dumps(cni_config(spec)))
     (spec.state / "containerd.toml").write_text(
-        f"""version = 2
+        f"""version = 3
 root = "{store}"
 state = "/run/containerd"
 [grpc]
   address = "{CONTAINERD}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause_image().name}"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{pause_image().name}"
+[plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "runc"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "{spec.state}/cni"
 """
     )
@@ -115,8 +117,7 @@ def cni_config(spec: NodeSpec) -> dict[str, object]:
 
 
 def kubelet_config(spec: NodeSpec) -> dict[str, object]:
-    version = minor(binary("kubelet"))
-    config: dict[str, object] = {
+    return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": "0.0.0.0",
@@ -133,7 +134,9 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "clusterDomain": "cluster.local",
         "clusterDNS": [CONTROL_PLANE_IP],
         "resolvConf": str(spec.state / "resolv.conf"),
+        "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
         "failSwapOn": False,
+        "failCgroupV1": False,
         "readOnlyPort": 0,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,  # nothing could pull an image again
@@ -145,30 +148,17 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "registryPullQPS": 0,
         "eventRecordQPS": 0,
     }
-    if version >= 27:
-        config["containerRuntimeEndpoint"] = f"unix://{CONTAINERD}"
-    if version >= 31:
-        config["failCgroupV1"] = False
-    return config
 
 
 def kubelet_command(spec: NodeSpec) -> list[str | Path]:
-    path = binary("kubelet")
-    version = minor(path)
-    flags = [
+    return [
+        binary("kubelet"),
         f"--kubeconfig={spec.pki}/{spec.name}.kubeconfig",
         f"--config={spec.state}/kubelet.yaml",
         f"--hostname-override={spec.name}",
         f"--node-ip={spec.ip}",
         "--root-dir=/var/lib/kubelet",
     ]
-    if version < 24:
-        flags.append("--network-plugin=")
-    if version < 27:
-        flags += ["--container-runtime=remote", f"--container-runtime-endpoint=unix://{CONTAINERD}"]
-    if version < 35:
-        flags.append(f"--pod-infra-container-image={pause_image().name}")
-    return [path, *flags]
 
 
 def proxy_command(spec: NodeSpec) -> list[str | Path]:
@@ -191,12 +181,12 @@ def forget_old_containers(spec: NodeSpec, store: Path) -> None:
         return
     config = spec.state / "containerd-cleanup.toml"
     config.write_text(
-        f'version = 2\nroot = "{store}"\nstate = "/run/containerd"\n'
+        f'version = 3\nroot = "{store}"\nstate = "/run/containerd"\n'
         f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\n  address = "{CONTAINERD}"\n'
     )
     with (spec.state / "log/containerd-cleanup.log").open("ab") as sink:
-        containerd = subprocess.Popen(["containerd", "--config", config], stdout=sink, stderr=sink)
-    ctr = ["ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+        containerd = subprocess.Popen([binary("containerd"), "--config", config], stdout=sink, stderr=sink)
+    ctr = [binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"]
     wait_for("containerd", lambda: run([*ctr, "version"]), timeout=30)
     if containers := run([*ctr, "containers", "list", "--quiet"]).split():
         run([*ctr, "containers", "delete", *containers])
@@ -215,7 +205,7 @@ def supervise(spec: NodeSpec, commands: dict[str, list[str | Path]]) -> None:
             running[subprocess.Popen([str(word) for word in commands[name]], stdout=sink, stderr=sink).pid] = name
 
     launch("containerd")
-    wait_for("containerd", lambda: run(["ctr", "--address", CONTAINERD, "version"]), timeout=30)
+    wait_for("containerd", lambda: run([binary("ctr"), "--address", CONTAINERD, "version"]), timeout=30)
     import_images((), [pause_image()])
     forget_pruned(())
     launch("kube-proxy")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import cache_dir, locked
 from ivft_cluster.shell import HarnessError, run
 
@@ -117,7 +118,7 @@ def import_images(node: Sequence[str], images: Iterable[Image]) -> list[str]:
 
     An image whose name already stands for the same digest is left alone; of another, only missing blobs are sent.
     """
-    ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+    ctr = [*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"]
     present = _present(ctr)
     missing = [image for image in images if present.get(image.name) != image.digest]
     if missing:
@@ -129,12 +130,12 @@ def import_images(node: Sequence[str], images: Iterable[Image]) -> list[str]:
 def import_archives(node: Sequence[str], archives: Iterable[Path]) -> None:
     """Load any OCI or Docker image archives."""
     for archive in archives:
-        run([*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", archive])
+        run([*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", archive])
 
 
 def forget_pruned(node: Sequence[str]) -> None:
     """Remove the project's images that the layout no longer has, by each name containerd has for them."""
-    ctr = [*node, "ctr", "--address", CONTAINERD, "--namespace", "k8s.io"]
+    ctr = [*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"]
     known = {_name(entry) for entry in _index()}
     present = _present(ctr)
     old = {digest for name, digest in present.items() if name.startswith(OWN_IMAGES) and name not in known}

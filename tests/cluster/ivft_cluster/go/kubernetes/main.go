@@ -1,16 +1,17 @@
-// One binary for every Kubernetes daemon: it becomes the one it is called by (the symlink's name).
-// One link instead of five saves most of the build time and of the disk space.
+// Command kubernetes is every Kubernetes daemon in one binary, with a device plugin for the tests: the name of the symlink
+// that starts it picks the daemon.
+// One link step instead of five saves most of the build time and of the disk space.
 package main
 
 import (
+	"context"
 	"fmt"
-	"math/rand"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/component-base/logs"
+	"k8s.io/component-base/cli"
+	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
@@ -20,7 +21,7 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-func command(name string) *cobra.Command {
+func daemon(name string) *cobra.Command {
 	switch name {
 	case "kube-apiserver":
 		return apiserver.NewAPIServerCommand()
@@ -29,7 +30,7 @@ func command(name string) *cobra.Command {
 	case "kube-scheduler":
 		return scheduler.NewSchedulerCommand()
 	case "kubelet":
-		return kubelet.NewKubeletCommand()
+		return kubelet.NewKubeletCommand(context.Background())
 	case "kube-proxy":
 		return proxy.NewProxyCommand()
 	}
@@ -37,15 +38,14 @@ func command(name string) *cobra.Command {
 }
 
 func main() {
-	rand.Seed(time.Now().UnixNano())
-	daemon := command(filepath.Base(os.Args[0]))
-	if daemon == nil {
-		fmt.Fprintf(os.Stderr, "%s: call me by the name of a Kubernetes daemon\n", os.Args[0])
+	name := filepath.Base(os.Args[0])
+	if name == "device-plugin" {
+		os.Exit(serveDevices(os.Args[1:]))
+	}
+	command := daemon(name)
+	if command == nil {
+		fmt.Fprintf(os.Stderr, "unknown daemon %q: start this binary through a symlink named as a Kubernetes daemon\n", name)
 		os.Exit(2)
 	}
-	logs.InitLogs()
-	defer logs.FlushLogs()
-	if err := daemon.Execute(); err != nil {
-		os.Exit(1)
-	}
+	os.Exit(cli.Run(command))
 }
