@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,6 @@ from internvl_operator.core.resources import names
 from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
 from internvl_operator.kubectl_ivft.why import explain
 from ivft_cluster.images import base_image, pause_image
-from ivft_cluster.kubernetes import binary, minor
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET, MODEL_KEY
 from ivft_demo.follow import read_status
@@ -222,7 +221,7 @@ def surroundings(platform: Platform) -> Iterator[None]:
     platform.core.create_namespaced_resource_quota(NAMESPACE, {"metadata": {"name": NO_ROOM}, "spec": quota})
     create_config_map(platform, names.config_map("name-taken"))
     for node in platform.cluster.node_names:
-        platform.cluster.add_resource(node, SLOT, 1)
+        platform.cluster.add_devices(node, SLOT, 1)
     platform.upload_poisoned_checkpoint(POISONED_KEY)
     yield
     platform.core.delete_namespaced_resource_quota(NO_ROOM, NAMESPACE)
@@ -299,7 +298,6 @@ class Injury:
     words: str
     budget: str = "none"
     heal: Callable[[Platform], object] = lambda platform: None
-    gives_way: bool = False  # which servers before 1.26 do not tell from a deletion
 
 
 def signalled(rank: int, number: signal.Signals) -> Callable[[Platform], object]:
@@ -307,7 +305,7 @@ def signalled(rank: int, number: signal.Signals) -> Callable[[Platform], object]
 
 
 def evicted(platform: Platform) -> None:
-    body = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "hurt-train-1"}}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "hurt-train-1"}}
     platform.core.create_namespaced_pod_eviction("hurt-train-1", NAMESPACE, body)
 
 
@@ -338,8 +336,8 @@ INJURIES = (
     ),
     Injury("aborted", signalled(1, signal.SIGABRT), "WorkerAborted", "ended by SIGABRT", "infrastructure"),
     Injury("asked-to-stop", signalled(1, signal.SIGTERM), "Resume", "saved its state"),
-    Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1) had to give way", gives_way=True),
-    Injury("preempted", preempted, "Preempted", "had to give way", heal=device_given_back, gives_way=True),
+    Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1) had to give way"),
+    Injury("preempted", preempted, "Preempted", "had to give way", heal=device_given_back),
     Injury(
         "hanging",
         stopped_and_watched,
@@ -367,8 +365,6 @@ def trains(status: InternVLFineTuneStatus) -> bool:
 
 @pytest.mark.parametrize("injury", INJURIES, ids=lambda injury: injury.name)
 def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury: Injury) -> None:
-    if injury.gives_way and minor(binary("kube-apiserver")) < 26:
-        injury = replace(injury, reason="WorkerDeleted", words="was deleted", budget="infrastructure")
     before = platform.wait("hurt", "training", trains)
     injury.inflict(platform)
     resource = platform.wait_resource("hurt", injury.name, lambda status: status.attempt > before.attempt)

@@ -171,10 +171,10 @@ class Cluster:
     def _kill_all(self) -> None:
         """Members, and whatever else lives in one of their networks (an operator started by `exec`, say)."""
         members = daemons.find(self.id)
-        networks = {_network_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
-        networks -= {_network_of(1), None}
+        networks = {network.namespace_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
+        networks -= {network.namespace_of(1), None}
         mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
-        guests = [process for process in psutil.process_iter() if _network_of(process.pid) in networks]
+        guests = [process for process in psutil.process_iter() if network.namespace_of(process.pid) in networks]
         everyone = {process.pid: process for process in [*members, *guests] if process.pid not in mine}
         daemons.kill(list(everyone.values()))
 
@@ -273,9 +273,18 @@ class Cluster:
     def node_log(self, name: str, daemon: str = "kubelet") -> str:
         return tail(self._log(name)) + "\n" + tail(self.state / name / f"log/{daemon}.log")
 
-    def add_resource(self, name: str, resource: str, amount: int) -> None:
-        """Pretend that a node has a device, `nvidia.com/gpu` say: the scheduler counts it, nobody checks it."""
-        self.core.patch_node_status(name, {"status": {"capacity": {resource: str(amount)}}})
+    def add_devices(self, name: str, resource: str, amount: int) -> None:
+        """Give a node devices, `nvidia.com/gpu` say: the kubelet counts and allocates them. They go with the node."""
+        node.start_device_plugin(self._member(name), resource, amount, self._log(name))
+
+        def allocatable() -> bool:
+            status = self.core.read_node(name).status
+            return bool((status.allocatable or {}).get(resource) == str(amount))
+
+        wait_for(f"{name} has {amount} {resource}", allocatable, timeout=60)
+
+    def remove_devices(self, name: str, resource: str) -> None:
+        daemons.kill(daemons.find(node.device_plugin(self._member(name), resource)))
 
     # --- breaking it
 
@@ -286,6 +295,11 @@ class Cluster:
     def start_node(self, name: str) -> None:
         """Power it on again; its pods' containers are forgotten, its images are not."""
         self._start_node(self._number(name))
+
+    def shut_down_node(self, name: str, timeout: float = 60) -> None:
+        """Announce a shutdown to the node's kubelet, and power the node off when the kubelet has ended its pods."""
+        node.shut_down(self._member(name), self.state / name, timeout)
+        self.kill_node(name)
 
     def cut(self, one: str, other: str) -> None:
         """Drop every packet between two nodes and their pods, or a node and `control-plane` (S3, Prometheus, API)."""
@@ -374,10 +388,3 @@ class Cluster:
                 number = self._number(there)
                 sources = [network.node_ip(number), network.pod_cidr(number)]
             network.drop_from(Namespace.find(self._member(here)), sources, on=on)
-
-
-def _network_of(pid: int) -> str | None:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/net")
-    except OSError:
-        return None

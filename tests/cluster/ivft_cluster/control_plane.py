@@ -154,4 +154,3 @@ class ControlPlane:
             self.log(name),
             die_with_parent=self.die_with_parent,
         )
-

@@ -56,7 +56,8 @@ class GoProgram:
         return [repr(described), *sources]
 
     def _build(self) -> None:
-        work, log = self.folder.with_suffix(".work"), cache_dir() / f"{self.name}-{self.version}.log"
+        work = self.folder.with_name(f"{self.folder.name}.work")
+        log = self.folder.with_name(f"{self.folder.name}.log")
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(SOURCES / self.source, work) if self.source else work.mkdir()
         (work / "go.mod").write_text(self._go_mod())

@@ -15,7 +15,15 @@ from ivft_cluster.shell import HarnessError
 RELEASES = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
 DEFAULT = "1.37"
 FLOOR = "1.34"
-DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "device-plugin")
+DAEMONS = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "device-plugin",
+    "logind",
+)
 
 ETCD = GoProgram("etcd", "go.etcd.io/etcd/server/v3", "v3.6.16", {"etcd": "go.etcd.io/etcd/server/v3"})
 _RUNTIME = "github.com/containerd/containerd/v2"
@@ -42,7 +50,14 @@ def daemons(version: str) -> GoProgram:
     package = "k8s.io/component-base/version"
     flags = tuple(f"-X {package}.{name}={value}" for name, value in facts.items())
     return GoProgram(
-        "kubernetes", "k8s.io/kubernetes", f"v{version}", {"kubernetes": "."}, "kubernetes", (), flags, DAEMONS
+        "kubernetes",
+        "k8s.io/kubernetes",
+        f"v{version}",
+        {"kubernetes": "."},
+        "kubernetes",
+        (),
+        flags,
+        DAEMONS + STAND_INS,
     )
 
 

@@ -17,6 +17,7 @@ DEBIAN_PACKAGES = (
     "buildah",
     "conntrack",
     "containernetworking-plugins",
+    "dbus-daemon",
     "default-jre-headless",
     "gcc",
     "iproute2",

@@ -86,3 +86,11 @@ def drop_from(namespace: Namespace, sources: list[str], *, on: bool) -> None:
     """Drop (or no longer drop) what arrives from `sources`, before connection tracking knows of it."""
     for source in sources:
         namespace.run("iptables", "-w", "-t", "raw", "-A" if on else "-D", "PREROUTING", "-s", source, "-j", "DROP")
+
+
+def namespace_of(pid: int) -> str | None:
+    """The name of a process's network namespace; None when the process is gone or may not be looked at."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return None

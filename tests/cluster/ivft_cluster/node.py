@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ivft_cluster import daemons
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import HOLDER, Namespace
 from ivft_cluster.paths import PACKAGE
+from ivft_cluster.shell import wait_for
 
 # Fixed in the kubelet and in containerd. Left on the machine when the node is gone: removing a folder that some other
 # node has mounted something on would unmount it there (see "detach_mounts" in the kernel's fs/namespace.c).
 MOUNT_POINTS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"))
+SHUT_DOWN_MARK = "shut-down"  # made in the node's state when its kubelet lets it shut down
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,23 @@ def shell_prefix(member: str) -> tuple[str, ...]:
     """The command prefix that runs a command in the node's network, mount and process namespaces."""
     (init,) = [p for p in daemons.find(member) if daemons.name_of(p) != HOLDER and _pid_inside(p.pid) == 1]
     return ("nsenter", f"--target={init.pid}", "--net", "--mount", "--pid", "--ipc", "--uts", "--")
+
+
+def device_plugin(member: str, resource: str) -> str:
+    """The member that serves a resource's devices."""
+    return f"{member}/devices-of-{resource.replace('/', '-')}"
+
+
+def start_device_plugin(member: str, resource: str, amount: int, log: Path) -> None:
+    plugin = [binary("device-plugin"), f"--resource={resource}", f"--count={amount}"]
+    daemons.start(device_plugin(member, resource), [*shell_prefix(member), *plugin], log)
+
+
+def shut_down(member: str, state: Path, timeout: float) -> None:
+    """Ask the kubelet to end the node's pods, as systemd does before a shutdown; returns when it has done so."""
+    (login,) = [each for each in daemons.find(member) if daemons.name_of(each) == "logind"]
+    login.send_signal(signal.SIGUSR1)
+    wait_for("the kubelet lets the node shut down", (state / SHUT_DOWN_MARK).exists, timeout=timeout)
 
 
 def _pid_inside(pid: int) -> int:

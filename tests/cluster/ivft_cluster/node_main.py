@@ -1,4 +1,4 @@
-"""Process 1 of a node: mounts, containerd, kube-proxy and the kubelet, in the node's own namespaces.
+"""Process 1 of a node: mounts, system bus, containerd, kube-proxy and the kubelet, in the node's own namespaces.
 
 Started by `node.start` as `python -m ivft_cluster.node_main <node.json>`. Every mount below is made in this node's
 mount namespace, so nothing of it is left when the process dies.
@@ -22,11 +22,19 @@ from ivft_cluster import cgroups
 from ivft_cluster.images import pause_image
 from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import CONTROL_PLANE_IP, POD_CIDR
-from ivft_cluster.node import NodeSpec
+from ivft_cluster.node import SHUT_DOWN_MARK, NodeSpec
 from ivft_cluster.oci import CONTAINERD, forget_pruned, import_images
 from ivft_cluster.paths import cache_dir
 from ivft_cluster.shell import run, wait_for
 
+SYSTEM_BUS = Path("/run/dbus/system_bus_socket")
+DBUS_CONFIG = f"""<busconfig>
+  <type>system</type>
+  <listen>unix:path={SYSTEM_BUS}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/></policy>
+</busconfig>
+"""
 STALE = ("io.containerd.grpc.v1.cri/containers", "io.containerd.grpc.v1.cri/sandboxes")
 
 
@@ -36,15 +44,23 @@ def main(spec: NodeSpec) -> None:
     store, _lock = claim_store(spec.name)
     write_config(spec, store)
     forget_old_containers(spec, store)
-    containerd: list[str | Path] = [binary("containerd"), "--config", spec.state / "containerd.toml"]
-    supervise(spec, {"containerd": containerd, "kube-proxy": proxy_command(spec), "kubelet": kubelet_command(spec)})
+    commands: dict[str, list[str | Path]] = {
+        "dbus-daemon": ["dbus-daemon", "--nofork", f"--config-file={spec.state}/dbus.conf"],
+        "logind": [binary("logind"), spec.state / SHUT_DOWN_MARK],
+        "containerd": [binary("containerd"), "--config", spec.state / "containerd.toml"],
+        "kube-proxy": proxy_command(spec),
+        "kubelet": kubelet_command(spec),
+    }
+    supervise(spec, commands)
 
 
 def make_mounts(spec: NodeSpec) -> None:
+    (spec.state / SHUT_DOWN_MARK).unlink(missing_ok=True)
     for name in ("kubelet", "log", "cni"):
         (spec.state / name).mkdir(parents=True, exist_ok=True)
     run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
     Path("/run/netns").mkdir()
+    SYSTEM_BUS.parent.mkdir()
     for source, target in (("kubelet", "/var/lib/kubelet"), ("log", "/var/log")):
         run(["mount", "--bind", spec.state / source, target])
     run(["mount", "--make-rshared", "/var/lib/kubelet"])
@@ -71,6 +87,7 @@ def claim_store(name: str) -> tuple[Path, IO[str]]:
 
 def write_config(spec: NodeSpec, store: Path) -> None:
     (spec.state / "resolv.conf").write_text("")  # pods get the cluster's DNS and nothing of this machine's
+    (spec.state / "dbus.conf").write_text(DBUS_CONFIG)
     (spec.state / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(spec)))
     (spec.state / "cni/10-bridge.conflist").write_text(json.dumps(cni_config(spec)))
     (spec.state / "containerd.toml").write_text(
@@ -141,6 +158,8 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,  # nothing could pull an image again
         "podCIDR": spec.pod_cidr,
+        "shutdownGracePeriod": "30s",  # logind delays a shutdown for so long; critical pods get the end of it
+        "shutdownGracePeriodCriticalPods": "5s",
         "nodeStatusUpdateFrequency": "1s",
         "syncFrequency": "10s",
         "volumeStatsAggPeriod": "0s",
@@ -204,6 +223,9 @@ def supervise(spec: NodeSpec, commands: dict[str, list[str | Path]]) -> None:
         with (spec.state / f"log/{name}.log").open("ab") as sink:
             running[subprocess.Popen([str(word) for word in commands[name]], stdout=sink, stderr=sink).pid] = name
 
+    launch("dbus-daemon")
+    wait_for("the system bus", SYSTEM_BUS.exists, timeout=30)
+    launch("logind")
     launch("containerd")
     wait_for("containerd", lambda: run([binary("ctr"), "--address", CONTAINERD, "version"]), timeout=30)
     import_images((), [pause_image()])

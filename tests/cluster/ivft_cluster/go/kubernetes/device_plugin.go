@@ -45,11 +45,13 @@ func (plugin *devicePlugin) Allocate(_ context.Context, request *api.AllocateReq
 }
 
 // serveDevices registers the plugin with the kubelet, and again whenever the kubelet starts anew.
-func serveDevices(arguments []string) int {
-	flags := flag.NewFlagSet("device-plugin", flag.ExitOnError)
+func serveDevices(arguments []string) error {
+	flags := flag.NewFlagSet("device-plugin", flag.ContinueOnError)
 	resource := flags.String("resource", "nvidia.com/gpu", "name of the resource")
 	count := flags.Int("count", 1, "number of devices")
-	_ = flags.Parse(arguments)
+	if err := flags.Parse(arguments); err != nil {
+		return err
+	}
 
 	plugin := &devicePlugin{}
 	for number := range *count {

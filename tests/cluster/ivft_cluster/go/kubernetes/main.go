@@ -1,4 +1,4 @@
-// Command kubernetes is every Kubernetes daemon in one binary, with a device plugin for the tests: the name of the symlink
+// Command kubernetes is every Kubernetes daemon in one binary, with two stand-ins for the tests: the name of the symlink
 // that starts it picks the daemon.
 // One link step instead of five saves most of the build time and of the disk space.
 package main
@@ -39,13 +39,26 @@ func daemon(name string) *cobra.Command {
 
 func main() {
 	name := filepath.Base(os.Args[0])
-	if name == "device-plugin" {
-		os.Exit(serveDevices(os.Args[1:]))
+	var err error
+	switch name {
+	case "device-plugin":
+		err = serveDevices(os.Args[1:])
+	case "logind":
+		err = serveLogin(os.Args[1])
+	default:
+		os.Exit(runDaemon(name))
 	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		os.Exit(1)
+	}
+}
+
+func runDaemon(name string) int {
 	command := daemon(name)
 	if command == nil {
 		fmt.Fprintf(os.Stderr, "unknown daemon %q: start this binary through a symlink named as a Kubernetes daemon\n", name)
-		os.Exit(2)
+		return 2
 	}
-	os.Exit(cli.Run(command))
+	return cli.Run(command)
 }
