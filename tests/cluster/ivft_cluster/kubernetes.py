@@ -15,15 +15,8 @@ from ivft_cluster.shell import HarnessError
 RELEASES = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
 DEFAULT = "1.37"
 FLOOR = "1.34"
-DAEMONS = (
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kube-proxy",
-    "device-plugin",
-    "logind",
-)
+DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+STAND_INS = ("device-plugin", "logind")  # in the same binary: see go/kubernetes
 
 ETCD = GoProgram("etcd", "go.etcd.io/etcd/server/v3", "v3.6.16", {"etcd": "go.etcd.io/etcd/server/v3"})
 _RUNTIME = "github.com/containerd/containerd/v2"
