@@ -71,6 +71,31 @@ def test_a_run_yaml_that_cannot_be_used_is_explained(
     assert "pydantic" not in error
 
 
+@pytest.mark.parametrize(("chosen", "used"), [("cpu", "cpu"), ("cuda", "cuda"), (None, "cuda")])
+def test_a_run_with_gpus_can_be_rehearsed_on_the_processor(
+    chosen: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(changed(device="cuda")), encoding="utf-8")
+    if chosen:
+        monkeypatch.setenv("INTERNVL_DEVICE", chosen)
+    seen: list[str] = []
+    monkeypatch.setattr(single_machine, "run", lambda config, processes: seen.append(config.device) or 0)
+    assert main(["run", "--config", str(path)]) == 0
+    assert seen == [used]
+    assert ("the GPUs of this pod stay idle" in capsys.readouterr().err) == (chosen == "cpu")
+
+
+def test_an_unknown_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(changed()), encoding="utf-8")
+    monkeypatch.setenv("INTERNVL_DEVICE", "tpu")
+    assert main(["run", "--config", str(path)]) == 78
+    assert "INTERNVL_DEVICE: found 'tpu', expected cpu" in capsys.readouterr().err
+
+
 def test_a_refused_run_says_where_what_it_made_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

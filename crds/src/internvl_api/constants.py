@@ -35,6 +35,7 @@ METRICS_PORT = 9400  # /metrics and /progress of a pod's first process; its othe
 
 ENV_ATTEMPT = "INTERNVL_ATTEMPT"
 ENV_JOB_UID = "INTERNVL_JOB_UID"
+ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the processor, whatever the run asks for
 ENV_IMAGE = "INTERNVL_IMAGE"  # the container's image as the pod names it, for the report
 
 

@@ -50,6 +50,10 @@ class GoProgram:
                 self._build()
         return self.folder
 
+    def module_folder(self) -> Path:
+        """The module's own files, charts and manifests among them; read-only."""
+        return Path(json.loads(go("mod", "download", "-json", f"{self.module}@{self.version}"))["Dir"])
+
     def _recipe(self) -> list[str | Path]:
         sources = sorted((SOURCES / self.source).glob("*.go")) if self.source else []
         described = (self.module, self.version, sorted(self.binaries.items()), self.also, self.ldflags, self.links)

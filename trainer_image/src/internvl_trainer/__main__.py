@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from internvl_api.constants import CONFIG_PATH, ExitCode
+from internvl_api.constants import CONFIG_PATH, ENV_DEVICE, ExitCode
 from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
@@ -128,10 +128,22 @@ def _stage(options: argparse.Namespace) -> int:
 def _load_config(path: Path) -> RunConfig | None:
     """None after saying on stderr what is wrong."""
     try:
-        return RunConfig.load(path)
+        config = RunConfig.load(path)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         print(f"{path} cannot be used: {explain(error)}", file=sys.stderr)
         return None
+    return _on_chosen_device(config)
+
+
+def _on_chosen_device(config: RunConfig) -> RunConfig | None:
+    """$INTERNVL_DEVICE=cpu rehearses a run that asks for GPUs, on machines that have none."""
+    chosen = os.environ.get(ENV_DEVICE, config.device)
+    if chosen not in ("cpu", config.device):
+        print(f"{ENV_DEVICE}: found {chosen!r}, expected cpu, or nothing for the run's own device", file=sys.stderr)
+        return None
+    if chosen != config.device:
+        print(f"{ENV_DEVICE}=cpu: training runs on the processor; the GPUs of this pod stay idle", file=sys.stderr)
+    return config.model_copy(update={"device": chosen})
 
 
 def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from internvl_operator.core.job import read_status
 from internvl_operator.kubectl_ivft import logs, render, report
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
-from internvl_operator.kubectl_ivft.why import explain
+from internvl_operator.kubectl_ivft.why import explain, is_queued
 
 _ABOUT = "What InternVLFineTunes are doing, why they are not, and how to hold them."
 _EXAMPLES = """\
@@ -26,8 +26,9 @@ examples:
   kubectl ivft suspend coco-lora        save a checkpoint, free every GPU
   kubectl ivft report coco-lora --out report.html
 
-It reads the cluster with your own rights: get and list on internvlfinetunes, list on pods, get on pods/log; suspend and
-resume need patch on internvlfinetunes. The exit code is 1 when something could not be had.
+It reads the cluster with your own rights: get and list on internvlfinetunes, list on pods, get on pods/log, and, for
+Kueue's own reason, get on workloads; suspend and resume need patch on
+internvlfinetunes. The exit code is 1 when something could not be had.
 """
 _WIDE = 100_000  # columns: what is piped into a file or another program is never folded
 
@@ -68,7 +69,9 @@ def _status(runs: Runs, options: Options, console: Console) -> None:
 
 def _why(runs: Runs, options: Options, console: Console) -> None:
     raw = runs.get(options.name)
-    console.print(render.explanation(options.name, explain(raw, read_status(raw.get("status") or {}), _now())))
+    status = read_status(raw.get("status") or {})
+    queue = runs.queue_reason(options.name, status.stage, status.attempt) if status.stage and is_queued(status) else ""
+    console.print(render.explanation(options.name, explain(raw, status, _now(), queue=queue)))
 
 
 def _logs(runs: Runs, options: Options, _: Console) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import urllib3
 from internvl_api.constants import KIND, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY, PLURAL
@@ -10,11 +11,12 @@ from internvl_api.suggest import did_you_mean
 from kubernetes import client, config
 
 from internvl_operator.cluster.api import Api, ApiError, list_path, object_path
-from internvl_operator.core.resources.names import job_label
+from internvl_operator.core.resources.names import job_label, queue_group
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"
 _TIMEOUT = 20.0  # seconds of one request
+_KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # newest first
 _MERGE = "application/merge-patch+json"
 
 
@@ -80,6 +82,19 @@ class Runs:
             return [raw for page in pages for raw in page["items"]]
         except ApiError as error:
             raise self._explained(error, "list pods") from error
+
+    def queue_reason(self, name: str, stage: str, attempt: int) -> str:
+        """Why Kueue does not admit this attempt, in Kueue's words; empty when it says nothing or may not be asked."""
+        for version in _KUEUE_VERSIONS:
+            path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{quote(self.namespace)}/workloads"
+            try:
+                workload = self._api.get(f"{path}/{quote(queue_group(name, stage, attempt))}")
+            except ApiError:
+                continue
+            conditions = (workload.get("status") or {}).get("conditions") or []
+            held = [each for each in conditions if (each["type"], each["status"]) == ("QuotaReserved", "False")]
+            return str(held[0].get("message", "")) if held else ""
+        return ""
 
     def set_suspended(self, name: str, suspended: bool) -> Raw:
         """Change spec.runPolicy.suspend, and nothing else."""

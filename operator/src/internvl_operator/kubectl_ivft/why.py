@@ -56,8 +56,8 @@ class Explanation:
     next_step: str = ""
 
 
-def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanation:
-    """From a run as the API server shows it."""
+def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: str = "") -> Explanation:
+    """From a run as the API server shows it; `queue`: why Kueue does not admit it, in Kueue's words."""
     metadata = raw["metadata"]
     if "deletionTimestamp" in metadata:
         return Explanation("waits", "is being deleted", f"since {ago(metadata['deletionTimestamp'], now)}")
@@ -77,13 +77,19 @@ def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanat
         case "Stalled":
             return Explanation("bad", "waits for you", _words(status, "Stalled"), _next(raw, status, "Stalled", now))
         case _:
-            next_step = _next(raw, status, "Reconciling", now)
-            return Explanation("busy", "is on its way", _words(status, "Reconciling"), next_step)
+            because = _words(status, "Reconciling") + (f"; Kueue: {queue}" if queue else "")
+            return Explanation("busy", "is on its way", because, _next(raw, status, "Reconciling", now))
 
 
 def condition(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
     """A condition by its type."""
     return next((each for each in status.conditions if each.type == kind), None)
+
+
+def is_queued(status: InternVLFineTuneStatus) -> bool:
+    """Whether a queue holds the run's pods back."""
+    found = condition(status, "Reconciling")
+    return found is not None and found.reason == "SchedulingGated"
 
 
 def _unseen(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanation | None:

@@ -1,0 +1,235 @@
+"""Two runs and one quota under real Kueue: waiting, preemption, return, and the losses of an undisturbed run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from e2e.harness import NAMESPACE, Platform
+from internvl_api.constants import GPU
+from internvl_api.status import InternVLFineTuneStatus
+from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
+from ivft_cluster import kueue
+from ivft_cluster.shell import wait_for
+from ivft_demo.follow import read_status
+from ivft_demo.results import losses
+
+pytestmark = pytest.mark.e2e
+
+KUEUE = ("kueue.x-k8s.io", "v1beta2")
+QUOTA = 4  # GPUs
+GPUS = {"workers": 2, "gpusPerWorker": 2}
+HIGH = "kueue-high"  # a WorkloadPriorityClass
+PRIORITY = "kueue.x-k8s.io/priority-class"
+# Enough steps that a run can be preempted between its first checkpoint and its end.
+LONG = {"maxSteps": 160, "epochs": 60, "globalBatchSize": 16}
+OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
+    (
+        "workloadpriorityclasses",
+        {"kind": "WorkloadPriorityClass", "metadata": {"name": HIGH}, "value": 1000, "description": "first"},
+    ),
+    (
+        "clusterqueues",
+        {
+            "kind": "ClusterQueue",
+            "metadata": {"name": "gpus"},
+            "spec": {
+                "namespaceSelector": {},
+                "preemption": {"withinClusterQueue": "LowerPriority"},
+                "resourceGroups": [
+                    {
+                        "coveredResources": ["cpu", "memory", "ephemeral-storage", GPU],
+                        "flavors": [
+                            {
+                                "name": "any-node",
+                                "resources": [
+                                    {"name": "cpu", "nominalQuota": "64"},
+                                    {"name": "memory", "nominalQuota": "256Gi"},
+                                    {"name": "ephemeral-storage", "nominalQuota": "1Ti"},
+                                    {"name": GPU, "nominalQuota": str(QUOTA)},
+                                ],
+                            }
+                        ],
+                    }
+                ],
+            },
+        },
+    ),
+)
+LOCAL_QUEUE = {"kind": "LocalQueue", "metadata": {"name": "team"}, "spec": {"clusterQueue": "gpus"}}
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue, and how many GPUs its admitted workloads hold."""
+
+    custom: Any
+
+    def gpus_in_use(self) -> int:
+        found = self.custom.get_cluster_custom_object(*KUEUE, "clusterqueues", "gpus")
+        flavors = (found.get("status") or {}).get("flavorsUsage") or []
+        return sum(int(each["total"]) for flavor in flavors for each in flavor["resources"] if each["name"] == GPU)
+
+    def workload(self, name: str) -> dict[str, Any]:
+        return dict(self.custom.get_namespaced_custom_object(*KUEUE, NAMESPACE, "workloads", name))
+
+    def workloads(self) -> list[str]:
+        found = self.custom.list_namespaced_custom_object(*KUEUE, NAMESPACE, "workloads")["items"]
+        return [each["metadata"]["name"] for each in found]
+
+
+@pytest.fixture(scope="module")
+def queue(platform: Platform) -> Iterator[Queue]:
+    """Kueue with a ClusterQueue of four GPUs; each node's device plugin has two of them more than a run needs."""
+    kueue.install(platform.cluster)
+    for node in platform.cluster.node_names:
+        platform.cluster.add_devices(node, GPU, QUOTA)
+    custom = platform.custom
+    for plural, body in OBJECTS:
+        wait_for(plural, lambda plural=plural, body=body: create(custom, plural, body), timeout=60)
+    body = {"apiVersion": "/".join(KUEUE), **LOCAL_QUEUE}
+    custom.create_namespaced_custom_object(*KUEUE, NAMESPACE, "localqueues", body)
+    yield Queue(custom)
+    platform.delete_all()
+    custom.delete_namespaced_custom_object(*KUEUE, NAMESPACE, "localqueues", "team")
+    for plural, body in reversed(OBJECTS):
+        custom.delete_cluster_custom_object(*KUEUE, plural, body["metadata"]["name"])
+    for node in platform.cluster.node_names:
+        platform.cluster.remove_devices(node, GPU)
+    kueue.uninstall(platform.cluster)
+
+
+def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
+    """Refused until Kueue's webhook has its certificate."""
+    custom.create_cluster_custom_object(*KUEUE, plural, {"apiVersion": "/".join(KUEUE), **body})
+    return True
+
+
+def submit(platform: Platform, name: str, **more: Any) -> str:
+    """A run of four processes, each with a GPU that is none: they train on the processor."""
+    template = {
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
+        "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "INTERNVL_DEVICE", "value": "cpu"}],
+        "labels": more.pop("labels", {}),
+    }
+    scheduling = {"gang": "kueue", "queue": "team"}
+    checkpoint = {"everySteps": 40}
+    return platform.apply(
+        "quickstart", name, **GPUS, training=LONG, checkpoint=checkpoint, scheduling=scheduling, podTemplate=template
+    )
+
+
+def trains(status: InternVLFineTuneStatus) -> bool:
+    detail = status.progress.detail if status.progress and status.progress_at else None
+    return (status.stage, status.phase, detail) == ("train", "Running", "training")
+
+
+def gated(status: InternVLFineTuneStatus) -> bool:
+    return status.stage == "train" and any(each.reason == "SchedulingGated" for each in status.conditions)
+
+
+def pods_started(platform: Platform, name: str) -> list[float]:
+    pods = platform.pods(name, stage="train")
+    return [pod.status.start_time.timestamp() for pod in pods if pod.status.start_time]
+
+
+def test_the_queue_runs_one_after_the_other(
+    platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole story of two runs: what each shows while it waits, gives way, comes back and ends."""
+    told: list[tuple[str, float]] = []
+    begun = time.monotonic()
+
+    def tell(what: str) -> None:
+        told.append((what, time.monotonic() - begun))
+
+    first_output = submit(platform, "first")
+    platform.wait("first", "training", trains)
+    tell("the first run trains")
+    assert queue.gpus_in_use() == QUOTA
+    assert len(pods_started(platform, "first")) == GPUS["workers"]
+
+    # No quota is left: the second waits with Kueue's own reason, and its preflight held no GPU.
+    submit(platform, "second")
+    platform.wait("second", "held by its queue", gated)
+    tell("the second run waits")
+    assert not pods_started(platform, "second")
+    command = ["why", "second", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]
+    wait_for("Kueue's reason", lambda: explained(command, capsys), timeout=60)
+
+    # A run of a higher priority takes the GPUs: the first checkpoints, frees and queues again.
+    third_output = submit(platform, "third", labels={PRIORITY: HIGH})
+    resource = platform.wait_resource("first", "preempted", lambda status: status.attempt > 1)
+    tell("the first run is preempted")
+    (stage,) = [each for each in read_status(resource).stages if each.name == "train"]
+    assert stage.reason == "Preempted", stage.message
+    preempted = read_status(resource)
+    assert (preempted.restarts.user, preempted.restarts.infrastructure) == (0, 0)
+    assert preempted.checkpoint is not None
+
+    platform.wait("third", "training", trains)
+    tell("the third run trains")
+    assert queue.gpus_in_use() == QUOTA
+    assert not pods_started(platform, "first")
+    platform.follow("third")
+    tell("the third run is done")
+
+    platform.follow("first")
+    tell("the first run is done")
+    platform.follow("second")
+    tell("the second run is done")
+
+    first, third = losses(platform.s3, first_output), losses(platform.s3, third_output)
+    assert [each.step for each in first] == [each.step for each in third] == list(range(1, LONG["maxSteps"] + 1))
+    assert max(abs(one.loss - other.loss) for one, other in zip(first, third, strict=True)) <= 1e-6
+    wait_for("every GPU is free", lambda: queue.gpus_in_use() == 0)
+    with capsys.disabled():
+        print("\nKueue: " + "; ".join(f"{what} {seconds:.0f} s" for what, seconds in told))
+
+
+def explained(command: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
+    assert kubectl_ivft(command) == 0
+    shown = capsys.readouterr().out
+    return "SchedulingGated" in shown and f"insufficient unused quota for {GPU}" in shown
+
+
+def test_a_group_that_is_too_large_for_the_queue_says_so(
+    platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No pod of it starts, though half of it would fit: the group is admitted all at once or not at all."""
+    platform.apply(
+        "quickstart",
+        "too-large",
+        workers=4,
+        gpusPerWorker=2,
+        training={"globalBatchSize": 32},
+        scheduling={"gang": "kueue", "queue": "team"},
+    )
+    platform.wait("too-large", "held by its queue", gated)
+    command = ["why", "too-large", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]
+
+    def maximum_is_named() -> bool:
+        assert kubectl_ivft(command) == 0
+        return f"insufficient quota for {GPU}" in capsys.readouterr().out
+
+    wait_for("Kueue's reason", maximum_is_named, timeout=60)
+    assert not pods_started(platform, "too-large")
+    assert queue.gpus_in_use() == 0
+    platform.delete("too-large")
+    wait_for("Kueue keeps no workload of it", lambda: not [w for w in queue.workloads() if "too-large" in w])
+
+
+def test_a_queued_run_that_is_suspended_leaves_the_queue(platform: Platform, queue: Queue) -> None:
+    submit(platform, "held")
+    platform.wait("held", "training", trains)
+    platform.change("held", runPolicy={"suspend": True})
+    platform.wait("held", "Suspended", lambda status: status.phase == "Suspended")
+    wait_for("its GPUs are free", lambda: queue.gpus_in_use() == 0)
+    platform.change("held", runPolicy={"suspend": False})
+    platform.wait("held", "training", trains)
+    platform.delete("held")
+    wait_for("its GPUs are free", lambda: queue.gpus_in_use() == 0)
