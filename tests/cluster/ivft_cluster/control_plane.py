@@ -101,6 +101,8 @@ class ControlPlane:
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
         ]
+        if self.address == "127.0.0.1":
+            flags.append("--endpoint-reconciler-type=none")  # loopback may not be an endpoint of the Service kubernetes
         if self.disabled_admission:
             flags.append(f"--disable-admission-plugins={','.join(self.disabled_admission)}")
         self._start("kube-apiserver", *flags)
