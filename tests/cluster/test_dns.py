@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from ivft_cluster.dns_server import Records
+from ivft_cluster.dns_server import Records, Slice
 
 RECORDS = Records()
 RECORDS.services = {("ns", "web"): "10.96.0.7", ("ns", "group"): "None", ("ns", "outside"): ""}
-RECORDS.endpoints = {
-    ("ns", "web"): [(None, "10.244.1.2")],
-    ("ns", "group"): [("worker-0", "10.244.1.3"), ("worker-1", "10.244.2.3")],
+RECORDS.slices = {
+    ("ns", "web-x1"): Slice(("ns", "web"), [(None, "10.244.1.2")]),
+    ("ns", "group-x1"): Slice(("ns", "group"), [("worker-0", "10.244.1.3")]),
+    ("ns", "group-x2"): Slice(("ns", "group"), [("worker-1", "10.244.2.3")]),
 }
 
 
