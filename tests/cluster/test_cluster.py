@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from internvl_api.constants import GPU
 from ivft_cluster import images
 from ivft_cluster.cluster import Cluster
 from ivft_cluster.kubernetes import binary
@@ -215,3 +216,16 @@ def test_tools_find_the_cluster_by_the_printed_variables(cluster: Cluster) -> No
     exported = "; ".join(f"export {name}={shlex.quote(value)}" for name, value in cluster.env.items())
     nodes = json.loads(run(["sh", "-c", f"{exported}; {binary('kubectl')} get nodes -o json"]))
     assert [node["metadata"]["name"] for node in nodes["items"]] == cluster.node_names
+
+
+def test_the_kubelet_allocates_the_devices_of_a_device_plugin(cluster: Cluster, namespace: str) -> None:
+    cluster.add_devices("node1", GPU, 4)
+    try:
+        for name in ("one", "two"):
+            limits = {"limits": {GPU: "2"}}
+            run_pod(cluster, namespace, name, "node1", ["sleep", "infinity"], resources=limits)
+        shown = "import os; print(os.environ['NVIDIA_VISIBLE_DEVICES'])"
+        held = [execute(cluster, namespace, name, shown).strip().split(",") for name in ("one", "two")]
+        assert sorted(held[0] + held[1]) == [f"GPU-{number}" for number in range(4)]
+    finally:
+        cluster.remove_devices("node1", GPU)

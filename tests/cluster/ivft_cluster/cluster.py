@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import shutil
@@ -278,13 +279,17 @@ class Cluster:
         node.start_device_plugin(self._member(name), resource, amount, self._log(name))
 
         def allocatable() -> bool:
-            status = self.core.read_node(name).status
-            return bool((status.allocatable or {}).get(resource) == str(amount))
+            return bool(self.core.read_node(name).status.allocatable.get(resource) == str(amount))
 
         wait_for(f"{name} has {amount} {resource}", allocatable, timeout=60)
 
     def remove_devices(self, name: str, resource: str) -> None:
         daemons.kill(daemons.find(node.device_plugin(self._member(name), resource)))
+
+    def memory_available(self, name: str) -> int:
+        """Bytes that a node's kubelet counts as free."""
+        summary = self.core.connect_get_node_proxy_with_path(name, "stats/summary")
+        return int(ast.literal_eval(summary)["node"]["memory"]["availableBytes"])
 
     # --- breaking it
 
@@ -300,6 +305,11 @@ class Cluster:
         """Announce a shutdown to the node's kubelet, and power the node off when the kubelet has ended its pods."""
         node.shut_down(self._member(name), self.state / name, timeout)
         self.kill_node(name)
+
+    def set_eviction(self, name: str, signal: str, threshold: str) -> None:
+        """Restart a node's kubelet with another hard eviction threshold, such as memory.available below 1Gi."""
+        node.set_eviction(self._member(name), self.state / name, signal, threshold)
+        self.wait_nodes_ready([name])
 
     def cut(self, one: str, other: str) -> None:
         """Drop every packet between two nodes and their pods, or a node and `control-plane` (S3, Prometheus, API)."""

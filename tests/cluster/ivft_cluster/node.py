@@ -9,6 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import yaml
+
 from ivft_cluster import daemons
 from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import HOLDER, Namespace
@@ -87,6 +89,15 @@ def shut_down(member: str, state: Path, timeout: float) -> None:
     (login,) = [each for each in daemons.find(member) if daemons.name_of(each) == "logind"]
     login.send_signal(signal.SIGUSR1)
     wait_for("the kubelet lets the node shut down", (state / SHUT_DOWN_MARK).exists, timeout=timeout)
+
+
+def set_eviction(member: str, state: Path, signal: str, threshold: str) -> None:
+    """Change the kubelet's configuration and kill the kubelet; process 1 of the node starts it again."""
+    path = state / "kubelet.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["evictionHard"][signal] = threshold
+    path.write_text(yaml.safe_dump(config))
+    daemons.kill([each for each in daemons.find(member) if daemons.name_of(each) == "kubelet"])
 
 
 def _pid_inside(pid: int) -> int:

@@ -159,6 +159,7 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "failCgroupV1": False,
         "readOnlyPort": 0,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "evictionPressureTransitionPeriod": "5s",
         "imageGCHighThresholdPercent": 100,  # nothing could pull an image again
         "podCIDR": spec.pod_cidr,
         "shutdownGracePeriod": "30s",  # logind delays a shutdown for so long; critical pods get the end of it

@@ -1,0 +1,117 @@
+"""What happens to a run when an administrator or a kubelet takes a node away: drain, shutdown, pressure."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Finished, Platform
+from internvl_api.constants import LABEL_JOB
+from internvl_api.status import InternVLFineTuneStatus, StageStatus
+from ivft_cluster.shell import wait_for
+from ivft_demo.results import losses
+from kubernetes import client
+
+pytestmark = pytest.mark.e2e
+
+DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data")
+
+
+def trains(status: InternVLFineTuneStatus) -> bool:
+    detail = status.progress.detail if status.progress and status.progress_at else None
+    return (status.stage, status.phase, detail) == ("train", "Running", "training")
+
+
+def start(platform: Platform, name: str) -> tuple[str, InternVLFineTuneStatus]:
+    """A run whose two workers train, one on each node: its output and status."""
+    apart = {"labelSelector": {"matchLabels": {LABEL_JOB: name}}, "topologyKey": "kubernetes.io/hostname"}
+    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]}
+    resources = {"requests": {"cpu": "100m", "memory": "512Mi"}}
+    template = {
+        "resources": resources,
+        "terminationGracePeriodSeconds": 20,
+        "affinity": {"podAntiAffinity": preferred},
+    }
+    output = platform.apply("quickstart", name, training=STEPS, checkpoint=CHECKPOINT, podTemplate=template)
+    return output, platform.wait(name, "training", trains)
+
+
+def node_of(platform: Platform, pod: str) -> str:
+    return str(platform.core.read_namespaced_pod(pod, NAMESPACE).spec.node_name)
+
+
+def ended_attempt(platform: Platform, name: str, before: InternVLFineTuneStatus) -> StageStatus:
+    """The training stage once another attempt has begun: it says why the one before ended."""
+    status = platform.wait(name, "a new attempt", lambda status: status.attempt > before.attempt)
+    (stage,) = [each for each in status.stages if each.name == "train"]
+    return stage
+
+
+def assert_same_losses(platform: Platform, output: str, undisturbed: Finished) -> None:
+    curve = losses(platform.s3, output)
+    assert [each.step for each in curve] == [each.step for each in undisturbed.curve]
+    assert max(abs(one.loss - other.loss) for one, other in zip(curve, undisturbed.curve, strict=True)) <= 1e-6
+
+
+@pytest.fixture
+def drained(platform: Platform) -> Iterator[str]:
+    """A node that the test drains; it takes pods again afterwards."""
+    yield "node2"
+    platform.cluster.kubectl("uncordon", "node2")
+
+
+def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
+    platform: Platform, undisturbed: Finished, drained: str
+) -> None:
+    output, before = start(platform, "drained")
+    policy = client.PolicyV1Api(platform.api)
+    keep_all = {"maxUnavailable": 0, "selector": {"matchLabels": {LABEL_JOB: "drained"}}}
+    policy.create_namespaced_pod_disruption_budget(NAMESPACE, {"metadata": {"name": "drained"}, "spec": keep_all})
+    wait_for(
+        "the budget counts the workers",
+        lambda: policy.read_namespaced_pod_disruption_budget("drained", NAMESPACE).status.expected_pods == 2,
+    )
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=8s", stderr=subprocess.PIPE)
+    assert "would violate the pod's disruption budget" in refused.value.stderr
+    assert platform.wait("drained", "still the same attempt", trains).attempt == before.attempt
+
+    policy.delete_namespaced_pod_disruption_budget("drained", NAMESPACE)
+    platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=120s")
+    stage = ended_attempt(platform, "drained", before)
+    assert stage.reason == "Drained", stage.message
+    status = platform.follow("drained")
+    assert (status.restarts.user, status.restarts.infrastructure) == (0, 0)
+    assert_same_losses(platform, output, undisturbed)
+
+
+def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undisturbed: Finished) -> None:
+    output, before = start(platform, "shut-down")
+    victim = node_of(platform, "shut-down-train-1")
+    platform.cluster.shut_down_node(victim)
+    try:
+        stage = ended_attempt(platform, "shut-down", before)
+        assert stage.reason == "NodeShutdown", stage.message
+    finally:
+        platform.cluster.start_node(victim)
+        platform.cluster.wait_nodes_ready()
+    status = platform.follow("shut-down")
+    assert status.restarts.user == 0
+    assert_same_losses(platform, output, undisturbed)
+
+
+def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(platform: Platform, undisturbed: Finished) -> None:
+    output, before = start(platform, "pressed")
+    victim = node_of(platform, "pressed-train-1")
+    available = int(platform.cluster.memory_available(victim))
+    platform.cluster.set_eviction(victim, "memory.available", str(available + (4 << 30)))
+    try:
+        stage = ended_attempt(platform, "pressed", before)
+        assert stage.reason == "Evicted", stage.message
+        assert "memory" in (stage.message or "")
+    finally:
+        platform.cluster.set_eviction(victim, "memory.available", "100Mi")
+    status = platform.follow("pressed")
+    assert status.restarts.user == 0
+    assert_same_losses(platform, output, undisturbed)
