@@ -9,7 +9,12 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-.PHONY: help demo demo-down test test-unit chaos lint typecheck generate verify bench bench-scale setup clean
+# The Kubernetes release that everything runs on, and the oldest supported one (tests/cluster/ivft_cluster/kubernetes.py).
+KUBERNETES ?= 1.37
+FLOOR := 1.34
+export KUBERNETES
+
+.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,14 +37,23 @@ demo: $(STAMP) ## a real two-node cluster, one fine-tuning run, its result (KEEP
 demo-down: $(STAMP) ## remove every trace of the demo
 	$(DEMO) down
 
-test: setup verify ## every test: unit, contract, integration, end to end
+test: setup verify ## every test: unit, contract, integration, end to end (KUBERNETES=1.36 picks another release)
 	$(PY) -m pytest
+ifneq ($(KUBERNETES),$(FLOOR))
+	$(MAKE) --no-print-directory test-floor
+endif
+
+test-floor: setup ## the tests of the API server again, on the oldest supported Kubernetes
+	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
 
 test-unit: $(STAMP) ## the tests that need neither root nor a server: seconds
 	$(PY) -m pytest -m 'not integration and not e2e and not slow'
 
 chaos: setup ## runs on two nodes while everything around them breaks; docs/chaos.md (SEED=7 RUNS=40 make others possible)
 	CHAOS_SEED=$(SEED) CHAOS_RUNS=$(RUNS) $(PY) -m pytest -s tests/e2e/test_under_chaos.py
+
+soak: ## what is too long for every change: twenty runs under chaos (make test has eight)
+	$(MAKE) --no-print-directory chaos RUNS=20
 
 lint: $(STAMP) ## ruff and the import contracts
 	$(VENV)/bin/ruff check .

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from internvl_api.constants import GROUP, PLURAL, VERSION
+from ivft_cluster import kubernetes
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.kubernetes import CONTAINERD, ETCD
 from ivft_cluster.shell import wait_for
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
@@ -13,6 +15,12 @@ from kubernetes.client.exceptions import ApiException
 pytest_plugins = ["ivft_cluster.fixtures"]
 
 CRD = Path(__file__).parents[1] / "crds/internvlfinetunes.yaml"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers the tests ran on."""
+    parts = {"Kubernetes": f"v{kubernetes.release()}", "etcd": ETCD.version, "containerd": CONTAINERD.version}
+    terminalreporter.write_line("ran with " + ", ".join(f"{name} {version}" for name, version in parts.items()))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from ivft_cluster.shell import wait_for
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 SEED = int(os.environ.get("CHAOS_SEED") or 1)
-RUNS = int(os.environ.get("CHAOS_RUNS") or 20)
+RUNS = int(os.environ.get("CHAOS_RUNS") or len(KINDS))  # one of each; `make soak` has more
 UNDISTURBED = "chaos-undisturbed"
 
 
@@ -37,7 +37,9 @@ def test_every_run_ends_as_if_nothing_had_happened(platform: Platform) -> None:
     wrong = [f"{name}: {words}" for name in chaos.told for words in complaints(chaos.ending(name))]
     wrong += [f"{name}: {words}" for name, product in products.items() for words in differences(product, undisturbed)]
     landed = {told.planned.kind for told in chaos.told.values() if told.planned and told.landed}
-    wrong += [f"{kind.title} never happened" for kind in KINDS[:RUNS] if kind not in landed and len(KINDS) <= RUNS]
+    if len(KINDS) * 2 <= RUNS:  # a single try may come too late for what it breaks
+        wrong += [f"{kind.title} never happened" for kind in KINDS if kind not in landed]
+    assert landed, "no disturbance reached its run"
     assert not wrong, "\n".join(wrong)
     for name in chaos.told:
         platform.delete(name)

@@ -26,6 +26,7 @@ CONTAINERD = GoProgram(
     "v2.4.2",
     {name: f"{_RUNTIME}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")},
 )
+KUEUE = GoProgram("kueue", "sigs.k8s.io/kueue", "v0.17.0", {"manager": "sigs.k8s.io/kueue/cmd/kueue"})
 
 
 def release() -> str:
@@ -57,6 +58,11 @@ def daemons(version: str) -> GoProgram:
 def programs() -> list[GoProgram]:
     """What a cluster of the release in use is made of; the largest first."""
     return [daemons(release()), CONTAINERD, ETCD]
+
+
+def test_programs() -> tuple[GoProgram, ...]:
+    """What tests run beside a cluster; among it the API server of the oldest supported release."""
+    return (KUEUE, daemons(RELEASES[FLOOR]))
 
 
 def binary(name: str) -> Path:

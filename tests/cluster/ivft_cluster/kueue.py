@@ -12,11 +12,10 @@ import yaml
 
 from ivft_cluster import helm
 from ivft_cluster.cluster import Cluster
-from ivft_cluster.go_build import GoProgram
+from ivft_cluster.kubernetes import KUEUE
 from ivft_cluster.oci import Image, add_image
 from ivft_cluster.paths import cache_dir, content_hash, locked
 
-KUEUE = GoProgram("kueue", "sigs.k8s.io/kueue", "v0.17.0", {"manager": "sigs.k8s.io/kueue/cmd/kueue"})
 NAMESPACE = "kueue-system"
 CONFIGURATION = {
     "apiVersion": "config.kueue.x-k8s.io/v1beta2",

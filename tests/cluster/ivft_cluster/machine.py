@@ -1,4 +1,4 @@
-"""`setup`: Debian packages, the Kubernetes build and the base image, each made only when it is missing."""
+"""`setup`: Debian packages, programs built from Go modules and images, each made only when it is missing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ivft_cluster import images, kubernetes
+from ivft_cluster.contexts import COMPONENTS
 from ivft_cluster.paths import locked
 from ivft_cluster.shell import HarnessError, phase, run
 
@@ -33,20 +35,33 @@ WAIT_FOR_LOCK = "DPkg::Lock::Timeout=600"
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def setup() -> None:
-    """Make this machine able to run a cluster; a second call finds everything in place.
+def setup(*, tests: bool = True) -> None:
+    """Make this machine able to run a cluster, and with `tests` build what tests alone run.
 
-    Raises HarnessError when not root, or with the log of the step that failed.
+    A second call finds everything in place. Raises HarnessError when not root, or with the log of the step that failed.
     """
     require_root()
     with phase("Debian packages"):
         install_packages()
-    with phase("Kubernetes binaries"):
-        for program in kubernetes.programs():
+    with ThreadPoolExecutor(2) as pool:  # compilers keep the processors busy, images mostly wait for archives and disks
+        steps = [pool.submit(_build_programs, tests), pool.submit(_build_images)]
+        for step in steps:
+            step.result()
+
+
+def _build_programs(tests: bool) -> None:
+    for program in (*kubernetes.programs(), *(kubernetes.test_programs() if tests else ())):
+        with phase(f"{program.name} {program.version}", live=False):
             program.build()
-    with phase("base and pause images"):
+
+
+def _build_images() -> None:
+    with phase("base and pause images", live=False):
         images.base_image()
         images.pause_image()
+    for component in COMPONENTS:
+        with phase(f"image of the {component}", live=False):
+            images.component_image(component)
 
 
 def require_root() -> None:

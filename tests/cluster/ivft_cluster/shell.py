@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,9 +81,11 @@ def wait_for(
 
 
 @contextmanager
-def phase(title: str) -> Iterator[None]:
-    """Show what is going on, then how long it took."""
+def phase(title: str, *, live: bool = True) -> Iterator[None]:
+    """Show what is going on, then how long it took. Of phases at the same time, none may be `live`."""
     start = time.monotonic()
-    with console.status(f"{title} …"):
+    if not live:
+        console.print(f"[dim]… {title}[/dim]")
+    with console.status(f"{title} …") if live else nullcontext():
         yield
     console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - start:.1f} s[/dim]")

@@ -63,7 +63,7 @@ def up(cluster: Cluster, run: data.Run, started: float | None = None) -> None:
     if started is not None:
         times.add("virtualenv", time.time() - started)
     with times.phase("machine"):
-        machine.setup()
+        machine.setup(tests=False)
     with times.phase("images"):
         images = install.build_images()
     with times.phase("cluster, object storage, Prometheus"):
