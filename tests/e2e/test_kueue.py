@@ -25,7 +25,7 @@ GPUS = {"workers": 2, "gpusPerWorker": 2}
 HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
 # Enough steps that a run can be preempted between its first checkpoint and its end.
-LONG = {"maxSteps": 160, "epochs": 60, "globalBatchSize": 16}
+LONG = {"maxSteps": 150, "epochs": 60, "globalBatchSize": 16}
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
     (
