@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from controller.builders import NOW, OPTIONS, Raw, at, custom_resource, raw_pod, text
 from internvl_api.status import EvaluationStatus, InternVLFineTuneStatus, Phase, Progress, StageStatus
+from internvl_operator.cluster.api import ApiError
 from internvl_operator.core.conditions import summarise
 from internvl_operator.core.job import read_job, read_status
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.kubectl_ivft import logs, render, report, words
 from internvl_operator.kubectl_ivft.__main__ import main
-from internvl_operator.kubectl_ivft.client import NotStarted, UserError
-from internvl_operator.kubectl_ivft.why import explain
+from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
+from internvl_operator.kubectl_ivft.why import explain, is_queued
+from kubernetes import client
 from rich.console import Console, RenderableType
 
 
@@ -101,6 +103,49 @@ def test_why_gives_one_reason_and_the_next_step(raw: Raw, state: str, because: s
     assert next_step in told.next_step
     assert bool(next_step) == bool(told.next_step)
     assert told.because in " ".join(shown(render.explanation("run", told), width=1000).split())
+
+
+def test_why_has_the_queues_own_reason_for_a_run_that_it_holds_back() -> None:
+    raw = run(status("Pending", "SchedulingGated", "pod run-train-0 waits for its queue: gates"))
+    told = explain(raw, read_status(raw["status"]), NOW, queue="insufficient unused quota for nvidia.com/gpu")
+    assert told.because == (
+        "SchedulingGated: pod run-train-0 waits for its queue: gates; "
+        "Kueue: insufficient unused quota for nvidia.com/gpu"
+    )
+    assert is_queued(read_status(raw["status"]))
+    assert not is_queued(status("Pending", "Unschedulable", "no node"))
+
+
+class Workloads:
+    """An API server that answers for Kueue's Workloads alone; `None`: it has none, or they may not be read."""
+
+    def __init__(self, version: str, conditions: list[Raw] | None) -> None:
+        self._path = f"/apis/kueue.x-k8s.io/{version}/namespaces/team/workloads/run-train-2"
+        self._conditions = conditions
+
+    def get(self, path: str) -> Raw:
+        if path != self._path or self._conditions is None:
+            raise ApiError(404, "NotFound", "not found")
+        return {"status": {"conditions": self._conditions}}
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ([{"type": "QuotaReserved", "status": "False", "message": "4 more needed"}], "4 more needed"),
+        ([{"type": "QuotaReserved", "status": "True", "message": "Quota reserved"}], ""),
+        ([], ""),
+        (None, ""),
+    ],
+    ids=["held", "admitted", "new", "not-to-be-read"],
+)
+def test_the_queues_reason_is_read_from_the_attempts_workload(
+    version: str, conditions: list[Raw] | None, said: str
+) -> None:
+    runs = Runs(client.Configuration(), "team")
+    runs._api = Workloads(version, conditions)  # type: ignore[assignment]
+    assert runs.queue_reason("run", "train", 2) == said
 
 
 def test_why_takes_what_the_operator_really_writes() -> None:
