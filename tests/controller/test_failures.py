@@ -36,7 +36,23 @@ DELETED = {"deleted_at": NOW}
             id="the-trainers-own-reason-and-words",
         ),
         pytest.param(ended(75), "resume", "none", "Resume", "saved its state", id="resume"),
-        pytest.param(ended(75, **DELETED), "resume", "none", "Resume", "saved its state", id="drained-and-saved"),
+        pytest.param(ended(75, **DELETED), "resume", "none", "Resume", "saved its state", id="deleted-and-saved"),
+        pytest.param(
+            ended(75, disrupted="EvictionByEvictionAPI", **DELETED),
+            "resume",
+            "none",
+            "Drained",
+            "saved its state and asks to be started again (EvictionByEvictionAPI)",
+            id="drained-and-saved",
+        ),
+        pytest.param(
+            ended(75, disrupted="TerminationByKubelet", pod_reason="Terminated", pod_message="imminent node shutdown."),
+            "resume",
+            "none",
+            "NodeShutdown",
+            "saved its state and asks to be started again (imminent node shutdown.)",
+            id="node-shut-down-and-saved",
+        ),
         pytest.param(
             ended(1, last_words="Traceback …"), "retry", "user", "WorkerFailed", "exit code 1: Trace", id="crash"
         ),

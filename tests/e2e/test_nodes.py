@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Finished, Platform
@@ -24,15 +23,9 @@ def trains(status: InternVLFineTuneStatus) -> bool:
 
 
 def start(platform: Platform, name: str) -> tuple[str, InternVLFineTuneStatus]:
-    """A run whose two workers train, one on each node: its output and status."""
-    apart = {"labelSelector": {"matchLabels": {LABEL_JOB: name}}, "topologyKey": "kubernetes.io/hostname"}
-    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]}
+    """A run whose two workers train: its output and status."""
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}}
-    template = {
-        "resources": resources,
-        "terminationGracePeriodSeconds": 20,
-        "affinity": {"podAntiAffinity": preferred},
-    }
+    template = {"resources": resources, "terminationGracePeriodSeconds": 20}
     output = platform.apply("quickstart", name, training=STEPS, checkpoint=CHECKPOINT, podTemplate=template)
     return output, platform.wait(name, "training", trains)
 
@@ -54,17 +47,11 @@ def assert_same_losses(platform: Platform, output: str, undisturbed: Finished) -
     assert max(abs(one.loss - other.loss) for one, other in zip(curve, undisturbed.curve, strict=True)) <= 1e-6
 
 
-@pytest.fixture
-def drained(platform: Platform) -> Iterator[str]:
-    """A node that the test drains; it takes pods again afterwards."""
-    yield "node2"
-    platform.cluster.kubectl("uncordon", "node2")
-
-
 def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
-    platform: Platform, undisturbed: Finished, drained: str
+    platform: Platform, undisturbed: Finished
 ) -> None:
     output, before = start(platform, "drained")
+    drained = node_of(platform, "drained-train-1")
     policy = client.PolicyV1Api(platform.api)
     keep_all = {"maxUnavailable": 0, "selector": {"matchLabels": {LABEL_JOB: "drained"}}}
     policy.create_namespaced_pod_disruption_budget(NAMESPACE, {"metadata": {"name": "drained"}, "spec": keep_all})
@@ -72,15 +59,18 @@ def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
         "the budget counts the workers",
         lambda: policy.read_namespaced_pod_disruption_budget("drained", NAMESPACE).status.expected_pods == 2,
     )
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=8s", stderr=subprocess.PIPE)
-    assert "would violate the pod's disruption budget" in refused.value.stderr
-    assert platform.wait("drained", "still the same attempt", trains).attempt == before.attempt
+    try:
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=8s", stderr=subprocess.PIPE)
+        assert "would violate the pod's disruption budget" in refused.value.stderr
+        assert platform.wait("drained", "still the same attempt", trains).attempt == before.attempt
 
-    policy.delete_namespaced_pod_disruption_budget("drained", NAMESPACE)
-    platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=120s")
-    stage = ended_attempt(platform, "drained", before)
-    assert stage.reason == "Drained", stage.message
+        policy.delete_namespaced_pod_disruption_budget("drained", NAMESPACE)
+        platform.cluster.kubectl("drain", drained, *DRAIN, "--timeout=120s")
+        stage = ended_attempt(platform, "drained", before)
+        assert stage.reason == "Drained", stage.message
+    finally:
+        platform.cluster.kubectl("uncordon", drained)
     status = platform.follow("drained")
     assert (status.restarts.user, status.restarts.infrastructure) == (0, 0)
     assert_same_losses(platform, output, undisturbed)

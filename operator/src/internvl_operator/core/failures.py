@@ -99,11 +99,16 @@ def diagnose(pod: Pod) -> Outcome | None:
     if pod.succeeded:
         return None
     who = f"worker {pod.rank} (pod {pod.name})"
-    if pod.exit_code in _STALLING or pod.exit_code in (ExitCode.RESUME, ExitCode.REJECTED):
+    if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
         return _exited(pod, who)
-    if pod.disrupted in _GAVE_WAY or pod.pod_reason in _GAVE_WAY:
-        found = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
-        return Outcome("resume", _GAVE_WAY[found], f"{who} had to give way: {found}")
+    disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+    gave_way = _GAVE_WAY.get(disruption)
+    if pod.exit_code == ExitCode.RESUME:
+        reason = gave_way or _node_reason(pod.pod_reason) or "Resume"
+        cause = f" ({pod.pod_message or disruption})" if reason != "Resume" else ""
+        return Outcome("resume", reason, f"{who} saved its state and asks to be started again{cause}")
+    if gave_way:
+        return Outcome("resume", gave_way, f"{who} had to give way: {disruption}")
     if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
         return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
     if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
@@ -151,8 +156,6 @@ def _exited(pod: Pod, who: str) -> Outcome:
         return Outcome("stall", result.reason if result else default, said or f"{who}: exit code {code}")
     if code == ExitCode.REJECTED:
         return Outcome("fail", result.reason if result else "Rejected", said or f"{who}: exit code {code}")
-    if code == ExitCode.RESUME:
-        return Outcome("resume", "Resume", f"{who} saved its state and asks to be started again")
     if pod.exit_reason in _NO_START:
         return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {said}")
     if pod.exit_reason == "OOMKilled":
