@@ -27,6 +27,14 @@ CONTAINERD = GoProgram(
     {name: f"{_RUNTIME}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")},
 )
 KUEUE = GoProgram("kueue", "sigs.k8s.io/kueue", "v0.17.0", {"manager": "sigs.k8s.io/kueue/cmd/kueue"})
+GITOPS = GoProgram(
+    "gitops",
+    "sigs.k8s.io/cli-utils",
+    "v0.37.2",
+    {"gitops-health": "."},
+    "gitops",
+    also=("github.com/yuin/gopher-lua@v1.1.2",),
+)
 
 
 def release() -> str:
@@ -62,7 +70,7 @@ def programs() -> list[GoProgram]:
 
 def test_programs() -> tuple[GoProgram, ...]:
     """What tests run beside a cluster; among it the API server of the oldest supported release."""
-    return (KUEUE, daemons(RELEASES[FLOOR]))
+    return (GITOPS, KUEUE, daemons(RELEASES[FLOOR]))
 
 
 def binary(name: str) -> Path:
@@ -70,7 +78,7 @@ def binary(name: str) -> Path:
 
     Raises HarnessError with the way to get it.
     """
-    for program in programs():
+    for program in (*programs(), *test_programs()):
         if name in (*program.binaries, *program.links):
             path, hint = program.folder / name, "run `python -m ivft_cluster setup` (with tests/cluster on PYTHONPATH)"
             break
