@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from internvl_api.crd import build_crd, structural
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
+from internvl_api.status import InternVLFineTuneStatus
 
 VERSION = build_crd()["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]
@@ -40,6 +41,14 @@ def test_the_server_fills_in_nothing_a_recipe_may_supply(section: str) -> None:
 def test_the_server_fills_in_the_rest() -> None:
     assert SPEC["properties"]["runPolicy"]["properties"]["backoffLimit"]["default"] == 3
     assert SPEC["properties"]["data"]["properties"]["badRows"]["default"] == "fail"
+
+
+def test_a_run_that_no_operator_has_answered_says_so() -> None:
+    """kstatus takes an object without observedGeneration and conditions for one that is done."""
+    status = SCHEMA["properties"]["status"]
+    assert status["default"] == {"observedGeneration": -1}
+    assert [path for path, node in nodes(status) if "default" in node] == [""]
+    assert InternVLFineTuneStatus.model_validate(status["default"]) == InternVLFineTuneStatus()
 
 
 def test_columns_and_names_are_those_a_user_types() -> None:

@@ -398,7 +398,36 @@ def test_a_complete_run_stays_complete_whatever_becomes_of_its_spec() -> None:
     world.operator.settle()
     assert world.status["phase"] == "Succeeded"
     assert world.status["observedGeneration"] == 2
+    assert {condition["observedGeneration"] for condition in world.status["conditions"]} == {2}
     assert len(world.server.pods) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param({"workers": 1}, True, id="what decides the result"),
+        pytest.param({"runPolicy": {"ttlSecondsAfterFinished": 10**6}}, False, id="runPolicy"),
+        pytest.param({"podTemplate": {"image": "newer"}}, False, id="podTemplate"),
+        pytest.param({"model": {"name": "no such model"}}, True, id="a mistake"),
+    ],
+)
+def test_a_change_that_comes_too_late_is_told_until_it_is_taken_back(change: Raw, told: bool) -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    before = world.server.condition("Ready")
+    world.server.edit_spec(**change)
+    world.operator.settle()
+    now = world.server.condition("Ready")
+    assert (now["message"] != before["message"]) == told
+    assert ("spec has changed since, without effect" in now["message"]) == told
+    assert (now["status"], now["lastTransitionTime"]) == ("True", before["lastTransitionTime"])
+    writes = len(world.server.writes)
+    world.operator.settle()
+    assert len(world.server.writes) == writes
+    world.server.change(KIND, "run", lambda raw: raw.update(spec=custom_resource()["spec"]))
+    world.operator.settle()
+    assert world.server.condition("Ready")["message"] == before["message"]
 
 
 def test_a_complete_run_whose_stages_come_back_in_another_order_is_left_at_that() -> None:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from controller.operator_process import Cluster
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
 from internvl_operator.cluster.api import Api, ApiError
 from internvl_operator.cluster.store import Jobs
 from internvl_operator.cluster.writer import Writer
@@ -25,7 +25,7 @@ def test_a_job_made_again_does_not_get_the_status_of_the_earlier_one(
         writer = Writer(api, Jobs(), {}, executor)
         with pytest.raises(ApiError, match="409 Conflict"):
             writer.write_status(earlier, InternVLFineTuneStatus(phase="Running"))
-        assert "status" not in cluster_of_test.get()
+        assert cluster_of_test.get()["status"] == {"observedGeneration": UNOBSERVED}
         assert writer.write_status(read_job(cluster_of_test.get()), InternVLFineTuneStatus(phase="Pending"))
     assert cluster_of_test.get()["status"]["phase"] == "Pending"
     cluster_of_test.delete()

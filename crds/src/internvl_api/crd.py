@@ -17,7 +17,7 @@ from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VE
 from internvl_api.gate import CONDITION_PATTERN
 from internvl_api.in_cluster import OUTPUT_STAYS
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
 
 Schema = dict[str, Any]
 
@@ -183,11 +183,11 @@ def status_schema() -> Schema:
     schema = structural(InternVLFineTuneStatus)
     schema["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     schema["properties"]["stages"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-    return _drop_status_defaults(schema)
+    return _drop_status_defaults(schema) | {"default": {"observedGeneration": UNOBSERVED}}
 
 
 def _drop_status_defaults(schema: Schema) -> Schema:
-    """The operator writes every status field it means; a server must not add to it."""
+    """The operator writes every status field it means; a server must not add to one that it has written."""
     out = {k: v for k, v in schema.items() if k not in ("default", "required")}
     if "x-kubernetes-list-map-keys" in out:
         items = _drop_status_defaults(out["items"])

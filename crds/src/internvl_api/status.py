@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from internvl_api.base import ApiModel
 
@@ -11,6 +11,9 @@ StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merg
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
 StepPhase = Literal["data", "meeting", "computing"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
+# observedGeneration of a run that no operator has answered yet. The API server fills it in: without it, kstatus takes a
+# new run for one that is done, and Flux would not wait for it.
+UNOBSERVED = -1
 
 
 class _Answer(ApiModel):
@@ -142,6 +145,11 @@ class InternVLFineTuneStatus(_Answer):
         None,
         description="Of the spec that decides the result; another value starts the stages again",
     )
+
+    @field_validator("observed_generation")
+    @classmethod
+    def _none_before_the_first_answer(cls, value: int | None) -> int | None:
+        return None if value == UNOBSERVED else value
 
 
 class StageResult(_Answer):

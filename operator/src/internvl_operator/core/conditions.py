@@ -56,6 +56,18 @@ def summarise(
     return sorted(out, key=lambda condition: _SHOWN.index(condition.type))
 
 
+def restate(conditions: Sequence[Condition], generation: int, note: str, *, noted: bool) -> list[Condition]:
+    """The same conditions, said of another generation; Ready's message ends with `note`, or does not.
+
+    `kubectl wait` does not take the word of a condition that is older than the spec.
+    """
+    out = [condition.model_copy(update={"observed_generation": generation}) for condition in conditions]
+    for ready in out:
+        if ready.type == "Ready":
+            ready.message = ready.message.removesuffix(note) + (note if noted else "")
+    return out
+
+
 def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:
     """`conditions` with `new` in place of its type; lastTransitionTime stays unless the status changes."""
     out = []

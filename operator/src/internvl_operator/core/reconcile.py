@@ -5,8 +5,8 @@ Decided here, so that a reader need not guess:
   Kubernetes Job do: they hold no GPU, and their logs can be read. cleanPodPolicy: All ends that with the run.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
   pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
-- A run that is Complete stays complete whatever becomes of its spec. One that Failed is tried again, with a full
-  budget, as soon as its spec changes.
+- A run that is Complete stays complete whatever becomes of its spec; its Ready condition says that a change had no
+  effect. One that Failed is tried again, with a full budget, as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
 """
 
@@ -15,7 +15,7 @@ from datetime import datetime
 from internvl_api.status import Progress, Restarts, Workers
 
 from internvl_operator.core import group, micro_batch, policies, progress, stages
-from internvl_operator.core.conditions import is_true
+from internvl_operator.core.conditions import is_true, restate
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.job import Job
@@ -25,6 +25,8 @@ from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.resources import gang
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.trouble import trouble
+
+_NO_EFFECT = "; spec has changed since, without effect: create another resource for another result"
 
 
 def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
@@ -60,8 +62,11 @@ def _stays_finished(job: Job) -> bool:
 
 
 def _keep_finished(draft: Draft) -> None:
-    """Delete the pods that cleanPodPolicy names, and the CR when its time has come."""
-    spec = draft.job.resolved.spec
+    """Answer to a changed spec; delete the pods that cleanPodPolicy names, and the CR when its time has come."""
+    job, status = draft.job, draft.status
+    changed = status.run_digest not in (None, job.run_digest)
+    status.conditions = restate(status.conditions, job.generation, _NO_EFFECT, noted=changed)
+    spec = job.resolved.spec
     clean = spec.run_policy.clean_pod_policy if spec else "Running"
     if clean != "None":
         draft.remove([pod for pod in draft.own_pods if clean == "All" or pod.active])
