@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from controller.operator_process import POD_GROUPS, Cluster, OperatorProcess
+from controller.story import Story
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
 from ivft_cluster.shell import wait_for
@@ -61,3 +62,9 @@ def operator(cluster_of_test: Cluster, tmp_path: Path) -> Iterator[OperatorProce
     """The operator's process, looking after the test's namespace."""
     with OperatorProcess(cluster_of_test, tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def run(cluster_of_test: Cluster, kubelet: FakeKubelet) -> Story:
+    """The run that a test drives through its stages."""
+    return Story(cluster_of_test, kubelet)

@@ -1,0 +1,32 @@
+"""A run made again under another name: its output is its own, and no stage is done twice."""
+
+from pathlib import Path
+
+import pytest
+from internvl_api.resolve import parse_spec, resolve
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName
+from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
+from internvl_trainer.artifacts.storage import open_storage
+
+
+def config(output: Path, name: str, uid: str) -> RunConfig:
+    spec = {
+        "recipe": "internvl2-2b-lora",
+        "data": {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}},
+        "output": str(output),
+    }
+    return resolve(parse_spec(spec), job=f"team-a/{name}", job_uid=uid)
+
+
+@pytest.mark.parametrize("stage", StageName.__args__)
+def test_a_stage_is_known_whatever_the_runs_name(stage: StageName, tmp_path: Path) -> None:
+    old, new = config(tmp_path, "old", "uid-1"), config(tmp_path, "new", "uid-2")
+    assert fingerprint(old, stage) == fingerprint(new, stage)
+
+
+def test_the_output_is_taken_over(tmp_path: Path) -> None:
+    old, new = config(tmp_path, "old", "uid-1"), config(tmp_path, "new", "uid-2")
+    storage = open_storage(str(tmp_path), field="spec.output")
+    claim_output(storage, old)
+    check_output(storage, new)
