@@ -104,9 +104,9 @@ def diagnose(pod: Pod) -> Outcome | None:
     disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
     gave_way = _GAVE_WAY.get(disruption)
     if pod.exit_code == ExitCode.RESUME:
-        reason = gave_way or _node_reason(pod.pod_reason) or "Resume"
-        cause = f" ({pod.pod_message or disruption})" if reason != "Resume" else ""
-        return Outcome("resume", reason, f"{who} saved its state and asks to be started again{cause}")
+        why = gave_way or _node_reason(pod.pod_reason) or "Resume"
+        cause = f" ({pod.pod_message or disruption})" if why != "Resume" else ""
+        return Outcome("resume", why, f"{who} saved its state and asks to be started again{cause}")
     if gave_way:
         return Outcome("resume", gave_way, f"{who} had to give way: {disruption}")
     if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
