@@ -3,10 +3,9 @@
 import re
 from typing import Any
 
-import cel
 import pytest
-from crd_server import RULES, SCHEMA, rule_messages, schema_errors
-from internvl_api.crd import build_crd
+from crd_server import RULES, TRANSITIONS, PlacedRule, refusal, rule_messages, schema_errors
+from internvl_api.crd import root_schema
 from internvl_api.resolve import parse_spec, resolve
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
@@ -82,16 +81,29 @@ CHECKPOINT = {"checkpoint": {"step": 5, "uri": "s3://models/out/checkpoints/5"}}
     ],
 )
 def test_the_output_stays_while_it_holds_checkpoints(status: Any, output: str, refused: bool) -> None:
-    (transition,) = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+    (placed,) = TRANSITIONS
     old = {"spec": MINIMAL} | ({"status": status} if status else {})
     new = old | {"spec": MINIMAL | {"output": output, "workers": 2}}
-    assert cel.evaluate(transition["rule"], {"self": new, "oldSelf": old}) is not refused
+    told = refusal(placed.rule, new, old)
+    assert placed.rule["fieldPath"] == ".spec.output"
+    assert told == (
+        "cannot change while it holds this run's checkpoints; create another resource to start over there "
+        "(found 's3://models/new', expected 's3://models/out')"
+        if refused
+        else ""
+    )
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule["rule"], id=rule["message"]) for rule in RULES])
-def test_a_rule_speaks_only_of_fields_that_have_a_schema(rule: str) -> None:
+@pytest.mark.parametrize(
+    "placed", [pytest.param(placed, id=placed.rule["rule"][:60]) for placed in (*RULES, *TRANSITIONS)]
+)
+def test_a_rule_speaks_only_of_fields_that_have_a_schema(placed: PlacedRule) -> None:
     """A server compiles rules against the schema: one that names anything else makes it refuse the whole CRD."""
-    for chain in re.findall(r"\bself((?:\.\w+\b(?!\()|\[\w+\])+)", rule):
-        schema = SCHEMA
-        for step in re.findall(r"\.\w+|\[\w+\]", chain):
-            schema = schema["additionalProperties"] if step[0] == "[" else schema["properties"][step[1:]]
+    here = root_schema()
+    for step in placed.at.replace("[]", ".[]").split(".") if placed.at else ():
+        here = here["additionalProperties"] if step == "[]" else here["properties"][step]
+    words = f"{placed.rule['rule']} {placed.rule.get('messageExpression', '')} self{placed.rule.get('fieldPath', '')}"
+    for chain in re.findall(r"\b(?:self|oldSelf(?:\.value\(\))?)((?:\.\??\w+\b(?!\())+)", words):
+        schema = here
+        for step in re.findall(r"\w+", chain):
+            schema = schema["properties"][step]

@@ -320,25 +320,53 @@ def test_an_older_crd_prunes_what_it_does_not_know(elsewhere: Scene) -> None:
 
 
 def test_a_resource_that_todays_schema_refuses(elsewhere: Scene) -> None:
-    """No status of it can be written either; an event tells, and the job can be mended or deleted."""
+    """The server forgives what was there before: status tells, and the job can be held, mended or deleted."""
     today = yaml.safe_load(CRD.read_text())
     loose = copy.deepcopy(today)
-    schema_of(loose)["properties"]["spec"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    del schema_of(loose)["properties"]["spec"]["properties"]["workers"]["minimum"]
     install(elsewhere.cluster.server, loose)
-    elsewhere.cluster.jobs.create_namespaced_custom_object(
-        GROUP, VERSION, elsewhere.cluster.namespace, PLURAL,
-        {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "run"}, "spec": spec(workers=0)},
-    )  # fmt: skip
+    elsewhere.cluster.create(workers=0)
     install(elsewhere.cluster.server, today)
     wait_for("the schema is today's", lambda: refuses(elsewhere, workers=0))
     elsewhere.operator.start()
-    told = wait_for("an event tells", lambda: elsewhere.warnings("run"))
-    assert "spec.workers: found 0, expected at least 1" in told[0]
-    assert_backs_off(elsewhere, f"/{PLURAL}/run/status")
-    assert len(elsewhere.warnings("run")) == 1
-    elsewhere.cluster.edit({"workers": 2})
+    stalled = elsewhere.cluster.wait_condition("Stalled", "InvalidSpec")
+    assert stalled["message"] == "spec.workers: found 0, expected at least 1"
+    elsewhere.assert_quiet("run")
+    elsewhere.cluster.edit({"runPolicy": {"suspend": True}})
+    elsewhere.cluster.patch({"metadata": {"labels": {"team": "a"}}})
+    elsewhere.cluster.edit({"runPolicy": {"suspend": False}, "workers": 2})
     elsewhere.finish("run")
     elsewhere.assert_quiet("run")
+
+
+def test_a_resource_too_large_for_its_status_is_explained_by_an_event(scene: Scene) -> None:
+    """etcd takes 1.5 MiB; half of it goes into run.yaml here and half into the pods, both of which still fit."""
+    data, size = datasets(500, 1400), 850 * 1024
+    while not creates(scene, data=data, podTemplate=filler(size)):
+        size -= 1024
+    told = wait_for("an event tells", lambda: scene.warnings("run"))
+    assert "the API server does not take a write" in told[0]
+    assert "too large" in told[0]
+    assert_backs_off(scene, f"/{PLURAL}/run/status")
+    assert len(scene.warnings("run")) == 1
+    scene.cluster.edit({"podTemplate": filler(1024)})
+    to_the_end(scene)
+    scene.assert_quiet("run")
+
+
+def filler(size: int) -> Raw:
+    """What makes a job and each of its pods larger by so many bytes, and run.yaml not."""
+    return {"env": [{"name": "FILLER", "value": "x" * size}]}
+
+
+def creates(scene: Scene, **changes: Any) -> bool:
+    try:
+        scene.cluster.create(**changes)
+    except ApiException as error:
+        if "too large" not in str(error.body):
+            raise
+        return False
+    return True
 
 
 def refuses(scene: Scene, **changes: Any) -> bool:

@@ -6,6 +6,7 @@ k + 1 is to die after write k. Nodes are played by hand, one step at a time, so 
 writes in the same order.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -192,6 +193,30 @@ def test_the_undisturbed_run_makes_every_kind_of_write(undisturbed: Telling) -> 
     status = end[f"{KIND} run"]["status"]
     assert (status["phase"], status["attempt"]) == ("Succeeded", 2)
     assert status["restarts"] == {"user": 0, "infrastructure": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "other"),
+    [
+        pytest.param("Pod run-train-0", ("made",), 3, id="a-pod-made-once-more"),
+        pytest.param("Pod run-train-0", ("metadata", "labels", "internvl.dev/attempt"), "3", id="another-attempt"),
+        pytest.param(f"{KIND} run", ("status", "restarts", "infrastructure"), 2, id="an-end-counted-twice"),
+        pytest.param(f"{KIND} run", ("status", "phase"), "Failed", id="another-end"),
+        pytest.param(f"{KIND} run", ("status", "conditions", 0, "reason"), "Because", id="another-reason"),
+        pytest.param("ConfigMap ivft-run", ("data", "run.yaml"), "", id="another-run-yaml"),
+    ],
+)
+def test_what_may_not_differ_is_seen(undisturbed: Telling, name: str, path: tuple[Any, ...], other: Any) -> None:
+    wanted = undisturbed.witness.in_the_end()
+    found = copy.deepcopy(wanted)
+    *steps, last = path
+    place: Any = found[name]
+    for step in steps:
+        place = place[step]
+    assert place[last] != other
+    place[last] = other
+    assert _difference(wanted, found)
+    assert not _difference(wanted, undisturbed.witness.in_the_end())
 
 
 def test_a_kill_after_any_write_changes_nothing_in_the_end(

@@ -104,10 +104,10 @@ def test_the_operator_ends_cleanly_when_told_to(run: Story, operator: OperatorPr
 
 def test_a_wrong_spec_is_explained_and_makes_nothing(run: Story, operator: OperatorProcess) -> None:
     cluster = run.cluster
-    cluster.create(model={"name": "InternVL2-2C"})
-    stalled = cluster.wait_condition("Stalled", "UnknownModel")
-    assert "spec.model.name: found 'InternVL2-2C'" in stalled["message"]
-    assert "InternVL2-2B" in stalled["message"]
+    cluster.create(model={"name": "InternVL2-1B", "source": "hf://OpenGVLab/InternVL2-2B"})
+    stalled = cluster.wait_condition("Stalled", "InvalidSpec")
+    assert "spec.model.source: found hf://OpenGVLab/InternVL2-2B, which is InternVL2-2B" in stalled["message"]
+    assert "set model.name to InternVL2-2B" in stalled["message"]
     assert not any(cluster.children().values())
     cluster.edit({"model": {"name": "InternVL2-2B"}})
     run.kubelet.wait_phase(cluster.namespace, "run-preflight-0")

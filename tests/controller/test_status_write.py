@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from controller.operator_process import Cluster
-from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
+from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus, StageStatus
 from internvl_operator.cluster.api import Api, ApiError
 from internvl_operator.cluster.store import Jobs
 from internvl_operator.cluster.writer import Writer
@@ -12,6 +12,20 @@ from internvl_operator.core.job import read_job
 from ivft_cluster.api_server import ApiServer
 
 pytestmark = pytest.mark.integration
+
+
+def test_an_empty_text_is_kept_and_not_written_again(served: ApiServer, cluster_of_test: Cluster) -> None:
+    cluster_of_test.create()
+    status = InternVLFineTuneStatus(phase="Running", progress_text="", stages=[StageStatus(name="train", message="")])
+    api = Api(served.api.configuration, timeout=30, connections=1)
+    with ThreadPoolExecutor(1) as executor:
+        writer = Writer(api, Jobs(), {}, executor)
+        assert writer.write_status(read_job(cluster_of_test.get()), status)
+        stored = cluster_of_test.get()
+        assert not writer.write_status(read_job(stored), status)
+    assert stored["status"] == status.to_dict()
+    assert stored["status"]["progressText"] == ""
+    cluster_of_test.delete()
 
 
 def test_a_job_made_again_does_not_get_the_status_of_the_earlier_one(

@@ -6,7 +6,6 @@ import tracemalloc
 import pytest
 from controller.builders import Raw, custom_resource
 from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, contains, slim
-from internvl_operator.cluster.writer import without_empty_strings
 
 JOB = Key("team", "run")
 
@@ -135,11 +134,6 @@ def test_managed_fields_are_not_kept() -> None:
 )
 def test_whether_an_object_is_already_as_wanted(found: object, wanted: object, so: bool) -> None:
     assert contains(found, wanted) is so
-
-
-def test_empty_strings_are_left_out_of_a_status() -> None:
-    status = {"a": "", "b": [{"c": "", "d": 0}], "e": {"f": ""}, "g": False}
-    assert without_empty_strings(status) == {"b": [{"d": 0}], "e": {}, "g": False}
 
 
 def test_what_is_kept_of_a_job_and_its_children_is_small() -> None:

@@ -46,7 +46,11 @@ class Witness:
                     raise AssertionError(f"{what}: not after {timeout:.0f} s; {why()}")
 
     def in_the_end(self) -> dict[str, Raw]:
-        """How often each object was made, and how it was last, but for uids, times and the name of the namespace."""
+        """How often each object was made, and how it was last.
+
+        Left out: uids, times, the name of the namespace, and texts that tell of a moment (how many workers run, how far
+        a step is), which another operator may have looked at a moment later.
+        """
         return {
             f"{kind} {name}": {"made": len(self._uids[kind, name]), **self._essence(raw)}
             for (kind, name), raw in self._last.items()
@@ -55,7 +59,7 @@ class Witness:
     def _essence(self, raw: Raw) -> Raw:
         kept = {key: raw[key] for key in ("spec", "data") if key in raw}
         if raw["kind"] == KIND:
-            kept["status"] = raw["status"]
+            kept["status"] = _without_passing_texts(raw["status"])
         metadata = {key: raw["metadata"].get(key) for key in ("name", "labels", "annotations", "finalizers")}
         owners = [owner["name"] for owner in raw["metadata"].get("ownerReferences", ())]
         text = json.dumps({**kept, "metadata": metadata, "owners": owners})
@@ -94,3 +98,8 @@ class Witness:
         self._open = False
         for each in self._watches.values():
             each.stop()  # type: ignore[no-untyped-call]
+
+
+def _without_passing_texts(status: Raw) -> Raw:
+    stages = [{key: value for key, value in stage.items() if key != "message"} for stage in status.get("stages", ())]
+    return {key: value for key, value in status.items() if key != "progressText"} | {"stages": stages}

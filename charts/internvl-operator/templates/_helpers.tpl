@@ -57,16 +57,3 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   name: {{ include "internvl-operator.serviceAccountName" . }}
   namespace: {{ .Release.Namespace }}
 {{- end -}}
-
-{{/*
-Takes CEL rules out of a schema, in place: servers before 1.25 would ignore them, but Helm checks objects against the
-server's own description first, and refuses a field that is not in it.
-*/}}
-{{- define "internvl-operator.withoutRules" -}}
-{{- if kindIs "map" . -}}
-{{- $_ := unset . "x-kubernetes-validations" -}}
-{{- range . }}{{ include "internvl-operator.withoutRules" . }}{{ end -}}
-{{- else if kindIs "slice" . -}}
-{{- range . }}{{ include "internvl-operator.withoutRules" . }}{{ end -}}
-{{- end -}}
-{{- end -}}

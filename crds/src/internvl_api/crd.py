@@ -14,8 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
-from internvl_api.gate import CONDITION_PATTERN
-from internvl_api.in_cluster import OUTPUT_STAYS
+from internvl_api.crd_rules import ROOT_RULES, SPEC_RULES, add_rules
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
 from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
 
@@ -27,85 +26,6 @@ _KEPT = (
     "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 
-# Cross-field rules. Servers before 1.25 drop them silently; `resolve` checks the same again.
-_RULES: list[tuple[str, str]] = [
-    (
-        "has(self.data.meta) || (has(self.data.train) && size(self.data.train) > 0)",
-        "spec.data: name at least one dataset in train, or a meta file",
-    ),
-    (
-        "has(self.recipe) || (has(self.model) && (has(self.model.name) || has(self.model.source)))",
-        "spec.model: without a recipe, give name or source",
-    ),
-    (
-        "!has(self.image) || !has(self.image.minDynamicPatch) || !has(self.image.maxDynamicPatch) || "
-        "self.image.minDynamicPatch <= self.image.maxDynamicPatch",
-        "spec.image.minDynamicPatch must not exceed maxDynamicPatch",
-    ),
-    (
-        "!has(self.workers) || !has(self.gpusPerWorker) || !has(self.training) || "
-        "!has(self.training.globalBatchSize) || !has(self.training.microBatchSize) || "
-        "self.training.globalBatchSize % (self.workers * (self.gpusPerWorker > 0 ? self.gpusPerWorker : 1) * "
-        "self.training.microBatchSize) == 0",
-        "spec.training.globalBatchSize must be a multiple of workers x processes x microBatchSize",
-    ),
-    (
-        "!has(self.data.badRows) || self.data.badRows == 'skip' || !has(self.data.maxBadRows) || "
-        "self.data.maxBadRows == 0",
-        "spec.data.maxBadRows needs badRows: skip",
-    ),
-    (
-        "!has(self.training) || !has(self.training.packing) || !has(self.training.packing.enabled) || "
-        "!self.training.packing.enabled || !has(self.training.groupByLength) || !self.training.groupByLength",
-        "spec.training.groupByLength has no use with packing.enabled",
-    ),
-    (
-        "!has(self.scheduling) || !has(self.scheduling.gang) || self.scheduling.gang != 'kueue' || "
-        "has(self.scheduling.queue)",
-        "spec.scheduling.queue: gang: kueue needs the name of a LocalQueue",
-    ),
-    (
-        # A rule and no pattern: where a pattern fails, a server shows the user all of it.
-        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
-        f"self.evaluation.publishIf.matches(r'{CONDITION_PATTERN}')",
-        "spec.evaluation.publishIf: write a metric, a comparison and a number or metric, as 'CIDEr >= 1.2' or "
-        "'CIDEr > baseline.CIDEr', joined by and / or",
-    ),
-    (
-        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
-        "(has(self.evaluation.tasks) && size(self.evaluation.tasks) > 0)",
-        "spec.evaluation.publishIf needs evaluation.tasks, whose figures it compares",
-    ),
-    (
-        "!has(self.evaluation) || !has(self.evaluation.publishIf) || "
-        "!self.evaluation.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]') || "
-        "(has(self.evaluation.baseline) && self.evaluation.baseline)",
-        "spec.evaluation.publishIf names a figure of the base model; set evaluation.baseline to true",
-    ),
-    (
-        "!has(self.evaluation) || !has(self.evaluation.tasks) || !('baseline' in self.evaluation.tasks)",
-        "spec.evaluation.tasks: no task may be called baseline, as publishIf names tasks",
-    ),
-    (
-        "!has(self.evaluation) || !has(self.evaluation.tasks) || self.evaluation.tasks.all(name, "
-        "!has(self.evaluation.tasks[name].minNewTokens) || !has(self.evaluation.tasks[name].maxNewTokens) || "
-        "self.evaluation.tasks[name].minNewTokens <= self.evaluation.tasks[name].maxNewTokens)",
-        "spec.evaluation.tasks: minNewTokens must not exceed maxNewTokens",
-    ),
-    (
-        # The entries of env have no schema that CEL could look into: whether HF_TOKEN is one of them, `resolve` says.
-        "!has(self.publish) || !has(self.publish.hub) || (has(self.secrets) && has(self.secrets.huggingFace)) || "
-        "(has(self.podTemplate) && has(self.podTemplate.env) && size(self.podTemplate.env) > 0)",
-        "spec.publish.hub needs secrets.huggingFace: the name of a Secret with the key HF_TOKEN",
-    ),
-]
-# What an edit may not do. Compared at the root, as only there a rule sees the status too.
-_TRANSITIONS: list[tuple[str, str]] = [
-    (
-        "self.spec.output == oldSelf.spec.output || !has(oldSelf.status) || !has(oldSelf.status.checkpoint)",
-        f"spec.output {OUTPUT_STAYS}",
-    ),
-]
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
@@ -113,6 +33,9 @@ _COLUMNS = [
     {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status', "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
+
+# What `kubectl get ivft --field-selector` takes; a server allows eight.
+_SELECTABLE = (".spec.recipe", ".spec.method", ".spec.model.name", ".status.phase", ".status.stage")
 
 
 def structural(model: type[BaseModel]) -> Schema:
@@ -170,12 +93,12 @@ def spec_schema() -> Schema:
     schema = structural(InternVLFineTuneSpec)
     for section in RECIPE_SECTIONS:
         schema["properties"][section] = _without_defaults(schema["properties"][section])
-    schema["x-kubernetes-validations"] = _validations(_RULES)
+    # The rest of an entry is Kubernetes' own; its name is what a rule asks for.
+    env = schema["properties"]["podTemplate"]["properties"]["env"]["items"]
+    env |= {"properties": {"name": {"type": "string"}}, "required": ["name"]}
+    schema["properties"]["merge"]["properties"]["formats"]["x-kubernetes-list-type"] = "set"
+    add_rules(schema, SPEC_RULES)
     return schema
-
-
-def _validations(rules: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"rule": rule, "message": message} for rule, message in rules]
 
 
 def status_schema() -> Schema:
@@ -199,8 +122,35 @@ def _drop_status_defaults(schema: Schema) -> Schema:
     return out
 
 
+def root_schema() -> Schema:
+    """Schema of the whole object."""
+    schema: Schema = {
+        "type": "object",
+        "description": "One InternVL fine-tuning run, from base model to published result",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec_schema(),
+            "status": status_schema(),
+        },
+    }
+    add_rules(schema, ROOT_RULES)
+    return schema
+
+
 def build_crd() -> Schema:
     """The CustomResourceDefinition as a dict."""
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": _COLUMNS,
+        "selectableFields": [{"jsonPath": path} for path in _SELECTABLE],
+        "schema": {"openAPIV3Schema": root_schema()},
+    }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -209,30 +159,7 @@ def build_crd() -> Schema:
             "group": GROUP,
             "scope": "Namespaced",
             "names": {"kind": KIND, "plural": PLURAL, "singular": SINGULAR, "shortNames": [SHORT_NAME]},
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": _COLUMNS,
-                    "schema": {
-                        "openAPIV3Schema": {
-                            "type": "object",
-                            "description": "One InternVL fine-tuning run, from base model to published result",
-                            "required": ["spec"],
-                            "x-kubernetes-validations": _validations(_TRANSITIONS),
-                            "properties": {
-                                "apiVersion": {"type": "string"},
-                                "kind": {"type": "string"},
-                                "metadata": {"type": "object"},
-                                "spec": spec_schema(),
-                                "status": status_schema(),
-                            },
-                        }
-                    },
-                }
-            ],
+            "versions": [version],
         },
     }
 

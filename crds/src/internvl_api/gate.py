@@ -6,8 +6,8 @@
     side       = operand [("+" | "-" | "*") operand]
     operand    = number | ["baseline."] [task "."] metric
 
-No parentheses and nothing to call: the whole language is a regular expression, so an API server (with rules, since
-1.25) can refuse what does not belong to it, an unknown metric included.
+No parentheses and nothing to call: the whole language is a regular expression, so an API server can refuse what does
+not belong to it, an unknown metric included.
 """
 
 import math

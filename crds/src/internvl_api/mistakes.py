@@ -53,7 +53,8 @@ def explain(error: ValidationError) -> tuple[str, str]:
     problems = error.errors()
     path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ".".join(["spec", *map(str, path)]), _words(problems[0], path) + more
+    field = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return field, _words(problems[0], path) + more
 
 
 def _words(problem: Problem, path: tuple[str | int, ...]) -> str:

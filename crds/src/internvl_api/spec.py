@@ -35,7 +35,10 @@ class Model(ApiModel):
     """The base model. RECIPE."""
 
     name: str | None = Field(
-        None, pattern=NAME_PATTERN, description="A model of the catalogue; decides the template and default source"
+        None,
+        pattern=NAME_PATTERN,
+        max_length=128,
+        description="A model of the catalogue; decides the template and default source",
     )
     source: Source | None = Field(
         None, description="Checkpoint folder in upstream's or the hf format; default: the catalogue's Hub repository"
@@ -313,7 +316,9 @@ class PodTemplate(ApiModel):
 class InternVLFineTuneSpec(ApiModel):
     """One fine-tuning run, from a base model and data to a published result."""
 
-    recipe: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", description="Named defaults")
+    recipe: str | None = Field(
+        None, pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", max_length=128, description="Named defaults"
+    )
     model: Model = Field(default_factory=Model)
     data: Data
     image: Image = Field(default_factory=Image)

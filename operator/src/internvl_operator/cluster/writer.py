@@ -64,7 +64,7 @@ class Writer:
 
     def write_status(self, job: Job, status: InternVLFineTuneStatus) -> bool:
         """True when there was something to write."""
-        wanted = _without(without_empty_strings(status.to_dict()), self._undeclared)
+        wanted = _without(status.to_dict(), self._undeclared)
         if wanted in (job.raw_status, self._asked.get(job.uid)):
             return False
         obj = {
@@ -157,13 +157,6 @@ class Writer:
         else:
             for future in [self._executor.submit(act, item) for item in todo]:
                 future.result()
-
-
-def without_empty_strings(value: Any) -> Any:
-    """API servers of 1.20 turn an applied "" into null, and then refuse it."""
-    if isinstance(value, dict):
-        return {key: without_empty_strings(part) for key, part in value.items() if part != ""}
-    return [without_empty_strings(part) for part in value] if isinstance(value, list) else value
 
 
 def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:

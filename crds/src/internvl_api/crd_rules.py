@@ -1,0 +1,242 @@
+"""What a CRD's schema cannot say field by field: CEL rules, each at the field that its message is about.
+
+`resolve` makes the same checks in the same words, for runs without Kubernetes and for what a recipe brings along; here
+only what the user wrote is known. Language: Kubernetes documentation, "Common Expression Language in Kubernetes".
+
+A server forgives an old object a rule that came later, as long as nothing changes at or below the field the rule stands
+at. So a rule stands as deep as it can; one about several sections stands at the spec, and forgives by itself what was
+so before: else such an object could not even be suspended.
+
+A server refuses a CRD whose rules could take it too long. It knows nothing of the length of `string(1)`, but does not
+ask how long the result of `'%d'.format([1])` is.
+"""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from internvl_api.catalogue import CATALOGUE
+from internvl_api.gate import CONDITION_PATTERN
+from internvl_api.in_cluster import OUTPUT_STAYS
+from internvl_api.recipes import recipe_names
+from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.spec import InternVLFineTuneSpec, Training
+
+Schema = dict[str, Any]
+
+
+class Rule(NamedTuple):
+    """`holds` and, where it shows what was found, `says` are CEL; `message` is plain text."""
+
+    at: str  # the field it stands at, and whose value is `self`; [] for every value of a map; "" for the root
+    holds: str
+    message: str = ""
+    says: str = ""
+    field: str = ""  # the one the message is about, where it is below `at`
+    required: bool = False  # what is wrong is that the field is not there
+    before: str = ""  # asked of the old object in place of `holds`, where that could take too long
+
+
+def _default(model: Any, name: str) -> int:
+    value = model.model_fields[name].default
+    assert isinstance(value, int)
+    return value
+
+
+def _positive(number: str) -> str:
+    """CEL for a number, or 1: what is too small is told of by its own field, and nothing is divided by 0."""
+    return f"({number} > 0 ? {number} : 1)"
+
+
+_WORKERS = f"self.?workers.orValue({_default(InternVLFineTuneSpec, 'workers')})"
+_GPUS = f"self.?gpusPerWorker.orValue({_default(InternVLFineTuneSpec, 'gpus_per_worker')})"
+_MICRO = f"self.?training.?microBatchSize.orValue({_default(Training, 'micro_batch_size')})"
+_GLOBAL = f"self.?training.?globalBatchSize.orValue({_default(Training, 'global_batch_size')})"
+_PROCESSES = f"({_positive(_WORKERS)} * {_positive(_GPUS)})"
+_FORWARD = f"({_PROCESSES} * {_positive(_MICRO)})"  # samples in one forward of all processes
+_LOWER = f"({_GLOBAL} / {_FORWARD} * {_FORWARD})"
+_BATCH_FIELDS = ("workers", "gpusPerWorker", "training.globalBatchSize", "training.microBatchSize")
+
+
+def _optional(path: str) -> str:
+    """a.b -> .?a.?b, which is there to ask even when `a` is not."""
+    return "".join(f".?{part}" for part in path.split("."))
+
+
+def _given(*paths: str) -> str:
+    return " && ".join(f"self{_optional(path)}.hasValue()" for path in paths)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """A CEL list."""
+    return json.dumps(names)
+
+
+def _like_it(names: str) -> str:
+    """CEL for those of a list whose beginning is self, or the other way round, in whatever case."""
+    one, other = "name.lowerAscii()", "self.lowerAscii()"
+    return f"{names}.filter(name, {one}.startsWith({other}) || {other}.startsWith({one}))"
+
+
+_RECIPES = _listed(recipe_names())
+_MODELS = _listed((*CATALOGUE, *RETRIEVAL_MODELS))
+
+SPEC_RULES = (
+    Rule(
+        "recipe",
+        f"self in {_RECIPES}",
+        says="\"found '%s', which no recipe is called; those like it: %s; `internvl-trainer recipes` lists all\""
+        f".format([self, {_like_it(_RECIPES)}])",
+    ),
+    Rule(
+        "model.name",
+        f"self in {_MODELS}",
+        says="\"found '%s', which is not in the catalogue; those like it: %s; leave it out to use model.source\""
+        f".format([self, {_like_it(_MODELS)}])",
+    ),
+    Rule(
+        "",
+        f"{_given('recipe')} || {_given('model.name')} || {_given('model.source')}",
+        "found neither name nor source; name a model or say where it is",
+        field="model",
+        required=True,
+    ),
+    Rule(
+        "data",
+        "has(self.meta) || (has(self.train) && self.train.size() > 0)",
+        "found neither train nor meta; name at least one dataset",
+        required=True,
+    ),
+    Rule(
+        "data",
+        "self.badRows == 'skip' || self.?maxBadRows.orValue(0) == 0",
+        says="'found maxBadRows %d with badRows: fail; set badRows to skip'.format([self.maxBadRows])",
+    ),
+    Rule(
+        "image",
+        "self.?minDynamicPatch.orValue(1) <= self.?maxDynamicPatch.orValue(64)",
+        says="'found minDynamicPatch %d, which exceeds maxDynamicPatch %d; lower the one or raise the other'"
+        ".format([self.minDynamicPatch, self.maxDynamicPatch])",
+    ),
+    Rule(
+        "",  # a recipe may bring what the user has not written
+        f"({_given('recipe')} && !({_given(*_BATCH_FIELDS)})) || {_GLOBAL} % {_FORWARD} == 0",
+        says="'found %d, which %d processes x microBatchSize %d = %d does not divide; use %s%d, or change workers, "
+        f"gpusPerWorker or microBatchSize'.format([{_GLOBAL}, {_PROCESSES}, {_MICRO}, {_FORWARD}, "
+        f"{_LOWER} > 0 ? '%d or '.format([{_LOWER}]) : '', {_LOWER} + {_FORWARD}])",
+        field="training.globalBatchSize",
+    ),
+    Rule(
+        "training",
+        "!self.?packing.?enabled.orValue(false) || !self.?groupByLength.orValue(false)",
+        "found groupByLength with packing.enabled, whose packs are full anyway; set it to false",
+    ),
+    Rule(
+        "training",
+        "!self.?packing.?enabled.orValue(false) || "
+        "self.?maxSeqLength.orValue(0) <= self.?packing.?maxTokens.orValue(2147483647)",
+        says="'found packing.maxTokens %d, which is less than maxSeqLength %d, so the longest rows would fit in no "
+        "pack; raise the one or lower the other'.format([self.packing.maxTokens, self.maxSeqLength])",
+    ),
+    Rule(
+        "training",
+        "self.?warmupSteps.orValue(0) == 0 || self.?warmupSteps.orValue(0) < self.?maxSteps.orValue(2147483647)",
+        says="'found %d, but training ends after maxSteps %d, before the learning rate is reached; lower it'"
+        ".format([self.warmupSteps, self.maxSteps])",
+        field="warmupSteps",
+    ),
+    Rule(
+        "scheduling",
+        "self.?gang.orValue('') != 'kueue' || has(self.queue)",
+        "found gang: kueue without queue; give it the name of a LocalQueue in the run's namespace",
+    ),
+    Rule(
+        "scheduling",
+        "!has(self.queue) || self.?gang.orValue('') in ['kueue', 'volcano']",
+        says="\"found queue '%s', but only gang: kueue and gang: volcano have queues\".format([self.queue])",
+    ),
+    Rule(
+        "evaluation.publishIf",  # a rule and no pattern: where a pattern fails, a server shows the user all of it
+        f"self.matches(r'{CONDITION_PATTERN}')",
+        says="\"found '%s', which is not a condition; write a metric, a comparison and a number or metric, as "
+        "'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or\".format([self])",
+    ),
+    Rule(
+        "evaluation",
+        "!has(self.publishIf) || (has(self.tasks) && self.tasks.size() > 0)",
+        says="\"found '%s', but evaluation.tasks is empty; name the tasks that measure it\".format([self.publishIf])",
+        field="publishIf",
+    ),
+    Rule(
+        "evaluation",
+        "!has(self.publishIf) || self.baseline || !self.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]')",
+        says="'found %s, but evaluation.baseline is false; set it to true'"
+        ".format([self.publishIf.find('baseline[.][A-Za-z0-9_.]+')])",
+        field="publishIf",
+    ),
+    Rule(
+        "evaluation",
+        "!self.baseline || (has(self.tasks) && self.tasks.size() > 0)",
+        "found true, but evaluation.tasks is empty; name tasks for the base model, or leave it out",
+        field="baseline",
+    ),
+    Rule(
+        "",
+        f"!{_given('evaluation.everySteps')} || (has(self.data.validation) && self.data.validation.size() > 0)",
+        says="'found %d, the steps between two losses on data.validation, which is empty; name a dataset there, or "
+        "leave it out'.format([self.evaluation.everySteps])",
+        field="evaluation.everySteps",
+    ),
+    Rule(
+        "evaluation.tasks",
+        "!('baseline' in self)",
+        "found the task name 'baseline'; use another one, as publishIf calls figures of the base model so",
+    ),
+    Rule(
+        "evaluation.tasks[]",
+        "self.?minNewTokens.orValue(0) <= self.?maxNewTokens.orValue(4096)",
+        says="'found %d, which is more than maxNewTokens %d; lower the one or raise the other'"
+        ".format([self.minNewTokens, self.maxNewTokens])",
+        field="minNewTokens",
+    ),
+    Rule(
+        "",
+        f"!{_given('publish.hub')} || {_given('secrets.huggingFace')} || "
+        f"({_given('podTemplate.env')} && self.podTemplate.env.exists(item, item.name == 'HF_TOKEN'))",
+        says="'found none, but spec.publish.hub names %s; name a Secret with the key HF_TOKEN'"
+        ".format([self.publish.hub.repository])",
+        field="secrets.huggingFace",
+        required=True,
+        before=f"!{_given('publish.hub')} || {_given('secrets.huggingFace')} || {_given('podTemplate.env')}",
+    ),
+)
+
+# What an edit may not do. Compared at the root, as only there a rule sees the status too.
+ROOT_RULES = (
+    Rule(
+        "",
+        "self.spec.output == oldSelf.spec.output || !oldSelf.?status.?checkpoint.hasValue()",
+        says=f"\"{OUTPUT_STAYS} (found '%s', expected '%s')\".format([self.spec.output, oldSelf.spec.output])",
+        field="spec.output",
+    ),
+)
+
+
+def add_rules(schema: Schema, rules: tuple[Rule, ...]) -> None:
+    """Put each rule at its field of a schema, in place."""
+    for rule in rules:
+        node = schema
+        for step in rule.at.replace("[]", ".[]").split(".") if rule.at else ():
+            node = node["additionalProperties"] if step == "[]" else node["properties"][step]
+        node.setdefault("x-kubernetes-validations", []).append(_validation(rule))
+
+
+def _validation(rule: Rule) -> Schema:
+    out: Schema = {"rule": rule.holds}
+    if not rule.at and "oldSelf" not in rule.holds:
+        before = re.sub(r"\bself\b", "oldSelf.value()", rule.before or rule.holds)
+        out = {"rule": f"(oldSelf.hasValue() && !({before})) || {rule.holds}", "optionalOldSelf": True}
+    out |= {"messageExpression": rule.says} if rule.says else {"message": rule.message}
+    if rule.field:
+        out["fieldPath"] = f".{rule.field}"
+    return out | ({"reason": "FieldValueRequired"} if rule.required else {})
