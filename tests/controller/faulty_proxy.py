@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from controller.builders import Raw
 from ivft_cluster.api_server import ApiServer
 
 _HOP = ("transfer-encoding", "connection", "content-length")
@@ -71,6 +72,7 @@ class FaultyProxy:
         self._upstream = urlsplit(server.url)
         self.fault: Callable[[Request], Fault] = lambda request: None
         self.requests: list[Request] = []
+        self.lost: Callable[[Raw], bool] = lambda event: False  # of a watch: events that are not passed on
         self.flowing = threading.Event()  # cleared: nothing of an open stream is passed on
         self.flowing.set()
         self._streams: set[socket.socket] = set()
@@ -165,11 +167,15 @@ class FaultyProxy:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 proxy._streams.add(self.connection)
+                buffer = b""
                 try:
                     while True:
                         chunk = answer.read1(65536)
                         proxy.flowing.wait()  # also with the end of the stream
-                        self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                        *lines, buffer = (buffer + chunk).split(b"\n")
+                        kept = b"".join(line + b"\n" for line in lines if not proxy.lost(json.loads(line)))
+                        if kept or not chunk:  # an empty chunk is the end
+                            self.wfile.write(b"%x\r\n%s\r\n" % (len(kept), kept))
                         if not chunk:
                             return
                 finally:

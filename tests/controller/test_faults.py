@@ -3,11 +3,11 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from controller.builders import result
+from controller.builders import Raw, result
 from controller.faulty_proxy import Answer, AnswerLost, Fault, FaultyProxy, Request, Unreachable
 from controller.operator_process import Cluster, OperatorProcess
 from ivft_cluster.fake_kubelet import FakeKubelet
@@ -106,6 +106,70 @@ def test_watches_that_fall_silent_are_given_up(
     for rank in (0, 1):
         kubelet.wait_phase(cluster_of_test.namespace, f"run-train-{rank}", timeout=60)
     assert operator.ready()
+
+
+RESYNC = 4.0  # seconds; a watch lasts for as long as the test
+
+
+@pytest.fixture
+def forgetful(cluster_of_test: Cluster, proxy: FaultyProxy, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """An operator whose watches last: what they leave out is lost, unless it looks by itself."""
+    settings = {"WATCH_TIMEOUT_SECONDS": "600", "RESYNC_SECONDS": str(RESYNC)}
+    with OperatorProcess(cluster_of_test, tmp_path, proxy.kubeconfig, **settings) as running:
+        yield running
+
+
+def within_the_interval(what: str, holds: Callable[[], object]) -> None:
+    wait_for(what, holds, timeout=RESYNC + 6)  # the list itself, the pass and the fake node take their time
+
+
+def test_the_end_of_a_pod_of_which_no_event_comes(
+    cluster_of_test: Cluster, kubelet: FakeKubelet, proxy: FaultyProxy, forgetful: OperatorProcess
+) -> None:
+    lost = []
+
+    def end_of_preflight(event: Raw) -> bool:
+        found = event["object"]
+        ours = found["metadata"].get("name") == "run-preflight-0" and found["status"]["phase"] == "Succeeded"
+        lost.extend([event] * ours)
+        return bool(ours)
+
+    cluster_of_test.create()
+    kubelet.wait_phase(cluster_of_test.namespace, "run-preflight-0")
+    proxy.lost = end_of_preflight
+    kubelet.finish(cluster_of_test.namespace, "run-preflight-0", message=json.dumps(result("preflight")))
+    within_the_interval("training begins", lambda: "run-train-1" in cluster_of_test.pods())
+    assert lost
+
+
+def test_a_pod_that_goes_and_a_job_that_is_edited_without_an_event(
+    cluster_of_test: Cluster, kubelet: FakeKubelet, proxy: FaultyProxy, forgetful: OperatorProcess
+) -> None:
+    cluster_of_test.create()
+    kubelet.wait_phase(cluster_of_test.namespace, "run-preflight-0")
+    kubelet.finish(cluster_of_test.namespace, "run-preflight-0", message=json.dumps(result("preflight")))
+    kubelet.wait_phase(cluster_of_test.namespace, "run-train-0")
+    proxy.lost = lambda event: event["object"]["metadata"].get("name") == "run-train-0"
+    cluster_of_test.core.delete_namespaced_pod("run-train-0", cluster_of_test.namespace, grace_period_seconds=0)
+    within_the_interval("the loss is noticed", lambda: cluster_of_test.get()["status"]["attempt"] == 2)
+    proxy.lost = lambda event: event["object"]["kind"] == "InternVLFineTune"
+    cluster_of_test.edit({"runPolicy": {"suspend": True}})
+    within_the_interval("the run is held", lambda: cluster_of_test.get()["status"]["phase"] == "Suspended")
+
+
+def test_looking_again_writes_nothing(
+    cluster_of_test: Cluster, kubelet: FakeKubelet, proxy: FaultyProxy, forgetful: OperatorProcess
+) -> None:
+    cluster_of_test.create()
+    kubelet.wait_phase(cluster_of_test.namespace, "run-preflight-0")
+    cluster_of_test.wait("preflight runs", lambda status: status["phase"] == "Running")
+    looked, written = len(proxy.requests), len(proxy.writes)
+
+    def lists() -> set[str]:
+        return {each.path.rpartition("/")[2] for each in proxy.requests[looked:] if "limit" in each.query}
+
+    wait_for("every kind is listed", lambda: {"pods", "services", "configmaps", "internvlfinetunes"} <= lists())
+    assert proxy.writes[written:] == []
 
 
 def test_an_expired_version_lists_again(

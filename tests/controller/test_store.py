@@ -60,9 +60,9 @@ def test_a_new_list_replaces_everything_but_what_is_newer_than_it() -> None:
     found = versions()
     for name, version in (("kept", 1), ("changed", 2), ("vanished", 3), ("newer", 20)):
         found.answered(raw(version, name))
-    assert found.replaced([raw(1, "kept"), raw(9, "changed")], 10) == {JOB}
+    assert found.replaced([raw(1, "kept"), raw(9, "changed")], 10) == ({JOB}, 0)
     assert sorted(found.of(JOB)) == ["1", "20", "9"]
-    assert found.replaced([raw(1, "kept"), raw(9, "changed"), raw(20, "newer")], 30) == set()
+    assert found.replaced([raw(1, "kept"), raw(9, "changed"), raw(20, "newer")], 30) == (set(), 0)
 
 
 def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from controller.builders import Raw, raw_pod
+from internvl_operator import metrics
 from internvl_operator.cluster.api import ApiError
 from internvl_operator.cluster.resync import Resync
 from internvl_operator.cluster.store import Collection, Jobs, Key
@@ -106,7 +107,7 @@ def test_a_watch_goes_on_whatever_happens(
     monkeypatch.setattr("internvl_operator.cluster.watch._LONGEST_PAUSE", 0.001)
     api, told = Script(*answers), []
     pods = Collection(read_pod, lambda raw: raw["metadata"]["ownerReferences"][0]["name"])
-    watch = ChildWatch(api, "Pod", None, pods, told.append, seconds=60)  # type: ignore[arg-type]
+    watch = ChildWatch(api, "Pod", None, pods, told.append, seconds=60, resync=600)  # type: ignore[arg-type]
     watch.start()
     assert api.exhausted.wait(timeout=30)
     watch.stop()
@@ -118,6 +119,24 @@ def test_a_watch_goes_on_whatever_happens(
     assert ("list", SELECTOR) in api.asked
     assert sorted(found.rank for found in pods.of(JOB)) == ranks
     assert set(told) <= {JOB}
+
+
+def test_what_a_watch_leaves_out_is_found_by_the_next_list() -> None:
+    """Two pods ended at versions 12 and 14; the watch told of 13 only, and of no other until it was over."""
+    missed = metrics.RESYNC_MISSED.labels("Pod")._value.get()
+    first = pod(5, 0), pod(6, 1), pod(7, 2)
+    api, told = Script(listed(10, *first), [event("MODIFIED", pod(13, 1))], listed(20, pod(12, 0), pod(14, 2)), []), []
+    pods = Collection(read_pod, lambda raw: raw["metadata"]["ownerReferences"][0]["name"])
+    watch = ChildWatch(api, "Pod", None, pods, told.append, seconds=60, resync=1e-9)  # type: ignore[arg-type]
+    watch.start()
+    assert api.exhausted.wait(timeout=30)
+    watch.stop()
+    api.release.set()
+    watch._thread.join(timeout=30)
+    assert [verb for verb, _ in api.asked][:4] == ["list", "watch", "list", "watch"]
+    assert sorted(found.rank for found in pods.of(JOB)) == [0, 2], "also that the second went"
+    assert len(told) == 3
+    assert metrics.RESYNC_MISSED.labels("Pod")._value.get() - missed == 1, "the last may have been under way"
 
 
 class Listing:

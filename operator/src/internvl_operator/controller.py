@@ -60,7 +60,15 @@ class Controller:
         )
         self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
         self._watches = [
-            ChildWatch(api, kind, namespace, collection, self._child_changed, settings.watch_timeout_seconds)
+            ChildWatch(
+                api,
+                kind,
+                namespace,
+                collection,
+                self._child_changed,
+                settings.watch_timeout_seconds,
+                settings.resync_seconds,
+            )
             for namespace in settings.namespaces or (None,)
             for kind, collection in self._collections()
         ]

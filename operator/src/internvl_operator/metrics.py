@@ -26,7 +26,9 @@ WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Since a watch last said anyth
 QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Jobs waiting for their pass")
 LEADER = Gauge(f"{_PREFIX}_leader", "1 while this replica works, 0 while it stands by")
 LOOP_LAG = Gauge(f"{_PREFIX}_event_loop_lag_seconds", "How late the event loop was when it last was looked at")
-RESYNC_MISSED = Counter(f"{_PREFIX}_resync_missed_total", "Changes of jobs that kopf's watch had not told us of")
+RESYNC_MISSED = Counter(
+    f"{_PREFIX}_resync_missed_total", "Changes that a list found and a watch had left out", ["kind"]
+)
 EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events not sent, because too many waited")
 
 Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]

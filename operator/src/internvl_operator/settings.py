@@ -73,7 +73,7 @@ class Settings(BaseModel):
     watch_timeout_seconds: Seconds = Field(60.0, description="Length of one watch request; a silent one is given up")
     request_timeout_seconds: Seconds = Field(30.0, description="Of one request to the API server")
     resync_seconds: Seconds = Field(
-        300.0, description="Between two comparisons of the jobs we know with those there are"
+        300.0, description="Between two lists of jobs and of each kind of child: the longest that a lost event costs"
     )
     leader_election: bool = Field(
         False, description="true: work only while holding the Lease, so that several replicas may run"

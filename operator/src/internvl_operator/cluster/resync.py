@@ -77,6 +77,6 @@ class Resync:
                 logger.warning("jobs could not be listed: %s", error)
                 continue
             self._finds_in_a_row = self._finds_in_a_row + 1 if missed else 0
-            metrics.RESYNC_MISSED.inc(missed)
+            metrics.RESYNC_MISSED.labels(KIND).inc(missed)
             if missed:
                 logger.warning("%d jobs were out of date (compared in %.1f s)", missed, time.monotonic() - began)

@@ -59,20 +59,27 @@ class Collection(Generic[T]):
             if key_of(raw) in self._entries or version_of(raw) > self._position:
                 self._put(raw)
 
-    def replaced(self, raws: Iterable[Raw], position: int, *, within: str | None = None) -> set[Key]:
-        """A new list of everything (in namespace `within`). The jobs whose children differ from before."""
+    def replaced(
+        self, raws: Iterable[Raw], position: int, *, within: str | None = None, passed: int = 0
+    ) -> tuple[set[Key], int]:
+        """A new list of everything (in namespace `within`).
+
+        The jobs whose children differ from before; and the number of objects whose change was no news, as the watch
+        has told of later ones (up to version `passed`).
+        """
         with self._lock:
-            listed, changed = set(), set()
+            listed, changed, missed = set(), set(), 0
             for raw in raws:
                 listed.add(key_of(raw))
                 if (job := self._put(raw)) is not None:
                     changed.add(job)
+                    missed += version_of(raw) <= passed
             for key, entry in list(self._entries.items()):
                 if key not in listed and entry.version <= position and within in (None, key.namespace):
                     self._drop(key)
                     changed.add(entry.job)
             self._position = max(self._position, position)
-            return changed
+            return changed, missed
 
     def of(self, job: Key) -> list[T]:
         """Everything of one job."""

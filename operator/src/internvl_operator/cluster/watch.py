@@ -1,4 +1,8 @@
-"""One thread for each kind and namespace: list, then watch from there, for ever."""
+"""One thread for each kind and namespace: list, then watch from there, and list again now and then, for ever.
+
+A watch may leave something out: a proxy, or a server's cache, that loses an event and goes on. What it has passed over
+in silence is found by the next list, between two watches, so that no event comes in while the list is compared.
+"""
 
 import logging
 import random
@@ -30,12 +34,15 @@ class ChildWatch:
         collection: Collection[Any],
         changed: Callable[[Key], None],
         seconds: float,
+        resync: float,
     ) -> None:
+        """`seconds` a watch lasts, and `resync` after which there is a list, whatever the watch has told."""
         self.kind, self.synced = kind, threading.Event()
         self._api, self._path, self._namespace = api, list_path(kind, namespace), namespace
         self._collection, self._changed, self._seconds = collection, changed, seconds
         self._stopping = threading.Event()
         self._version: str | None = None
+        self._resync, self._next_list = resync, 0.0
         self._heard = self._tried = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"watch-{kind}-{namespace or 'all'}", daemon=True)
 
@@ -77,10 +84,12 @@ class ChildWatch:
                 self._stopping.wait(_LONGEST_PAUSE)
 
     def _follow(self) -> None:
-        if self._version is None:
+        left = self._next_list - time.monotonic()
+        if self._version is None or left <= 0:
             self._list()
-        version = self._version or ""
-        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=self._seconds):
+            left = self._next_list - time.monotonic()
+        version, seconds = self._version or "", min(self._seconds, max(left, 1.0))
+        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=seconds):
             self._take(event["type"], event["object"])
             self._alive()
             if self._stopping.is_set():
@@ -88,15 +97,21 @@ class ChildWatch:
         self._alive()
 
     def _list(self) -> None:
-        packed = []
+        passed, packed = _number(self._version), []
         for page in self._api.list_pages(self._path, selector=SELECTOR):  # one of them in memory at a time
             self._version = page["metadata"]["resourceVersion"]
             packed += [pack(slim(raw)) for raw in page["items"] or ()]
         raws = (unpack(each) for each in packed)
-        position = int(self._version) if self._version and self._version.isdigit() else 0
-        for job in self._collection.replaced(raws, position, within=self._namespace):
+        changed, missed = self._collection.replaced(raws, _number(self._version), within=self._namespace, passed=passed)
+        for job in changed:
             self._changed(job)
+        if missed:
+            metrics.RESYNC_MISSED.labels(self.kind).inc(missed)
+            logger.warning("%s: the watch had left out %d changes", self._path, missed)
         self._alive()
+        # The first comes early by a random part, so that those of all kinds and replicas spread over the time.
+        early = random.uniform(0, 0.5) if not self.synced.is_set() else 0.0
+        self._next_list = time.monotonic() + self._resync * (1 - early)
         self.synced.set()
 
     def _take(self, kind: str, raw: dict[str, Any]) -> None:
@@ -120,3 +135,7 @@ class ChildWatch:
     def _alive(self) -> None:
         self._heard = self._tried = time.monotonic()
         metrics.WATCH_AGE.labels(self.kind).set_function(self.silent_for)
+
+
+def _number(version: str | None) -> int:
+    return int(version) if version and version.isdigit() else 0
