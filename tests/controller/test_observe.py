@@ -67,6 +67,21 @@ def seen(status: Raw | None = None, **metadata: Any) -> Any:
             id="disrupted",
         ),
         pytest.param(
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodReadyToStartContainers", "status": "False", "message": "no pod sandbox exists"}
+                ],
+            },
+            {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
+            id="no-sandbox",
+        ),
+        pytest.param(
+            {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]},
+            {"sandbox": True},
+            id="a-sandbox",
+        ),
+        pytest.param(
             {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
             {"pod_reason": "Evicted", "pod_message": "low on memory"},
             id="evicted",

@@ -65,6 +65,14 @@ _GAVE_WAY = {
     "KueueEviction": "Preempted",
     "Preempting": "Preempted",
 }
+# A deletion that the control plane explains: reason of the DisruptionTarget condition -> ours, and what it means.
+_ENDED_BY = {
+    "DeletionByTaintManager": (
+        "NodeTainted",
+        "its node got a NoExecute taint that the pod does not tolerate (a node that is silent gets one)",
+    ),
+    "DeletionByPodGC": ("NodeLost", "its node no longer exists"),
+}
 # The kubelet evicts a pod that outgrew its own limits just as one whose node is full; only its words differ.
 _OWN_DISK = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 _NO_START = ("StartError", "ContainerCannotRun")  # the runtime found nothing to run: the image is another
@@ -102,19 +110,22 @@ def diagnose(pod: Pod) -> Outcome | None:
     if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
         return _exited(pod, who)
     disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
-    gave_way = _GAVE_WAY.get(disruption)
+    gave_way, ended_by = _GAVE_WAY.get(disruption), _ENDED_BY.get(pod.disrupted)
     if pod.exit_code == ExitCode.RESUME:
-        why = gave_way or _node_reason(pod.pod_reason) or "Resume"
-        cause = f" ({pod.pod_message or disruption})" if why != "Resume" else ""
+        why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else "Resume")
+        cause = f" ({pod.pod_message or (disruption if gave_way else pod.disruption)})" if why != "Resume" else ""
         return Outcome("resume", why, f"{who} saved its state and asks to be started again{cause}")
     if gave_way:
-        return Outcome("resume", gave_way, f"{who} had to give way: {disruption}")
+        said = f": {pod.disruption}" if pod.disruption else ""
+        return Outcome("resume", gave_way, f"{who} had to give way: {disruption}{said}")
     if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
         return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
     if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
         return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
     if pod.disrupted:
-        return _infrastructure("Disrupted", f"{who} was disrupted: {pod.disrupted}")
+        reason, meaning = ended_by or ("Disrupted", "the control plane or the kubelet ended it")
+        said = f": {pod.disruption}" if pod.disruption else ""
+        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({pod.disrupted}{said})")
     if pod.deleted_at is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):

@@ -14,6 +14,7 @@ from internvl_operator.core import failures, forgotten, hang, micro_batch, polic
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.resources import config_map, gang, names, pods, service
+from internvl_operator.core.slow_start import first_look, slow_start
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.times import to_text
 from internvl_operator.core.trouble import trouble
@@ -72,6 +73,10 @@ def watch(draft: Draft, stage: Stage) -> None:
     running = sum(pod.running for pod in draft.members)
     done = draft.status.workers.succeeded
     problem = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+    if problem is None:
+        problem = slow_start(draft.members, draft.job.spec, draft.now)
+        if left := first_look(draft.members, draft.now):
+            draft.wait(left)
     if problem:
         draft.say("Stalled" if problem.stalled else "Pending", problem.reason, problem.message)
     elif running and running + done == size:

@@ -48,6 +48,9 @@ class Pod:
     pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
     pod_message: str = ""
     disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
+    disruption: str = ""  # the same, in the words of who ends the pod
+    sandbox: bool | None = None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
+    sandbox_message: str = ""
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
@@ -180,6 +183,9 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
             found["gated"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disrupted"] = reason or "Disrupted"
+            found["disruption"] = _short(condition.get("message", ""))
+        elif kind == "PodReadyToStartContainers" and state in ("True", "False"):
+            found["sandbox"], found["sandbox_message"] = state == "True", _short(condition.get("message", ""))
         elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
             found["disrupted"] = "KueueEviction"
     return found

@@ -8,6 +8,7 @@ from internvl_operator.core import policies
 from internvl_operator.core.draft import Draft
 from internvl_operator.core.failures import Outcome
 from internvl_operator.core.observe import Pod
+from internvl_operator.core.slow_start import what_is_missing
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.trouble import trouble
 
@@ -47,7 +48,8 @@ def _not_started(draft: Draft) -> Outcome | None:
             draft.wait(left)
             continue
         found = trouble([pod], draft.job.spec.secrets, draft.job.namespace)
-        cause = found.message if found else f"its container waits: {pod.waiting_reason or 'no reason given'}"
+        missing = found.message if found else what_is_missing(pod, draft.job.spec)
+        cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
         text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"
         return Outcome("stall", "StartDeadlineExceeded", f"{text}: {cause}")
     return None

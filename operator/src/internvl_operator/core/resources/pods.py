@@ -168,7 +168,7 @@ def _volumes(job: Job, options: Options) -> list[dict[str, Any]]:
     ]
     ours += [
         {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        for claim, volume in _claims(job.spec).items()
+        for claim, volume in claims(job.spec).items()
     ]
     taken = {volume["name"] for volume in ours}
     users = {volume.get("name"): volume for volume in job.spec.pod_template.volumes}
@@ -185,11 +185,11 @@ def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
         CACHE_PATH: {"name": "cache"},
         _SHM: {"name": "shm"},
     }
-    ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in _claims(spec).items()}
+    ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
     return [mount | {"mountPath": path} for path, mount in ours.items() if path not in users] + list(users.values())
 
 
-def _claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
+def claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
     """PersistentVolumeClaims named in pvc:// sources -> volume names (a claim's own name may be too long for one)."""
     found = {match[1] for _, source in spec.sources() if (match := re.match(r"pvc://([^/]+)", source))}
     return {claim: f"pvc-{index}" for index, claim in enumerate(sorted(found))}

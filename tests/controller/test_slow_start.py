@@ -1,0 +1,94 @@
+"""Pods that have a node and do not start: what the user is told they wait for, and when."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from controller.builders import NOW, Raw, job, member, text
+from controller.test_runs import World
+from controller.test_waiting import place
+from internvl_operator.core.slow_start import first_look, slow_start
+
+PVC = {"train": {"pets": {"annotation": "pvc://pets/rows.jsonl"}}}
+VOLUMES = [
+    {"name": "certificates", "secret": {"secretName": "team-ca"}},
+    {"name": "lists", "configMap": {"name": "words"}},
+    {"name": "shared", "persistentVolumeClaim": {"claimName": "models"}},
+    {"name": "local", "emptyDir": {}},
+]
+WAITS: dict[str, Any] = {"phase": "Pending", "waiting_reason": "ContainerCreating", "node": "gpu-1"}
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        pytest.param({"sandbox": False}, "SandboxNotReady", "its volumes or its network are not ready;", id="1.34"),
+        pytest.param(
+            {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
+            "SandboxNotReady",
+            "its volumes or its network are not ready (no pod sandbox exists)",
+            id="1.37",
+        ),
+        pytest.param(
+            {"sandbox": True}, "ImagePulling", "its volumes and network are ready, its image is still", id="an-image"
+        ),
+    ],
+)
+def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, words: str) -> None:
+    pods = [member(0), member(1, **WAITS, accepted_at=NOW - timedelta(seconds=30), **pod)]
+    found = slow_start(pods, job().spec, NOW)
+    assert found is not None
+    assert (found.reason, found.stalled) == (reason, False)
+    assert "pod run-train-1 on node gpu-1 waits since" in found.message
+    assert words in found.message
+    assert slow_start(pods, job().spec, NOW - timedelta(seconds=1)) is None, "as every pod for a moment"
+    assert first_look(pods, NOW - timedelta(seconds=1)) == 1
+
+
+def test_what_the_run_mounts_is_named() -> None:
+    spec = job(data=PVC, podTemplate={"volumes": VOLUMES}).spec
+    pod = member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))
+    found = slow_start([pod], spec, NOW)
+    assert found is not None
+    mounted = "PersistentVolumeClaim pets, Secret team-ca, ConfigMap words, PersistentVolumeClaim models"
+    assert f"it mounts {mounted}: do they exist?" in found.message
+    assert "`kubectl describe pod run-train-0` has the reason" in found.message
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param({"sandbox": None}, id="a-kubelet-that-does-not-tell"),
+        pytest.param({"sandbox": False, "phase": "Running"}, id="running"),
+        pytest.param({"sandbox": False, "accepted_at": None}, id="no-kubelet-has-it"),
+        pytest.param({"sandbox": True, "waiting_reason": "ErrImagePull"}, id="known-already"),
+    ],
+)
+def test_others_say_nothing(pod: Raw) -> None:
+    fields = WAITS | {"accepted_at": NOW - timedelta(hours=1)} | pod
+    assert slow_start([member(**fields)], job().spec, NOW) is None
+
+
+def test_it_is_told_once_and_again_when_time_is_up() -> None:
+    world = World(runPolicy={"startDeadlineSeconds": 300})
+    status = {
+        "phase": "Pending",
+        "startTime": text(world.server.now),
+        "conditions": [
+            {"type": "PodReadyToStartContainers", "status": "False", "message": "no pod sandbox exists"},
+            {"type": "PodScheduled", "status": "True"},
+        ],
+        "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+    }
+    place(world, "run-preflight-0", status)
+    assert world.server.condition("Reconciling")["reason"] == "PreflightStarting"
+    assert world.operator.requeue == 30
+    world.later(30)
+    assert world.server.condition("Reconciling")["reason"] == "SandboxNotReady"
+    written = len(world.server.writes)
+    world.later(200)
+    assert len(world.server.writes) == written
+    world.later(70)
+    stalled = world.server.condition("Stalled")
+    assert stalled["reason"] == "StartDeadlineExceeded"
+    assert "its volumes or its network are not ready (no pod sandbox exists)" in stalled["message"]
