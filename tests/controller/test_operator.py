@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import subprocess
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from controller.operator_process import Cluster, OperatorProcess
 from controller.story import Story
 from internvl_api.constants import LABEL_ATTEMPT, METRICS_PORT
 from ivft_cluster.fake_kubelet import Run, Waiting
+from ivft_cluster.kubernetes import binary
 from ivft_cluster.shell import wait_for
 
 pytestmark = pytest.mark.integration
@@ -123,6 +125,22 @@ def test_suspend_and_resume(run: Story, operator: OperatorProcess) -> None:
     cluster.edit({"runPolicy": {"suspend": False}})
     run.training(attempt=2)
     assert run.to_the_end()["restarts"] == {"user": 0, "infrastructure": 0}
+
+
+def test_what_is_said_is_said_of_the_newest_spec(run: Story, operator: OperatorProcess) -> None:
+    """`kubectl wait` and GitOps tools take no word about an earlier generation, also of a run that is over."""
+    cluster = run.cluster
+    cluster.create()
+    run.to_training()
+    run.to_the_end()
+    cluster.edit({"runPolicy": {"backoffLimit": 5}})
+    generation = cluster.get()["metadata"]["generation"]
+    status = cluster.wait("it is looked at", lambda status: status["observedGeneration"] == generation)
+    assert {condition["observedGeneration"] for condition in status["conditions"]} == {generation}
+    words = ["-n", cluster.namespace, "wait", "--for=condition=Complete", "--timeout=10s", "ivft/run"]
+    subprocess.run(
+        [str(binary("kubectl")), f"--kubeconfig={cluster.server.kubeconfig}", *words], check=True, timeout=60
+    )
 
 
 def test_a_missing_secret_is_named_and_the_run_goes_on_when_it_is_there(run: Story, operator: OperatorProcess) -> None:

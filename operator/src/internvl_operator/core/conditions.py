@@ -79,6 +79,11 @@ def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condi
     return [*out, new]
 
 
+def still_true(previous: Sequence[Condition], generation: int) -> list[Condition]:
+    """The same, said of this generation too."""
+    return [condition.model_copy(update={"observed_generation": generation}) for condition in previous]
+
+
 def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:
     """Whether the condition is there and True."""
     return any(condition.type == kind and condition.status == "True" for condition in conditions)

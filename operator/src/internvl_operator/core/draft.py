@@ -127,7 +127,10 @@ class Draft:
 
     def plan(self) -> Plan:
         """The finished pass."""
-        self.status.observed_generation = self.job.generation
+        generation = self.job.generation
+        self.status.observed_generation = generation
+        # Also of what was said before and still holds: `kubectl wait` takes no word about an earlier generation.
+        self.status.conditions = conditions.still_true(self.status.conditions, generation)
         self.status.stage = self.stage.name if self.stage else self._last_stage()
         return Plan(
             apply=tuple(self.apply),

@@ -113,8 +113,9 @@ def diagnose(pod: Pod) -> Outcome | None:
     gave_way, ended_by = _GAVE_WAY.get(disruption), _ENDED_BY.get(pod.disrupted)
     if pod.exit_code == ExitCode.RESUME:
         why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else "Resume")
-        cause = f" ({pod.pod_message or (disruption if gave_way else pod.disruption)})" if why != "Resume" else ""
-        return Outcome("resume", why, f"{who} saved its state and asks to be started again{cause}")
+        cause = pod.pod_message or disruption or pod.disruption or pod.disrupted
+        words = f"{who} saved its state and asks to be started again"
+        return Outcome("resume", why, words if why == "Resume" else f"{words} ({cause})")
     if gave_way:
         said = f": {pod.disruption}" if pod.disruption else ""
         return Outcome("resume", gave_way, f"{who} had to give way: {disruption}{said}")
