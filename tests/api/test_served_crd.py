@@ -77,3 +77,11 @@ def test_a_variable_for_the_hub_is_seen_by_its_name(cluster: Cluster) -> None:
     assert (
         "spec.secrets.huggingFace: Required value: found none, but spec.publish.hub names team/model" in refused.stderr
     )
+
+
+def test_a_run_is_scaled_by_its_workers(cluster: Cluster) -> None:
+    """The scale subresource is also what a PodDisruptionBudget with maxUnavailable asks."""
+    cluster.create("scaled", workers=2)
+    scaled = asked(cluster, "scale", "ivft/scaled", "--replicas=4")
+    assert scaled.returncode == 0, scaled.stderr
+    assert asked(cluster, "get", "ivft", "scaled", "-o", "jsonpath={.spec.workers}").stdout == "4"

@@ -26,6 +26,8 @@ _KEPT = (
     "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 
+# A PodDisruptionBudget that counts what may be missing asks the owner of the pods how many there should be.
+_SCALE = {"specReplicasPath": ".spec.workers", "statusReplicasPath": ".status.workers.active"}
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
@@ -146,7 +148,7 @@ def build_crd() -> Schema:
         "name": VERSION,
         "served": True,
         "storage": True,
-        "subresources": {"status": {}},
+        "subresources": {"status": {}, "scale": _SCALE},
         "additionalPrinterColumns": _COLUMNS,
         "selectableFields": [{"jsonPath": path} for path in _SELECTABLE],
         "schema": {"openAPIV3Schema": root_schema()},
