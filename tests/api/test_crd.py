@@ -57,7 +57,7 @@ def test_columns_and_names_are_those_a_user_types() -> None:
     assert [c["name"] for c in VERSION["additionalPrinterColumns"] if not c.get("priority")] == [
         "Phase", "Stage", "Progress", "Age",
     ]  # fmt: skip
-    assert VERSION["subresources"] == {"status": {}}
+    assert set(VERSION["subresources"]) == {"status", "scale"}
 
 
 def test_schema_and_model_have_the_same_fields() -> None:
