@@ -278,6 +278,14 @@ def test_who_aborted_is_named_rather_than_who_heard_of_it() -> None:
     assert outcome.reason == "WorkerAborted"
 
 
+def test_the_node_that_shuts_down_is_named_rather_than_the_peer_that_stopped_with_it() -> None:
+    stopped = ended(75, 0)
+    shut_down = ended(75, 1, pod_reason="Terminated", pod_message="imminent node shutdown.")
+    outcome = classify([stopped, shut_down], expected=2)
+    assert outcome is not None
+    assert (outcome.kind, outcome.reason) == ("resume", "NodeShutdown")
+
+
 def test_missing_workers_are_named() -> None:
     outcome = classify([member(1)], expected=8)
     assert outcome == Outcome(

@@ -35,6 +35,7 @@ class Outcome:
     echo: bool = False
 
 
+RESUME = "Resume"  # a worker saved its state and left; nobody has said why
 # Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
 _STALLING = {
     ExitCode.USER_ERROR: "UserError",
@@ -112,10 +113,10 @@ def diagnose(pod: Pod) -> Outcome | None:
     disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
     gave_way, ended_by = _GAVE_WAY.get(disruption), _ENDED_BY.get(pod.disrupted)
     if pod.exit_code == ExitCode.RESUME:
-        why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else "Resume")
+        why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else RESUME)
         cause = pod.pod_message or disruption or pod.disruption or pod.disrupted
         words = f"{who} saved its state and asks to be started again"
-        return Outcome("resume", why, words if why == "Resume" else f"{words} ({cause})")
+        return Outcome("resume", why, words if why == RESUME else f"{words} ({cause})")
     if gave_way:
         said = f": {pod.disruption}" if pod.disruption else ""
         return Outcome("resume", gave_way, f"{who} had to give way: {disruption}{said}")
@@ -147,10 +148,11 @@ def undecided(members: Sequence[Pod], now: datetime, settle: float) -> float:
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
 
-def _gravity(outcome: Outcome) -> int:
+def _gravity(outcome: Outcome) -> tuple[int, bool]:
+    """Smaller is graver; of two that ask to go on, the one that knows why comes first."""
     if outcome.echo:
-        return len(_GRAVITY) + (outcome.reason in _ECHOES)  # these say that it was another one
-    return _GRAVITY.index((outcome.kind, outcome.budget))
+        return len(_GRAVITY) + (outcome.reason in _ECHOES), False  # these say that it was another one
+    return _GRAVITY.index((outcome.kind, outcome.budget)), outcome.reason == RESUME
 
 
 def _node_reason(reason: str) -> str | None:

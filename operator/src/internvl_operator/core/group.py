@@ -32,7 +32,7 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
         found = forgotten.started_anew(draft) or found
     if found and found.kind == "succeeded" and len(members) < size:
         return None  # the rest is still to be made
-    if found and (found.echo or (found.kind, found.budget) == ("retry", "user")):
+    if found and (found.echo or found.reason == failures.RESUME or (found.kind, found.budget) == ("retry", "user")):
         wait = failures.undecided(members, draft.now, draft.options.settle)
         if wait > 0:
             draft.wait(wait)
