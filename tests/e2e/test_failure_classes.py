@@ -82,7 +82,7 @@ WAITING = (
     ),
     Case(
         "volume-missing",
-        (Told("Stalled", "StartDeadlineExceeded", "its container waits: ContainerCreating"),),
+        (Told("Stalled", "StartDeadlineExceeded", "it mounts ConfigMap nowhere: do they exist?"),),
         {
             "podTemplate": {
                 "volumes": [{"name": "extra", "configMap": {"name": "nowhere"}}],
