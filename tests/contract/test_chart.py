@@ -338,11 +338,8 @@ def test_service_monitor_only_on_request() -> None:
 
 
 def test_nothing_needs_an_api_newer_than_the_floor() -> None:
-    floor = {
-        "v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1",
-    }  # fmt: skip
-    by_capability = "PodDisruptionBudget"  # its version is chosen by what the server has
-    assert {each["apiVersion"] for each in helm.template() if each["kind"] != by_capability} <= floor
+    floor = {"v1", "apps/v1", "policy/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
+    assert {each["apiVersion"] for each in helm.template()} <= floor
 
 
 def test_chart_and_application_version_agree() -> None:
