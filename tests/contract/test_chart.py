@@ -12,7 +12,7 @@ from cryptography import x509
 from internvl_api import constants
 from internvl_operator import webhook
 from internvl_operator.settings import Settings, variable
-from ivft_cluster import helm
+from ivft_cluster import helm, kubernetes
 from ivft_cluster.paths import CHECKOUT
 from pydantic.alias_generators import to_camel
 
@@ -38,6 +38,15 @@ def container(values: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def environment(values: dict[str, Any] | None = None) -> dict[str, str]:
     return {each["name"]: each.get("value", POD_NAME) for each in container(values)["env"]}
+
+
+def test_chart_docs_and_tests_agree_on_the_oldest_kubernetes() -> None:
+    described = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert described["kubeVersion"] == f">={kubernetes.FLOOR}.0-0"
+    supported = (CHECKOUT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    assert f"| {kubernetes.DEFAULT} | what the tests run on |" in supported
+    assert f"| {kubernetes.FLOOR} | the oldest that is supported" in supported
+    assert f"Kubernetes {kubernetes.FLOOR} or newer" in (CHECKOUT / "docs/install.md").read_text(encoding="utf-8")
 
 
 def test_lint_has_no_warning() -> None:
@@ -329,11 +338,8 @@ def test_service_monitor_only_on_request() -> None:
 
 
 def test_nothing_needs_an_api_newer_than_the_floor() -> None:
-    floor = {
-        "v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1",
-    }  # fmt: skip
-    by_capability = "PodDisruptionBudget"  # its version is chosen by what the server has
-    assert {each["apiVersion"] for each in helm.template() if each["kind"] != by_capability} <= floor
+    floor = {"v1", "apps/v1", "policy/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
+    assert {each["apiVersion"] for each in helm.template()} <= floor
 
 
 def test_chart_and_application_version_agree() -> None:

@@ -294,7 +294,7 @@ def training(story: Story) -> None:
 
 
 def stalled(story: Story) -> None:
-    story.cluster.create(model={"name": "InternVL2-2C"})
+    story.cluster.create(model={"name": "InternVL2-1B", "source": "hf://OpenGVLab/InternVL2-2B"})
     story.cluster.wait_condition("Stalled")
 
 

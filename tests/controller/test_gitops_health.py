@@ -189,10 +189,10 @@ def test_a_suspended_run_is_suspended_in_argo_cd_and_never_done_for_flux(
 
 def test_a_mistake_is_told_until_it_is_mended(run: Story, operator: OperatorProcess, judges: Judges) -> None:
     cluster = run.cluster
-    cluster.create(model={"name": "InternVL2-2C"})
-    cluster.wait_condition("Stalled", "UnknownModel")
+    cluster.create(model={"name": "InternVL2-1B", "source": "hf://OpenGVLab/InternVL2-2B"})
+    cluster.wait_condition("Stalled", "InvalidSpec")
     assert judges.now() == ("Failed", "Degraded")
-    assert all("spec.model.name: found 'InternVL2-2C'" in message for message in judges.messages())
+    assert all("spec.model.source: found hf://OpenGVLab/InternVL2-2B" in message for message in judges.messages())
     operator.kill()
     cluster.edit({"model": {"name": "InternVL2-2B"}})
     assert judges.now() == UNSEEN  # what was said is of the spec before

@@ -23,7 +23,7 @@ def test_an_empty_text_is_kept_and_not_written_again(served: ApiServer, cluster_
         assert writer.write_status(read_job(cluster_of_test.get()), status)
         stored = cluster_of_test.get()
         assert not writer.write_status(read_job(stored), status)
-    assert stored["status"] == status.to_dict()
+    assert stored["status"] == {"observedGeneration": UNOBSERVED} | status.to_dict()
     assert stored["status"]["progressText"] == ""
     cluster_of_test.delete()
 
