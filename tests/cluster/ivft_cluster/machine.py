@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivft_cluster import images, kubernetes
+from ivft_cluster import go_build, images, kubernetes
 from ivft_cluster.contexts import COMPONENTS
 from ivft_cluster.paths import locked
 from ivft_cluster.shell import HarnessError, phase, run
@@ -53,6 +53,7 @@ def _build_programs(tests: bool) -> None:
     for program in (*kubernetes.programs(), *(kubernetes.test_programs() if tests else ())):
         with phase(f"{program.name} {program.version}", live=False):
             program.build()
+    go_build.remove_intermediates()
 
 
 def _build_images() -> None:
