@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -130,6 +131,51 @@ def test_several_processes_make_an_entry_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert (tmp_path / "counter").read_text() == "made\n"
+
+
+def test_processes_that_found_no_entry_together_all_get_it_while_each_keeps_it(tmp_path: Path) -> None:
+    """As the processes of a pod do: each looks at the same moment, and holds the entry until training ends."""
+    looked = threading.Barrier(4)
+    made: list[str] = []
+
+    class Together(Cache):
+        first = True
+
+        def _is_there(self, entry: Path, descriptor: int) -> bool:
+            found = super()._is_there(entry, descriptor)
+            if self.first:
+                self.first = False
+                looked.wait(timeout=30)
+            return found
+
+    def make(folder: Path) -> None:
+        made.append("made")
+        (folder / "content").write_text("whole")
+
+    caches = [Together(tmp_path, 1 << 30) for _ in range(4)]
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda cache=cache: found.append(cache.folder("name", make)), daemon=True)
+        for cache in caches
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert [(entry / "content").read_text() for entry in found] == ["whole"] * 4
+    assert made == ["made"]
+
+
+def test_an_entry_larger_than_the_cache_is_made_once(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make(folder: Path) -> None:
+        made.append("made")
+        (folder / "weights").write_bytes(b"x" * 5000)
+
+    entry = Cache(tmp_path, limit=1000).folder("model", make)
+    assert (entry / "weights").stat().st_size == 5000
+    assert made == ["made"]
 
 
 def test_an_interrupted_download_goes_on(tmp_path: Path) -> None:

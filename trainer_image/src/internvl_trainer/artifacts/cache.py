@@ -1,6 +1,9 @@
 """A bounded disk cache that several processes of a node share: entries are made once and thrown out oldest first.
 
-Layout: `entries/<digest>` (a file or a folder), `locks/<digest>` for folders, `partial/<digest>` while one is made.
+Layout: `entries/<digest>` (a file or a folder), `partial/<digest>` while a folder is made, and two locks of a folder:
+`locks/<digest>`, shared by its users for as long as they live, and `locks/<digest>.making`. They are two, because
+flock(2) does not turn a shared lock into an exclusive one in one step: of two processes that found no entry, one would
+make it and keep it in use, and the other would wait for that use to end.
 An entry is named by a digest of where it came from and of its etag, so that a changed source is another entry.
 """
 
@@ -21,6 +24,7 @@ from internvl_api.constants import CACHE_PATH
 _GIB = 1 << 30
 _DEFAULT_GIB = 100
 _ABANDONED_SECONDS = 3 * 24 * 3600
+_MAKING = ".making"
 
 
 class Cache:
@@ -60,16 +64,11 @@ class Cache:
         that a download can go on; two processes never make the same entry at once.
         """
         digest = digest_of(name)
-        entry, partial = self.root / "entries" / digest, self.root / "partial" / digest
-        descriptor = os.open(self.root / "locks" / digest, os.O_RDWR | os.O_CREAT, 0o666)
+        entry, descriptor = self.root / "entries" / digest, self._open_lock(digest)
         try:
             while not self._is_there(entry, descriptor):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if not entry.exists():  # nobody made it while this process waited
-                    partial.mkdir(parents=True, exist_ok=True)
-                    make(partial)
-                    os.replace(partial, entry)
-                    self._count(_size(entry))
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                self._make(digest, descriptor, make)
             os.utime(entry)
         except BaseException:
             os.close(descriptor)
@@ -79,6 +78,24 @@ class Cache:
                 os.close(earlier)
             self._held[digest] = descriptor
         return entry
+
+    def _make(self, digest: str, descriptor: int, make: Callable[[Path], object]) -> None:
+        """Make the entry, or wait until the process that makes it is done."""
+        entry, partial = self.root / "entries" / digest, self.root / "partial" / digest
+        making = self._open_lock(digest + _MAKING)
+        try:
+            fcntl.flock(making, fcntl.LOCK_EX)
+            if not entry.exists():  # nobody made it while this process waited
+                partial.mkdir(parents=True, exist_ok=True)
+                make(partial)
+                os.replace(partial, entry)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)  # in use, before room is made for it
+                self._count(_size(entry))
+        finally:
+            os.close(making)
+
+    def _open_lock(self, name: str) -> int:
+        return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o666)
 
     def _is_there(self, entry: Path, descriptor: int) -> bool:
         """With a shared lock taken: from here on nobody throws the entry out."""
@@ -113,7 +130,7 @@ class Cache:
         for _, entry in sorted(entries):
             if excess <= 0:
                 return
-            if self._delete(entry):
+            if self._delete(entry, lock=entry.name):
                 excess -= sizes[entry]
 
     def _remove_abandoned(self) -> None:
@@ -124,14 +141,14 @@ class Cache:
             except FileNotFoundError:  # it was finished meanwhile
                 continue
             if abandoned:
-                self._delete(partial)
+                self._delete(partial, lock=partial.name + _MAKING)
 
-    def _delete(self, entry: Path) -> bool:
-        """False for a folder that is in use. An entry and its partial folder have one lock."""
+    def _delete(self, entry: Path, *, lock: str) -> bool:
+        """False for a folder that is in use, or being made."""
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
             return True
-        descriptor = os.open(self.root / "locks" / entry.name, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = self._open_lock(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(entry, ignore_errors=True)
