@@ -160,9 +160,3 @@ def losses(output: str | Path, *, folder: str = "stages/train") -> dict[int, flo
     result = {row["step"]: row["loss"] for row in rows}
     assert len(result) == len(rows), f"steps recorded twice: {[row['step'] for row in rows]}"
     return result
-
-
-def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
-    """Over all steps, which must be the same."""
-    assert sorted(one) == sorted(other)
-    return max(abs(one[step] - other[step]) for step in one)

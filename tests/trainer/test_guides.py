@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close
 from golden import GOLDEN, checkpoint, load
 from internvl_trainer.__main__ import main
 from internvl_trainer.data.tiling import cut_tiles, decode_image
@@ -80,5 +81,5 @@ def test_peft_puts_the_adapter_and_the_projector_that_learned_on_their_base(fold
         projector -= 1
         unlearned = trained.native(ids, tile, use_cache=False).logits
     assert not torch.allclose(unlearned, wanted, atol=0.01), "the projector counts"
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert_close(found, wanted)
     assert isinstance(names["base"], type(trained.native))

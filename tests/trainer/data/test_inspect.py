@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import LOSS, assert_close
 from golden import CASES, GOLDEN, RESULTS, ROWS, arrays, checkpoint, pixels
 from internvl_trainer import inspect
 from rich.console import Console
@@ -38,9 +39,12 @@ def test_the_file_holds_what_upstream_computed(case: str, tmp_path: Path) -> Non
         for key in ("input_ids", "labels", "image_flags"):
             np.testing.assert_array_equal(found[f"s{row}.{key}"], golden[f"s{row}.{key}"])
         np.testing.assert_array_equal(found[f"s{row}.pixel_values"], pixels()[f"s{row}.pixel_values"])
-        np.testing.assert_allclose(found[f"s{row}.logits_last16"], golden[f"s{row}.logits_last16"], atol=2e-6, rtol=0)
+        assert_close(found[f"s{row}.logits_last16"], golden[f"s{row}.logits_last16"])
         loss = RESULTS[case]["samples"][row]["loss"]
-        assert found[f"s{row}.loss"] == pytest.approx(float("nan") if loss is None else loss, abs=2e-6, nan_ok=True)
+        if loss is None:
+            assert np.isnan(found[f"s{row}.loss"])
+        else:
+            assert_close(found[f"s{row}.loss"], loss, LOSS)
 
 
 def test_the_view_shows_text_counts_and_image_tokens() -> None:

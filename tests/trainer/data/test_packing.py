@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import GRADIENTS, LOSS, assert_close, assert_each_close
 from golden import CASES, ROWS, load, sample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,7 +170,7 @@ def test_packed_rows_have_the_loss_they_have_alone(case: str, flat: bool) -> Non
         packed = model(**collate_packs([rows[:2], rows[2:]], 0, flat=flat))
     assert packed.tokens == sum(int(each.tokens) for each in alone)
     mean = float(packed.loss_sum / packed.tokens)
-    assert mean == pytest.approx(sum(float(each.loss_sum) for each in alone) / int(packed.tokens), abs=1e-5)
+    assert_close(mean, sum(float(each.loss_sum) for each in alone) / int(packed.tokens), LOSS)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -184,8 +185,8 @@ def test_weights_follow_the_row_inside_a_pack(weighting: Weighting) -> None:
     powers = {"token": 0.0, "sample": 1.0, "square": 0.5}
     expected = sum(float(each.loss_sum) / n ** powers[weighting] for each, n in zip(alone, counts, strict=True))
     for output in (packed, padded):
-        assert float(output.loss_sum) == pytest.approx(expected, rel=1e-5)
-        assert float(output.weight_sum) == pytest.approx(sum(n ** (1 - powers[weighting]) for n in counts), rel=1e-5)
+        assert_close(output.loss_sum, expected, LOSS)
+        assert_close(output.weight_sum, sum(n ** (1 - powers[weighting]) for n in counts), LOSS)
 
 
 def test_a_row_cannot_see_its_neighbours() -> None:
@@ -199,8 +200,8 @@ def test_a_row_cannot_see_its_neighbours() -> None:
         assert logits is not None
         return logits[0, -end:]
 
-    torch.testing.assert_close(last_row(rows), last_row([rows[-1]]), atol=2e-6, rtol=0)
-    torch.testing.assert_close(last_row(rows), last_row([rows[1], rows[-1]]), atol=2e-6, rtol=0)
+    assert_close(last_row(rows), last_row([rows[-1]]))
+    assert_close(last_row(rows), last_row([rows[1], rows[-1]]))
 
 
 def test_gradients_of_a_pack_are_those_of_its_rows() -> None:
@@ -213,8 +214,7 @@ def test_gradients_of_a_pack_are_those_of_its_rows() -> None:
         return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
     alone, packed = gradients([collate([row], 0) for row in rows]), gradients([collate_packs([rows], 0)])
-    for name in packed:
-        torch.testing.assert_close(packed[name], alone[name], atol=2e-4, rtol=2e-4, msg=name)
+    assert_each_close(packed, alone, GRADIENTS)
 
 
 def test_flash_attention_is_told_where_rows_begin() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from golden import checkpoint, load
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import (
@@ -158,7 +159,7 @@ def test_dora_learns_a_length_for_each_row() -> None:
     more = apply_method(dora, "lora", freeze=Freeze(projector=True), lora=DORA).trainable
     rows = sum(layer.out_features for _, layer in lora_layers(dora))
     assert more - fewer == rows
-    torch.testing.assert_close(logits(dora), wanted, atol=2e-6, rtol=0)  # lengths start as they are
+    assert_close(logits(dora), wanted)  # lengths start as they are
 
 
 @pytest.mark.parametrize("tower", ["vision", "language"])
@@ -178,7 +179,7 @@ def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_pat
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
     changed = base + 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
     lengths = fused[f"{name}.lora_magnitude_vector"] / changed.norm(dim=1)
-    torch.testing.assert_close(merged[f"{name}.weight"], changed * lengths[:, None], atol=1e-6, rtol=0)
+    assert_close(merged[f"{name}.weight"], changed * lengths[:, None])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_peft_itself_reads_a_saved_adapter(kind: str, settings: LoraSettings, tm
     save_adapter(model, tmp_path)
     plain = load(kind).model
     plain.native = PeftModel.from_pretrained(plain.native, tmp_path).get_base_model()
-    torch.testing.assert_close(logits(plain), logits(model), atol=1e-6, rtol=0)
+    assert_close(logits(plain), logits(model))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -310,7 +311,7 @@ def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, 
     merged = load(kind).model
     weights = merge_into(merged.native.state_dict(), read_adapter(tmp_path))
     merged.native.load_state_dict(weights)
-    torch.testing.assert_close(logits(merged), logits(model), atol=5e-6, rtol=0)
+    assert_close(logits(merged), logits(model))
 
 
 def to_native_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -348,7 +349,7 @@ def test_upstreams_fused_adapter_is_the_same_change_of_the_fused_weight(tmp_path
     name = "language_model.model.layers.0.attention.wqkv"
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
     delta = 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
-    torch.testing.assert_close(merged[f"{name}.weight"], base + delta, atol=1e-6, rtol=0)
+    assert_close(merged[f"{name}.weight"], base + delta)
 
 
 def test_an_adapter_with_different_as_has_no_fused_form() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from closeness import GRADIENTS, LOSS, assert_close, assert_each_close
 from golden import load, sample
 from internvl_trainer.data.collate import collate
 from internvl_trainer.data.dataset import Sample
@@ -47,9 +48,7 @@ def pack(*samples: Sample) -> dict[str, torch.Tensor]:
 def test_padding_changes_nothing(model: ChatModel) -> None:
     batch = run(model, TEXT, IMAGE, VIDEO)
     for position, alone in enumerate((TEXT, IMAGE, VIDEO)):
-        torch.testing.assert_close(
-            logits(batch)[position, : alone.length], logits(run(model, alone))[0], atol=2e-6, rtol=0
-        )
+        assert_close(logits(batch)[position, : alone.length], logits(run(model, alone))[0])
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def test_packing_changes_nothing(model: ChatModel) -> None:
     start = 0
     for alone in (TEXT, IMAGE, VIDEO):
         here = logits(packed)[0, start : start + alone.length]
-        torch.testing.assert_close(here, logits(run(model, alone))[0], atol=2e-6, rtol=0)
+        assert_close(here, logits(run(model, alone))[0])
         start += alone.length
 
 
@@ -67,7 +66,7 @@ def test_the_loss_is_that_of_all_logits(model: ChatModel) -> None:
     output = run(model, TEXT, IMAGE)
     labels = collate([TEXT, IMAGE], pad_token_id=0)["labels"]
     wanted = torch.nn.functional.cross_entropy(logits(output)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    torch.testing.assert_close(mean(output), wanted)
+    assert_close(mean(output), wanted, LOSS)
     assert output.tokens == (labels[:, 1:] != -100).sum()
 
 
@@ -77,8 +76,8 @@ def test_weights_count_each_token(model: ChatModel) -> None:
     counts = (labels != -100).sum(1, keepdim=True)
     output = run(model, TEXT, IMAGE, loss_weights=(1 / counts).expand_as(labels))
     wanted = (mean(run(model, TEXT)) + mean(run(model, IMAGE))) / 2
-    torch.testing.assert_close(mean(output), wanted)
-    torch.testing.assert_close(output.weight_sum, torch.tensor(2.0))
+    assert_close(mean(output), wanted, LOSS)
+    assert_close(output.weight_sum, 2.0, LOSS)
 
 
 @torch.no_grad()
@@ -133,8 +132,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         torch.manual_seed(1)
         run(model, TEXT, IMAGE).loss_sum.backward()  # type: ignore[union-attr]
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert_each_close(gradients[1], gradients[0], GRADIENTS)
 
 
 def test_checkpointing_leaves_a_frozen_tower_out_of_the_backward_pass() -> None:
@@ -159,7 +157,7 @@ def test_an_adapter_learns_the_same_with_checkpointing() -> None:
     for name, gradient in gradients[0].items():
         assert gradient is not None
         assert gradient.any() or ".lora_A." in name, name  # B starts as zeros, and A gets its gradient through it
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert_each_close(gradients[1], gradients[0], GRADIENTS)
 
 
 def drop_rates(model: ChatModel) -> Iterator[tuple[float, float]]:
@@ -201,7 +199,7 @@ def test_pixel_shuffle_v1_has_height_and_width_swapped() -> None:
     tiles = torch.from_numpy(IMAGE.tiles[:1])
     # 4 x 4 patches become 2 x 2 tokens; swapping height and width swaps the middle two.
     wanted = second.encode_tiles(tiles)[:, [0, 2, 1, 3]]
-    torch.testing.assert_close(first.encode_tiles(tiles), wanted)
+    assert_close(first.encode_tiles(tiles), wanted)
 
 
 @torch.no_grad()
@@ -210,7 +208,7 @@ def test_features_from_an_earlier_layer(layer: int) -> None:
     model = load("internlm2", select_layer=layer).model
     tiles = torch.from_numpy(IMAGE.tiles[:2])
     native = model.native.model.get_image_features(normalise_tiles(tiles), vision_feature_layer=layer)
-    torch.testing.assert_close(model.encode_tiles(tiles), native.pooler_output)
+    assert_close(model.encode_tiles(tiles), native.pooler_output)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from golden import CASES, GOLDEN, KINDS, ROWS, checkpoint, load, sample
 from internvl_trainer.__main__ import main
 from internvl_trainer.data.collate import collate
@@ -84,7 +85,7 @@ def test_plain_transformers_computes_the_same_from_the_hf_form(case: str, tmp_pa
         real = batch["pixel_values"][batch["image_flags"].bool()]
         pixels = {"pixel_values": normalise_tiles(real)} if len(real) else {}
         found = theirs(batch["input_ids"], use_cache=False, **pixels).logits
-        torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+        assert_close(found, wanted)
         assert torch.equal(again.model.eval()(**batch, return_logits=True).logits, wanted)
     assert (again.template, again.image_size, again.kind) == (ours.template, ours.image_size, ours.kind)
 
@@ -105,7 +106,7 @@ def test_transformers_image_processor_cuts_the_same_tiles(tmp_path: Path) -> Non
     ours = cut_tiles(picture, 56, 1, processor.max_patches, thumbnail=True)
     theirs = processor(picture, return_tensors="pt").pixel_values
     assert len(ours) > 2
-    torch.testing.assert_close(theirs, normalise_tiles(torch.from_numpy(ours)), atol=1e-5, rtol=0)
+    assert_close(theirs, normalise_tiles(torch.from_numpy(ours)))
 
 
 def test_the_generation_config_is_carried_over(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """Upstream's logits, losses, training steps and answers, from upstream's checkpoints on native classes."""
 
-import numpy as np
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from closeness import ADAMW, LOSS, another_order, assert_close, distance
 from golden import CASES, RESULTS, ROWS, arrays, load, sample
 from internvl_trainer.data.collate import collate
 from internvl_trainer.model.answer import answer
+from internvl_trainer.model.chat_model import ChatModel, ChatOutput
 from internvl_trainer.model.load import LoadedModel
 
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
@@ -20,29 +25,38 @@ def loaded(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
     return request.param, model
 
 
-@pytest.mark.parametrize("row", range(len(ROWS)))
-def test_logits_and_loss(loaded: tuple[str, LoadedModel], row: int) -> None:
-    case, model = loaded
+def compute(case: str, model: ChatModel, row: int, **batch: torch.Tensor) -> ChatOutput:
+    """What the model makes of a golden row, with some of its arguments replaced."""
     with torch.no_grad():
-        output = model.model(**collate([sample(case, row)], pad_token_id=0), return_logits=True)
+        return model(**collate([sample(case, row)], pad_token_id=0) | batch, return_logits=True)  # type: ignore[no-any-return]
+
+
+def check(case: str, row: int, output: ChatOutput) -> None:
+    """Against upstream's logits and loss."""
     assert output.logits is not None
-    np.testing.assert_allclose(output.logits[0, -16:], arrays(case)[f"s{row}.logits_last16"], atol=2e-6, rtol=0)
+    assert_close(output.logits[0, -16:], arrays(case)[f"s{row}.logits_last16"], name="logits")
     golden = RESULTS[case]["samples"][row]
     assert output.tokens == golden["supervised"]
     if golden["loss"] is None:
         assert output.loss_sum == 0
     else:
-        assert float(output.loss_sum / output.tokens) == pytest.approx(golden["loss"], abs=2e-6)
+        assert_close(output.loss_sum / output.tokens, golden["loss"], LOSS, name="loss")
 
 
-@pytest.mark.parametrize("case", CASE_PARAMS)
-def test_training_steps(case: str) -> None:
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_logits_and_loss(loaded: tuple[str, LoadedModel], row: int) -> None:
+    case, model = loaded
+    check(case, row, compute(case, model.model, row))
+
+
+def train(case: str, **changes: Any) -> list[float]:
+    """The losses of upstream's steps, with some of AdamW's options changed."""
     golden = RESULTS[case]["adamw_steps"]
     model = load(case.split("/")[0]).model.train()
     model.vision_tower.requires_grad_(False)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {key: golden[key] for key in ("lr", "betas", "eps", "weight_decay")}
-    optimizer = torch.optim.AdamW(learning, **options)
+    optimizer = torch.optim.AdamW(learning, **options | changes)
     losses = []
     for row in golden["order"]:
         output = model(**collate([sample(case, row)], pad_token_id=0))
@@ -51,7 +65,90 @@ def test_training_steps(case: str) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses == pytest.approx(golden["losses"], abs=1e-5)
+    return losses
+
+
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_training_steps(case: str) -> None:
+    assert_close(train(case), RESULTS[case]["adamw_steps"]["losses"], ADAMW)
+
+
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_another_processors_rounding_is_accepted(case: str) -> None:
+    model, row = load(case.split("/")[0]).model.eval(), 2
+    plain = compute(case, model, row)
+    with another_order():
+        other = compute(case, model, row)
+        losses = train(case)
+    assert not torch.equal(plain.logits, other.logits)
+    check(case, row, other)
+    assert_close(losses, RESULTS[case]["adamw_steps"]["losses"], ADAMW)
+
+
+def swap_layers(layers: torch.nn.ModuleList) -> None:
+    first, second = (copy.deepcopy(layer.state_dict()) for layer in layers[:2])
+    layers[0].load_state_dict(second)
+    layers[1].load_state_dict(first)
+
+
+def swap_vision_layers(model: ChatModel) -> None:
+    swap_layers(model.vision_tower.encoder.layer)
+
+
+def swap_language_layers(model: ChatModel) -> None:
+    swap_layers(model.language_model.layers)
+
+
+def scale_attention(model: ChatModel) -> None:
+    """By 0.1 % more."""
+    for layer in model.language_model.layers:
+        layer.self_attn.scaling *= 1.001
+
+
+def use_another_gelu(model: ChatModel) -> None:
+    model.projector.act = torch.nn.GELU(approximate="tanh")
+
+
+def round_weights(model: ChatModel) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.half().float()
+
+
+@pytest.mark.parametrize(
+    "change", [swap_vision_layers, swap_language_layers, scale_attention, use_another_gelu, round_weights]
+)
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_another_model_is_refused(case: str, change: Callable[[ChatModel], None]) -> None:
+    model = load(case.split("/")[0]).model.eval()
+    change(model)
+    with pytest.raises(AssertionError, match="logits: differs by"):
+        check(case, 2, compute(case, model, 2))
+
+
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_one_wrong_token_is_refused(case: str) -> None:
+    """In the logits, and in the loss too."""
+    model, row = load(case.split("/")[0]).model.eval(), 2
+    ids = torch.from_numpy(sample(case, row).input_ids).clone()[None]
+    ids[0, 1] += 1
+    output = compute(case, model, row, input_ids=ids)
+    with pytest.raises(AssertionError, match="logits: differs by"):
+        check(case, row, output)
+    assert distance(output.loss_sum / output.tokens, RESULTS[case]["samples"][row]["loss"]) > 10 * LOSS
+
+
+@pytest.mark.parametrize("case", CASE_PARAMS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"lr": 1.001e-3}, id="a rate higher by 0.1 %"),
+        pytest.param({"betas": (0.89, 0.999)}, id="another first moment"),
+        pytest.param({"betas": (0.9, 0.95)}, id="another second moment"),
+    ],
+)
+def test_another_training_is_refused(case: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match="losses: differs by"):
+        assert_close(train(case, **changes), RESULTS[case]["adamw_steps"]["losses"], ADAMW, name="losses")
 
 
 def test_greedy_caption(loaded: tuple[str, LoadedModel]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close
 from golden import checkpoint
 from huggingface_hub import ModelCard
 from internvl_trainer.artifacts.identity import fingerprint
@@ -226,7 +227,7 @@ def test_the_adapter_is_loaded_as_the_card_says(published: Path, on_hub: bool) -
     reference = load_chat_model(published / "base-hf", dtype=torch.float32).model
     plain_base = logits(reference.native)
     load_adapter(reference, published / "adapter")
-    assert torch.allclose(logits(loaded), logits(reference.eval().native), atol=1e-5)
+    assert_close(logits(loaded), logits(reference.eval().native))
     assert not torch.allclose(logits(loaded), plain_base, atol=1e-2), "the adapter does something"
     learned = load_file(published / "adapter" / "trained_weights.safetensors")
     found = loaded.get_base_model().state_dict()
@@ -239,4 +240,4 @@ def test_the_hf_form_is_loaded_as_the_card_says(published: Path, on_hub: bool) -
     output = Output(published, method="lora", merge={"formats": ["hf"]}, **HUB).train(2)
     card, folder = (hub_card_of(output), "model-hf") if on_hub else (card_of(output), ".")
     reference = load_chat_model(published / "base-hf", dtype=torch.float32).model.eval()
-    assert torch.allclose(logits(run(card, "AutoModelForImageTextToText", folder)), logits(reference.native), atol=1e-6)
+    assert_close(logits(run(card, "AutoModelForImageTextToText", folder)), logits(reference.native))

@@ -1,8 +1,8 @@
 """Upstream's losses, features, training steps and captions, from upstream's checkpoints."""
 
-import numpy as np
 import pytest
 import torch
+from closeness import ADAMW, LOSS, assert_close
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from retrieval_golden import CASES, arrays, batch, load, results
 
@@ -19,7 +19,7 @@ def test_losses(loaded: tuple[str, LoadedRetrievalModel]) -> None:
     with torch.no_grad():
         output = each.model(**batch(case))
     for name in ("loss", "loss_itc", "loss_itm"):
-        assert float(getattr(output, name)) == pytest.approx(results(case)[name], abs=2e-6), name
+        assert_close(getattr(output, name), results(case)[name], LOSS, name=name)
 
 
 @pytest.mark.parametrize("variant", ["C", "G"])
@@ -31,7 +31,7 @@ def test_features_and_logits(loaded: tuple[str, LoadedRetrievalModel], variant: 
         texts = each.model.encode_texts(inputs["summarize_input_ids"])
         logits = each.model.compare(images, texts)
     for name, found in (("image_features", images), ("text_features", texts), ("logits_per_image", logits)):
-        np.testing.assert_allclose(found, golden[f"{name}_{variant}"], atol=2e-6, rtol=0, err_msg=name)
+        assert_close(found, golden[f"{name}_{variant}"], name=name)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -48,7 +48,7 @@ def test_training_steps(case: str, checkpointing: bool) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses == pytest.approx(results(case)["adamw_losses"], abs=1e-5)
+    assert_close(losses, results(case)["adamw_losses"], ADAMW)
 
 
 def test_parameter_count(loaded: tuple[str, LoadedRetrievalModel]) -> None:
@@ -89,7 +89,7 @@ def test_fused_attention_is_the_same_model(case: str) -> None:
     """What runs on a GPU: no reference arithmetic, equal but for rounding."""
     with torch.no_grad():
         output = load(case, attn_implementation="sdpa").model(**batch(case))
-    assert float(output.loss) == pytest.approx(results(case)["loss"], abs=1e-5)
+    assert_close(output.loss, results(case)["loss"], LOSS)
 
 
 def test_eight_bit_pixels_are_normalised() -> None:
@@ -99,4 +99,4 @@ def test_eight_bit_pixels_are_normalised() -> None:
     normalised = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
         found, wanted = (model.encode_images(each, "C") for each in (pixels, normalised))
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert_close(found, wanted)

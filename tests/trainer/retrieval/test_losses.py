@@ -2,8 +2,8 @@
 
 import math
 
-import pytest
 import torch
+from closeness import LOSS, assert_close
 from internvl_trainer.model.retrieval.losses import contrastive_loss, matching_loss, mine_negatives
 from internvl_trainer.model.retrieval.model import RetrievalModel
 from retrieval_golden import batch, load
@@ -15,19 +15,19 @@ SCALE = torch.tensor(2.0)
 def test_contrast_of_one_right_answer() -> None:
     """Each row's cosines are 1 and 0: log(1 + e^-2) four times, halved twice."""
     loss = contrastive_loss(EYE, EYE, EYE, torch.tensor([1, 2]), SCALE)
-    assert float(loss) == pytest.approx(2 * math.log(1 + math.exp(-2)))
+    assert_close(loss, 2 * math.log(1 + math.exp(-2)), LOSS)
 
 
 def test_captions_of_one_image_share_the_target() -> None:
     """With one image id for both rows, the target is a half each, and cosines 1 and 0 cost log(1 + e^-2) + 1."""
     loss = contrastive_loss(EYE, EYE, EYE, torch.tensor([3, 3]), SCALE)
-    assert float(loss) == pytest.approx(2 * (math.log(1 + math.exp(-2)) + 1))
+    assert_close(loss, 2 * (math.log(1 + math.exp(-2)) + 1), LOSS)
 
 
 def test_matching() -> None:
     negatives, positives = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
     wanted = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
-    assert float(matching_loss(negatives, positives)) == pytest.approx(wanted)
+    assert_close(matching_loss(negatives, positives), wanted, LOSS)
 
 
 def test_mined_negatives_are_alike_and_of_other_images() -> None:
@@ -81,7 +81,7 @@ def test_padding_changes_nothing() -> None:
         for name, each in inputs.items()
     }
     with torch.no_grad():
-        assert float(model(**padded).loss) == pytest.approx(float(model(**inputs).loss), abs=2e-6)
+        assert_close(model(**padded).loss, model(**inputs).loss, LOSS)
 
 
 def test_drop_path_drops_in_training_only() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import LOSS, assert_close
 from deepspeed.runtime.lr_schedules import WarmupDecayLR
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import adapter_state_dict, load_adapter, read_adapter, save_adapter
@@ -92,7 +93,7 @@ def test_a_trained_adapter_is_saved_loaded_and_merged(tmp_path: Path) -> None:
         adapter = read_adapter(tmp_path)
         for name, weight in merged.named_parameters():
             weight.copy_(adapter.merge(name.removesuffix(".weight"), weight))
-        torch.testing.assert_close(merged(**batch(CASE)).loss, wanted, atol=1e-5, rtol=0)
+        assert_close(merged(**batch(CASE)).loss, wanted, LOSS)
 
 
 @pytest.mark.parametrize(

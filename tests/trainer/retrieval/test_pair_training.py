@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import ADAMW, LOSS, assert_close, assert_each_close
 from internvl_trainer.distributed import free_port
 from safetensors.torch import load_file
-from trainer.runs import environment, largest_difference, losses, pod_environment
+from trainer.runs import environment, losses, pod_environment
 
 SCENARIOS = Path(__file__).with_name("pair_scenarios.py")
 RUNS = [f"{method}-zero{stage}" for method in ("full", "head", "lora") for stage in (1, 3)]
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("run", RUNS)
 def test_two_ranks_train_as_one(folder: Path, run: str) -> None:
     """With the same global batch in one forward: contrast needs the features of all ranks."""
-    assert largest_difference(losses(folder / "2" / run), losses(folder / "1" / run)) < 1e-5
+    assert_each_close(losses(folder / "2" / run), losses(folder / "1" / run), ADAMW)
 
 
 def test_methods_learn_differently(folder: Path) -> None:
@@ -59,7 +60,7 @@ def test_methods_learn_differently(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["full", "head", "lora"])
 def test_zero_stages_agree(folder: Path, method: str) -> None:
-    assert largest_difference(losses(folder / "2" / f"{method}-zero3"), losses(folder / "2" / f"{method}-zero1")) < 1e-5
+    assert_each_close(losses(folder / "2" / f"{method}-zero3"), losses(folder / "2" / f"{method}-zero1"), ADAMW)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -109,7 +110,7 @@ def test_the_loss_on_held_out_pairs_does_not_depend_on_the_ranks(folder: Path) -
         json.loads((folder / f"{ranks}" / "held-out/stages/train/metrics.jsonl").read_text())["validation_loss"]
         for ranks in (1, 2)
     ]
-    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert_close(found[1], found[0], LOSS)
 
 
 def test_lora_exports_an_adapter_and_the_head_that_learns_with_it(folder: Path) -> None:

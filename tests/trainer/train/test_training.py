@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import ADAMW, LOSS, assert_close, assert_each_close, distance
 from golden import sample
 from internvl_api.constants import ExitCode
 from internvl_trainer.data.collate import collate
@@ -26,7 +27,6 @@ from trainer.runs import (
     GOLDEN,
     STEPS,
     environment,
-    largest_difference,
     losses,
     make_config,
     pod_environment,
@@ -84,7 +84,7 @@ def test_loss_falls(folder: Path, method: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_zero_stages_have_the_same_losses(folder: Path, method: str, stage: int) -> None:
     one, other = losses(folder / f"{method}-zero1"), losses(folder / f"{method}-zero{stage}")
-    assert largest_difference(one, other) < 1e-5
+    assert_each_close(one, other, ADAMW)
 
 
 def test_a_rank_with_text_only_was_among_them() -> None:
@@ -102,11 +102,11 @@ def test_a_rank_with_text_only_was_among_them() -> None:
 def test_stopped_and_resumed_equals_undisturbed(folder: Path, outcomes: dict[str, Any], kind: str) -> None:
     stopped = outcomes[f"resumed-{kind}-first"]
     assert (stopped["outcome"], stopped["checkpoint"]["step"]) == ("resume", 4)
-    assert largest_difference(losses(folder / f"full-{kind}"), losses(folder / f"resumed-{kind}")) == 0.0
+    assert losses(folder / f"full-{kind}") == losses(folder / f"resumed-{kind}")
 
 
 def test_a_checkpoint_goes_from_zero_1_to_zero_3(folder: Path) -> None:
-    assert largest_difference(losses(folder / "lora-zero1"), losses(folder / "lora-stopped")) < 1e-5
+    assert_each_close(losses(folder / "lora-zero1"), losses(folder / "lora-stopped"), ADAMW)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -120,7 +120,7 @@ def test_the_validation_loss_is_taken_when_due_and_falls(folder: Path, stage: in
     curve = validation_losses(folder / f"validated-zero{stage}")
     assert list(curve) == [3, 6, 9, 10]
     assert curve[10] < curve[3]
-    assert largest_difference(curve, validation_losses(folder / "validated-zero1")) < 1e-5
+    assert_each_close(curve, validation_losses(folder / "validated-zero1"), ADAMW)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -155,7 +155,7 @@ def test_the_last_validation_loss_is_that_of_the_trained_model(folder: Path) -> 
             drawn = sample(f"internlm2/{template}", row, compat="default", max_length=2048)
             output = model(**collate([drawn], 0))
             total, tokens = total + float(output.loss_sum), tokens + int(output.tokens)
-    assert validation_losses(run)[10] == pytest.approx(total / tokens, abs=2e-5)
+    assert_close(validation_losses(run)[10], total / tokens, LOSS)
 
 
 def test_validation_is_the_same_on_one_rank(folder: Path, tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_validation_is_the_same_on_one_rank(folder: Path, tmp_path: Path) -> Non
         alone.wait_for("step 9 validation loss")
         assert alone.wait() == ExitCode.OK, alone.output
     mine, theirs = validation_losses(tmp_path / "out"), validation_losses(folder / "validated-zero1")
-    assert largest_difference(mine, theirs) < 1e-4
-    assert largest_difference(losses(tmp_path / "out"), losses(folder / "validated-zero1")) < 1e-4
+    assert_each_close(mine, theirs, ADAMW)
+    assert_each_close(losses(tmp_path / "out"), losses(folder / "validated-zero1"), ADAMW)
 
 
 def test_final_weights_are_those_of_the_undisturbed_run(folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_adapter_and_what_learned_beside_it_go_back_on_the_base(folder: Path
 
 def test_a_native_checkpoint_trains_alike_and_comes_out_native(folder: Path) -> None:
     curve, reference = losses(folder / "native-base"), losses(folder / "full-zero1")
-    assert curve[1] == pytest.approx(reference[1], abs=1e-6)
+    assert_close(curve[1], reference[1], LOSS)
     exported = folder / "native-base" / "stages/train/model"
     trained = load_chat_model(exported, dtype=torch.float32).model
     assert json.loads((exported / "config.json").read_text())["model_type"] == "internvl"
@@ -201,7 +201,7 @@ def test_a_native_checkpoint_trains_alike_and_comes_out_native(folder: Path) -> 
 def test_a_broken_checkpoint_is_passed_over(folder: Path, outcomes: dict[str, Any]) -> None:
     assert outcomes["broken-newest-first"]["checkpoint"]["step"] == 7
     assert outcomes["broken-newest"]["outcome"] == "succeeded"
-    assert largest_difference(losses(folder / "full-zero1"), losses(folder / "broken-newest")) == 0.0
+    assert losses(folder / "full-zero1") == losses(folder / "broken-newest")
 
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
@@ -226,7 +226,7 @@ def test_packed_and_stopped_on_two_ranks_equals_undisturbed_on_one(folder: Path,
     for stage in ("preflight", "train"):
         with started([stage, "--config", str(config)], environment(tmp_path), tmp_path / stage) as alone:
             assert alone.wait() == ExitCode.OK, alone.output
-    assert largest_difference(losses(folder / "packed-again"), losses(tmp_path / "out")) < 1e-5
+    assert_each_close(losses(folder / "packed-again"), losses(tmp_path / "out"), ADAMW)
     mine, theirs = ((each / METRICS).read_text().splitlines() for each in (tmp_path / "out", folder / "packed-again"))
     for one, other in zip(mine, theirs, strict=True):
         for figure in ("samples", "tokens", "supervised_tokens", "epoch"):
@@ -237,7 +237,7 @@ def test_packed_and_stopped_on_two_ranks_equals_undisturbed_on_one(folder: Path,
 
 
 def test_more_packs_a_forward_change_nothing_but_padding(folder: Path) -> None:
-    assert largest_difference(losses(folder / "packed-again"), losses(folder / "packed-two-a-forward")) < 1e-5
+    assert_each_close(losses(folder / "packed-again"), losses(folder / "packed-two-a-forward"), ADAMW)
     record = json.loads((folder / "packed-two-a-forward" / METRICS).read_text().splitlines()[0])
     assert record["places"] > record["tokens"]
 
@@ -249,7 +249,7 @@ def test_packing_asks_for_the_preflight(outcomes: dict[str, Any]) -> None:
 def test_compat_upstream_takes_the_mean_of_means(folder: Path) -> None:
     record = json.loads((folder / "upstream-loss" / "stages/train/metrics.jsonl").read_text())
     ours = json.loads((folder / "full-zero1" / "stages/train/metrics.jsonl").read_text().splitlines()[0])
-    assert record["loss"] != pytest.approx(ours["loss"], abs=1e-6) or record["gradient_norm"] != ours["gradient_norm"]
+    assert distance(record["gradient_norm"], ours["gradient_norm"]) > 0.1, "more than rounding"
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights(outcomes: dict[str, Any], folder: Path) -> None:
@@ -276,7 +276,7 @@ def test_killed_pod_fails_its_peer_and_both_resume_exactly(folder: Path, tmp_pat
     with started(arguments, both, tmp_path / "result") as again:
         assert again.wait() == ExitCode.OK, again.output
     assert f"step {CHECKPOINT_EVERY}/" not in again.output
-    assert largest_difference(losses(folder / "full-zero1"), losses(tmp_path / "out")) == 0.0
+    assert losses(folder / "full-zero1") == losses(tmp_path / "out")
 
 
 def test_sigterm_saves_and_another_world_size_goes_on(folder: Path, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_sigterm_saves_and_another_world_size_goes_on(folder: Path, tmp_path: Pa
         assert two.wait() == ExitCode.OK, two.output
     assert f"step {stopped.checkpoint.step + 1}/" in two.output
     assert f"step {stopped.checkpoint.step}/" not in two.output
-    assert largest_difference(losses(folder / "full-zero1"), losses(tmp_path / "out")) < 1e-4
+    assert_each_close(losses(folder / "full-zero1"), losses(tmp_path / "out"), ADAMW)
 
 
 def test_two_ranks_checkpoint_goes_on_with_one(folder: Path, tmp_path: Path) -> None:
@@ -308,4 +308,4 @@ def test_two_ranks_checkpoint_goes_on_with_one(folder: Path, tmp_path: Path) -> 
     with started(["train", "--config", str(config)], environment(tmp_path), tmp_path / "result") as alone:
         assert alone.wait() == ExitCode.OK, alone.output
     assert "step 4/" not in alone.output
-    assert largest_difference(losses(folder / "full-zero1"), losses(output)) < 1e-4
+    assert_each_close(losses(folder / "full-zero1"), losses(output), ADAMW)
