@@ -12,9 +12,9 @@ from controller.builders import NOW, OPTIONS, UID
 from crd_server import RULES, refusals, rule_messages
 from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from internvl_operator import webhook
-from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_job
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.kubernetes import binary
 from ivft_cluster.shell import wait_for

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 from internvl_api.status import StageName
-from internvl_operator.core import conditions, failures, memory
+from internvl_operator.core import conditions, memory
+from internvl_operator.core.policies import failure_policy
 from internvl_operator.core.stages import Stage
 from ivft_cluster.paths import CHECKOUT
 
@@ -54,8 +55,17 @@ def _reasons_given(tree: ast.AST) -> Iterator[str]:
 def _reasons_in_code() -> set[str]:
     files = [path for folder in SOURCES for path in (CHECKOUT / folder).rglob("*.py")]
     found = {reason for path in files for reason in _reasons_given(ast.parse(path.read_text(encoding="utf-8")))}
-    tables = [*failures._STALLING.values(), *failures._NOT_THE_RUN.values(), *failures._GAVE_WAY.values()]
-    tables += [*failures._ECHOES, *failures._HOPELESS, *failures._TOO_LARGE, *memory._REASONS.values()]
+    tables = [
+        *failure_policy._STALLING.values(),
+        *failure_policy._NOT_THE_RUN.values(),
+        *failure_policy._GAVE_WAY.values(),
+    ]
+    tables += [
+        *failure_policy._ECHOES,
+        *failure_policy._HOPELESS,
+        *failure_policy._TOO_LARGE,
+        *memory._REASONS.values(),
+    ]
     tables += [reason for reason, _ in conditions._FALSE.values()]
     names: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
     stages = [f"{Stage(name).title}{word}" for name in names for word in ("Starting", "Running", "Ending")]

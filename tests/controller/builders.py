@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from internvl_api.constants import API_VERSION, KIND
-from internvl_operator.core.job import Job, read_job
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.resources import names, pods
+from internvl_operator.core.run import Job, read_job
 from internvl_operator.core.stages import Stage
 
 Raw = dict[str, Any]

@@ -14,13 +14,13 @@ from typing import Any
 from controller.builders import NOW, OPTIONS, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
-from internvl_operator.cluster.api import ApiError, resource_of
-from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
-from internvl_operator.cluster.writer import Refused, Writer
-from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.run import Key, read_job
+from internvl_operator.kube.applier import Refused, Writer
+from internvl_operator.kube.cache import Collection, Jobs, RawCollection, key_of
+from internvl_operator.kube.client import ApiError, resource_of
 
 POD_GROUP = "PodGroup.scheduling.volcano.sh"
 

@@ -9,9 +9,9 @@ from controller.builders import Raw, custom_resource
 from controller.simulator import Server
 from internvl_api.constants import KIND
 from internvl_operator import handlers
-from internvl_operator.cluster.api import ApiError
 from internvl_operator.controller import Controller
 from internvl_operator.health import Health
+from internvl_operator.kube.client import ApiError
 from internvl_operator.settings import Settings
 
 

@@ -11,10 +11,10 @@ from controller.builders import OPTIONS, UID, Raw, custom_resource, job, spec
 from controller.simulator import POD_GROUP, Operator, Server, names_of
 from controller.test_runs import World
 from internvl_api.resolve import SpecError, parse_spec
-from internvl_operator.cluster.api import ApiError, list_path, resource_of
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.resources import gang, names, pods
 from internvl_operator.core.stages import Stage
+from internvl_operator.kube.client import ApiError, list_path, resource_of
 from jsonschema import Draft202012Validator
 
 SCHEMAS = Path(__file__).parents[1] / "data/crds"

@@ -6,12 +6,12 @@ import pytest
 from controller.builders import NOW, OPTIONS, at, custom_resource, job, text
 from internvl_api.quantity import GIB
 from internvl_api.status import Condition
-from internvl_operator.core.job import read_job
 from internvl_operator.core.memory import with_estimate
 from internvl_operator.core.observe import Observed
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_job
 
 BIG = {"model": {"name": "InternVL2-8B"}, "workers": 1, "gpusPerWorker": 1}
 

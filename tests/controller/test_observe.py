@@ -6,8 +6,8 @@ import pytest
 from controller.builders import NOW, Raw, at, custom_resource, raw_pod, result, terminated, text, waiting
 from hypothesis import given
 from hypothesis import strategies as st
-from internvl_operator.core.job import read_job, read_status
 from internvl_operator.core.observe import observe, read_pod
+from internvl_operator.core.run import read_job, read_status
 
 
 def seen(status: Raw | None = None, **metadata: Any) -> Any:

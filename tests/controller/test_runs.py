@@ -8,7 +8,7 @@ from controller.builders import Raw, custom_resource, result, terminated, waitin
 from controller.simulator import Operator, Server, clock, names_of
 from internvl_api.constants import KIND
 from internvl_api.status import Progress
-from internvl_operator.cluster.api import ApiError
+from internvl_operator.kube.client import ApiError
 
 STAGES = ("preflight", "train", "publish")
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from controller.builders import NOW, Raw, job, member, text
 from controller.test_runs import World
-from controller.test_waiting import place
-from internvl_operator.core.slow_start import first_look, slow_start
+from controller.test_start_deadlines import place
+from internvl_operator.core.policies.slow_start import first_look, slow_start
 
 PVC = {"train": {"pets": {"annotation": "pvc://pets/rows.jsonl"}}}
 VOLUMES = [

@@ -7,7 +7,7 @@ from controller.builders import Raw, job, result
 from controller.test_runs import World
 from internvl_api.constants import ENV_IMAGE, ExitCode
 from internvl_api.status import InternVLFineTuneStatus
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.resources import pods
 from internvl_operator.core.stages import Stage, pipeline
 from internvl_operator.metrics import JobCollector

@@ -14,9 +14,9 @@ from controller.operator_process import Cluster, OperatorProcess
 from crd_server import TRANSITIONS, refusal
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_operator import webhook
-from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_job
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import wait_for
 from kubernetes import client

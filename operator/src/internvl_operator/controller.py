@@ -11,20 +11,20 @@ from typing import Any
 from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator import metrics
-from internvl_operator.cluster.api import Api, ApiError
-from internvl_operator.cluster.events import EventSink
-from internvl_operator.cluster.resync import Resync
-from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
-from internvl_operator.cluster.watch import ChildWatch
-from internvl_operator.cluster.writer import Refused, Writer
-from internvl_operator.core.job import Job, read_job, read_status
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
-from internvl_operator.core.times import to_text
-from internvl_operator.progress import ProgressPoller
-from internvl_operator.roll_call import RollCaller
+from internvl_operator.core.run import Job, Key, read_job, read_status
+from internvl_operator.core.timestamps import to_text
+from internvl_operator.kube.applier import Refused, Writer
+from internvl_operator.kube.cache import Collection, Jobs, RawCollection, key_of
+from internvl_operator.kube.client import Api, ApiError
+from internvl_operator.kube.event_recorder import EventSink
+from internvl_operator.kube.informer import ChildWatch
+from internvl_operator.kube.resync import Resync
+from internvl_operator.polling.progress_poller import ProgressPoller
+from internvl_operator.polling.rank_probe import RollCaller
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 

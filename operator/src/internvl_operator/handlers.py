@@ -8,8 +8,8 @@ from typing import Any
 import kopf
 from internvl_api.constants import GROUP, PLURAL, VERSION
 
-from internvl_operator.cluster.api import ApiError
 from internvl_operator.controller import Controller
+from internvl_operator.kube.client import ApiError
 
 logger = logging.getLogger(__name__)
 

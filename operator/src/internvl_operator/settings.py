@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from internvl_api.quantity import parse_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = Options()

@@ -8,8 +8,8 @@ from internvl_api.estimate import Verdict, estimate
 from internvl_api.status import Condition
 
 from internvl_operator.core.conditions import set_condition
-from internvl_operator.core.job import Job
-from internvl_operator.core.times import to_text
+from internvl_operator.core.run import Job
+from internvl_operator.core.timestamps import to_text
 
 _REASONS: dict[Verdict, str] = {"fits": "Fits", "tight": "Tight", "does not fit": "DoesNotFit"}
 

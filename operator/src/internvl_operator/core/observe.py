@@ -17,7 +17,7 @@ from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResu
 from pydantic import ValidationError
 
 from internvl_operator.core.resources import names
-from internvl_operator.core.times import from_text
+from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
 _TEXT_LIMIT = 1024  # of a message that is copied into status

@@ -2,7 +2,7 @@
 
 from internvl_api.status import CheckpointStatus, EvaluationStatus, Progress
 
-from internvl_operator.core.draft import Draft
+from internvl_operator.core.context import Draft
 
 
 def harvest(draft: Draft) -> None:

@@ -14,17 +14,18 @@ from datetime import datetime
 
 from internvl_api.status import Progress, Restarts, Workers
 
-from internvl_operator.core import group, micro_batch, policies, progress, stages
+from internvl_operator.core import attempt, progress, stages
 from internvl_operator.core.conditions import is_true, restate
-from internvl_operator.core.draft import Draft
-from internvl_operator.core.failures import Outcome
-from internvl_operator.core.job import Job
+from internvl_operator.core.context import Draft
 from internvl_operator.core.observe import Observed
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies import oom_policy, run_policy
+from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.startup_problems import trouble
 from internvl_operator.core.resources import gang
+from internvl_operator.core.run import Job
 from internvl_operator.core.stages import Stage
-from internvl_operator.core.trouble import trouble
 
 _NO_EFFECT = "; spec has changed since, without effect: create another resource for another result"
 
@@ -72,7 +73,7 @@ def _keep_finished(draft: Draft) -> None:
         draft.remove([pod for pod in draft.own_pods if clean == "All" or pod.active])
     if spec is None:
         return
-    left = policies.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
+    left = run_policy.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
     if left is None:
         return
     if left > 0:
@@ -106,14 +107,14 @@ def _close_attempt(draft: Draft) -> None:
     stage = draft.stage
     if stage and (draft.members or draft.created(stage)):
         draft.entry(stage).state = "Pending"
-        group.next_attempt(draft)
+        attempt.next_attempt(draft)
 
 
 def _advance(draft: Draft) -> None:
     """Go through the stages that have succeeded; act on the first that has not."""
     while stage := draft.stage:
         progress.harvest(draft)
-        ended = group.outcome(draft, stage)
+        ended = attempt.outcome(draft, stage)
         if ended is None or ended.kind != "succeeded":
             _act(draft, stage, ended)
             return
@@ -123,32 +124,32 @@ def _advance(draft: Draft) -> None:
 
 def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
     policy = draft.job.spec.run_policy
-    left = policies.deadline_left(policy, draft.status, draft.now)
+    left = run_policy.deadline_left(policy, draft.status, draft.now)
     if policy.suspend:
         _suspend(draft, stage)
     elif left is not None and left <= 0:
         found = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
-        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds, found))
+        _fail(draft, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, found))
     elif ended is None:
         _go_on(draft, stage)
     else:
-        ended = policies.with_change(ended, stage.name, _smaller_micro_batch(draft), policy)
-        ended = policies.within_budget(ended, draft.status, policy)
-        (_fail if ended.kind == "fail" else group.end_attempt)(draft, stage, ended)
+        ended = run_policy.with_change(ended, stage.name, _smaller_micro_batch(draft), policy)
+        ended = run_policy.within_budget(ended, draft.status, policy)
+        (_fail if ended.kind == "fail" else attempt.end_attempt)(draft, stage, ended)
     if left and draft.status.phase not in ("Failed", "Suspended"):
         draft.wait(left)
 
 
 def _smaller_micro_batch(draft: Draft) -> int | None:
     run = draft.job.resolved.run
-    return micro_batch.smaller(run, draft.status) if run else None
+    return oom_policy.smaller(run, draft.status) if run else None
 
 
 def _go_on(draft: Draft, stage: Stage) -> None:
     if draft.created(stage) and draft.members:
-        group.watch(draft, stage)
+        attempt.watch(draft, stage)
     else:
-        group.start(draft, stage)
+        attempt.start(draft, stage)
 
 
 def _suspend(draft: Draft, stage: Stage) -> None:
@@ -168,7 +169,7 @@ def _succeed(draft: Draft, stage: Stage) -> None:
     entry.attempt = draft.status.attempt
     draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
     draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
-    draft.status.workers, draft.status.containers = group.count(draft), []
+    draft.status.workers, draft.status.containers = attempt.count(draft), []
 
 
 def _complete(draft: Draft) -> None:
@@ -185,6 +186,6 @@ def _fail(draft: Draft, stage: Stage, ended: Outcome) -> None:
     entry.state, entry.finished_at = "Failed", draft.timestamp()
     entry.reason, entry.message = ended.reason, ended.message
     draft.status.finished_at, draft.status.retry_at = draft.timestamp(), None
-    draft.status.workers = group.count(draft)
+    draft.status.workers = attempt.count(draft)
     draft.say("Failed", ended.reason, ended.message)
     _keep_finished(draft)

@@ -10,8 +10,8 @@ from internvl_api.constants import KIND, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY
 from internvl_api.suggest import did_you_mean
 from kubernetes import client, config
 
-from internvl_operator.cluster.api import Api, ApiError, list_path, object_path
 from internvl_operator.core.resources.names import job_label, queue_group
+from internvl_operator.kube.client import Api, ApiError, list_path, object_path
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"

@@ -5,9 +5,9 @@ from typing import Any
 
 from internvl_api.constants import ANNOTATION_RUN_DIGEST, CONFIG_PATH
 
-from internvl_operator.core.job import Job
 from internvl_operator.core.resources import names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Job
 
 KEY = PurePosixPath(CONFIG_PATH).name
 

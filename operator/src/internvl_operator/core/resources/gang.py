@@ -8,10 +8,10 @@ from typing import Any
 
 from internvl_api.spec import Scheduling
 
-from internvl_operator.core.job import Job
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.resources import names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Job
 from internvl_operator.core.stages import Stage
 
 # Scheduler -> its PodGroups, as the API client names them; (API version, the scheduler's own name).

@@ -4,7 +4,7 @@ from typing import Any
 
 from internvl_api.constants import API_VERSION, KIND
 
-from internvl_operator.core.job import Job
+from internvl_operator.core.run import Job
 
 
 def owned_metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from internvl_api.constants import (
 )
 from internvl_api.spec import InternVLFineTuneSpec
 
-from internvl_operator.core.job import Job
 from internvl_operator.core.observe import CONTAINER
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import Options
 from internvl_operator.core.resources import gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Job
 from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"

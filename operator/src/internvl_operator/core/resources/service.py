@@ -4,9 +4,9 @@ from typing import Any
 
 from internvl_api.constants import LABEL_JOB_UID, MASTER_PORT, METRICS_PORT
 
-from internvl_operator.core.job import Job
 from internvl_operator.core.resources import names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Job
 
 
 def build(job: Job) -> dict[str, Any]:
