@@ -4,13 +4,13 @@ import contextlib
 from typing import Any
 
 import pytest
-from controller.builders import Raw, custom_resource, job
+from controller.builders import Raw, a_run, custom_resource
 from controller.simulator import Operator, Server
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.core.events import events
 from internvl_operator.core.plan import Event
 from internvl_operator.kube.event_recorder import EventSink
-from internvl_operator.metrics import JobCollector
+from internvl_operator.metrics import RunCollector
 
 
 def status(**fields: Any) -> InternVLFineTuneStatus:
@@ -95,14 +95,14 @@ def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:
     sink = EventSink(Server())  # type: ignore[arg-type]
     reasons = ["StageStarted", "StageSucceeded", "Another"]
     for reason in reasons:
-        sink.send(job("x" * 253), Event("Normal", reason, "words"), "2026-01-31T12:00:00Z")
+        sink.send(a_run("x" * 253), Event("Normal", reason, "words"), "2026-01-31T12:00:00Z")
     with contextlib.suppress(SystemExit):
         sink._run()
     assert [event["reason"] for event in sorted(made, key=lambda event: event["metadata"]["name"])] == reasons
     assert max(len(event["metadata"]["name"]) for event in made) <= 253
 
 
-def test_a_settled_job_has_no_events() -> None:
+def test_a_settled_run_has_no_events() -> None:
     server = Server()
     server.create(custom_resource())
     operator = Operator(server)
@@ -112,15 +112,15 @@ def test_a_settled_job_has_no_events() -> None:
     assert operator.plans[-1].events == ()
 
 
-def test_metrics_speak_only_of_jobs_that_exist() -> None:
-    jobs = [
+def test_metrics_speak_only_of_runs_that_exist() -> None:
+    runs = [
         ("team", "a", status(phase="Running", attempt=2, progress={"step": 5, "totalSteps": 10, "loss": 1.5})),
         ("team", "b", status(phase="Running")),
         ("team", "c", status()),
     ]
     samples = {
         (sample.name, *sample.labels.values()): sample.value
-        for family in JobCollector(lambda: jobs).collect()
+        for family in RunCollector(lambda: runs).collect()
         for sample in family.samples
     }
     assert samples[("internvl_operator_jobs", "Running")] == 2
@@ -129,5 +129,5 @@ def test_metrics_speak_only_of_jobs_that_exist() -> None:
     assert samples[("internvl_job_total_steps", "team", "a")] == 10
     assert samples[("internvl_job_loss", "team", "a")] == 1.5
     assert ("internvl_job_step", "team", "b") not in samples
-    jobs.clear()
-    assert not [sample for family in JobCollector(lambda: jobs).collect() for sample in family.samples]
+    runs.clear()
+    assert not [sample for family in RunCollector(lambda: runs).collect() for sample in family.samples]

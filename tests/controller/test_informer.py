@@ -1,4 +1,4 @@
-"""The threads around the caches: lists and watches that break, jobs that kopf's watch missed, liveness."""
+"""The threads around the caches: lists and watches that break, runs that kopf's watch missed, liveness."""
 
 import threading
 import time
@@ -11,13 +11,13 @@ from internvl_operator import metrics
 from internvl_operator.controller import Controller
 from internvl_operator.core.observe import read_pod
 from internvl_operator.core.run import Key
-from internvl_operator.kube.cache import Collection, Jobs
+from internvl_operator.kube.cache import Collection, RunCache
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kube.informer import SELECTOR, ChildWatch
 from internvl_operator.kube.resync import Resync
 from internvl_operator.settings import Settings
 
-JOB = Key("team", "run")
+RUN = Key("team", "run")
 
 
 def pod(version: int, rank: int = 0) -> Raw:
@@ -118,8 +118,8 @@ def test_a_watch_goes_on_whatever_happens(
     if asked is not None:
         assert [" ".join([verb, what]) if verb == "watch" else verb for verb, what in api.asked] == asked
     assert ("list", SELECTOR) in api.asked
-    assert sorted(found.rank for found in pods.of(JOB)) == ranks
-    assert set(told) <= {JOB}
+    assert sorted(found.rank for found in pods.of(RUN)) == ranks
+    assert set(told) <= {RUN}
 
 
 def test_what_a_watch_leaves_out_is_found_by_the_next_list() -> None:
@@ -135,19 +135,19 @@ def test_what_a_watch_leaves_out_is_found_by_the_next_list() -> None:
     api.release.set()
     watch._thread.join(timeout=30)
     assert [verb for verb, _ in api.asked][:4] == ["list", "watch", "list", "watch"]
-    assert sorted(found.rank for found in pods.of(JOB)) == [0, 2], "also that the second went"
+    assert sorted(found.rank for found in pods.of(RUN)) == [0, 2], "also that the second went"
     assert len(told) == 3
     assert metrics.RESYNC_MISSED.labels("Pod")._value.get() - missed == 1, "the last may have been under way"
 
 
 class Listing:
-    """An API that has these jobs."""
+    """An API that has these runs."""
 
-    def __init__(self, *jobs: Raw) -> None:
-        self.jobs = jobs
+    def __init__(self, *runs: Raw) -> None:
+        self.runs = runs
 
     def list_pages(self, path: str) -> Iterator[Raw]:
-        yield {"metadata": {"resourceVersion": "99"}, "items": list(self.jobs)}
+        yield {"metadata": {"resourceVersion": "99"}, "items": list(self.runs)}
 
 
 def custom(name: str, version: int, uid: str = "1") -> Raw:
@@ -167,30 +167,30 @@ def custom(name: str, version: int, uid: str = "1") -> Raw:
 def test_what_kopfs_watch_has_missed_is_found(
     known: list[Raw], there: list[Raw], seen: list[str], gone: list[str]
 ) -> None:
-    jobs, told_seen, told_gone = Jobs(), [], []
+    runs, told_seen, told_gone = RunCache(), [], []
     for raw in known:
-        jobs.seen(raw)
+        runs.seen(raw)
 
     def take(raw: Raw) -> bool:
-        news = jobs.seen(raw)
+        news = runs.seen(raw)
         if news:
             told_seen.append(raw["metadata"]["name"])
         return news
 
     def drop(key: Key, uid: str) -> None:
         told_gone.append(key.name)
-        jobs.gone(key, uid)
+        runs.gone(key, uid)
 
-    resync = Resync(Listing(*there), jobs, None, seen=take, gone=drop, interval=1)  # type: ignore[arg-type]
+    resync = Resync(Listing(*there), runs, None, seen=take, gone=drop, interval=1)  # type: ignore[arg-type]
     assert resync.compare() == len(seen) + len(gone)
     assert (told_seen, told_gone) == (seen, gone)
     assert resync.compare() == 0
-    assert {raw["metadata"]["uid"] for raw in jobs.all()} == {raw["metadata"]["uid"] for raw in there}
+    assert {raw["metadata"]["uid"] for raw in runs.all()} == {raw["metadata"]["uid"] for raw in there}
 
 
 def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> None:
     version, enough = iter(range(1, 100)), threading.Event()
-    jobs = Jobs()
+    runs = RunCache()
 
     class Growing(Listing):
         def list_pages(self, path: str) -> Iterator[Raw]:
@@ -199,7 +199,7 @@ def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> No
                 enough.set()
             yield {"metadata": {"resourceVersion": "1"}, "items": [custom("a", number)]}
 
-    resync = Resync(Growing(), jobs, None, seen=jobs.seen, gone=jobs.gone, interval=0.001)  # type: ignore[arg-type]
+    resync = Resync(Growing(), runs, None, seen=runs.seen, gone=runs.gone, interval=0.001)  # type: ignore[arg-type]
     assert resync.problem() is None
     resync.start()
     assert enough.wait(timeout=30)

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, Raw, at, custom_resource, raw_pod, text
+from controller.builders import CONFIG, NOW, Raw, at, custom_resource, raw_pod, text
 from internvl_api.status import EvaluationStatus, InternVLFineTuneStatus, Phase, Progress, StageStatus
 from internvl_operator.core.conditions import summarise
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
-from internvl_operator.core.run import read_job, read_status
+from internvl_operator.core.run import read_run, read_status
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kubectl_ivft import humanize, logs, render, report
 from internvl_operator.kubectl_ivft.__main__ import main
@@ -151,7 +151,7 @@ def test_the_queues_reason_is_read_from_the_attempts_workload(
 def test_why_takes_what_the_operator_really_writes() -> None:
     raw = run()
     raw["spec"]["recipe"] = "internvl2-2b-lora-cocoo"
-    plan = reconcile(read_job(raw), Observed(), NOW, OPTIONS)
+    plan = reconcile(read_run(raw), Observed(), NOW, CONFIG)
     assert plan.status is not None
     told = explain(raw, plan.status, NOW)
     assert told.state == "waits for you"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from controller.builders import Raw, job, result
+from controller.builders import Raw, a_run, result
 from controller.simulator import Operator
 from controller.test_runs import World
 from internvl_api.status import InternVLFineTuneStatus
@@ -35,7 +35,7 @@ def training(micro: int, total: int, **policy: Any) -> World:
     ],
 )
 def test_the_sizes_that_are_tried(micro: int, total: int, sizes: list[int | None]) -> None:
-    run = job(training={"microBatchSize": micro, "globalBatchSize": total}).resolved.run
+    run = a_run(training={"microBatchSize": micro, "globalBatchSize": total}).resolved.run_config
     assert run is not None
     status, found = InternVLFineTuneStatus(), []
     while not found or found[-1] is not None:

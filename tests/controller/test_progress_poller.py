@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, Raw, at, job, member, result
+from controller.builders import CONFIG, NOW, Raw, a_run, at, member, result
 from internvl_api.status import Progress, StageResult
 from internvl_operator.core.observe import LiveProgress, Observed
 from internvl_operator.core.progress import text as progress_text
@@ -139,7 +139,7 @@ def status_of(pods: list[Any], live: LiveProgress | None = None, previous: Raw |
         {"name": "train", "state": "Running", "attempt": 1},
     ]
     status = {"attempt": 1, "stages": stages, "phase": "Running", "observedGeneration": 1, **(previous or {})}
-    return reconcile(job(status=status), Observed(pods=tuple(pods), live=live), at(5), OPTIONS).status
+    return reconcile(a_run(status=status), Observed(pods=tuple(pods), live=live), at(5), CONFIG).status
 
 
 def test_live_progress_of_the_running_pod_is_copied() -> None:

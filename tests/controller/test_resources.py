@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import yaml
-from controller.builders import OPTIONS, UID, Raw, job
+from controller.builders import CONFIG, UID, Raw, a_run
 from internvl_api.run_config import RunConfig
-from internvl_operator.core.operator_config import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import config_map, pods, service
 from internvl_operator.core.stages import Stage
 
 PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
 
 
-def build(stage: Any = TRAIN, rank: int = 0, options: Options = OPTIONS, attempt: int = 1, **changes: Any) -> Raw:
-    return pods.build(job(**changes), stage, attempt, rank, options)
+def build(stage: Any = TRAIN, rank: int = 0, options: OperatorConfig = CONFIG, attempt: int = 1, **changes: Any) -> Raw:
+    return pods.build(a_run(**changes), stage, attempt, rank, options)
 
 
 def container(pod: Raw) -> Raw:
@@ -100,8 +100,8 @@ def test_gpus_per_worker_wins_over_the_pod_templates_own() -> None:
 def test_resources_of_the_pod_template_are_only_for_training() -> None:
     resources = {"requests": {"memory": "500Gi"}}
     assert container(build(podTemplate={"resources": resources}))["resources"] == resources
-    assert container(build(PREFLIGHT, podTemplate={"resources": resources}))["resources"] == OPTIONS.stage_resources
-    assert container(build())["resources"] == OPTIONS.worker_resources
+    assert container(build(PREFLIGHT, podTemplate={"resources": resources}))["resources"] == CONFIG.stage_resources
+    assert container(build())["resources"] == CONFIG.worker_resources
 
 
 def test_a_pod_is_locked_down() -> None:
@@ -128,7 +128,7 @@ def test_where_things_are_mounted() -> None:
 
 
 def test_a_cache_shared_by_the_pods_of_a_node() -> None:
-    pod = build(options=Options(cache_host_path="/mnt/nvme"))
+    pod = build(options=OperatorConfig(cache_host_path="/mnt/nvme"))
     assert volume(pod, "cache")["hostPath"] == {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}
 
 
@@ -196,7 +196,7 @@ def test_users_labels_annotations_and_environment_do_not_replace_ours() -> None:
     assert labels["internvl.dev/attempt"] == "1"
     assert labels["app.kubernetes.io/managed-by"] == "internvl-operator"
     assert annotations["note"] == "b"
-    assert annotations["internvl.dev/run-digest"] == job().run_digest
+    assert annotations["internvl.dev/run-digest"] == a_run().run_digest
     names = [item["name"] for item in container(pod)["env"]]
     assert len(names) == len(set(names))
     assert env(pod)["NCCL_DEBUG"] == "WARN"
@@ -238,7 +238,7 @@ def test_prometheus_finds_every_worker() -> None:
 
 
 def test_the_configuration_is_what_a_stage_reads(tmp_path: Path) -> None:
-    made = config_map.build(job(), job().resolved.run_yaml)
+    made = config_map.build(a_run(), a_run().resolved.run_yaml)
     file = tmp_path / "run.yaml"
     file.write_text(made["data"]["run.yaml"])
     run = RunConfig.load(file)
@@ -248,16 +248,18 @@ def test_the_configuration_is_what_a_stage_reads(tmp_path: Path) -> None:
 
 
 def test_the_service_gives_names_to_members_that_are_not_ready_yet() -> None:
-    made = service.build(job())
+    made = service.build(a_run())
     assert made["spec"]["clusterIP"] == "None"
     assert made["spec"]["publishNotReadyAddresses"] is True
     assert made["spec"]["selector"].items() <= build()["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize(
-    "child", [config_map.build(job(), job().resolved.run_yaml), service.build(job()), build()], ids=lambda c: c["kind"]
+    "child",
+    [config_map.build(a_run(), a_run().resolved.run_yaml), service.build(a_run()), build()],
+    ids=lambda c: c["kind"],
 )
-def test_every_child_goes_with_its_job_and_is_found_by_label(child: Raw) -> None:
+def test_every_child_goes_with_its_run_and_is_found_by_label(child: Raw) -> None:
     (reference,) = child["metadata"]["ownerReferences"]
     assert (reference["uid"], reference["controller"], reference["blockOwnerDeletion"]) == (UID, True, False)
     assert child["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"

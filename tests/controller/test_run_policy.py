@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, at, member, text
+from controller.builders import CONFIG, NOW, at, member, text
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, Restarts, StageName
 from internvl_operator.core.policies import run_policy
@@ -19,7 +19,7 @@ def outcome(kind: Kind, budget: Budget = "none") -> Outcome:
     [(0, 0), (1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (7, 300), (10_000, 300)],
 )
 def test_backoff_doubles_up_to_its_cap(failures: int, seconds: float) -> None:
-    assert run_policy.backoff(failures, OPTIONS) == seconds
+    assert run_policy.backoff(failures, CONFIG) == seconds
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_backoff_doubles_up_to_its_cap(failures: int, seconds: float) -> None:
     ],
 )
 def test_pause_before_the_next_attempt(kind: Kind, budget: Budget, failures: int, seconds: float) -> None:
-    assert run_policy.restart_delay(outcome(kind, budget), failures, OPTIONS) == seconds
+    assert run_policy.restart_delay(outcome(kind, budget), failures, CONFIG) == seconds
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_deadline_and_time_to_live(seconds: int | None, started: object, left: f
     ],
 )
 def test_when_a_pod_that_will_not_go_is_forced(grace_ends: object, left: float) -> None:
-    assert run_policy.force_left(member(deleted_at=grace_ends), NOW, OPTIONS) == left
+    assert run_policy.force_left(member(deleted_at=grace_ends), NOW, CONFIG) == left
 
 
 @pytest.mark.parametrize("moment", [None, "", "yesterday", text(at(-1))])

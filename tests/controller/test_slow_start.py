@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from controller.builders import NOW, Raw, job, member, text
+from controller.builders import NOW, Raw, a_run, member, text
 from controller.test_runs import World
 from controller.test_start_deadlines import place
 from internvl_operator.core.policies.slow_start import first_look, slow_start
@@ -36,17 +36,17 @@ WAITS: dict[str, Any] = {"phase": "Pending", "waiting_reason": "ContainerCreatin
 )
 def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, words: str) -> None:
     pods = [member(0), member(1, **WAITS, accepted_at=NOW - timedelta(seconds=30), **pod)]
-    found = slow_start(pods, job().spec, NOW)
+    found = slow_start(pods, a_run().spec, NOW)
     assert found is not None
     assert (found.reason, found.stalled) == (reason, False)
     assert "pod run-train-1 on node gpu-1 waits since" in found.message
     assert words in found.message
-    assert slow_start(pods, job().spec, NOW - timedelta(seconds=1)) is None, "as every pod for a moment"
+    assert slow_start(pods, a_run().spec, NOW - timedelta(seconds=1)) is None, "as every pod for a moment"
     assert first_look(pods, NOW - timedelta(seconds=1)) == 1
 
 
 def test_what_the_run_mounts_is_named() -> None:
-    spec = job(data=PVC, podTemplate={"volumes": VOLUMES}).spec
+    spec = a_run(data=PVC, podTemplate={"volumes": VOLUMES}).spec
     pod = member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))
     found = slow_start([pod], spec, NOW)
     assert found is not None
@@ -66,7 +66,7 @@ def test_what_the_run_mounts_is_named() -> None:
 )
 def test_others_say_nothing(pod: Raw) -> None:
     fields = WAITS | {"accepted_at": NOW - timedelta(hours=1)} | pod
-    assert slow_start([member(**fields)], job().spec, NOW) is None
+    assert slow_start([member(**fields)], a_run().spec, NOW) is None
 
 
 def test_it_is_told_once_and_again_when_time_is_up() -> None:

@@ -34,7 +34,7 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
     created = draft.created(stage)
     if not members and not created:
         return None
-    size = stage.size(draft.job.spec)
+    size = stage.size(draft.run.spec)
     found = failure_policy.classify(members, size if created else len({pod.rank for pod in members}))
     if found is None or found.echo:
         found = container_restart.started_anew(draft) or found
@@ -43,7 +43,7 @@ def outcome(draft: Draft, stage: Stage) -> Outcome | None:
     if found and (
         found.echo or found.reason == failure_policy.RESUME or (found.kind, found.budget) == ("retry", "user")
     ):
-        wait = failure_policy.undecided(members, draft.now, draft.options.settle)
+        wait = failure_policy.undecided(members, draft.now, draft.config.settle)
         if wait > 0:
             draft.wait(wait)
             return None
@@ -62,9 +62,9 @@ def start(draft: Draft, stage: Stage) -> None:
         _say_waiting(draft, stage)
         return
     have = {pod.rank for pod in draft.members}
-    ranks = [rank for rank in range(stage.size(draft.job.spec)) if rank not in have]
+    ranks = [rank for rank in range(stage.size(draft.run.spec)) if rank not in have]
     draft.apply += _shared(draft, stage)
-    draft.apply += [pods.build(draft.job, stage, status.attempt, rank, draft.options) for rank in ranks]
+    draft.apply += [pods.build(draft.run, stage, status.attempt, rank, draft.config) for rank in ranks]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = draft.timestamp()
     status.retry_at = None
@@ -75,16 +75,16 @@ def start(draft: Draft, stage: Stage) -> None:
 
 def watch(draft: Draft, stage: Stage) -> None:
     """Say how a group that was made is doing, and mend its Service."""
-    entry, size = draft.entry(stage), stage.size(draft.job.spec)
+    entry, size = draft.entry(stage), stage.size(draft.run.spec)
     container_restart.note(draft, size)
     draft.status.workers = count(draft)
     if not draft.apply:
         draft.apply += _shared(draft, stage, only_missing=True)
     running = sum(pod.running for pod in draft.members)
     done = draft.status.workers.succeeded
-    problem = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
+    problem = trouble(draft.members, draft.run.spec.secrets, draft.run.namespace)
     if problem is None:
-        problem = slow_start(draft.members, draft.job.spec, draft.now)
+        problem = slow_start(draft.members, draft.run.spec, draft.now)
         if left := first_look(draft.members, draft.now):
             draft.wait(left)
     if problem:
@@ -108,9 +108,9 @@ def end_attempt(draft: Draft, stage: Stage, ended: Outcome) -> None:
     elif ended.budget == "infrastructure":
         status.restarts.infrastructure += 1
         status.infrastructure_failures += 1
-    elif ended.kind == "change" and draft.job.resolved.run:
-        status.micro_batch_size = oom_policy.smaller(draft.job.resolved.run, status)
-    delay = run_policy.restart_delay(ended, status.failures, draft.options)
+    elif ended.kind == "change" and draft.run.resolved.run_config:
+        status.micro_batch_size = oom_policy.smaller(draft.run.resolved.run_config, status)
+    delay = run_policy.restart_delay(ended, status.failures, draft.config)
     status.retry_at = to_text(draft.now + timedelta(seconds=delay)) if delay else None
     entry.state, entry.finished_at = "Pending", draft.timestamp()
     entry.reason, entry.message = ended.reason, ended.message
@@ -142,16 +142,16 @@ def count(draft: Draft) -> Workers:
 
 def _shared(draft: Draft, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
     """Service and PodGroup always; run.yaml is written once an attempt, so that all its pods read the same."""
-    always = [service.build(draft.job), *gang.pod_groups(draft.job, stage)]
-    if only_missing and names.config_map(draft.job.name) in draft.observed.config_maps:
+    always = [service.build(draft.run), *gang.pod_groups(draft.run, stage)]
+    if only_missing and names.config_map(draft.run.name) in draft.observed.config_maps:
         return always
-    return [config_map.build(draft.job, oom_policy.run_yaml(draft.job, draft.status)), *always]
+    return [config_map.build(draft.run, oom_policy.run_yaml(draft.run, draft.status)), *always]
 
 
 def _say_waiting(draft: Draft, stage: Stage) -> None:
     leaving = len(draft.leftovers)
     if draft.strangers:
-        text = f"waiting for {', '.join(draft.strangers[:3])} of an earlier {draft.job.name!r} to go"
+        text = f"waiting for {', '.join(draft.strangers[:3])} of an earlier {draft.run.name!r} to go"
     else:
         text = f"waiting for {leaving} pods of the last attempt to end"
     draft.say("Pending", "WaitingForOldPods", f"{stage.name}: {text}{_attempt(draft)}{_before(draft.entry(stage))}")

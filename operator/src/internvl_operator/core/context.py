@@ -10,22 +10,22 @@ from internvl_operator.core import conditions, stages
 from internvl_operator.core.events import events
 from internvl_operator.core.memory import with_estimate
 from internvl_operator.core.observe import Observed, Pod, owner
-from internvl_operator.core.operator_config import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.policies.run_policy import force_left
-from internvl_operator.core.run import Job
+from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
 
 @dataclass
 class Draft:
-    """Lives for one pass; `status` starts as a copy of the job's last one."""
+    """Lives for one pass; `status` starts as a copy of the run's last one."""
 
-    job: Job
+    run: Run
     observed: Observed
     now: datetime
-    options: Options
+    config: OperatorConfig
     status: InternVLFineTuneStatus
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
@@ -33,12 +33,12 @@ class Draft:
     roll_call: tuple[Pod, ...] = ()
 
     @classmethod
-    def begin(cls, job: Job, observed: Observed, now: datetime, options: Options) -> "Draft":
+    def begin(cls, run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> "Draft":
         """The attempt is the newest known: status may have been lost after its pods were made."""
-        status = job.status.model_copy(deep=True)
-        if job.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
-            status.stages = stages.in_order(job.resolved.spec, status.stages)
-        draft = cls(job, observed, now, options, status)
+        status = run.status.model_copy(deep=True)
+        if run.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
+            status.stages = stages.in_order(run.resolved.spec, status.stages)
+        draft = cls(run, observed, now, config, status)
         done = stages.done_names(status.stages)
         seen = [pod.attempt for pod in draft.own_pods if pod.stage not in done]
         status.attempt = max([status.attempt, 1, *seen])
@@ -53,8 +53,8 @@ class Draft:
 
     @property
     def own_pods(self) -> list[Pod]:
-        """Pods that this job (not an earlier one of its name) owns."""
-        return [pod for pod in self.observed.pods if pod.owner_uid == self.job.uid]
+        """Pods that this run (not an earlier one of its name) owns."""
+        return [pod for pod in self.observed.pods if pod.owner_uid == self.run.uid]
 
     @property
     def members(self) -> list[Pod]:
@@ -73,12 +73,12 @@ class Draft:
 
     @property
     def strangers(self) -> list[str]:
-        """Children of an earlier job of the same name: they hold the names ours need."""
-        pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.job.uid]
+        """Children of an earlier run of the same name: they hold the names ours need."""
+        pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.run.uid]
         seen = self.observed
         shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
         owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
-        return pods + [name for name, found in owners if found and found[1] != self.job.uid]
+        return pods + [name for name, found in owners if found and found[1] != self.run.uid]
 
     def entry(self, stage: Stage) -> StageStatus:
         """The stage's line in status."""
@@ -90,8 +90,8 @@ class Draft:
 
     def _last_stage(self) -> StageName | None:
         """Of a run that is complete, what was said then: an API server may give the stages back in another order."""
-        if conditions.is_true(self.job.status.conditions, "Complete"):
-            return self.job.status.stage
+        if conditions.is_true(self.run.status.conditions, "Complete"):
+            return self.run.status.stage
         return self.status.stages[-1].name if self.status.stages else None
 
     # --- what follows
@@ -103,7 +103,7 @@ class Draft:
     def remove(self, pods: list[Pod]) -> None:
         """Ask pods to go, with their grace period; by force once that is long over."""
         for pod in pods:
-            left = force_left(pod, self.now, self.options)
+            left = force_left(pod, self.now, self.config)
             if pod.deleted_at is None or left <= 0:
                 self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
             else:
@@ -113,11 +113,11 @@ class Draft:
         """The summary: phase and all conditions."""
         self.status.phase = phase
         self.status.conditions = conditions.summarise(
-            with_estimate(self.status.conditions, self.job, self.options.gpu_memory, self.now),
+            with_estimate(self.status.conditions, self.run, self.config.gpu_memory, self.now),
             phase,
             reason,
             message,
-            self.job.generation,
+            self.run.generation,
             self.now,
         )
 
@@ -127,7 +127,7 @@ class Draft:
 
     def plan(self) -> Plan:
         """The finished pass."""
-        generation = self.job.generation
+        generation = self.run.generation
         self.status.observed_generation = generation
         # Also of what was said before and still holds: `kubectl wait` takes no word about an earlier generation.
         self.status.conditions = conditions.still_true(self.status.conditions, generation)
@@ -137,6 +137,6 @@ class Draft:
             delete=tuple(self.delete.values()),
             status=self.status,
             requeue_after=min(self.waits, default=None),
-            events=events(self.job.status, self.status),
+            events=events(self.run.status, self.status),
             roll_call=self.roll_call,
         )

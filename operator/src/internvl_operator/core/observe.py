@@ -108,7 +108,7 @@ class RollCall:
 
 @dataclass(frozen=True)
 class Observed:
-    """All children that carry the job's name, whoever owns them."""
+    """All children that carry the run's name, whoever owns them."""
 
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def observe(
     config_maps: Iterable[dict[str, Any]] = (),
     live: LiveProgress | None = None,
 ) -> Observed:
-    """Raw objects of one job -> Observed; pods without our labels are left out."""
+    """Raw objects of one run -> Observed; pods without our labels are left out."""
     members = (read_pod(raw) for raw in pods)
     return Observed(
         pods=tuple(sorted((pod for pod in members if pod), key=lambda pod: (pod.stage, pod.rank, pod.uid))),

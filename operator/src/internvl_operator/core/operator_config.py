@@ -1,11 +1,11 @@
-"""What the administrator decides for every job; the shell reads it from the environment, the core is handed it."""
+"""What the administrator decides for every run; the shell reads it from the environment, the core is handed it."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Options:
+class OperatorConfig:
     """Defaults of pods, and the bounds of waiting. Durations are seconds."""
 
     trainer_image: str = "localhost/internvl-trainer:dev"

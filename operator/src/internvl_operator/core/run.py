@@ -1,4 +1,4 @@
-"""A raw custom resource -> Job: who it is, what it asks for, what we answered last."""
+"""A raw custom resource -> Run: who it is, what it asks for, what we answered last."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _POD_PART = ("podTemplate", "secrets", "scheduling")
 
 
 class Key(NamedTuple):
-    """A job, or any object of a kind."""
+    """A run, or any object of a kind."""
 
     namespace: str
     name: str
@@ -31,13 +31,13 @@ class Resolved(NamedTuple):
     """What a spec comes to; `error` instead of the rest when it cannot be run."""
 
     spec: InternVLFineTuneSpec | None
-    run: RunConfig | None
+    run_config: RunConfig | None
     run_yaml: str
     error: SpecError | None
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """One InternVLFineTune. The digests are of the user's own words: an operator upgrade changes neither."""
 
     namespace: str
@@ -72,12 +72,12 @@ class Job:
         return None
 
 
-def read_job(raw: dict[str, Any]) -> Job:
+def read_run(raw: dict[str, Any]) -> Run:
     """Never raises on what a user can write: a bad spec becomes `resolved.error`, a strange status is read in part."""
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), raw.get("status") or {}
     parts = spec if isinstance(spec, dict) else {}
-    return Job(
+    return Run(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
@@ -104,15 +104,15 @@ def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
             known = {key: value for key, value in known.items() if key not in strange}
 
 
-# Resolving reads a recipe and renders YAML (milliseconds); a job is looked at many times between two edits.
+# Resolving reads a recipe and renders YAML (milliseconds); a run is looked at many times between two edits.
 @lru_cache(maxsize=2048)
 def _resolve(namespace: str, name: str, uid: str, spec_json: str) -> Resolved:
     try:
         spec = parse_spec(json.loads(spec_json))
-        run = resolve(spec, job=f"{namespace}/{name}", job_uid=uid)
+        run_config = resolve(spec, job=f"{namespace}/{name}", job_uid=uid)
     except SpecError as error:
         return Resolved(None, None, "", error)
-    return Resolved(spec, run, run.to_yaml(), None)
+    return Resolved(spec, run_config, run_config.to_yaml(), None)
 
 
 def _canonical(value: object) -> str:

@@ -14,8 +14,8 @@ from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator.core.observe import owner
 from internvl_operator.core.plan import Plan, Ref
-from internvl_operator.core.run import Job, Key
-from internvl_operator.kube.cache import Collection, Jobs, contains
+from internvl_operator.core.run import Key, Run
+from internvl_operator.kube.cache import Collection, RunCache, contains
 from internvl_operator.kube.client import Api, ApiError, resource_of
 
 Raw = dict[str, Any]
@@ -38,18 +38,18 @@ class Writer:
     def __init__(
         self,
         api: Api,
-        jobs: Jobs,
+        runs: RunCache,
         children: Mapping[str, Collection[Any]],
         executor: Executor,
     ) -> None:
         """`children`: by resource, as `resource_of` names it."""
-        self._api, self._jobs, self._children, self._executor = api, jobs, children, executor
+        self._api, self._runs, self._children, self._executor = api, runs, children, executor
         # The status asked for, by uid, where the server made another of it: one that prunes what its older CRD does not
         # know would otherwise be asked again for ever.
         self._asked: dict[str, Raw] = {}
         self._undeclared: set[tuple[str, ...]] = set()  # fields of a status that the installed CRD does not have
 
-    def carry_out(self, job: Job, plan: Plan) -> int:
+    def carry_out(self, run: Run, plan: Plan) -> int:
         """The number of pods made. Raises Refused for a child, ApiError for anything that may pass."""
         missing = [obj for obj in plan.apply if not self._there(obj)]
         shared = [obj for obj in missing if obj["kind"] != "Pod"]
@@ -58,33 +58,33 @@ class Writer:
             self._apply(obj)
         self._each(self._apply, pods)
         if plan.status is not None:
-            self.write_status(job, plan.status)
-        self._each(lambda ref: self._delete(job, ref), plan.delete)
+            self.write_status(run, plan.status)
+        self._each(lambda ref: self._delete(run, ref), plan.delete)
         return len(pods)
 
-    def write_status(self, job: Job, status: InternVLFineTuneStatus) -> bool:
+    def write_status(self, run: Run, status: InternVLFineTuneStatus) -> bool:
         """True when there was something to write."""
         wanted = _without(status.to_dict(), self._undeclared)
-        if wanted in (job.raw_status, self._asked.get(job.uid)):
+        if wanted in (run.raw_status, self._asked.get(run.uid)):
             return False
         obj = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            # The version makes the server refuse (409) a status meant for an earlier job of this name: it ignores the
-            # uid of a status. A job that was edited meanwhile refuses it too, and the pass is made again.
+            # The version makes the server refuse (409) a status meant for an earlier run of this name: it ignores the
+            # uid of a status. A run that was edited meanwhile refuses it too, and the pass is made again.
             "metadata": {
-                "name": job.name,
-                "namespace": job.namespace,
-                "uid": job.uid,
-                "resourceVersion": job.version,
+                "name": run.name,
+                "namespace": run.namespace,
+                "uid": run.uid,
+                "resourceVersion": run.version,
             },
             "status": wanted,
         }
         answer = self._apply_status(obj)
-        self._jobs.answered(answer)
-        self.forget(job.uid)
+        self._runs.answered(answer)
+        self.forget(run.uid)
         if answer.get("status") != wanted:
-            self._asked[job.uid] = wanted
+            self._asked[run.uid] = wanted
         return True
 
     def _apply_status(self, obj: Raw) -> Raw:
@@ -100,7 +100,7 @@ class Writer:
         return self._apply_status(obj | {"status": _without(obj["status"], self._undeclared)})
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """The run is gone."""
         self._asked.pop(uid, None)
 
     def _there(self, obj: Raw) -> bool:
@@ -139,9 +139,9 @@ class Writer:
             )
             raise Refused("NameTaken", text)
 
-    def _delete(self, job: Job, ref: Ref) -> None:
+    def _delete(self, run: Run, ref: Ref) -> None:
         try:
-            answer = self._api.delete(ref.kind, job.namespace, ref.name, uid=ref.uid, force=ref.force)
+            answer = self._api.delete(ref.kind, run.namespace, ref.name, uid=ref.uid, force=ref.force)
         except ApiError as error:
             if error.status not in (404, 409):  # gone already, or the name belongs to another by now
                 raise
@@ -174,7 +174,7 @@ def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
 
 
 def owned_alike(one: Raw, other: Raw) -> bool:
-    """Whether two children belong to jobs of one name; that of an earlier job is on its way out, or ours soon."""
+    """Whether two children belong to runs of one name; that of an earlier run is on its way out, or ours soon."""
     first, second = owner(one), owner(other)
     return first is not None and second is not None and first[0] == second[0]
 

@@ -1,9 +1,9 @@
-"""What the watches have seen, kept by job; written to by watches and by the answers to our own writes.
+"""What the watches have seen, kept by run; written to by watches and by the answers to our own writes.
 
 Both tell of the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
 and an answer about an object that the watch has already passed (and so has seen deleted) is not taken in again.
 
-Raw objects are kept packed: as Python dictionaries, a few thousand jobs would fill a small container.
+Raw objects are kept packed: as Python dictionaries, a few thousand runs would fill a small container.
 """
 
 import json
@@ -22,7 +22,7 @@ OwnerName = Callable[[Raw], str | None]
 
 class _Entry(NamedTuple):
     version: int
-    job: Key
+    run: Key
     value: Any
 
 
@@ -33,11 +33,11 @@ class Collection(Generic[T]):
         self._read, self._owner_name = read, owner_name
         self._lock = Lock()
         self._entries: dict[Key, _Entry] = {}
-        self._by_job: dict[Key, set[Key]] = {}
+        self._by_run: dict[Key, set[Key]] = {}
         self._position = 0
 
     def seen(self, raw: Raw) -> Key | None:
-        """A watch says: created or changed. The job to look at, or None when this is nothing new."""
+        """A watch says: created or changed. The run to look at, or None when this is nothing new."""
         with self._lock:
             self._position = max(self._position, version_of(raw))
             return self._put(raw)
@@ -59,27 +59,27 @@ class Collection(Generic[T]):
     ) -> tuple[set[Key], int]:
         """A new list of everything (in namespace `within`).
 
-        The jobs whose children differ from before; and the number of objects whose change was no news, as the watch
+        The runs whose children differ from before; and the number of objects whose change was no news, as the watch
         has told of later ones (up to version `passed`).
         """
         with self._lock:
             listed, changed, missed = set(), set(), 0
             for raw in raws:
                 listed.add(key_of(raw))
-                if (job := self._put(raw)) is not None:
-                    changed.add(job)
+                if (run := self._put(raw)) is not None:
+                    changed.add(run)
                     missed += version_of(raw) <= passed
             for key, entry in list(self._entries.items()):
                 if key not in listed and entry.version <= position and within in (None, key.namespace):
                     self._drop(key)
-                    changed.add(entry.job)
+                    changed.add(entry.run)
             self._position = max(self._position, position)
             return changed, missed
 
-    def of(self, job: Key) -> list[T]:
-        """Everything of one job."""
+    def of(self, run: Key) -> list[T]:
+        """Everything of one run."""
         with self._lock:
-            kept = [self._entries[key].value for key in self._by_job.get(job, ())]
+            kept = [self._entries[key].value for key in self._by_run.get(run, ())]
         return [self._given(value) for value in kept]
 
     def get(self, key: Key) -> T | None:
@@ -99,12 +99,12 @@ class Collection(Generic[T]):
         name, value = self._owner_name(raw), self._read(raw)
         if name is None or value is None:
             return self._drop(key)
-        job = Key(key.namespace, name)
-        if known and known.job != job:
+        run = Key(key.namespace, name)
+        if known and known.run != run:
             self._drop(key)
-        self._entries[key] = _Entry(version, job, self._kept(value))
-        self._by_job.setdefault(job, set()).add(key)
-        return job
+        self._entries[key] = _Entry(version, run, self._kept(value))
+        self._by_run.setdefault(run, set()).add(key)
+        return run
 
     def _kept(self, value: T) -> Any:
         """What is stored of a value."""
@@ -119,12 +119,12 @@ class Collection(Generic[T]):
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
-        siblings = self._by_job[entry.job]
+        siblings = self._by_run[entry.run]
         siblings.discard(key)
         if not siblings:
-            del self._by_job[entry.job]
-        job: Key = entry.job
-        return job
+            del self._by_run[entry.run]
+        run: Key = entry.run
+        return run
 
 
 class RawCollection(Collection[Raw]):
@@ -140,60 +140,60 @@ class RawCollection(Collection[Raw]):
         return unpack(kept)
 
 
-class _PackedJob(NamedTuple):
+class _PackedRun(NamedTuple):
     version: int
     uid: str
     packed: bytes
 
 
-class Jobs:
+class RunCache:
     """The custom resources, as last seen by kopf's watch or answered to a status write."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._jobs: dict[Key, _PackedJob] = {}
+        self._runs: dict[Key, _PackedRun] = {}
 
     def seen(self, raw: Raw) -> bool:
         """Take in a newer state; False when it is not newer."""
         with self._lock:
-            known = self._jobs.get(key_of(raw))
-            if known and known.version >= version_of(raw):  # also of an earlier job of this name
+            known = self._runs.get(key_of(raw))
+            if known and known.version >= version_of(raw):  # also of an earlier run of this name
                 return False
             self._put(raw)
             return True
 
     def answered(self, raw: Raw) -> None:
-        """Take in the answer to a write, unless the job has gone meanwhile."""
+        """Take in the answer to a write, unless the run has gone meanwhile."""
         with self._lock:
-            known = self._jobs.get(key_of(raw))
+            known = self._runs.get(key_of(raw))
             if known and known.uid == raw["metadata"]["uid"] and version_of(raw) > known.version:
                 self._put(raw)
 
     def gone(self, key: Key, uid: str) -> None:
-        """Forget a deleted job, unless its name already belongs to another."""
+        """Forget a deleted run, unless its name already belongs to another."""
         with self._lock:
-            if key in self._jobs and self._jobs[key].uid == uid:
-                del self._jobs[key]
+            if key in self._runs and self._runs[key].uid == uid:
+                del self._runs[key]
 
     def get(self, key: Key) -> Raw | None:
         """The raw object; a copy of its own."""
         with self._lock:
-            known = self._jobs.get(key)
+            known = self._runs.get(key)
         return unpack(known.packed) if known else None
 
     def uids(self) -> dict[Key, str]:
-        """Which jobs there are."""
+        """Which runs there are."""
         with self._lock:
-            return {key: job.uid for key, job in self._jobs.items()}
+            return {key: run.uid for key, run in self._runs.items()}
 
     def all(self) -> Iterator[Raw]:
         """A snapshot, one after the other."""
         with self._lock:
-            known = list(self._jobs.values())
-        return (unpack(job.packed) for job in known)
+            known = list(self._runs.values())
+        return (unpack(run.packed) for run in known)
 
     def _put(self, raw: Raw) -> None:
-        self._jobs[key_of(raw)] = _PackedJob(version_of(raw), _own(raw["metadata"]["uid"]), pack(slim(raw)))
+        self._runs[key_of(raw)] = _PackedRun(version_of(raw), _own(raw["metadata"]["uid"]), pack(slim(raw)))
 
 
 def _own(text: str) -> str:

@@ -11,7 +11,7 @@ from internvl_api.constants import API_VERSION, KIND
 
 from internvl_operator import metrics
 from internvl_operator.core.plan import Event
-from internvl_operator.core.run import Job
+from internvl_operator.core.run import Run
 from internvl_operator.kube.client import FIELD_MANAGER, Api, ApiError
 
 _QUEUE_LIMIT = 2000
@@ -34,10 +34,10 @@ class EventSink:
         """Begin to send."""
         self._thread.start()
 
-    def send(self, job: Job, event: Event, now: str) -> None:
+    def send(self, run: Run, event: Event, now: str) -> None:
         """Never blocks, never raises."""
         try:
-            self._queue.put_nowait(_build(job, event, now, next(self._numbers)))
+            self._queue.put_nowait(_build(run, event, now, next(self._numbers)))
         except queue.Full:
             metrics.EVENTS_DROPPED.inc()
 
@@ -50,18 +50,18 @@ class EventSink:
                 logger.debug("an event was lost: %s", error)
 
 
-def _build(job: Job, event: Event, now: str, number: int) -> dict[str, Any]:
+def _build(run: Run, event: Event, now: str, number: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Event",
         # Times are whole seconds: where they are equal, it is by name that kubectl puts events in order.
-        "metadata": {"name": f"{job.name[:_NAME_LIMIT]}.{number:016x}", "namespace": job.namespace},
+        "metadata": {"name": f"{run.name[:_NAME_LIMIT]}.{number:016x}", "namespace": run.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "namespace": job.namespace,
-            "name": job.name,
-            "uid": job.uid,
+            "namespace": run.namespace,
+            "name": run.name,
+            "uid": run.uid,
         },
         "type": event.kind,
         "reason": event.reason,

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ChildWatch:
-    """Keeps `collection` up to date with the children of one kind, and tells which jobs they belong to."""
+    """Keeps `collection` up to date with the children of one kind, and tells which runs they belong to."""
 
     def __init__(
         self,
@@ -104,8 +104,8 @@ class ChildWatch:
             packed += [pack(slim(raw)) for raw in page["items"] or ()]
         raws = (unpack(each) for each in packed)
         changed, missed = self._collection.replaced(raws, _number(self._version), within=self._namespace, passed=passed)
-        for job in changed:
-            self._changed(job)
+        for run in changed:
+            self._changed(run)
         if missed:
             metrics.RESYNC_MISSED.labels(self.kind).inc(missed)
             logger.warning("%s: the watch had left out %d changes", self._path, missed)
@@ -120,13 +120,13 @@ class ChildWatch:
             raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
         self._version = raw["metadata"]["resourceVersion"]
         if kind in ("ADDED", "MODIFIED"):
-            job = self._collection.seen(raw)
+            run = self._collection.seen(raw)
         elif kind == "DELETED":
-            job = self._collection.gone(raw)
+            run = self._collection.gone(raw)
         else:
             return  # BOOKMARK
-        if job is not None:
-            self._changed(job)
+        if run is not None:
+            self._changed(run)
 
     def _forget_if_expired(self, error: ApiError) -> None:
         """A refusal, such as 410 Gone for a version the server no longer has, needs a new list; silence does not."""

@@ -1,4 +1,4 @@
-"""Compares the jobs we know with the jobs there are, now and then, over a connection that is not kopf's.
+"""Compares the runs we know with the runs there are, now and then, over a connection that is not kopf's.
 
 kopf's watch may have slept through something (a deletion while it was reconnecting, a stream that died without a
 word). What it missed is taken in here; when it keeps missing things, liveness says so.
@@ -14,7 +14,7 @@ from internvl_api.constants import KIND
 
 from internvl_operator import metrics
 from internvl_operator.core.run import Key
-from internvl_operator.kube.cache import Jobs
+from internvl_operator.kube.cache import RunCache
 from internvl_operator.kube.client import Api, ApiError, list_path
 
 _TOO_OFTEN = 3  # comparisons in a row that found something; one may merely have been faster than the watch
@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 class Resync:
-    """A thread that lists all jobs every `interval` seconds."""
+    """A thread that lists all runs every `interval` seconds."""
 
     def __init__(
         self,
         api: Api,
-        jobs: Jobs,
+        runs: RunCache,
         namespace: str | None,
         *,
         seen: Callable[[dict[str, Any]], bool],
         gone: Callable[[Key, str], None],
         interval: float,
     ) -> None:
-        self._api, self._jobs, self._namespace = api, jobs, namespace
+        self._api, self._runs, self._namespace = api, runs, namespace
         self._seen, self._gone, self._interval = seen, gone, interval
         self._stopping = threading.Event()
         self._finds_in_a_row = 0
@@ -56,8 +56,8 @@ class Resync:
         return f"the watch of {KIND} has missed changes {self._finds_in_a_row} times in a row"
 
     def compare(self) -> int:
-        """The number of jobs of which our knowledge was out of date. Raises ApiError."""
-        known = self._jobs.uids()
+        """The number of runs of which our knowledge was out of date. Raises ApiError."""
+        known = self._runs.uids()
         found, missed = set(), 0
         for page in self._api.list_pages(list_path(KIND, self._namespace)):
             for raw in page["items"]:
@@ -75,9 +75,9 @@ class Resync:
             try:
                 missed = self.compare()
             except ApiError as error:
-                logger.warning("jobs could not be listed: %s", error)
+                logger.warning("runs could not be listed: %s", error)
                 continue
             self._finds_in_a_row = self._finds_in_a_row + 1 if missed else 0
             metrics.RESYNC_MISSED.labels(KIND).inc(missed)
             if missed:
-                logger.warning("%d jobs were out of date (compared in %.1f s)", missed, time.monotonic() - began)
+                logger.warning("%d runs were out of date (compared in %.1f s)", missed, time.monotonic() - began)

@@ -46,7 +46,7 @@ class _Target:
 
 
 class ProgressPoller:
-    """`follow` and `forget` are called after every pass; `changed` when a job's progress has moved."""
+    """`follow` and `forget` are called after every pass; `changed` when a run's progress has moved."""
 
     def __init__(self, changed: Callable[[Key], None], *, interval: float, threads: int) -> None:
         self._changed, self._interval = changed, interval
@@ -67,7 +67,7 @@ class ProgressPoller:
         self._queue.close()
 
     def latest(self, key: Key) -> LiveProgress | None:
-        """What the job's pod last said."""
+        """What the run's pod last said."""
         with self._lock:
             return self._latest.get(key)
 
@@ -81,7 +81,7 @@ class ProgressPoller:
         self._queue.add(key, after=self._interval)
 
     def forget(self, key: Key) -> None:
-        """The job has no running pod to ask."""
+        """The run has no running pod to ask."""
         with self._lock:
             self._targets.pop(key, None)
             self._latest.pop(key, None)

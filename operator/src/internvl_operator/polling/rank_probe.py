@@ -31,7 +31,7 @@ class RollCaller:
         self._questions.shutdown(wait=False, cancel_futures=True)
 
     def latest(self, key: Key) -> RollCall | None:
-        """The job's last answers."""
+        """The run's last answers."""
         with self._lock:
             return self._latest.get(key)
 
@@ -44,7 +44,7 @@ class RollCaller:
         self._calls.submit(self._call, key, tuple(pods), processes)
 
     def forget(self, key: Key) -> None:
-        """The job has no running attempt to ask."""
+        """The run has no running attempt to ask."""
         with self._lock:
             self._latest.pop(key, None)
 

@@ -27,7 +27,7 @@ _WORDS: dict[StepPhase, str] = {
 
 def overdue(draft: Draft, stage: Stage) -> Outcome | None:
     """The end of an attempt that has got no further for progressDeadlineSeconds; None while it may."""
-    limit, since = draft.job.spec.run_policy.progress_deadline_seconds, from_text(draft.status.progress_at)
+    limit, since = draft.run.spec.run_policy.progress_deadline_seconds, from_text(draft.status.progress_at)
     if limit is None or since is None or stage.name != "train" or draft.entry(stage).state != "Running":
         return None
     left = limit - (draft.now - since).total_seconds()

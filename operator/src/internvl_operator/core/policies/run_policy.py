@@ -6,26 +6,26 @@ from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.operator_config import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.policies.failure_policy import Outcome
 from internvl_operator.core.policies.startup_problems import Trouble
 from internvl_operator.core.timestamps import from_text
 
 
-def backoff(failures: int, options: Options) -> float:
+def backoff(failures: int, config: OperatorConfig) -> float:
     """Wait before the start that follows the `failures`-th failure in a row: base, 2 x base, … up to the cap."""
     if failures < 1:
         return 0.0
-    return float(min(options.retry_cap, options.retry_base * 2 ** min(failures - 1, 30)))
+    return float(min(config.retry_cap, config.retry_base * 2 ** min(failures - 1, 30)))
 
 
-def restart_delay(outcome: Outcome, failures: int, options: Options) -> float:
+def restart_delay(outcome: Outcome, failures: int, config: OperatorConfig) -> float:
     """Wait before the next attempt, `failures` counting this one.
 
     A stalled stage always waits. A restart is at once the first time; one that keeps coming back without a newer
     checkpoint waits too, whoever is to blame, so that nothing here can become a hot loop.
     """
-    return backoff(failures if outcome.kind == "stall" else failures - 1, options)
+    return backoff(failures if outcome.kind == "stall" else failures - 1, config)
 
 
 def within_budget(outcome: Outcome, status: InternVLFineTuneStatus, policy: RunPolicy) -> Outcome:
@@ -85,11 +85,11 @@ def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -
     return left(status.finished_at, policy.ttl_seconds_after_finished, now)
 
 
-def force_left(pod: Pod, now: datetime, options: Options) -> float:
+def force_left(pod: Pod, now: datetime, config: OperatorConfig) -> float:
     """Seconds until a pod that was asked to go is deleted by force: its node does not answer."""
     if pod.deleted_at is None:
-        return options.force_delete_after
-    return max(0.0, (pod.deleted_at - now).total_seconds() + options.force_delete_after)
+        return config.force_delete_after
+    return max(0.0, (pod.deleted_at - now).total_seconds() + config.force_delete_after)
 
 
 def left(since: str | None, seconds: int | None, now: datetime) -> float | None:

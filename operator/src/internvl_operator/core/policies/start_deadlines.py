@@ -19,7 +19,7 @@ def overdue(draft: Draft, stage: Stage) -> Outcome | None:
 
 
 def _unscheduled(draft: Draft, stage: Stage) -> Outcome | None:
-    limit, status = draft.job.spec.run_policy.scheduling_deadline_seconds, draft.status
+    limit, status = draft.run.spec.run_policy.scheduling_deadline_seconds, draft.status
     homeless = [pod for pod in draft.members if _needs_node(pod)]
     if limit is None or not homeless:
         status.unscheduled_since = None
@@ -33,13 +33,13 @@ def _unscheduled(draft: Draft, stage: Stage) -> Outcome | None:
     text = (
         f"pod {pod.name} found no node within {limit} s (spec.runPolicy.schedulingDeadlineSeconds): "
         f"{pod.unschedulable or 'the scheduler says nothing of it'}; {len(draft.members) - len(homeless)} of "
-        f"{stage.size(draft.job.spec)} workers had one, and free it"
+        f"{stage.size(draft.run.spec)} workers had one, and free it"
     )
     return Outcome("stall", "SchedulingDeadlineExceeded", text)
 
 
 def _not_started(draft: Draft) -> Outcome | None:
-    limit = draft.job.spec.run_policy.start_deadline_seconds
+    limit = draft.run.spec.run_policy.start_deadline_seconds
     for pod in draft.members:
         if pod.phase != "Pending" or pod.finished or pod.accepted_at is None:
             continue
@@ -47,8 +47,8 @@ def _not_started(draft: Draft) -> Outcome | None:
         if left > 0:
             draft.wait(left)
             continue
-        found = trouble([pod], draft.job.spec.secrets, draft.job.namespace)
-        missing = found.message if found else what_is_missing(pod, draft.job.spec)
+        found = trouble([pod], draft.run.spec.secrets, draft.run.namespace)
+        missing = found.message if found else what_is_missing(pod, draft.run.spec)
         cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
         text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"
         return Outcome("stall", "StartDeadlineExceeded", f"{text}: {cause}")
