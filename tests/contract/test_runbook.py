@@ -16,8 +16,8 @@ SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 # Callables that are given a reason -> its position; as a keyword it is called `reason` everywhere.
 TAKES_A_REASON = {
     "SpecError": 0, "UserError": 0, "CheckpointError": 0, "BadFile": 0, "AccessDenied": 0, "Unavailable": 0,
-    "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "Trouble": 0, "Refused": 0, "_infrastructure": 0,
-    "Outcome": 1, "Event": 1, "say": 1, "_explain": 1, "_failed": 1, "_result": 1,
+    "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "StartupProblem": 0, "Refused": 0,
+    "_infrastructure": 0, "Outcome": 1, "Event": 1, "set_phase": 1, "_explain": 1, "_failed": 1, "_result": 1,
 }  # fmt: skip
 GIVES_A_REASON = re.compile(r"reason|fault")  # functions by their names
 HOLDS_A_REASON = ("reason", "default")  # variables
@@ -61,8 +61,8 @@ def _reasons_in_code() -> set[str]:
         *failure_policy._GAVE_WAY.values(),
     ]
     tables += [
-        *failure_policy._ECHOES,
-        *failure_policy._HOPELESS,
+        *failure_policy._SECONDARY,
+        *failure_policy._NOT_RETRIED,
         *failure_policy._TOO_LARGE,
         *memory._REASONS.values(),
     ]

@@ -1,4 +1,4 @@
-"""An API server and kubelets in memory, around the real core and the real writer.
+"""An API server and kubelets in memory, around the real core and the real applier.
 
 `Server` answers writes as an API server does and keeps the stream of watch events; `Operator` is one process: caches
 that lag behind until `hear`, and passes that may be cut off before any write. Nothing here knows what should happen.
@@ -14,11 +14,11 @@ from typing import Any
 from controller.builders import CONFIG, NOW, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
-from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
+from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RankAnswers, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.run import Key, read_run
-from internvl_operator.kube.applier import Refused, Writer
+from internvl_operator.kube.applier import Applier, Refused
 from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
 from internvl_operator.kube.client import ApiError, resource_of
 
@@ -217,8 +217,8 @@ class Operator:
             collection.replaced(clone(list(server.objects[kind].values())), position)
         for raw in server.objects[KIND].values():
             self.runs.seen(clone(raw))
-        self.writer = Writer(server, self.runs, self.children, _Inline())  # type: ignore[arg-type]
-        self.roll_call: RollCall | None = None
+        self.applier = Applier(server, self.runs, self.children, _Inline())  # type: ignore[arg-type]
+        self.rank_answers: RankAnswers | None = None
         self.requeue: float | None = None
         self.plans: list[Plan] = []
 
@@ -263,21 +263,21 @@ class Operator:
             config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
             pod_groups={raw["metadata"]["name"]: raw for raw in self.children[POD_GROUP].of(key)},
             live=self._live(pods),
-            roll_call=self.roll_call,
+            rank_answers=self.rank_answers,
         )
         plan = reconcile(run, observed, self.server.now, CONFIG)
         self.plans.append(plan)
         self.requeue = plan.requeue_after
         try:
-            self.writer.carry_out(run, plan)
+            self.applier.carry_out(run, plan)
         except Refused as error:
-            self.writer.carry_out(run, rejected(run, error.reason, error.message, self.server.now, CONFIG))
+            self.applier.carry_out(run, rejected(run, error.reason, error.message, self.server.now, CONFIG))
         except ApiError as error:
             if error.gone:
                 self.runs.gone(key, run.uid)
-        if plan.roll_call:
-            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.roll_call)
-            self.roll_call = RollCall(self.server.now, frozenset(pod.uid for pod in plan.roll_call), states)
+        if plan.probe:
+            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.probe)
+            self.rank_answers = RankAnswers(self.server.now, frozenset(pod.uid for pod in plan.probe), states)
             self.requeue = 0
         return len(self.server.writes) - before
 

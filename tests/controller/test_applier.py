@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from internvl_api.status import InternVLFineTuneStatus, StageStatus, Workers
 from internvl_operator.core.run import read_run
-from internvl_operator.kube.applier import Writer
+from internvl_operator.kube.applier import Applier
 from internvl_operator.kube.cache import RunCache
 from internvl_operator.kube.client import Api, ApiError, encode
 
@@ -42,15 +42,15 @@ def test_a_field_that_an_older_crd_has_not_is_left_out() -> None:
     server = OldServer(".workers", '.stages[name="train"].attempt')
     status = InternVLFineTuneStatus(phase="Running", stages=[StageStatus(name="train", attempt=2)])
     with ThreadPoolExecutor(1) as executor:
-        writer = Writer(cast(Api, server), RunCache(), {}, executor)
-        assert writer.write_status(read_run(custom_resource()), status)
+        applier = Applier(cast(Api, server), RunCache(), {}, executor)
+        assert applier.write_status(read_run(custom_resource()), status)
         written = server.asked[-1]
         assert written["phase"] == "Running"
         assert "workers" not in written
         assert written["stages"] == [{"name": "train", "state": "Pending", "artifacts": {}}]
         assert len(server.asked) == 3, "one refusal for each field"
         same = status.model_copy(update={"workers": Workers(active=7)})
-        assert not writer.write_status(read_run(custom_resource(status=written)), same), "nothing that can be written"
+        assert not applier.write_status(read_run(custom_resource(status=written)), same), "nothing that can be written"
         assert len(server.asked) == 3
 
 

@@ -6,7 +6,7 @@ import pytest
 from controller.operator_process import Cluster
 from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus, StageStatus
 from internvl_operator.core.run import read_run
-from internvl_operator.kube.applier import Writer
+from internvl_operator.kube.applier import Applier
 from internvl_operator.kube.cache import RunCache
 from internvl_operator.kube.client import Api, ApiError
 from ivft_cluster.api_server import ApiServer
@@ -19,10 +19,10 @@ def test_an_empty_text_is_kept_and_not_written_again(served: ApiServer, cluster_
     status = InternVLFineTuneStatus(phase="Running", progress_text="", stages=[StageStatus(name="train", message="")])
     api = Api(served.api.configuration, timeout=30, connections=1)
     with ThreadPoolExecutor(1) as executor:
-        writer = Writer(api, RunCache(), {}, executor)
-        assert writer.write_status(read_run(cluster_of_test.get()), status)
+        applier = Applier(api, RunCache(), {}, executor)
+        assert applier.write_status(read_run(cluster_of_test.get()), status)
         stored = cluster_of_test.get()
-        assert not writer.write_status(read_run(stored), status)
+        assert not applier.write_status(read_run(stored), status)
     assert stored["status"] == {"observedGeneration": UNOBSERVED} | status.to_dict()
     assert stored["status"]["progressText"] == ""
     cluster_of_test.delete()
@@ -36,10 +36,10 @@ def test_a_run_made_again_does_not_get_the_status_of_the_earlier_one(
     cluster_of_test.create()
     api = Api(served.api.configuration, timeout=30, connections=1)
     with ThreadPoolExecutor(1) as executor:
-        writer = Writer(api, RunCache(), {}, executor)
+        applier = Applier(api, RunCache(), {}, executor)
         with pytest.raises(ApiError, match="409 Conflict"):
-            writer.write_status(earlier, InternVLFineTuneStatus(phase="Running"))
+            applier.write_status(earlier, InternVLFineTuneStatus(phase="Running"))
         assert cluster_of_test.get()["status"] == {"observedGeneration": UNOBSERVED}
-        assert writer.write_status(read_run(cluster_of_test.get()), InternVLFineTuneStatus(phase="Pending"))
+        assert applier.write_status(read_run(cluster_of_test.get()), InternVLFineTuneStatus(phase="Pending"))
     assert cluster_of_test.get()["status"]["phase"] == "Pending"
     cluster_of_test.delete()

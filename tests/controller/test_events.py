@@ -7,9 +7,9 @@ import pytest
 from controller.builders import Raw, a_run, custom_resource
 from controller.simulator import Operator, Server
 from internvl_api.status import InternVLFineTuneStatus
-from internvl_operator.core.events import events
+from internvl_operator.core.events import events_between
 from internvl_operator.core.plan import Event
-from internvl_operator.kube.event_recorder import EventSink
+from internvl_operator.kube.event_recorder import EventRecorder
 from internvl_operator.metrics import RunCollector
 
 
@@ -73,12 +73,12 @@ TRAIN = {"name": "train", "state": "Running", "attempt": 1}
     ],
 )
 def test_events(old: Raw, new: Raw, told: list[str]) -> None:
-    assert [f"{event.kind} {event.reason}" for event in events(status(**old), status(**new))] == told
+    assert [f"{event.kind} {event.reason}" for event in events_between(status(**old), status(**new))] == told
 
 
 def test_the_end_of_an_attempt_is_told_by_the_word_that_the_runbook_has() -> None:
     ended = TRAIN | {"reason": "Drained", "message": "worker 1 had to give way"}
-    (event,) = events(status(stages=[TRAIN]), status(stages=[ended]))
+    (event,) = events_between(status(stages=[TRAIN]), status(stages=[ended]))
     assert event.message == "train: Drained: worker 1 had to give way"
 
 
@@ -92,7 +92,7 @@ def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:
                 raise SystemExit  # ends the thread
             return obj
 
-    sink = EventSink(Server())  # type: ignore[arg-type]
+    sink = EventRecorder(Server())  # type: ignore[arg-type]
     reasons = ["StageStarted", "StageSucceeded", "Another"]
     for reason in reasons:
         sink.send(a_run("x" * 253), Event("Normal", reason, "words"), "2026-01-31T12:00:00Z")

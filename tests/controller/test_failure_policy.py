@@ -6,7 +6,7 @@ import pytest
 from controller.builders import NOW, at, member, result
 from internvl_api.status import StageResult
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.policies.failure_policy import Outcome, classify, diagnose, undecided
+from internvl_operator.core.policies.failure_policy import Outcome, classify, diagnose, seconds_to_settle
 
 
 def ended(code: int, rank: int = 0, **fields: Any) -> Pod:
@@ -306,4 +306,4 @@ def test_missing_workers_are_named() -> None:
 )
 def test_how_long_the_peers_of_a_failed_worker_are_waited_for(ended_at: Any, peer_runs: bool, seconds: float) -> None:
     pods = [ended(1, 0, exit_at=ended_at), member(1) if peer_runs else ended(1, 1, exit_at=ended_at)]
-    assert undecided(pods, NOW, 5.0) == seconds
+    assert seconds_to_settle(pods, NOW, 5.0) == seconds

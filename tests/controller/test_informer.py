@@ -13,7 +13,7 @@ from internvl_operator.core.observe import read_pod
 from internvl_operator.core.run import Key
 from internvl_operator.kube.cache import Collection, RunCache
 from internvl_operator.kube.client import ApiError
-from internvl_operator.kube.informer import SELECTOR, ChildWatch
+from internvl_operator.kube.informer import SELECTOR, Informer
 from internvl_operator.kube.resync import Resync
 from internvl_operator.settings import Settings
 
@@ -108,7 +108,7 @@ def test_a_watch_goes_on_whatever_happens(
     monkeypatch.setattr("internvl_operator.kube.informer._LONGEST_PAUSE", 0.001)
     api, told = Script(*answers), []
     pods = Collection(read_pod, lambda raw: raw["metadata"]["ownerReferences"][0]["name"])
-    watch = ChildWatch(api, "Pod", None, pods, told.append, seconds=60, resync=600)  # type: ignore[arg-type]
+    watch = Informer(api, "Pod", None, pods, told.append, seconds=60, resync=600)  # type: ignore[arg-type]
     watch.start()
     assert api.exhausted.wait(timeout=30)
     watch.stop()
@@ -128,7 +128,7 @@ def test_what_a_watch_leaves_out_is_found_by_the_next_list() -> None:
     first = pod(5, 0), pod(6, 1), pod(7, 2)
     api, told = Script(listed(10, *first), [event("MODIFIED", pod(13, 1))], listed(20, pod(12, 0), pod(14, 2)), []), []
     pods = Collection(read_pod, lambda raw: raw["metadata"]["ownerReferences"][0]["name"])
-    watch = ChildWatch(api, "Pod", None, pods, told.append, seconds=60, resync=1e-9)  # type: ignore[arg-type]
+    watch = Informer(api, "Pod", None, pods, told.append, seconds=60, resync=1e-9)  # type: ignore[arg-type]
     watch.start()
     assert api.exhausted.wait(timeout=30)
     watch.stop()
@@ -226,7 +226,7 @@ def test_liveness_speaks_of_what_a_restart_would_mend(break_it: Callable[[Contro
 
 
 def _age_watch(controller: Controller, seconds: float) -> None:
-    watch = controller._watches[0]
+    watch = controller._informers[0]
     watch._tried -= seconds
 
 

@@ -37,7 +37,7 @@ def test_every_name_is_valid(run: str, stage: str, rank: int) -> None:
     assert DNS_1035_LABEL.match(names.service(run))
     assert DNS_LABEL.match(names.config_map(run))
     assert LABEL_VALUE.match(names.run_label(run))
-    for value in names.member_labels(run, "uid", stage, 7, rank).values():
+    for value in names.worker_labels(run, "uid", stage, 7, rank).values():
         assert LABEL_VALUE.match(value)
 
 

@@ -7,8 +7,10 @@ import yaml
 from controller.builders import Raw, a_run, result
 from controller.simulator import Operator
 from controller.test_runs import World
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.spec import RunPolicy
+from internvl_api.status import InternVLFineTuneStatus, StageName
 from internvl_operator.core.policies import oom_policy
+from internvl_operator.core.policies.failure_policy import Kind, Outcome
 
 FULL = result("train", "failed", "GpuOutOfMemory", message="OutOfMemoryError: CUDA out of memory")
 
@@ -39,7 +41,7 @@ def test_the_sizes_that_are_tried(micro: int, total: int, sizes: list[int | None
     assert run is not None
     status, found = InternVLFineTuneStatus(), []
     while not found or found[-1] is not None:
-        found.append(oom_policy.smaller(run, status))
+        found.append(oom_policy.smaller_micro_batch(run, status))
         status.micro_batch_size = found[-1]
     assert found == sizes
 
@@ -95,3 +97,18 @@ def test_what_a_changed_spec_makes_of_it(change: Raw, expected: tuple[int, int, 
     world.operator.settle()
     world.collect()
     assert batches(world) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "smaller", "wish", "kind", "words"),
+    [
+        pytest.param("train", 2, "halveMicroBatch", "change", "micro batches of 2", id="goes-on-smaller"),
+        pytest.param("train", 2, "fail", "fail", "onOutOfMemory: halveMicroBatch", id="not-asked-for"),
+        pytest.param("train", None, "halveMicroBatch", "fail", "maxSeqLength", id="nothing-smaller-than-one"),
+        pytest.param("evaluate", 2, "halveMicroBatch", "fail", "evaluation.batchSize", id="not-training"),
+    ],
+)
+def test_a_full_gpu(stage: StageName, smaller: int | None, wish: Any, kind: Kind, words: str) -> None:
+    judged = oom_policy.decide(Outcome("change", "Reason", "words"), stage, smaller, RunPolicy(on_out_of_memory=wish))
+    assert judged.kind == kind
+    assert words in judged.message

@@ -11,10 +11,10 @@ from controller.builders import member, text
 from controller.simulator import Operator, clock
 from controller.test_runs import World
 from internvl_api.status import Heartbeat, Progress, StepPhase
-from internvl_operator.core.observe import ProcessState, RollCall
+from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.progress_deadline import slowest
 from internvl_operator.core.run import Key
-from internvl_operator.polling.rank_probe import RollCaller
+from internvl_operator.polling.rank_probe import RankProbe
 
 KEY = Key("team", "run")
 
@@ -131,9 +131,9 @@ def test_answers_of_an_earlier_attempt_are_not_taken_for_this_ones() -> None:
     world.collect()
     world.run("train")
     say(world, 42, 0, 1)
-    stale = world.operator.roll_call
+    stale = world.operator.rank_answers
     assert stale is not None
-    world.operator.roll_call = RollCall(world.server.now, stale.pod_uids, stale.states)
+    world.operator.rank_answers = RankAnswers(world.server.now, stale.pod_uids, stale.states)
     world.later(59)
     assert world.status["attempt"] == 2
 
@@ -176,7 +176,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_all_processes_are_asked_and_a_stopped_one_is_not_waited_for(port: int) -> None:
     told = threading.Event()
-    caller = RollCaller(lambda key: told.set(), threads=4)
+    caller = RankProbe(lambda key: told.set(), threads=4)
     pods = [member(0, ip="127.0.0.1"), member(1, ip="127.0.0.2"), member(2)]
     caller.ask(KEY, pods, processes=1)
     assert told.wait(timeout=30)

@@ -1,11 +1,9 @@
 """Rules of time and counting."""
 
-from typing import Any
-
 import pytest
 from controller.builders import CONFIG, NOW, at, member, text
 from internvl_api.spec import RunPolicy
-from internvl_api.status import InternVLFineTuneStatus, Restarts, StageName
+from internvl_api.status import InternVLFineTuneStatus, Restarts
 from internvl_operator.core.policies import run_policy
 from internvl_operator.core.policies.failure_policy import Budget, Kind, Outcome
 
@@ -57,21 +55,6 @@ def test_each_budget_is_used_up_by_its_own_failures_alone(
     status = InternVLFineTuneStatus(restarts=Restarts(user=user), infrastructure_failures=infrastructure)
     judged = run_policy.within_budget(outcome(kind, budget), status, RunPolicy(backoff_limit=3, infrastructure_limit=5))
     assert (judged.reason if judged.kind == "fail" else None) == reason
-
-
-@pytest.mark.parametrize(
-    ("stage", "smaller", "wish", "kind", "words"),
-    [
-        pytest.param("train", 2, "halveMicroBatch", "change", "micro batches of 2", id="goes-on-smaller"),
-        pytest.param("train", 2, "fail", "fail", "onOutOfMemory: halveMicroBatch", id="not-asked-for"),
-        pytest.param("train", None, "halveMicroBatch", "fail", "maxSeqLength", id="nothing-smaller-than-one"),
-        pytest.param("evaluate", 2, "halveMicroBatch", "fail", "evaluation.batchSize", id="not-training"),
-    ],
-)
-def test_a_full_gpu(stage: StageName, smaller: int | None, wish: Any, kind: Kind, words: str) -> None:
-    judged = run_policy.with_change(outcome("change"), stage, smaller, RunPolicy(on_out_of_memory=wish))
-    assert judged.kind == kind
-    assert words in judged.message
 
 
 @pytest.mark.parametrize(

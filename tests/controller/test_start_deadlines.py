@@ -43,7 +43,7 @@ def test_a_group_that_finds_no_room_frees_what_it_has_and_tries_again_later() ->
         f"pod run-train-1 found no node within 60 s (spec.runPolicy.schedulingDeadlineSeconds): {NO_GPU}; "
         in (stalled["message"])
     )
-    assert "1 of 2 workers had one, and free it" in stalled["message"]
+    assert "releasing the 1 of 2 workers that were scheduled" in stalled["message"]
     world.collect()
     assert world.pods("train") == []
     world.later(10)

@@ -1,4 +1,4 @@
-"""Brings it together: whatever happens to a run puts its key in the queue; a worker makes the pass."""
+"""Connects watches, queue and reconcile: every change of a run queues its key; a thread makes the pass."""
 
 import logging
 import threading
@@ -17,14 +17,14 @@ from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.run import Key, Run, read_run, read_status
 from internvl_operator.core.timestamps import to_text
-from internvl_operator.kube.applier import Refused, Writer
+from internvl_operator.kube.applier import Applier, Refused
 from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
 from internvl_operator.kube.client import Api, ApiError
-from internvl_operator.kube.event_recorder import EventSink
-from internvl_operator.kube.informer import ChildWatch
+from internvl_operator.kube.event_recorder import EventRecorder
+from internvl_operator.kube.informer import Informer
 from internvl_operator.kube.resync import Resync
 from internvl_operator.polling.progress_poller import ProgressPoller
-from internvl_operator.polling.rank_probe import RollCaller
+from internvl_operator.polling.rank_probe import RankProbe
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
@@ -53,14 +53,14 @@ class Controller:
         self._warned: set[Key] = set()  # of failures in a row, by an event
         self._started: dict[int, float] = {}  # thread -> when its pass began
         executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._writer = Writer(api, self._runs, dict(self._collections()), executor)
-        self._events = EventSink(api)
+        self._applier = Applier(api, self._runs, dict(self._collections()), executor)
+        self._events = EventRecorder(api)
         self._poller = ProgressPoller(
             self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
         )
-        self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
-        self._watches = [
-            ChildWatch(
+        self._rank_probe = RankProbe(self._queue.add, threads=settings.progress_threads)
+        self._informers = [
+            Informer(
                 api,
                 kind,
                 namespace,
@@ -90,11 +90,11 @@ class Controller:
 
     def start(self) -> None:
         """Returns once all children are known: a pass before that would take them for lost."""
-        for watch in self._watches:
-            watch.start()
-        for watch in self._watches:
-            if watch.kind not in self._pod_groups:  # to make one that is there once more does no harm
-                watch.synced.wait()
+        for informer in self._informers:
+            informer.start()
+        for informer in self._informers:
+            if informer.kind not in self._pod_groups:  # to make one that is there once more does no harm
+                informer.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_runs(self._statuses)
         self._events.start()
@@ -109,9 +109,9 @@ class Controller:
         """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
         self._queue.close()
         self._poller.stop()
-        self._roll_caller.stop()
-        for watch in self._watches:
-            watch.stop()
+        self._rank_probe.stop()
+        for informer in self._informers:
+            informer.stop()
         for resync in self._resyncs:
             resync.stop()
         deadline = time.monotonic() + _LONGEST_GOODBYE
@@ -134,8 +134,8 @@ class Controller:
         self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
-        """What a restart of the process would mend; empty while all is well."""
-        threads = [watch.problem() for watch in self._watches] + [resync.problem() for resync in self._resyncs]
+        """Problems that a restart would fix; empty while all is well."""
+        threads = [informer.problem() for informer in self._informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [
@@ -174,7 +174,7 @@ class Controller:
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:
-            made = self._writer.carry_out(run, plan)
+            made = self._applier.carry_out(run, plan)
         except Refused as error:
             self._explain(run, error.reason, error.message, now)
             raise
@@ -189,8 +189,8 @@ class Controller:
             raise
         self._tell(run, plan, now, made)
         self._follow(key, run, plan, observed)
-        if plan.roll_call:
-            self._roll_caller.ask(key, plan.roll_call, run.spec.processes_per_worker)
+        if plan.probe:
+            self._rank_probe.ask(key, plan.probe, run.spec.processes_per_worker)
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
 
@@ -198,7 +198,7 @@ class Controller:
         """Tell the user why nothing moves."""
         answer = rejected(run, reason, message, now, self._config)
         try:
-            self._writer.carry_out(run, answer)
+            self._applier.carry_out(run, answer)
         except ApiError:
             self._warn(run, reason, message, now)
             raise
@@ -219,7 +219,7 @@ class Controller:
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
             pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
-            roll_call=self._roll_caller.latest(key),
+            rank_answers=self._rank_probe.latest(key),
         )
 
     def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
@@ -243,7 +243,7 @@ class Controller:
             if mine and pod.running and pod.ip:
                 return self._poller.follow(key, pod.uid, pod.ip)
         self._poller.forget(key)
-        self._roll_caller.forget(key)
+        self._rank_probe.forget(key)
 
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
@@ -258,9 +258,9 @@ class Controller:
 
     def _forget(self, key: Key, uid: str) -> None:
         self._runs.gone(key, uid)
-        self._writer.forget(uid)
+        self._applier.forget(uid)
         self._poller.forget(key)
-        self._roll_caller.forget(key)
+        self._rank_probe.forget(key)
         self._succeeded(key)
 
     def _succeeded(self, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""Which replica works. One holds the Lease and renews it; the others look on and take it when it has stopped changing.
+"""Leader election: one replica holds and renews the Lease; the others take it when it has stopped changing.
 
 No clock is compared with another machine's: a candidate waits until the Lease has not changed for its whole duration,
 by the candidate's own clock since it saw the last change; the holder gives up after two thirds of the duration, by

@@ -1,4 +1,4 @@
-"""Which Kubernetes Events the change from one status to the next is worth."""
+"""Kubernetes Events for the change from one status to the next."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from internvl_operator.core.plan import Event
 from internvl_operator.core.stages import ending
 
 
-def events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
-    """Nothing when nothing a user would want to hear of has changed."""
+def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
+    """The events for what changed; empty when nothing a user would want to know has changed."""
     return tuple(_events(old, new))
 
 

@@ -1,4 +1,4 @@
-"""What the administrator decides for every run; the shell reads it from the environment, the core is handed it."""
+"""The administrator's configuration for all runs; the shell reads it from the environment and passes it in."""
 
 from dataclasses import dataclass, field
 from typing import Any

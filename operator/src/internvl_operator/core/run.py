@@ -1,4 +1,4 @@
-"""A raw custom resource -> Run: who it is, what it asks for, what we answered last."""
+"""A raw custom resource -> Run: identity, resolved spec, last recorded status."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What a spec comes to; `error` instead of the rest when it cannot be run."""
+    """A resolved spec; only `error` is set when it cannot be run."""
 
     spec: InternVLFineTuneSpec | None
     run_config: RunConfig | None
@@ -38,7 +38,7 @@ class Resolved(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One InternVLFineTune. The digests are of the user's own words: an operator upgrade changes neither."""
+    """One InternVLFineTune. The digests are of the spec as written: an operator upgrade changes neither."""
 
     namespace: str
     name: str

@@ -1,1 +1,1 @@
-"""Everything that talks to the API server, at the level of raw JSON."""
+"""The only modules that talk to the API server, as raw JSON."""

@@ -1,4 +1,4 @@
-"""Carries out a plan: children, then status, then deletions; nothing that is already so.
+"""Carries out a plan: children, then status, then deletions; writes only what differs.
 
 The order is what makes a crash harmless. Children first: their names and labels say which attempt they belong to.
 Status before deletions: an end that was counted is on record before its evidence goes.
@@ -32,8 +32,8 @@ class Refused(Exception):
         self.reason, self.message = reason, message
 
 
-class Writer:
-    """Writes through `api`, and takes the answers into the stores, so that the next pass sees its own writes."""
+class Applier:
+    """Writes through `api`, and puts the answers into the caches, so that the next pass sees its own writes."""
 
     def __init__(
         self,

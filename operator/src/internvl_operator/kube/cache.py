@@ -1,6 +1,6 @@
-"""What the watches have seen, kept by run; written to by watches and by the answers to our own writes.
+"""Caches of runs and their children, indexed by run; filled by watches and by the answers to our own writes.
 
-Both tell of the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
+Both report the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
 and an answer about an object that the watch has already passed (and so has seen deleted) is not taken in again.
 
 Raw objects are kept packed: as Python dictionaries, a few thousand runs would fill a small container.
@@ -147,7 +147,7 @@ class _PackedRun(NamedTuple):
 
 
 class RunCache:
-    """The custom resources, as last seen by kopf's watch or answered to a status write."""
+    """The custom resources, as last seen by kopf's watch or in the answer to a status write."""
 
     def __init__(self) -> None:
         self._lock = Lock()

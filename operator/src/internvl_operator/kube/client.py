@@ -1,4 +1,4 @@
-"""Requests to the API server: JSON in, JSON out, over one pool of kept connections.
+"""Client of the API server: JSON in, JSON out, over one connection pool.
 
 The official client finds and refreshes the credentials; its generated models are left aside, because building and
 reading them costs more than the request.

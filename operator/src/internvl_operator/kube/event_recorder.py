@@ -1,4 +1,4 @@
-"""Kubernetes Events, sent from a thread of their own: they may be late or lost, but never hold up a pass."""
+"""Sends Kubernetes Events from its own thread: they may be late or lost, but never delay a pass."""
 
 import itertools
 import logging
@@ -21,7 +21,7 @@ _MESSAGE_LIMIT = 1024  # bytes, the API's own
 logger = logging.getLogger(__name__)
 
 
-class EventSink:
+class EventRecorder:
     """Takes events at any rate; drops them, and counts that, while too many wait."""
 
     def __init__(self, api: Api) -> None:

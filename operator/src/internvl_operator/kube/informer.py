@@ -1,4 +1,4 @@
-"""One thread for each kind and namespace: list, then watch from there, and list again now and then, for ever.
+"""Keeps a cache up to date: one thread for each kind and namespace lists, watches, and lists again periodically.
 
 A watch may leave something out: a proxy, or a server's cache, that loses an event and goes on. What it has passed over
 in silence is found by the next list, between two watches, so that no event comes in while the list is compared.
@@ -24,8 +24,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the A
 logger = logging.getLogger(__name__)
 
 
-class ChildWatch:
-    """Keeps `collection` up to date with the children of one kind, and tells which runs they belong to."""
+class Informer:
+    """Keeps `collection` up to date with the children of one kind, and calls `changed` with the run each belongs to."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Compares the runs we know with the runs there are, now and then, over a connection that is not kopf's.
+"""Periodically compares the cached runs with a fresh list, over a connection that is not kopf's.
 
 kopf's watch may have slept through something (a deletion while it was reconnecting, a stream that died without a
 word). What it missed is taken in here; when it keeps missing things, liveness says so.

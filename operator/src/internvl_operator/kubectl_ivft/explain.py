@@ -1,4 +1,4 @@
-"""The one reason a run is not running, or why it failed, and what to do about it. Pure."""
+"""Explain a run: the one reason it is not running or has failed, and the next step. Pure."""
 
 import re
 from dataclasses import dataclass

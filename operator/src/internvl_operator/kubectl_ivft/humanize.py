@@ -1,4 +1,4 @@
-"""Times and figures as a person says them. Pure; `now` is always given."""
+"""Times and durations as text for people. Pure; `now` is passed in."""
 
 from datetime import UTC, datetime
 

@@ -1,1 +1,1 @@
-"""Everything that talks to pods: who answers, and how far they have got."""
+"""The only modules that talk to pods: they ask training processes for their progress."""

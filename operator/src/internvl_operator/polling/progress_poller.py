@@ -1,4 +1,4 @@
-"""Asks node rank 0 of every running group for its /progress, at a bounded rate. An answer is a gift: none is fine."""
+"""Polls /progress of node rank 0 of every running group, at a bounded rate; missing answers are tolerated."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """What one training process says of itself."""
+    """One training process's answer."""
 
     progress: Progress
     checkpoint: CheckpointStatus | None
@@ -67,7 +67,7 @@ class ProgressPoller:
         self._queue.close()
 
     def latest(self, key: Key) -> LiveProgress | None:
-        """What the run's pod last said."""
+        """The run's last answer, or None."""
         with self._lock:
             return self._latest.get(key)
 

@@ -1,4 +1,4 @@
-"""Asks every training process of a group for its /progress, once, when the group has got no further for too long."""
+"""Asks every training process of a group for its /progress once, when the group makes no progress."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,30 +7,30 @@ from datetime import UTC, datetime
 
 import urllib3
 
-from internvl_operator.core.observe import Pod, ProcessState, RollCall
+from internvl_operator.core.observe import Pod, ProcessState, RankAnswers
 from internvl_operator.core.run import Key
 from internvl_operator.polling.progress_poller import ask
 
 
-class RollCaller:
+class RankProbe:
     """`ask` returns at once; `changed` is called when all processes have answered, or had their time."""
 
     def __init__(self, changed: Callable[[Key], None], *, threads: int) -> None:
         self._changed = changed
         self._lock = threading.Lock()
         self._asking: set[Key] = set()
-        self._latest: dict[Key, RollCall] = {}
+        self._latest: dict[Key, RankAnswers] = {}
         self._http = urllib3.PoolManager(num_pools=threads * 2, maxsize=1, retries=False)
         # Two pools: a call waits for its questions, and must not hold the places they need.
-        self._calls = ThreadPoolExecutor(2, thread_name_prefix="roll-call")
-        self._questions = ThreadPoolExecutor(threads, thread_name_prefix="roll-call-question")
+        self._calls = ThreadPoolExecutor(2, thread_name_prefix="rank-probe")
+        self._questions = ThreadPoolExecutor(threads, thread_name_prefix="rank-probe-question")
 
     def stop(self) -> None:
         """Ask no more; questions under way end by their own time-out."""
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._questions.shutdown(wait=False, cancel_futures=True)
 
-    def latest(self, key: Key) -> RollCall | None:
+    def latest(self, key: Key) -> RankAnswers | None:
         """The run's last answers."""
         with self._lock:
             return self._latest.get(key)
@@ -54,7 +54,7 @@ class RollCaller:
             everyone = [(pod, local_rank) for pod in pods for local_rank in range(processes)]
             states = tuple(self._questions.map(lambda one: self._state(*one), everyone))
             with self._lock:
-                self._latest[key] = RollCall(asked_at, frozenset(pod.uid for pod in pods), states)
+                self._latest[key] = RankAnswers(asked_at, frozenset(pod.uid for pod in pods), states)
         finally:
             with self._lock:
                 self._asking.discard(key)

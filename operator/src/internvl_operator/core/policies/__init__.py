@@ -1,1 +1,1 @@
-"""What follows from what was observed: one policy, one file, one table test."""
+"""The rules of reconcile: one policy, one file, one table test."""

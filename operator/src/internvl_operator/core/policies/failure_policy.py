@@ -1,9 +1,9 @@
-"""Why a group ended, and what follows: one function from its pods to one Outcome. docs/runbook.md has every reason.
+"""Classify how a group ended: from its pods to one Outcome. docs/runbook.md lists every reason.
 
-When one member dies its peers fail too, with errors that say nothing. So every member is diagnosed alone, and the
+When one worker dies its peers fail too, with errors that say nothing. So every worker is diagnosed alone, and the
 gravest diagnosis is the group's: a result that nothing but a change can better, then a mistake only the user can mend,
-then too large a batch, then the infrastructure's doing, then a member that saved its state and left, and only then a
-failure of the run itself. A member that only says that it lost another one counts last.
+then too large a batch, then the infrastructure's doing, then a worker that saved its state and left, and only then a
+failure of the run itself. A worker that only says that it lost another one counts last.
 """
 
 import re
@@ -23,19 +23,19 @@ Budget = Literal["user", "infrastructure", "none"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a group; `budget` says whose restarts it counts among.
+    """How a group ended; `budget`: which restart budget it counts against.
 
-    `echo`: perhaps no more than the sound of another member's end, which is worth waiting for.
+    `secondary`: probably a secondary failure; wait for the root cause.
     """
 
     kind: Kind
     reason: str
     message: str
     budget: Budget = "none"
-    echo: bool = False
+    secondary: bool = False
 
 
-RESUME = "Resume"  # a worker saved its state and left; nobody has said why
+RESUME = "Resume"  # a worker saved its state and left, for no stated reason
 # Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
 _STALLING = {
     ExitCode.USER_ERROR: "UserError",
@@ -44,8 +44,8 @@ _STALLING = {
     ExitCode.UNAVAILABLE: "Unavailable",
 }
 # Reasons of the trainer that decide by themselves, whatever its exit code.
-_ECHOES = ("PeerLost", "RendezvousTimeout")
-_HOPELESS = ("LossNotFinite",)  # the next attempt would compute the same
+_SECONDARY = ("PeerLost", "RendezvousTimeout")
+_NOT_RETRIED = ("LossNotFinite",)  # the next attempt would compute the same
 _TOO_LARGE = ("GpuOutOfMemory",)
 # Reasons that the kubelet or the control plane give to pods they ended themselves -> ours.
 _NOT_THE_RUN = {
@@ -90,21 +90,21 @@ _GRAVITY: tuple[tuple[Kind, Budget], ...] = (
 )
 
 
-def classify(members: Sequence[Pod], expected: int) -> Outcome | None:
-    """The group's outcome, or None while it may still succeed. `expected`: members that were created."""
-    found = [outcome for pod in members if (outcome := diagnose(pod)) is not None]
-    missing = sorted(set(range(expected)) - {pod.rank for pod in members})
+def classify(workers: Sequence[Pod], expected: int) -> Outcome | None:
+    """The group's outcome, or None while it may still succeed. `expected`: workers that were created."""
+    found = [outcome for pod in workers if (outcome := diagnose(pod)) is not None]
+    missing = sorted(set(range(expected)) - {pod.rank for pod in workers})
     if missing:
         found.append(_infrastructure("WorkerLost", f"worker {_listed(missing)} of {expected} disappeared"))
     if found:
         return min(found, key=_gravity)
-    if all(pod.succeeded for pod in members):
+    if all(pod.succeeded for pod in workers):
         return Outcome("succeeded", "Succeeded", f"{expected} of {expected} workers succeeded")
     return None
 
 
 def diagnose(pod: Pod) -> Outcome | None:
-    """One member alone; None while nothing is wrong with it (or it ended well)."""
+    """One worker alone; None while nothing is wrong with it (or it ended well)."""
     if pod.succeeded:
         return None
     who = f"worker {pod.rank} (pod {pod.name})"
@@ -135,23 +135,23 @@ def diagnose(pod: Pod) -> Outcome | None:
     return _exited(pod, who) if pod.finished else None
 
 
-def undecided(members: Sequence[Pod], now: datetime, settle: float) -> float:
-    """Seconds to go on waiting for the peers of a failed member to end, so that the real cause shows; 0: decide.
+def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> float:
+    """Seconds left to wait for the peers of a failed worker to end, so that the root cause shows; 0: decide now.
 
     A node's clock may be far from ours: an end that lies ahead of `now` is not waited for.
     """
-    if all(pod.finished for pod in members):
+    if all(pod.finished for pod in workers):
         return 0.0
     ages = [
-        (now - pod.exit_at).total_seconds() for pod in members if pod.finished and not pod.succeeded and pod.exit_at
+        (now - pod.exit_at).total_seconds() for pod in workers if pod.finished and not pod.succeeded and pod.exit_at
     ]
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
 
 def _gravity(outcome: Outcome) -> tuple[int, bool]:
-    """Smaller is graver; of two that ask to go on, the one that knows why comes first."""
-    if outcome.echo:
-        return len(_GRAVITY) + (outcome.reason in _ECHOES), False  # these say that it was another one
+    """Sort key, gravest first; of two resumes, the one with a cause comes first."""
+    if outcome.secondary:
+        return len(_GRAVITY) + (outcome.reason in _SECONDARY), False  # these reasons name a failure elsewhere
     return _GRAVITY.index((outcome.kind, outcome.budget)), outcome.reason == RESUME
 
 
@@ -177,15 +177,15 @@ def _exited(pod: Pod, who: str) -> Outcome:
     how = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
     words = f"{who}: {how}" + (f": {said}" if said else "")
     if code == _ABORT and result is None:  # how NCCL's watchdog ends a process whose peer hangs or is gone
-        return Outcome("retry", "WorkerAborted", words, "infrastructure", echo=True)
+        return Outcome("retry", "WorkerAborted", words, "infrastructure", secondary=True)
     default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
     return Outcome("retry", result.reason if result else default, words, "user")
 
 
 def _by_reason(reason: str, words: str) -> Outcome | None:
-    if reason in _ECHOES:
-        return Outcome("retry", reason, words, "infrastructure", echo=True)
-    if reason in _HOPELESS:
+    if reason in _SECONDARY:
+        return Outcome("retry", reason, words, "infrastructure", secondary=True)
+    if reason in _NOT_RETRIED:
         return Outcome("fail", reason, words)
     return Outcome("change", reason, words) if reason in _TOO_LARGE else None
 

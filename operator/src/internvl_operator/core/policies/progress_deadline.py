@@ -1,4 +1,4 @@
-"""Training that runs and gets no further: noticed by its heartbeats, and blamed on the process that lags.
+"""End training that makes no progress, and name the process that lags.
 
 Time is counted from the first sign of life of an attempt: where the operator cannot reach the pods, it sees none, and
 nothing is taken for a hang. Before an attempt is ended all its processes are asked, so that a restarted operator does
@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from internvl_api.status import Progress, StepPhase
 
-from internvl_operator.core.context import Draft
-from internvl_operator.core.observe import ProcessState, RollCall
+from internvl_operator.core.context import ReconcileContext
+from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.failure_policy import Outcome
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import from_text, to_text
@@ -25,32 +25,32 @@ _WORDS: dict[StepPhase, str] = {
 }
 
 
-def overdue(draft: Draft, stage: Stage) -> Outcome | None:
-    """The end of an attempt that has got no further for progressDeadlineSeconds; None while it may."""
-    limit, since = draft.run.spec.run_policy.progress_deadline_seconds, from_text(draft.status.progress_at)
-    if limit is None or since is None or stage.name != "train" or draft.entry(stage).state != "Running":
+def exceeded(context: ReconcileContext, stage: Stage) -> Outcome | None:
+    """The outcome of an attempt without progress for progressDeadlineSeconds; None while there is time."""
+    limit, since = context.run.spec.run_policy.progress_deadline_seconds, from_text(context.status.progress_at)
+    if limit is None or since is None or stage.name != "train" or context.entry(stage).state != "Running":
         return None
-    left = limit - (draft.now - since).total_seconds()
+    left = limit - (context.now - since).total_seconds()
     if left > 0:
-        draft.wait(left)
+        context.wait(left)
         return None
-    call = draft.observed.roll_call
-    running = tuple(pod for pod in draft.members if pod.running)
+    call = context.observed.rank_answers
+    running = tuple(pod for pod in context.workers if pod.running)
     asked = call is not None and call.pod_uids == {pod.uid for pod in running}
     if call is None or not asked or call.asked_at < since + timedelta(seconds=limit):
-        draft.roll_call = running
-        draft.wait(_ASK_AGAIN)
+        context.probe = running
+        context.wait(_ASK_AGAIN)
         return None
-    if _got_further(call, draft.status.progress or Progress()):
-        draft.status.progress_at = to_text(call.asked_at)
-        draft.wait(limit)
+    if _got_further(call, context.status.progress or Progress()):
+        context.status.progress_at = to_text(call.asked_at)
+        context.wait(limit)
         return None
-    text = f"no progress since {draft.status.progress_at} (spec.runPolicy.progressDeadlineSeconds: {limit}): "
+    text = f"no progress since {context.status.progress_at} (spec.runPolicy.progressDeadlineSeconds: {limit}): "
     return Outcome("retry", "ProgressStalled", text + slowest(call.states), "infrastructure")
 
 
 def slowest(states: Sequence[ProcessState]) -> str:
-    """Who holds up the others, in words: those that do not answer, else who is furthest behind in the step.
+    """Which workers hold up the others: those that do not answer, else the one furthest behind in the step.
 
     >>> slowest([ProcessState(0, 0, Progress(step=41)), ProcessState(1, 0)])
     'worker 1 does not answer; the others answer, at step 41'
@@ -70,7 +70,7 @@ def slowest(states: Sequence[ProcessState]) -> str:
     return f"{_name(last, several)} lags, at step {_step(last)}: {_doing(last)}; the others wait for it"
 
 
-def _got_further(call: RollCall, known: Progress) -> bool:
+def _got_further(call: RankAnswers, known: Progress) -> bool:
     said = call.states[0].progress if call.states else None
     return said is not None and (said.step, said.detail) != (known.step, known.detail)
 

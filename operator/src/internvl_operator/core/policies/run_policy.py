@@ -1,14 +1,14 @@
-"""Rules of a run's life that are only about time and counting. `now` is always given; durations are seconds."""
+"""Restart budgets, back-off, deadlines and time to live. `now` is passed in; durations are seconds."""
 
 from datetime import datetime, timedelta
 
 from internvl_api.spec import RunPolicy
-from internvl_api.status import InternVLFineTuneStatus, StageName
+from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.policies.failure_policy import Outcome
-from internvl_operator.core.policies.startup_problems import Trouble
+from internvl_operator.core.policies.startup_problems import StartupProblem
 from internvl_operator.core.timestamps import from_text
 
 
@@ -43,26 +43,6 @@ def within_budget(outcome: Outcome, status: InternVLFineTuneStatus, policy: RunP
     return outcome
 
 
-def with_change(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunPolicy) -> Outcome:
-    """A batch too large for the GPUs: what the next attempt changes, or the end of the run where nothing may change.
-
-    `smaller`: the next smaller micro batch, None when there is none. Trying again unchanged would end the same way,
-    as the order of rows is fixed.
-    """
-    if outcome.kind != "change":
-        return outcome
-    if stage != "train":
-        return Outcome("fail", outcome.reason, f"{outcome.message}; lower spec.evaluation.batchSize")
-    if smaller is None:
-        text = f"{outcome.message}; the micro batch cannot be made smaller: lower spec.training.maxSeqLength or "
-        return Outcome("fail", outcome.reason, text + "spec.image.maxDynamicPatch, or raise spec.training.zeroStage")
-    if policy.on_out_of_memory == "fail":
-        text = f"{outcome.message}; lower spec.training.microBatchSize to {smaller} (the global batch stays), or set "
-        return Outcome("fail", outcome.reason, text + "spec.runPolicy.onOutOfMemory: halveMicroBatch")
-    text = f"{outcome.message}; the next attempt takes micro batches of {smaller}, and the same global batch"
-    return Outcome("change", outcome.reason, text)
-
-
 def seconds_until(moment: str | None, now: datetime) -> float:
     """Until a status timestamp; 0 when it is past or absent."""
     when = from_text(moment)
@@ -70,14 +50,14 @@ def seconds_until(moment: str | None, now: datetime) -> float:
 
 
 def deadline_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
-    """Seconds until activeDeadlineSeconds after startedAt; None without a deadline. A resumed run starts anew."""
+    """Seconds until activeDeadlineSeconds after startedAt, which a resumed run sets anew; None without a deadline."""
     return left(status.started_at, policy.active_deadline_seconds, now)
 
 
-def deadline_exceeded(seconds: int | None, trouble: Trouble | None) -> Outcome:
-    """The end of a run that took too long; `trouble`: what held it up at that moment."""
+def deadline_exceeded(seconds: int | None, problem: StartupProblem | None) -> Outcome:
+    """The failure of a run that took too long; `problem`: what held it up at that moment."""
     text = f"spec.runPolicy.activeDeadlineSeconds: the run took longer than {seconds} s; raise it and the run goes on"
-    return Outcome("fail", "DeadlineExceeded", text + (f" (at the end {trouble.message})" if trouble else ""))
+    return Outcome("fail", "DeadlineExceeded", text + (f" (at the end {problem.message})" if problem else ""))
 
 
 def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:

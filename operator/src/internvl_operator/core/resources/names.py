@@ -1,4 +1,4 @@
-"""Every name and identifying label, each made by one function, from nothing but the run and the member."""
+"""Every name and identifying label, each made by one function, from nothing but the run and the worker."""
 
 import hashlib
 import re
@@ -32,7 +32,7 @@ def base(run: str) -> str:
 
 
 def pod(run: str, stage: str, rank: int) -> str:
-    """Name and hostname of one member."""
+    """Name and hostname of one worker."""
     return f"{base(run)}-{stage}-{rank}"
 
 
@@ -71,7 +71,7 @@ def shared_labels(run: str, uid: str) -> dict[str, str]:
     return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_JOB: run_label(run), LABEL_JOB_UID: uid}
 
 
-def member_labels(run: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
+def worker_labels(run: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
     """On a pod."""
     return shared_labels(run, uid) | {LABEL_STAGE: stage, LABEL_ATTEMPT: str(attempt), LABEL_NODE_RANK: str(rank)}
 

@@ -37,9 +37,9 @@ _LOST_NODE_SECONDS = 30
 
 
 def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
-    """The object to apply for one member. Raises SpecError when the run's spec cannot be run."""
+    """The object to apply for one worker. Raises SpecError when the run's spec cannot be run."""
     spec, template = run.spec, run.spec.pod_template
-    labels = names.member_labels(run.name, run.uid, stage.name, attempt, rank)
+    labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
     metadata = owned_metadata(run, names.pod(run.name, stage.name, rank), {**template.labels, **labels})
     metadata["annotations"] = template.annotations | _annotations(run) | gang.annotations(run, stage)
