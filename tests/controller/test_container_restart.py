@@ -1,4 +1,4 @@
-"""A node that forgot its containers and started them anew, in the same pods: the group would wait for ever."""
+"""Containers that their node restarted in place: without an end of the attempt, the group would wait for ever."""
 
 import pytest
 from controller.builders import Raw, result, terminated
@@ -37,7 +37,7 @@ def test_a_group_whose_containers_are_others_is_started_again(then: tuple[str, s
     assert world.status["restarts"] == {"user": 0, "infrastructure": int(ended)}
     if ended:
         assert world.server.condition("Ready")["reason"] in ("NodeLost", "WaitingForOldPods")
-        assert "forgot it, and started it anew" in world.server.condition("Ready")["message"]
+        assert "restarted its container in place" in world.server.condition("Ready")["message"]
 
 
 def test_the_next_attempt_has_containers_of_its_own() -> None:
@@ -73,5 +73,5 @@ def test_what_its_peers_say_of_it_is_no_better_reason() -> None:
     runs_again = {"name": "trainer", "containerID": "containerd://b2", "state": {"running": {}}}
     world.server.set_pod("run-train-1", {"phase": "Running", "containerStatuses": [runs_again]})
     world.operator.settle()
-    assert "forgot it, and started it anew" in world.status["stages"][1]["message"]
+    assert "restarted its container in place" in world.status["stages"][1]["message"]
     assert world.status["restarts"]["infrastructure"] == 1

@@ -217,7 +217,7 @@ def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> No
         pytest.param(lambda controller: _age_watch(controller, 100), "", id="a-quiet-watch-is-no-hang"),
     ],
 )
-def test_liveness_speaks_of_what_a_restart_would_mend(break_it: Callable[[Controller], None], words: str) -> None:
+def test_liveness_reports_what_a_restart_would_fix(break_it: Callable[[Controller], None], words: str) -> None:
     controller = Controller(Settings.from_env({}), Script())  # type: ignore[arg-type]
     break_it(controller)
     problems = controller.problems()
@@ -226,8 +226,8 @@ def test_liveness_speaks_of_what_a_restart_would_mend(break_it: Callable[[Contro
 
 
 def _age_watch(controller: Controller, seconds: float) -> None:
-    watch = controller._informers[0]
-    watch._tried -= seconds
+    informer = controller._informers[0]
+    informer._tried -= seconds
 
 
 def _age_pass(controller: Controller, seconds: float) -> None:

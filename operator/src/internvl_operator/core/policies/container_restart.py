@@ -8,7 +8,7 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.policies.failure_policy import Outcome
 
-_ENOUGH = 8  # last characters of a container's id, to tell one from another
+_ID_SUFFIX = 8  # last characters of a container's id, to tell one from another
 
 
 def remember(context: ReconcileContext, size: int) -> None:
@@ -24,10 +24,11 @@ def restarted_in_place(context: ReconcileContext) -> Outcome | None:
         return None
     for pod in context.workers:
         if _short(pod) and [_short(pod)] != known[pod.rank : pod.rank + 1]:
-            text = f"worker {pod.rank} (pod {pod.name}): node {pod.node} forgot it, and started it anew and alone"
+            who = f"worker {pod.rank} (pod {pod.name})"
+            text = f"{who}: node {pod.node} restarted its container in place, without its peers"
             return Outcome("retry", "NodeLost", text, "infrastructure")
     return None
 
 
 def _short(pod: Pod) -> str:
-    return pod.container_id[-_ENOUGH:]
+    return pod.container_id[-_ID_SUFFIX:]
