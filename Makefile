@@ -66,10 +66,12 @@ typecheck: $(STAMP) ## mypy, strict
 generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.crd $(CRD_COPIES)
 	$(PY) -m internvl_api.memory_tables docs/memory.md
+	$(PY) tests/tools/import_picture.py docs/images/imports.svg
 
 verify: lint typecheck ## lint, types, import contracts, and generated files up to date
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
 	$(PY) -m internvl_api.memory_tables --check docs/memory.md
+	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
 
 bench: setup ## figures, not gates: time to first pod, trainer throughput
 	$(PY) -m pytest -q -s tests/bench --ignore tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600

@@ -16,7 +16,8 @@ from internvl_api.resolve import parse_spec, resolve
 from ivft_cluster.paths import CHECKOUT
 
 GUIDES = sorted((CHECKOUT / "docs/guides").glob("*.md"))
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted((CHECKOUT / "docs").rglob("*.md"))]
+DECISIONS = sorted((CHECKOUT / "docs/decisions").glob("0*.md"))
 REFERENCE = (CHECKOUT / "docs/evaluation.md").read_text(encoding="utf-8")
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
 
@@ -50,6 +51,27 @@ def test_links_lead_somewhere(page: Path) -> None:
         path = page.parent / name if name else page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
+
+
+@pytest.mark.parametrize("page", of_each(DECISIONS))
+def test_a_decision_has_its_parts_and_is_listed(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^#+ (.+)$", text, re.MULTILINE)[1:] == ["Context", "Decision", "Consequences"]
+    title = text.split("\n", 1)[0].removeprefix("# ")
+    assert f"[{title}]({page.name})" in (page.parent / "index.md").read_text(encoding="utf-8")
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    assert [int(page.name[:4]) for page in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_and_targets_that_a_page_names_are_there(name: str) -> None:
+    text = (CHECKOUT / name).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:crds|operator|trainer_image|tests|docs|charts|examples)/[\w./-]+)`", text)
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+    targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= set(targets)
 
 
 @pytest.mark.parametrize("page", of_each([*GUIDES, CHECKOUT / "docs/evaluation.md"]))
