@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from controller.builders import NOW, OPTIONS, UID
+from controller.builders import CONFIG, NOW, UID
 from crd_server import RULES, refusals, rule_messages
 from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from internvl_operator import webhook
-from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_run
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.kubernetes import binary
 from ivft_cluster.shell import wait_for
@@ -54,7 +54,7 @@ def read(sent: Raw) -> Raw:
 
 def stalled(raw: Raw) -> tuple[str, str]:
     """Reason and message of the operator's answer."""
-    status = reconcile(read_job(raw), Observed(), NOW, OPTIONS).status
+    status = reconcile(read_run(raw), Observed(), NOW, CONFIG).status
     assert status is not None
     (found,) = [condition for condition in status.conditions if condition.type == "Stalled"]
     return found.reason, found.message

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 from internvl_api.status import StageName
-from internvl_operator.core import conditions, failures, memory
+from internvl_operator.core import conditions, memory
+from internvl_operator.core.policies import failure_policy
 from internvl_operator.core.stages import Stage
 from ivft_cluster.paths import CHECKOUT
 
@@ -15,8 +16,8 @@ SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 # Callables that are given a reason -> its position; as a keyword it is called `reason` everywhere.
 TAKES_A_REASON = {
     "SpecError": 0, "UserError": 0, "CheckpointError": 0, "BadFile": 0, "AccessDenied": 0, "Unavailable": 0,
-    "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "Trouble": 0, "Refused": 0, "_infrastructure": 0,
-    "Outcome": 1, "Event": 1, "say": 1, "_explain": 1, "_failed": 1, "_result": 1,
+    "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "StartupProblem": 0, "Refused": 0,
+    "_infrastructure": 0, "Outcome": 1, "Event": 1, "set_phase": 1, "_explain": 1, "_failed": 1, "_result": 1,
 }  # fmt: skip
 GIVES_A_REASON = re.compile(r"reason|fault")  # functions by their names
 HOLDS_A_REASON = ("reason", "default")  # variables
@@ -54,8 +55,17 @@ def _reasons_given(tree: ast.AST) -> Iterator[str]:
 def _reasons_in_code() -> set[str]:
     files = [path for folder in SOURCES for path in (CHECKOUT / folder).rglob("*.py")]
     found = {reason for path in files for reason in _reasons_given(ast.parse(path.read_text(encoding="utf-8")))}
-    tables = [*failures._STALLING.values(), *failures._NOT_THE_RUN.values(), *failures._GAVE_WAY.values()]
-    tables += [*failures._ECHOES, *failures._HOPELESS, *failures._TOO_LARGE, *memory._REASONS.values()]
+    tables = [
+        *failure_policy._STALLING.values(),
+        *failure_policy._NOT_THE_RUN.values(),
+        *failure_policy._GAVE_WAY.values(),
+    ]
+    tables += [
+        *failure_policy._SECONDARY,
+        *failure_policy._NOT_RETRIED,
+        *failure_policy._TOO_LARGE,
+        *memory._REASONS.values(),
+    ]
     tables += [reason for reason, _ in conditions._FALSE.values()]
     names: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
     stages = [f"{Stage(name).title}{word}" for name in names for word in ("Starting", "Running", "Ending")]

@@ -5,15 +5,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from internvl_api.constants import API_VERSION, KIND
-from internvl_operator.core.job import Job, read_job
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import names, pods
+from internvl_operator.core.run import Run, read_run
 from internvl_operator.core.stages import Stage
 
 Raw = dict[str, Any]
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
-OPTIONS = Options(gang_schedulers=("volcano",))
+CONFIG = OperatorConfig(gang_schedulers=("volcano",))
 UID = "11111111-0000-4000-8000-000000000001"
 
 
@@ -57,14 +57,14 @@ def custom_resource(name: str = "run", *, generation: int = 1, status: Raw | Non
     }
 
 
-def job(name: str = "run", **changes: Any) -> Job:
+def a_run(name: str = "run", **changes: Any) -> Run:
     """The same, read."""
-    return read_job(custom_resource(name, **changes))
+    return read_run(custom_resource(name, **changes))
 
 
-def member(rank: int = 0, *, stage: str = "train", attempt: int = 1, of: Job | None = None, **fields: Any) -> Pod:
+def member(rank: int = 0, *, stage: str = "train", attempt: int = 1, of: Run | None = None, **fields: Any) -> Pod:
     """A pod as observed, running unless `fields` say otherwise."""
-    owner = of or job()
+    owner = of or a_run()
     made: Raw = {
         "name": names.pod(owner.name, stage, rank),
         "uid": f"pod-{stage}-{attempt}-{rank}",
@@ -78,7 +78,7 @@ def member(rank: int = 0, *, stage: str = "train", attempt: int = 1, of: Job | N
 
 def raw_pod(rank: int = 0, *, stage: str = "train", attempt: int = 1, status: Raw | None = None) -> Raw:
     """A pod as the API server shows it: what the builder makes, with a uid and a status."""
-    built = pods.build(job(), Stage(stage), attempt, rank, OPTIONS)
+    built = pods.build(a_run(), Stage(stage), attempt, rank, CONFIG)
     built["metadata"] |= {"uid": f"pod-{stage}-{attempt}-{rank}", "resourceVersion": "1"}
     return built | {"status": {"phase": "Running"} if status is None else status}
 

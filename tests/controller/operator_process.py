@@ -29,18 +29,18 @@ class Cluster:
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self.server, self.namespace = server, namespace
         self.core = server.core
-        self.jobs = client.CustomObjectsApi(server.api)
+        self.runs = client.CustomObjectsApi(server.api)
         self.since = self.core.list_namespaced_pod(namespace).metadata.resource_version
 
     def create(self, name: str = "run", **changes: Any) -> Raw:
         """Apply an InternVLFineTune; `changes` replace fields of its spec."""
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec(**changes)}
-        made: Raw = self.jobs.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
+        made: Raw = self.runs.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
         return made
 
     def get(self, name: str = "run") -> Raw:
         """The resource as it is now."""
-        found: Raw = self.jobs.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        found: Raw = self.runs.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
         return found
 
     def edit(self, change: Raw, name: str = "run") -> None:
@@ -49,17 +49,17 @@ class Cluster:
 
     def patch(self, change: Raw, name: str = "run") -> None:
         """A merge patch of anything."""
-        self.jobs.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
+        self.runs.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
 
     def patch_status(self, change: Raw, name: str = "run") -> None:
         """A merge patch of the status, as an operator or a meddler would send it."""
-        self.jobs.patch_namespaced_custom_object_status(
+        self.runs.patch_namespaced_custom_object_status(
             GROUP, VERSION, self.namespace, PLURAL, name, {"status": change}
         )
 
     def delete(self, name: str = "run") -> None:
         """What `kubectl delete` does."""
-        self.jobs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        self.runs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
 
     def wait(self, what: str, holds: Callable[[Raw], Any], name: str = "run", timeout: float = 60) -> Raw:
         """The status, once `holds(status)`."""
@@ -83,10 +83,10 @@ class Cluster:
     def wait_condition_seen(self, kind: str, reason: str, name: str = "run", timeout: int = 60) -> Raw:
         """The condition, True for that reason now or at any moment since the namespace was made.
 
-        A stalled job that is tried again says so for an instant only: asking now and then would miss it.
+        A stalled run that is tried again says so for an instant only: asking now and then would miss it.
         """
         stream = watch.Watch().stream(
-            self.jobs.list_namespaced_custom_object,
+            self.runs.list_namespaced_custom_object,
             GROUP,
             VERSION,
             self.namespace,
@@ -101,7 +101,7 @@ class Cluster:
         raise AssertionError(f"{kind}=True {reason} was never seen in {timeout} s: {self.get(name).get('status')}")
 
     def pods(self) -> list[str]:
-        """Names of the job's pods."""
+        """Names of the run's pods."""
         return self.children()["Pod"]
 
     def children(self) -> dict[str, list[str]]:

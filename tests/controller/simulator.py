@@ -1,4 +1,4 @@
-"""An API server and kubelets in memory, around the real core and the real writer.
+"""An API server and kubelets in memory, around the real core and the real applier.
 
 `Server` answers writes as an API server does and keeps the stream of watch events; `Operator` is one process: caches
 that lag behind until `hear`, and passes that may be cut off before any write. Nothing here knows what should happen.
@@ -11,16 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
-from controller.builders import NOW, OPTIONS, Raw, text
+from controller.builders import CONFIG, NOW, Raw, text
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
-from internvl_operator.cluster.api import ApiError, resource_of
-from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
-from internvl_operator.cluster.writer import Refused, Writer
-from internvl_operator.core.job import read_job
-from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RollCall, owner, read_pod
+from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RankAnswers, owner, read_pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.run import Key, read_run
+from internvl_operator.kube.applier import Applier, Refused
+from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
+from internvl_operator.kube.client import ApiError, resource_of
 
 POD_GROUP = "PodGroup.scheduling.volcano.sh"
 
@@ -117,7 +117,7 @@ class Server:
         return clone(found)
 
     def remove(self, kind: str, name: str) -> None:
-        """It is gone; so are, for a job, its children."""
+        """It is gone; so are, for a run, its children."""
         raw = self.objects[kind].pop(name)
         self._stamp(raw)
         self.log.append(("DELETED", kind, clone(raw)))
@@ -204,7 +204,7 @@ class Operator:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.jobs = Jobs()
+        self.runs = RunCache()
         self.children: dict[str, Collection[Any]] = {
             "Pod": Collection(read_pod, _owner_name),
             "Service": RawCollection(_owner_name),
@@ -216,9 +216,9 @@ class Operator:
         for kind, collection in self.children.items():
             collection.replaced(clone(list(server.objects[kind].values())), position)
         for raw in server.objects[KIND].values():
-            self.jobs.seen(clone(raw))
-        self.writer = Writer(server, self.jobs, self.children, _Inline())  # type: ignore[arg-type]
-        self.roll_call: RollCall | None = None
+            self.runs.seen(clone(raw))
+        self.applier = Applier(server, self.runs, self.children, _Inline())  # type: ignore[arg-type]
+        self.rank_answers: RankAnswers | None = None
         self.requeue: float | None = None
         self.plans: list[Plan] = []
 
@@ -236,9 +236,9 @@ class Operator:
     def _take(self, verb: str, kind: str, raw: Raw) -> None:
         if kind == KIND:
             if verb == "DELETED":
-                self.jobs.gone(key_of(raw), raw["metadata"]["uid"])
+                self.runs.gone(key_of(raw), raw["metadata"]["uid"])
             else:
-                self.jobs.seen(raw)
+                self.runs.seen(raw)
         elif verb == "DELETED":
             self.children[kind].gone(raw)
         else:
@@ -250,12 +250,12 @@ class Operator:
         return set(self.heard.values()) == {len(self.server.log)}
 
     def run_pass(self, name: str = "run") -> int:
-        """One pass over the job with what is known now; the number of writes it made."""
+        """One pass over the run with what is known now; the number of writes it made."""
         key, before = Key("team", name), len(self.server.writes)
-        raw = self.jobs.get(key)
+        raw = self.runs.get(key)
         if raw is None:
             return 0
-        job = read_job(raw)
+        run = read_run(raw)
         pods = tuple(sorted(self.children["Pod"].of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid)))
         observed = Observed(
             pods=pods,
@@ -263,21 +263,21 @@ class Operator:
             config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
             pod_groups={raw["metadata"]["name"]: raw for raw in self.children[POD_GROUP].of(key)},
             live=self._live(pods),
-            roll_call=self.roll_call,
+            rank_answers=self.rank_answers,
         )
-        plan = reconcile(job, observed, self.server.now, OPTIONS)
+        plan = reconcile(run, observed, self.server.now, CONFIG)
         self.plans.append(plan)
         self.requeue = plan.requeue_after
         try:
-            self.writer.carry_out(job, plan)
+            self.applier.carry_out(run, plan)
         except Refused as error:
-            self.writer.carry_out(job, rejected(job, error.reason, error.message, self.server.now, OPTIONS))
+            self.applier.carry_out(run, rejected(run, error.reason, error.message, self.server.now, CONFIG))
         except ApiError as error:
             if error.gone:
-                self.jobs.gone(key, job.uid)
-        if plan.roll_call:
-            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.roll_call)
-            self.roll_call = RollCall(self.server.now, frozenset(pod.uid for pod in plan.roll_call), states)
+                self.runs.gone(key, run.uid)
+        if plan.probe:
+            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.probe)
+            self.rank_answers = RankAnswers(self.server.now, frozenset(pod.uid for pod in plan.probe), states)
             self.requeue = 0
         return len(self.server.writes) - before
 

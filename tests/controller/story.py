@@ -9,7 +9,7 @@ from ivft_cluster.fake_kubelet import FakeKubelet
 
 
 class Story:
-    """A job and those who act on it."""
+    """A run and those who act on it."""
 
     def __init__(self, cluster: Cluster, kubelet: FakeKubelet) -> None:
         self.cluster, self.kubelet = cluster, kubelet

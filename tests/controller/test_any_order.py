@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
-from internvl_operator.cluster.api import ApiError
+from internvl_operator.kube.client import ApiError
 
 KINDS = ("Pod", "Service", "ConfigMap", KIND)
 

@@ -48,41 +48,41 @@ class Scene:
     def __init__(self, cluster: Cluster, kubelet: FakeKubelet, proxy: FaultyProxy, operator: OperatorProcess) -> None:
         self.cluster, self.kubelet, self.proxy, self.operator = cluster, kubelet, proxy, operator
 
-    def finish(self, job: str) -> None:
+    def finish(self, run: str) -> None:
         """Every pod of a run succeeds as soon as it runs."""
         for stage, pods in STAGES:
             for rank in range(pods):
-                pod = names.pod(job, stage, rank)
+                pod = names.pod(run, stage, rank)
                 self.kubelet.wait_phase(self.cluster.namespace, pod, timeout=60)
                 self.kubelet.finish(self.cluster.namespace, pod, message=json.dumps(result(stage)))
-        self.cluster.wait_condition("Complete", name=job)
+        self.cluster.wait_condition("Complete", name=run)
 
-    def healthy(self, job: str) -> None:
+    def healthy(self, run: str) -> None:
         """A run from its creation to its end."""
-        self.cluster.create(job)
-        self.finish(job)
+        self.cluster.create(run)
+        self.finish(run)
 
-    def about(self, job: str) -> list[Request]:
-        """What was written about a job: its status, its children (which are named after it), not the events."""
-        wanted = (f"/{job}/", f"/{names.base(job)}-", f"/ivft-{names.base(job)}")
+    def about(self, run: str) -> list[Request]:
+        """What was written about a run: its status, its children (which are named after it), not the events."""
+        wanted = (f"/{run}/", f"/{names.base(run)}-", f"/ivft-{names.base(run)}")
         return [
             request
             for request in self.proxy.writes
             if "/events" not in request.path and any(part in f"{request.path}/" for part in wanted)
         ]
 
-    def assert_quiet(self, job: str) -> None:
-        """Not one write about a job while a healthy run goes from its beginning to its end; the process is the same."""
-        pid, before = self.operator.pid, len(self.about(job))
+    def assert_quiet(self, run: str) -> None:
+        """Not one write about a run while a healthy run goes from its beginning to its end; the process is the same."""
+        pid, before = self.operator.pid, len(self.about(run))
         self.healthy(f"healthy-beside-{len(self.proxy.writes)}")
-        assert [request.path for request in self.about(job)[before:]] == []
+        assert [request.path for request in self.about(run)[before:]] == []
         assert self.operator.ready()
         assert self.operator.pid == pid
 
-    def warnings(self, job: str) -> list[str]:
-        """Messages of the events that warn about a job."""
+    def warnings(self, run: str) -> list[str]:
+        """Messages of the events that warn about a run."""
         found = self.cluster.core.list_namespaced_event(self.cluster.namespace).items
-        return [event.message for event in found if event.type == "Warning" and event.involved_object.name == job]
+        return [event.message for event in found if event.type == "Warning" and event.involved_object.name == run]
 
 
 @pytest.fixture
@@ -151,19 +151,19 @@ def test_names_that_are_not_ascii(scene: Scene) -> None:
 
 def test_long_names_that_begin_alike(scene: Scene) -> None:
     """Children's names end with a digest of the whole name, and fit where 63 characters are the limit."""
-    jobs = ["x" * 253, "x" * 252 + "y", "x" * 64, "v1.5-" + "x" * 240 + ".run"]
-    for job in jobs:
-        scene.cluster.create(job)
-    for job in jobs:
-        scene.finish(job)
+    runs = ["x" * 253, "x" * 252 + "y", "x" * 64, "v1.5-" + "x" * 240 + ".run"]
+    for run in runs:
+        scene.cluster.create(run)
+    for run in runs:
+        scene.finish(run)
     children = scene.cluster.children()
-    assert children["Service"] == children["ConfigMap"] == sorted(names.service(job) for job in jobs)
-    assert children["Pod"] == sorted(names.pod(job, *member) for job in jobs for member in (("preflight", 0),
+    assert children["Service"] == children["ConfigMap"] == sorted(names.service(run) for run in runs)
+    assert children["Pod"] == sorted(names.pod(run, *member) for run in runs for member in (("preflight", 0),
         ("train", 0), ("train", 1), ("publish", 0)))  # fmt: skip
     assert all(len(name) <= 63 for kind in children.values() for name in kind)
     events = scene.cluster.core.list_namespaced_event(scene.cluster.namespace).items
-    assert {event.involved_object.name for event in events} == set(jobs)
-    scene.assert_quiet(jobs[0])
+    assert {event.involved_object.name for event in events} == set(runs)
+    scene.assert_quiet(runs[0])
 
 
 # --- pods that are not ours
@@ -171,10 +171,10 @@ def test_long_names_that_begin_alike(scene: Scene) -> None:
 
 @pytest.mark.parametrize("owned", [pytest.param(False, id="labels-alone"), pytest.param(True, id="and-a-forged-owner")])
 def test_a_foreign_pod_that_looks_like_ours_is_left_alone(scene: Scene, owned: bool) -> None:
-    job = scene.cluster.create()
+    run = scene.cluster.create()
     scene.kubelet.wait_phase(scene.cluster.namespace, "run-preflight-0")
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_STAGE: "preflight", LABEL_ATTEMPT: "1", LABEL_NODE_RANK: "0"}
-    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "uid": job["metadata"]["uid"], "controller": True}
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "uid": run["metadata"]["uid"], "controller": True}
     for name, wrong in (("mine", {}), ("mine-too", {LABEL_NODE_RANK: "7"}), ("mine-also", {LABEL_ATTEMPT: "x"})):
         metadata = {"name": name, "labels": labels | wrong} | ({"ownerReferences": [owner]} if owned else {})
         body = {"metadata": metadata, "spec": {"containers": [{"name": "trainer", "image": "mine"}]}}
@@ -248,7 +248,7 @@ def test_a_namespace_that_goes_takes_its_run_along(scene: Scene, tmp_path: Path)
         going.core.delete_namespace(namespace)
         with pytest.raises(ApiException, match="being terminated"):
             going.create("late")
-        wait_for("the run is gone", lambda: not going.jobs.list_namespaced_custom_object(
+        wait_for("the run is gone", lambda: not going.runs.list_namespaced_custom_object(
             GROUP, VERSION, namespace, PLURAL)["items"])  # fmt: skip
         wait_for("its pods are gone", lambda: not going.children()["Pod"])
         scene.assert_quiet("doomed")
@@ -278,8 +278,8 @@ def install(server: ApiServer, crd: Raw) -> None:
         if error.status != 404:
             raise
         extensions.create_custom_resource_definition(crd)
-    jobs = client.CustomObjectsApi(server.api)
-    wait_for("the CRD is served", lambda: jobs.list_cluster_custom_object(GROUP, VERSION, PLURAL))
+    runs = client.CustomObjectsApi(server.api)
+    wait_for("the CRD is served", lambda: runs.list_cluster_custom_object(GROUP, VERSION, PLURAL))
 
 
 def schema_of(crd: Raw) -> Raw:
@@ -320,7 +320,7 @@ def test_an_older_crd_prunes_what_it_does_not_know(elsewhere: Scene) -> None:
 
 
 def test_a_resource_that_todays_schema_refuses(elsewhere: Scene) -> None:
-    """The server forgives what was there before: status tells, and the job can be held, mended or deleted."""
+    """The server forgives what was there before: status tells, and the run can be held, mended or deleted."""
     today = yaml.safe_load(CRD.read_text())
     loose = copy.deepcopy(today)
     del schema_of(loose)["properties"]["spec"]["properties"]["workers"]["minimum"]
@@ -355,7 +355,7 @@ def test_a_resource_too_large_for_its_status_is_explained_by_an_event(scene: Sce
 
 
 def filler(size: int) -> Raw:
-    """What makes a job and each of its pods larger by so many bytes, and run.yaml not."""
+    """What makes a run and each of its pods larger by so many bytes, and run.yaml not."""
     return {"env": [{"name": "FILLER", "value": "x" * size}]}
 
 
@@ -372,7 +372,7 @@ def creates(scene: Scene, **changes: Any) -> bool:
 def refuses(scene: Scene, **changes: Any) -> bool:
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "probe"}, "spec": spec(**changes)}
     try:
-        scene.cluster.jobs.create_namespaced_custom_object(
+        scene.cluster.runs.create_namespaced_custom_object(
             GROUP, VERSION, scene.cluster.namespace, PLURAL, body, dry_run="All"
         )
     except ApiException as error:

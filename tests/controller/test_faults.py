@@ -142,7 +142,7 @@ def test_the_end_of_a_pod_of_which_no_event_comes(
     assert lost
 
 
-def test_a_pod_that_goes_and_a_job_that_is_edited_without_an_event(
+def test_a_pod_that_goes_and_a_run_that_is_edited_without_an_event(
     cluster_of_test: Cluster, kubelet: FakeKubelet, proxy: FaultyProxy, forgetful: OperatorProcess
 ) -> None:
     cluster_of_test.create()

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from controller.builders import OPTIONS, UID, Raw, custom_resource, job, spec
+from controller.builders import CONFIG, UID, Raw, a_run, custom_resource, spec
 from controller.simulator import POD_GROUP, Operator, Server, names_of
 from controller.test_runs import World
 from internvl_api.resolve import SpecError, parse_spec
-from internvl_operator.cluster.api import ApiError, list_path, resource_of
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import gang, names, pods
 from internvl_operator.core.stages import Stage
+from internvl_operator.kube.client import ApiError, list_path, resource_of
 from jsonschema import Draft202012Validator
 
 SCHEMAS = Path(__file__).parents[1] / "data/crds"
@@ -23,7 +23,7 @@ LABEL_VALUE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 
 
 def pod(scheduling: Raw, stage: Stage = TRAIN, attempt: int = 1, **changes: Any) -> Raw:
-    return pods.build(job(scheduling=scheduling, **changes), stage, attempt, 0, OPTIONS)
+    return pods.build(a_run(scheduling=scheduling, **changes), stage, attempt, 0, CONFIG)
 
 
 def closed(schema: Raw) -> Raw:
@@ -46,7 +46,7 @@ def closed(schema: Raw) -> Raw:
     ],
 )
 def test_the_pod_group_of_a_stage(scheduling: Raw, changes: Raw, version: str, spec_of_group: Raw) -> None:
-    (made,) = gang.pod_groups(job(scheduling=scheduling, **changes), TRAIN)
+    (made,) = gang.pod_groups(a_run(scheduling=scheduling, **changes), TRAIN)
     schema = yaml.safe_load((SCHEMAS / f"{scheduling['gang']}-podgroup.yaml").read_text())
     Draft202012Validator(closed(schema)).validate(made["spec"])
     assert (made["apiVersion"], made["kind"], made["spec"]) == (version, "PodGroup", spec_of_group)
@@ -54,7 +54,7 @@ def test_the_pod_group_of_a_stage(scheduling: Raw, changes: Raw, version: str, s
     assert list_path(resource_of(made), "team") == f"/apis/{version}/namespaces/team/podgroups"
     assert made["metadata"]["ownerReferences"][0]["uid"] == UID
     assert made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"
-    (alone,) = gang.pod_groups(job(scheduling=scheduling, **changes), PREFLIGHT)
+    (alone,) = gang.pod_groups(a_run(scheduling=scheduling, **changes), PREFLIGHT)
     assert alone["spec"]["minMember"] == 1
     assert alone["metadata"]["name"] != made["metadata"]["name"]
 
@@ -81,7 +81,7 @@ def test_the_pod_group_of_a_stage(scheduling: Raw, changes: Raw, version: str, s
 )
 def test_a_pod_names_its_group_and_its_scheduler(scheduling: Raw, where: str, key: str, scheduler: str) -> None:
     made = pod(scheduling)
-    (group,) = gang.pod_groups(job(scheduling=scheduling), TRAIN)
+    (group,) = gang.pod_groups(a_run(scheduling=scheduling), TRAIN)
     assert made["metadata"][where][key] == group["metadata"]["name"]
     assert made["spec"]["schedulerName"] == scheduler
 
@@ -96,7 +96,7 @@ def test_kueue_finds_a_queue_and_a_whole_group(stage: Stage) -> None:
     assert annotations["kueue.x-k8s.io/retriable-in-group"] == "false"
     assert "schedulerName" not in made["spec"]
     assert "schedulingGates" not in made["spec"]  # kueue's webhook adds its own
-    assert gang.pod_groups(job(scheduling={"gang": "kueue", "queue": "q"}), stage) == []
+    assert gang.pod_groups(a_run(scheduling={"gang": "kueue", "queue": "q"}), stage) == []
 
 
 def test_no_name_of_a_group_is_too_long() -> None:
@@ -106,7 +106,7 @@ def test_no_name_of_a_group_is_too_long() -> None:
 
 
 def test_without_a_gang_pods_are_as_they_were() -> None:
-    plain, asked = pods.build(job(), TRAIN, 1, 0, OPTIONS), pod({})
+    plain, asked = pods.build(a_run(), TRAIN, 1, 0, CONFIG), pod({})
     assert plain["spec"] == asked["spec"]
     assert "schedulerName" not in plain["spec"]
 
@@ -134,10 +134,10 @@ def test_a_scheduler_that_the_operator_was_not_installed_with_is_refused_by_name
     assert "spec.scheduling.gang: found 'coscheduling'" in stalled["message"]
     assert "gang schedulers volcano (and kueue)" in stalled["message"]
     assert world.server.created == []
-    assert gang.not_enabled(job(scheduling={"gang": "coscheduling"}).spec.scheduling, Options()) is not None
+    assert gang.not_enabled(a_run(scheduling={"gang": "coscheduling"}).spec.scheduling, OperatorConfig()) is not None
 
 
-def test_a_crd_that_nobody_installed_is_told_and_the_job_is_not_forgotten() -> None:
+def test_a_crd_that_nobody_installed_is_told_and_the_run_is_not_forgotten() -> None:
     server = Server()
     missing = ApiError(404, "NotFound", "the server could not find the requested resource")
     server.refuse = lambda obj: missing if obj["kind"] == "PodGroup" else None

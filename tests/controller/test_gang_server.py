@@ -12,7 +12,7 @@ pytestmark = pytest.mark.integration
 GROUP, VERSION, PLURAL = POD_GROUPS
 
 
-def test_a_pod_group_is_made_mended_and_goes_with_its_job(
+def test_a_pod_group_is_made_mended_and_goes_with_its_run(
     volcano: Any, cluster_of_test: Cluster, kubelet: FakeKubelet, tmp_path: Path
 ) -> None:
     def found() -> dict[str, Any]:
@@ -32,4 +32,4 @@ def test_a_pod_group_is_made_mended_and_goes_with_its_job(
         wait_for("it is mended", lambda: found()["ivft-run-preflight"]["minMember"] == 1)
         assert operator.metric("internvl_operator_watch_age_seconds", kind="PodGroup.scheduling.volcano.sh") < 3600
         cluster_of_test.delete()
-        wait_for("it went with its job", lambda: not found(), timeout=90)
+        wait_for("it went with its run", lambda: not found(), timeout=90)

@@ -59,7 +59,7 @@ class Kubectl:
 
     def _versions(self) -> dict[str, tuple[int, str]]:
         cluster = self._cluster
-        found = cluster.jobs.list_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL)["items"]
+        found = cluster.runs.list_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL)["items"]
         metadata = [raw["metadata"] for raw in found]
         return {each["name"]: (each["generation"], each["resourceVersion"]) for each in metadata}
 

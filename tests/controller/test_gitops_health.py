@@ -90,7 +90,7 @@ class Judges:
 
     def _versions(self, until: str) -> Iterator[Raw]:
         stream = watch.Watch().stream(
-            self.cluster.jobs.list_namespaced_custom_object,
+            self.cluster.runs.list_namespaced_custom_object,
             GROUP,
             VERSION,
             self.cluster.namespace,

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, Raw, at, custom_resource, raw_pod, text
+from controller.builders import CONFIG, NOW, Raw, at, custom_resource, raw_pod, text
 from internvl_api.status import EvaluationStatus, InternVLFineTuneStatus, Phase, Progress, StageStatus
-from internvl_operator.cluster.api import ApiError
 from internvl_operator.core.conditions import summarise
-from internvl_operator.core.job import read_job, read_status
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
-from internvl_operator.kubectl_ivft import logs, render, report, words
+from internvl_operator.core.run import read_run, read_status
+from internvl_operator.kube.client import ApiError
+from internvl_operator.kubectl_ivft import humanize, logs, render, report
 from internvl_operator.kubectl_ivft.__main__ import main
 from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
-from internvl_operator.kubectl_ivft.why import explain, is_queued
+from internvl_operator.kubectl_ivft.explain import explain, is_queued
 from kubernetes import client
 from rich.console import Console, RenderableType
 
@@ -48,7 +48,7 @@ def shown(what: RenderableType, width: int = 120) -> str:
     ],
 )
 def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert humanize.duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_queues_reason_is_read_from_the_attempts_workload(
 def test_why_takes_what_the_operator_really_writes() -> None:
     raw = run()
     raw["spec"]["recipe"] = "internvl2-2b-lora-cocoo"
-    plan = reconcile(read_job(raw), Observed(), NOW, OPTIONS)
+    plan = reconcile(read_run(raw), Observed(), NOW, CONFIG)
     assert plan.status is not None
     told = explain(raw, plan.status, NOW)
     assert told.state == "waits for you"

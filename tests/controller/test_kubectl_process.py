@@ -148,7 +148,7 @@ def test_a_report_is_fetched_whole_with_the_readers_keys(
 def _publish(cluster: Cluster, uri: str) -> None:
     """A run's end, without an operator."""
     change = {"status": {"observedGeneration": 1, "phase": "Succeeded", "artifacts": {"report": uri}}}
-    cluster.jobs.patch_namespaced_custom_object_status(GROUP, VERSION, cluster.namespace, PLURAL, "run", change)
+    cluster.runs.patch_namespaced_custom_object_status(GROUP, VERSION, cluster.namespace, PLURAL, "run", change)
 
 
 @contextmanager

@@ -3,21 +3,21 @@
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, at, custom_resource, job, text
+from controller.builders import CONFIG, NOW, a_run, at, custom_resource, text
 from internvl_api.quantity import GIB
 from internvl_api.status import Condition
-from internvl_operator.core.job import read_job
 from internvl_operator.core.memory import with_estimate
 from internvl_operator.core.observe import Observed
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_run
 
 BIG = {"model": {"name": "InternVL2-8B"}, "workers": 1, "gpusPerWorker": 1}
 
 
 def found(gpu_memory: int | None, **changes: Any) -> Condition | None:
-    return next(iter(with_estimate([], job(**changes), gpu_memory, NOW)), None)
+    return next(iter(with_estimate([], a_run(**changes), gpu_memory, NOW)), None)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_where_nothing_can_be_said_nothing_is(gpu_memory: int | None, changes: d
 
 def advance(gpu_memory: int | None, status: dict[str, Any] | None = None, seconds: float = 0) -> Plan:
     raw = custom_resource(status=status, **BIG)
-    return reconcile(read_job(raw), Observed(), at(seconds), Options(gpu_memory=gpu_memory))
+    return reconcile(read_run(raw), Observed(), at(seconds), OperatorConfig(gpu_memory=gpu_memory))
 
 
 def test_a_run_that_does_not_fit_is_warned_once_and_starts() -> None:
     plan = advance(24 * GIB)
     assert plan.status is not None
     assert [child["kind"] for child in plan.apply] == [
-        child["kind"] for child in reconcile(job(**BIG), Observed(), NOW, OPTIONS).apply
+        child["kind"] for child in reconcile(a_run(**BIG), Observed(), NOW, CONFIG).apply
     ]
     assert plan.apply
     assert plan.status.phase != "Stalled"

@@ -1,4 +1,4 @@
-"""Names of children: valid, stable and different for different jobs, whatever a user calls a job."""
+"""Names of children: valid, stable and different for different runs, whatever a user calls a run."""
 
 import re
 
@@ -15,7 +15,7 @@ JOB_NAME = st.lists(PART, min_size=1, max_size=8).map(".".join).filter(lambda na
 
 
 @pytest.mark.parametrize(
-    ("job", "pod", "service"),
+    ("run", "pod", "service"),
     [
         pytest.param("coco-lora", "coco-lora-train-0", "ivft-coco-lora", id="as-it-is"),
         pytest.param("7b", "7b-train-0", "ivft-7b", id="leading-digit"),
@@ -25,27 +25,27 @@ JOB_NAME = st.lists(PART, min_size=1, max_size=8).map(".".join).filter(lambda na
         ),
     ],
 )
-def test_names_a_user_will_see(job: str, pod: str, service: str) -> None:
-    assert names.pod(job, "train", 0) == pod
-    assert names.service(job) == service
-    assert names.master_address(job, "train") == f"{pod}.{service}"
+def test_names_a_user_will_see(run: str, pod: str, service: str) -> None:
+    assert names.pod(run, "train", 0) == pod
+    assert names.service(run) == service
+    assert names.master_address(run, "train") == f"{pod}.{service}"
 
 
 @given(JOB_NAME, st.sampled_from(["preflight", "train", "publish", "baseline-evaluate"]), st.integers(0, 1023))
-def test_every_name_is_valid(job: str, stage: str, rank: int) -> None:
-    assert DNS_LABEL.match(names.pod(job, stage, rank))
-    assert DNS_1035_LABEL.match(names.service(job))
-    assert DNS_LABEL.match(names.config_map(job))
-    assert LABEL_VALUE.match(names.job_label(job))
-    for value in names.member_labels(job, "uid", stage, 7, rank).values():
+def test_every_name_is_valid(run: str, stage: str, rank: int) -> None:
+    assert DNS_LABEL.match(names.pod(run, stage, rank))
+    assert DNS_1035_LABEL.match(names.service(run))
+    assert DNS_LABEL.match(names.config_map(run))
+    assert LABEL_VALUE.match(names.run_label(run))
+    for value in names.worker_labels(run, "uid", stage, 7, rank).values():
         assert LABEL_VALUE.match(value)
 
 
 @given(JOB_NAME, JOB_NAME)
-def test_different_jobs_have_different_names(one: str, other: str) -> None:
+def test_different_runs_have_different_names(one: str, other: str) -> None:
     same = names.pod(one, "train", 0) == names.pod(other, "train", 0)
     assert same == (one == other)
-    assert (names.job_label(one) == names.job_label(other)) == (one == other)
+    assert (names.run_label(one) == names.run_label(other)) == (one == other)
 
 
 @pytest.mark.parametrize(

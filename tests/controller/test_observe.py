@@ -6,8 +6,8 @@ import pytest
 from controller.builders import NOW, Raw, at, custom_resource, raw_pod, result, terminated, text, waiting
 from hypothesis import given
 from hypothesis import strategies as st
-from internvl_operator.core.job import read_job, read_status
 from internvl_operator.core.observe import observe, read_pod
+from internvl_operator.core.run import read_run, read_status
 
 
 def seen(status: Raw | None = None, **metadata: Any) -> Any:
@@ -157,22 +157,22 @@ def test_a_status_written_by_another_version_is_read_in_part(status: Raw, attemp
 
 
 def test_digests_are_of_the_users_words() -> None:
-    job = read_job(custom_resource())
-    same = read_job(custom_resource(runPolicy={"suspend": True}))
-    other_pod = read_job(custom_resource(podTemplate={"labels": {"a": "b"}}))
-    other_run = read_job(custom_resource(workers=4))
-    assert (job.run_digest, job.pod_digest) == (same.run_digest, same.pod_digest)
-    assert job.run_digest == other_pod.run_digest
-    assert job.pod_digest != other_pod.pod_digest
-    assert job.run_digest != other_run.run_digest
+    run = read_run(custom_resource())
+    same = read_run(custom_resource(runPolicy={"suspend": True}))
+    other_pod = read_run(custom_resource(podTemplate={"labels": {"a": "b"}}))
+    other_run = read_run(custom_resource(workers=4))
+    assert (run.run_digest, run.pod_digest) == (same.run_digest, same.pod_digest)
+    assert run.run_digest == other_pod.run_digest
+    assert run.pod_digest != other_pod.pod_digest
+    assert run.run_digest != other_run.run_digest
 
 
 @pytest.mark.parametrize("spec", [None, "text", [], {}, {"recipe": "no-such-recipe"}])
-def test_a_job_with_any_spec_can_be_read(spec: object) -> None:
-    job = read_job(custom_resource() | {"spec": spec})
-    assert job.resolved.error is not None
-    with pytest.raises(type(job.resolved.error)):
-        _ = job.spec
+def test_a_run_with_any_spec_can_be_read(spec: object) -> None:
+    run = read_run(custom_resource() | {"spec": spec})
+    assert run.resolved.error is not None
+    with pytest.raises(type(run.resolved.error)):
+        _ = run.spec
 
 
 @pytest.mark.parametrize("name", ["run-train-1", "run-publish-0", "other-train-0", "mine"])

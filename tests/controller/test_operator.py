@@ -178,7 +178,7 @@ def test_what_the_api_server_refuses_reaches_the_user(run: Story, operator: Oper
     run.kubelet.wait_phase(cluster.namespace, "run-preflight-0")
 
 
-def test_a_job_made_again_under_the_same_name_starts_afresh(run: Story, operator: OperatorProcess) -> None:
+def test_a_run_made_again_under_the_same_name_starts_afresh(run: Story, operator: OperatorProcess) -> None:
     cluster = run.cluster
     first = cluster.create()["metadata"]["uid"]
     run.to_training()
@@ -243,7 +243,7 @@ def test_an_operator_for_the_whole_cluster(run: Story, tmp_path: Path) -> None:
         assert operator.metric("internvl_operator_jobs", phase="Running") >= 1
 
 
-def test_nothing_is_left_of_a_deleted_job(run: Story, operator: OperatorProcess) -> None:
+def test_nothing_is_left_of_a_deleted_run(run: Story, operator: OperatorProcess) -> None:
     cluster = run.cluster
     cluster.create()
     run.to_training()

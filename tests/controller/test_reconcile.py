@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, Raw, at, job, member, text
+from controller.builders import CONFIG, NOW, Raw, a_run, at, member, text
 from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.plan import Plan
 from internvl_operator.core.reconcile import reconcile
@@ -12,21 +12,21 @@ DONE = {"name": "preflight", "state": "Succeeded", "attempt": 1}
 
 
 def training(*, attempt: int = 1, made: int = 1, state: str = "Running", **more: Any) -> Raw:
-    """The status of a job whose workers of attempt `made` were all created."""
+    """The status of a run whose workers of attempt `made` were all created."""
     entry = {"name": "train", "state": state, "attempt": made, "startedAt": text(at(-60))}
     return {
         "attempt": attempt,
         "stages": [DONE, entry],
         "phase": "Running",
         "observedGeneration": 1,
-        "runDigest": job().run_digest,
+        "runDigest": a_run().run_digest,
         "startedAt": text(at(-60)),
         **more,
     }
 
 
 def one_pass(status: Raw | None, *pods: Pod, now: Any = NOW, **changes: Any) -> Plan:
-    return reconcile(job(status=status, **changes), Observed(pods=pods), now, OPTIONS)
+    return reconcile(a_run(status=status, **changes), Observed(pods=pods), now, CONFIG)
 
 
 def made(plan: Plan) -> list[str]:
@@ -44,7 +44,7 @@ def ended(rank: int, code: int = 1, **fields: Any) -> Pod:
 @pytest.mark.parametrize(
     ("status", "pods", "makes", "deletes", "attempt", "requeue"),
     [
-        pytest.param(None, [], ["run-preflight-0"], [], 1, None, id="a-new-job"),
+        pytest.param(None, [], ["run-preflight-0"], [], 1, None, id="a-new-run"),
         pytest.param(training(), [member(0), member(1)], [], [], 1, None, id="all-is-well"),
         pytest.param(training(made=0), [member(0)], ["run-train-1"], [], 1, None, id="creation-was-cut-off"),
         pytest.param(training(), [member(0)], [], ["run-train-0"], 2, 0, id="a-made-worker-is-missing"),

@@ -8,13 +8,13 @@ from controller.builders import Raw, custom_resource, result, terminated, waitin
 from controller.simulator import Operator, Server, clock, names_of
 from internvl_api.constants import KIND
 from internvl_api.status import Progress
-from internvl_operator.cluster.api import ApiError
+from internvl_operator.kube.client import ApiError
 
 STAGES = ("preflight", "train", "publish")
 
 
 class World:
-    """A server with one job, and an operator that hears everything."""
+    """A server with one run, and an operator that hears everything."""
 
     def __init__(self, **changes: Any) -> None:
         self.server = Server()
@@ -86,7 +86,7 @@ def test_a_run_goes_through_its_stages_and_is_ready_only_when_published() -> Non
     assert len(world.server.pods) == 4
 
 
-def test_a_settled_job_is_not_written_to() -> None:
+def test_a_settled_run_is_not_written_to() -> None:
     world = World()
     world.reach("train")
     before = len(world.server.writes)
@@ -335,7 +335,7 @@ def test_suspend_frees_every_pod_and_resume_starts_a_new_attempt_that_costs_noth
     assert world.pods("preflight") == ["run-preflight-0"]  # what was done is not done again
 
 
-def test_a_job_created_suspended_makes_nothing() -> None:
+def test_a_run_created_suspended_makes_nothing() -> None:
     world = World(runPolicy={"suspend": True})
     assert world.server.created == []
     assert world.status["phase"] == "Suspended"
@@ -498,7 +498,7 @@ def test_what_somebody_changed_is_mended() -> None:
     assert world.server.objects["Service"]["ivft-run"]["spec"]["selector"].keys() == {"internvl.dev/job-uid"}
 
 
-def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
+def test_a_finished_run_is_deleted_after_its_time_to_live() -> None:
     world = World(runPolicy={"ttlSecondsAfterFinished": 60})
     for stage in STAGES:
         world.pass_stage(stage)
@@ -564,7 +564,7 @@ def test_a_pod_on_a_dead_node_is_deleted_by_force_in_the_end() -> None:
     assert world.server.attempts("train") == {"2"}
 
 
-def test_a_job_of_a_name_that_is_still_held_by_an_earlier_job_waits_for_its_pods() -> None:
+def test_a_run_of_a_name_that_is_still_held_by_an_earlier_run_waits_for_its_pods() -> None:
     world = World()
     world.reach("train")
     old = {name: dict(raw) for name, raw in world.server.pods.items()}
@@ -583,12 +583,12 @@ def test_a_job_of_a_name_that_is_still_held_by_an_earlier_job_waits_for_its_pods
     assert world.pods("preflight") == ["run-preflight-0"]
 
 
-def test_the_status_of_an_earlier_job_is_not_the_next_ones_of_that_name() -> None:
+def test_the_status_of_an_earlier_run_is_not_the_next_ones_of_that_name() -> None:
     world = World()
     world.reach("train")
     for name in world.pods("train"):
         world.server.set_pod(name, {"phase": "Failed", **terminated(1, finished=world.server.now)})
-    world.operator.hear("Pod")  # and not yet that the job is another one
+    world.operator.hear("Pod")  # and not yet that the run is another one
     world.server.remove(KIND, "run")
     fresh = custom_resource()
     fresh["metadata"]["uid"] = "another"
@@ -618,7 +618,7 @@ def test_what_the_api_server_refuses_is_told_in_its_own_words_and_tried_again() 
     assert list(names_of(server, "preflight")) == ["run-preflight-0"]
 
 
-def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
+def test_a_deleted_run_is_left_to_the_garbage_collector() -> None:
     world = World()
     world.server.change(KIND, "run", lambda raw: raw["metadata"].update(deletionTimestamp="2026-01-31T12:00:00Z"))
     before = len(world.server.writes)

@@ -24,7 +24,7 @@ def read(**given: str) -> Settings:
 def test_everything_has_a_default() -> None:
     settings = Settings.from_env({})
     assert settings.namespaces == ()
-    assert settings.options().trainer_image == settings.trainer_image
+    assert settings.operator_config().trainer_image == settings.trainer_image
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> N
 
 
 def test_the_pods_of_a_setting() -> None:
-    options = read(trainer_image="mine:2", retry_base_seconds="1", force_delete_after_seconds="7").options()
+    options = read(trainer_image="mine:2", retry_base_seconds="1", force_delete_after_seconds="7").operator_config()
     assert (options.trainer_image, options.retry_base, options.force_delete_after) == ("mine:2", 1.0, 7.0)
 
 

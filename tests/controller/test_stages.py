@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from controller.builders import Raw, job, result
+from controller.builders import Raw, a_run, result
 from controller.test_runs import World
 from internvl_api.constants import ENV_IMAGE, ExitCode
 from internvl_api.status import InternVLFineTuneStatus
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import pods
 from internvl_operator.core.stages import Stage, pipeline
-from internvl_operator.metrics import JobCollector
+from internvl_operator.metrics import RunCollector
 
 EVALUATION: Raw = {
     "tasks": {"coco": {"task": "caption-coco", "annotation": "s3://data/test.json", "root": "pvc://photos/val"}},
@@ -72,7 +72,7 @@ def test_figures_are_gauges_that_outlive_the_pods() -> None:
     status = InternVLFineTuneStatus.model_validate(world.status)
     found = {
         tuple(sample.labels[label] for label in ("model", "task", "metric")): sample.value
-        for family in JobCollector(lambda: [("team", "run", status)]).collect()
+        for family in RunCollector(lambda: [("team", "run", status)]).collect()
         for sample in family.samples
         if sample.name == "internvl_job_evaluation"
     }
@@ -118,8 +118,8 @@ def test_a_lower_condition_lets_a_refused_run_go_on() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_only_what_works_in_parallel_takes_gpus(stage: Any) -> None:
-    run = job(gpusPerWorker=4, training={"globalBatchSize": 8}, secrets={}, **EVERYTHING)
-    built = pods.build(run, Stage(stage), 1, 0, Options())
+    run = a_run(gpusPerWorker=4, training={"globalBatchSize": 8}, secrets={}, **EVERYTHING)
+    built = pods.build(run, Stage(stage), 1, 0, OperatorConfig())
     (container,) = built["spec"]["containers"]
     parallel = stage in ("baseline-evaluate", "train", "evaluate")
     assert container["resources"].get("limits", {}).get("nvidia.com/gpu") == ("4" if parallel else None)
@@ -130,5 +130,5 @@ def test_only_what_works_in_parallel_takes_gpus(stage: Any) -> None:
 
 
 def test_the_pipeline_follows_the_spec() -> None:
-    assert [stage.name for stage in pipeline(job().spec)] == ["preflight", "train", "publish"]
-    assert [stage.title for stage in pipeline(job(**EVERYTHING).spec)][1] == "BaselineEvaluate"
+    assert [stage.name for stage in pipeline(a_run().spec)] == ["preflight", "train", "publish"]
+    assert [stage.title for stage in pipeline(a_run(**EVERYTHING).spec)][1] == "BaselineEvaluate"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controller.builders import NOW, OPTIONS, Raw, custom_resource
+from controller.builders import CONFIG, NOW, Raw, custom_resource
 from controller.operator_process import Cluster, OperatorProcess
 from crd_server import TRANSITIONS, refusal
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_operator import webhook
-from internvl_operator.core.job import read_job
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_run
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import wait_for
 from kubernetes import client
@@ -95,7 +95,7 @@ def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused:
     response = webhook.review(asked(new, old))["response"]
     assert response["allowed"] is not refused
     if refused:
-        status = reconcile(read_job(new), Observed(), NOW, OPTIONS).status
+        status = reconcile(read_run(new), Observed(), NOW, CONFIG).status
         assert status is not None
         (found,) = [condition for condition in status.conditions if condition.type == "Stalled"]
         assert (found.reason, found.message) == ("InvalidSpec", response["status"]["message"]), "the operator's words"

@@ -1,4 +1,4 @@
-"""One pass at a time for a job, none forgotten, delays kept."""
+"""One pass at a time for a run, none forgotten, delays kept."""
 
 import threading
 

@@ -16,7 +16,7 @@ from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Finished, Platform
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.core.resources import names
 from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
-from internvl_operator.kubectl_ivft.why import explain
+from internvl_operator.kubectl_ivft.explain import explain
 from ivft_cluster.images import base_image, pause_image
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET, MODEL_KEY

@@ -17,11 +17,11 @@ from internvl_operator import (
     handlers,  # noqa: F401  registers them with kopf
     webhook,
 )
-from internvl_operator.cluster.api import Api
-from internvl_operator.cluster.lease import LeaseClient
 from internvl_operator.controller import Controller
 from internvl_operator.health import Health
-from internvl_operator.leader import Leadership
+from internvl_operator.kube.client import Api
+from internvl_operator.kube.lease import LeaseClient
+from internvl_operator.leader_election import Leadership
 from internvl_operator.settings import Settings, SettingsError, help_text, variable
 
 _ABOUT = """\

@@ -1,4 +1,4 @@
-"""Brings it together: whatever happens to a job puts its key in the queue; a worker makes the pass."""
+"""Connects watches, queue and reconcile: every change of a run queues its key; a thread makes the pass."""
 
 import logging
 import threading
@@ -11,27 +11,27 @@ from typing import Any
 from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator import metrics
-from internvl_operator.cluster.api import Api, ApiError
-from internvl_operator.cluster.events import EventSink
-from internvl_operator.cluster.resync import Resync
-from internvl_operator.cluster.store import Collection, Jobs, Key, RawCollection, key_of
-from internvl_operator.cluster.watch import ChildWatch
-from internvl_operator.cluster.writer import Refused, Writer
-from internvl_operator.core.job import Job, read_job, read_status
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
 from internvl_operator.core.reconcile import reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
-from internvl_operator.core.times import to_text
-from internvl_operator.progress import ProgressPoller
-from internvl_operator.roll_call import RollCaller
+from internvl_operator.core.run import Key, Run, read_run, read_status
+from internvl_operator.core.timestamps import to_text
+from internvl_operator.kube.applier import Applier, Refused
+from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
+from internvl_operator.kube.client import Api, ApiError
+from internvl_operator.kube.event_recorder import EventRecorder
+from internvl_operator.kube.informer import Informer
+from internvl_operator.kube.resync import Resync
+from internvl_operator.polling.progress_poller import ProgressPoller
+from internvl_operator.polling.rank_probe import RankProbe
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
 _PATIENCE = 3  # failed passes in a row, after which the user is told what the API server says
 _LONGEST_PASS = 10  # requests that time out, one after the other
-# Seconds in which further events of a job's children join the same pass: a group's pods start and end together, and
+# Seconds in which further events of a run's children join the same pass: a group's pods start and end together, and
 # each pass of them would write another status.
 _GATHER = 0.1
 _LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class Controller:
-    """Everything that runs beside kopf's event loop. `job_seen` and `job_gone` are what kopf's watch calls."""
+    """Everything that runs beside kopf's event loop. `run_seen` and `run_gone` are what kopf's watch calls."""
 
     def __init__(self, settings: Settings, api: Api) -> None:
-        self._settings, self._options = settings, settings.options()
-        self._jobs = Jobs()
+        self._settings, self._config = settings, settings.operator_config()
+        self._runs = RunCache()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
@@ -53,14 +53,14 @@ class Controller:
         self._warned: set[Key] = set()  # of failures in a row, by an event
         self._started: dict[int, float] = {}  # thread -> when its pass began
         executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._writer = Writer(api, self._jobs, dict(self._collections()), executor)
-        self._events = EventSink(api)
+        self._applier = Applier(api, self._runs, dict(self._collections()), executor)
+        self._events = EventRecorder(api)
         self._poller = ProgressPoller(
             self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
         )
-        self._roll_caller = RollCaller(self._queue.add, threads=settings.progress_threads)
-        self._watches = [
-            ChildWatch(
+        self._rank_probe = RankProbe(self._queue.add, threads=settings.progress_threads)
+        self._informers = [
+            Informer(
                 api,
                 kind,
                 namespace,
@@ -75,9 +75,9 @@ class Controller:
         self._resyncs = [
             Resync(
                 api,
-                self._jobs,
+                self._runs,
                 namespace,
-                seen=self.job_seen,
+                seen=self.run_seen,
                 gone=self._forget,
                 interval=settings.resync_seconds,
             )
@@ -90,13 +90,13 @@ class Controller:
 
     def start(self) -> None:
         """Returns once all children are known: a pass before that would take them for lost."""
-        for watch in self._watches:
-            watch.start()
-        for watch in self._watches:
-            if watch.kind not in self._pod_groups:  # to make one that is there once more does no harm
-                watch.synced.wait()
+        for informer in self._informers:
+            informer.start()
+        for informer in self._informers:
+            if informer.kind not in self._pod_groups:  # to make one that is there once more does no harm
+                informer.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
-        metrics.publish_jobs(self._statuses)
+        metrics.publish_runs(self._statuses)
         self._events.start()
         self._poller.start()
         for resync in self._resyncs:
@@ -109,9 +109,9 @@ class Controller:
         """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
         self._queue.close()
         self._poller.stop()
-        self._roll_caller.stop()
-        for watch in self._watches:
-            watch.stop()
+        self._rank_probe.stop()
+        for informer in self._informers:
+            informer.stop()
         for resync in self._resyncs:
             resync.stop()
         deadline = time.monotonic() + _LONGEST_GOODBYE
@@ -119,14 +119,14 @@ class Controller:
             worker.join(timeout=max(0.0, deadline - time.monotonic()))
         return not any(worker.is_alive() for worker in self._workers)
 
-    def job_seen(self, raw: dict[str, Any]) -> bool:
+    def run_seen(self, raw: dict[str, Any]) -> bool:
         """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""
-        news = self._jobs.seen(raw)
+        news = self._runs.seen(raw)
         if news:
             self._queue.add(key_of(raw))
         return news
 
-    def job_gone(self, raw: dict[str, Any]) -> None:
+    def run_gone(self, raw: dict[str, Any]) -> None:
         """A custom resource was deleted; Kubernetes deletes its children."""
         self._forget(key_of(raw), raw["metadata"]["uid"])
 
@@ -134,8 +134,8 @@ class Controller:
         self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
-        """What a restart of the process would mend; empty while all is well."""
-        threads = [watch.problem() for watch in self._watches] + [resync.problem() for resync in self._resyncs]
+        """Problems that a restart would fix; empty while all is well."""
+        threads = [informer.problem() for informer in self._informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [
@@ -167,50 +167,50 @@ class Controller:
             pass
 
     def _pass(self, key: Key) -> None:
-        raw = self._jobs.get(key)
+        raw = self._runs.get(key)
         if raw is None:
             return
-        job, now = read_job(raw), datetime.now(UTC)
+        run, now = read_run(raw), datetime.now(UTC)
         observed = self._observe(key)
-        plan = reconcile(job, observed, now, self._options)
+        plan = reconcile(run, observed, now, self._config)
         try:
-            made = self._writer.carry_out(job, plan)
+            made = self._applier.carry_out(run, plan)
         except Refused as error:
-            self._explain(job, error.reason, error.message, now)
+            self._explain(run, error.reason, error.message, now)
             raise
         except ApiError as error:
-            if error.gone and not job.deleting:
-                return self._vanished(key, job, error)
+            if error.gone and not run.deleting:
+                return self._vanished(key, run, error)
             text = f"the API server does not take a write: {error}"
-            if error.refused:  # not for a while: only an edit of the job, or of its CRD, will help
-                self._warn(job, "ApiServerError", text, now)
+            if error.refused:  # not for a while: only an edit of the run, or of its CRD, will help
+                self._warn(run, "ApiServerError", text, now)
             if error.status and self._failures.get(key, 0) >= _PATIENCE:
-                self._explain(job, "ApiServerError", text, now)
+                self._explain(run, "ApiServerError", text, now)
             raise
-        self._tell(job, plan, now, made)
-        self._follow(key, job, plan, observed)
-        if plan.roll_call:
-            self._roll_caller.ask(key, plan.roll_call, job.spec.processes_per_worker)
+        self._tell(run, plan, now, made)
+        self._follow(key, run, plan, observed)
+        if plan.probe:
+            self._rank_probe.ask(key, plan.probe, run.spec.processes_per_worker)
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
 
-    def _explain(self, job: Job, reason: str, message: str, now: datetime) -> None:
+    def _explain(self, run: Run, reason: str, message: str, now: datetime) -> None:
         """Tell the user why nothing moves."""
-        answer = rejected(job, reason, message, now, self._options)
+        answer = rejected(run, reason, message, now, self._config)
         try:
-            self._writer.carry_out(job, answer)
+            self._applier.carry_out(run, answer)
         except ApiError:
-            self._warn(job, reason, message, now)
+            self._warn(run, reason, message, now)
             raise
-        self._tell(job, answer, now, made=0)
+        self._tell(run, answer, now, made=0)
 
-    def _warn(self, job: Job, reason: str, message: str, now: datetime) -> None:
+    def _warn(self, run: Run, reason: str, message: str, now: datetime) -> None:
         """The same where no status can be written: one Event for a row of failures."""
-        key = Key(job.namespace, job.name)
+        key = Key(run.namespace, run.name)
         if key not in self._warned:
             self._warned.add(key)
-            mistake = f"{job.mistake}; " if job.mistake else ""
-            self._events.send(job, Event("Warning", reason, mistake + message), to_text(now))
+            mistake = f"{run.mistake}; " if run.mistake else ""
+            self._events.send(run, Event("Warning", reason, mistake + message), to_text(now))
 
     def _observe(self, key: Key) -> Observed:
         return Observed(
@@ -219,31 +219,31 @@ class Controller:
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
             pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
-            roll_call=self._roll_caller.latest(key),
+            rank_answers=self._rank_probe.latest(key),
         )
 
-    def _tell(self, job: Job, plan: Plan, now: datetime, made: int) -> None:
+    def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
         """Metrics and Kubernetes Events of what this pass has changed."""
         if plan.status is None:
             return
-        before = job.status
+        before = run.status
         for event in plan.events:
-            logger.info("%s/%s: %s: %s", job.namespace, job.name, event.reason, event.message)
-            self._events.send(job, event, to_text(now))
+            logger.info("%s/%s: %s: %s", run.namespace, run.name, event.reason, event.message)
+            self._events.send(run, event, to_text(now))
         for cause in ("user", "infrastructure"):
             more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
             metrics.RESTARTS.labels(cause).inc(max(0, more))
-        if made and before.observed_generation is None and job.created:  # else it waited for a user
-            metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - job.created).total_seconds()))
+        if made and before.observed_generation is None and run.created:  # else it waited for a user
+            metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - run.created).total_seconds()))
 
-    def _follow(self, key: Key, job: Job, plan: Plan, observed: Observed) -> None:
+    def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
         current = (plan.status.stage, plan.status.attempt, 0) if plan.status else None
         for pod in observed.pods:
-            mine = pod.owner_uid == job.uid and (pod.stage, pod.attempt, pod.rank) == current
+            mine = pod.owner_uid == run.uid and (pod.stage, pod.attempt, pod.rank) == current
             if mine and pod.running and pod.ip:
                 return self._poller.follow(key, pod.uid, pod.ip)
         self._poller.forget(key)
-        self._roll_caller.forget(key)
+        self._rank_probe.forget(key)
 
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
@@ -252,15 +252,15 @@ class Controller:
         logger.warning("%s/%s: %s; looking again in %.1f s", key.namespace, key.name, message, delay)
         self._queue.add(key, after=delay)
 
-    def _vanished(self, key: Key, job: Job, error: ApiError) -> None:
+    def _vanished(self, key: Key, run: Run, error: ApiError) -> None:
         logger.info("%s/%s is gone: %s", key.namespace, key.name, error.message)
-        self._forget(key, job.uid)
+        self._forget(key, run.uid)
 
     def _forget(self, key: Key, uid: str) -> None:
-        self._jobs.gone(key, uid)
-        self._writer.forget(uid)
+        self._runs.gone(key, uid)
+        self._applier.forget(uid)
         self._poller.forget(key)
-        self._roll_caller.forget(key)
+        self._rank_probe.forget(key)
         self._succeeded(key)
 
     def _succeeded(self, key: Key) -> None:
@@ -268,7 +268,7 @@ class Controller:
         self._warned.discard(key)
 
     def _statuses(self) -> Iterator[tuple[str, str, InternVLFineTuneStatus]]:
-        for raw in self._jobs.all():
+        for raw in self._runs.all():
             yield raw["metadata"]["namespace"], raw["metadata"]["name"], read_status(raw.get("status") or {})
 
     def _collections(self) -> tuple[tuple[str, Collection[Any]], ...]:

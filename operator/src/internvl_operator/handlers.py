@@ -8,8 +8,8 @@ from typing import Any
 import kopf
 from internvl_api.constants import GROUP, PLURAL, VERSION
 
-from internvl_operator.cluster.api import ApiError
 from internvl_operator.controller import Controller
+from internvl_operator.kube.client import ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)
-async def job_event(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
+async def run_event(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     """Listed, created, changed or deleted: the controller decides what, if anything, there is to do."""
     controller: Controller = memo.controller
-    take = controller.job_gone if event["type"] == "DELETED" else controller.job_seen
+    take = controller.run_gone if event["type"] == "DELETED" else controller.run_seen
     take(dict(event["object"]))

@@ -18,7 +18,7 @@ Problems = Callable[[], Iterable[str]]
 
 
 class Health:
-    """What the parts say of themselves. `ready` is what is said while it is not so."""
+    """Collects the problems of all parts. `not_ready`: the reason, or None when ready."""
 
     def __init__(self) -> None:
         self.not_ready: str | None = "starting"
@@ -30,7 +30,7 @@ class Health:
         self._parts.append(problems)
 
     def problems(self) -> list[str]:
-        """What a restart of the process would mend."""
+        """Problems that a restart would fix."""
         lag = self._lag()
         late = [f"the event loop has not answered for {lag:.0f} s"] if lag > _LONGEST_LAG else []
         return late + [problem for part in self._parts for problem in part()]

@@ -11,7 +11,7 @@ _PREFIX = "internvl_operator"
 
 RECONCILE_SECONDS = Histogram(
     f"{_PREFIX}_reconcile_seconds",
-    "Duration of one pass over a job, with its writes",
+    "Duration of one pass over a run, with its writes",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 RECONCILE_ERRORS = Counter(f"{_PREFIX}_reconcile_errors_total", "Passes that failed and are tried again", ["cause"])
@@ -19,11 +19,11 @@ API_WRITES = Counter(f"{_PREFIX}_api_writes_total", "Requests that change someth
 RESTARTS = Counter(f"{_PREFIX}_restarts_total", "Attempts that ended before their stage was done", ["cause"])
 FIRST_POD_SECONDS = Histogram(
     f"{_PREFIX}_first_pod_seconds",
-    "From a job's creation (whole seconds, the API server's clock) to its first pod object",
+    "From a run's creation (whole seconds, the API server's clock) to its first pod object",
     buckets=(0.25, 0.5, 1, 2, 5, 10, 30, 60),
 )
 WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Since a watch last said anything", ["kind"])
-QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Jobs waiting for their pass")
+QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Runs waiting for their pass")
 LEADER = Gauge(f"{_PREFIX}_leader", "1 while this replica works, 0 while it stands by")
 LOOP_LAG = Gauge(f"{_PREFIX}_event_loop_lag_seconds", "How late the event loop was when it last was looked at")
 RESYNC_MISSED = Counter(
@@ -34,8 +34,8 @@ EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events n
 Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
 
 
-class JobCollector(Collector):
-    """Gauges made from the jobs that exist at the moment of a scrape, so that none outlives its job."""
+class RunCollector(Collector):
+    """Gauges made from the runs that exist at the moment of a scrape, so that none outlives its run."""
 
     def __init__(self, statuses: Callable[[], Statuses]) -> None:
         self._statuses = statuses
@@ -78,8 +78,8 @@ def _figures(status: InternVLFineTuneStatus) -> Iterator[tuple[tuple[str, str, s
                 yield (model, task, metric), value
 
 
-def publish_jobs(statuses: Callable[[], Statuses]) -> JobCollector:
-    """Register the collector of per-job gauges."""
-    collector = JobCollector(statuses)
+def publish_runs(statuses: Callable[[], Statuses]) -> RunCollector:
+    """Register the collector of per-run gauges."""
+    collector = RunCollector(statuses)
     REGISTRY.register(collector)
     return collector

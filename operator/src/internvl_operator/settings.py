@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from internvl_api.quantity import parse_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 
 PREFIX = "INTERNVL_OPERATOR_"
-DEFAULTS = Options()
+DEFAULTS = OperatorConfig()
 
 
 def _json(value: object) -> object:
@@ -37,7 +37,7 @@ class Settings(BaseModel):
         "IfNotPresent", description="Of the trainer image"
     )
     namespaces: tuple[str, ...] = Field((), description="Comma-separated; empty: the whole cluster")
-    worker_threads: int = Field(8, ge=1, le=128, description="Jobs reconciled at the same time")
+    worker_threads: int = Field(8, ge=1, le=128, description="Runs reconciled at the same time")
     stage_resources: Resources = Field(
         DEFAULTS.stage_resources, description="JSON; resources of a preflight or publish pod"
     )
@@ -55,7 +55,7 @@ class Settings(BaseModel):
         None,
         description="Of one GPU, such as 80Gi; runs that will not fit then get MemoryEstimate=False",
     )
-    progress_interval_seconds: Seconds = Field(5.0, description="Between two questions to a job's /progress")
+    progress_interval_seconds: Seconds = Field(5.0, description="Between two questions to a run's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Questions under way at the same time")
     retry_base_seconds: Seconds = Field(
         DEFAULTS.retry_base, description="First wait before a stalled or failing stage starts again"
@@ -73,7 +73,7 @@ class Settings(BaseModel):
     watch_timeout_seconds: Seconds = Field(60.0, description="Length of one watch request; a silent one is given up")
     request_timeout_seconds: Seconds = Field(30.0, description="Of one request to the API server")
     resync_seconds: Seconds = Field(
-        300.0, description="Between two lists of jobs and of each kind of child: the longest that a lost event costs"
+        300.0, description="Between two lists of runs and of each kind of child: the longest that a lost event costs"
     )
     leader_election: bool = Field(
         False, description="true: work only while holding the Lease, so that several replicas may run"
@@ -119,9 +119,9 @@ class Settings(BaseModel):
             name = str(first["loc"][0])
             raise SettingsError(f"{variable(name)}: found {given.get(name)!r}: {first['msg']}") from None
 
-    def options(self) -> Options:
+    def operator_config(self) -> OperatorConfig:
         """The part the pure core works with."""
-        return Options(
+        return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
             cache_host_path=self.cache_host_path,

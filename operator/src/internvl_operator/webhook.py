@@ -14,7 +14,7 @@ from typing import Any
 from internvl_api.in_cluster import check_in_cluster
 from internvl_api.resolve import SpecError, parse_spec, resolve
 
-from internvl_operator.core.job import read_status
+from internvl_operator.core.run import read_status
 
 PATH = "/validate"
 _BODY_LIMIT = 8 * 2**20  # bytes; an object has 1.5 MB at most, and an update carries two

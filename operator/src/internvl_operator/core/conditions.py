@@ -10,7 +10,7 @@ from datetime import datetime
 
 from internvl_api.status import Condition, ConditionType, Phase
 
-from internvl_operator.core.times import to_text
+from internvl_operator.core.timestamps import to_text
 
 # Which conditions a phase makes True; the others are False.
 _TRUE: dict[Phase, tuple[ConditionType, ...]] = {

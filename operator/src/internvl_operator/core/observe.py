@@ -17,7 +17,7 @@ from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResu
 from pydantic import ValidationError
 
 from internvl_operator.core.resources import names
-from internvl_operator.core.times import from_text
+from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
 _TEXT_LIMIT = 1024  # of a message that is copied into status
@@ -25,7 +25,7 @@ _TEXT_LIMIT = 1024  # of a message that is copied into status
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One member of a group, as last seen. `exit_code` is the trainer container's, whatever else runs beside it."""
+    """One worker of a group, as last seen. `exit_code` is the trainer container's, whatever else runs beside it."""
 
     name: str
     uid: str
@@ -80,7 +80,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class LiveProgress:
-    """What node rank 0's /progress last said."""
+    """The last answer of node rank 0's /progress."""
 
     pod_uid: str
     progress: Progress
@@ -89,7 +89,7 @@ class LiveProgress:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What one training process answered when all were asked; `progress` None: it did not."""
+    """One training process's answer to a probe; `progress` is None when it did not answer."""
 
     worker: int
     local_rank: int
@@ -98,7 +98,7 @@ class ProcessState:
 
 
 @dataclass(frozen=True)
-class RollCall:
+class RankAnswers:
     """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
 
     asked_at: datetime
@@ -108,14 +108,14 @@ class RollCall:
 
 @dataclass(frozen=True)
 class Observed:
-    """All children that carry the job's name, whoever owns them."""
+    """All children that carry the run's name, whoever owns them."""
 
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
-    roll_call: RollCall | None = None
+    rank_answers: RankAnswers | None = None
 
 
 def observe(
@@ -124,10 +124,10 @@ def observe(
     config_maps: Iterable[dict[str, Any]] = (),
     live: LiveProgress | None = None,
 ) -> Observed:
-    """Raw objects of one job -> Observed; pods without our labels are left out."""
-    members = (read_pod(raw) for raw in pods)
+    """Raw objects of one run -> Observed; pods without our labels are left out."""
+    workers = (read_pod(raw) for raw in pods)
     return Observed(
-        pods=tuple(sorted((pod for pod in members if pod), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
+        pods=tuple(sorted((pod for pod in workers if pod), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
         services={raw["metadata"]["name"]: raw for raw in services},
         config_maps={raw["metadata"]["name"]: raw for raw in config_maps},
         live=live,
@@ -143,7 +143,7 @@ def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def read_pod(raw: dict[str, Any]) -> Pod | None:
-    """A raw pod -> Pod, or None when its labels are not those of a member."""
+    """A raw pod -> Pod, or None when its labels are not those of a worker."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     controller = owner(raw)

@@ -31,7 +31,7 @@ class Event:
 class Plan:
     """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need.
 
-    `roll_call`: ask every process of these pods where it is, and make another pass with the answers.
+    `probe`: ask every process of these pods for its progress, and make another pass with the answers.
     """
 
     apply: tuple[dict[str, Any], ...] = ()
@@ -39,4 +39,4 @@ class Plan:
     status: InternVLFineTuneStatus | None = None
     requeue_after: float | None = None
     events: tuple[Event, ...] = ()
-    roll_call: tuple[Pod, ...] = ()
+    probe: tuple[Pod, ...] = ()

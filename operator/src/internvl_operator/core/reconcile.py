@@ -1,7 +1,7 @@
-"""The pass: (job, observed children, now) -> Plan. Pure; every trigger ends here.
+"""The pass: (run, observed children, now) -> Plan. Pure; every trigger ends here.
 
 Decided here, so that a reader need not guess:
-- The pods of a stage that is done stay until the job goes (ttlSecondsAfterFinished, or deletion), as those of a
+- The pods of a stage that is done stay until the run goes (ttlSecondsAfterFinished, or deletion), as those of a
   Kubernetes Job do: they hold no GPU, and their logs can be read. cleanPodPolicy: All ends that with the run.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
   pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
@@ -14,177 +14,178 @@ from datetime import datetime
 
 from internvl_api.status import Progress, Restarts, Workers
 
-from internvl_operator.core import group, micro_batch, policies, progress, stages
+from internvl_operator.core import attempt, progress, stages
 from internvl_operator.core.conditions import is_true, restate
-from internvl_operator.core.draft import Draft
-from internvl_operator.core.failures import Outcome
-from internvl_operator.core.job import Job
+from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Observed
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies import oom_policy, run_policy
+from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang
+from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
-from internvl_operator.core.trouble import trouble
 
 _NO_EFFECT = "; spec has changed since, without effect: create another resource for another result"
 
 
-def reconcile(job: Job, observed: Observed, now: datetime, options: Options) -> Plan:
+def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
     """What to make, delete and answer. Never raises on what a user or a cluster may hold."""
-    if job.deleting:
+    if run.deleting:
         return Plan()  # owner references take the children along
-    draft = Draft.begin(job, observed, now, options)
-    if _stays_finished(job):
-        _keep_finished(draft)
-    elif error := job.mistake:
-        draft.say("Stalled", error.reason, f"{error.field}: {error.message}")
-    elif words := gang.not_enabled(job.spec.scheduling, options):
-        draft.say("Stalled", "GangNotEnabled", words)
+    context = ReconcileContext.begin(run, observed, now, config)
+    if _stays_finished(run):
+        _keep_finished(context)
+    elif error := run.mistake:
+        context.set_phase("Stalled", error.reason, f"{error.field}: {error.message}")
+    elif words := gang.not_enabled(run.spec.scheduling, config):
+        context.set_phase("Stalled", "GangNotEnabled", words)
     else:
-        _follow_spec(draft)
-        _advance(draft)
-    return draft.plan()
+        _follow_spec(context)
+        _advance(context)
+    return context.plan()
 
 
-def rejected(job: Job, reason: str, message: str, now: datetime, options: Options) -> Plan:
+def rejected(run: Run, reason: str, message: str, now: datetime, config: OperatorConfig) -> Plan:
     """The answer when the API server refused a child: status as before, and Stalled with the server's words."""
-    draft = Draft.begin(job, Observed(), now, options)
-    draft.status.attempt = job.status.attempt
-    draft.say("Stalled", reason, message)
-    return draft.plan()
+    context = ReconcileContext.begin(run, Observed(), now, config)
+    context.status.attempt = run.status.attempt
+    context.set_phase("Stalled", reason, message)
+    return context.plan()
 
 
-def _stays_finished(job: Job) -> bool:
-    status = job.status
+def _stays_finished(run: Run) -> bool:
+    status = run.status
     if is_true(status.conditions, "Complete"):
         return True
-    return is_true(status.conditions, "Failed") and status.observed_generation == job.generation
+    return is_true(status.conditions, "Failed") and status.observed_generation == run.generation
 
 
-def _keep_finished(draft: Draft) -> None:
+def _keep_finished(context: ReconcileContext) -> None:
     """Answer to a changed spec; delete the pods that cleanPodPolicy names, and the CR when its time has come."""
-    job, status = draft.job, draft.status
-    changed = status.run_digest not in (None, job.run_digest)
-    status.conditions = restate(status.conditions, job.generation, _NO_EFFECT, noted=changed)
-    spec = job.resolved.spec
+    run, status = context.run, context.status
+    changed = status.run_digest not in (None, run.run_digest)
+    status.conditions = restate(status.conditions, run.generation, _NO_EFFECT, noted=changed)
+    spec = run.resolved.spec
     clean = spec.run_policy.clean_pod_policy if spec else "Running"
     if clean != "None":
-        draft.remove([pod for pod in draft.own_pods if clean == "All" or pod.active])
+        context.remove([pod for pod in context.own_pods if clean == "All" or pod.active])
     if spec is None:
         return
-    left = policies.ttl_left(draft.job.spec.run_policy, draft.status, draft.now)
+    left = run_policy.ttl_left(context.run.spec.run_policy, context.status, context.now)
     if left is None:
         return
     if left > 0:
-        draft.wait(left)
+        context.wait(left)
     else:
-        draft.delete[draft.job.uid] = Ref("InternVLFineTune", draft.job.name, draft.job.uid)
+        context.delete[context.run.uid] = Ref("InternVLFineTune", context.run.name, context.run.uid)
 
 
-def _follow_spec(draft: Draft) -> None:
+def _follow_spec(context: ReconcileContext) -> None:
     """Take a changed spec into account before anything else is decided."""
-    job, status = draft.job, draft.status
-    if status.observed_generation not in (None, job.generation):
+    run, status = context.run, context.status
+    if status.observed_generation not in (None, run.generation):
         status.retry_at, status.failures, status.infrastructure_failures = None, 0, 0
-    stage = draft.stage
-    if stage and draft.entry(stage).state == "Failed":  # and its spec has changed since
+    stage = context.stage
+    if stage and context.entry(stage).state == "Failed":  # and its spec has changed since
         status.restarts, status.started_at, status.finished_at = Restarts(), None, None
-        draft.entry(stage).state = "Pending"
-        _close_attempt(draft)
-    if status.run_digest not in (None, job.run_digest):
-        _close_attempt(draft)
-        status.stages, status.artifacts = stages.fresh(job.spec), {}
+        context.entry(stage).state = "Pending"
+        _close_attempt(context)
+    if status.run_digest not in (None, run.run_digest):
+        _close_attempt(context)
+        status.stages, status.artifacts = stages.fresh(run.spec), {}
         status.evaluation = status.micro_batch_size = None
         status.progress = status.progress_text = status.checkpoint = None
-    if any((pod.run_digest, pod.pod_digest) != (job.run_digest, job.pod_digest) for pod in draft.members):
-        _close_attempt(draft)
-    status.run_digest = job.run_digest
+    if any((pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest) for pod in context.workers):
+        _close_attempt(context)
+    status.run_digest = run.run_digest
 
 
-def _close_attempt(draft: Draft) -> None:
-    """Turn what was made of the current attempt into leftovers; an attempt that made nothing is still good."""
-    stage = draft.stage
-    if stage and (draft.members or draft.created(stage)):
-        draft.entry(stage).state = "Pending"
-        group.next_attempt(draft)
+def _close_attempt(context: ReconcileContext) -> None:
+    """Start a new attempt, so that the pods of the current one become old pods; one without pods is kept."""
+    stage = context.stage
+    if stage and (context.workers or context.created(stage)):
+        context.entry(stage).state = "Pending"
+        attempt.begin_next(context)
 
 
-def _advance(draft: Draft) -> None:
+def _advance(context: ReconcileContext) -> None:
     """Go through the stages that have succeeded; act on the first that has not."""
-    while stage := draft.stage:
-        progress.harvest(draft)
-        ended = group.outcome(draft, stage)
+    while stage := context.stage:
+        progress.collect(context)
+        ended = attempt.outcome(context, stage)
         if ended is None or ended.kind != "succeeded":
-            _act(draft, stage, ended)
+            _act(context, stage, ended)
             return
-        _succeed(draft, stage)
-    _complete(draft)
+        _succeed(context, stage)
+    _complete(context)
 
 
-def _act(draft: Draft, stage: Stage, ended: Outcome | None) -> None:
-    policy = draft.job.spec.run_policy
-    left = policies.deadline_left(policy, draft.status, draft.now)
+def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None:
+    policy = context.run.spec.run_policy
+    left = run_policy.deadline_left(policy, context.status, context.now)
     if policy.suspend:
-        _suspend(draft, stage)
+        _suspend(context, stage)
     elif left is not None and left <= 0:
-        found = trouble(draft.members, draft.job.spec.secrets, draft.job.namespace)
-        _fail(draft, stage, policies.deadline_exceeded(policy.active_deadline_seconds, found))
+        found = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+        _fail(context, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, found))
     elif ended is None:
-        _go_on(draft, stage)
+        _go_on(context, stage)
     else:
-        ended = policies.with_change(ended, stage.name, _smaller_micro_batch(draft), policy)
-        ended = policies.within_budget(ended, draft.status, policy)
-        (_fail if ended.kind == "fail" else group.end_attempt)(draft, stage, ended)
-    if left and draft.status.phase not in ("Failed", "Suspended"):
-        draft.wait(left)
+        ended = oom_policy.decide(ended, stage.name, _smaller_micro_batch(context), policy)
+        ended = run_policy.within_budget(ended, context.status, policy)
+        (_fail if ended.kind == "fail" else attempt.end)(context, stage, ended)
+    if left and context.status.phase not in ("Failed", "Suspended"):
+        context.wait(left)
 
 
-def _smaller_micro_batch(draft: Draft) -> int | None:
-    run = draft.job.resolved.run
-    return micro_batch.smaller(run, draft.status) if run else None
+def _smaller_micro_batch(context: ReconcileContext) -> int | None:
+    run_config = context.run.resolved.run_config
+    return oom_policy.smaller_micro_batch(run_config, context.status) if run_config else None
 
 
-def _go_on(draft: Draft, stage: Stage) -> None:
-    if draft.created(stage) and draft.members:
-        group.watch(draft, stage)
+def _go_on(context: ReconcileContext, stage: Stage) -> None:
+    if context.created(stage) and context.workers:
+        attempt.watch(context, stage)
     else:
-        group.start(draft, stage)
+        attempt.start(context, stage)
 
 
-def _suspend(draft: Draft, stage: Stage) -> None:
+def _suspend(context: ReconcileContext, stage: Stage) -> None:
     """Every pod is asked to go with its grace period, in which a worker saves a checkpoint."""
-    _close_attempt(draft)
-    draft.remove(draft.leftovers)
-    draft.status.workers, draft.status.retry_at, draft.status.failures = Workers(), None, 0
-    draft.status.started_at = None  # the deadline counts anew
-    leaving = len(draft.leftovers)
+    _close_attempt(context)
+    context.remove(context.old_pods)
+    context.status.workers, context.status.retry_at, context.status.failures = Workers(), None, 0
+    context.status.started_at = None  # the deadline counts anew
+    leaving = len(context.old_pods)
     text = f"{leaving} pods are saving their state and leaving" if leaving else "no pod is held"
-    draft.say("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
+    context.set_phase("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
 
 
-def _succeed(draft: Draft, stage: Stage) -> None:
-    entry = draft.entry(stage)
-    entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", draft.timestamp(), None, None
-    entry.attempt = draft.status.attempt
-    draft.status.failures, draft.status.infrastructure_failures, draft.status.retry_at = 0, 0, None
-    draft.status.progress_at = draft.status.unscheduled_since = draft.status.progress_text = None
-    draft.status.workers, draft.status.containers = group.count(draft), []
+def _succeed(context: ReconcileContext, stage: Stage) -> None:
+    entry = context.entry(stage)
+    entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
+    entry.attempt = context.status.attempt
+    context.status.failures, context.status.infrastructure_failures, context.status.retry_at = 0, 0, None
+    context.status.progress_at = context.status.unscheduled_since = context.status.progress_text = None
+    context.status.workers, context.status.containers = attempt.count(context), []
 
 
-def _complete(draft: Draft) -> None:
-    draft.status.finished_at = draft.timestamp()
-    draft.status.retry_at = None
-    draft.status.workers = Workers(succeeded=1)
-    draft.status.progress_text = progress.figures(draft.status.progress or Progress())
-    draft.say("Succeeded", "Published", f"published at {draft.job.spec.output}")
-    _keep_finished(draft)
+def _complete(context: ReconcileContext) -> None:
+    context.status.finished_at = context.timestamp()
+    context.status.retry_at = None
+    context.status.workers = Workers(succeeded=1)
+    context.status.progress_text = progress.figures(context.status.progress or Progress())
+    context.set_phase("Succeeded", "Published", f"published at {context.run.spec.output}")
+    _keep_finished(context)
 
 
-def _fail(draft: Draft, stage: Stage, ended: Outcome) -> None:
-    entry = draft.entry(stage)
-    entry.state, entry.finished_at = "Failed", draft.timestamp()
+def _fail(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
+    entry = context.entry(stage)
+    entry.state, entry.finished_at = "Failed", context.timestamp()
     entry.reason, entry.message = ended.reason, ended.message
-    draft.status.finished_at, draft.status.retry_at = draft.timestamp(), None
-    draft.status.workers = group.count(draft)
-    draft.say("Failed", ended.reason, ended.message)
-    _keep_finished(draft)
+    context.status.finished_at, context.status.retry_at = context.timestamp(), None
+    context.status.workers = attempt.count(context)
+    context.set_phase("Failed", ended.reason, ended.message)
+    _keep_finished(context)

@@ -10,10 +10,10 @@ from typing import Any, get_args
 from internvl_api.status import StageName
 from rich.console import Console
 
-from internvl_operator.core.job import read_status
+from internvl_operator.core.run import read_status
 from internvl_operator.kubectl_ivft import logs, render, report
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
-from internvl_operator.kubectl_ivft.why import explain, is_queued
+from internvl_operator.kubectl_ivft.explain import explain, is_queued
 
 _ABOUT = "What InternVLFineTunes are doing, why they are not, and how to hold them."
 _EXAMPLES = """\

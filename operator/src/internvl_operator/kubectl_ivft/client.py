@@ -10,8 +10,8 @@ from internvl_api.constants import KIND, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY
 from internvl_api.suggest import did_you_mean
 from kubernetes import client, config
 
-from internvl_operator.cluster.api import Api, ApiError, list_path, object_path
-from internvl_operator.core.resources.names import job_label, queue_group
+from internvl_operator.core.resources.names import queue_group, run_label
+from internvl_operator.kube.client import Api, ApiError, list_path, object_path
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"
@@ -76,7 +76,7 @@ class Runs:
 
     def pods(self, name: str) -> list[Raw]:
         """The run's pods."""
-        selector = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_JOB}={job_label(name)}"
+        selector = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_JOB}={run_label(name)}"
         try:
             pages = self._api.list_pages(list_path("Pod", self.namespace), selector=selector)
             return [raw for page in pages for raw in page["items"]]

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from internvl_operator.core.job import read_status
+from internvl_operator.core.run import read_status
 from internvl_operator.core.stages import ending
-from internvl_operator.kubectl_ivft.why import Explanation, Tone, explain
-from internvl_operator.kubectl_ivft.words import age, ago, clock, duration, took
+from internvl_operator.kubectl_ivft.explain import Explanation, Tone, explain
+from internvl_operator.kubectl_ivft.humanize import age, ago, clock, duration, took
 
 Raw = dict[str, Any]
 _BAR = 30  # columns

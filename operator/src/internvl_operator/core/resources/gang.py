@@ -8,10 +8,10 @@ from typing import Any
 
 from internvl_api.spec import Scheduling
 
-from internvl_operator.core.job import Job
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 # Scheduler -> its PodGroups, as the API client names them; (API version, the scheduler's own name).
@@ -22,43 +22,43 @@ _SCHEDULERS = {
 }
 
 
-def pod_groups(job: Job, stage: Stage) -> list[dict[str, Any]]:
+def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
     """The PodGroup to apply for a stage, or none: its pods are placed together, or not at all."""
-    scheduling = job.spec.scheduling
+    scheduling = run.spec.scheduling
     if scheduling.gang not in _SCHEDULERS:
         return []
     version, _ = _SCHEDULERS[scheduling.gang]
-    spec: dict[str, Any] = {"minMember": stage.size(job.spec)}
+    spec: dict[str, Any] = {"minMember": stage.size(run.spec)}
     if scheduling.gang == "volcano":
-        chosen = {"queue": scheduling.queue, "priorityClassName": job.spec.pod_template.priority_class_name}
+        chosen = {"queue": scheduling.queue, "priorityClassName": run.spec.pod_template.priority_class_name}
         spec |= {key: value for key, value in chosen.items() if value}
-    metadata = owned_metadata(job, names.pod_group(job.name, stage.name), names.shared_labels(job.name, job.uid))
+    metadata = owned_metadata(run, names.pod_group(run.name, stage.name), names.shared_labels(run.name, run.uid))
     return [{"apiVersion": version, "kind": "PodGroup", "metadata": metadata, "spec": spec}]
 
 
-def labels(job: Job, stage: Stage, attempt: int) -> dict[str, str]:
+def labels(run: Run, stage: Stage, attempt: int) -> dict[str, str]:
     """Of a pod."""
-    scheduling = job.spec.scheduling
+    scheduling = run.spec.scheduling
     if scheduling.gang == "kueue":
         return {
             "kueue.x-k8s.io/queue-name": scheduling.queue or "",
-            "kueue.x-k8s.io/pod-group-name": names.queue_group(job.name, stage.name, attempt),
+            "kueue.x-k8s.io/pod-group-name": names.queue_group(run.name, stage.name, attempt),
         }
     if scheduling.gang == "coscheduling":
-        return {"scheduling.x-k8s.io/pod-group": names.pod_group(job.name, stage.name)}
+        return {"scheduling.x-k8s.io/pod-group": names.pod_group(run.name, stage.name)}
     return {}
 
 
-def annotations(job: Job, stage: Stage) -> dict[str, str]:
+def annotations(run: Run, stage: Stage) -> dict[str, str]:
     """Of a pod. A kueue group that lost a pod is over: we make a new group rather than replace the pod in it."""
-    scheduling = job.spec.scheduling
+    scheduling = run.spec.scheduling
     if scheduling.gang == "kueue":
         return {
-            "kueue.x-k8s.io/pod-group-total-count": str(stage.size(job.spec)),
+            "kueue.x-k8s.io/pod-group-total-count": str(stage.size(run.spec)),
             "kueue.x-k8s.io/retriable-in-group": "false",
         }
     if scheduling.gang == "volcano":
-        return {"scheduling.k8s.io/group-name": names.pod_group(job.name, stage.name)}
+        return {"scheduling.k8s.io/group-name": names.pod_group(run.name, stage.name)}
     return {}
 
 
@@ -69,11 +69,11 @@ def scheduler_name(scheduling: Scheduling) -> str | None:
     return _SCHEDULERS[scheduling.gang][1]
 
 
-def not_enabled(scheduling: Scheduling, options: Options) -> str | None:
+def not_enabled(scheduling: Scheduling, config: OperatorConfig) -> str | None:
     """Why this operator cannot have groups placed so: it may not write their PodGroups."""
-    if scheduling.gang not in GROUPS or scheduling.gang in options.gang_schedulers:
+    if scheduling.gang not in GROUPS or scheduling.gang in config.gang_schedulers:
         return None
-    have = ", ".join(options.gang_schedulers) or "none"
+    have = ", ".join(config.gang_schedulers) or "none"
     return (
         f"spec.scheduling.gang: found {scheduling.gang!r}, but this operator was installed with the gang schedulers "
         f"{have} (and kueue); add it to the chart's gangSchedulers, or choose another"

@@ -1,4 +1,4 @@
-"""Every name and identifying label, each made by one function, from nothing but the job and the member."""
+"""Every name and identifying label, each made by one function, from nothing but the run and the worker."""
 
 import hashlib
 import re
@@ -19,61 +19,61 @@ BASE_LIMIT = 38
 _DIGEST = 8
 
 
-def base(job: str) -> str:
-    """The job's name as the beginning of a DNS label: itself when short and without dots, else cut and digested.
+def base(run: str) -> str:
+    """The run's name as the beginning of a DNS label: itself when short and without dots, else cut and digested.
 
     >>> base("coco-lora"), base("v1.5")
     ('coco-lora', 'v1-5-23a9684d')
     """
-    cleaned = re.sub(r"[^a-z0-9-]", "-", job)
-    if cleaned == job and len(job) <= BASE_LIMIT:
-        return job
-    return f"{cleaned[: BASE_LIMIT - _DIGEST - 1].rstrip('-')}-{_digest(job)}"
+    cleaned = re.sub(r"[^a-z0-9-]", "-", run)
+    if cleaned == run and len(run) <= BASE_LIMIT:
+        return run
+    return f"{cleaned[: BASE_LIMIT - _DIGEST - 1].rstrip('-')}-{_digest(run)}"
 
 
-def pod(job: str, stage: str, rank: int) -> str:
-    """Name and hostname of one member."""
-    return f"{base(job)}-{stage}-{rank}"
+def pod(run: str, stage: str, rank: int) -> str:
+    """Name and hostname of one worker."""
+    return f"{base(run)}-{stage}-{rank}"
 
 
-def service(job: str) -> str:
+def service(run: str) -> str:
     """The headless Service of all groups. The prefix keeps off a user's own Service, and off a leading digit."""
-    return f"ivft-{base(job)}"
+    return f"ivft-{base(run)}"
 
 
-def config_map(job: str) -> str:
+def config_map(run: str) -> str:
     """The ConfigMap with run.yaml."""
-    return f"ivft-{base(job)}"
+    return f"ivft-{base(run)}"
 
 
-def pod_group(job: str, stage: str) -> str:
+def pod_group(run: str, stage: str) -> str:
     """volcano's and coscheduling's PodGroup of a stage."""
-    return f"ivft-{base(job)}-{stage}"
+    return f"ivft-{base(run)}-{stage}"
 
 
-def queue_group(job: str, stage: str, attempt: int) -> str:
+def queue_group(run: str, stage: str, attempt: int) -> str:
     """kueue's pod group: each attempt is admitted anew. A label's value and an object's name."""
-    return f"{base(job)}-{stage}-{attempt}"
+    return f"{base(run)}-{stage}-{attempt}"
 
 
-def master_address(job: str, stage: str) -> str:
+def master_address(run: str, stage: str) -> str:
     """Node rank 0, through the headless Service and the pod's own DNS search path."""
-    return f"{pod(job, stage, 0)}.{service(job)}"
+    return f"{pod(run, stage, 0)}.{service(run)}"
 
 
-def job_label(job: str) -> str:
-    """The job's name as a label value: itself when it fits, else cut and digested."""
-    return job if len(job) <= LABEL_LIMIT else f"{job[: LABEL_LIMIT - _DIGEST - 1].rstrip('-.')}-{_digest(job)}"
+def run_label(run: str) -> str:
+    """The run's name as a label value: itself when it fits, else cut and digested."""
+    return run if len(run) <= LABEL_LIMIT else f"{run[: LABEL_LIMIT - _DIGEST - 1].rstrip('-.')}-{_digest(run)}"
 
 
-def shared_labels(job: str, uid: str) -> dict[str, str]:
+def shared_labels(run: str, uid: str) -> dict[str, str]:
     """On every child."""
-    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_JOB: job_label(job), LABEL_JOB_UID: uid}
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_JOB: run_label(run), LABEL_JOB_UID: uid}
 
 
-def member_labels(job: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
+def worker_labels(run: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
     """On a pod."""
-    return shared_labels(job, uid) | {LABEL_STAGE: stage, LABEL_ATTEMPT: str(attempt), LABEL_NODE_RANK: str(rank)}
+    return shared_labels(run, uid) | {LABEL_STAGE: stage, LABEL_ATTEMPT: str(attempt), LABEL_NODE_RANK: str(rank)}
 
 
 def _digest(text: str) -> str:

@@ -4,25 +4,25 @@ from typing import Any
 
 from internvl_api.constants import API_VERSION, KIND
 
-from internvl_operator.core.job import Job
+from internvl_operator.core.run import Run
 
 
-def owned_metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Name, namespace, labels and the reference by which Kubernetes deletes the child with its job.
+def owned_metadata(run: Run, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Name, namespace, labels and the reference by which Kubernetes deletes the child with its run.
 
     blockOwnerDeletion is false: true would need the right to update finalizers, and would let one pod on a dead
-    node hold up a foreground deletion of the job.
+    node hold up a foreground deletion of the run.
     """
     return {
         "name": name,
-        "namespace": job.namespace,
+        "namespace": run.namespace,
         "labels": labels,
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
                 "kind": KIND,
-                "name": job.name,
-                "uid": job.uid,
+                "name": run.name,
+                "uid": run.uid,
                 "controller": True,
                 "blockOwnerDeletion": False,
             }

@@ -20,11 +20,11 @@ from internvl_api.constants import (
 )
 from internvl_api.spec import InternVLFineTuneSpec
 
-from internvl_operator.core.job import Job
 from internvl_operator.core.observe import CONTAINER
-from internvl_operator.core.options import Options
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
@@ -36,17 +36,17 @@ _SHM = "/dev/shm"
 _LOST_NODE_SECONDS = 30
 
 
-def build(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> dict[str, Any]:
-    """The object to apply for one member. Raises SpecError when the job's spec cannot be run."""
-    spec, template = job.spec, job.spec.pod_template
-    labels = names.member_labels(job.name, job.uid, stage.name, attempt, rank)
-    labels |= gang.labels(job, stage, attempt)
-    metadata = owned_metadata(job, names.pod(job.name, stage.name, rank), {**template.labels, **labels})
-    metadata["annotations"] = template.annotations | _annotations(job) | gang.annotations(job, stage)
+def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
+    """The object to apply for one worker. Raises SpecError when the run's spec cannot be run."""
+    spec, template = run.spec, run.spec.pod_template
+    labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
+    labels |= gang.labels(run, stage, attempt)
+    metadata = owned_metadata(run, names.pod(run.name, stage.name, rank), {**template.labels, **labels})
+    metadata["annotations"] = template.annotations | _annotations(run) | gang.annotations(run, stage)
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "hostname": metadata["name"],
-        "subdomain": names.service(job.name),
+        "subdomain": names.service(run.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
@@ -58,16 +58,16 @@ def build(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> 
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": [*template.tolerations, *_lost_node_tolerations(template.tolerations)],
-        "containers": [_container(job, stage, attempt, rank, options)],
-        "volumes": _volumes(job, options),
+        "containers": [_container(run, stage, attempt, rank, config)],
+        "volumes": _volumes(run, config),
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
 
 
-def _annotations(job: Job) -> dict[str, str]:
+def _annotations(run: Run) -> dict[str, str]:
     return {
-        ANNOTATION_RUN_DIGEST: job.run_digest,
-        ANNOTATION_POD_DIGEST: job.pod_digest,
+        ANNOTATION_RUN_DIGEST: run.run_digest,
+        ANNOTATION_POD_DIGEST: run.pod_digest,
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(METRICS_PORT),
         "prometheus.io/path": "/metrics",
@@ -88,19 +88,19 @@ def _placement(spec: InternVLFineTuneSpec) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value}
 
 
-def _container(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> dict[str, Any]:
-    spec = job.spec
+def _container(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
+    spec = run.spec
     return {
         "name": CONTAINER,
-        "image": _image(spec, options),
-        "imagePullPolicy": options.image_pull_policy,
+        "image": _image(spec, config),
+        "imagePullPolicy": config.image_pull_policy,
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
-        "env": _env(job, stage, attempt, rank, options),
+        "env": _env(run, stage, attempt, rank, config),
         "envFrom": [
             {"secretRef": {"name": name}} for name in (spec.secrets.object_storage, spec.secrets.hugging_face) if name
         ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
-        "resources": _resources(spec, stage, options),
+        "resources": _resources(spec, stage, config),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -112,13 +112,13 @@ def _container(job: Job, stage: Stage, attempt: int, rank: int, options: Options
     }
 
 
-def _image(spec: InternVLFineTuneSpec, options: Options) -> str:
-    return spec.pod_template.image or options.trainer_image
+def _image(spec: InternVLFineTuneSpec, config: OperatorConfig) -> str:
+    return spec.pod_template.image or config.trainer_image
 
 
-def _env(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> list[dict[str, Any]]:
-    workers, processes = stage.size(job.spec), stage.processes(job.spec)
-    master = names.master_address(job.name, stage.name)
+def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> list[dict[str, Any]]:
+    workers, processes = stage.size(run.spec), stage.processes(run.spec)
+    master = names.master_address(run.name, stage.name)
     ours = {
         "MASTER_ADDR": master,
         "MASTER_PORT": MASTER_PORT,
@@ -130,23 +130,23 @@ def _env(job: Job, stage: Stage, attempt: int, rank: int, options: Options) -> l
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": MASTER_PORT,
         ENV_ATTEMPT: attempt,
-        ENV_JOB_UID: job.uid,
-        ENV_IMAGE: _image(job.spec, options),
+        ENV_JOB_UID: run.uid,
+        ENV_IMAGE: _image(run.spec, config),
         "HOME": SCRATCH_PATH,
         "TMPDIR": SCRATCH_PATH,
     }
     # A name may stand only once (server-side apply keys on it); the last of the user's wins, ours before all.
-    users = {item.get("name"): item for item in job.spec.pod_template.env}
+    users = {item.get("name"): item for item in run.spec.pod_template.env}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]
 
 
-def _resources(spec: InternVLFineTuneSpec, stage: Stage, options: Options) -> dict[str, Any]:
+def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
     if not stage.parallel:
-        return options.stage_resources
+        return config.stage_resources
     given = spec.pod_template.resources
-    resources: dict[str, Any] = dict(options.worker_resources if given is None else given)
+    resources: dict[str, Any] = dict(config.worker_resources if given is None else given)
     gpus = stage.gpus(spec)
     limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
     requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
@@ -156,22 +156,22 @@ def _resources(spec: InternVLFineTuneSpec, stage: Stage, options: Options) -> di
     return {k: v for k, v in (resources | chosen).items() if v}
 
 
-def _volumes(job: Job, options: Options) -> list[dict[str, Any]]:
+def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
     cache: dict[str, Any] = {"emptyDir": {}}
-    if options.cache_host_path:
-        cache = {"hostPath": {"path": options.cache_host_path, "type": "DirectoryOrCreate"}}
+    if config.cache_host_path:
+        cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}
     ours: list[dict[str, Any]] = [
-        {"name": "config", "configMap": {"name": names.config_map(job.name)}},
+        {"name": "config", "configMap": {"name": names.config_map(run.name)}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "cache"} | cache,
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod_template.shm_size}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.pod_template.shm_size}},
     ]
     ours += [
         {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        for claim, volume in claims(job.spec).items()
+        for claim, volume in claims(run.spec).items()
     ]
     taken = {volume["name"] for volume in ours}
-    users = {volume.get("name"): volume for volume in job.spec.pod_template.volumes}
+    users = {volume.get("name"): volume for volume in run.spec.pod_template.volumes}
     return ours + [volume for name, volume in users.items() if name not in taken]
 
 

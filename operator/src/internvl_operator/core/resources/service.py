@@ -1,24 +1,24 @@
-"""The headless Service: gives every member of every stage its host name."""
+"""The headless Service: gives every worker of every stage its host name."""
 
 from typing import Any
 
 from internvl_api.constants import LABEL_JOB_UID, MASTER_PORT, METRICS_PORT
 
-from internvl_operator.core.job import Job
 from internvl_operator.core.resources import names
 from internvl_operator.core.resources.ownership import owned_metadata
+from internvl_operator.core.run import Run
 
 
-def build(job: Job) -> dict[str, Any]:
-    """The object to apply. Addresses are published before readiness: members find each other while they start."""
+def build(run: Run) -> dict[str, Any]:
+    """The object to apply. Addresses are published before readiness: workers find each other while they start."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": owned_metadata(job, names.service(job.name), names.shared_labels(job.name, job.uid)),
+        "metadata": owned_metadata(run, names.service(run.name), names.shared_labels(run.name, run.uid)),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {LABEL_JOB_UID: job.uid},
+            "selector": {LABEL_JOB_UID: run.uid},
             "ports": [_port("rendezvous", MASTER_PORT), _port("metrics", METRICS_PORT)],
         },
     }

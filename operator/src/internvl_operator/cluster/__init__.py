@@ -1,1 +1,0 @@
-"""Everything that talks to the API server, at the level of raw JSON."""

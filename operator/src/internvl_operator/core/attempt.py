@@ -1,0 +1,172 @@
+"""One attempt of a stage: start its group of workers, watch it, end it.
+
+Pods have stable names, so an attempt starts only when no pod of an earlier one is left; and an attempt ends by
+raising status.attempt FIRST (in the same write as the counts), which makes its pods old pods, to be deleted. An
+operator that dies between any two writes therefore neither counts an end twice nor forgets it.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from internvl_api.status import StageStatus, Workers
+
+from internvl_operator.core import stages
+from internvl_operator.core.context import ReconcileContext
+from internvl_operator.core.policies import (
+    container_restart,
+    failure_policy,
+    oom_policy,
+    progress_deadline,
+    run_policy,
+    start_deadlines,
+)
+from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
+from internvl_operator.core.resources import config_map, gang, names, pods, service
+from internvl_operator.core.stages import Stage
+from internvl_operator.core.timestamps import to_text
+
+
+def outcome(context: ReconcileContext, stage: Stage) -> Outcome | None:
+    """The group's outcome, once it is certain."""
+    workers = context.workers
+    created = context.created(stage)
+    if not workers and not created:
+        return None
+    size = stage.size(context.run.spec)
+    found = failure_policy.classify(workers, size if created else len({pod.rank for pod in workers}))
+    if found is None or found.secondary:
+        found = container_restart.restarted_in_place(context) or found
+    if found and found.kind == "succeeded" and len(workers) < size:
+        return None  # the remaining workers are not created yet
+    if found and (
+        found.secondary or found.reason == failure_policy.RESUME or (found.kind, found.budget) == ("retry", "user")
+    ):
+        wait = failure_policy.seconds_to_settle(workers, context.now, context.config.settle)
+        if wait > 0:
+            context.wait(wait)
+            return None
+    return found or progress_deadline.exceeded(context, stage) or start_deadlines.exceeded(context, stage)
+
+
+def start(context: ReconcileContext, stage: Stage) -> None:
+    """Create the group's missing workers once the retry time has come and every old pod is gone."""
+    entry, status = context.entry(stage), context.status
+    if wait := run_policy.seconds_until(status.retry_at, context.now):
+        context.remove([pod for pod in context.old_pods if pod.active])
+        context.wait(wait)
+        return  # the conditions set at the end of the last attempt still hold
+    if context.old_pods or context.children_of_earlier_run:
+        context.remove(context.old_pods)
+        _wait_for_old_pods(context, stage)
+        return
+    have = {pod.rank for pod in context.workers}
+    ranks = [rank for rank in range(stage.size(context.run.spec)) if rank not in have]
+    context.apply += _shared(context, stage)
+    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config) for rank in ranks]
+    entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
+    entry.started_at = context.timestamp()
+    status.retry_at = None
+    status.started_at = status.started_at or context.timestamp()
+    status.finished_at = None
+    watch(context, stage)
+
+
+def watch(context: ReconcileContext, stage: Stage) -> None:
+    """Report the state of a created group in status, and restore its Service."""
+    entry, size = context.entry(stage), stage.size(context.run.spec)
+    container_restart.remember(context, size)
+    context.status.workers = count(context)
+    if not context.apply:
+        context.apply += _shared(context, stage, only_missing=True)
+    running = sum(pod.running for pod in context.workers)
+    done = context.status.workers.succeeded
+    problem = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+    if problem is None:
+        problem = slow_start(context.workers, context.run.spec, context.now)
+        if left := seconds_to_notice(context.workers, context.now):
+            context.wait(left)
+    if problem:
+        context.set_phase("Stalled" if problem.stalled else "Pending", problem.reason, problem.message)
+    elif running and running + done == size:
+        entry.state = "Running"
+        context.set_phase(
+            "Running", f"{stage.title}Running", f"{stage.name}: {running} of {size} workers run{_attempt_note(context)}"
+        )
+    elif entry.state == "Running":
+        context.set_phase(
+            "Running", f"{stage.title}Ending", f"{stage.name}: {running} of {size} workers run{_attempt_note(context)}"
+        )
+    else:
+        text = f"{stage.name}: {running} of {size} workers run{_attempt_note(context)}{_last_attempt_note(entry)}"
+        context.set_phase("Pending", f"{stage.title}Starting", text)
+
+
+def end(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
+    """Count the end of the attempt and report what follows; its pods become old pods."""
+    entry, status = context.entry(stage), context.status
+    status.failures += 1
+    if ended.kind == "retry" and ended.budget == "user":
+        status.restarts.user += 1
+    elif ended.budget == "infrastructure":
+        status.restarts.infrastructure += 1
+        status.infrastructure_failures += 1
+    elif ended.kind == "change" and context.run.resolved.run_config:
+        status.micro_batch_size = oom_policy.smaller_micro_batch(context.run.resolved.run_config, status)
+    delay = run_policy.restart_delay(ended, status.failures, context.config)
+    status.retry_at = to_text(context.now + timedelta(seconds=delay)) if delay else None
+    entry.state, entry.finished_at = "Pending", context.timestamp()
+    entry.reason, entry.message = ended.reason, ended.message
+    begin_next(context)
+    when = f"starts again at {status.retry_at}" if delay else "starts again"
+    if ended.kind == "stall":
+        context.set_phase("Stalled", ended.reason, f"{ended.message} ({stage.name} {when}, or as soon as spec changes)")
+    else:
+        context.set_phase("Pending", ended.reason, f"{ended.message}; {stage.name} {when}{_attempt_note(context)}")
+
+
+def begin_next(context: ReconcileContext) -> None:
+    """Move on to the next attempt; the pods of the current one become old pods, and running ones are deleted."""
+    context.status.attempt += 1
+    context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
+    context.status.containers = []
+    context.remove([pod for pod in context.old_pods if pod.active])
+    context.wait(run_policy.seconds_until(context.status.retry_at, context.now))
+
+
+def count(context: ReconcileContext) -> Workers:
+    """Workers by state; pods about to be created count as active."""
+    workers = context.workers
+    succeeded = sum(pod.succeeded for pod in workers)
+    failed = sum(pod.finished and not pod.succeeded for pod in workers)
+    made = sum(child["kind"] == "Pod" for child in context.apply)
+    return Workers(active=len(workers) - succeeded - failed + made, succeeded=succeeded, failed=failed)
+
+
+def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
+    """Service and PodGroup always; run.yaml is written once an attempt, so that all its pods read the same."""
+    always = [service.build(context.run), *gang.pod_groups(context.run, stage)]
+    if only_missing and names.config_map(context.run.name) in context.observed.config_maps:
+        return always
+    return [config_map.build(context.run, oom_policy.run_yaml(context.run, context.status)), *always]
+
+
+def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
+    leaving = len(context.old_pods)
+    if context.children_of_earlier_run:
+        text = f"waiting for {', '.join(context.children_of_earlier_run[:3])} of an earlier {context.run.name!r} to go"
+    else:
+        text = f"waiting for {leaving} pods of the last attempt to end"
+    context.set_phase(
+        "Pending",
+        "WaitingForOldPods",
+        f"{stage.name}: {text}{_attempt_note(context)}{_last_attempt_note(context.entry(stage))}",
+    )
+
+
+def _attempt_note(context: ReconcileContext) -> str:
+    return f", attempt {context.status.attempt}" if context.status.attempt > 1 else ""
+
+
+def _last_attempt_note(entry: StageStatus) -> str:
+    return f"; the last attempt: {stages.ending(entry)}" if entry.message else ""

@@ -1,0 +1,142 @@
+"""The state of one reconcile pass: the facts it starts from, and the status, children and deletions decided so far."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageStatus
+
+from internvl_operator.core import conditions, stages
+from internvl_operator.core.events import events_between
+from internvl_operator.core.memory import with_estimate
+from internvl_operator.core.observe import Observed, Pod, owner
+from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies.run_policy import force_left
+from internvl_operator.core.run import Run
+from internvl_operator.core.stages import Stage
+from internvl_operator.core.timestamps import to_text
+
+
+@dataclass
+class ReconcileContext:
+    """Lives for one pass. `status` starts as a copy of the run's recorded status."""
+
+    run: Run
+    observed: Observed
+    now: datetime
+    config: OperatorConfig
+    status: InternVLFineTuneStatus
+    apply: list[dict[str, Any]] = field(default_factory=list)
+    delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
+    waits: list[float] = field(default_factory=list)
+    probe: tuple[Pod, ...] = ()
+
+    @classmethod
+    def begin(cls, run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> "ReconcileContext":
+        """Start a pass. The attempt is the newest one seen in status or pods: a status write may have been lost."""
+        status = run.status.model_copy(deep=True)
+        if run.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
+            status.stages = stages.in_order(run.resolved.spec, status.stages)
+        context = cls(run, observed, now, config, status)
+        done = stages.done_names(status.stages)
+        seen = [pod.attempt for pod in context.own_pods if pod.stage not in done]
+        status.attempt = max([status.attempt, 1, *seen])
+        return context
+
+    # --- queries
+
+    @property
+    def stage(self) -> Stage | None:
+        """The current or next stage; None when all are done."""
+        return stages.current(self.status.stages)
+
+    @property
+    def own_pods(self) -> list[Pod]:
+        """Pods owned by this run, not by an earlier run of the same name."""
+        return [pod for pod in self.observed.pods if pod.owner_uid == self.run.uid]
+
+    @property
+    def workers(self) -> list[Pod]:
+        """Pods of the current attempt of the current stage."""
+        stage = self.stage
+        return [
+            pod for pod in self.own_pods if stage and pod.stage == stage.name and pod.attempt == self.status.attempt
+        ]
+
+    @property
+    def old_pods(self) -> list[Pod]:
+        """Own pods of ended attempts. Pods of completed stages are kept, so that their logs can be read."""
+        keep = stages.done_names(self.status.stages)
+        current = {pod.uid for pod in self.workers}
+        return [pod for pod in self.own_pods if pod.uid not in current and pod.stage not in keep]
+
+    @property
+    def children_of_earlier_run(self) -> list[str]:
+        """Names of children of an earlier run of the same name: they occupy the names this run needs."""
+        pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.run.uid]
+        seen = self.observed
+        shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
+        owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
+        return pods + [name for name, found in owners if found and found[1] != self.run.uid]
+
+    def entry(self, stage: Stage) -> StageStatus:
+        """The stage's entry in status."""
+        return next(entry for entry in self.status.stages if entry.name == stage.name)
+
+    def created(self, stage: Stage) -> bool:
+        """Whether all pods of the current attempt were created; a pod missing after that was lost."""
+        return self.entry(stage).attempt == self.status.attempt
+
+    def _last_stage(self) -> StageName | None:
+        """For completed runs keep the recorded stage; the server may reorder `stages`."""
+        if conditions.is_true(self.run.status.conditions, "Complete"):
+            return self.run.status.stage
+        return self.status.stages[-1].name if self.status.stages else None
+
+    # --- decisions
+
+    def wait(self, seconds: float) -> None:
+        """Request another pass after at most `seconds`."""
+        self.waits.append(seconds)
+
+    def remove(self, pods: list[Pod]) -> None:
+        """Delete pods with their grace period; by force once that is long over."""
+        for pod in pods:
+            left = force_left(pod, self.now, self.config)
+            if pod.deleted_at is None or left <= 0:
+                self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
+            else:
+                self.wait(left)
+
+    def set_phase(self, phase: Phase, reason: str, message: str) -> None:
+        """Set the phase and the conditions that summarise it."""
+        self.status.phase = phase
+        self.status.conditions = conditions.summarise(
+            with_estimate(self.status.conditions, self.run, self.config.gpu_memory, self.now),
+            phase,
+            reason,
+            message,
+            self.run.generation,
+            self.now,
+        )
+
+    def timestamp(self) -> str:
+        """`now` in the format of status."""
+        return to_text(self.now)
+
+    def plan(self) -> Plan:
+        """The plan that this pass decided."""
+        generation = self.run.generation
+        self.status.observed_generation = generation
+        # Unchanged conditions too: `kubectl wait` ignores conditions of an earlier generation.
+        self.status.conditions = conditions.still_true(self.status.conditions, generation)
+        self.status.stage = self.stage.name if self.stage else self._last_stage()
+        return Plan(
+            apply=tuple(self.apply),
+            delete=tuple(self.delete.values()),
+            status=self.status,
+            requeue_after=min(self.waits, default=None),
+            events=events_between(self.run.status, self.status),
+            probe=self.probe,
+        )

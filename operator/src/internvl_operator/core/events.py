@@ -1,0 +1,39 @@
+"""Kubernetes Events for the change from one status to the next."""
+
+from collections.abc import Iterator
+
+from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
+
+from internvl_operator.core.plan import Event
+from internvl_operator.core.stages import ending
+
+
+def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
+    """The events for what changed; empty when nothing a user would want to know has changed."""
+    return tuple(_events(old, new))
+
+
+def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+    before = {entry.name: entry for entry in old.stages}
+    for entry in new.stages:
+        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry)
+    for kind in ("Stalled", "Suspended", "Complete"):  # a failed run is Stalled too
+        told, tells = _find(old, kind), _find(new, kind)
+        if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
+            yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+    told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
+    if tells and tells.status == "False" and (told is None or told.message != tells.message):
+        yield Event("Warning", tells.reason, tells.message)
+
+
+def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:
+    if new.attempt != old.attempt and new.attempt:
+        yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
+    if new.message and (new.reason, new.message) != (old.reason, old.message):
+        yield Event("Warning", "AttemptEnded", f"{new.name}: {ending(new)}")
+    if new.state == "Succeeded" and old.state != "Succeeded":
+        yield Event("Normal", "StageSucceeded", f"{new.name} succeeded")
+
+
+def _find(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
+    return next((condition for condition in status.conditions if condition.type == kind), None)

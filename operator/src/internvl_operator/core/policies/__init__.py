@@ -1,0 +1,1 @@
+"""The rules of reconcile: one policy, one file, one table test."""

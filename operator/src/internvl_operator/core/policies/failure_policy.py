@@ -1,0 +1,199 @@
+"""Classify how a group ended: from its pods to one Outcome. docs/runbook.md lists every reason.
+
+When one worker dies its peers fail too, with errors that say nothing. So every worker is diagnosed alone, and the
+gravest diagnosis is the group's: a result that nothing but a change can better, then a mistake only the user can mend,
+then too large a batch, then the infrastructure's doing, then a worker that saved its state and left, and only then a
+failure of the run itself. A worker that only says that it lost another one counts last.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from internvl_api.constants import ExitCode
+
+from internvl_operator.core.observe import Pod
+
+# "change" is a retry with a smaller micro batch, where the policy allows it (else it becomes a failure).
+Kind = Literal["succeeded", "resume", "retry", "change", "stall", "fail"]
+Budget = Literal["user", "infrastructure", "none"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a group ended; `budget`: which restart budget it counts against.
+
+    `secondary`: probably a secondary failure; wait for the root cause.
+    """
+
+    kind: Kind
+    reason: str
+    message: str
+    budget: Budget = "none"
+    secondary: bool = False
+
+
+RESUME = "Resume"  # a worker saved its state and left, for no stated reason
+# Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
+_STALLING = {
+    ExitCode.USER_ERROR: "UserError",
+    ExitCode.ACCESS_DENIED: "AccessDenied",
+    ExitCode.CONFIG: "InvalidRunConfig",
+    ExitCode.UNAVAILABLE: "Unavailable",
+}
+# Reasons of the trainer that decide by themselves, whatever its exit code.
+_SECONDARY = ("PeerLost", "RendezvousTimeout")
+_NOT_RETRIED = ("LossNotFinite",)  # the next attempt would compute the same
+_TOO_LARGE = ("GpuOutOfMemory",)
+# Reasons that the kubelet or the control plane give to pods they ended themselves -> ours.
+_NOT_THE_RUN = {
+    "Evicted": "Evicted",
+    "NodeLost": "NodeLost",
+    "Unknown": "NodeLost",
+    "ContainerStatusUnknown": "NodeLost",
+    "NodeShutdown": "NodeShutdown",
+    "Shutdown": "NodeShutdown",
+    "Terminated": "NodeShutdown",
+    "NodeAffinity": "NodeRefused",
+    "UnexpectedAdmissionError": "NodeRefused",
+}
+# Somebody else was given the place, in good order: reasons of the DisruptionTarget condition, and of the pod.
+_GAVE_WAY = {
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Drained",
+    "KueueEviction": "Preempted",
+    "Preempting": "Preempted",
+}
+# A deletion that the control plane explains: reason of the DisruptionTarget condition -> ours, and what it means.
+_ENDED_BY = {
+    "DeletionByTaintManager": (
+        "NodeTainted",
+        "its node got a NoExecute taint that the pod does not tolerate (a node that is silent gets one)",
+    ),
+    "DeletionByPodGC": ("NodeLost", "its node no longer exists"),
+}
+# The kubelet evicts a pod that outgrew its own limits just as one whose node is full; only its words differ.
+_OWN_DISK = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+_NO_START = ("StartError", "ContainerCannotRun")  # the runtime found nothing to run: the image is another
+_LOST_TASK = 255  # containerd's exit code for a task that vanished with its node
+_ABORT = 134
+_SIGNALS = {130: "SIGINT", _ABORT: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+_GRAVITY: tuple[tuple[Kind, Budget], ...] = (
+    ("fail", "none"),
+    ("stall", "none"),
+    ("change", "none"),
+    ("retry", "infrastructure"),
+    ("resume", "none"),
+    ("retry", "user"),
+)
+
+
+def classify(workers: Sequence[Pod], expected: int) -> Outcome | None:
+    """The group's outcome, or None while it may still succeed. `expected`: workers that were created."""
+    found = [outcome for pod in workers if (outcome := diagnose(pod)) is not None]
+    missing = sorted(set(range(expected)) - {pod.rank for pod in workers})
+    if missing:
+        found.append(_infrastructure("WorkerLost", f"worker {_listed(missing)} of {expected} disappeared"))
+    if found:
+        return min(found, key=_gravity)
+    if all(pod.succeeded for pod in workers):
+        return Outcome("succeeded", "Succeeded", f"{expected} of {expected} workers succeeded")
+    return None
+
+
+def diagnose(pod: Pod) -> Outcome | None:
+    """One worker alone; None while nothing is wrong with it (or it ended well)."""
+    if pod.succeeded:
+        return None
+    who = f"worker {pod.rank} (pod {pod.name})"
+    if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
+        return _exited(pod, who)
+    disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+    gave_way, ended_by = _GAVE_WAY.get(disruption), _ENDED_BY.get(pod.disrupted)
+    if pod.exit_code == ExitCode.RESUME:
+        why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else RESUME)
+        cause = pod.pod_message or disruption or pod.disruption or pod.disrupted
+        words = f"{who} saved its state and asks to be started again"
+        return Outcome("resume", why, words if why == RESUME else f"{words} ({cause})")
+    if gave_way:
+        said = f": {pod.disruption}" if pod.disruption else ""
+        return Outcome("resume", gave_way, f"{who} had to give way: {disruption}{said}")
+    if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
+        return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
+    if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
+        return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
+    if pod.disrupted:
+        reason, meaning = ended_by or ("Disrupted", "the control plane or the kubelet ended it")
+        said = f": {pod.disruption}" if pod.disruption else ""
+        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({pod.disrupted}{said})")
+    if pod.deleted_at is not None:
+        return _infrastructure("WorkerDeleted", f"{who} was deleted")
+    if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):
+        return _infrastructure("NodeLost", f"{who} was lost with its node")
+    return _exited(pod, who) if pod.finished else None
+
+
+def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> float:
+    """Seconds left to wait for the peers of a failed worker to end, so that the root cause shows; 0: decide now.
+
+    A node's clock may be far from ours: an end that lies ahead of `now` is not waited for.
+    """
+    if all(pod.finished for pod in workers):
+        return 0.0
+    ages = [
+        (now - pod.exit_at).total_seconds() for pod in workers if pod.finished and not pod.succeeded and pod.exit_at
+    ]
+    return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
+
+
+def _gravity(outcome: Outcome) -> tuple[int, bool]:
+    """Sort key, gravest first; of two resumes, the one with a cause comes first."""
+    if outcome.secondary:
+        return len(_GRAVITY) + (outcome.reason in _SECONDARY), False  # these reasons name a failure elsewhere
+    return _GRAVITY.index((outcome.kind, outcome.budget)), outcome.reason == RESUME
+
+
+def _node_reason(reason: str) -> str | None:
+    """OutOfcpu, OutOfnvidia.com/gpu and their like: the kubelet found no room for what the scheduler had sent it."""
+    return "NodeRefused" if reason.startswith("OutOf") else _NOT_THE_RUN.get(reason)
+
+
+def _exited(pod: Pod, who: str) -> Outcome:
+    result, code = pod.result, pod.exit_code
+    said = result.message if result else pod.last_words
+    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {said}")):
+        return decided
+    if code in _STALLING:
+        default = _STALLING[ExitCode(code)]
+        return Outcome("stall", result.reason if result else default, said or f"{who}: exit code {code}")
+    if code == ExitCode.REJECTED:
+        return Outcome("fail", result.reason if result else "Rejected", said or f"{who}: exit code {code}")
+    if pod.exit_reason in _NO_START:
+        return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {said}")
+    if pod.exit_reason == "OOMKilled":
+        return Outcome("retry", "OutOfMemory", f"{who} used more memory than its limit", "user")
+    how = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
+    words = f"{who}: {how}" + (f": {said}" if said else "")
+    if code == _ABORT and result is None:  # how NCCL's watchdog ends a process whose peer hangs or is gone
+        return Outcome("retry", "WorkerAborted", words, "infrastructure", secondary=True)
+    default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
+    return Outcome("retry", result.reason if result else default, words, "user")
+
+
+def _by_reason(reason: str, words: str) -> Outcome | None:
+    if reason in _SECONDARY:
+        return Outcome("retry", reason, words, "infrastructure", secondary=True)
+    if reason in _NOT_RETRIED:
+        return Outcome("fail", reason, words)
+    return Outcome("change", reason, words) if reason in _TOO_LARGE else None
+
+
+def _infrastructure(reason: str, message: str) -> Outcome:
+    return Outcome("retry", reason, message, "infrastructure")
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:5])
+    return shown if len(ranks) <= 5 else f"{shown} and {len(ranks) - 5} more"

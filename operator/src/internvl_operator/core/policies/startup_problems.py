@@ -1,0 +1,128 @@
+"""Why a group that was made does not run yet: Secrets, images, the scheduler's words, and pods that start slowly.
+
+A kubelet mounts a pod's volumes, makes its sandbox with its network, and then the condition PodReadyToStartContainers
+is True; after that it pulls images. The container says only `ContainerCreating` during both. Why a volume is missing
+is only in the kubelet's events, which the operator may not read: the message names what could be missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from internvl_api.spec import InternVLFineTuneSpec, Secrets
+
+from internvl_operator.core.observe import Pod
+from internvl_operator.core.resources.pods import claims
+from internvl_operator.core.timestamps import to_text
+
+NOTICE_AFTER = timedelta(seconds=30)  # most pods start sooner: nothing is written about those
+_SILENT = ("", "ContainerCreating", "PodInitializing")
+_KINDS = {  # of a volume's source -> what it is called, and the field with its name
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+    "secret": ("Secret", "secretName"),
+    "configMap": ("ConfigMap", "name"),
+}
+_IMAGE_REASONS = {
+    "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
+    "RegistryUnavailable",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StartupProblem:
+    """Why a group that has not ended does not run; `stalled` when only the user can help."""
+
+    reason: str
+    message: str
+    stalled: bool
+
+
+def startup_problem(workers: Sequence[Pod], secrets: Secrets, namespace: str) -> StartupProblem | None:
+    """The problem that keeps a worker from starting; problems that only the user can fix come first."""
+    found = [problem for pod in workers if (problem := _problem_of(pod, secrets, namespace)) is not None]
+    return min(found, key=lambda problem: not problem.stalled, default=None)
+
+
+def _problem_of(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem | None:
+    if pod.finished:
+        return None
+    if pod.waiting_reason == "CreateContainerConfigError":
+        return _missing_secret(pod, secrets, namespace)
+    if pod.waiting_reason in _IMAGE_REASONS:
+        detail = pod.waiting_message or pod.waiting_reason
+        return StartupProblem(
+            "ImagePullFailed", f"spec.podTemplate.image: pod {pod.name} cannot get its image: {detail}", stalled=True
+        )
+    if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
+        return StartupProblem("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
+    if pod.gated:
+        return StartupProblem("SchedulingGated", f"pod {pod.name} waits for its queue: {pod.gated}", stalled=False)
+    if pod.unschedulable:
+        return StartupProblem("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
+    return None
+
+
+def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem:
+    message = pod.waiting_message
+    if "secret" not in message.lower():
+        return StartupProblem("InvalidPodConfig", f"pod {pod.name}: {message}", stalled=True)
+    named = {"spec.secrets.objectStorage": secrets.object_storage, "spec.secrets.huggingFace": secrets.hugging_face}
+    for field, name in named.items():
+        if name is not None and f'"{name}"' in message:
+            text = (
+                f"{field}: found no Secret {name!r} in namespace {namespace!r}; create it there and the run goes on by "
+                "itself, or name another"
+            )
+            return StartupProblem("SecretMissing", text, stalled=True)
+    return StartupProblem(
+        "SecretMissing", f"spec.podTemplate: {message}; create it and the run goes on by itself", stalled=True
+    )
+
+
+def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime) -> StartupProblem | None:
+    """The problem of the first pod that is slow to start; pods without a sandbox come first."""
+    slow = [pod for pod, since in _starting(workers) if now - since >= NOTICE_AFTER]
+    for pod in sorted(slow, key=lambda pod: bool(pod.sandbox)):
+        if words := what_is_missing(pod, spec):
+            reason = "ImagePulling" if pod.sandbox else "SandboxNotReady"
+            since = to_text(pod.accepted_at) if pod.accepted_at else ""
+            return StartupProblem(
+                reason, f"pod {pod.name} on node {pod.node} waits since {since}: {words}", stalled=False
+            )
+    return None
+
+
+def seconds_to_notice(workers: Sequence[Pod], now: datetime) -> float | None:
+    """Seconds until the next pod counts as slow to start; None when there is none."""
+    left = [(since + NOTICE_AFTER - now).total_seconds() for _, since in _starting(workers)]
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
+    """Pods that are starting on a node, and since when; a container that reports a problem is left out."""
+    for pod in workers:
+        waits = pod.phase == "Pending" and not pod.finished and pod.waiting_reason in _SILENT
+        if waits and pod.accepted_at is not None:
+            yield pod, pod.accepted_at
+
+
+def what_is_missing(pod: Pod, spec: InternVLFineTuneSpec) -> str:
+    """What the pod waits for, as text; empty where the kubelet does not tell."""
+    if pod.sandbox is None:
+        return ""
+    if pod.sandbox:
+        return "its volumes and network are ready, its image is still being pulled"
+    mounted = ", ".join(_mounted(spec))
+    what = f"; it mounts {mounted}: do they exist?" if mounted else ""
+    said = f" ({pod.sandbox_message})" if pod.sandbox_message else ""
+    return f"its volumes or its network are not ready{said}{what}; `kubectl describe pod {pod.name}` has the reason"
+
+
+def _mounted(spec: InternVLFineTuneSpec) -> Iterator[str]:
+    """What users' volumes refer to."""
+    yield from (f"PersistentVolumeClaim {claim}" for claim in claims(spec))
+    for volume in spec.pod_template.volumes:
+        for source, (kind, field) in _KINDS.items():
+            found = volume.get(source)
+            if isinstance(found, dict) and isinstance(name := found.get(field), str):
+                yield f"{kind} {name}"

@@ -1,0 +1,123 @@
+"""A raw custom resource -> Run: identity, resolved spec, last recorded status."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from internvl_api.in_cluster import check_in_cluster
+from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.run_config import RunConfig
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.status import InternVLFineTuneStatus
+from pydantic import ValidationError
+
+from internvl_operator.core.timestamps import from_text
+
+_OWN_LIFE = ("runPolicy",)
+_POD_PART = ("podTemplate", "secrets", "scheduling")
+
+
+class Key(NamedTuple):
+    """A run, or any object of a kind."""
+
+    namespace: str
+    name: str
+
+
+class Resolved(NamedTuple):
+    """A resolved spec; only `error` is set when it cannot be run."""
+
+    spec: InternVLFineTuneSpec | None
+    run_config: RunConfig | None
+    run_yaml: str
+    error: SpecError | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One InternVLFineTune. The digests are of the spec as written: an operator upgrade changes neither."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: str
+    generation: int
+    created: datetime | None
+    deleting: bool
+    resolved: Resolved
+    run_digest: str
+    pod_digest: str
+    status: InternVLFineTuneStatus
+    raw_status: dict[str, Any] = field(repr=False)
+
+    @property
+    def spec(self) -> InternVLFineTuneSpec:
+        """The parsed spec. Raises SpecError when there is none."""
+        if self.resolved.spec is None:
+            raise self.resolved.error or ValueError("neither spec nor error")
+        return self.resolved.spec
+
+    @property
+    def mistake(self) -> SpecError | None:
+        """Why the spec cannot be run, or not any more."""
+        if self.resolved.spec is None:
+            return self.resolved.error
+        try:
+            check_in_cluster(self.resolved.spec, self.status)
+        except SpecError as error:
+            return error
+        return None
+
+
+def read_run(raw: dict[str, Any]) -> Run:
+    """Never raises on what a user can write: a bad spec becomes `resolved.error`, a strange status is read in part."""
+    metadata = raw["metadata"]
+    spec, raw_status = raw.get("spec"), raw.get("status") or {}
+    parts = spec if isinstance(spec, dict) else {}
+    return Run(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata.get("resourceVersion", ""),
+        generation=metadata.get("generation", 1),
+        created=from_text(metadata.get("creationTimestamp")),
+        deleting="deletionTimestamp" in metadata,
+        resolved=_resolve(metadata["namespace"], metadata["name"], metadata["uid"], _canonical(spec)),
+        run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
+        pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
+        status=read_status(raw_status),
+        raw_status=raw_status,
+    )
+
+
+def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
+    """What of a status this version understands; the fields it does not are left at their defaults."""
+    known = dict(raw)
+    while True:
+        try:
+            return InternVLFineTuneStatus.model_validate(known)
+        except ValidationError as error:
+            strange = {str(problem["loc"][0]) for problem in error.errors()}
+            known = {key: value for key, value in known.items() if key not in strange}
+
+
+# Resolving reads a recipe and renders YAML (milliseconds); a run is looked at many times between two edits.
+@lru_cache(maxsize=2048)
+def _resolve(namespace: str, name: str, uid: str, spec_json: str) -> Resolved:
+    try:
+        spec = parse_spec(json.loads(spec_json))
+        run_config = resolve(spec, job=f"{namespace}/{name}", job_uid=uid)
+    except SpecError as error:
+        return Resolved(None, None, "", error)
+    return Resolved(spec, run_config, run_config.to_yaml(), None)
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()

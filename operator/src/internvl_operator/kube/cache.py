@@ -1,0 +1,241 @@
+"""Caches of runs and their children, indexed by run; filled by watches and by the answers to our own writes.
+
+Both report the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
+and an answer about an object that the watch has already passed (and so has seen deleted) is not taken in again.
+
+Raw objects are kept packed: as Python dictionaries, a few thousand runs would fill a small container.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from internvl_operator.core.run import Key
+
+T = TypeVar("T")
+Raw = dict[str, Any]
+Read = Callable[[Raw], T | None]
+OwnerName = Callable[[Raw], str | None]
+
+
+class _Entry(NamedTuple):
+    version: int
+    run: Key
+    value: Any
+
+
+class Collection(Generic[T]):
+    """Objects of one kind. `read` makes of a raw object what is kept; None, or no owner: it is not ours."""
+
+    def __init__(self, read: Read[T], owner_name: OwnerName) -> None:
+        self._read, self._owner_name = read, owner_name
+        self._lock = Lock()
+        self._entries: dict[Key, _Entry] = {}
+        self._by_run: dict[Key, set[Key]] = {}
+        self._position = 0
+
+    def seen(self, raw: Raw) -> Key | None:
+        """A watch says: created or changed. The run to look at, or None when this is nothing new."""
+        with self._lock:
+            self._position = max(self._position, version_of(raw))
+            return self._put(raw)
+
+    def gone(self, raw: Raw) -> Key | None:
+        """A watch says: deleted."""
+        with self._lock:
+            self._position = max(self._position, version_of(raw))
+            return self._drop(key_of(raw))
+
+    def answered(self, raw: Raw) -> None:
+        """The API server says so, in answer to a write."""
+        with self._lock:
+            if key_of(raw) in self._entries or version_of(raw) > self._position:
+                self._put(raw)
+
+    def replaced(
+        self, raws: Iterable[Raw], position: int, *, within: str | None = None, passed: int = 0
+    ) -> tuple[set[Key], int]:
+        """A new list of everything (in namespace `within`).
+
+        The runs whose children differ from before; and the number of objects whose change was no news, as the watch
+        has told of later ones (up to version `passed`).
+        """
+        with self._lock:
+            listed, changed, missed = set(), set(), 0
+            for raw in raws:
+                listed.add(key_of(raw))
+                if (run := self._put(raw)) is not None:
+                    changed.add(run)
+                    missed += version_of(raw) <= passed
+            for key, entry in list(self._entries.items()):
+                if key not in listed and entry.version <= position and within in (None, key.namespace):
+                    self._drop(key)
+                    changed.add(entry.run)
+            self._position = max(self._position, position)
+            return changed, missed
+
+    def of(self, run: Key) -> list[T]:
+        """Everything of one run."""
+        with self._lock:
+            kept = [self._entries[key].value for key in self._by_run.get(run, ())]
+        return [self._given(value) for value in kept]
+
+    def get(self, key: Key) -> T | None:
+        """One object."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return self._given(entry.value) if entry else None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _put(self, raw: Raw) -> Key | None:
+        key, version = key_of(raw), version_of(raw)
+        known = self._entries.get(key)
+        if known and known.version >= version:
+            return None
+        name, value = self._owner_name(raw), self._read(raw)
+        if name is None or value is None:
+            return self._drop(key)
+        run = Key(key.namespace, name)
+        if known and known.run != run:
+            self._drop(key)
+        self._entries[key] = _Entry(version, run, self._kept(value))
+        self._by_run.setdefault(run, set()).add(key)
+        return run
+
+    def _kept(self, value: T) -> Any:
+        """What is stored of a value."""
+        return value
+
+    def _given(self, kept: Any) -> T:
+        """The value again."""
+        value: T = kept
+        return value
+
+    def _drop(self, key: Key) -> Key | None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        siblings = self._by_run[entry.run]
+        siblings.discard(key)
+        if not siblings:
+            del self._by_run[entry.run]
+        run: Key = entry.run
+        return run
+
+
+class RawCollection(Collection[Raw]):
+    """Raw objects, which are seldom looked at."""
+
+    def __init__(self, owner_name: OwnerName) -> None:
+        super().__init__(slim, owner_name)
+
+    def _kept(self, value: Raw) -> bytes:
+        return pack(value)
+
+    def _given(self, kept: bytes) -> Raw:
+        return unpack(kept)
+
+
+class _PackedRun(NamedTuple):
+    version: int
+    uid: str
+    packed: bytes
+
+
+class RunCache:
+    """The custom resources, as last seen by kopf's watch or in the answer to a status write."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._runs: dict[Key, _PackedRun] = {}
+
+    def seen(self, raw: Raw) -> bool:
+        """Take in a newer state; False when it is not newer."""
+        with self._lock:
+            known = self._runs.get(key_of(raw))
+            if known and known.version >= version_of(raw):  # also of an earlier run of this name
+                return False
+            self._put(raw)
+            return True
+
+    def answered(self, raw: Raw) -> None:
+        """Take in the answer to a write, unless the run has gone meanwhile."""
+        with self._lock:
+            known = self._runs.get(key_of(raw))
+            if known and known.uid == raw["metadata"]["uid"] and version_of(raw) > known.version:
+                self._put(raw)
+
+    def gone(self, key: Key, uid: str) -> None:
+        """Forget a deleted run, unless its name already belongs to another."""
+        with self._lock:
+            if key in self._runs and self._runs[key].uid == uid:
+                del self._runs[key]
+
+    def get(self, key: Key) -> Raw | None:
+        """The raw object; a copy of its own."""
+        with self._lock:
+            known = self._runs.get(key)
+        return unpack(known.packed) if known else None
+
+    def uids(self) -> dict[Key, str]:
+        """Which runs there are."""
+        with self._lock:
+            return {key: run.uid for key, run in self._runs.items()}
+
+    def all(self) -> Iterator[Raw]:
+        """A snapshot, one after the other."""
+        with self._lock:
+            known = list(self._runs.values())
+        return (unpack(run.packed) for run in known)
+
+    def _put(self, raw: Raw) -> None:
+        self._runs[key_of(raw)] = _PackedRun(version_of(raw), _own(raw["metadata"]["uid"]), pack(slim(raw)))
+
+
+def _own(text: str) -> str:
+    """A copy. A string out of a long list, if kept, would hold on to the memory in which the whole list was parsed."""
+    return text.encode().decode()
+
+
+def pack(raw: Raw) -> bytes:
+    """Compressed JSON."""
+    return zlib.compress(json.dumps(raw, separators=(",", ":")).encode(), level=1)
+
+
+def unpack(packed: bytes) -> Raw:
+    """The object again."""
+    raw: Raw = json.loads(zlib.decompress(packed))
+    return raw
+
+
+def key_of(raw: Raw) -> Key:
+    """Namespace and name."""
+    metadata = raw["metadata"]
+    return Key(_own(metadata["namespace"]), _own(metadata["name"]))
+
+
+def version_of(raw: Raw) -> int:
+    """The resource version as a number, which API servers hand out in growing order."""
+    text = raw["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdigit() else 0
+
+
+def slim(raw: Raw) -> Raw:
+    """Without managedFields, which weigh more than the rest and are never looked at."""
+    metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
+    return {**raw, "metadata": metadata}
+
+
+def contains(found: object, wanted: object) -> bool:
+    """Whether `found` already says all that `wanted` says; servers add fields of their own."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(key in found and contains(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        if not isinstance(found, list) or len(found) != len(wanted):
+            return False
+        return all(contains(have, want) for have, want in zip(found, wanted, strict=True))
+    return found == wanted

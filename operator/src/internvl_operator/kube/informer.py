@@ -1,0 +1,142 @@
+"""Keeps a cache up to date: one thread for each kind and namespace lists, watches, and lists again periodically.
+
+A watch may leave something out: a proxy, or a server's cache, that loses an event and goes on. What it has passed over
+in silence is found by the next list, between two watches, so that no event comes in while the list is compared.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
+
+from internvl_operator import metrics
+from internvl_operator.core.run import Key
+from internvl_operator.kube.cache import Collection, pack, slim, unpack
+from internvl_operator.kube.client import WATCH_MARGIN, Api, ApiError, list_path
+
+SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the API server does not answer
+
+logger = logging.getLogger(__name__)
+
+
+class Informer:
+    """Keeps `collection` up to date with the children of one kind, and calls `changed` with the run each belongs to."""
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        namespace: str | None,
+        collection: Collection[Any],
+        changed: Callable[[Key], None],
+        seconds: float,
+        resync: float,
+    ) -> None:
+        """`seconds` a watch lasts, and `resync` after which there is a list, whatever the watch has told."""
+        self.kind, self.synced = kind, threading.Event()
+        self._api, self._path, self._namespace = api, list_path(kind, namespace), namespace
+        self._collection, self._changed, self._seconds = collection, changed, seconds
+        self._stopping = threading.Event()
+        self._version: str | None = None
+        self._resync, self._next_list = resync, 0.0
+        self._heard = self._tried = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"watch-{kind}-{namespace or 'all'}", daemon=True)
+
+    def start(self) -> None:
+        """Begin; `synced` is set after the first list."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End at the next event or time-out; the thread is a daemon and is not waited for."""
+        self._stopping.set()
+
+    def silent_for(self) -> float:
+        """Seconds since the API server last said anything, be it a bookmark or the regular end of a watch."""
+        return time.monotonic() - self._heard
+
+    def problem(self) -> str | None:
+        """Why the process should be restarted: the thread has not even failed, for longer than all it does may take."""
+        idle = time.monotonic() - self._tried
+        longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
+        return f"the watch of {self.kind} hangs since {idle:.0f} s" if idle > longest else None
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+                pause = _FIRST_PAUSE
+            except ApiError as error:
+                if self._stopping.is_set():
+                    return
+                self._forget_if_expired(error)
+                logger.warning("watch of %s: %s; trying again in %.1f s", self._path, error, pause)
+                self._tried = time.monotonic()
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(_LONGEST_PAUSE, pause * 2)
+            except Exception:
+                logger.exception("watch of %s failed; listing again in %.1f s", self._path, _LONGEST_PAUSE)
+                self._version, self._tried = None, time.monotonic()
+                self._stopping.wait(_LONGEST_PAUSE)
+
+    def _follow(self) -> None:
+        left = self._next_list - time.monotonic()
+        if self._version is None or left <= 0:
+            self._list()
+            left = self._next_list - time.monotonic()
+        version, seconds = self._version or "", min(self._seconds, max(left, 1.0))
+        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=seconds):
+            self._take(event["type"], event["object"])
+            self._alive()
+            if self._stopping.is_set():
+                return
+        self._alive()
+
+    def _list(self) -> None:
+        passed, packed = _number(self._version), []
+        for page in self._api.list_pages(self._path, selector=SELECTOR):  # one of them in memory at a time
+            self._version = page["metadata"]["resourceVersion"]
+            packed += [pack(slim(raw)) for raw in page["items"] or ()]
+        raws = (unpack(each) for each in packed)
+        changed, missed = self._collection.replaced(raws, _number(self._version), within=self._namespace, passed=passed)
+        for run in changed:
+            self._changed(run)
+        if missed:
+            metrics.RESYNC_MISSED.labels(self.kind).inc(missed)
+            logger.warning("%s: the watch had left out %d changes", self._path, missed)
+        self._alive()
+        # The first comes early by a random part, so that those of all kinds and replicas spread over the time.
+        early = random.uniform(0, 0.5) if not self.synced.is_set() else 0.0
+        self._next_list = time.monotonic() + self._resync * (1 - early)
+        self.synced.set()
+
+    def _take(self, kind: str, raw: dict[str, Any]) -> None:
+        if kind == "ERROR":
+            raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
+        self._version = raw["metadata"]["resourceVersion"]
+        if kind in ("ADDED", "MODIFIED"):
+            run = self._collection.seen(raw)
+        elif kind == "DELETED":
+            run = self._collection.gone(raw)
+        else:
+            return  # BOOKMARK
+        if run is not None:
+            self._changed(run)
+
+    def _forget_if_expired(self, error: ApiError) -> None:
+        """A refusal, such as 410 Gone for a version the server no longer has, needs a new list; silence does not."""
+        if error.status:
+            self._version = None
+
+    def _alive(self) -> None:
+        self._heard = self._tried = time.monotonic()
+        metrics.WATCH_AGE.labels(self.kind).set_function(self.silent_for)
+
+
+def _number(version: str | None) -> int:
+    return int(version) if version and version.isdigit() else 0

@@ -1,0 +1,83 @@
+"""Periodically compares the cached runs with a fresh list, over a connection that is not kopf's.
+
+kopf's watch may have slept through something (a deletion while it was reconnecting, a stream that died without a
+word). What it missed is taken in here; when it keeps missing things, liveness says so.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from internvl_api.constants import KIND
+
+from internvl_operator import metrics
+from internvl_operator.core.run import Key
+from internvl_operator.kube.cache import RunCache
+from internvl_operator.kube.client import Api, ApiError, list_path
+
+_TOO_OFTEN = 3  # comparisons in a row that found something; one may merely have been faster than the watch
+
+logger = logging.getLogger(__name__)
+
+
+class Resync:
+    """A thread that lists all runs every `interval` seconds."""
+
+    def __init__(
+        self,
+        api: Api,
+        runs: RunCache,
+        namespace: str | None,
+        *,
+        seen: Callable[[dict[str, Any]], bool],
+        gone: Callable[[Key, str], None],
+        interval: float,
+    ) -> None:
+        self._api, self._runs, self._namespace = api, runs, namespace
+        self._seen, self._gone, self._interval = seen, gone, interval
+        self._stopping = threading.Event()
+        self._finds_in_a_row = 0
+        self._thread = threading.Thread(target=self._run, name=f"resync-{namespace or 'all'}", daemon=True)
+
+    def start(self) -> None:
+        """The first comparison comes after one interval: until then kopf lists anyway."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Compare no more."""
+        self._stopping.set()
+
+    def problem(self) -> str | None:
+        """Why the process should be restarted, if it should."""
+        if self._finds_in_a_row < _TOO_OFTEN:
+            return None
+        return f"the watch of {KIND} has missed changes {self._finds_in_a_row} times in a row"
+
+    def compare(self) -> int:
+        """The number of runs of which our knowledge was out of date. Raises ApiError."""
+        known = self._runs.uids()
+        found, missed = set(), 0
+        for page in self._api.list_pages(list_path(KIND, self._namespace)):
+            for raw in page["items"]:
+                found.add(raw["metadata"]["uid"])
+                missed += self._seen(raw)
+        for key, uid in known.items():
+            if uid not in found and self._namespace in (None, key.namespace):
+                self._gone(key, uid)
+                missed += 1
+        return missed
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            began = time.monotonic()
+            try:
+                missed = self.compare()
+            except ApiError as error:
+                logger.warning("runs could not be listed: %s", error)
+                continue
+            self._finds_in_a_row = self._finds_in_a_row + 1 if missed else 0
+            metrics.RESYNC_MISSED.labels(KIND).inc(missed)
+            if missed:
+                logger.warning("%d runs were out of date (compared in %.1f s)", missed, time.monotonic() - began)

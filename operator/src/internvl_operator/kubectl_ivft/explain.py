@@ -1,0 +1,153 @@
+"""Explain a run: the one reason it is not running or has failed, and the next step. Pure."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from internvl_api.status import Condition, InternVLFineTuneStatus
+
+from internvl_operator.core.timestamps import from_text
+from internvl_operator.kubectl_ivft.humanize import ago, duration
+
+Raw = dict[str, Any]
+Tone = Literal["good", "busy", "waits", "bad"]
+_PATIENCE = 15.0  # seconds after which an operator that is there would have looked at a change
+
+# What follows a reason, beyond what its message says. {run}, {n} (-n NAMESPACE) and {stage} are filled in.
+_NEXT: dict[str, str] = {
+    "SecretMissing": "create that Secret, or correct its name: the run goes on by itself",
+    "ImagePullFailed": "correct spec.podTemplate.image, or give spec.podTemplate.imagePullSecrets: "
+    "kubectl{n} edit ivft {run}",
+    "Unschedulable": "wait for nodes, or ask for less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
+    "and nodeSelector): kubectl{n} edit ivft {run}",
+    "QuotaExceeded": "have the namespace's quota raised, or end another run: kubectl ivft{n} list",
+    "NameTaken": "delete or rename the object that holds the name; the run goes on by itself",
+    "AccessDenied": "check the keys in the Secrets that spec.secrets names, and what they may read and write",
+    "Unavailable": "nothing, when the storage comes back by itself: the run looks again",
+    "OutOfMemory": "raise spec.podTemplate.resources' memory limit, or lower spec.training.dataWorkers",
+    "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}; any change of the spec then "
+    "starts it again with a full budget",
+    "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds: the run goes on from its newest checkpoint",
+    "EvaluationBelowThreshold": "see what came of it: kubectl ivft{n} report {run}; a lower spec.evaluation.publishIf "
+    "goes on from here without training again",
+    "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set "
+    "spec.runPolicy.onOutOfMemory: halveMicroBatch: kubectl{n} edit ivft {run}",
+    "LossNotFinite": "lower spec.training.learningRate or look at the rows of that step; the run goes on from its "
+    "newest checkpoint: kubectl{n} edit ivft {run}",
+    "InfrastructureLimitExceeded": "look at the nodes; raise spec.runPolicy.infrastructureLimit and the run goes on",
+    "SchedulingDeadlineExceeded": "free nodes or ask for less; the run tries again by itself",
+    "StartDeadlineExceeded": "mend what the message names (image, Secret or volume); the run tries again by itself",
+    "ProgressStalled": "look at the worker that the message names: kubectl ivft{n} logs {run} --stage {stage}",
+    "SchedulingGated": "wait until the queue admits the run, or look at the queue that spec.scheduling.queue names",
+    "GangNotEnabled": "have the chart's gangSchedulers name it, or take spec.scheduling.gang away: "
+    "kubectl{n} edit ivft {run}",
+    "ApiServerError": "ask who runs the cluster: the API server takes no writes",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`state` in a few words, `because` in the operator's, `next_step` for the reader (empty: there is none)."""
+
+    tone: Tone
+    state: str
+    because: str
+    next_step: str = ""
+
+
+def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: str = "") -> Explanation:
+    """From a run as the API server shows it; `queue`: why Kueue does not admit it, in Kueue's words."""
+    metadata = raw["metadata"]
+    if "deletionTimestamp" in metadata:
+        return Explanation("waits", "is being deleted", f"since {ago(metadata['deletionTimestamp'], now)}")
+    if unseen := _unseen(raw, status, now):
+        return unseen
+    match status.phase:
+        case "Succeeded":
+            report = "see its report: kubectl ivft{n} report {run}" if "report" in status.artifacts else ""
+            return Explanation("good", "is done", _words(status, "Ready"), _step(report, raw))
+        case "Running":
+            return Explanation("good", "runs", _words(status, "Reconciling"))
+        case "Suspended":
+            resume = _step("let it go on: kubectl ivft{n} resume {run}", raw)
+            return Explanation("waits", "is suspended", _words(status, "Suspended"), resume)
+        case "Failed":
+            return Explanation("bad", "has failed", _words(status, "Failed"), _next(raw, status, "Failed", now))
+        case "Stalled":
+            return Explanation("bad", "waits for you", _words(status, "Stalled"), _next(raw, status, "Stalled", now))
+        case _:
+            because = _words(status, "Reconciling") + (f"; Kueue: {queue}" if queue else "")
+            return Explanation("busy", "is on its way", because, _next(raw, status, "Reconciling", now))
+
+
+def condition(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
+    """A condition by its type."""
+    return next((each for each in status.conditions if each.type == kind), None)
+
+
+def is_queued(status: InternVLFineTuneStatus) -> bool:
+    """Whether a queue holds the run's pods back."""
+    found = condition(status, "Reconciling")
+    return found is not None and found.reason == "SchedulingGated"
+
+
+def _unseen(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanation | None:
+    """The operator has not answered to what the spec says now."""
+    metadata = raw["metadata"]
+    if status.observed_generation is not None and status.observed_generation >= metadata.get("generation", 1):
+        return None
+    if status.observed_generation is not None:
+        return Explanation(
+            "busy",
+            "has been changed",
+            "the operator has not answered to the last change of the spec",
+            "when this stays so, see whether the operator runs: " + _OPERATOR,
+        )
+    created = from_text(metadata.get("creationTimestamp"))
+    age = (now - created).total_seconds() if created else 0.0
+    if age < _PATIENCE:
+        return Explanation("busy", "is new", f"it was created {duration(age)} ago")
+    return Explanation(
+        "bad",
+        "has not been looked at",
+        f"it was created {duration(age)} ago, and no operator has answered",
+        f"see whether the operator runs, and whether it watches this namespace: {_OPERATOR}",
+    )
+
+
+_OPERATOR = "kubectl get pods -A -l app.kubernetes.io/name=internvl-operator"
+
+
+def _words(status: InternVLFineTuneStatus, kind: str) -> str:
+    found = condition(status, kind)
+    return f"{found.reason}: {found.message}" if found else "nobody has said why"
+
+
+def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) -> str:
+    found = condition(status, kind)
+    reason, message = (found.reason, found.message) if found else ("", "")
+    again = _again(status, now)
+    if reason in _NEXT:
+        return _step(_NEXT[reason], raw, status) + again
+    if field := re.match(r"(spec(?:\.[A-Za-z0-9_.-]+)?):", message):
+        return _step(f"correct {field[1]}: kubectl{{n}} edit ivft {{run}}; the run goes on by itself", raw)
+    if kind == "Stalled":
+        return f"correct what the message names; the run goes on by itself{again} (docs/runbook.md has {reason})"
+    if kind == "Failed":
+        log = "read the log: kubectl ivft{n} logs {run} --stage {stage}; a change of the spec starts the run again "
+        log += f"(docs/runbook.md has {reason})"
+        return _step(log, raw, status)
+    return again.removeprefix("; ")
+
+
+def _again(status: InternVLFineTuneStatus, now: datetime) -> str:
+    when = from_text(status.retry_at)
+    seconds = (when - now).total_seconds() if when else 0.0
+    return f"; the next try is in {duration(seconds)}" if seconds > 0 else ""
+
+
+def _step(text: str, raw: Raw, status: InternVLFineTuneStatus | None = None) -> str:
+    metadata = raw["metadata"]
+    stage = (status.stage if status else None) or "preflight"
+    return text.format(run=metadata["name"], n=f" -n {metadata['namespace']}", stage=stage)

@@ -1,0 +1,189 @@
+"""Training that gets no further: when it is noticed, whom it is blamed on, and what must not be taken for it."""
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from controller.builders import member, text
+from controller.simulator import Operator, clock
+from controller.test_runs import World
+from internvl_api.status import Heartbeat, Progress, StepPhase
+from internvl_operator.core.observe import ProcessState, RankAnswers
+from internvl_operator.core.policies.progress_deadline import slowest
+from internvl_operator.core.run import Key
+from internvl_operator.polling.rank_probe import RankProbe
+
+KEY = Key("team", "run")
+
+
+def state(worker: int, step: int | None, phase: StepPhase = "computing", local_rank: int = 0) -> ProcessState:
+    """`step` None: it does not answer."""
+    if step is None:
+        return ProcessState(worker, local_rank)
+    return ProcessState(worker, local_rank, Progress(step=step), Heartbeat(phase=phase, idle_seconds=61))
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        pytest.param(
+            [state(0, 41), state(1, None)],
+            "worker 1 does not answer; the others answer, at step 41",
+            id="one-is-silent",
+        ),
+        pytest.param(
+            [state(0, 41, local_rank=0), state(0, 41, local_rank=1), state(1, 41), state(1, None, local_rank=1)],
+            "process 1 of worker 1 does not answer; the others answer, at step 41",
+            id="one-process-of-several",
+        ),
+        pytest.param(
+            [state(0, None), state(1, 41), state(2, None)],
+            "worker 0, worker 2 do not answer; the others answer, at step 41",
+            id="two-are-silent",
+        ),
+        pytest.param([state(0, None), state(1, None)], "no worker answers", id="all-are-silent"),
+        pytest.param(
+            [state(0, 41, "meeting"), state(1, 41, "data")],
+            "worker 1 lags, at step 41: it still waits for its data since 61 s; the others wait for it",
+            id="one-has-no-data",
+        ),
+        pytest.param(
+            [state(0, 40, "computing"), state(1, 41, "meeting")],
+            "worker 0 lags, at step 40: it computes, or waits in a collective since 61 s; the others wait for it",
+            id="one-is-a-step-behind",
+        ),
+        pytest.param(
+            [state(0, 41), state(1, 41)],
+            "all workers answer, at step 41: it computes, or waits in a collective since 61 s",
+            id="all-are-in-the-same-place",
+        ),
+    ],
+)
+def test_who_is_blamed(states: list[ProcessState], words: str) -> None:
+    assert slowest(states) == words
+
+
+def training(**policy: object) -> World:
+    world = World(runPolicy={"progressDeadlineSeconds": 60, **policy})
+    world.reach("train")
+    return world
+
+
+def say(world: World, step: int, *workers: int) -> None:
+    world.server.answers = {f"run-train-{worker}": Progress(stage="train", step=step) for worker in workers}
+    world.operator.settle()
+
+
+def test_a_group_that_gets_no_further_is_started_again_and_the_silent_worker_is_named() -> None:
+    world = training()
+    say(world, 41, 0, 1)
+    say(world, 41, 0)  # worker 1 hangs
+    world.later(59)
+    assert (world.status["phase"], world.operator.requeue) == ("Running", 1)
+    world.later(1)
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
+    told = world.status["stages"][1]["message"]
+    assert "no progress since 2026-01-31T12:00:00Z (spec.runPolicy.progressDeadlineSeconds: 60)" in told
+    assert "worker 1 does not answer; the others answer, at step 41" in told
+    assert all("deletionTimestamp" in world.server.pods[name]["metadata"] for name in world.pods("train"))
+    world.collect()
+    assert world.server.attempts("train") == {"2"}
+    assert "progressAt" not in world.status
+
+
+def test_every_step_counts_anew() -> None:
+    world = training()
+    for step in range(5):
+        say(world, step, 0, 1)
+        world.later(50)
+    assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
+
+
+def test_an_operator_that_was_away_asks_before_it_judges() -> None:
+    world = training()
+    say(world, 41, 0, 1)
+    world.server.answers["run-train-0"] = Progress(stage="train", step=900)
+    clock(world.server, 3600)
+    world.operator = Operator(world.server)
+    world.operator.settle()
+    assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
+    assert world.status["progressAt"] == text(world.server.now)
+
+
+def test_the_clock_of_a_hang_outlives_the_operator() -> None:
+    world = training()
+    say(world, 41, 0, 1)
+    for _ in range(3):
+        clock(world.server, 20)
+        world.operator = Operator(world.server)
+        world.operator.settle()
+    assert world.status["attempt"] == 2
+
+
+def test_answers_of_an_earlier_attempt_are_not_taken_for_this_ones() -> None:
+    world = training()
+    say(world, 41, 0, 1)
+    world.later(60)
+    assert world.status["attempt"] == 2
+    world.collect()
+    world.run("train")
+    say(world, 42, 0, 1)
+    stale = world.operator.rank_answers
+    assert stale is not None
+    world.operator.rank_answers = RankAnswers(world.server.now, stale.pod_uids, stale.states)
+    world.later(59)
+    assert world.status["attempt"] == 2
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param({}, id="never-heard-of"), pytest.param({"progressDeadlineSeconds": None}, id="not-asked-for")],
+)
+def test_no_hang_is_seen_where(policy: dict[str, None]) -> None:
+    world = training(**policy)
+    if policy:
+        say(world, 41, 0, 1)
+    world.later(86_400)
+    assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"step": 41, "heartbeat": {"phase": "meeting", "idleSeconds": 3.5}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """127.0.0.1 answers; 127.0.0.2 takes the connection and never says a word, as a stopped process does."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    number: int = server.server_address[1]
+    with socket.create_server(("127.0.0.2", number)):
+        monkeypatch.setattr("internvl_operator.polling.progress_poller.METRICS_PORT", number)
+        yield number
+    server.shutdown()
+    server.server_close()
+
+
+def test_all_processes_are_asked_and_a_stopped_one_is_not_waited_for(port: int) -> None:
+    told = threading.Event()
+    caller = RankProbe(lambda key: told.set(), threads=4)
+    pods = [member(0, ip="127.0.0.1"), member(1, ip="127.0.0.2"), member(2)]
+    caller.ask(KEY, pods, processes=1)
+    assert told.wait(timeout=30)
+    caller.stop()
+    call = caller.latest(KEY)
+    assert call is not None
+    assert call.pod_uids == {pod.uid for pod in pods}
+    assert [(s.worker, s.progress.step if s.progress else None) for s in call.states] == [(0, 41), (1, None), (2, None)]
+    assert call.states[0].heartbeat == Heartbeat(phase="meeting", idle_seconds=3.5)
+    assert slowest(call.states) == "worker 1, worker 2 do not answer; the others answer, at step 41"

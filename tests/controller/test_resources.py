@@ -1,0 +1,267 @@
+"""The objects we make, as the API server gets them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from controller.builders import CONFIG, UID, Raw, a_run
+from internvl_api.run_config import RunConfig
+from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.resources import config_map, pods, service
+from internvl_operator.core.stages import Stage
+
+PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
+
+
+def build(stage: Any = TRAIN, rank: int = 0, options: OperatorConfig = CONFIG, attempt: int = 1, **changes: Any) -> Raw:
+    return pods.build(a_run(**changes), stage, attempt, rank, options)
+
+
+def container(pod: Raw) -> Raw:
+    (only,) = pod["spec"]["containers"]
+    return only  # type: ignore[no-any-return]
+
+
+def env(pod: Raw) -> dict[str, str]:
+    return {item["name"]: item.get("value") for item in container(pod)["env"]}
+
+
+def mounts(pod: Raw) -> dict[str, Raw]:
+    return {mount["mountPath"]: mount for mount in container(pod)["volumeMounts"]}
+
+
+def volume(pod: Raw, name: str) -> Raw:
+    (found,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == name]
+    return found  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank", "expected"),
+    [
+        pytest.param(
+            TRAIN,
+            2,
+            {
+                "MASTER_ADDR": "run-train-0.ivft-run",
+                "MASTER_PORT": "29500",
+                "WORLD_SIZE": "12",
+                "RANK": "8",
+                "PET_NNODES": "3",
+                "PET_NPROC_PER_NODE": "4",
+                "PET_NODE_RANK": "2",
+                "PET_MASTER_ADDR": "run-train-0.ivft-run",
+                "PET_MASTER_PORT": "29500",
+                "INTERNVL_ATTEMPT": "5",
+                "INTERNVL_JOB_UID": UID,
+                "HOME": "/scratch",
+                "TMPDIR": "/scratch",
+            },
+            id="third-worker-of-three-with-four-gpus",
+        ),
+        pytest.param(
+            PREFLIGHT,
+            0,
+            {"WORLD_SIZE": "1", "RANK": "0", "PET_NNODES": "1", "PET_NPROC_PER_NODE": "1"},
+            id="a-cpu-stage-is-alone",
+        ),
+    ],
+)
+def test_rendezvous(stage: Any, rank: int, expected: dict[str, str]) -> None:
+    pod = build(stage, rank, attempt=5, workers=3, gpusPerWorker=4, training={"globalBatchSize": 12})
+    assert env(pod).items() >= expected.items()
+    assert pod["spec"]["hostname"] == pod["metadata"]["name"]
+    assert pod["spec"]["subdomain"] == "ivft-run"
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus", "limits"),
+    [
+        pytest.param(PREFLIGHT, 8, None, id="preflight-holds-no-gpu"),
+        pytest.param(TRAIN, 8, {"nvidia.com/gpu": "8"}, id="training-asks-for-its-gpus"),
+        pytest.param(TRAIN, 0, None, id="training-on-the-cpu"),
+        pytest.param(PUBLISH, 8, None, id="publish-holds-no-gpu"),
+    ],
+)
+def test_gpus(stage: Any, gpus: int, limits: Raw | None) -> None:
+    pod = build(stage, gpusPerWorker=gpus, workers=1)
+    assert container(pod)["resources"].get("limits") == limits
+
+
+def test_gpus_per_worker_wins_over_the_pod_templates_own() -> None:
+    resources = {"limits": {"nvidia.com/gpu": 1, "memory": "64Gi"}, "requests": {"nvidia.com/gpu": 1, "cpu": "8"}}
+    pod = build(workers=1, gpusPerWorker=4, podTemplate={"resources": resources})
+    assert container(pod)["resources"] == {
+        "limits": {"memory": "64Gi", "nvidia.com/gpu": "4"},
+        "requests": {"cpu": "8"},
+    }
+
+
+def test_resources_of_the_pod_template_are_only_for_training() -> None:
+    resources = {"requests": {"memory": "500Gi"}}
+    assert container(build(podTemplate={"resources": resources}))["resources"] == resources
+    assert container(build(PREFLIGHT, podTemplate={"resources": resources}))["resources"] == CONFIG.stage_resources
+    assert container(build())["resources"] == CONFIG.worker_resources
+
+
+def test_a_pod_is_locked_down() -> None:
+    pod = build()
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert pod["spec"]["restartPolicy"] == "Never"
+    security = pod["spec"]["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001)
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(pod)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_where_things_are_mounted() -> None:
+    pod = build(podTemplate={"shmSize": "256Mi"})
+    assert mounts(pod).keys() == {"/etc/internvl", "/scratch", "/cache", "/dev/shm"}
+    assert mounts(pod)["/etc/internvl"]["readOnly"] is True
+    assert volume(pod, "config")["configMap"] == {"name": "ivft-run"}
+    assert volume(pod, "shm")["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
+    assert volume(pod, "cache")["emptyDir"] == {}
+
+
+def test_a_cache_shared_by_the_pods_of_a_node() -> None:
+    pod = build(options=OperatorConfig(cache_host_path="/mnt/nvme"))
+    assert volume(pod, "cache")["hostPath"] == {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}
+
+
+def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:
+    data = {
+        "train": {
+            "a": {"annotation": "pvc://photos.2024/a.jsonl", "root": "pvc://photos.2024/a"},
+            "b": {"annotation": "s3://data/b.jsonl", "root": "pvc://media/"},
+        },
+        "meta": "pvc://metas/meta.json",
+    }
+    pod = build(data=data, model={"source": "pvc://models/base"})
+    assert mounts(pod).keys() > {"/pvc/photos.2024", "/pvc/media", "/pvc/metas", "/pvc/models"}
+    for claim in ("photos.2024", "media", "metas", "models"):
+        mount = mounts(pod)[f"/pvc/{claim}"]
+        assert mount["readOnly"] is True
+        source = volume(pod, mount["name"])["persistentVolumeClaim"]
+        assert source == {"claimName": claim, "readOnly": True}
+    assert len(pod["spec"]["volumes"]) == 4 + 4
+
+
+def test_secrets_are_handed_over_by_name_only() -> None:
+    pod = build(secrets={"objectStorage": "s3", "huggingFace": "hub"})
+    assert container(pod)["envFrom"] == [{"secretRef": {"name": "s3"}}, {"secretRef": {"name": "hub"}}]
+    assert container(build(secrets={}))["envFrom"] == []
+
+
+TEMPLATE = {
+    "image": "mine:1",
+    "nodeSelector": {"gpu": "a100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "high",
+    "serviceAccountName": "trainer",
+    "runtimeClassName": "nvidia",
+    "imagePullSecrets": [{"name": "pull"}],
+    "terminationGracePeriodSeconds": 300,
+}
+
+
+def test_the_pod_template_is_taken_over() -> None:
+    pod = build(podTemplate=TEMPLATE)
+    spec = pod["spec"]
+    for key in TEMPLATE.keys() - {"image", "tolerations"}:
+        assert spec[key] == TEMPLATE[key], key
+    assert container(pod)["image"] == "mine:1"
+    assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists"}
+
+
+def test_users_labels_annotations_and_environment_do_not_replace_ours() -> None:
+    pod = build(
+        podTemplate={
+            "labels": {"team": "a", "internvl.dev/attempt": "99", "app.kubernetes.io/managed-by": "me"},
+            "annotations": {"note": "b", "internvl.dev/run-digest": "forged"},
+            "env": [
+                {"name": "NCCL_DEBUG", "value": "INFO"},
+                {"name": "NCCL_DEBUG", "value": "WARN"},
+                {"name": "WORLD_SIZE", "value": "1000"},
+                {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            ],
+        }
+    )
+    labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]
+    assert labels["team"] == "a"
+    assert labels["internvl.dev/attempt"] == "1"
+    assert labels["app.kubernetes.io/managed-by"] == "internvl-operator"
+    assert annotations["note"] == "b"
+    assert annotations["internvl.dev/run-digest"] == a_run().run_digest
+    names = [item["name"] for item in container(pod)["env"]]
+    assert len(names) == len(set(names))
+    assert env(pod)["NCCL_DEBUG"] == "WARN"
+    assert env(pod)["WORLD_SIZE"] == "2"
+    assert {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}} in container(pod)["env"]
+
+
+def test_users_mounts_may_replace_scratch_but_not_the_configuration() -> None:
+    volumes = [{"name": "fast", "persistentVolumeClaim": {"claimName": "fast"}}, {"name": "config", "emptyDir": {}}]
+    given = [{"name": "fast", "mountPath": "/cache"}, {"name": "fast", "mountPath": "/etc/internvl"}]
+    pod = build(podTemplate={"volumes": volumes, "volumeMounts": given})
+    assert mounts(pod)["/cache"]["name"] == "fast"
+    assert mounts(pod)["/etc/internvl"]["name"] == "config"
+    assert "configMap" in volume(pod, "config")
+
+
+@pytest.mark.parametrize(
+    ("tolerations", "seconds"),
+    [
+        pytest.param([], 30, id="a-lost-node-is-given-up-soon"),
+        pytest.param(
+            [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 900}],
+            900,
+            id="unless-the-user-says-otherwise",
+        ),
+    ],
+)
+def test_how_long_a_lost_node_is_tolerated(tolerations: list[Raw], seconds: int) -> None:
+    pod = build(podTemplate={"tolerations": tolerations})
+    (found,) = [t for t in pod["spec"]["tolerations"] if t["key"] == "node.kubernetes.io/unreachable"]
+    assert found["tolerationSeconds"] == seconds
+
+
+def test_prometheus_finds_every_worker() -> None:
+    annotations = build(rank=1)["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    assert annotations["prometheus.io/port"] == "9400"
+    assert container(build())["ports"] == [{"name": "metrics", "containerPort": 9400, "protocol": "TCP"}]
+
+
+def test_the_configuration_is_what_a_stage_reads(tmp_path: Path) -> None:
+    made = config_map.build(a_run(), a_run().resolved.run_yaml)
+    file = tmp_path / "run.yaml"
+    file.write_text(made["data"]["run.yaml"])
+    run = RunConfig.load(file)
+    assert (run.job, run.job_uid, run.workers) == ("team/run", UID, 2)
+    assert "s3-credentials" not in made["data"]["run.yaml"]
+    assert container(build())["command"] == ["internvl-trainer", "train", "--config", "/etc/internvl/run.yaml"]
+
+
+def test_the_service_gives_names_to_members_that_are_not_ready_yet() -> None:
+    made = service.build(a_run())
+    assert made["spec"]["clusterIP"] == "None"
+    assert made["spec"]["publishNotReadyAddresses"] is True
+    assert made["spec"]["selector"].items() <= build()["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    "child",
+    [config_map.build(a_run(), a_run().resolved.run_yaml), service.build(a_run()), build()],
+    ids=lambda c: c["kind"],
+)
+def test_every_child_goes_with_its_run_and_is_found_by_label(child: Raw) -> None:
+    (reference,) = child["metadata"]["ownerReferences"]
+    assert (reference["uid"], reference["controller"], reference["blockOwnerDeletion"]) == (UID, True, False)
+    assert child["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"
+    assert child["metadata"]["labels"]["internvl.dev/job"] == "run"
+    assert yaml.safe_load(yaml.safe_dump(child)) == child  # plain data, ready for the wire

@@ -1,0 +1,180 @@
+"""What keeps a group from starting, and what slow pods wait for: in words that a user can act on."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from controller.builders import NOW, Raw, a_run, member, text
+from controller.test_runs import World
+from controller.test_start_deadlines import place
+from internvl_api.spec import Secrets
+from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
+
+SECRETS = Secrets(object_storage="s3-credentials", hugging_face="hf-token")
+PVC = {"train": {"pets": {"annotation": "pvc://pets/rows.jsonl"}}}
+VOLUMES = [
+    {"name": "certificates", "secret": {"secretName": "team-ca"}},
+    {"name": "lists", "configMap": {"name": "words"}},
+    {"name": "shared", "persistentVolumeClaim": {"claimName": "models"}},
+    {"name": "local", "emptyDir": {}},
+]
+WAITS: dict[str, Any] = {"phase": "Pending", "waiting_reason": "ContainerCreating", "node": "gpu-1"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "found", "stalled", "words"),
+    [
+        pytest.param(
+            "CreateContainerConfigError",
+            'secret "s3-credentials" not found',
+            "SecretMissing",
+            True,
+            "spec.secrets.objectStorage: found no Secret 's3-credentials' in namespace 'team'",
+            id="object-storage-secret",
+        ),
+        pytest.param(
+            "CreateContainerConfigError",
+            'secret "hf-token" not found',
+            "SecretMissing",
+            True,
+            "spec.secrets.huggingFace",
+            id="hub-secret",
+        ),
+        pytest.param(
+            "CreateContainerConfigError",
+            'secret "mine" not found',
+            "SecretMissing",
+            True,
+            "spec.podTemplate",
+            id="secret-of-the-pod-template",
+        ),
+        pytest.param(
+            "CreateContainerConfigError",
+            'configmap "x" not found',
+            "InvalidPodConfig",
+            True,
+            "configmap",
+            id="config-map",
+        ),
+        pytest.param("ImagePullBackOff", "no such image", "ImagePullFailed", True, "no such image", id="image-pull"),
+        pytest.param("ErrImageNeverPull", "", "ImagePullFailed", True, "ErrImageNeverPull", id="image-never"),
+        pytest.param("RunContainerError", "no runtime", "ContainerNotStarted", True, "no runtime", id="runtime"),
+    ],
+)
+def test_what_keeps_a_container_from_starting(reason: str, message: str, found: str, stalled: bool, words: str) -> None:
+    pod = member(phase="Pending", waiting_reason=reason, waiting_message=message)
+    problem = startup_problem([pod], SECRETS, "team")
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == (found, stalled)
+    assert words in problem.message
+
+
+def test_an_unschedulable_worker_is_not_stalled_and_the_schedulers_words_are_told() -> None:
+    pods = [member(0), member(1, phase="Pending", unschedulable="0/2 nodes: Insufficient nvidia.com/gpu")]
+    problem = startup_problem(pods, SECRETS, "team")
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == ("Unschedulable", False)
+    assert "run-train-1" in problem.message
+    assert "Insufficient nvidia.com/gpu" in problem.message
+
+
+def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
+    pods = [
+        member(0, phase="Pending", unschedulable="no room"),
+        member(1, phase="Pending", waiting_reason="ErrImagePull"),
+    ]
+    problem = startup_problem(pods, SECRETS, "team")
+    assert problem is not None
+    assert problem.reason == "ImagePullFailed"
+
+
+def test_a_pod_held_back_by_a_queue_is_not_stalled_and_says_so() -> None:
+    problem = startup_problem(
+        [member(phase="Pending", gated="Scheduling is blocked due to non-empty scheduling gates")], SECRETS, "team"
+    )
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == ("SchedulingGated", False)
+    assert (
+        problem.message
+        == "pod run-train-0 waits for its queue: Scheduling is blocked due to non-empty scheduling gates"
+    )
+
+
+@pytest.mark.parametrize("waiting", ["", "ContainerCreating", "PodInitializing"])
+def test_ordinary_waiting_is_no_problem(waiting: str) -> None:
+    assert startup_problem([member(phase="Pending", waiting_reason=waiting)], SECRETS, "team") is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        pytest.param({"sandbox": False}, "SandboxNotReady", "its volumes or its network are not ready;", id="1.34"),
+        pytest.param(
+            {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
+            "SandboxNotReady",
+            "its volumes or its network are not ready (no pod sandbox exists)",
+            id="1.37",
+        ),
+        pytest.param(
+            {"sandbox": True}, "ImagePulling", "its volumes and network are ready, its image is still", id="an-image"
+        ),
+    ],
+)
+def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, words: str) -> None:
+    pods = [member(0), member(1, **WAITS, accepted_at=NOW - timedelta(seconds=30), **pod)]
+    found = slow_start(pods, a_run().spec, NOW)
+    assert found is not None
+    assert (found.reason, found.stalled) == (reason, False)
+    assert "pod run-train-1 on node gpu-1 waits since" in found.message
+    assert words in found.message
+    assert slow_start(pods, a_run().spec, NOW - timedelta(seconds=1)) is None, "as every pod for a moment"
+    assert seconds_to_notice(pods, NOW - timedelta(seconds=1)) == 1
+
+
+def test_what_the_run_mounts_is_named() -> None:
+    spec = a_run(data=PVC, podTemplate={"volumes": VOLUMES}).spec
+    pod = member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))
+    found = slow_start([pod], spec, NOW)
+    assert found is not None
+    mounted = "PersistentVolumeClaim pets, Secret team-ca, ConfigMap words, PersistentVolumeClaim models"
+    assert f"it mounts {mounted}: do they exist?" in found.message
+    assert "`kubectl describe pod run-train-0` has the reason" in found.message
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param({"sandbox": None}, id="a-kubelet-that-does-not-tell"),
+        pytest.param({"sandbox": False, "phase": "Running"}, id="running"),
+        pytest.param({"sandbox": False, "accepted_at": None}, id="no-kubelet-has-it"),
+        pytest.param({"sandbox": True, "waiting_reason": "ErrImagePull"}, id="known-already"),
+    ],
+)
+def test_others_say_nothing(pod: Raw) -> None:
+    fields = WAITS | {"accepted_at": NOW - timedelta(hours=1)} | pod
+    assert slow_start([member(**fields)], a_run().spec, NOW) is None
+
+
+def test_it_is_told_once_and_again_when_time_is_up() -> None:
+    world = World(runPolicy={"startDeadlineSeconds": 300})
+    status = {
+        "phase": "Pending",
+        "startTime": text(world.server.now),
+        "conditions": [
+            {"type": "PodReadyToStartContainers", "status": "False", "message": "no pod sandbox exists"},
+            {"type": "PodScheduled", "status": "True"},
+        ],
+        "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+    }
+    place(world, "run-preflight-0", status)
+    assert world.server.condition("Reconciling")["reason"] == "PreflightStarting"
+    assert world.operator.requeue == 30
+    world.later(30)
+    assert world.server.condition("Reconciling")["reason"] == "SandboxNotReady"
+    written = len(world.server.writes)
+    world.later(200)
+    assert len(world.server.writes) == written
+    world.later(70)
+    stalled = world.server.condition("Stalled")
+    assert stalled["reason"] == "StartDeadlineExceeded"
+    assert "its volumes or its network are not ready (no pod sandbox exists)" in stalled["message"]
