@@ -9,8 +9,7 @@ from e2e.harness import CHECKPOINT, NAMESPACE, Platform
 from internvl_api.constants import LABEL_JOB
 from internvl_api.status import InternVLFineTuneStatus, StageStatus
 from ivft_cluster.shell import wait_for
-from ivft_demo.data import BUCKET
-from ivft_demo.results import losses
+from ivft_demo.results import Loss, losses
 from kubernetes import client
 
 pytestmark = pytest.mark.e2e
@@ -25,10 +24,11 @@ def trains(status: InternVLFineTuneStatus) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(platform: Platform) -> str:
-    """The name of a run that nothing happens to; it may still be under way."""
-    platform.apply("quickstart", "nodes-undisturbed", training=STEPS, checkpoint=CHECKPOINT)
-    return "nodes-undisturbed"
+def undisturbed(platform: Platform) -> list[Loss]:
+    """The losses of a run that nothing happens to."""
+    output = platform.apply("quickstart", "nodes-undisturbed", training=STEPS, checkpoint=CHECKPOINT)
+    platform.follow("nodes-undisturbed")
+    return losses(platform.s3, output)
 
 
 def start(platform: Platform, name: str) -> tuple[str, InternVLFineTuneStatus]:
@@ -50,14 +50,15 @@ def ended_attempt(platform: Platform, name: str, before: InternVLFineTuneStatus)
     return stage
 
 
-def assert_same_losses(platform: Platform, output: str, undisturbed: str) -> None:
-    platform.follow(undisturbed)
-    curve, expected = losses(platform.s3, output), losses(platform.s3, f"s3://{BUCKET}/runs/{undisturbed}")
-    assert [each.step for each in curve] == [each.step for each in expected]
-    assert max(abs(one.loss - other.loss) for one, other in zip(curve, expected, strict=True)) <= 1e-6
+def assert_same_losses(platform: Platform, output: str, undisturbed: list[Loss]) -> None:
+    curve = losses(platform.s3, output)
+    assert [each.step for each in curve] == [each.step for each in undisturbed]
+    assert max(abs(one.loss - other.loss) for one, other in zip(curve, undisturbed, strict=True)) <= 1e-6
 
 
-def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(platform: Platform, undisturbed: str) -> None:
+def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
+    platform: Platform, undisturbed: list[Loss]
+) -> None:
     output, before = start(platform, "drained")
     drained = node_of(platform, "drained-train-1")
     policy = client.PolicyV1Api(platform.api)
@@ -84,7 +85,7 @@ def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(platfor
     assert_same_losses(platform, output, undisturbed)
 
 
-def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undisturbed: str) -> None:
+def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undisturbed: list[Loss]) -> None:
     output, before = start(platform, "shut-down")
     victim = node_of(platform, "shut-down-train-1")
     platform.cluster.shut_down_node(victim)
@@ -99,7 +100,9 @@ def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undis
     assert_same_losses(platform, output, undisturbed)
 
 
-def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(platform: Platform, undisturbed: str) -> None:
+def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
+    platform: Platform, undisturbed: list[Loss]
+) -> None:
     output, before = start(platform, "pressed")
     victim = node_of(platform, "pressed-train-1")
     available = int(platform.cluster.memory_available(victim))
