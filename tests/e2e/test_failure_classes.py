@@ -82,7 +82,7 @@ WAITING = (
     ),
     Case(
         "volume-missing",
-        (Told("Stalled", "StartDeadlineExceeded", "it mounts ConfigMap nowhere: do they exist?"),),
+        (Told("Stalled", "StartDeadlineExceeded", "check that ConfigMap nowhere exists"),),
         {
             "podTemplate": {
                 "volumes": [{"name": "extra", "configMap": {"name": "nowhere"}}],
