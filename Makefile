@@ -1,4 +1,5 @@
-# Every target sets up what it needs; the first run of a fresh Debian 12 machine installs and builds (root; apt and pip).
+# Every target sets up what it needs; the first run on a fresh Debian 12 machine installs and builds
+# (root; installs from apt, pip and Go modules).
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -9,10 +10,9 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-# The Kubernetes release that everything runs on, and the oldest supported one (tests/cluster/ivft_cluster/kubernetes.py).
-KUBERNETES ?= 1.37
+# The oldest supported Kubernetes. tests/cluster/ivft_cluster/kubernetes.py has all releases; the newest is the default.
+# `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
-export KUBERNETES
 
 .PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
 
@@ -28,10 +28,10 @@ $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.
 	$(PY) -m pip install -q -c constraints.txt --group dev -e crds -e operator -e 'trainer_image[eval]'
 	touch $@
 
-setup: $(STAMP) ## virtualenv, Debian packages, Kubernetes binaries (cached outside the checkout)
+setup: $(STAMP) ## virtualenv, Debian packages, programs built from Go modules (Kubernetes, etcd, containerd, Kueue), images
 	$(CLUSTER) setup
 
-demo: $(STAMP) ## a real two-node cluster, one fine-tuning run, its result (KEEP=1 leaves the cluster up; EXAMPLE=name)
+demo: $(STAMP) ## a real two-node cluster, one fine-tuning, its result (KEEP=1 leaves the cluster up; EXAMPLE=name)
 	$(DEMO) up --started $(STARTED) $(if $(KEEP),--keep) $(if $(EXAMPLE),--example $(EXAMPLE))
 
 demo-down: $(STAMP) ## remove every trace of the demo

@@ -286,7 +286,7 @@ def test_a_recipe_shows_where_it_comes_from() -> None:
 
 
 def test_an_unknown_recipe_is_named_with_a_hint() -> None:
-    with pytest.raises(SpecError, match="did you mean 'internvl2-2b-lora'"):
+    with pytest.raises(SpecError, match="did you mean 'internvl2-2b-lora'\\?"):
         recipe_text("internvl2-2b-lor")
 
 

@@ -120,7 +120,7 @@ def test_an_object_that_a_later_rule_refuses_is_still_looked_after(old: tuple[Ob
 def test_it_can_be_mended_but_not_made_wrong_in_another_way(old: tuple[Objects, dict[str, Raw]]) -> None:
     objects, refused = old
     name = next(name for name, row in refused.items() if row["case"] == "tile bounds crossed")
-    assert "spec.image: Invalid value: found minDynamicPatch 8" in objects.patch(
+    assert "spec.image: Invalid value: minDynamicPatch 8" in objects.patch(
         name, {"spec": {"image": {"minDynamicPatch": 8}}}
     ).replace('"object": ', "")
     assert "spec.workers: Invalid value: 0" in objects.patch(name, {"spec": {"workers": 0}})

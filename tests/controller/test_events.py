@@ -77,9 +77,9 @@ def test_events(old: Raw, new: Raw, told: list[str]) -> None:
 
 
 def test_the_end_of_an_attempt_is_told_by_the_word_that_the_runbook_has() -> None:
-    ended = TRAIN | {"reason": "Drained", "message": "worker 1 had to give way"}
+    ended = TRAIN | {"reason": "Drained", "message": "worker 1 was drained"}
     (event,) = events_between(status(stages=[TRAIN]), status(stages=[ended]))
-    assert event.message == "train: Drained: worker 1 had to give way"
+    assert event.message == "train: Drained: worker 1 was drained"
 
 
 def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:

@@ -18,6 +18,7 @@ def said(outcome: str, reason: str, message: str) -> StageResult:
 
 
 DELETED = {"deleted_at": NOW}
+OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
 
 
 @pytest.mark.parametrize(
@@ -42,15 +43,23 @@ DELETED = {"deleted_at": NOW}
             "resume",
             "none",
             "Drained",
-            "saved its state and asks to be started again (EvictionByEvictionAPI)",
+            "saved its state and left because of: EvictionByEvictionAPI",
             id="drained-and-saved",
+        ),
+        pytest.param(
+            ended(75, disrupted="PreemptionByScheduler", disruption="default-scheduler: preempting", **DELETED),
+            "resume",
+            "none",
+            "Preempted",
+            "saved its state and left because of: default-scheduler: preempting",
+            id="preempted-and-saved",
         ),
         pytest.param(
             ended(75, disrupted="TerminationByKubelet", pod_reason="Terminated", pod_message="imminent node shutdown."),
             "resume",
             "none",
             "NodeShutdown",
-            "saved its state and asks to be started again (imminent node shutdown.)",
+            "saved its state and left because of: imminent node shutdown.",
             id="node-shut-down-and-saved",
         ),
         pytest.param(
@@ -139,7 +148,7 @@ DELETED = {"deleted_at": NOW}
             "resume",
             "none",
             "Preempted",
-            "PreemptionByScheduler",
+            "was preempted: PreemptionByScheduler",
             id="preempted",
         ),
         pytest.param(
@@ -147,8 +156,16 @@ DELETED = {"deleted_at": NOW}
             "resume",
             "none",
             "Drained",
-            "EvictionByEvictionAPI",
+            "was drained: EvictionByEvictionAPI",
             id="drained",
+        ),
+        pytest.param(
+            ended(143, disrupted="EvictionByEvictionAPI", disruption="Eviction API: evicting", **DELETED),
+            "resume",
+            "none",
+            "Drained",
+            "was drained: Eviction API: evicting",
+            id="drained-in-the-words-of-the-eviction",
         ),
         pytest.param(
             member(disrupted="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
@@ -181,12 +198,20 @@ DELETED = {"deleted_at": NOW}
             id="ended-by-its-kubelet",
         ),
         pytest.param(
-            member(phase="Failed", pod_reason="Evicted", pod_message='Usage of EmptyDir volume "x" exceeds the limit'),
+            member(phase="Failed", pod_reason="Evicted", pod_message=OWN_DISK),
             "retry",
             "user",
             "DiskFull",
             "EmptyDir",
             id="outgrew-its-own-disk",
+        ),
+        pytest.param(
+            ended(75, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet"),
+            "retry",
+            "user",
+            "DiskFull",
+            "EmptyDir",
+            id="outgrew-its-own-disk-and-saved",
         ),
         pytest.param(
             member(phase="Failed", pod_reason="Terminated", pod_message="node shutdown"),
@@ -241,6 +266,7 @@ def test_nothing_is_wrong_with(pod: Pod) -> None:
 
 
 LOST_PEER = ended(1, 0, result=said("failed", "PeerLost", "gone"))
+OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet")
 FULL_GPU = ended(1, 1, result=said("failed", "GpuOutOfMemory", "full"))
 RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure")
 
@@ -258,6 +284,10 @@ RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure"
         pytest.param([ended(1, 0), member(1, **DELETED)], RETRY_INFRASTRUCTURE, id="deleted-and-its-peer-failed"),
         pytest.param([ended(1, 0), ended(65, 1)], ("stall", "none"), id="mistake-and-its-peer-failed"),
         pytest.param([ended(1, 0), ended(75, 1)], ("resume", "none"), id="saved-and-its-peer-failed"),
+        pytest.param([OUTGREW_DISK, ended(75, 1)], RETRY_USER, id="outgrew-its-disk-and-its-peer-saved"),
+        pytest.param(
+            [OUTGREW_DISK, member(1, **DELETED)], RETRY_INFRASTRUCTURE, id="outgrew-its-disk-and-peer-deleted"
+        ),
         pytest.param([ended(75, 0), member(1, **DELETED)], RETRY_INFRASTRUCTURE, id="saved-and-its-peer-deleted"),
         pytest.param([ended(65, 0), member(1, **DELETED)], ("stall", "none"), id="mistake-and-its-peer-deleted"),
         pytest.param([LOST_PEER, ended(1, 1)], RETRY_USER, id="a-crash-and-who-heard-of-it"),

@@ -101,7 +101,7 @@ def test_giving_way_costs_nothing_and_what_was_saved_on_the_way_is_known(reason:
     world.server.drain("run-train-1", reason)
     world.operator.settle()
     assert world.server.condition("Reconciling")["reason"] in (told, "WaitingForOldPods")
-    assert "had to give way" in world.server.condition("Reconciling")["message"]
+    assert f"worker 1 (pod run-train-1) was {told.lower()}" in world.server.condition("Reconciling")["message"]
     assert "deletionTimestamp" in world.server.pods["run-train-0"]["metadata"]  # its peer saves too
     world.end("train", 75, result("train", "resume", "Stopped", checkpoint=checkpoint(7)))
     world.collect()

@@ -114,11 +114,11 @@ def test_without_a_gang_pods_are_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("scheduling", "words"),
     [
-        pytest.param({"gang": "kueue"}, "spec.scheduling: found gang: kueue without queue", id="kueue-without-a-queue"),
+        pytest.param({"gang": "kueue"}, "spec.scheduling: gang: kueue needs queue", id="kueue-without-a-queue"),
         pytest.param(
-            {"gang": "coscheduling", "queue": "q"}, "only gang: kueue and gang: volcano have queues", id="no-such-queue"
+            {"gang": "coscheduling", "queue": "q"}, "queue 'q' needs gang: kueue or gang: volcano", id="no-such-queue"
         ),
-        pytest.param({"queue": "q"}, "only gang: kueue and gang: volcano have queues", id="a-queue-of-nobody"),
+        pytest.param({"queue": "q"}, "queue 'q' needs gang: kueue or gang: volcano", id="a-queue-of-nobody"),
         pytest.param({"gang": "slurm"}, "spec.scheduling.gang: found 'slurm'", id="unknown-scheduler"),
     ],
 )

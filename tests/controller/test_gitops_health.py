@@ -252,11 +252,11 @@ def test_a_change_after_the_end_has_no_effect_and_that_is_told(
     cluster.edit({"training": {"epochs": 2}})
     cluster.wait("the operator has seen it", lambda s: s["observedGeneration"] == 2)
     assert judges.now() == ("Current", "Healthy")
-    assert "spec has changed since, without effect" in judges.messages()[1]
+    assert "the spec changed after publishing and has no effect" in judges.messages()[1]
     kubectl = [binary("kubectl"), "--kubeconfig", cluster.server.kubeconfig, "-n", cluster.namespace]
     command([*kubectl, "wait", "--for=condition=Ready", "internvlfinetune/run", "--timeout=20s"])
     cluster.edit({"training": None})
-    cluster.wait("it is as it was", lambda s: "without effect" not in s["conditions"][0]["message"])
+    cluster.wait("it is as it was", lambda s: "has no effect" not in s["conditions"][0]["message"])
     judges.history()
 
 

@@ -294,7 +294,7 @@ def test_a_wrong_spec_makes_no_child_and_names_the_field() -> None:
     world = World(training={"globalBatchSize": 7})
     stalled = world.server.condition("Stalled")
     assert (stalled["status"], stalled["reason"]) == ("True", "BatchNotDivisible")
-    assert stalled["message"].startswith("spec.training.globalBatchSize: found 7")
+    assert stalled["message"].startswith("spec.training.globalBatchSize: 7 is not a multiple of")
     assert world.server.created == []
     world.server.edit_spec(training={"globalBatchSize": 8})
     world.operator.settle()
@@ -420,7 +420,7 @@ def test_a_change_that_comes_too_late_is_told_until_it_is_taken_back(change: Raw
     world.operator.settle()
     now = world.server.condition("Ready")
     assert (now["message"] != before["message"]) == told
-    assert ("spec has changed since, without effect" in now["message"]) == told
+    assert ("the spec changed after publishing and has no effect" in now["message"]) == told
     assert (now["status"], now["lastTransitionTime"]) == ("True", before["lastTransitionTime"])
     writes = len(world.server.writes)
     world.operator.settle()

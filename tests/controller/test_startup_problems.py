@@ -105,18 +105,24 @@ def test_ordinary_waiting_is_no_problem(waiting: str) -> None:
     assert startup_problem([member(phase="Pending", waiting_reason=waiting)], SECRETS, "team") is None
 
 
+SINCE = text(NOW - timedelta(seconds=30))
+
+
 @pytest.mark.parametrize(
     ("pod", "reason", "words"),
     [
-        pytest.param({"sandbox": False}, "SandboxNotReady", "its volumes or its network are not ready;", id="1.34"),
+        pytest.param({"sandbox": False}, "SandboxNotReady", f"has had no volumes or network since {SINCE};", id="1.34"),
         pytest.param(
             {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
             "SandboxNotReady",
-            "its volumes or its network are not ready (no pod sandbox exists)",
+            f"has had no volumes or network since {SINCE} (no pod sandbox exists)",
             id="1.37",
         ),
         pytest.param(
-            {"sandbox": True}, "ImagePulling", "its volumes and network are ready, its image is still", id="an-image"
+            {"sandbox": True},
+            "ImagePulling",
+            f"has been pulling its image since {SINCE}; volumes and network are ready",
+            id="an-image",
         ),
     ],
 )
@@ -125,7 +131,7 @@ def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, wor
     found = slow_start(pods, a_run().spec, NOW)
     assert found is not None
     assert (found.reason, found.stalled) == (reason, False)
-    assert "pod run-train-1 on node gpu-1 waits since" in found.message
+    assert "pod run-train-1 on node gpu-1 has" in found.message
     assert words in found.message
     assert slow_start(pods, a_run().spec, NOW - timedelta(seconds=1)) is None, "as every pod for a moment"
     assert seconds_to_notice(pods, NOW - timedelta(seconds=1)) == 1
@@ -136,9 +142,16 @@ def test_what_the_run_mounts_is_named() -> None:
     pod = member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))
     found = slow_start([pod], spec, NOW)
     assert found is not None
-    mounted = "PersistentVolumeClaim pets, Secret team-ca, ConfigMap words, PersistentVolumeClaim models"
-    assert f"it mounts {mounted}: do they exist?" in found.message
-    assert "`kubectl describe pod run-train-0` has the reason" in found.message
+    mounted = "PersistentVolumeClaim pets, Secret team-ca, ConfigMap words and PersistentVolumeClaim models"
+    assert f"; check that {mounted} exist; " in found.message
+    assert "`kubectl describe pod run-train-0` shows the reason" in found.message
+
+
+def test_the_one_thing_that_it_mounts_is_named() -> None:
+    spec = a_run(podTemplate={"volumes": [{"name": "extra", "configMap": {"name": "words"}}]}).spec
+    found = slow_start([member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))], spec, NOW)
+    assert found is not None
+    assert "; check that ConfigMap words exists; " in found.message
 
 
 @pytest.mark.parametrize(
@@ -177,4 +190,4 @@ def test_it_is_told_once_and_again_when_time_is_up() -> None:
     world.later(70)
     stalled = world.server.condition("Stalled")
     assert stalled["reason"] == "StartDeadlineExceeded"
-    assert "its volumes or its network are not ready (no pod sandbox exists)" in stalled["message"]
+    assert "it has no volumes or network (no pod sandbox exists)" in stalled["message"]

@@ -49,7 +49,7 @@ def asked(new: Raw | None, old: Raw | None = None) -> Raw:
         pytest.param(custom_resource(), None, None, id="right"),
         pytest.param(BAD, None, "did you mean 'internvl2-2b-lora-coco'?", id="no-such-recipe"),
         pytest.param(custom_resource(evaluation=NO_SUCH_METRIC), None, "no task measures", id="no-such-metric"),
-        pytest.param(BAD, custom_resource(), "spec.recipe: found", id="made-wrong-by-an-edit"),
+        pytest.param(BAD, custom_resource(), "spec.recipe: unknown recipe", id="made-wrong-by-an-edit"),
         pytest.param(custom_resource(), BAD, None, id="mended"),
         pytest.param({**BAD, "metadata": BAD["metadata"] | {"labels": {"a": "b"}}}, BAD, None, id="wrong-as-before"),
         pytest.param({**BAD, "metadata": {"deletionTimestamp": "now"}}, custom_resource(), None, id="being-deleted"),

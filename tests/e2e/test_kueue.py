@@ -1,4 +1,4 @@
-"""Two runs and one quota under real Kueue: waiting, preemption, return, and the losses of an undisturbed run."""
+"""Three runs and one quota under real Kueue: waiting, preemption, return, and the losses of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Queue:
 
 @pytest.fixture(scope="module")
 def queue(platform: Platform) -> Iterator[Queue]:
-    """Kueue with a ClusterQueue of four GPUs; each node's device plugin has two of them more than a run needs."""
+    """Kueue with a ClusterQueue of four GPUs; each node offers four GPUs, two more than a worker takes."""
     kueue.install(platform.cluster)
     for node in platform.cluster.node_names:
         platform.cluster.add_devices(node, GPU, QUOTA)

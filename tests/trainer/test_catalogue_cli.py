@@ -89,12 +89,10 @@ def test_estimate_of_a_run(tmp_path: Path) -> None:
         pytest.param(
             ("recipes", "show", "internvl2-2b-lor"),
             65,
-            "did you mean 'internvl2-2b-lora'?); `internvl-trainer recipes` lists them",
+            "did you mean 'internvl2-2b-lora'? `internvl-trainer recipes` lists all",
             id="unknown recipe",
         ),
-        pytest.param(
-            ("estimate", "--recipe", "llama"), 65, "which no recipe is called", id="unknown recipe to estimate"
-        ),
+        pytest.param(("estimate", "--recipe", "llama"), 65, "unknown recipe 'llama'", id="unknown recipe to estimate"),
         pytest.param(("estimate", "--config", "/nowhere/run.yaml"), 78, "/nowhere/run.yaml", id="no such file"),
     ],
 )

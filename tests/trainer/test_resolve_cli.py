@@ -57,13 +57,13 @@ def test_the_same_file_gives_the_same_text(tmp_path: Path, capsys: pytest.Captur
         pytest.param(
             [RESOURCE | {"spec": RESOURCE["spec"] | {"recipe": "internvl2-1b-lor"}}],
             65,
-            "UnknownRecipe: spec.recipe: found 'internvl2-1b-lor', which no recipe is called (did you mean",
+            "UnknownRecipe: spec.recipe: unknown recipe 'internvl2-1b-lor'; did you mean 'internvl2-1b-lora'?",
             id="unknown recipe",
         ),
         pytest.param(
             [RESOURCE | {"spec": RESOURCE["spec"] | {"evaluation": {"publishIf": "CIDEr > 1"}}}],
             65,
-            "InvalidCondition: spec.evaluation.publishIf: found CIDEr, which no task measures",
+            "InvalidCondition: spec.evaluation.publishIf: publishIf 'CIDEr > 1' needs metrics, but evaluation.tasks",
             id="a condition without tasks",
         ),
         pytest.param(

@@ -52,19 +52,22 @@ def _method(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
 def _steps(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
     warmup, most = spec.training.warmup_steps, spec.training.max_steps
     if warmup and most is not None and warmup >= most:
-        text = f"found {warmup}, but training ends after maxSteps {most}, before the learning rate is reached; lower it"
+        text = (
+            f"warmupSteps {warmup} must be below maxSteps {most}, else the full learning rate is never reached; lower "
+            "warmupSteps"
+        )
         yield Contradiction("spec.training.warmupSteps", text)
 
 
 def _evaluation(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
     evaluation = spec.evaluation
     if evaluation.baseline and not evaluation.tasks:
-        text = "found true, but evaluation.tasks is empty; name tasks for the base model, or leave it out"
+        text = "baseline is true, but evaluation.tasks is empty; add tasks, or remove baseline"
         yield Contradiction("spec.evaluation.baseline", text)
     if evaluation.every_steps is not None and not spec.data.validation:
         text = (
-            f"found {evaluation.every_steps}, the steps between two losses on data.validation, which is empty; name a "
-            "dataset there, or leave it out"
+            f"everySteps {evaluation.every_steps} needs data.validation, which is empty; add a dataset there, or "
+            "remove everySteps"
         )
         yield Contradiction("spec.evaluation.everySteps", text)
 

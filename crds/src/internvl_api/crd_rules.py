@@ -16,6 +16,7 @@ import re
 from typing import Any, NamedTuple
 
 from internvl_api.catalogue import CATALOGUE
+from internvl_api.evaluation import BASELINE_RESERVED
 from internvl_api.gate import CONDITION_PATTERN
 from internvl_api.in_cluster import OUTPUT_STAYS
 from internvl_api.recipes import recipe_names
@@ -72,10 +73,14 @@ def _listed(names: tuple[str, ...]) -> str:
     return json.dumps(names)
 
 
-def _like_it(names: str) -> str:
-    """CEL for those of a list whose beginning is self, or the other way round, in whatever case."""
+def _hint(names: str, then: str = "", otherwise: str = "") -> str:
+    """CEL for a question with the first name of a list that begins like self, in whatever case, and `then`.
+
+    Where there is none: `otherwise`.
+    """
     one, other = "name.lowerAscii()", "self.lowerAscii()"
-    return f"{names}.filter(name, {one}.startsWith({other}) || {other}.startsWith({one}))"
+    similar = f"{names}.filter(name, {one}.startsWith({other}) || {other}.startsWith({one}))"
+    return f"({similar}.map(name, \"did you mean '%s'? {then}\".format([name])) + ['{otherwise}'])[0]"
 
 
 _RECIPES = _listed(recipe_names())
@@ -85,19 +90,18 @@ SPEC_RULES = (
     Rule(
         "recipe",
         f"self in {_RECIPES}",
-        says="\"found '%s', which no recipe is called; those like it: %s; `internvl-trainer recipes` lists all\""
-        f".format([self, {_like_it(_RECIPES)}])",
+        says=f"\"unknown recipe '%s'; %s`internvl-trainer recipes` lists all\".format([self, {_hint(_RECIPES)}])",
     ),
     Rule(
         "model.name",
         f"self in {_MODELS}",
-        says="\"found '%s', which is not in the catalogue; those like it: %s; leave it out to use model.source\""
-        f".format([self, {_like_it(_MODELS)}])",
+        says="\"unknown model '%s'; %s model.name to load model.source alone\""
+        f".format([self, {_hint(_MODELS, 'Remove', 'remove')}])",
     ),
     Rule(
         "",
         f"{_given('recipe')} || {_given('model.name')} || {_given('model.source')}",
-        "found neither name nor source; name a model or say where it is",
+        "no base model; set recipe, model.name or model.source",
         field="model",
         required=True,
     ),
@@ -115,45 +119,45 @@ SPEC_RULES = (
     Rule(
         "image",
         "self.?minDynamicPatch.orValue(1) <= self.?maxDynamicPatch.orValue(64)",
-        says="'found minDynamicPatch %d, which exceeds maxDynamicPatch %d; lower the one or raise the other'"
+        says="'minDynamicPatch %d exceeds maxDynamicPatch %d; lower minDynamicPatch or raise maxDynamicPatch'"
         ".format([self.minDynamicPatch, self.maxDynamicPatch])",
     ),
     Rule(
         "",  # a recipe may bring what the user has not written
         f"({_given('recipe')} && !({_given(*_BATCH_FIELDS)})) || {_GLOBAL} % {_FORWARD} == 0",
-        says="'found %d, which %d processes x microBatchSize %d = %d does not divide; use %s%d, or change workers, "
-        f"gpusPerWorker or microBatchSize'.format([{_GLOBAL}, {_PROCESSES}, {_MICRO}, {_FORWARD}, "
+        says="'%d is not a multiple of %d (%d processes x microBatchSize %d); use %s%d, or change workers, "
+        f"gpusPerWorker or microBatchSize'.format([{_GLOBAL}, {_FORWARD}, {_PROCESSES}, {_MICRO}, "
         f"{_LOWER} > 0 ? '%d or '.format([{_LOWER}]) : '', {_LOWER} + {_FORWARD}])",
         field="training.globalBatchSize",
     ),
     Rule(
         "training",
         "!self.?packing.?enabled.orValue(false) || !self.?groupByLength.orValue(false)",
-        "found groupByLength with packing.enabled, whose packs are full anyway; set it to false",
+        "groupByLength is true with packing.enabled, whose packs are full anyway; set groupByLength to false",
     ),
     Rule(
         "training",
         "!self.?packing.?enabled.orValue(false) || "
         "self.?maxSeqLength.orValue(0) <= self.?packing.?maxTokens.orValue(2147483647)",
-        says="'found packing.maxTokens %d, which is less than maxSeqLength %d, so the longest rows would fit in no "
-        "pack; raise the one or lower the other'.format([self.packing.maxTokens, self.maxSeqLength])",
+        says="'packing.maxTokens %d is less than maxSeqLength %d, so the longest rows fit in no pack; raise "
+        "packing.maxTokens or lower maxSeqLength'.format([self.packing.maxTokens, self.maxSeqLength])",
     ),
     Rule(
         "training",
         "self.?warmupSteps.orValue(0) == 0 || self.?warmupSteps.orValue(0) < self.?maxSteps.orValue(2147483647)",
-        says="'found %d, but training ends after maxSteps %d, before the learning rate is reached; lower it'"
-        ".format([self.warmupSteps, self.maxSteps])",
+        says="'warmupSteps %d must be below maxSteps %d, else the full learning rate is never reached; lower "
+        "warmupSteps'.format([self.warmupSteps, self.maxSteps])",
         field="warmupSteps",
     ),
     Rule(
         "scheduling",
         "self.?gang.orValue('') != 'kueue' || has(self.queue)",
-        "found gang: kueue without queue; give it the name of a LocalQueue in the run's namespace",
+        "gang: kueue needs queue; set it to a LocalQueue of the run's namespace",
     ),
     Rule(
         "scheduling",
         "!has(self.queue) || self.?gang.orValue('') in ['kueue', 'volcano']",
-        says="\"found queue '%s', but only gang: kueue and gang: volcano have queues\".format([self.queue])",
+        says="\"queue '%s' needs gang: kueue or gang: volcano; set gang, or remove queue\".format([self.queue])",
     ),
     Rule(
         "evaluation.publishIf",  # a rule and no pattern: where a pattern fails, a server shows the user all of it
@@ -164,38 +168,39 @@ SPEC_RULES = (
     Rule(
         "evaluation",
         "!has(self.publishIf) || (has(self.tasks) && self.tasks.size() > 0)",
-        says="\"found '%s', but evaluation.tasks is empty; name the tasks that measure it\".format([self.publishIf])",
+        says="\"publishIf '%s' needs metrics, but evaluation.tasks is empty; add a task that measures them\""
+        ".format([self.publishIf])",
         field="publishIf",
     ),
     Rule(
         "evaluation",
         "!has(self.publishIf) || self.baseline || !self.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]')",
-        says="'found %s, but evaluation.baseline is false; set it to true'"
+        says="'publishIf uses %s, but evaluation.baseline is false; set evaluation.baseline to true'"
         ".format([self.publishIf.find('baseline[.][A-Za-z0-9_.]+')])",
         field="publishIf",
     ),
     Rule(
         "evaluation",
         "!self.baseline || (has(self.tasks) && self.tasks.size() > 0)",
-        "found true, but evaluation.tasks is empty; name tasks for the base model, or leave it out",
+        "baseline is true, but evaluation.tasks is empty; add tasks, or remove baseline",
         field="baseline",
     ),
     Rule(
         "",
         f"!{_given('evaluation.everySteps')} || (has(self.data.validation) && self.data.validation.size() > 0)",
-        says="'found %d, the steps between two losses on data.validation, which is empty; name a dataset there, or "
-        "leave it out'.format([self.evaluation.everySteps])",
+        says="'everySteps %d needs data.validation, which is empty; add a dataset there, or remove everySteps'"
+        ".format([self.evaluation.everySteps])",
         field="evaluation.everySteps",
     ),
     Rule(
         "evaluation.tasks",
         "!('baseline' in self)",
-        "found the task name 'baseline'; use another one, as publishIf calls figures of the base model so",
+        BASELINE_RESERVED,
     ),
     Rule(
         "evaluation.tasks[]",
         "self.?minNewTokens.orValue(0) <= self.?maxNewTokens.orValue(4096)",
-        says="'found %d, which is more than maxNewTokens %d; lower the one or raise the other'"
+        says="'minNewTokens %d is more than maxNewTokens %d; lower minNewTokens or raise maxNewTokens'"
         ".format([self.minNewTokens, self.maxNewTokens])",
         field="minNewTokens",
     ),
@@ -203,7 +208,7 @@ SPEC_RULES = (
         "",
         f"!{_given('publish.hub')} || {_given('secrets.huggingFace')} || "
         f"({_given('podTemplate.env')} && self.podTemplate.env.exists(item, item.name == 'HF_TOKEN'))",
-        says="'found none, but spec.publish.hub names %s; name a Secret with the key HF_TOKEN'"
+        says="'required because publish.hub is %s; name a Secret with the key HF_TOKEN'"
         ".format([self.publish.hub.repository])",
         field="secrets.huggingFace",
         required=True,

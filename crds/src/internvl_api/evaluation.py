@@ -14,6 +14,7 @@ TaskKind = Literal[
 ]  # fmt: skip
 PairFormat = Literal["flickr", "coco"]
 TASK_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
+BASELINE_RESERVED = "task name 'baseline' is reserved: publishIf uses it for the base model's metrics; rename the task"
 
 
 class TaskDefaults(ApiModel):
@@ -107,10 +108,12 @@ class Evaluation(ApiModel):
         import re
 
         for name in tasks:
-            if name == "baseline" or not re.match(TASK_NAME_PATTERN, name):
+            if name == "baseline":
+                raise ValueError(BASELINE_RESERVED)
+            if not re.match(TASK_NAME_PATTERN, name):
                 raise ValueError(
-                    f"found the task name {name!r}; use a letter, then letters, digits and _, at most 40 in all, and "
-                    "not 'baseline', as publishIf names tasks"
+                    f"invalid task name {name!r}; use a letter, then letters, digits and _, at most 40 in all, so that "
+                    "publishIf can name the task"
                 )
         return tasks
 

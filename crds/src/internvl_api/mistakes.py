@@ -60,14 +60,14 @@ def explain(error: ValidationError) -> tuple[str, str]:
 def _words(problem: Problem, path: tuple[str | int, ...]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":  # its value is not repeated: it may be a token in the wrong place
-        return f"there is no such field{_hint(path)}"
+        return f"unknown field{_hint(path)}"
     if kind == "value_error":  # our own, which says by itself what was found
         return str(problem["msg"].removeprefix("Value error, "))
     if kind == "missing":
-        return f"found nothing, but it is required{_meaning(path)}"
+        return f"required field is missing{_meaning(path)}"
     if kind == "too_long":
         return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
-    hidden = "found something else (not shown here, as it may be secret)"
+    hidden = "invalid value (not shown: it may be secret)"
     found = hidden if path[0] == "secrets" else f"found {_short(problem['input'])}"
     expected = _expected(kind, context)
     return f"{found}{_likely(problem, path)}, expected {expected}" if expected else f"{found}: {problem['msg']}"
@@ -82,7 +82,7 @@ def _expected(kind: str, context: dict[str, Any]) -> str | None:
     if kind == "string_pattern_mismatch":
         return _FORMS.get(context["pattern"], f"text that matches {context['pattern']}")
     if kind == "string_too_short":
-        return "some text"
+        return "non-empty text"
     if kind == "string_too_long":
         return f"at most {context['max_length']} characters"
     return _TYPES.get(kind.partition("_")[0])

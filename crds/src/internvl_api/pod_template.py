@@ -94,7 +94,7 @@ def _resources(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
 def _unknown(field: str, item: dict[str, Any], known: tuple[str, ...]) -> Iterator[Contradiction]:
     for name in item:
         if name not in known:
-            text = f"there is no such field{did_you_mean(str(name), known)}; fields: {', '.join(known)}"
+            text = f"unknown field{did_you_mean(str(name), known)}; fields: {', '.join(known)}"
             yield Contradiction(f"{field}.{name}", text)
 
 

@@ -17,7 +17,7 @@ from internvl_api.recipes import load_recipe, recipe_names
 from internvl_api.retrieval import RETRIEVAL_MODELS
 from internvl_api.run_config import ResolvedModel, RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.suggest import did_you_mean
+from internvl_api.suggest import closest
 
 
 def parse_spec(raw: object) -> InternVLFineTuneSpec:
@@ -35,8 +35,9 @@ def _with_recipe(raw: dict[str, Any]) -> dict[str, Any]:
     if recipe is None:
         return raw
     if recipe not in recipe_names():
-        hint = did_you_mean(str(recipe), recipe_names())
-        text = f"found {recipe!r}, which no recipe is called{hint}; `internvl-trainer recipes` lists them"
+        name = closest(str(recipe), recipe_names())
+        hint = f"did you mean {name!r}? " if name else ""
+        text = f"unknown recipe {recipe!r}; {hint}`internvl-trainer recipes` lists all"
         raise SpecError("UnknownRecipe", "spec.recipe", text)
     return _merge(_under(load_recipe(recipe), raw), raw)
 
@@ -81,15 +82,13 @@ def _resolve_model(spec: InternVLFineTuneSpec) -> ResolvedModel:
     if model.name is not None:
         entry = find_model(model.name)
         if entry is None:
-            hint = did_you_mean(model.name, [*CATALOGUE, *RETRIEVAL_MODELS])
-            raise SpecError(
-                "UnknownModel",
-                "spec.model.name",
-                f"found {model.name!r}, which is not in the catalogue{hint}; leave it out to use model.source",
-            )
+            name = closest(model.name, [*CATALOGUE, *RETRIEVAL_MODELS])
+            hint = f"did you mean {name!r}? Remove" if name else "remove"
+            text = f"unknown model {model.name!r}; {hint} model.name to load model.source alone"
+            raise SpecError("UnknownModel", "spec.model.name", text)
     source = model.source or (f"hf://{entry.hub_repository}" if entry else None)
     if source is None:
-        raise SpecError("ModelMissing", "spec.model", "found neither name nor source; name a model or say where it is")
+        raise SpecError("ModelMissing", "spec.model", "no base model; set recipe, model.name or model.source")
     template = model.template or (entry.template if entry else None)
     return ResolvedModel(name=model.name, source=source, template=template, drop_path_rate=model.drop_path_rate)
 
@@ -110,7 +109,7 @@ def _resolve_evaluation(evaluation: Evaluation) -> Evaluation:
             raise SpecError(
                 "InvalidSpec",
                 f"spec.evaluation.tasks.{name}.minNewTokens",
-                f"found {least}, which is more than maxNewTokens {most}; lower the one or raise the other",
+                f"minNewTokens {least} is more than maxNewTokens {most}; lower minNewTokens or raise maxNewTokens",
             )
         lengths = {"min_new_tokens": least, "max_new_tokens": most, "format": task.format or defaults.format}
         tasks[name] = task.model_copy(update=lengths)
@@ -126,15 +125,17 @@ def _check_gate(evaluation: Evaluation) -> None:
         operands = gate.operands(evaluation.publish_if)
     except gate.GateError as error:
         raise SpecError("InvalidCondition", field, str(error)) from None
+    if not evaluation.tasks:
+        text = f"publishIf {evaluation.publish_if!r} needs metrics, but evaluation.tasks is empty; add a task that "
+        raise SpecError("InvalidCondition", field, f"{text}measures them")
     measured = evaluation.metrics()
     for operand in operands:
         if operand.baseline and not evaluation.baseline:
-            raise SpecError(
-                "InvalidCondition", field, f"found {operand}, but evaluation.baseline is false; set it to true"
-            )
+            text = f"publishIf uses {operand}, but evaluation.baseline is false; set evaluation.baseline to true"
+            raise SpecError("InvalidCondition", field, text)
         with_it = [name for name in gate.tasks_with(operand.metric, measured) if operand.task in (None, name)]
         if not with_it:
-            have = ", ".join(f"{name} ({', '.join(metrics)})" for name, metrics in measured.items()) or "none"
+            have = ", ".join(f"{name} ({', '.join(metrics)})" for name, metrics in measured.items())
             raise SpecError("InvalidCondition", field, f"found {operand}, which no task measures; tasks: {have}")
         if len(with_it) > 1:
             raise SpecError(
@@ -153,7 +154,7 @@ def _check_publish(spec: InternVLFineTuneSpec) -> None:
     raise SpecError(
         "SecretMissing",
         "spec.secrets.huggingFace",
-        f"found none, but spec.publish.hub names {spec.publish.hub.repository}; name a Secret with the key HF_TOKEN",
+        f"required because publish.hub is {spec.publish.hub.repository}; name a Secret with the key HF_TOKEN",
     )
 
 
@@ -188,9 +189,9 @@ def _gradient_accumulation(spec: InternVLFineTuneSpec) -> int:
         raise SpecError(
             "BatchNotDivisible",
             "spec.training.globalBatchSize",
-            f"found {training.global_batch_size}, which {spec.world_size} processes x microBatchSize "
-            f"{training.micro_batch_size} = {per_forward} does not divide; use {nearest}, or change workers, "
-            "gpusPerWorker or microBatchSize",
+            f"{training.global_batch_size} is not a multiple of {per_forward} ({spec.world_size} processes x "
+            f"microBatchSize {training.micro_batch_size}); use {nearest}, or change workers, gpusPerWorker or "
+            "microBatchSize",
         )
     return training.global_batch_size // per_forward
 

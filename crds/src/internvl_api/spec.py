@@ -102,8 +102,8 @@ class Image(ApiModel):
     def _consistent(self) -> "Image":
         if self.min_dynamic_patch > self.max_dynamic_patch:
             raise ValueError(
-                f"found minDynamicPatch {self.min_dynamic_patch}, which exceeds maxDynamicPatch "
-                f"{self.max_dynamic_patch}; lower the one or raise the other"
+                f"minDynamicPatch {self.min_dynamic_patch} exceeds maxDynamicPatch {self.max_dynamic_patch}; lower "
+                "minDynamicPatch or raise maxDynamicPatch"
             )
         return self
 
@@ -183,11 +183,13 @@ class Training(ApiModel):
         if not self.packing.enabled:
             return self
         if self.group_by_length:
-            raise ValueError("found groupByLength with packing.enabled, whose packs are full anyway; set it to false")
+            raise ValueError(
+                "groupByLength is true with packing.enabled, whose packs are full anyway; set groupByLength to false"
+            )
         if self.packing.max_tokens < self.max_seq_length:
             raise ValueError(
-                f"found packing.maxTokens {self.packing.max_tokens}, which is less than maxSeqLength "
-                f"{self.max_seq_length}, so the longest rows would fit in no pack; raise the one or lower the other"
+                f"packing.maxTokens {self.packing.max_tokens} is less than maxSeqLength {self.max_seq_length}, so the "
+                "longest rows fit in no pack; raise packing.maxTokens or lower maxSeqLength"
             )
         return self
 
@@ -284,9 +286,9 @@ class Scheduling(ApiModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Scheduling":
         if self.gang == "kueue" and self.queue is None:
-            raise ValueError("found gang: kueue without queue; give it the name of a LocalQueue in the run's namespace")
+            raise ValueError("gang: kueue needs queue; set it to a LocalQueue of the run's namespace")
         if self.queue is not None and self.gang not in ("kueue", "volcano"):
-            raise ValueError(f"found queue {self.queue!r}, but only gang: kueue and gang: volcano have queues")
+            raise ValueError(f"queue {self.queue!r} needs gang: kueue or gang: volcano; set gang, or remove queue")
         return self
 
 
@@ -317,7 +319,10 @@ class InternVLFineTuneSpec(ApiModel):
     """One fine-tuning run, from a base model and data to a published result."""
 
     recipe: str | None = Field(
-        None, pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", max_length=128, description="Named defaults"
+        None,
+        pattern=r"^[a-z0-9][a-z0-9-]{0,127}$",
+        max_length=128,
+        description="Name of a recipe, which supplies defaults; `internvl-trainer recipes` lists all",
     )
     model: Model = Field(default_factory=Model)
     data: Data

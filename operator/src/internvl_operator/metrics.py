@@ -14,22 +14,22 @@ RECONCILE_SECONDS = Histogram(
     "Duration of one pass over a run, with its writes",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
-RECONCILE_ERRORS = Counter(f"{_PREFIX}_reconcile_errors_total", "Passes that failed and are tried again", ["cause"])
-API_WRITES = Counter(f"{_PREFIX}_api_writes_total", "Requests that change something", ["verb", "kind", "result"])
-RESTARTS = Counter(f"{_PREFIX}_restarts_total", "Attempts that ended before their stage was done", ["cause"])
+RECONCILE_ERRORS = Counter(f"{_PREFIX}_reconcile_errors_total", "Failed passes; each is retried", ["cause"])
+API_WRITES = Counter(f"{_PREFIX}_api_writes_total", "Write requests to the API server", ["verb", "kind", "result"])
+RESTARTS = Counter(f"{_PREFIX}_restarts_total", "Attempts that ended before their stage succeeded", ["cause"])
 FIRST_POD_SECONDS = Histogram(
     f"{_PREFIX}_first_pod_seconds",
     "From a run's creation (whole seconds, the API server's clock) to its first pod object",
     buckets=(0.25, 0.5, 1, 2, 5, 10, 30, 60),
 )
-WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Since a watch last said anything", ["kind"])
+WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Seconds since the API server last answered a watch", ["kind"])
 QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Runs waiting for their pass")
-LEADER = Gauge(f"{_PREFIX}_leader", "1 while this replica works, 0 while it stands by")
-LOOP_LAG = Gauge(f"{_PREFIX}_event_loop_lag_seconds", "How late the event loop was when it last was looked at")
+LEADER = Gauge(f"{_PREFIX}_leader", "1 while this replica is active, 0 while it stands by")
+LOOP_LAG = Gauge(f"{_PREFIX}_event_loop_lag_seconds", "Delay of the event loop at its last check")
 RESYNC_MISSED = Counter(
-    f"{_PREFIX}_resync_missed_total", "Changes that a list found and a watch had left out", ["kind"]
+    f"{_PREFIX}_resync_missed_total", "Changes that a relist found and the watch had missed", ["kind"]
 )
-EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events not sent, because too many waited")
+EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events dropped because the queue was full")
 
 Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
 
@@ -46,11 +46,11 @@ class RunCollector(Collector):
         names = ["namespace", "name"]
         step = GaugeMetricFamily("internvl_job_step", "Optimizer steps done", labels=names)
         total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
-        loss = GaugeMetricFamily("internvl_job_loss", "Training loss as last reported", labels=names)
-        attempt = GaugeMetricFamily("internvl_job_attempt", "Attempt that is under way", labels=names)
+        loss = GaugeMetricFamily("internvl_job_loss", "Last reported training loss", labels=names)
+        attempt = GaugeMetricFamily("internvl_job_attempt", "Current attempt", labels=names)
         evaluation = GaugeMetricFamily(
             "internvl_job_evaluation",
-            "Figures of the base (model=baseline) and the trained model",
+            "Metrics of the base model (model=baseline) and the trained model (model=final)",
             labels=[*names, "model", "task", "metric"],
         )
         counts: dict[str, int] = {}

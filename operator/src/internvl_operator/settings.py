@@ -34,10 +34,12 @@ class Settings(BaseModel):
 
     trainer_image: str = Field(DEFAULTS.trainer_image, min_length=1, description="Image of every stage's pods")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
-        "IfNotPresent", description="Of the trainer image"
+        "IfNotPresent", description="Pull policy of the trainer image"
     )
-    namespaces: tuple[str, ...] = Field((), description="Comma-separated; empty: the whole cluster")
-    worker_threads: int = Field(8, ge=1, le=128, description="Runs reconciled at the same time")
+    namespaces: tuple[str, ...] = Field(
+        (), description="Namespaces to watch, comma-separated; empty: the whole cluster"
+    )
+    worker_threads: int = Field(8, ge=1, le=128, description="Runs reconciled concurrently")
     stage_resources: Resources = Field(
         DEFAULTS.stage_resources, description="JSON; resources of a preflight or publish pod"
     )
@@ -49,18 +51,21 @@ class Settings(BaseModel):
         None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
     )
     gang_schedulers: tuple[Literal["volcano", "coscheduling"], ...] = Field(
-        (), description="Comma-separated; whose PodGroups runs may have: volcano, coscheduling (kueue has none)"
+        (),
+        description="Schedulers whose PodGroups runs may use, comma-separated: volcano, coscheduling",
     )
     gpu_memory: str | None = Field(
         None,
-        description="Of one GPU, such as 80Gi; runs that will not fit then get MemoryEstimate=False",
+        description="Memory of one GPU, such as 80Gi; runs estimated not to fit get MemoryEstimate=False",
     )
-    progress_interval_seconds: Seconds = Field(5.0, description="Between two questions to a run's /progress")
-    progress_threads: int = Field(8, ge=1, le=64, description="Questions under way at the same time")
+    progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")
+    progress_threads: int = Field(8, ge=1, le=64, description="Concurrent requests to /progress")
     retry_base_seconds: Seconds = Field(
         DEFAULTS.retry_base, description="First wait before a stalled or failing stage starts again"
     )
-    retry_cap_seconds: Seconds = Field(DEFAULTS.retry_cap, description="Longest such wait")
+    retry_cap_seconds: Seconds = Field(
+        DEFAULTS.retry_cap, description="Longest wait before a stalled or failing stage starts again"
+    )
     settle_seconds: float = Field(
         DEFAULTS.settle,
         ge=0,
@@ -68,30 +73,37 @@ class Settings(BaseModel):
     )
     force_delete_after_seconds: Seconds = Field(
         DEFAULTS.force_delete_after,
-        description="Past its grace period, a pod that will not go is deleted by force (its node is dead)",
+        description="Time past its grace period after which a pod is deleted by force (its node is dead)",
     )
-    watch_timeout_seconds: Seconds = Field(60.0, description="Length of one watch request; a silent one is given up")
-    request_timeout_seconds: Seconds = Field(30.0, description="Of one request to the API server")
+    watch_timeout_seconds: Seconds = Field(
+        60.0, description="Duration of one watch request; a silent one is ended 10 s later"
+    )
+    request_timeout_seconds: Seconds = Field(30.0, description="Time-out of one request to the API server")
     resync_seconds: Seconds = Field(
-        300.0, description="Between two lists of runs and of each kind of child: the longest that a lost event costs"
+        300.0, description="Runs and their children are listed at least this often; a lost event delays a run no longer"
     )
     leader_election: bool = Field(
         False, description="true: work only while holding the Lease, so that several replicas may run"
     )
-    lease_namespace: str = Field("default", min_length=1, description="Where the Lease is")
-    lease_name: str = Field("internvl-operator", min_length=1, description="One for each set of replicas")
+    lease_namespace: str = Field("default", min_length=1, description="Namespace of the Lease")
+    lease_name: str = Field(
+        "internvl-operator", min_length=1, description="Name of the Lease; one for each set of replicas"
+    )
     lease_identity: str | None = Field(
-        None, description="This replica's own name, which no other process has; default: the host's and a random part"
+        None, description="Unique name of this replica; default: the host name and a random part"
     )
     lease_seconds: float = Field(
-        15.0, ge=1, le=3600, description="A replica that is silent for so long loses the Lease to another"
+        15.0, ge=1, le=3600, description="A replica that does not renew the Lease for this long loses it to another"
     )
-    webhook_port: int | None = Field(None, ge=1, le=65535, description="Admission webhook, HTTPS; default: none")
+    webhook_port: int | None = Field(
+        None, ge=1, le=65535, description="HTTPS port of the admission webhook; default: no webhook"
+    )
     webhook_certificates: Path = Field(
-        Path("/etc/internvl/webhook"), description="Folder of its tls.crt and tls.key, read anew when they change"
+        Path("/etc/internvl/webhook"),
+        description="Folder of the webhook's tls.crt and tls.key; reloaded when they change",
     )
-    metrics_port: int = Field(8000, ge=0, le=65535, description="Prometheus; 0: any free port")
-    liveness_port: int = Field(8080, ge=1, le=65535, description="GET /healthz and /readyz")
+    metrics_port: int = Field(8000, ge=0, le=65535, description="Port of Prometheus metrics; 0: any free port")
+    liveness_port: int = Field(8080, ge=1, le=65535, description="Port of GET /healthz and /readyz")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["plain", "json"] = Field("plain", description="plain or json")
 

@@ -13,8 +13,7 @@ from ivft_cluster.go_build import GoProgram
 from ivft_cluster.shell import HarnessError
 
 RELEASES = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
-DEFAULT = "1.37"
-FLOOR = "1.34"
+FLOOR, *_, DEFAULT = sorted(RELEASES, key=lambda minor: [int(part) for part in minor.split(".")])  # oldest, newest
 DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 STAND_INS = ("device-plugin", "logind")  # in the same binary: see go/kubernetes
 

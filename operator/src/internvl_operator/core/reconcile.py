@@ -27,7 +27,7 @@ from internvl_operator.core.resources import gang
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
-_NO_EFFECT = "; spec has changed since, without effect: create another resource for another result"
+_NO_EFFECT = "; the spec changed after publishing and has no effect: create a new InternVLFineTune for another result"
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:

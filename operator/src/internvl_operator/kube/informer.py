@@ -1,7 +1,7 @@
 """Keeps a cache up to date: one thread for each kind and namespace lists, watches, and lists again periodically.
 
-A watch may leave something out: a proxy, or a server's cache, that loses an event and goes on. What it has passed over
-in silence is found by the next list, between two watches, so that no event comes in while the list is compared.
+A watch may miss a change: a proxy or a server's cache loses an event and goes on. The next list finds it. Lists run
+between two watches, so that no event comes in while a list is compared.
 """
 
 import logging
@@ -37,7 +37,7 @@ class Informer:
         seconds: float,
         resync: float,
     ) -> None:
-        """`seconds` a watch lasts, and `resync` after which there is a list, whatever the watch has told."""
+        """`seconds`: length of a watch; `resync`: longest time between two lists, whatever the watches reported."""
         self.kind, self.synced = kind, threading.Event()
         self._api, self._path, self._namespace = api, list_path(kind, namespace), namespace
         self._collection, self._changed, self._seconds = collection, changed, seconds
@@ -52,18 +52,18 @@ class Informer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End at the next event or time-out; the thread is a daemon and is not waited for."""
+        """End at the next event or time-out; the thread is a daemon, so nobody waits for it."""
         self._stopping.set()
 
     def silent_for(self) -> float:
-        """Seconds since the API server last said anything, be it a bookmark or the regular end of a watch."""
+        """Seconds since the API server last answered; a bookmark and the regular end of a watch count as answers."""
         return time.monotonic() - self._heard
 
     def problem(self) -> str | None:
-        """Why the process should be restarted: the thread has not even failed, for longer than all it does may take."""
+        """Why the process should be restarted: the thread has neither succeeded nor failed for too long; else None."""
         idle = time.monotonic() - self._tried
         longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
-        return f"the watch of {self.kind} hangs since {idle:.0f} s" if idle > longest else None
+        return f"the watch of {self.kind} has hung for {idle:.0f} s" if idle > longest else None
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
@@ -108,7 +108,7 @@ class Informer:
             self._changed(run)
         if missed:
             metrics.RESYNC_MISSED.labels(self.kind).inc(missed)
-            logger.warning("%s: the watch had left out %d changes", self._path, missed)
+            logger.warning("relisting %s found %d changes that the watch had missed", self._path, missed)
         self._alive()
         # The first comes early by a random part, so that those of all kinds and replicas spread over the time.
         early = random.uniform(0, 0.5) if not self.synced.is_set() else 0.0

@@ -2,8 +2,9 @@
 
 When one worker dies its peers fail too, with errors that say nothing. So every worker is diagnosed alone, and the
 gravest diagnosis is the group's: a result that nothing but a change can better, then a mistake only the user can mend,
-then too large a batch, then the infrastructure's doing, then a worker that saved its state and left, and only then a
-failure of the run itself. A worker that only says that it lost another one counts last.
+then too large a batch, then the infrastructure's doing, then a worker that outgrew its own disk, then one that saved
+its state and left, and only then any other failure of the run itself. A worker that only says that it lost another one
+counts last.
 """
 
 import re
@@ -35,6 +36,7 @@ class Outcome:
     secondary: bool = False
 
 
+_DISK_FULL = "DiskFull"
 RESUME = "Resume"  # a worker saved its state and left, for no stated reason
 # Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
 _STALLING = {
@@ -110,24 +112,12 @@ def diagnose(pod: Pod) -> Outcome | None:
     who = f"worker {pod.rank} (pod {pod.name})"
     if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
         return _exited(pod, who)
-    disruption = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
-    gave_way, ended_by = _GAVE_WAY.get(disruption), _ENDED_BY.get(pod.disrupted)
+    if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):  # even when it saved: it would grow again
+        return Outcome("retry", _DISK_FULL, f"{who} was evicted: {pod.pod_message}", "user")
     if pod.exit_code == ExitCode.RESUME:
-        why = gave_way or _node_reason(pod.pod_reason) or (ended_by[0] if ended_by else RESUME)
-        cause = pod.pod_message or disruption or pod.disruption or pod.disrupted
-        words = f"{who} saved its state and asks to be started again"
-        return Outcome("resume", why, words if why == RESUME else f"{words} ({cause})")
-    if gave_way:
-        said = f": {pod.disruption}" if pod.disruption else ""
-        return Outcome("resume", gave_way, f"{who} had to give way: {disruption}{said}")
-    if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):
-        return Outcome("retry", "DiskFull", f"{who} was evicted: {pod.pod_message}", "user")
-    if reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
-        return _infrastructure(reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
-    if pod.disrupted:
-        reason, meaning = ended_by or ("Disrupted", "the control plane or the kubelet ended it")
-        said = f": {pod.disruption}" if pod.disruption else ""
-        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({pod.disrupted}{said})")
+        return _saved_and_left(pod, who)
+    if outcome := _ended_by_control_plane(pod, who):
+        return outcome
     if pod.deleted_at is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):
@@ -148,11 +138,42 @@ def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> f
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
 
-def _gravity(outcome: Outcome) -> tuple[int, bool]:
+def _gravity(outcome: Outcome) -> tuple[int, int]:
     """Sort key, gravest first; of two resumes, the one with a cause comes first."""
     if outcome.secondary:
-        return len(_GRAVITY) + (outcome.reason in _SECONDARY), False  # these reasons name a failure elsewhere
-    return _GRAVITY.index((outcome.kind, outcome.budget)), outcome.reason == RESUME
+        return len(_GRAVITY) + (outcome.reason in _SECONDARY), 0  # these reasons name a failure elsewhere
+    if outcome.reason == _DISK_FULL and outcome.kind == "retry":  # its peers were asked to stop, and saved
+        return _GRAVITY.index(("resume", "none")), 0
+    return _GRAVITY.index((outcome.kind, outcome.budget)), 2 if outcome.reason == RESUME else 1
+
+
+def _saved_and_left(pod: Pod, who: str) -> Outcome:
+    """A worker that ended with exit code 75; the reason is that of whoever asked it to stop, where that is known."""
+    reason = _disruption(pod)[0] or _node_reason(pod.pod_reason) or _ENDED_BY.get(pod.disrupted, (RESUME,))[0]
+    if reason == RESUME:
+        return Outcome("resume", reason, f"{who} saved its state and left, to be started again")
+    cause = pod.pod_message or pod.disruption or pod.disrupted or pod.pod_reason
+    return Outcome("resume", reason, f"{who} saved its state and left because of: {cause}")
+
+
+def _ended_by_control_plane(pod: Pod, who: str) -> Outcome | None:
+    """A worker that the control plane or its kubelet ended, and says why; else None."""
+    reason, raw = _disruption(pod)
+    if reason:
+        return Outcome("resume", reason, f"{who} was {reason.lower()}: {pod.disruption or pod.pod_message or raw}")
+    if node_reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
+        return _infrastructure(node_reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
+    if pod.disrupted:
+        reason, meaning = _ENDED_BY.get(pod.disrupted, ("Disrupted", "the control plane or the kubelet ended it"))
+        said = f": {pod.disruption}" if pod.disruption else ""
+        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({pod.disrupted}{said})")
+    return None
+
+
+def _disruption(pod: Pod) -> tuple[str, str]:
+    """`Drained` or `Preempted`, and Kubernetes' own reason for it; two empty texts for any other pod."""
+    raw = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+    return (_GAVE_WAY[raw], raw) if raw in _GAVE_WAY else ("", "")
 
 
 def _node_reason(reason: str) -> str | None:

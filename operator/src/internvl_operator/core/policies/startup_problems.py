@@ -81,14 +81,16 @@ def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProble
 
 def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime) -> StartupProblem | None:
     """The problem of the first pod that is slow to start; pods without a sandbox come first."""
-    slow = [pod for pod, since in _starting(workers) if now - since >= NOTICE_AFTER]
-    for pod in sorted(slow, key=lambda pod: bool(pod.sandbox)):
-        if words := what_is_missing(pod, spec):
-            reason = "ImagePulling" if pod.sandbox else "SandboxNotReady"
-            since = to_text(pod.accepted_at) if pod.accepted_at else ""
-            return StartupProblem(
-                reason, f"pod {pod.name} on node {pod.node} waits since {since}: {words}", stalled=False
-            )
+    slow = [(pod, since) for pod, since in _starting(workers) if now - since >= NOTICE_AFTER]
+    for pod, since in sorted(slow, key=lambda each: bool(each[0].sandbox)):
+        if pod.sandbox is None:  # its kubelet does not tell
+            continue
+        who, start = f"pod {pod.name} on node {pod.node}", to_text(since)
+        if pod.sandbox:
+            text = f"{who} has been pulling its image since {start}; volumes and network are ready"
+            return StartupProblem("ImagePulling", text, stalled=False)
+        text = f"{who} has had no volumes or network since {start}{_next_step(pod, spec)}"
+        return StartupProblem("SandboxNotReady", text, stalled=False)
     return None
 
 
@@ -107,15 +109,21 @@ def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
 
 
 def what_is_missing(pod: Pod, spec: InternVLFineTuneSpec) -> str:
-    """What the pod waits for, as text; empty where the kubelet does not tell."""
+    """What a pod lacks whose time to start is over; empty where the kubelet does not tell."""
     if pod.sandbox is None:
         return ""
     if pod.sandbox:
-        return "its volumes and network are ready, its image is still being pulled"
-    mounted = ", ".join(_mounted(spec))
-    what = f"; it mounts {mounted}: do they exist?" if mounted else ""
+        return "volumes and network are ready, but its image is still being pulled"
+    return f"it has no volumes or network{_next_step(pod, spec)}"
+
+
+def _next_step(pod: Pod, spec: InternVLFineTuneSpec) -> str:
+    """What the kubelet says of the missing sandbox, and what to look at."""
+    *others, last = [*_mounted(spec)] or [""]
+    named = f"{', '.join(others)} and {last} exist" if others else f"{last} exists"
+    check = f"; check that {named}" if last else ""
     said = f" ({pod.sandbox_message})" if pod.sandbox_message else ""
-    return f"its volumes or its network are not ready{said}{what}; `kubectl describe pod {pod.name}` has the reason"
+    return f"{said}{check}; `kubectl describe pod {pod.name}` shows the reason"
 
 
 def _mounted(spec: InternVLFineTuneSpec) -> Iterator[str]:
