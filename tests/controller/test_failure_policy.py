@@ -125,7 +125,6 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
         pytest.param(ended(137, exit_reason="OOMKilled"), "retry", "user", "OutOfMemory", "more memory", id="oom"),
         pytest.param(ended(137), "retry", "user", "WorkerKilled", "SIGKILL", id="killed"),
         pytest.param(ended(139), "retry", "user", "WorkerKilled", "SIGSEGV", id="segmentation-fault"),
-        pytest.param(member(phase="Failed"), "retry", "user", "WorkerFailed", "failed", id="failed-without-exit-code"),
         pytest.param(member(**DELETED), "retry", "infrastructure", "WorkerDeleted", "was deleted", id="deleted"),
         pytest.param(
             ended(143, **DELETED), "retry", "infrastructure", "WorkerDeleted", "was deleted", id="deleted-sigterm"
@@ -233,6 +232,14 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             "NodeLost",
             "ContainerStatusUnknown",
             id="container-status-unknown",
+        ),
+        pytest.param(
+            member(phase="Failed"),
+            "retry",
+            "infrastructure",
+            "NodeLost",
+            "was lost with its node",
+            id="failed-without-a-word-on-its-container",
         ),
         pytest.param(
             member(phase="Failed", pod_reason="OutOfnvidia.com/gpu"),

@@ -74,7 +74,10 @@ class ReasonLog:
 
     def _note(self, name: str, status: InternVLFineTuneStatus) -> None:
         if status.attempt > self._attempts.get(name, 1):
-            self.reasons[name] += [c.reason for c in status.conditions if c.type == "Ready"]
+            ready = [c for c in status.conditions if c.type == "Ready"]
+            self.reasons[name] += [c.reason for c in ready]
+            for condition in ready:
+                console.print(f"{name}: attempt {status.attempt - 1} ended: {condition.reason}: {condition.message}")
         self._attempts[name] = max(status.attempt, self._attempts.get(name, 1))
 
 

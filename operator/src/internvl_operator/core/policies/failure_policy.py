@@ -120,9 +120,16 @@ def diagnose(pod: Pod) -> Outcome | None:
         return outcome
     if pod.deleted_at is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
-    if pod.phase == "Unknown" or (pod.exit_code == _LOST_TASK and pod.result is None):
+    if pod.phase == "Unknown" or _forgotten_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
     return _exited(pod, who) if pod.finished else None
+
+
+def _forgotten_by_its_node(pod: Pod) -> bool:
+    """A restarted node does not know how the container ended: containerd says 255, the kubelet at first nothing."""
+    if pod.exit_code is None:
+        return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.last_words or pod.result)
+    return pod.exit_code == _LOST_TASK and pod.result is None
 
 
 def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> float:
