@@ -336,8 +336,8 @@ INJURIES = (
     ),
     Injury("aborted", signalled(1, signal.SIGABRT), "WorkerAborted", "ended by SIGABRT", "infrastructure"),
     Injury("asked-to-stop", signalled(1, signal.SIGTERM), "Resume", "saved its state"),
-    Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1) was drained"),
-    Injury("preempted", preempted, "Preempted", "was preempted", heal=device_given_back),
+    Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1)"),
+    Injury("preempted", preempted, "Preempted", "(pod hurt-train-", heal=device_given_back),
     Injury(
         "hanging",
         stopped_and_watched,
