@@ -26,7 +26,7 @@ _KEPT = (
     "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 
-# A PodDisruptionBudget that counts what may be missing asks the owner of the pods how many there should be.
+# A PodDisruptionBudget with maxUnavailable reads the expected number of pods from their owner's scale subresource.
 _SCALE = {"specReplicasPath": ".spec.workers", "statusReplicasPath": ".status.workers.active"}
 _COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},

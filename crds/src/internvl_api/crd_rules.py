@@ -3,12 +3,12 @@
 `resolve` makes the same checks in the same words, for runs without Kubernetes and for what a recipe brings along; here
 only what the user wrote is known. Language: Kubernetes documentation, "Common Expression Language in Kubernetes".
 
-A server forgives an old object a rule that came later, as long as nothing changes at or below the field the rule stands
-at. So a rule stands as deep as it can; one about several sections stands at the spec, and forgives by itself what was
-so before: else such an object could not even be suspended.
+The API server does not apply a new rule to an old object while the field that carries the rule is unchanged
+("ratcheting"). So each rule is placed as deep in the schema as possible. A rule about several sections is placed at
+`spec` and compares with the old object itself; without that, an old object that breaks it could not be suspended.
 
-A server refuses a CRD whose rules could take it too long. It knows nothing of the length of `string(1)`, but does not
-ask how long the result of `'%d'.format([1])` is.
+The API server estimates the cost of each rule and refuses a CRD that is too expensive. It assumes the longest possible
+result for `string(1)`, and none for `'%d'.format([1])`: rules use the latter.
 """
 
 import json
@@ -29,13 +29,13 @@ Schema = dict[str, Any]
 class Rule(NamedTuple):
     """`holds` and, where it shows what was found, `says` are CEL; `message` is plain text."""
 
-    at: str  # the field it stands at, and whose value is `self`; [] for every value of a map; "" for the root
+    at: str  # field that carries the rule, its value is `self`; [] for every value of a map; "" for the root
     holds: str
     message: str = ""
     says: str = ""
-    field: str = ""  # the one the message is about, where it is below `at`
-    required: bool = False  # what is wrong is that the field is not there
-    before: str = ""  # asked of the old object in place of `holds`, where that could take too long
+    field: str = ""  # field that the message names, when it is below `at`
+    required: bool = False  # report a missing value rather than an invalid one
+    before: str = ""  # cheaper condition for the old object, when `holds` would exceed the cost limit
 
 
 def _default(model: Any, name: str) -> int:
@@ -45,7 +45,7 @@ def _default(model: Any, name: str) -> int:
 
 
 def _positive(number: str) -> str:
-    """CEL for a number, or 1: what is too small is told of by its own field, and nothing is divided by 0."""
+    """CEL for a number, or 1 when it is below 1: its own field reports that, and no rule divides by 0."""
     return f"({number} > 0 ? {number} : 1)"
 
 
@@ -60,7 +60,7 @@ _BATCH_FIELDS = ("workers", "gpusPerWorker", "training.globalBatchSize", "traini
 
 
 def _optional(path: str) -> str:
-    """a.b -> .?a.?b, which is there to ask even when `a` is not."""
+    """CEL for an optional field: `a.b` becomes `.?a.?b`, which does not fail when `a` is absent."""
     return "".join(f".?{part}" for part in path.split("."))
 
 
@@ -74,9 +74,9 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _hint(names: str, then: str = "", otherwise: str = "") -> str:
-    """CEL for a question with the first name of a list that begins like self, in whatever case, and `then`.
+    """CEL for `did you mean 'x'?` and `then`, or `otherwise` when no name of the list is similar.
 
-    Where there is none: `otherwise`.
+    Similar: one name is the beginning of the other, ignoring case.
     """
     one, other = "name.lowerAscii()", "self.lowerAscii()"
     similar = f"{names}.filter(name, {one}.startsWith({other}) || {other}.startsWith({one}))"

@@ -52,7 +52,7 @@ class GoProgram:
 
     def module_folder(self) -> Path:
         """The module's own files, charts and manifests among them; read-only."""
-        return Path(json.loads(go("mod", "download", "-json", f"{self.module}@{self.version}"))["Dir"])
+        return Path(_download(self.module, self.version)["Dir"])
 
     def _recipe(self) -> list[str | Path]:
         sources = sorted((SOURCES / self.source).glob("*.go")) if self.source else []
@@ -87,9 +87,14 @@ class GoProgram:
 
 def _staging(module: str, version: str) -> list[str]:
     """`replace` lines for the modules that a release of Kubernetes requires as v0.0.0, its own staging modules."""
-    facts = json.loads(go("mod", "download", "-json", f"{module}@{version}"))
-    staging = re.findall(r"^\s(k8s\.io/\S+) v0\.0\.0$", Path(facts["GoMod"]).read_text(), re.MULTILINE)
+    go_mod = Path(_download(module, version)["GoMod"]).read_text()
+    staging = re.findall(r"^\s(k8s\.io/\S+) v0\.0\.0$", go_mod, re.MULTILINE)
     return [f"replace {name} => {name} v0{version.removeprefix('v1')}" for name in staging]
+
+
+def _download(module: str, version: str) -> dict[str, str]:
+    """Paths of a module in the module cache: `Dir` of its files, `GoMod` of its go.mod."""
+    return dict(json.loads(go("mod", "download", "-json", f"{module}@{version}")))
 
 
 def go(*arguments: str, folder: Path | None = None) -> str:

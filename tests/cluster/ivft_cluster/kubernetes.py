@@ -55,10 +55,9 @@ def daemons(version: str) -> GoProgram:
         "k8s.io/kubernetes",
         f"v{version}",
         {"kubernetes": "."},
-        "kubernetes",
-        (),
-        flags,
-        DAEMONS + STAND_INS,
+        source="kubernetes",
+        ldflags=flags,
+        links=DAEMONS + STAND_INS,
     )
 
 

@@ -91,11 +91,11 @@ def shut_down(member: str, state: Path, timeout: float) -> None:
     wait_for("the kubelet lets the node shut down", (state / SHUT_DOWN_MARK).exists, timeout=timeout)
 
 
-def set_eviction(member: str, state: Path, signal: str, threshold: str) -> None:
+def set_eviction(member: str, state: Path, eviction_signal: str, threshold: str) -> None:
     """Change the kubelet's configuration and kill the kubelet; process 1 of the node starts it again."""
     path = state / "kubelet.yaml"
     config = yaml.safe_load(path.read_text())
-    config["evictionHard"][signal] = threshold
+    config["evictionHard"][eviction_signal] = threshold
     path.write_text(yaml.safe_dump(config))
     daemons.kill([each for each in daemons.find(member) if daemons.name_of(each) == "kubelet"])
 

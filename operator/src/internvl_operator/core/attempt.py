@@ -39,9 +39,7 @@ def outcome(context: ReconcileContext, stage: Stage) -> Outcome | None:
         found = container_restart.restarted_in_place(context) or found
     if found and found.kind == "succeeded" and len(workers) < size:
         return None  # the remaining workers are not created yet
-    if found and (
-        found.secondary or found.reason == failure_policy.RESUME or (found.kind, found.budget) == ("retry", "user")
-    ):
+    if found and found.may_have_another_cause:
         wait = failure_policy.seconds_to_settle(workers, context.now, context.config.settle)
         if wait > 0:
             context.wait(wait)

@@ -56,12 +56,9 @@ def summarise(
     return sorted(out, key=lambda condition: _SHOWN.index(condition.type))
 
 
-def restate(conditions: Sequence[Condition], generation: int, note: str, *, noted: bool) -> list[Condition]:
-    """The same conditions, said of another generation; Ready's message ends with `note`, or does not.
-
-    `kubectl wait` does not take the word of a condition that is older than the spec.
-    """
-    out = [condition.model_copy(update={"observed_generation": generation}) for condition in conditions]
+def with_note_on_ready(conditions: Sequence[Condition], note: str, *, noted: bool) -> list[Condition]:
+    """The conditions with `note` at the end of Ready's message, or without it."""
+    out = [condition.model_copy() for condition in conditions]
     for ready in out:
         if ready.type == "Ready":
             ready.message = ready.message.removesuffix(note) + (note if noted else "")
@@ -79,9 +76,9 @@ def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condi
     return [*out, new]
 
 
-def still_true(previous: Sequence[Condition], generation: int) -> list[Condition]:
-    """The same, said of this generation too."""
-    return [condition.model_copy(update={"observed_generation": generation}) for condition in previous]
+def for_generation(conditions: Sequence[Condition], generation: int) -> list[Condition]:
+    """The conditions with `observedGeneration` set to the generation of the spec that they answer."""
+    return [condition.model_copy(update={"observed_generation": generation}) for condition in conditions]
 
 
 def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:

@@ -122,7 +122,7 @@ class ReconcileContext:
         )
 
     def timestamp(self) -> str:
-        """`now` in the format of status."""
+        """The time of this pass as status stores times (RFC 3339, UTC)."""
         return to_text(self.now)
 
     def plan(self) -> Plan:
@@ -130,7 +130,7 @@ class ReconcileContext:
         generation = self.run.generation
         self.status.observed_generation = generation
         # Unchanged conditions too: `kubectl wait` ignores conditions of an earlier generation.
-        self.status.conditions = conditions.still_true(self.status.conditions, generation)
+        self.status.conditions = conditions.for_generation(self.status.conditions, generation)
         self.status.stage = self.stage.name if self.stage else self._last_stage()
         return Plan(
             apply=tuple(self.apply),

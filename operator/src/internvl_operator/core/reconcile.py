@@ -15,7 +15,7 @@ from datetime import datetime
 from internvl_api.status import Progress, Restarts, Workers
 
 from internvl_operator.core import attempt, progress, stages
-from internvl_operator.core.conditions import is_true, restate
+from internvl_operator.core.conditions import is_true, with_note_on_ready
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.operator_config import OperatorConfig
@@ -66,7 +66,7 @@ def _keep_finished(context: ReconcileContext) -> None:
     """Answer to a changed spec; delete the pods that cleanPodPolicy names, and the CR when its time has come."""
     run, status = context.run, context.status
     changed = status.run_digest not in (None, run.run_digest)
-    status.conditions = restate(status.conditions, run.generation, _NO_EFFECT, noted=changed)
+    status.conditions = with_note_on_ready(status.conditions, _NO_EFFECT, noted=changed)
     spec = run.resolved.spec
     clean = spec.run_policy.clean_pod_policy if spec else "Running"
     if clean != "None":

@@ -35,6 +35,11 @@ class Outcome:
     budget: Budget = "none"
     secondary: bool = False
 
+    @property
+    def may_have_another_cause(self) -> bool:
+        """Whether peers that have not ended yet may still show a better cause."""
+        return self.secondary or self.reason == RESUME or (self.kind, self.budget) == ("retry", "user")
+
 
 _DISK_FULL = "DiskFull"
 RESUME = "Resume"  # a worker saved its state and left, for no stated reason
