@@ -32,6 +32,18 @@ STEPS = {"maxSteps": 120, "epochs": 40}
 CHECKPOINT = {"everySteps": 40}
 
 
+def trains(status: InternVLFineTuneStatus) -> bool:
+    """Whether all workers are in the loop; a status keeps the progress of the attempt before until there is news."""
+    detail = status.progress.detail if status.progress and status.progress_at else None
+    return (status.stage, status.phase, detail) == ("train", "Running", "training")
+
+
+def assert_same_losses(curve: list[Loss], expected: list[Loss]) -> None:
+    """The same steps, each once and in order, with losses that differ by at most 1e-6."""
+    assert [each.step for each in curve] == [each.step for each in expected]
+    assert max(abs(one.loss - other.loss) for one, other in zip(curve, expected, strict=True)) <= 1e-6
+
+
 class Finished(NamedTuple):
     """A run that has ended well."""
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Finished, Platform
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Finished, Platform, assert_same_losses, trains
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.core.resources import names
 from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
@@ -357,12 +357,6 @@ def hurt(platform: Platform, surroundings: None) -> str:
     return platform.apply("quickstart", "hurt", training=STEPS, checkpoint=CHECKPOINT, podTemplate=pods)
 
 
-def trains(status: InternVLFineTuneStatus) -> bool:
-    """Whether all workers are in the loop; a status keeps the progress of the attempt before until there is news."""
-    detail = status.progress.detail if status.progress and status.progress_at else None
-    return (status.stage, status.phase, detail) == ("train", "Running", "training")
-
-
 @pytest.mark.parametrize("injury", INJURIES, ids=lambda injury: injury.name)
 def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury: Injury) -> None:
     before = platform.wait("hurt", "training", trains)
@@ -390,6 +384,4 @@ def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
 
 def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hurt: str, undisturbed: Finished) -> None:
     platform.follow("hurt")
-    curve = losses(platform.s3, hurt)
-    assert [each.step for each in curve] == [each.step for each in undisturbed.curve]
-    assert max(abs(one.loss - other.loss) for one, other in zip(curve, undisturbed.curve, strict=True)) <= 1e-6
+    assert_same_losses(losses(platform.s3, hurt), undisturbed.curve)

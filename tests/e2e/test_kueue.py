@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from e2e.harness import NAMESPACE, Platform
+from e2e.harness import NAMESPACE, Platform, assert_same_losses, trains
 from internvl_api.constants import GPU
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
@@ -123,11 +123,6 @@ def submit(platform: Platform, name: str, **more: Any) -> str:
     )
 
 
-def trains(status: InternVLFineTuneStatus) -> bool:
-    detail = status.progress.detail if status.progress and status.progress_at else None
-    return (status.stage, status.phase, detail) == ("train", "Running", "training")
-
-
 def gated(status: InternVLFineTuneStatus) -> bool:
     return status.stage == "train" and any(each.reason == "SchedulingGated" for each in status.conditions)
 
@@ -184,8 +179,8 @@ def test_the_queue_runs_one_after_the_other(
     tell("the second run is done")
 
     first, third = losses(platform.s3, first_output), losses(platform.s3, third_output)
-    assert [each.step for each in first] == [each.step for each in third] == list(range(1, LONG["maxSteps"] + 1))
-    assert max(abs(one.loss - other.loss) for one, other in zip(first, third, strict=True)) <= 1e-6
+    assert [each.step for each in third] == list(range(1, LONG["maxSteps"] + 1))
+    assert_same_losses(first, third)
     wait_for("every GPU is free", lambda: queue.gpus_in_use() == 0)
     with capsys.disabled():
         print("\nKueue: " + "; ".join(f"{what} {seconds:.0f} s" for what, seconds in told))

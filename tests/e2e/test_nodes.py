@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from e2e.harness import CHECKPOINT, NAMESPACE, Platform
+from e2e.harness import CHECKPOINT, NAMESPACE, Platform, assert_same_losses, trains
 from internvl_api.constants import LABEL_JOB
 from internvl_api.status import InternVLFineTuneStatus, StageStatus
 from ivft_cluster.shell import wait_for
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.e2e
 
 STEPS = {"maxSteps": 400, "epochs": 100}  # some forty seconds: what takes a node away takes seconds itself
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data")
-
-
-def trains(status: InternVLFineTuneStatus) -> bool:
-    detail = status.progress.detail if status.progress and status.progress_at else None
-    return (status.stage, status.phase, detail) == ("train", "Running", "training")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +45,6 @@ def ended_attempt(platform: Platform, name: str, before: InternVLFineTuneStatus)
     return stage
 
 
-def assert_same_losses(platform: Platform, output: str, undisturbed: list[Loss]) -> None:
-    curve = losses(platform.s3, output)
-    assert [each.step for each in curve] == [each.step for each in undisturbed]
-    assert max(abs(one.loss - other.loss) for one, other in zip(curve, undisturbed, strict=True)) <= 1e-6
-
-
 def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
     platform: Platform, undisturbed: list[Loss]
 ) -> None:
@@ -82,7 +71,7 @@ def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
         platform.cluster.kubectl("uncordon", drained)
     status = platform.follow("drained")
     assert (status.restarts.user, status.restarts.infrastructure) == (0, 0)
-    assert_same_losses(platform, output, undisturbed)
+    assert_same_losses(losses(platform.s3, output), undisturbed)
 
 
 def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undisturbed: list[Loss]) -> None:
@@ -97,7 +86,7 @@ def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undis
         platform.cluster.wait_nodes_ready()
     status = platform.follow("shut-down")
     assert status.restarts.user == 0
-    assert_same_losses(platform, output, undisturbed)
+    assert_same_losses(losses(platform.s3, output), undisturbed)
 
 
 def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
@@ -115,4 +104,4 @@ def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
         platform.cluster.set_eviction(victim, "memory.available", "100Mi")
     status = platform.follow("pressed")
     assert status.restarts.user == 0
-    assert_same_losses(platform, output, undisturbed)
+    assert_same_losses(losses(platform.s3, output), undisturbed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, ChildLog, Finished, Platform
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, ChildLog, Finished, Platform, assert_same_losses
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET
@@ -54,10 +54,7 @@ def test_a_lost_worker_costs_no_step(platform: Platform, undisturbed: Finished) 
     status = platform.follow("lost")
     assert status.attempt >= 2
     assert status.restarts.user == 0, "the run is not to blame for a pod that somebody deleted"
-    curve = losses(platform.s3, output)
-    assert [each.step for each in curve] == [each.step for each in undisturbed.curve]
-    differences = [abs(a.loss - b.loss) for a, b in zip(curve, undisturbed.curve, strict=True)]
-    assert max(differences) <= 1e-6
+    assert_same_losses(losses(platform.s3, output), undisturbed.curve)
 
 
 def test_full_training_survives_the_operators_death(platform: Platform, child_log: ChildLog) -> None:
