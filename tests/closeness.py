@@ -19,14 +19,14 @@ from torch.nn import functional
 Numbers = torch.Tensor | np.ndarray | float | Sequence[float]
 
 ROUNDING = 5e-6
-"""Of logits, features and merged weights: 42 units in the last place. Seen: 1.4e-6. Two vision layers swapped: 2e-5."""
+"""For logits, features, merged weights: 42 units in the last place. Seen: 1.4e-6. Two vision layers swapped: 2e-5."""
 LOSS = 2e-6
-"""Of a mean over tokens or pairs, where roundings cancel. Seen: 4e-7. One wrong token: 6e-4."""
+"""For a mean over tokens or pairs, where roundings cancel. Seen: 4e-7. One wrong token: 6e-4."""
 GRADIENTS = 2e-5
-"""Of a gradient, which cancels on its way down. Seen: 4e-6. One token's label less: 0.1 where it counts most."""
+"""For gradients, whose terms cancel in every layer. Seen: 4e-6. One token's label less: 0.1 where it counts most."""
 ADAMW = 1e-5
-"""Of losses over a few steps by AdamW, which makes a whole step, one way or the other, of a gradient that is rounding
-alone. Seen: 2.3e-6, by one such weight. A learning rate 0.1 % higher: 3e-5."""
+"""For losses over a few AdamW steps. AdamW takes a full step, in either direction, for a gradient that is only rounding
+noise. Seen: 2.3e-6, by one such weight. A learning rate 0.1 % higher: 3e-5."""
 
 _NOTHING = 1e-6  # of the largest gradient of all: below is rounding alone, as of the keys' bias, which softmax cancels
 

@@ -56,7 +56,7 @@ class Objects:
         wait_for("it is served", lambda: self._jobs.list_cluster_custom_object(GROUP, VERSION, PLURAL))
 
     def create(self, raw: Raw, **options: Any) -> bool:
-        """Whether the server takes it."""
+        """True when the server accepts the object."""
         try:
             self._jobs.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, raw, **options)
         except ApiException as error:
@@ -66,7 +66,7 @@ class Objects:
         return True
 
     def patch(self, name: str, change: Raw, part: str = "") -> str:
-        """What the server has against it; empty: it is done."""
+        """The server's refusal; empty when the patch is applied."""
         patch: Any = getattr(self._jobs, f"patch_namespaced_custom_object{part}")
         try:
             patch(GROUP, VERSION, NAMESPACE, PLURAL, name, change)

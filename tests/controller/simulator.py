@@ -117,7 +117,7 @@ class Server:
         return clone(found)
 
     def remove(self, kind: str, name: str) -> None:
-        """It is gone; so are, for a run, its children."""
+        """Delete an object and, for a run, its children."""
         raw = self.objects[kind].pop(name)
         self._stamp(raw)
         self.log.append(("DELETED", kind, clone(raw)))

@@ -72,11 +72,11 @@ class Judges:
         return self.of(self.cluster.get(name))[0]
 
     def of(self, *objects: Raw) -> list[tuple[str, str]]:
-        """The same of objects."""
+        """Flux's and Argo CD's status of each object."""
         return [(each.flux.status, each.argo.status) for each in verdicts(objects, self._script)]
 
     def messages(self) -> tuple[str, str]:
-        """What they tell a user of the object as it is."""
+        """Flux's and Argo CD's messages for the current object."""
         (both,) = verdicts([self.cluster.get()], self._script)
         return both.flux.message, both.argo.message
 
@@ -105,7 +105,7 @@ class Judges:
 
 
 def expected(raw: Raw) -> tuple[str, str]:
-    """By what the operator has said last, and of which spec."""
+    """The verdicts expected for the phase in status, or for a status that answers an older spec."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     if "deletionTimestamp" in metadata:
         return LEAVING

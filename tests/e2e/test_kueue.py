@@ -110,7 +110,7 @@ def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
 
 
 def submit(platform: Platform, name: str, **more: Any) -> str:
-    """A run of four processes, each with a GPU that is none: they train on the processor."""
+    """A run of four processes that hold one fake GPU each and train on the processor."""
     template = {
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "INTERNVL_DEVICE", "value": "cpu"}],

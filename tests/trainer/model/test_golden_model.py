@@ -100,7 +100,7 @@ def swap_language_layers(model: ChatModel) -> None:
 
 
 def scale_attention(model: ChatModel) -> None:
-    """By 0.1 % more."""
+    """Raise the attention scale by 0.1 %."""
     for layer in model.language_model.layers:
         layer.self_attn.scaling *= 1.001
 
@@ -127,7 +127,7 @@ def test_another_model_is_refused(case: str, change: Callable[[ChatModel], None]
 
 @pytest.mark.parametrize("case", CASE_PARAMS)
 def test_one_wrong_token_is_refused(case: str) -> None:
-    """In the logits, and in the loss too."""
+    """Both the logits and the loss show it."""
     model, row = load(case.split("/")[0]).model.eval(), 2
     ids = torch.from_numpy(sample(case, row).input_ids).clone()[None]
     ids[0, 1] += 1

@@ -40,12 +40,9 @@ def smaller_micro_batch(run_config: RunConfig, status: InternVLFineTuneStatus) -
 
 def current_micro_batch(run_config: RunConfig, status: InternVLFineTuneStatus) -> int:
     """The micro batch of the current attempt: the spec's, or the smaller one that status remembers."""
-    known, share = status.micro_batch_size, run_config.training.micro_batch_size * run_config.gradient_accumulation
-    return (
-        known
-        if known and known < run_config.training.micro_batch_size and share % known == 0
-        else (run_config.training.micro_batch_size)
-    )
+    largest, known = run_config.training.micro_batch_size, status.micro_batch_size
+    share = largest * run_config.gradient_accumulation
+    return known if known and known < largest and share % known == 0 else largest
 
 
 def run_yaml(run: Run, status: InternVLFineTuneStatus) -> str:
