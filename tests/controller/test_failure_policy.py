@@ -163,7 +163,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             "resume",
             "none",
             "Drained",
-            "was drained: Eviction API: evicting",
+            "was drained: EvictionByEvictionAPI: Eviction API: evicting",
             id="drained-in-the-words-of-the-eviction",
         ),
         pytest.param(

@@ -172,13 +172,14 @@ def _ended_by_control_plane(pod: Pod, who: str) -> Outcome | None:
     """A worker that the control plane or its kubelet ended, and says why; else None."""
     reason, raw = _disruption(pod)
     if reason:
-        return Outcome("resume", reason, f"{who} was {reason.lower()}: {pod.disruption or pod.pod_message or raw}")
+        cause = ": ".join(filter(None, (raw, pod.disruption or pod.pod_message)))
+        return Outcome("resume", reason, f"{who} was {reason.lower()}: {cause}")
     if node_reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
         return _infrastructure(node_reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
     if pod.disrupted:
         reason, meaning = _ENDED_BY.get(pod.disrupted, ("Disrupted", "the control plane or the kubelet ended it"))
-        said = f": {pod.disruption}" if pod.disruption else ""
-        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({pod.disrupted}{said})")
+        cause = ": ".join(filter(None, (pod.disrupted, pod.disruption)))
+        return _infrastructure(reason, f"{who} was disrupted: {meaning} ({cause})")
     return None
 
 
