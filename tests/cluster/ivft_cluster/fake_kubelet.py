@@ -135,13 +135,16 @@ class FakeKubelet:
     # --- the loop
 
     def _follow(self) -> None:
-        stream = watch.Watch().stream  # type: ignore[no-untyped-call]
+        seen: dict[str, str] = {}  # where the next watch goes on; empty: it begins with every pod there is
         while not self._stop.is_set():
+            stream = watch.Watch().stream  # type: ignore[no-untyped-call]
             try:
-                for event in stream(self.core.list_pod_for_all_namespaces, timeout_seconds=1):  # type: ignore[no-untyped-call]
+                for event in stream(self.core.list_pod_for_all_namespaces, timeout_seconds=1, **seen):  # type: ignore[no-untyped-call]
                     if event["type"] in ("ADDED", "MODIFIED"):
                         self._try_to_advance(event["object"])
+                    seen = {"resource_version": event["object"].metadata.resource_version}
             except Exception:  # noqa: BLE001 - the API server may be restarted under us
+                seen = {}
                 self._stop.wait(0.2)
 
     def _try_to_advance(self, pod: Any) -> None:
