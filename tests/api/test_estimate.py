@@ -4,9 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from internvl_api.advice import advice, largest_micro_batch, remedies
-from internvl_api.estimate import Setup, estimate, judge, longest_row, memory, setup_of, typical_row
-from internvl_api.listing import (
+from internvl_api.memory.advice import advice, largest_micro_batch, remedies
+from internvl_api.memory.estimate import Setup, estimate, judge, longest_row, memory, setup_of, typical_row
+from internvl_api.memory.quantity import GIB, gib, parse_bytes
+from internvl_api.memory.tables import GUIDE_ROWS, compare, fill
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.recipes.summary import (
     chat_recipe_names,
     estimate_lines,
     model_facts,
@@ -15,10 +19,7 @@ from internvl_api.listing import (
     recipe_setup,
     recipe_text,
 )
-from internvl_api.memory_tables import GUIDE_ROWS, compare, fill
-from internvl_api.quantity import GIB, gib, parse_bytes
-from internvl_api.recipes import recipe_names
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.validation.violations import SpecError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "memory.md"
 BILLION = 10**9
@@ -165,7 +166,7 @@ def test_the_mini_rows_are_met_at_the_scripts_own_batch(row) -> None:
 
 def test_the_document_holds_todays_tables() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert fill(text) == text, "run: python -m internvl_api.memory_tables docs/memory.md"
+    assert fill(text) == text, "run: python -m internvl_api.memory.tables docs/memory.md"
     assert text.count("| internvl2-2b-lora-coco |") == 2
 
 

@@ -1,7 +1,8 @@
 """Which URIs a spec may name as a source."""
 
 import pytest
-from internvl_api.resolve import SpecError, parse_spec
+from internvl_api.recipes.resolve import parse_spec
+from internvl_api.validation.violations import SpecError
 
 
 def parse(root: str) -> None:

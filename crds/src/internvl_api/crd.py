@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel
 
 from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
-from internvl_api.crd_rules import ROOT_RULES, SPEC_RULES, add_rules
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
 from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
+from internvl_api.validation.cel_rules import ROOT_RULES, SPEC_RULES, add_rules
 
 Schema = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Which stages a run has, in their order: the one place that both sides ask."""
 
-from internvl_api.evaluation import Evaluation
 from internvl_api.spec import Merge, Method
+from internvl_api.spec.evaluation import Evaluation
 from internvl_api.status import StageName
 
 # These take the GPUs, as a group of pods; all others are one pod on the CPU.

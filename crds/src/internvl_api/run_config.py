@@ -6,10 +6,9 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from internvl_api.base import ApiModel
-from internvl_api.evaluation import Evaluation
-from internvl_api.retrieval import Retrieval
-from internvl_api.spec import Checkpoint, Data, Image, Lora, Merge, Method, Precision, Publish, Template, Training
+from internvl_api.spec import Checkpoint, Data, Image, Lora, Merge, Method, Precision, Publish, Retrieval, Training
+from internvl_api.spec.evaluation import Evaluation
+from internvl_api.types import ApiModel, Template
 
 
 class ResolvedModel(ApiModel):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from internvl_api.base import ApiModel
+from internvl_api.types import ApiModel
 
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]

@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from internvl_api.in_cluster import check_in_cluster
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.validation.cluster import check_in_cluster
+from internvl_api.validation.violations import SpecError
 
 from internvl_operator.core.run import read_status
 

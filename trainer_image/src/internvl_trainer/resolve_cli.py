@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from internvl_api.constants import API_VERSION, KIND, ExitCode
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
+from internvl_api.validation.violations import SpecError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

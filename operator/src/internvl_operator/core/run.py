@@ -7,11 +7,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from internvl_api.in_cluster import check_in_cluster
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation.cluster import check_in_cluster
+from internvl_api.validation.violations import SpecError
 from pydantic import ValidationError
 
 from internvl_operator.core.timestamps import from_text

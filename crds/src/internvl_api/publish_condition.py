@@ -16,14 +16,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from internvl_api.retrieval import RETRIEVAL_METRICS
-from internvl_api.suggest import did_you_mean
+from internvl_api.validation.suggest import did_you_mean
 
 Figures = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
 CAPTION_METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 VQA_METRICS = ("exact_match", "vqa_accuracy")
 GROUNDING_METRICS = ("box_accuracy",)
+_WAYS = ("image_to_text", "text_to_image")
+# InternVL-C compares pooled vision features with the text's, InternVL-G those of the queries.
+RETRIEVAL_METRICS = tuple(f"{model}_{way}_R{k}" for model in ("C", "G") for way in _WAYS for k in (1, 5, 10))
 METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS, *RETRIEVAL_METRICS)
 
 _NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(METRICS)})"
@@ -54,14 +56,14 @@ class Operand:
         return ("baseline." if self.baseline else "") + (f"{self.task}." if self.task else "") + self.metric
 
 
-class GateError(ValueError):
+class ConditionError(ValueError):
     """A condition that names what is not there, or is not one."""
 
 
 def operands(condition: str) -> list[Operand]:
-    """Every metric a condition names. Raises GateError when it is not a condition."""
+    """Every metric a condition names. Raises ConditionError when it is not a condition."""
     if not re.match(CONDITION_PATTERN, condition):
-        raise GateError(
+        raise ConditionError(
             f"found {condition!r}, which is not a condition{_unknown_metric(condition)}; write a metric, a comparison "
             "and a number or metric, as 'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or; metrics: "
             + ", ".join(METRICS)
@@ -79,7 +81,7 @@ def _unknown_metric(condition: str) -> str:
 
 
 def holds(condition: str, final: Figures, baseline: Figures) -> tuple[bool, str]:
-    """Whether it is met, and what was compared: `CIDEr = 0.8312, CIDEr >= 1.2`. Raises GateError.
+    """Whether it is met, and what was compared: `CIDEr = 0.8312, CIDEr >= 1.2`. Raises ConditionError.
 
     `and` binds closer than `or`, as everywhere.
     """
@@ -119,7 +121,7 @@ def _find(operand: Operand, final: Figures, baseline: Figures) -> float:
         figures = {operand.task: figures.get(operand.task, {})}
     found = [metrics[operand.metric] for metrics in figures.values() if operand.metric in metrics]
     if len(found) != 1:
-        raise GateError(f"{operand}: found {len(found)} such figures, expected one")
+        raise ConditionError(f"{operand}: found {len(found)} such figures, expected one")
     if not math.isfinite(found[0]):
-        raise GateError(f"{operand} is {found[0]}, which nothing can be compared with")
+        raise ConditionError(f"{operand} is {found[0]}, which nothing can be compared with")
     return found[0]

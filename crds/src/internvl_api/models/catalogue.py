@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from internvl_api.spec import Template
+from internvl_api.types import Template
 
 # How upstream stores the language model, which is what decides the mapping to a native one.
 LanguageKind = Literal["qwen2", "internlm2", "llama", "phi3"]

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
-from internvl_api.activations import LOGIT_BYTES, language_cost, projector_held, vision_cost
-from internvl_api.catalogue import CatalogueModel, count_context_tokens, count_patches, find_model
-from internvl_api.quantity import GIB
+from internvl_api.memory.activations import LOGIT_BYTES, language_cost, projector_held, vision_cost
+from internvl_api.memory.quantity import GIB
+from internvl_api.models.catalogue import CatalogueModel, count_context_tokens, count_patches, find_model
 from internvl_api.run_config import RunConfig
 
 # An AdamW state of three fp32 numbers a trained parameter: master weight, first and second moment. DeepSpeed keeps a

@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
-from internvl_api.estimate import Estimate, Row, Setup, longest_row, memory, typical_row
-from internvl_api.quantity import gib
+from internvl_api.memory.estimate import Estimate, Row, Setup, longest_row, memory, typical_row
+from internvl_api.memory.quantity import gib
 
 _LORA_RANK = 16  # upstream's recipes'
 _MOST_GPUS = 1024

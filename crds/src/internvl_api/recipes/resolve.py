@@ -5,19 +5,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from internvl_api import gate
-from internvl_api.catalogue import CATALOGUE, find_model, hub_repository
-from internvl_api.contradictions import contradictions
-from internvl_api.errors import SpecError as SpecError
-from internvl_api.evaluation import TASK_DEFAULTS, Evaluation
-from internvl_api.kinds import misplaced
-from internvl_api.mistakes import explain
-from internvl_api.pod_template import pod_template_mistakes
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api import publish_condition
+from internvl_api.models.catalogue import CATALOGUE, find_model, hub_repository
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.recipes.files import load_recipe, recipe_names
 from internvl_api.run_config import ResolvedModel, RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.suggest import closest
+from internvl_api.spec.evaluation import TASK_DEFAULTS, Evaluation
+from internvl_api.validation.cross_field import contradictions
+from internvl_api.validation.messages import explain
+from internvl_api.validation.model_kind import misplaced
+from internvl_api.validation.pod_template import pod_template_mistakes
+from internvl_api.validation.suggest import closest
+from internvl_api.validation.violations import SpecError
 
 
 def parse_spec(raw: object) -> InternVLFineTuneSpec:
@@ -122,8 +122,8 @@ def _check_gate(evaluation: Evaluation) -> None:
     if evaluation.publish_if is None:
         return
     try:
-        operands = gate.operands(evaluation.publish_if)
-    except gate.GateError as error:
+        operands = publish_condition.operands(evaluation.publish_if)
+    except publish_condition.ConditionError as error:
         raise SpecError("InvalidCondition", field, str(error)) from None
     if not evaluation.tasks:
         text = f"publishIf {evaluation.publish_if!r} needs metrics, but evaluation.tasks is empty; add a task that "
@@ -133,7 +133,9 @@ def _check_gate(evaluation: Evaluation) -> None:
         if operand.baseline and not evaluation.baseline:
             text = f"publishIf uses {operand}, but evaluation.baseline is false; set evaluation.baseline to true"
             raise SpecError("InvalidCondition", field, text)
-        with_it = [name for name in gate.tasks_with(operand.metric, measured) if operand.task in (None, name)]
+        with_it = [
+            name for name in publish_condition.tasks_with(operand.metric, measured) if operand.task in (None, name)
+        ]
         if not with_it:
             have = ", ".join(f"{name} ({', '.join(metrics)})" for name, metrics in measured.items())
             raise SpecError("InvalidCondition", field, f"found {operand}, which no task measures; tasks: {have}")

@@ -5,10 +5,10 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from internvl_api.estimate import Memory, Setup, longest_row, memory, setup_of, typical_row
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.resolve import parse_spec, resolve
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.memory.estimate import Memory, Setup, longest_row, memory, setup_of, typical_row
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.recipes.files import load_recipe, recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 
 

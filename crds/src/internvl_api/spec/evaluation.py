@@ -4,9 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from internvl_api.base import ApiModel, Source
-from internvl_api.gate import CAPTION_METRICS, GROUNDING_METRICS, VQA_METRICS, operands
-from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.publish_condition import CAPTION_METRICS, GROUNDING_METRICS, RETRIEVAL_METRICS, VQA_METRICS, operands
+from internvl_api.types import ApiModel, Source
 
 TaskKind = Literal[
     "caption-coco", "caption-flickr30k", "caption-nocaps", "caption", "vqa", "grounding",

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask
-from internvl_api.recipes import load_recipe
-from internvl_api.retrieval import RETRIEVAL_MODELS, Retrieval
-from internvl_api.spec import Freeze, InternVLFineTuneSpec
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.recipes.files import load_recipe
+from internvl_api.spec import Freeze, InternVLFineTuneSpec, Retrieval
+from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
 
 Misplaced = tuple[str, str]
 """Field, and what is wrong with it."""

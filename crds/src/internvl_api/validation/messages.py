@@ -6,7 +6,6 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from internvl_api.base import SOURCE_PATTERN
 from internvl_api.spec import (
     BYTES_PATTERN,
     NAME_PATTERN,
@@ -16,7 +15,8 @@ from internvl_api.spec import (
     SECRET_PATTERN,
     InternVLFineTuneSpec,
 )
-from internvl_api.suggest import did_you_mean
+from internvl_api.types import SOURCE_PATTERN
+from internvl_api.validation.suggest import did_you_mean
 
 _SOURCES = "s3://bucket/key, hf://owner/repo@revision, https://host/file, pvc://claim/folder or an absolute path"
 # A regular expression says nothing to a person.

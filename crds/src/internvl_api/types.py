@@ -1,6 +1,6 @@
 """The one pydantic base class (camelCase outside, snake_case inside, unknown fields refused), and types all share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -10,6 +10,8 @@ Source = Annotated[
     str,
     Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path"),
 ]
+
+Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 
 
 class ApiModel(BaseModel):

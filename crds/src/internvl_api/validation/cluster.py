@@ -2,9 +2,9 @@
 
 from pathlib import PurePosixPath
 
-from internvl_api.errors import SpecError
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation.violations import SpecError
 
 OUTPUT_STAYS = "cannot change while it holds this run's checkpoints; create another resource to start over there"
 

@@ -15,13 +15,13 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from internvl_api.catalogue import CATALOGUE
-from internvl_api.evaluation import BASELINE_RESERVED
-from internvl_api.gate import CONDITION_PATTERN
-from internvl_api.in_cluster import OUTPUT_STAYS
-from internvl_api.recipes import recipe_names
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.models.catalogue import CATALOGUE
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.publish_condition import CONDITION_PATTERN
+from internvl_api.recipes.files import recipe_names
 from internvl_api.spec import InternVLFineTuneSpec, Training
+from internvl_api.spec.evaluation import BASELINE_RESERVED
+from internvl_api.validation.cluster import OUTPUT_STAYS
 
 Schema = dict[str, Any]
 

@@ -8,7 +8,7 @@ keeps no square matrix (sdpa, flash). For the principle: Korthikanti et al. 2022
 
 from typing import NamedTuple
 
-from internvl_api.catalogue import CatalogueModel, LanguageModel, VisionTower
+from internvl_api.models.catalogue import CatalogueModel, LanguageModel, VisionTower
 
 # Cross entropy in fp32 holds, at the worst moment of its backward pass, the log-probabilities and two gradients:
 # bytes for each supervised position and word of the vocabulary.

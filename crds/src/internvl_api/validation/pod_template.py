@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from internvl_api.constants import GPU
-from internvl_api.contradictions import Contradiction
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.suggest import did_you_mean
+from internvl_api.validation.cross_field import Contradiction
+from internvl_api.validation.suggest import did_you_mean
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")

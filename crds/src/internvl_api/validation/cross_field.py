@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from internvl_api.catalogue import CATALOGUE, hub_repository
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.models.catalogue import CATALOGUE, hub_repository
+from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.spec import InternVLFineTuneSpec
 
 

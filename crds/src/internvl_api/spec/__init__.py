@@ -11,12 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from internvl_api.base import ApiModel, Source
-from internvl_api.evaluation import Evaluation
-from internvl_api.retrieval import Retrieval
+from internvl_api.spec.evaluation import Evaluation
+from internvl_api.types import ApiModel, Source, Template
 
 Method = Literal["full", "lora", "head"]
-Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 Precision = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -192,6 +190,23 @@ class Training(ApiModel):
                 "longest rows fit in no pack; raise packing.maxTokens or lower maxSeqLength"
             )
         return self
+
+
+class Retrieval(ApiModel):
+    """Settings that only contrastive training has. RECIPE."""
+
+    layer_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Learning rate of a layer: this to the power of its depth below the top (VIT_LAYER_DECAY_RATE and "
+        "QLLAMA_LAYER_DECAY_RATE of upstream's scripts)",
+    )
+    hard_negatives: bool = Field(
+        False,
+        description="Match each picture with a text of another in the same forward, likelier the more alike, instead "
+        "of a random one",
+    )
 
 
 class Checkpoint(ApiModel):

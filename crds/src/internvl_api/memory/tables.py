@@ -1,6 +1,6 @@
 """The tables of docs/memory.md: the estimate beside the guides' figures, and for every recipe.
 
-`python -m internvl_api.memory_tables docs/memory.md` writes them between their markers; `--check` only compares.
+`python -m internvl_api.memory.tables docs/memory.md` writes them between their markers; `--check` only compares.
 """
 
 import argparse
@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from internvl_api.estimate import judge, longest_row, memory
-from internvl_api.listing import chat_recipe_names, recipe_setup
-from internvl_api.quantity import GIB
+from internvl_api.memory.estimate import judge, longest_row, memory
+from internvl_api.memory.quantity import GIB
+from internvl_api.recipes.summary import chat_recipe_names, recipe_setup
 
 _CARD = 80 * GIB  # the A100 that the guides' figures were read on
 
