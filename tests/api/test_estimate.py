@@ -283,7 +283,7 @@ def test_every_recipe_has_a_line() -> None:
 def test_a_recipe_shows_where_it_comes_from() -> None:
     assert recipe_text("internvl2-2b-lora-coco").startswith("# Figures of upstream's internvl_chat/shell/internvl2.0/")
     assert model_facts("internvl2-2b-lora-coco")["trainable"] == "125,829,120 parameters"
-    assert "not tried here" in model_facts("internvl3-9b-full")["caveat"]
+    assert "not tested" in model_facts("internvl3-9b-full")["caveat"]
 
 
 def test_an_unknown_recipe_is_named_with_a_hint() -> None:

@@ -6,7 +6,8 @@ from internvl_api.validation.violations import SpecError
 
 
 def parse(root: str) -> None:
-    parse_spec({"data": {"train": {"x": {"annotation": "/rows.jsonl", "root": root}}}, "output": "/out"})
+    data = {"train": {"x": {"annotation": "/rows.jsonl", "root": root}}}
+    parse_spec({"model": {"source": "/model"}, "data": data, "output": "/out"})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The one pydantic base class (camelCase outside, snake_case inside, unknown fields refused), and types all share."""
+"""Types that every part of the contract shares, and the one pydantic base class."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,16 @@ from pydantic.alias_generators import to_camel
 SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
 Source = Annotated[
     str,
-    Field(pattern=SOURCE_PATTERN, description="s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path"),
+    Field(
+        pattern=SOURCE_PATTERN,
+        description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
+    ),
 ]
-
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 
 
 class ApiModel(BaseModel):
-    """Base of everything a user or a stage reads as YAML."""
+    """Base class of everything that a user or a stage reads as YAML: camelCase outside, unknown fields refused."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -26,5 +28,5 @@ class ApiModel(BaseModel):
     )
 
     def to_dict(self, *, exclude_unset: bool = False) -> dict[str, object]:
-        """camelCase JSON-ready dict; absent optionals are left out rather than written as null."""
+        """The camelCase JSON-ready dict; None fields are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=exclude_unset)

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from internvl_api.recipes.resolve import parse_spec, resolve
-from internvl_api.validation.cluster import check_in_cluster
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.violations import SpecError
 
 from internvl_operator.core.run import read_status
@@ -46,15 +46,8 @@ def serve(port: int, certificates: Path) -> ThreadingHTTPServer:
 def _mistake(raw: Raw | None) -> str:
     if not raw or "deletionTimestamp" in raw["metadata"]:
         return ""
-    metadata = raw["metadata"]
-    try:
-        # A name that is yet to be generated and a uid that is yet to be given decide nothing here.
-        spec = parse_spec(raw.get("spec"))
-        resolve(spec, job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
-        check_in_cluster(spec, read_status(raw.get("status") or {}))
-    except SpecError as error:
-        return f"{error.field}: {error.message}"
-    return ""
+    checked = check_spec(raw.get("spec"), InCluster.of(read_status(raw.get("status") or {})))
+    return str(SpecError(*checked.violations)) if checked.violations else ""
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,4 +1,8 @@
-"""Models that are not chat models: InternVL 1.0 stage 2 (InternVL-14B), an image and a text encoder."""
+"""The two kinds of models: chat models, and retrieval models (InternVL 1.0 stage 2, an image and a text encoder)."""
 
-# Name -> side of the pictures its position embeddings are made for, in pixels. Its config.json has the dimensions.
+from typing import Literal
+
+ModelKind = Literal["chat", "retrieval"]
+
+# Name -> side in pixels of the images that its position embeddings are made for.
 RETRIEVAL_MODELS: dict[str, int] = {"InternVL-14B-224px": 224}

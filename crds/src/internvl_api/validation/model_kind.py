@@ -1,4 +1,4 @@
-"""Chat models learn from conversations, retrieval models from pairs: fields that the one has and the other has not."""
+"""Fields that do not apply to the kind of model: chat models learn from conversations, retrieval models from pairs."""
 
 from collections.abc import Iterator
 
@@ -6,106 +6,114 @@ from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import load_recipe
 from internvl_api.spec import Freeze, InternVLFineTuneSpec, Retrieval
 from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
+from internvl_api.validation.violations import Violation
 
-Misplaced = tuple[str, str]
-"""Field, and what is wrong with it."""
+_ONLY = f"only a retrieval model ({', '.join(RETRIEVAL_MODELS)})"
 
 
-def misplaced(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
-    """What a spec asks for that its model cannot do."""
+def wrong_kind(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Violations of a spec that asks for what its model cannot do."""
     retrieves = spec.model.name in RETRIEVAL_MODELS
-    yield from _of_recipe(spec, retrieves=retrieves)
-    yield from _of_tasks(spec)
+    if wrong := _wrong_recipe(spec, retrieves=retrieves):  # everything else that is wrong comes from that recipe
+        yield wrong
+        return
+    yield from _tasks(spec)
     yield from _for_retrieval(spec) if retrieves else _for_chat(spec)
 
 
-def _of_recipe(spec: InternVLFineTuneSpec, *, retrieves: bool) -> Iterator[Misplaced]:
-    """First of all: what a recipe of the other kind brings along, the user never wrote."""
+def _wrong(field: str, message: str) -> Violation:
+    return Violation(field, message, "NotForThisModel")
+
+
+def _wrong_recipe(spec: InternVLFineTuneSpec, *, retrieves: bool) -> Violation | None:
     if spec.recipe is None or spec.model.name is None:
-        return
-    its = load_recipe(spec.recipe)["model"]["name"]
-    if (its in RETRIEVAL_MODELS) != retrieves:
-        kinds = ("a retrieval model", "a chat model") if retrieves else ("a chat model", "a retrieval model")
-        text = f"found {spec.recipe}, which is for {its}, {kinds[1]}; {spec.model.name} is {kinds[0]}, take another"
-        yield "spec.recipe", f"{text} recipe or none"
+        return None
+    model = load_recipe(spec.recipe)["model"]["name"]
+    if (model in RETRIEVAL_MODELS) == retrieves:
+        return None
+    own, other = ("a retrieval model", "a chat model") if retrieves else ("a chat model", "a retrieval model")
+    text = f"found {spec.recipe}, which is for {model}, {other}, but model.name is {spec.model.name}, {own}"
+    return _wrong("spec.recipe", f"{text}; use another recipe or none")
 
 
-def _of_tasks(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
+def _tasks(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     for name, task in spec.evaluation.tasks.items():
         field = f"spec.evaluation.tasks.{name}.format"
-        pairs = task.task.startswith("retrieval")
-        if pairs and task.format is None and TASK_DEFAULTS[task.task].format is None:
-            yield field, "found none; say whether the annotation is flickr or coco"
-        if pairs:
-            yield from _asks_nothing(name, task)
-        if not pairs and task.format is not None:
-            yield field, f"found {task.format}; only retrieval tasks have one, leave it out"
+        if not task.task.startswith("retrieval"):
+            if task.format is not None:
+                yield _wrong(field, f"found {task.format}; only retrieval tasks have a format, remove it")
+            continue
+        if task.format is None and TASK_DEFAULTS[task.task].format is None:
+            yield _wrong(field, "found none; set the format of the annotation, flickr or coco")
+        yield from _no_answers(name, task)
 
 
-def _asks_nothing(name: str, task: EvaluationTask) -> Iterator[Misplaced]:
-    """Fields of questions and answers, which comparing pictures with captions has no use for."""
+def _no_answers(name: str, task: EvaluationTask) -> Iterator[Violation]:
+    """Settings of prompts and answers, which retrieval tasks do not have."""
     for field in ("prompt", "min_new_tokens", "max_new_tokens", "beams", "max_dynamic_patch"):
         if (value := getattr(task, field)) is not None:
             path = f"spec.evaluation.tasks.{name}.{EvaluationTask.model_fields[field].alias}"
-            yield path, f"found {value}; {task.task} compares pictures with captions and asks nothing, leave it out"
+            yield _wrong(path, f"found {value}; {task.task} compares images with captions without a prompt, remove it")
 
 
-def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
+def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     what = f"{spec.model.name} is a retrieval model"
     for field, form in _formats(spec):
         if form == "chat":
-            yield field, f"found chat; {what}, which learns from flickr or coco"
+            yield _wrong(field, f"found chat; {what}, use flickr or coco")
     for name, task in spec.evaluation.tasks.items():
         if task.task in ("vqa", "grounding"):
-            yield f"spec.evaluation.tasks.{name}.task", f"found {task.task}; {what}, which captions and retrieves"
+            field = f"spec.evaluation.tasks.{name}.task"
+            yield _wrong(field, f"found {task.task}; {what}, use a caption or retrieval task")
     if spec.data.meta is not None:
-        yield "spec.data.meta", f"found {spec.data.meta}; {what}, name its files under data.train"
+        yield _wrong("spec.data.meta", f"found {spec.data.meta}; {what}, name its files under data.train")
     if spec.training.packing.enabled:
-        yield "spec.training.packing.enabled", f"found true; {what}, whose rows are pairs and are not packed"
-    yield from _without_meaning(spec)
+        yield _wrong("spec.training.packing.enabled", f"found true; {what}, which does not pack its pairs; set false")
+    yield from _without_effect(spec)
     if spec.lora.quantize is not None:
-        yield "spec.lora.quantize", f"found {spec.lora.quantize}; {what}, leave it out"
+        yield _wrong("spec.lora.quantize", f"found {spec.lora.quantize}; {what}, remove it")
     if "hf" in spec.merge.formats:
-        yield "spec.merge.formats", "found hf; transformers has no such model, use upstream"
+        yield _wrong("spec.merge.formats", f"found hf; {what}, which transformers does not have; use upstream")
 
 
-def _without_meaning(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
-    """What only conversations have; nothing is accepted that would do nothing."""
+def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Settings that have no effect on a retrieval model."""
     training = spec.training
     what = f"{spec.model.name} is a retrieval model"
     if spec.model.template is not None:
-        yield "spec.model.template", f"found {spec.model.template}; {what} without conversations, leave it out"
+        yield _wrong("spec.model.template", f"found {spec.model.template}; {what} without conversations, remove it")
     if training.freeze != Freeze():
-        yield "spec.training.freeze", f"found settings; {what}, whose method (full, lora or head) says what learns"
+        text = f"found settings; {what}, remove them and choose what trains by method (full, lora or head)"
+        yield _wrong("spec.training.freeze", text)
     if training.loss_weighting != "token":
-        yield "spec.training.lossWeighting", f"found {training.loss_weighting}; {what}, each of whose pairs weighs 1"
+        text = f"found {training.loss_weighting}; {what}, whose pairs all have the same weight; remove it"
+        yield _wrong("spec.training.lossWeighting", text)
     if training.group_by_length:
-        yield "spec.training.groupByLength", f"found true; {what}, whose pairs are drawn at random"
+        yield _wrong("spec.training.groupByLength", f"found true; {what}, which draws pairs at random; set false")
     for section, datasets in (("train", spec.data.train), ("validation", spec.data.validation)):
         for name, dataset in datasets.items():
             if dataset.data_augment:
                 field = f"spec.data.{section}.{name}.dataAugment"
-                yield field, f"found true; {what}, whose training pictures are always cropped and mirrored"
+                yield _wrong(field, f"found true; {what}, which always crops and mirrors training images; set false")
     if spec.run_policy.on_out_of_memory == "halveMicroBatch":
-        message = f"found halveMicroBatch; {what}, where a smaller micro batch is another task: its pairs compete"
-        yield "spec.runPolicy.onOutOfMemory", f"{message}; use fail"
+        text = f"found halveMicroBatch; {what}, whose pairs in a micro batch are each other's negatives; use fail"
+        yield _wrong("spec.runPolicy.onOutOfMemory", text)
 
 
-def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Misplaced]:
-    only = f"only a retrieval model ({', '.join(RETRIEVAL_MODELS)})"
+def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     for field, form in _formats(spec):
         if form != "chat":
-            yield field, f"found {form}; {only} learns from pairs, use chat"
+            yield _wrong(field, f"found {form}; {_ONLY} learns from pairs, use chat")
     for name, task in spec.evaluation.tasks.items():
         field = f"spec.evaluation.tasks.{name}"
         if task.task.startswith("retrieval"):
-            yield f"{field}.task", f"found {task.task}; {only} does that"
+            yield _wrong(f"{field}.task", f"found {task.task}; {_ONLY} has retrieval tasks, use another task")
         if task.beams is not None:
-            yield f"{field}.beams", f"found {task.beams}; {only} searches with beams, leave it out"
+            yield _wrong(f"{field}.beams", f"found {task.beams}; {_ONLY} has beam search, remove it")
     if spec.method == "head":
-        yield "spec.method", f"found head; {only} has heads, use full or lora"
+        yield _wrong("spec.method", f"found head; {_ONLY} has heads, use full or lora")
     if spec.retrieval != Retrieval():
-        yield "spec.retrieval", f"found settings; {only} has them, leave it out"
+        yield _wrong("spec.retrieval", f"found settings; {_ONLY} has them, remove them")
 
 
 def _formats(spec: InternVLFineTuneSpec) -> Iterator[tuple[str, str]]:
