@@ -19,6 +19,8 @@ from internvl_api.validation.violations import Violation
 
 _INVALID = "InvalidCondition"
 _FIELD = "spec.evaluation.publishIf"
+_BASELINE_METRIC = "baseline[.][A-Za-z0-9_.]+"
+_USES_BASELINE = f"(^|[^A-Za-z0-9_]){_BASELINE_METRIC}"  # a task's name may end in baseline
 
 
 @rule(
@@ -81,18 +83,18 @@ def condition_has_tasks(evaluation: Evaluation) -> Values | None:
 
 @rule(
     "evaluation",
-    "!has(self.publishIf) || self.baseline || !self.publishIf.matches('(^|[^A-Za-z0-9_])baseline[.]')",
+    f"!has(self.publishIf) || self.baseline || !self.publishIf.matches('{_USES_BASELINE}')",
     "publishIf uses {operand}, but evaluation.baseline is false; set evaluation.baseline to true",
     field="publishIf",
     reason=_INVALID,
-    operand="self.publishIf.find('baseline[.][A-Za-z0-9_.]+')",
+    operand=f"self.publishIf.find('{_USES_BASELINE}').find('{_BASELINE_METRIC}')",
 )
 def condition_has_baseline(evaluation: Evaluation) -> Values | None:
     """The base model is evaluated where publishIf compares with it."""
-    if evaluation.baseline:
+    used = re.search(_USES_BASELINE, evaluation.publish_if or "")
+    if evaluation.baseline or not used:
         return None
-    used = next((operand for operand in _operands(evaluation) if operand.baseline), None)
-    return {"operand": used} if used else None
+    return {"operand": used[0][used[0].index("baseline") :]}
 
 
 @rule(
