@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from internvl_api.memory.estimate import longest_row, typical_row
+from internvl_api.memory.setup import longest_row, typical_row
 from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup, recipe_text
 
 SIZES = {"1b": ("Hermes-2", 2), "2b": ("internlm2-chat", 2), "4b": ("phi3-chat", 1)}  # template, epochs

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from internvl_api.memory.estimate import Row, Setup, ZeroSettings, memory
+from internvl_api.memory.estimate import memory
+from internvl_api.memory.setup import Row, Setup, ZeroSettings
 from internvl_api.models.catalogue import CatalogueModel, LanguageKind, LanguageModel, VisionTower
 from internvl_api.recipes.summary import recipe_config
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method

@@ -27,6 +27,6 @@ class ApiModel(BaseModel):
         protected_namespaces=(),
     )
 
-    def to_dict(self, *, exclude_unset: bool = False) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The camelCase JSON-ready dict; None fields are left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=exclude_unset)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import yaml
 from internvl_api.constants import ExitCode
 from internvl_api.memory.advice import advice, largest_micro_batch
-from internvl_api.memory.estimate import Setup, judge, setup_of
+from internvl_api.memory.estimate import judge
 from internvl_api.memory.quantity import GIB, gib, parse_bytes
+from internvl_api.memory.setup import Setup, setup_of
 from internvl_api.recipes.summary import (
     chat_recipe_names,
     estimate_lines,

@@ -4,7 +4,8 @@ from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-from internvl_api.memory.estimate import Memory, Setup, longest_row, memory, setup_of, typical_row
+from internvl_api.memory.estimate import Memory, memory
+from internvl_api.memory.setup import Setup, longest_row, setup_of, typical_row
 from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import load_recipe, read_recipe, recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
