@@ -13,6 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from internvl_api.models.catalogue import CATALOGUE
 from internvl_api.recipes.files import recipe_names, with_recipe
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.validation.cel_rules import Rule, broken
 from internvl_api.validation.check import RULES, check_spec
@@ -138,6 +140,13 @@ def test_every_rule_has_a_row_in_the_table() -> None:
     rows = [row for row in TABLE if "rule" in row and "recipe" not in row["spec"]]
     unseen = [rule.check.__name__ for rule in RULES if not any(refuses(rule, row) for row in rows)]
     assert unseen == ["known_recipe"]  # which is judged before the rest
+
+
+def test_a_run_yaml_written_by_hand_obeys_the_rules_of_its_sections() -> None:
+    written = resolve(parse_spec(RIGHT), job="team/run", job_uid="1").to_dict()
+    assert RunConfig.model_validate(written).to_dict() == written
+    with pytest.raises(ValueError, match="image: minDynamicPatch 7 exceeds maxDynamicPatch 6"):
+        RunConfig.model_validate(written | {"image": {"minDynamicPatch": 7, "maxDynamicPatch": 6}})
 
 
 @pytest.mark.parametrize("output", ["s3://models/new", "s3://models/out"])

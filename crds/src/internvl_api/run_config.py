@@ -69,7 +69,7 @@ class RunConfig(ApiModel):
 
     @model_validator(mode="after")
     def _sections_are_consistent(self) -> "RunConfig":
-        for violation in broken(_SECTION_RULES, self, "run.yaml"):
+        for violation in broken(_SECTION_RULES, self, path=""):
             raise ValueError(f"{violation.field}: {violation.message}")
         return self
 

@@ -87,7 +87,7 @@ def rule(
 
 
 def broken(rules: Iterable[Rule], spec: object, path: str = "spec") -> Iterator[Violation]:
-    """The violations of rules, found by their Python checks."""
+    """The violations of rules, found by their Python checks. Fields begin with `path`."""
     for each in rules:
         for where, section in _sections(spec, each.at.replace("[]", ".[]").split(".") if each.at else [], path):
             values = each.check(section)
@@ -106,7 +106,7 @@ def _sections(value: Any, steps: list[str], path: str) -> Iterator[tuple[str, An
             yield from _sections(each, steps[1:], f"{path}.{name}")
     else:
         attribute = re.sub("([A-Z])", lambda match: f"_{match[1].lower()}", steps[0])
-        yield from _sections(getattr(value, attribute), steps[1:], f"{path}.{steps[0]}")
+        yield from _sections(getattr(value, attribute), steps[1:], f"{path}.{steps[0]}".lstrip("."))
 
 
 def add_rules(schema: Schema, rules: Iterable[Rule]) -> None:
