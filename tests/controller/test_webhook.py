@@ -153,7 +153,7 @@ def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked:
     told = "spec.evaluation.publishIf: found vqa_accuracy, which no task measures"
     assert told in wait_for("the webhook is asked", refused)
     cluster_of_test.create("good")
-    with pytest.raises(ApiException, match=r"spec\.model\.source: found hf://OpenGVLab/InternVL2-2B, which is"):
+    with pytest.raises(ApiException, match=r"spec\.model\.source: found hf://OpenGVLab/InternVL2-2B, which holds"):
         cluster_of_test.edit(OTHER_MODEL, "good")
     cluster_of_test.patch_status(CHECKPOINTED, "good")
     with pytest.raises(ApiException, match="cannot change while it holds this run's checkpoints"):
