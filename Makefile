@@ -65,12 +65,12 @@ typecheck: $(STAMP) ## mypy, strict
 
 generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.crd $(CRD_COPIES)
-	$(PY) -m internvl_api.memory_tables docs/memory.md
+	$(PY) -m internvl_api.memory.tables docs/memory.md
 	$(PY) tests/tools/import_picture.py docs/images/imports.svg
 
 verify: lint typecheck ## lint, types, import contracts, and generated files up to date
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
-	$(PY) -m internvl_api.memory_tables --check docs/memory.md
+	$(PY) -m internvl_api.memory.tables --check docs/memory.md
 	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
 
 bench: setup ## figures, not gates: time to first pod, trainer throughput

@@ -1,10 +1,10 @@
 """The catalogue's dimensions are those of the published models: they give the published counts."""
 
 import pytest
-from internvl_api.catalogue import CATALOGUE, find_model
-from internvl_api.listing import chat_recipe_names
-from internvl_api.recipes import load_recipe
-from internvl_api.spec import Template
+from internvl_api.models.catalogue import CATALOGUE, find_model
+from internvl_api.recipes.files import load_recipe
+from internvl_api.recipes.summary import chat_recipe_names
+from internvl_api.types import Template
 
 
 def test_the_guides_trainable_parameters_come_out() -> None:

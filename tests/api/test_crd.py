@@ -1,5 +1,6 @@
 """The generated CRD: structural, complete, and saying what the models say."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,18 @@ def test_every_node_is_structural(path: str, node: dict[str, Any]) -> None:
     assert not {"$ref", "anyOf", "title", "const", "prefixItems"} & set(node)
     assert not ("properties" in node and "additionalProperties" in node), "a structural schema allows one of the two"
     assert isinstance(node.get("exclusiveMinimum", True), bool)
+
+
+def fields(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every named field; the standard object metadata has its own description everywhere."""
+    return ((at, node) for at, node in nodes(schema, path) if not at.endswith("[]") and at not in ("", ".metadata"))
+
+
+@pytest.mark.parametrize(("path", "field"), [pytest.param(p, f, id=p) for p, f in fields(SCHEMA)])
+def test_every_field_has_a_description(path: str, field: dict[str, Any]) -> None:
+    description = field.get("description", "")
+    assert re.match(r"[A-Za-z`{]", description), f"{path} has the description {description!r}"
+    assert not re.match(r"Default: |Of |Then |With it", description), f"{path} does not say what it is: {description!r}"
 
 
 @pytest.mark.parametrize("section", RECIPE_SECTIONS)

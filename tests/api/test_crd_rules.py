@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from crd_server import RULES, TRANSITIONS, PlacedRule, refusal, rule_messages, schema_errors
 from internvl_api.crd import root_schema
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
 MINIMAL: dict[str, Any] = {"model": {"source": "s3://models/tiny"}, "data": DATA, "output": "s3://models/out"}

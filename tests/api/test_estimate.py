@@ -4,9 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from internvl_api.advice import advice, largest_micro_batch, remedies
-from internvl_api.estimate import Setup, estimate, judge, longest_row, memory, setup_of, typical_row
-from internvl_api.listing import (
+from internvl_api.memory.advice import advice, largest_micro_batch, remedies
+from internvl_api.memory.estimate import estimate, judge, memory
+from internvl_api.memory.quantity import GIB, gib, parse_bytes
+from internvl_api.memory.setup import Setup, longest_row, setup_of, typical_row
+from internvl_api.memory.tables import GUIDE_ROWS, compare, fill
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.recipes.summary import (
     chat_recipe_names,
     estimate_lines,
     model_facts,
@@ -15,10 +20,7 @@ from internvl_api.listing import (
     recipe_setup,
     recipe_text,
 )
-from internvl_api.memory_tables import GUIDE_ROWS, compare, fill
-from internvl_api.quantity import GIB, gib, parse_bytes
-from internvl_api.recipes import recipe_names
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.validation.violations import SpecError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "memory.md"
 BILLION = 10**9
@@ -165,7 +167,7 @@ def test_the_mini_rows_are_met_at_the_scripts_own_batch(row) -> None:
 
 def test_the_document_holds_todays_tables() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert fill(text) == text, "run: python -m internvl_api.memory_tables docs/memory.md"
+    assert fill(text) == text, "run: python -m internvl_api.memory.tables docs/memory.md"
     assert text.count("| internvl2-2b-lora-coco |") == 2
 
 
@@ -197,16 +199,15 @@ def test_no_advice_partitions_weights_in_4_bits() -> None:
             "internvl2-2b-lora",
             2,
             "80Gi",
-            "Fits: 17.8 GiB of 80.0 GiB a GPU with the longest rows allowed (microBatchSize 4), 8.1 GiB with typical "
-            "ones.",
+            "Fits: 17.8 GiB of 80.0 GiB a GPU with the longest rows (microBatchSize 4), 8.1 GiB with typical rows.",
             id="fits",
         ),
         pytest.param(
             "internvl2-2b-full",
             8,
             "24Gi",
-            "Fits typical rows (17.9 GiB of 24.0 GiB a GPU, microBatchSize 4), but a micro batch of the longest rows "
-            "allowed, 4096 tokens, needs 28.1 GiB: 4.1 GiB too much. What would fit: microBatchSize 2 (21.7 GiB); "
+            "Fits typical rows (17.9 GiB of 24.0 GiB a GPU, microBatchSize 4), but a micro batch of the longest "
+            "rows, 4096 tokens, needs 28.1 GiB: 4.1 GiB too much. What fits: microBatchSize 2 (21.7 GiB); "
             "maxSeqLength 3072 (22.9 GiB); zeroStage 3 (22.4 GiB); method lora with languageRank 16 (17.7 GiB).",
             id="fits typical rows only",
         ),
@@ -215,7 +216,7 @@ def test_no_advice_partitions_weights_in_4_bits() -> None:
             8,
             "80Gi",
             "Does not fit: 94.3 GiB of 80.0 GiB a GPU with typical rows (microBatchSize 4), 14.3 GiB too much. What "
-            "would fit: zeroStage 2 (70.2 GiB); zeroStage 3 (46.9 GiB); method lora with languageRank 16 (44.1 GiB); "
+            "fits: zeroStage 2 (70.2 GiB); zeroStage 3 (46.9 GiB); method lora with languageRank 16 (44.1 GiB); "
             "32 GPUs (78.8 GiB).",
             id="too large",
         ),
@@ -224,7 +225,7 @@ def test_no_advice_partitions_weights_in_4_bits() -> None:
             8,
             "22Gi",
             "Does not fit: 50.7 GiB of 22.0 GiB a GPU with typical rows (microBatchSize 4), 28.7 GiB too much. What "
-            "would fit: 8 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (21.9 GiB).",
+            "fits: 8 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (21.9 GiB).",
             id="only everything together helps",
         ),
         pytest.param(
@@ -232,7 +233,7 @@ def test_no_advice_partitions_weights_in_4_bits() -> None:
             1,
             "12Gi",
             "Does not fit: 22.8 GiB of 12.0 GiB a GPU with typical rows (microBatchSize 4), 10.8 GiB too much. What "
-            "would fit: 4 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (9.4 GiB).",
+            "fits: 4 GPUs with zeroStage 3, microBatchSize 1 and gradientCheckpointing true (9.4 GiB).",
             id="more GPUs",
         ),
         pytest.param(
@@ -240,7 +241,7 @@ def test_no_advice_partitions_weights_in_4_bits() -> None:
             32,
             "4Gi",
             "Does not fit: 43.0 GiB of 4.0 GiB a GPU with typical rows (microBatchSize 1), 39.0 GiB too much. No "
-            "setting would make it fit: it needs GPUs with more memory, or a smaller model.",
+            "setting makes it fit: use GPUs with more memory, or a smaller model.",
             id="nothing helps",
         ),
     ],
@@ -282,7 +283,7 @@ def test_every_recipe_has_a_line() -> None:
 def test_a_recipe_shows_where_it_comes_from() -> None:
     assert recipe_text("internvl2-2b-lora-coco").startswith("# Figures of upstream's internvl_chat/shell/internvl2.0/")
     assert model_facts("internvl2-2b-lora-coco")["trainable"] == "125,829,120 parameters"
-    assert "not tried here" in model_facts("internvl3-9b-full")["caveat"]
+    assert "not tested" in model_facts("internvl3-9b-full")["caveat"]
 
 
 def test_an_unknown_recipe_is_named_with_a_hint() -> None:

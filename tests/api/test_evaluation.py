@@ -4,9 +4,10 @@ import re
 from typing import Any
 
 import pytest
-from internvl_api import gate
+from internvl_api import publish_condition
 from internvl_api.pipeline import stage_names
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.validation.violations import SpecError
 
 FINAL = {"coco": {"CIDEr": 1.2, "BLEU_4": 0.3}, "docs": {"exact_match": 0.5}}
 BASELINE = {"coco": {"CIDEr": 0.8, "BLEU_4": 0.2}}
@@ -40,20 +41,20 @@ def _task(kind: str = "caption-coco", **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_condition(condition: str, met: bool) -> None:
-    found, words = gate.holds(condition, FINAL, BASELINE)
+    found, words = publish_condition.holds(condition, FINAL, BASELINE)
     assert found is met
     assert condition.strip() in words
 
 
 def test_condition_says_what_it_compared() -> None:
-    assert gate.holds("CIDEr > baseline.CIDEr", FINAL, BASELINE)[1] == (
+    assert publish_condition.holds("CIDEr > baseline.CIDEr", FINAL, BASELINE)[1] == (
         "CIDEr = 1.2000, baseline.CIDEr = 0.8000; publishIf: CIDEr > baseline.CIDEr"
     )
 
 
 def test_not_a_number_is_never_compared() -> None:
-    with pytest.raises(gate.GateError, match="CIDEr is nan"):
-        gate.holds("CIDEr > 1", {"coco": {"CIDEr": float("nan")}}, {})
+    with pytest.raises(publish_condition.ConditionError, match="CIDEr is nan"):
+        publish_condition.holds("CIDEr > 1", {"coco": {"CIDEr": float("nan")}}, {})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_not_a_number_is_never_compared() -> None:
      "CIDEr > 1 and", "a.b.CIDEr > 1", "CIDEr > 1 + 2 + 3"],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused_by_the_schema(condition: str) -> None:
-    assert not re.match(gate.CONDITION_PATTERN, condition)
+    assert not re.match(publish_condition.CONDITION_PATTERN, condition)
     with pytest.raises(SpecError, match=r"spec\.evaluation\.publishIf"):
         _resolve(evaluation={"tasks": {"coco": _task()}, "publishIf": condition})
 

@@ -3,12 +3,13 @@
 import copy
 
 import pytest
-from internvl_api.catalogue import CATALOGUE
-from internvl_api.listing import recipe_config
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.resolve import SpecError, parse_spec, resolve
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.models.catalogue import CATALOGUE
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.recipes.files import load_recipe, recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.recipes.summary import recipe_config
 from internvl_api.run_config import RunConfig
+from internvl_api.validation.violations import SpecError
 
 DATA = {"train": {"pets": {"annotation": "s3://data/pets.jsonl"}}}
 MINIMAL = {"model": {"source": "s3://models/tiny"}, "data": DATA, "output": "s3://models/out"}

@@ -7,9 +7,10 @@ from typing import Any
 
 import internvl_api.recipes
 import pytest
-from internvl_api.listing import chat_recipe_names, recipe_config
-from internvl_api.recipes import recipe_names
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.recipes.summary import chat_recipe_names, recipe_config
+from internvl_api.validation.violations import SpecError
 
 SCRIPTS = json.loads((Path(__file__).parents[1] / "data" / "recipes.json").read_text(encoding="utf-8"))["scripts"]
 RECIPES = sorted(set(recipe_names()) - set(chat_recipe_names()))
@@ -93,7 +94,7 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
         pytest.param(
             {"data": {"train": {"a": {"annotation": "s3://data/a.jsonl"}}}},
             "spec.data.train.a.format",
-            "found chat; InternVL-14B-224px is a retrieval model, which learns from flickr or coco",
+            "found chat; InternVL-14B-224px is a retrieval model, use flickr or coco",
             id="conversations",
         ),
         pytest.param(
@@ -118,13 +119,13 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
         pytest.param(
             {"runPolicy": {"onOutOfMemory": "halveMicroBatch"}},
             "spec.runPolicy.onOutOfMemory",
-            "found halveMicroBatch; InternVL-14B-224px is a retrieval model, where a smaller micro batch is another",
+            "found halveMicroBatch; InternVL-14B-224px is a retrieval model, whose pairs in a micro batch are",
             id="smaller micro batches",
         ),
         pytest.param(
             {"evaluation": _task("retrieval-coco", maxNewTokens=5)},
             "spec.evaluation.tasks.t.maxNewTokens",
-            "found 5; retrieval-coco compares pictures with captions and asks nothing",
+            "found 5; retrieval-coco compares images with captions without a prompt",
             id="an answer's length",
         ),
         pytest.param({"evaluation": _task("vqa")}, "spec.evaluation.tasks.t.task", "found vqa; Int", id="questions"),
@@ -132,12 +133,12 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
             CHAT | {"evaluation": _task("retrieval-coco")}, "spec.evaluation.tasks.t.task", "found retr", id="retrieval"
         ),
         pytest.param(
-            {"evaluation": _task("retrieval")}, "spec.evaluation.tasks.t.format", "found none; say", id="no format"
+            {"evaluation": _task("retrieval")}, "spec.evaluation.tasks.t.format", "found none; set", id="no format"
         ),
         pytest.param(
             {"evaluation": _task("caption-coco", format="coco")},
             "spec.evaluation.tasks.t.format",
-            "found coco; only retrieval tasks have one",
+            "found coco; only retrieval tasks have a format",
             id="a format of captions",
         ),
         pytest.param(
@@ -150,7 +151,7 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
         pytest.param(
             CHAT | {"retrieval": {"hardNegatives": True}}, "spec.retrieval", "found settings; on", id="section"
         ),
-        pytest.param({"merge": {"formats": ["hf"]}}, "spec.merge.formats", "found hf; transformers has", id="hf"),
+        pytest.param({"merge": {"formats": ["hf"]}}, "spec.merge.formats", "found hf; InternVL-14B", id="hf"),
         pytest.param(
             {"data": {"meta": "s3://data/meta.json", "train": PAIRS}}, "spec.data.meta", "found s3://data/m", id="meta"
         ),

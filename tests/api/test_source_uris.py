@@ -1,11 +1,13 @@
 """Which URIs a spec may name as a source."""
 
 import pytest
-from internvl_api.resolve import SpecError, parse_spec
+from internvl_api.recipes.resolve import parse_spec
+from internvl_api.validation.violations import SpecError
 
 
 def parse(root: str) -> None:
-    parse_spec({"data": {"train": {"x": {"annotation": "/rows.jsonl", "root": root}}}, "output": "/out"})
+    data = {"train": {"x": {"annotation": "/rows.jsonl", "root": root}}}
+    parse_spec({"model": {"source": "/model"}, "data": data, "output": "/out"})
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from internvl_api import evaluation, gate, spec
-from internvl_api.base import ApiModel
-from internvl_api.recipes import recipe_names
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api import publish_condition, spec
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
+from internvl_api.spec import evaluation
+from internvl_api.types import ApiModel
 from ivft_cluster.paths import CHECKOUT
 
 GUIDES = sorted((CHECKOUT / "docs/guides").glob("*.md"))
@@ -139,10 +140,12 @@ def test_the_reference_has_every_field(section: str, model: type[ApiModel]) -> N
 
 def test_the_reference_has_the_language_of_conditions_as_it_is() -> None:
     (grammar,) = re.findall(r"^```\n(condition .*?)```", REFERENCE, re.DOTALL | re.MULTILINE)
-    assert "".join(line.strip() + "\n" for line in str(gate.__doc__).split("\n\n")[1].splitlines()) == grammar
+    assert (
+        "".join(line.strip() + "\n" for line in str(publish_condition.__doc__).split("\n\n")[1].splitlines()) == grammar
+    )
     examples = [cells[0].strip("`") for cells in rows(REFERENCE, "example")]
     assert len(examples) == 4
-    assert all(gate.operands(example) for example in examples)
+    assert all(publish_condition.operands(example) for example in examples)
 
 
 def test_the_reference_opens_with_a_spec_that_can_be_run() -> None:

@@ -10,7 +10,8 @@ import yaml
 from controller.builders import CONFIG, UID, Raw, a_run, custom_resource, spec
 from controller.simulator import POD_GROUP, Operator, Server, names_of
 from controller.test_runs import World
-from internvl_api.resolve import SpecError, parse_spec
+from internvl_api.recipes.resolve import parse_spec
+from internvl_api.validation.violations import SpecError
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import gang, names, pods
 from internvl_operator.core.stages import Stage

@@ -108,7 +108,7 @@ def test_a_wrong_spec_is_explained_and_makes_nothing(run: Story, operator: Opera
     cluster = run.cluster
     cluster.create(model={"name": "InternVL2-1B", "source": "hf://OpenGVLab/InternVL2-2B"})
     stalled = cluster.wait_condition("Stalled", "InvalidSpec")
-    assert "spec.model.source: found hf://OpenGVLab/InternVL2-2B, which is InternVL2-2B" in stalled["message"]
+    assert "spec.model.source: found hf://OpenGVLab/InternVL2-2B, which holds InternVL2-2B" in stalled["message"]
     assert "set model.name to InternVL2-2B" in stalled["message"]
     assert not any(cluster.children().values())
     cluster.edit({"model": {"name": "InternVL2-2B"}})

@@ -28,6 +28,7 @@ NO_SUCH_METRIC = {
 }
 OTHER_MODEL = {"model": {"name": "InternVL2-1B", "source": "hf://OpenGVLab/InternVL2-2B"}}
 BAD = custom_resource(recipe="internvl2-2b-lora-cocoo")
+BAD_TWICE = custom_resource(**OTHER_MODEL, evaluation=NO_SUCH_METRIC)
 CHECKPOINTED = {
     "checkpoint": {
         "step": 5,
@@ -52,6 +53,9 @@ def asked(new: Raw | None, old: Raw | None = None) -> Raw:
         pytest.param(BAD, custom_resource(), "spec.recipe: unknown recipe", id="made-wrong-by-an-edit"),
         pytest.param(custom_resource(), BAD, None, id="mended"),
         pytest.param({**BAD, "metadata": BAD["metadata"] | {"labels": {"a": "b"}}}, BAD, None, id="wrong-as-before"),
+        pytest.param(BAD_TWICE, None, "set model.name to InternVL2-2B (and 1 more)", id="wrong-twice"),
+        pytest.param(custom_resource(**OTHER_MODEL), BAD_TWICE, None, id="one-of-two-mended"),
+        pytest.param(BAD_TWICE, custom_resource(**OTHER_MODEL), "vqa_accuracy, which no task", id="wrong-once-more"),
         pytest.param({**BAD, "metadata": {"deletionTimestamp": "now"}}, custom_resource(), None, id="being-deleted"),
         pytest.param(None, BAD, None, id="deleted"),
         pytest.param({**BAD, "spec": "words"}, None, "spec: found str, expected an object", id="not-a-spec"),
@@ -149,7 +153,7 @@ def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked:
     told = "spec.evaluation.publishIf: found vqa_accuracy, which no task measures"
     assert told in wait_for("the webhook is asked", refused)
     cluster_of_test.create("good")
-    with pytest.raises(ApiException, match=r"spec\.model\.source: found hf://OpenGVLab/InternVL2-2B, which is"):
+    with pytest.raises(ApiException, match=r"spec\.model\.source: found hf://OpenGVLab/InternVL2-2B, which holds"):
         cluster_of_test.edit(OTHER_MODEL, "good")
     cluster_of_test.patch_status(CHECKPOINTED, "good")
     with pytest.raises(ApiException, match="cannot change while it holds this run's checkpoints"):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from e2e.harness import Platform
-from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.publish_condition import RETRIEVAL_METRICS
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET

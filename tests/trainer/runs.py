@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 from internvl_trainer.distributed import free_port

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from internvl_api.catalogue import CatalogueModel, LanguageKind, LanguageModel, VisionTower
-from internvl_api.estimate import Row, Setup, ZeroSettings, memory
-from internvl_api.listing import recipe_config
+from internvl_api.memory.estimate import memory
+from internvl_api.memory.setup import Row, Setup, ZeroSettings
+from internvl_api.models.catalogue import CatalogueModel, LanguageKind, LanguageModel, VisionTower
+from internvl_api.recipes.summary import recipe_config
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.checkpoint_format import native_config, read_architecture

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import internvl_api.recipes
 import pytest
-from internvl_api.listing import chat_recipe_names, recipe_config, recipe_setup
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +173,7 @@ def test_adamws_figures_are_upstreams(recipe: str) -> None:
 def test_retrieval_scripts_that_say_bs1024_have_128() -> None:
     scripts = {name: script for name, script in UPSTREAM["scripts"].items() if re.search(r"bs1024.*4gpu", name)}
     assert {script["effective_global_batch"] for script in scripts.values()} == {128}
-    names = [name for name in internvl_api.recipes.recipe_names() if re.match(r"internvl-14b-(head|lora)-", name)]
+    names = [name for name in recipe_names() if re.match(r"internvl-14b-(head|lora)-", name)]
     assert {recipe_config(name).training.global_batch_size for name in names} == {128}
     assert len(scripts) == len(names) == 6
 

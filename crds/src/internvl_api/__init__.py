@@ -1,1 +1,1 @@
-"""The InternVLFineTune contract: what a user writes, what the operator answers, what a stage reads."""
+"""The InternVLFineTune contract: the spec that a user writes, the status, and the RunConfig that a stage reads."""

@@ -1,11 +1,12 @@
-"""pydantic models -> a structural CustomResourceDefinition, as text.
+"""Writes the CustomResourceDefinition, whose structural schema is generated from the pydantic models.
 
-A structural schema knows no $ref, no null union and no numeric exclusiveMinimum, so the JSON schema that pydantic
-writes is rewritten here. Reference: Kubernetes documentation, "Extend the Kubernetes API with
-CustomResourceDefinitions", section "Specifying a structural schema".
+A structural schema has no $ref, no null union and no numeric exclusiveMinimum, so pydantic's JSON schema is converted.
+Reference: Kubernetes documentation, "Extend the Kubernetes API with CustomResourceDefinitions", section "Specifying a
+structural schema".
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import yaml
 from pydantic import BaseModel
 
 from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
-from internvl_api.crd_rules import ROOT_RULES, SPEC_RULES, add_rules
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
 from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
+from internvl_api.validation.cel_rules import add_rules
+from internvl_api.validation.check import RULES
+from internvl_api.validation.cluster import ROOT_RULES
 
 Schema = dict[str, Any]
 
@@ -36,7 +39,7 @@ _COLUMNS = [
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
 
-# What `kubectl get ivft --field-selector` takes; a server allows eight.
+# Fields for `kubectl get ivft --field-selector`; a server allows eight.
 _SELECTABLE = (".spec.recipe", ".spec.method", ".spec.model.name", ".status.phase", ".status.stage")
 
 
@@ -50,11 +53,11 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[1]]
         return _convert({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
-    if "anyOf" in node:  # X | None: a CR says "absent" by leaving the field out
+    if "anyOf" in node:  # X | None: a resource leaves an absent field out
         (only,) = [option for option in node["anyOf"] if option.get("type") != "null"]
         return _convert({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
     out = {key: node[key] for key in _KEPT if key in node}
-    if out.get("default", ...) in (None, {}, []):  # nothing to fill in
+    if out.get("default", ...) in (None, {}, []):
         out.pop("default")
     if "const" in node:
         out["enum"] = [node["const"]]
@@ -79,10 +82,10 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _without_defaults(schema: Schema) -> Schema:
-    """Defaults moved into the description: a recipe must still see what the user left out."""
+    """The schema with defaults moved into descriptions: a recipe must see what the user left out."""
     out = dict(schema)
     if "default" in out:
-        note = f"Default: the recipe's, else {out.pop('default')!r}"
+        note = f"Default: the recipe's, else {json.dumps(out.pop('default'))}"
         out["description"] = f"{out['description']}. {note}" if "description" in out else note
     out.pop("required", None)
     if "properties" in out:
@@ -95,11 +98,11 @@ def spec_schema() -> Schema:
     schema = structural(InternVLFineTuneSpec)
     for section in RECIPE_SECTIONS:
         schema["properties"][section] = _without_defaults(schema["properties"][section])
-    # The rest of an entry is Kubernetes' own; its name is what a rule asks for.
+    # A rule reads the name of a variable; the rest of the entry stays Kubernetes' own.
     env = schema["properties"]["podTemplate"]["properties"]["env"]["items"]
-    env |= {"properties": {"name": {"type": "string"}}, "required": ["name"]}
+    env |= {"properties": {"name": {"type": "string", "description": "Name of the variable"}}, "required": ["name"]}
     schema["properties"]["merge"]["properties"]["formats"]["x-kubernetes-list-type"] = "set"
-    add_rules(schema, SPEC_RULES)
+    add_rules(schema, RULES)
     return schema
 
 
@@ -112,7 +115,7 @@ def status_schema() -> Schema:
 
 
 def _drop_status_defaults(schema: Schema) -> Schema:
-    """The operator writes every status field it means; a server must not add to one that it has written."""
+    """The schema without defaults: the operator alone writes status, a server must not add fields."""
     out = {k: v for k, v in schema.items() if k not in ("default", "required")}
     if "x-kubernetes-list-map-keys" in out:
         items = _drop_status_defaults(out["items"])
@@ -131,8 +134,8 @@ def root_schema() -> Schema:
         "description": "One InternVL fine-tuning run, from base model to published result",
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
+            "apiVersion": {"type": "string", "description": "Version of this schema"},
+            "kind": {"type": "string", "description": "InternVLFineTune"},
             "metadata": {"type": "object"},
             "spec": spec_schema(),
             "status": status_schema(),
@@ -172,7 +175,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def main() -> int:
-    """Write the CRD to each path given; `--check` fails instead when a file is out of date."""
+    """Write the CRD to each path; with `--check` fail when a file is out of date."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
     parser.add_argument("paths", nargs="+", type=Path)

@@ -1,32 +1,54 @@
-"""What a stage reads: run.yaml, resolved once by the operator (or written by hand for a single machine)."""
+"""What a stage reads: run.yaml, written by the operator, or by hand for a single machine."""
 
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from internvl_api.base import ApiModel
-from internvl_api.evaluation import Evaluation
-from internvl_api.retrieval import Retrieval
-from internvl_api.spec import Checkpoint, Data, Image, Lora, Merge, Method, Precision, Publish, Template, Training
+from internvl_api.models.kinds import ModelKind
+from internvl_api.spec import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    Image,
+    Lora,
+    Merge,
+    Method,
+    Precision,
+    Publish,
+    Retrieval,
+    Training,
+)  # fmt: skip
+from internvl_api.types import ApiModel, Template
+from internvl_api.validation import cross_field, evaluation
+from internvl_api.validation.cel_rules import broken
+
+# What also refuses a run.yaml written by hand: the rules about one section.
+_SECTION_RULES = tuple(
+    rule
+    for rule in (*cross_field.RULES, *evaluation.RULES)
+    if rule.at.partition(".")[0] in ("data", "image", "training", "evaluation")
+)
 
 
 class ResolvedModel(ApiModel):
-    """The base model, with nothing left to look up but what only the checkpoint knows."""
+    """The base model; only what the checkpoint itself says is still open."""
 
     name: str | None = None
-    kind: Literal["chat", "retrieval"] = "chat"
+    kind: ModelKind = "chat"
     source: str
-    template: Template | None = Field(None, description="None: the checkpoint's config.json decides")
+    template: Template | None = Field(
+        None, description="Conversation template; None: the one in the checkpoint's config.json"
+    )
     drop_path_rate: float = 0.0
 
 
 class RunConfig(ApiModel):
-    """Everything a stage needs. `batch` figures are derived: global = micro x accumulation x world size."""
+    """Everything a stage needs. Global batch = micro batch x gradient accumulation x world size."""
 
     job: str = Field(description="namespace/name, for logs and reports")
-    job_uid: str = Field(description="Lineage: the CR's uid, or any id for a local run")
+    job_uid: str = Field(description="uid of the run's resource, or any id on a single machine")
     recipe: str | None = None
     model: ResolvedModel
     data: Data
@@ -45,9 +67,15 @@ class RunConfig(ApiModel):
     device: Literal["cuda", "cpu"]
     gradient_accumulation: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _sections_are_consistent(self) -> "RunConfig":
+        for violation in broken(_SECTION_RULES, self, path=""):
+            raise ValueError(f"{violation.field}: {violation.message}")
+        return self
+
     @property
     def world_size(self) -> int:
-        """Training processes over all pods."""
+        """Ranks over all pods."""
         return self.workers * self.processes_per_worker
 
     @property
@@ -56,8 +84,8 @@ class RunConfig(ApiModel):
         return self.training.precision
 
     def to_yaml(self) -> str:
-        """The text of run.yaml: stable, so that equal configurations have equal digests."""
-        # libyaml's emitter: with that of Python, a quarter of the time of all passes went here
+        """The text of run.yaml. Equal configurations have equal text."""
+        # libyaml: PyYAML's Python emitter took a quarter of the time of all passes
         return yaml.dump(self.to_dict(), Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True)
 
     @classmethod

@@ -1,165 +1,177 @@
-"""What we answer: `status` of an InternVLFineTune, and the small documents a pod reports with."""
+"""What the operator writes, `status` of an InternVLFineTune, and the documents that a pod reports with."""
 
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from internvl_api.base import ApiModel
+from internvl_api.types import ApiModel
 
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
 StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
 StepPhase = Literal["data", "meeting", "computing"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
-# observedGeneration of a run that no operator has answered yet. The API server fills it in: without it, kstatus takes a
-# new run for one that is done, and Flux would not wait for it.
+# observedGeneration of a run that no operator has seen yet. The API server fills it in: without it, kstatus takes a new
+# run for a finished one, and Flux does not wait for it.
 UNOBSERVED = -1
 
 
-class _Answer(ApiModel):
-    # A newer operator may have written more than this version knows: read what we know, never crash.
+class _Reported(ApiModel):
+    # A newer operator may have written fields that this version does not know: ignore them.
     model_config = ConfigDict(extra="ignore")
 
 
-class Condition(_Answer):
-    """A Kubernetes condition; `kstatus`, Argo CD and Flux read Ready, Reconciling and Stalled."""
+class Condition(_Reported):
+    """A Kubernetes condition; kstatus, Argo CD and Flux read Ready, Reconciling and Stalled."""
 
-    type: ConditionType
-    status: Literal["True", "False", "Unknown"]
-    reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=128)
-    message: str = Field("", max_length=32768)
-    last_transition_time: str
-    observed_generation: int | None = None
+    type: ConditionType = Field(description="Name of the condition")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds")
+    reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=128, description="Cause, as one CamelCase word")
+    message: str = Field("", max_length=32768, description="Details: what, where, found, expected, next step")
+    last_transition_time: str = Field(description="When `status` last changed")
+    observed_generation: int | None = Field(None, description="metadata.generation that the condition is about")
 
 
-class Progress(_Answer):
-    """Where training is. Also the body of the trainer's GET /progress."""
+class Progress(_Reported):
+    """Progress of the current stage; also the body of the trainer's GET /progress."""
 
-    stage: StageName | None = None
-    detail: str | None = Field(None, description="What the stage is doing, in words: downloading, step, checkpoint")
-    step: int | None = None
-    total_steps: int | None = None
-    epoch: float | None = None
-    loss: float | None = None
-    learning_rate: float | None = None
-    samples_per_second: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: float | None = None
+    stage: StageName | None = Field(None, description="Stage that reports")
+    detail: str | None = Field(None, description="Current activity of the stage: downloading, step, checkpoint")
+    step: int | None = Field(None, description="Steps done")
+    total_steps: int | None = Field(None, description="Steps in all")
+    epoch: float | None = Field(None, description="Passes over the training data done")
+    loss: float | None = Field(None, description="Training loss of the last logged step")
+    learning_rate: float | None = Field(None, description="Learning rate of the last logged step")
+    samples_per_second: float | None = Field(None, description="Samples per second, over all ranks")
+    tokens_per_second: float | None = Field(None, description="Tokens per second, over all ranks")
+    eta_seconds: float | None = Field(None, description="Estimated seconds until training ends")
     slowest_rank: int | None = Field(
-        None, description="The others waited for its data, for more than a tenth of the last step; absent: for none"
+        None,
+        description="Rank whose data the other ranks waited for during more than a tenth of the last step; absent when "
+        "there is none",
     )
-    validation_loss: float | None = Field(None, description="On data.validation, as last measured")
+    validation_loss: float | None = Field(None, description="Latest loss on data.validation")
 
 
-class Heartbeat(_Answer):
-    """Where one training process is in a step; `heartbeat` of the trainer's GET /progress.
+class Heartbeat(_Reported):
+    """Where one rank is in a step; `heartbeat` in the trainer's GET /progress.
 
-    All processes meet once a step, after each has its data: one that is still at its data is waited for by the rest.
+    All ranks synchronise once a step, after loading their data: the others wait for a rank that is still loading.
     """
 
-    phase: StepPhase
-    idle_seconds: float = Field(description="Since it entered that phase")
+    phase: StepPhase = Field(description="Current part of the step")
+    idle_seconds: float = Field(description="Seconds since the rank entered that phase")
 
 
-class CheckpointStatus(_Answer):
-    """The newest checkpoint whose manifest was verified."""
+class CheckpointStatus(_Reported):
+    """The newest checkpoint with a verified manifest."""
 
-    step: int
-    uri: str
-    sha256: str = Field(description="Of the manifest, which holds the sha256 of each file")
-    verified_at: str
-
-
-class StageStatus(_Answer):
-    """One entry of the pipeline."""
-
-    name: StageName
-    state: StageState = "Pending"
-    attempt: int = 0
-    started_at: str | None = None
-    finished_at: str | None = None
-    reason: str | None = Field(None, description="Why the last attempt ended before the stage was done")
-    message: str | None = Field(None, description="The same, in words")
-    artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what this stage made")
+    step: int = Field(description="Step at which it was saved")
+    uri: str = Field(description="Folder of the checkpoint")
+    sha256: str = Field(description="sha256 of the manifest, which holds the sha256 of each file")
+    verified_at: str = Field(description="When the checkpoint was verified")
 
 
-class Workers(_Answer):
+class StageStatus(_Reported):
+    """State of one stage."""
+
+    name: StageName = Field(description="Name of the stage")
+    state: StageState = Field("Pending", description="State of the stage")
+    attempt: int = Field(0, description="Number of the current or last attempt")
+    started_at: str | None = Field(None, description="When the first attempt started")
+    finished_at: str | None = Field(None, description="When the stage finished")
+    reason: str | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
+    message: str | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
+    artifacts: dict[str, str] = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
+
+
+class Workers(_Reported):
     """Pods of the current stage."""
 
-    active: int = 0
-    succeeded: int = 0
-    failed: int = 0
+    active: int = Field(0, description="Number of pods that are pending or running")
+    succeeded: int = Field(0, description="Number of pods that succeeded")
+    failed: int = Field(0, description="Number of pods that failed")
 
 
-class Restarts(_Answer):
-    """Group restarts so far, by who caused them; `user` counts against backoffLimit."""
+class Restarts(_Reported):
+    """Number of group restarts, by cause."""
 
-    user: int = 0
-    infrastructure: int = 0
-
-
-class EvaluationStatus(_Answer):
-    """Figures by task and metric: {"coco": {"CIDEr": 1.31}}."""
-
-    baseline: dict[str, dict[str, float]] = Field(default_factory=dict)
-    final: dict[str, dict[str, float]] = Field(default_factory=dict)
+    user: int = Field(0, description="Restarts caused by the run itself; they count against backoffLimit")
+    infrastructure: int = Field(0, description="Restarts caused by the cluster")
 
 
-class InternVLFineTuneStatus(_Answer):
-    """Written once a pass, only when it changed."""
+class EvaluationStatus(_Reported):
+    """Metrics by task: {"coco": {"CIDEr": 1.31}}."""
 
-    observed_generation: int | None = None
-    phase: Phase | None = None
-    stage: StageName | None = None
-    attempt: int = 0
-    progress_text: str | None = Field(None, description="For the Progress column: 120/400 loss 1.234")
-    conditions: list[Condition] = Field(default_factory=list)
-    stages: list[StageStatus] = Field(default_factory=list)
+    baseline: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Task -> metric -> value of the base model"
+    )
+    final: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Task -> metric -> value of the trained model"
+    )
+
+
+class InternVLFineTuneStatus(_Reported):
+    """Observed state of the run; the operator writes it once a pass, and only when it changed."""
+
+    observed_generation: int | None = Field(
+        None, description="metadata.generation that this status is about; -1 until an operator sees the run"
+    )
+    phase: Phase | None = Field(None, description="Summary of the conditions")
+    stage: StageName | None = Field(None, description="Current stage")
+    attempt: int = Field(0, description="Number of the current stage's attempt")
+    progress_text: str | None = Field(None, description="Text of the Progress column: 120/400 loss 1.234")
+    conditions: list[Condition] = Field(default_factory=list, description="Conditions by type")
+    stages: list[StageStatus] = Field(default_factory=list, description="Stages of the run in their order")
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
     evaluation: EvaluationStatus | None = None
-    artifacts: dict[str, str] = Field(default_factory=dict, description="Name to URI of what was made or published")
+    artifacts: dict[str, str] = Field(
+        default_factory=dict, description="Name -> URI of everything that was written or published"
+    )
     workers: Workers = Field(default_factory=Workers)
     restarts: Restarts = Field(default_factory=Restarts)
-    started_at: str | None = None
-    finished_at: str | None = None
-    retry_at: str | None = Field(None, description="When a stalled or backed-off group is started again")
-    failures: int = Field(0, description="Failures in a row of the current stage; decides the backoff")
+    started_at: str | None = Field(None, description="When the run started")
+    finished_at: str | None = Field(None, description="When the run succeeded or failed")
+    retry_at: str | None = Field(None, description="When a stalled or failed group is started again")
+    failures: int = Field(0, description="Consecutive failures of the current stage; sets the backoff")
     infrastructure_failures: int = Field(
-        0, description="Attempts lost to the cluster since the newest checkpoint; count against infrastructureLimit"
+        0,
+        description="Attempts lost to the cluster since the newest checkpoint; they count against infrastructureLimit",
     )
     micro_batch_size: int | None = Field(
-        None, description="In place of spec's, since a GPU ran out of memory (runPolicy.onOutOfMemory)"
+        None,
+        description="Micro batch size after a GPU ran out of memory (runPolicy.onOutOfMemory); overrides the spec",
     )
     progress_at: str | None = Field(
-        None, description="When the current attempt last got further; progressDeadlineSeconds counts from here"
+        None, description="When the current attempt last made progress; progressDeadlineSeconds counts from here"
     )
     unscheduled_since: str | None = Field(
         None, description="When the scheduler began to look for nodes; schedulingDeadlineSeconds counts from here"
     )
     containers: list[str] = Field(
         default_factory=list,
-        description="End of the id of each worker's container, by rank, since all of the current attempt ran",
+        description="Last characters of each worker's container id, by rank, once the whole attempt runs; they reveal "
+        "a container that its node restarted",
     )
     run_digest: str | None = Field(
-        None,
-        description="Of the spec that decides the result; another value starts the stages again",
+        None, description="Digest of the part of the spec that decides the result; a change restarts the stages"
     )
 
     @field_validator("observed_generation")
     @classmethod
-    def _none_before_the_first_answer(cls, value: int | None) -> int | None:
+    def _none_before_first_pass(cls, value: int | None) -> int | None:
         return None if value == UNOBSERVED else value
 
 
-class StageResult(_Answer):
+class StageResult(_Reported):
     """A stage's last word: the container's termination message (JSON, at most 4096 bytes)."""
 
-    stage: StageName
-    outcome: Literal["succeeded", "failed", "resume"]
-    reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$")
-    message: str = ""
+    stage: StageName = Field(description="Stage that ended")
+    outcome: Literal["succeeded", "failed", "resume"] = Field(description="How the stage ended")
+    reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", description="Cause, as one CamelCase word")
+    message: str = Field("", description="Details of the cause")
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
-    artifacts: dict[str, str] = Field(default_factory=dict)
-    evaluation: EvaluationStatus | None = Field(None, description="What this stage measured")
+    artifacts: dict[str, str] = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
+    evaluation: EvaluationStatus | None = Field(None, description="Metrics that the stage measured")

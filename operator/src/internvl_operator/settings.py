@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from internvl_api.quantity import parse_bytes
+from internvl_api.memory.quantity import parse_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from internvl_operator.core.operator_config import OperatorConfig

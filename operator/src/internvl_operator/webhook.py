@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from internvl_api.in_cluster import check_in_cluster
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.violations import SpecError, Violation
 
 from internvl_operator.core.run import read_status
 
@@ -28,10 +29,10 @@ def review(asked: Raw) -> Raw:
     """The AdmissionReview that answers one."""
     request = asked["request"]
     response: Raw = {"uid": request["uid"], "allowed": True}
-    wrong = _mistake(request.get("object"))
     # What was wrong before may still be suspended, labelled or deleted.
-    if wrong and wrong != _mistake(request.get("oldObject")):
-        response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": wrong}}
+    before = _violations(request.get("oldObject"))
+    if wrong := [each for each in _violations(request.get("object")) if each not in before]:
+        response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
     return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
 
 
@@ -42,18 +43,10 @@ def serve(port: int, certificates: Path) -> ThreadingHTTPServer:
     return server
 
 
-def _mistake(raw: Raw | None) -> str:
+def _violations(raw: Raw | None) -> tuple[Violation, ...]:
     if not raw or "deletionTimestamp" in raw["metadata"]:
-        return ""
-    metadata = raw["metadata"]
-    try:
-        # A name that is yet to be generated and a uid that is yet to be given decide nothing here.
-        spec = parse_spec(raw.get("spec"))
-        resolve(spec, job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
-        check_in_cluster(spec, read_status(raw.get("status") or {}))
-    except SpecError as error:
-        return f"{error.field}: {error.message}"
-    return ""
+        return ()
+    return check_spec(raw.get("spec"), InCluster.of(read_status(raw.get("status") or {}))).violations
 
 
 class _Server(ThreadingHTTPServer):

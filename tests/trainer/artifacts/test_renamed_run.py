@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask
+from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.tasks import OpenTask, open_task, with_marks
 

@@ -100,8 +100,8 @@ def test_the_exit_code_of_a_refusal(tmp_path: Path, reports: list[str]) -> None:
 @pytest.mark.parametrize(
     ("condition", "cider", "message"),
     [
-        pytest.param("CIDEr >= 1.2", float("nan"), "CIDEr is nan, which nothing can be compared with", id="no number"),
-        pytest.param("vqa_accuracy > 0.5", 1.0, "vqa_accuracy: found 0 such figures, expected one", id="not measured"),
+        pytest.param("CIDEr >= 1.2", float("nan"), "CIDEr is nan, expected a finite number", id="no number"),
+        pytest.param("vqa_accuracy > 0.5", 1.0, "vqa_accuracy: found 0 such metrics, expected one", id="not measured"),
     ],
 )
 def test_a_condition_that_cannot_be_decided(

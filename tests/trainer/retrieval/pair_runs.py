@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from ivft_demo.checkpoint import write_retrieval_checkpoint
 from trainer.evaluations import draw

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.publish_condition import RETRIEVAL_METRICS
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.captions import CAPTION_PROMPT, SUMMARIZE, encode_caption, encode_prompt, normalise_caption

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from closeness import assert_close
-from internvl_api.resolve import parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_trainer.model.retrieval.load import load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
 from ivft_cluster.paths import CHECKOUT

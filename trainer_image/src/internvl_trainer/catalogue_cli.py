@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from internvl_api.advice import advice, largest_micro_batch
 from internvl_api.constants import ExitCode
-from internvl_api.estimate import Setup, judge, setup_of
-from internvl_api.listing import chat_recipe_names, estimate_lines, model_facts, recipe_lines, recipe_setup, recipe_text
-from internvl_api.quantity import GIB, gib, parse_bytes
-from internvl_api.resolve import SpecError
+from internvl_api.memory.advice import advice, largest_micro_batch
+from internvl_api.memory.estimate import judge
+from internvl_api.memory.quantity import GIB, gib, parse_bytes
+from internvl_api.memory.setup import Setup, setup_of
+from internvl_api.recipes.summary import (
+    chat_recipe_names,
+    estimate_lines,
+    model_facts,
+    recipe_lines,
+    recipe_setup,
+    recipe_text,
+)
 from internvl_api.run_config import RunConfig
+from internvl_api.validation.violations import SpecError
 from pydantic import ValidationError
 from rich.console import Console
 from rich.syntax import Syntax

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from internvl_api.constants import API_VERSION, KIND, ExitCode
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
+from internvl_api.validation.violations import SpecError, Violation
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -69,6 +70,6 @@ def resolve_resource(resource: dict[str, Any]) -> RunConfig:
     """What the operator would make of it. Raises SpecError."""
     metadata = resource.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise SpecError("InvalidSpec", "metadata", f"found {type(metadata).__name__}, expected an object")
+        raise SpecError(Violation("metadata", f"found {type(metadata).__name__}, expected an object"))
     job = f"{metadata.get('namespace', 'default')}/{metadata.get('name', 'run')}"
     return resolve(parse_spec(resource.get("spec")), job=job, job_uid=LOCAL_UID)

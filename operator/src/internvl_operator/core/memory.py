@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from internvl_api.advice import advice
-from internvl_api.estimate import Verdict, estimate
+from internvl_api.memory.advice import advice
+from internvl_api.memory.estimate import Verdict, estimate
 from internvl_api.status import Condition
 
 from internvl_operator.core.conditions import set_condition

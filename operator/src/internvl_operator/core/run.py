@@ -7,11 +7,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from internvl_api.in_cluster import check_in_cluster
-from internvl_api.resolve import SpecError, parse_spec, resolve
+from internvl_api.recipes.resolve import resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.violations import SpecError
 from pydantic import ValidationError
 
 from internvl_operator.core.timestamps import from_text
@@ -28,7 +30,7 @@ class Key(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """A resolved spec; only `error` is set when it cannot be run."""
+    """A resolved spec. Without `spec` it cannot run; with both, only this cluster refuses it."""
 
     spec: InternVLFineTuneSpec | None
     run_config: RunConfig | None
@@ -63,19 +65,15 @@ class Run:
     @property
     def mistake(self) -> SpecError | None:
         """Why the spec cannot be run, or not any more."""
-        if self.resolved.spec is None:
-            return self.resolved.error
-        try:
-            check_in_cluster(self.resolved.spec, self.status)
-        except SpecError as error:
-            return error
-        return None
+        return self.resolved.error
 
 
 def read_run(raw: dict[str, Any]) -> Run:
     """Never raises on what a user can write: a bad spec becomes `resolved.error`, a strange status is read in part."""
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), raw.get("status") or {}
+    status = read_status(raw_status)
+    job = f"{metadata['namespace']}/{metadata['name']}"
     parts = spec if isinstance(spec, dict) else {}
     return Run(
         namespace=metadata["namespace"],
@@ -85,10 +83,10 @@ def read_run(raw: dict[str, Any]) -> Run:
         generation=metadata.get("generation", 1),
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
-        resolved=_resolve(metadata["namespace"], metadata["name"], metadata["uid"], _canonical(spec)),
+        resolved=_resolve(job, metadata["uid"], _canonical(spec), InCluster.of(status)),
         run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
-        status=read_status(raw_status),
+        status=status,
         raw_status=raw_status,
     )
 
@@ -106,13 +104,13 @@ def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
 
 # Resolving reads a recipe and renders YAML (milliseconds); a run is looked at many times between two edits.
 @lru_cache(maxsize=2048)
-def _resolve(namespace: str, name: str, uid: str, spec_json: str) -> Resolved:
-    try:
-        spec = parse_spec(json.loads(spec_json))
-        run_config = resolve(spec, job=f"{namespace}/{name}", job_uid=uid)
-    except SpecError as error:
+def _resolve(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:
+    spec, violations = check_spec(json.loads(spec_json), cluster)
+    error = SpecError(*violations) if violations else None
+    if spec is None:
         return Resolved(None, None, "", error)
-    return Resolved(spec, run_config, run_config.to_yaml(), None)
+    run_config = resolve(spec, job=job, job_uid=uid)
+    return Resolved(spec, run_config, run_config.to_yaml(), error)
 
 
 def _canonical(value: object) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import urllib3
 from internvl_api.constants import KIND, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY, PLURAL
-from internvl_api.suggest import did_you_mean
+from internvl_api.validation.suggest import did_you_mean
 from kubernetes import client, config
 
 from internvl_operator.core.resources.names import queue_group, run_label

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from internvl_api.base import ApiModel
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
+from internvl_api.types import ApiModel
 
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError

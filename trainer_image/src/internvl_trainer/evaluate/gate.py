@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from internvl_api.gate import GateError, holds
+from internvl_api.publish_condition import ConditionError, holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageResult
 
@@ -33,7 +33,7 @@ def check_gate(config: RunConfig, storage: Storage, result: StageResult) -> None
     baseline = before.evaluation.baseline if before and before.evaluation else {}
     try:
         met, compared = holds(condition, final, baseline)
-    except GateError as error:
+    except ConditionError as error:
         raise UserError("ConditionUnusable", str(error), _FIELD) from error
     if not met:
         raise Rejected(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.publish_condition import RETRIEVAL_METRICS
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media

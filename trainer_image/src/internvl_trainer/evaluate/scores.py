@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from internvl_api.evaluation import TaskKind
-from internvl_api.gate import GROUNDING_METRICS, VQA_METRICS
+from internvl_api.publish_condition import GROUNDING_METRICS, VQA_METRICS
+from internvl_api.spec.evaluation import TaskKind
 
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.boxes import box_accuracy

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
 from internvl_api.run_config import RunConfig
+from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
 
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.data.captions import CAPTION_PROMPT

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from internvl_api.gate import METRICS
+from internvl_api.publish_condition import METRICS
 
 from internvl_trainer.report.record import Record, Row
 

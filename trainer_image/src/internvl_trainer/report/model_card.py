@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
-from internvl_api.catalogue import find_model
+from internvl_api.models.catalogue import find_model
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from internvl_api.gate import Figures, GateError, holds
+from internvl_api.publish_condition import ConditionError, Figures, holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName
 
@@ -83,7 +83,7 @@ class Record:
             return Verdict(condition, None, "the trained model has not been evaluated yet")
         try:
             return Verdict(condition, *holds(condition, self.final, self.baseline))
-        except GateError as error:
+        except ConditionError as error:
             return Verdict(condition, None, str(error))
 
     @property

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from internvl_api.evaluation import EvaluationTask
-from internvl_api.gate import METRICS
+from internvl_api.publish_condition import METRICS
+from internvl_api.spec.evaluation import EvaluationTask
 from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri

@@ -1,6 +1,6 @@
 """The tables of docs/memory.md: the estimate beside the guides' figures, and for every recipe.
 
-`python -m internvl_api.memory_tables docs/memory.md` writes them between their markers; `--check` only compares.
+`python -m internvl_api.memory.tables docs/memory.md` writes them between their markers; `--check` only compares.
 """
 
 import argparse
@@ -10,21 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from internvl_api.estimate import judge, longest_row, memory
-from internvl_api.listing import chat_recipe_names, recipe_setup
-from internvl_api.quantity import GIB
+from internvl_api.memory.estimate import judge, memory
+from internvl_api.memory.quantity import GIB
+from internvl_api.memory.setup import longest_row
+from internvl_api.recipes.summary import chat_recipe_names, recipe_setup
 
-_CARD = 80 * GIB  # the A100 that the guides' figures were read on
+_CARD = 80 * GIB  # of the A100 that the guides' figures are from
 
 
 class GuideRow(NamedTuple):
     """A "cost about N G per GPU" of the guides.
 
     Attributes:
-        micro_batch: what the guide's command asks for; the script's own is the recipe's.
+        micro_batch: of the guide's command; the recipe has the script's own.
         figure: GiB, as nvidia-smi shows them.
-        repeats: the model whose figures the row repeats, which cannot have been measured for both.
-        tokens: of the rows, where the guide's data are known; else the script's max_seq_length.
+        repeats: the model whose figures this row repeats; they cannot be measured for both.
+        tokens: of a row, where the guide's data are known; else the script's max_seq_length.
     """
 
     recipe: str
@@ -85,10 +86,10 @@ class Comparison(NamedTuple):
 
 
 def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
-    """The estimate for what upstream ran, at the micro batch of the guide's command, and at the script's own.
+    """The estimate for upstream's own run, at the micro batch of the guide's command and at the script's.
 
-    The rows are the longest (lengths are grouped), with logits at EVERY position. Upstream's DeepSpeed ignored
-    contiguous_gradients below stage 2 and so made no buckets there; above, it made them at full size.
+    Rows are the longest (lengths are grouped), with logits at EVERY position. Upstream's DeepSpeed ignores
+    contiguous_gradients below stage 2 and makes no buckets there; above, buckets have full size.
     """
     script = recipe_setup(row.recipe)
     zero = replace(script.zero, fitted=False, contiguous_gradients=script.zero_stage > 1)
@@ -104,7 +105,7 @@ def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
 
 
 def guide_table() -> str:
-    """Markdown: every row of the guides, and for both micro batches the estimate and its error."""
+    """Markdown table: every row of the guides with the estimate and its error at both micro batches."""
     return _markdown(
         ("recipe", "GPUs", "ZeRO", "guide, GB", "command's batch", "script's batch", "figure repeated from"),
         (
@@ -128,7 +129,7 @@ def _beside(found: Comparison) -> str:
 
 
 def recipe_table() -> str:
-    """Markdown: what each recipe needs a GPU with this trainer, and whether a GPU of 80 GiB has it."""
+    """Markdown table: memory that each recipe needs on a GPU, and whether it fits 80 GiB."""
     judged = [(name, judge(recipe_setup(name), _CARD)) for name in chat_recipe_names()]
     return _markdown(
         ("recipe", "GPUs", "micro batch", "ZeRO", "typical rows, GiB", "longest rows, GiB", "80 GiB"),
@@ -171,7 +172,7 @@ def main() -> int:
     before = arguments.path.read_text(encoding="utf-8")
     after = fill(before)
     if arguments.check and before != after:
-        print(f"{arguments.path}: its tables differ from the estimate; run this without --check", file=sys.stderr)
+        print(f"{arguments.path}: its tables differ from the estimate; run `make generate`", file=sys.stderr)
         return 1
     if before != after:
         arguments.path.write_text(after, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Amounts of memory in words: `80Gi` as Kubernetes writes it, `80GB` or `80GiB` as people do."""
+"""Amounts of memory as text: `80Gi` as in Kubernetes, `80GB` or `80GiB` as in data sheets."""
 
 import re
 
@@ -10,7 +10,7 @@ GIB = 1024**3
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in `text`. Raises ValueError, in words, for anything else than a positive amount."""
+    """Bytes in `text`. Raises ValueError, with what is expected, for anything but a positive amount."""
     match = _PATTERN.fullmatch(text)
     unit = match["unit"].lower() if match else ""
     if match is None or (match["binary"] and not unit) or float(match["number"]) == 0:
@@ -19,5 +19,5 @@ def parse_bytes(text: str) -> int:
 
 
 def gib(amount: int) -> str:
-    """Bytes as people compare them: `61.2 GiB`."""
+    """Bytes as text: `61.2 GiB`."""
     return f"{amount / GIB:.1f} GiB"

@@ -6,8 +6,8 @@
     side       = operand [("+" | "-" | "*") operand]
     operand    = number | ["baseline."] [task "."] metric
 
-No parentheses and nothing to call: the whole language is a regular expression, so an API server can refuse what does
-not belong to it, an unknown metric included.
+Without parentheses and calls the language is a regular expression, so an API server can refuse everything else,
+including unknown metrics.
 """
 
 import math
@@ -16,14 +16,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from internvl_api.retrieval import RETRIEVAL_METRICS
-from internvl_api.suggest import did_you_mean
-
 Figures = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
 CAPTION_METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 VQA_METRICS = ("exact_match", "vqa_accuracy")
 GROUNDING_METRICS = ("box_accuracy",)
+_WAYS = ("image_to_text", "text_to_image")
+# InternVL-C compares pooled vision features with the text's, InternVL-G the features of its queries.
+RETRIEVAL_METRICS = tuple(f"{model}_{way}_R{k}" for model in ("C", "G") for way in _WAYS for k in (1, 5, 10))
 METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS, *RETRIEVAL_METRICS)
 
 _NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(METRICS)})"
@@ -44,7 +44,7 @@ _COMBINE: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": 
 
 @dataclass(frozen=True)
 class Operand:
-    """A metric, of one task when `task` is named, of the base model when `baseline`."""
+    """A metric: of one task when `task` is set, of the base model when `baseline`."""
 
     metric: str
     task: str | None
@@ -54,34 +54,29 @@ class Operand:
         return ("baseline." if self.baseline else "") + (f"{self.task}." if self.task else "") + self.metric
 
 
-class GateError(ValueError):
-    """A condition that names what is not there, or is not one."""
+class ConditionError(ValueError):
+    """Text that is not a condition, or a condition whose metrics are missing."""
 
 
 def operands(condition: str) -> list[Operand]:
-    """Every metric a condition names. Raises GateError when it is not a condition."""
+    """Every metric in a condition. Raises ConditionError when it is not a condition."""
     if not re.match(CONDITION_PATTERN, condition):
-        raise GateError(
-            f"found {condition!r}, which is not a condition{_unknown_metric(condition)}; write a metric, a comparison "
-            "and a number or metric, as 'CIDEr >= 1.2' or 'CIDEr > baseline.CIDEr', joined by and / or; metrics: "
-            + ", ".join(METRICS)
-        )
+        raise ConditionError(f"found {condition!r}, which is not a condition")
     found = re.finditer(_NAME, condition)
     return [Operand(match[3], match[2][:-1] if match[2] else None, bool(match[1])) for match in found]
 
 
-def _unknown_metric(condition: str) -> str:
-    """Says which word of it should have been a metric, where that is the trouble."""
+def unknown_metric(condition: str) -> str | None:
+    """The first word of a condition that should be a metric and is none."""
     words = re.findall(r"[A-Za-z_][A-Za-z0-9_.]*", condition)
     names = [word.rpartition(".")[2] for word in words if word not in ("and", "or")]
-    unknown = next((name for name in names if name not in METRICS), None)
-    return f": no metric is called {unknown!r}{did_you_mean(unknown, METRICS)}" if unknown else ""
+    return next((name for name in names if name not in METRICS), None)
 
 
 def holds(condition: str, final: Figures, baseline: Figures) -> tuple[bool, str]:
-    """Whether it is met, and what was compared: `CIDEr = 0.8312, CIDEr >= 1.2`. Raises GateError.
+    """Whether a condition is met, and the compared values: `CIDEr = 0.8312; publishIf: CIDEr >= 1.2`.
 
-    `and` binds closer than `or`, as everywhere.
+    `and` binds closer than `or`. Raises ConditionError.
     """
 
     def compare(text: str) -> bool:
@@ -119,7 +114,7 @@ def _find(operand: Operand, final: Figures, baseline: Figures) -> float:
         figures = {operand.task: figures.get(operand.task, {})}
     found = [metrics[operand.metric] for metrics in figures.values() if operand.metric in metrics]
     if len(found) != 1:
-        raise GateError(f"{operand}: found {len(found)} such figures, expected one")
+        raise ConditionError(f"{operand}: found {len(found)} such metrics, expected one")
     if not math.isfinite(found[0]):
-        raise GateError(f"{operand} is {found[0]}, which nothing can be compared with")
+        raise ConditionError(f"{operand} is {found[0]}, expected a finite number")
     return found[0]

@@ -1,19 +1,19 @@
-"""Recipes and estimates as rows, for a command line to print and for documents."""
+"""Summaries of recipes and estimates, as rows for the command line and the documentation."""
 
 from dataclasses import replace
 from functools import cache
-from importlib import resources
 from typing import NamedTuple
 
-from internvl_api.estimate import Memory, Setup, longest_row, memory, setup_of, typical_row
-from internvl_api.recipes import load_recipe, recipe_names
-from internvl_api.resolve import parse_spec, resolve
-from internvl_api.retrieval import RETRIEVAL_MODELS
+from internvl_api.memory.estimate import Memory, memory
+from internvl_api.memory.setup import Setup, longest_row, setup_of, typical_row
+from internvl_api.models.kinds import RETRIEVAL_MODELS
+from internvl_api.recipes.files import load_recipe, read_recipe, recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 
 
 class RecipeLine(NamedTuple):
-    """A recipe in one line. `lora_rank` is the language model's, 0 for none."""
+    """Summary of a recipe. `lora_rank` is the language model's, 0 without an adapter."""
 
     name: str
     model: str
@@ -29,7 +29,7 @@ class RecipeLine(NamedTuple):
 
 
 class EstimateLine(NamedTuple):
-    """Bytes of one part for each ZeRO stage 1, 2, 3: with typical rows, and with the longest allowed."""
+    """Bytes of one part at ZeRO stages 1, 2, 3: with typical rows, and with the longest allowed."""
 
     part: str
     typical: tuple[int, int, int]
@@ -37,7 +37,7 @@ class EstimateLine(NamedTuple):
 
 
 def recipe_config(name: str) -> RunConfig:
-    """A recipe with nothing of the user's in it. Raises SpecError, with a hint, when there is no such recipe."""
+    """The RunConfig of a recipe alone. Raises SpecError, with a hint, when there is no such recipe."""
     retrieves = load_recipe(name)["model"]["name"] in RETRIEVAL_MODELS if name in recipe_names() else False
     data = {"train": {"pairs": {"annotation": "/pairs", "format": "flickr"}}} if retrieves else {"meta": "/meta.json"}
     spec = parse_spec({"recipe": name, "data": data, "output": "/output"})
@@ -46,20 +46,20 @@ def recipe_config(name: str) -> RunConfig:
 
 @cache
 def recipe_setup(name: str) -> Setup:
-    """What the estimate needs of a recipe. Raises SpecError when there is no such recipe."""
+    """The estimate's input for a recipe. Raises SpecError for an unknown one, LookupError for a retrieval model's."""
     setup = setup_of(recipe_config(name))
     if setup is None:
-        raise LookupError(f"recipe {name}: an estimate knows the chat models of the catalogue alone")
+        raise LookupError(f"recipe {name} is for a retrieval model; the memory estimate covers chat models only")
     return setup
 
 
 def chat_recipe_names() -> tuple[str, ...]:
-    """Those of chat models, which the estimate knows."""
+    """Names of the recipes for chat models, which the estimate covers."""
     return tuple(name for name in recipe_names() if recipe_config(name).model.kind == "chat")
 
 
 def recipe_lines() -> list[RecipeLine]:
-    """Every recipe, sorted by name."""
+    """A line for each recipe, sorted by name."""
     return [_recipe_line(name) for name in recipe_names()]
 
 
@@ -82,13 +82,13 @@ def _recipe_line(name: str) -> RecipeLine:
 
 
 def recipe_text(name: str) -> str:
-    """The recipe's YAML as it is in the package, with the comment that says where its figures come from."""
-    recipe_config(name)  # for its error, when there is no such recipe
-    return (resources.files("internvl_api.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    """The recipe's YAML, with the comment that names its source. Raises SpecError for an unknown recipe."""
+    recipe_config(name)  # raises for an unknown name
+    return read_recipe(name)
 
 
 def model_facts(name: str) -> dict[str, str]:
-    """A recipe's model in words: label to value."""
+    """Facts about a recipe's model: label -> text."""
     setup = recipe_setup(name)
     model = setup.model
     facts = {
@@ -98,14 +98,14 @@ def model_facts(name: str) -> dict[str, str]:
         "language model": f"{model.language.name}, {model.language.parameters:,} parameters",
         "template": model.template,
         "tiles": f"{model.tile_size} pixels, {model.context_tokens} tokens each, "
-        f"at most {model.max_dynamic_patch} a picture in the checkpoint's config.json",
+        f"at most {model.max_dynamic_patch} an image in the checkpoint's config.json",
         "trainable": f"{setup.trainable_parameters:,} parameters",
     }
     return facts | ({"caveat": model.caveat} if model.caveat else {})
 
 
 def estimate_lines(setup: Setup) -> list[EstimateLine]:
-    """What one GPU needs, part by part and in all, for each ZeRO stage."""
+    """Bytes that one GPU needs, by part and in total, for each ZeRO stage."""
     staged = [replace(setup, zero_stage=stage) for stage in (1, 2, 3)]
     typical = [memory(each, typical_row(each)) for each in staged]
     longest = [memory(each, longest_row(each)) for each in staged]

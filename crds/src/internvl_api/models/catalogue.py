@@ -1,24 +1,24 @@
-"""The models of InternVL's guides, and the later ones of the same shape: names, templates, dimensions.
+"""The published chat models: names, templates, dimensions.
 
-Source: the config.json of each Hub repository. The counts that follow from the dimensions equal the published ones to
-the last parameter wherever a published count is known (tests/api/test_catalogue.py).
+Source: the config.json of each Hub repository. The parameter counts computed from the dimensions equal the published
+counts wherever one is known (tests/api/test_catalogue.py).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from internvl_api.spec import Template
+from internvl_api.types import Template
 
-# How upstream stores the language model, which is what decides the mapping to a native one.
+# How upstream stores the language model; decides how it is converted to the native class.
 LanguageKind = Literal["qwen2", "internlm2", "llama", "phi3"]
 
 # (inputs, outputs) of a matrix.
 Shape = tuple[int, int]
 
 PATCH_SIZE = 14  # pixels, in every InternViT
-IMAGE_SIZE = 448  # pixels of a tile's side that the position embeddings are made for
-DOWNSAMPLE_RATIO = 0.5  # the pixel shuffle's: a context token stands for 2 x 2 patches
+IMAGE_SIZE = 448  # side of a tile in pixels that the position embeddings are made for
+DOWNSAMPLE_RATIO = 0.5  # of the pixel shuffle: a context token stands for 2 x 2 patches
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class VisionTower:
         return self.embeddings + self.layers * (_area(self.shapes) + self.layer_vectors)
 
     def lora_parameters(self, rank: int) -> int:
-        """Of an adapter on every matrix of `shapes`."""
+        """Parameters of an adapter on every matrix of `shapes`."""
         return self.layers * _adapter(self.shapes, rank)
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder. Every published InternVL stores two embedding matrices, also where the language model tied them."""
+    """A decoder. Every published InternVL stores two embedding matrices, even for models with tied embeddings."""
 
     name: str
     kind: LanguageKind
@@ -82,7 +82,7 @@ class LanguageModel:
 
     @property
     def kv_width(self) -> int:
-        """Elements of one token's keys (as many as of its values)."""
+        """Elements of one token's keys; its values have as many."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -113,7 +113,7 @@ class LanguageModel:
 
     @property
     def linear_parameters(self) -> int:
-        """Of all layers' matrices, without embeddings and head: what QLoRA quantizes."""
+        """Parameters of all layers' matrices, without embeddings and head: what QLoRA quantizes."""
         return self.layers * _area(self.upstream_shapes)
 
     @property
@@ -122,7 +122,7 @@ class LanguageModel:
         return self.linear_parameters + vectors + 2 * self.vocab * self.hidden
 
     def lora_parameters(self, rank: int) -> int:
-        """Of upstream's adapter: on every matrix of `upstream_shapes`, one A for a fused one."""
+        """Parameters of upstream's adapter: on every matrix of `upstream_shapes`, with one A for a fused matrix."""
         return self.layers * _adapter(self.upstream_shapes, rank)
 
 
@@ -131,9 +131,9 @@ class CatalogueModel:
     """One published model.
 
     Attributes:
-        max_dynamic_patch: tiles of one picture, thumbnail not counted, that the checkpoint's config.json says.
-        pixel_shuffle: version; v1 forgets to swap height and width back.
-        caveat: what was not tried here, in words; None where there is nothing to say.
+        max_dynamic_patch: maximum tiles of one image without the thumbnail, as in the checkpoint's config.json.
+        pixel_shuffle: version; v1 does not swap height and width back.
+        caveat: what is not tested with this model; None without a caveat.
     """
 
     name: str
@@ -170,13 +170,8 @@ class CatalogueModel:
     def parameters(self) -> int:
         return self.vision.parameters + self.projector_parameters + self.language.parameters
 
-    @property
-    def billions(self) -> float:
-        """Size to one decimal; model cards round 4.15 up to 4.2."""
-        return round(self.parameters / 1e9, 1)
-
     def matrices(self) -> Iterator[tuple[int, int]]:
-        """(elements of a matrix, how many such matrices), over the native model."""
+        """(elements of a matrix, number of such matrices), over the native model."""
         for inputs, outputs in self.language.native_shapes:
             yield inputs * outputs, self.language.layers
         yield self.language.vocab * self.language.hidden, 2
@@ -193,7 +188,7 @@ def count_patches(tile_size: int) -> int:
 
 
 def count_context_tokens(tile_size: int) -> int:
-    """Tokens that one tile takes in the language model."""
+    """Context tokens of one tile in the language model."""
     return int(count_patches(tile_size) * DOWNSAMPLE_RATIO**2)
 
 
@@ -209,8 +204,8 @@ _VIT_300M = VisionTower("InternViT-300M-448px", 1024, 24, 16, 4096, qkv_bias=Tru
 # Every InternViT-6B at 448 pixels has 45 layers: upstream dropped the last three of 48.
 _VIT_6B = VisionTower("InternViT-6B-448px", 3200, 45, 25, 12800, qkv_bias=False, qk_norm=True, layer_norm=False)
 
-# A vocabulary is the language model's tokenizer and InternVL's nine own tokens. Those of Yi, Phi-3 and InternLM3 follow
-# that rule here but were not seen in a published config.json; a dozen rows more or less are 0.002 % of the parameters.
+# A vocabulary is the language model's tokenizer plus nine tokens of InternVL. For Yi, Phi-3 and InternLM3 that is
+# computed, not read from a published config.json; a dozen rows more or less are 0.002 % of the parameters.
 _QWEN2_0_5B = LanguageModel("Qwen2-0.5B", "qwen2", 896, 24, 14, 2, 4864, 151655, attention_bias=True)
 _QWEN25_0_5B = LanguageModel("Qwen2.5-0.5B", "qwen2", 896, 24, 14, 2, 4864, 151674, attention_bias=True)
 _QWEN25_1_5B = LanguageModel("Qwen2.5-1.5B", "qwen2", 1536, 28, 12, 2, 8960, 151674, attention_bias=True)
@@ -229,8 +224,8 @@ _PHI3_MINI = LanguageModel("Phi-3-mini-128k", "phi3", 3072, 32, 32, 32, 8192, 32
 _YI_34B = LanguageModel("Nous-Hermes-2-Yi-34B", "llama", 7168, 60, 56, 8, 20480, 64009)
 _LLAMA3_70B = LanguageModel("Hermes-2-Theta-Llama-3-70B", "llama", 8192, 80, 64, 8, 28672, 128265)
 
-# Upstream's trainer, which has a recipe for it, knows no InternLM3: the checkpoint holds it in InternLM2's layout.
-_INTERNLM3_CAVEAT = "InternLM3 in InternLM2's layout: loads only if its config.json says internlm2; not tried here"
+# Upstream's trainer has a recipe for this model but no InternLM3: the checkpoint stores it in InternLM2's layout.
+_INTERNLM3_CAVEAT = "InternLM3 in InternLM2's layout: loads only if its config.json says internlm2; not tested"
 
 _MODELS = (
     CatalogueModel("InternVL-Chat-V1-2-Plus", _VIT_6B, _YI_34B, "Hermes-2", max_dynamic_patch=1, pixel_shuffle="v1"),
@@ -264,10 +259,10 @@ CATALOGUE: dict[str, CatalogueModel] = {model.name: model for model in _MODELS}
 
 
 def hub_repository(model: str) -> str:
-    """Where the Hugging Face Hub has one of InternVL's own models: owner/name."""
+    """owner/name of an InternVL model's repository on the Hugging Face Hub."""
     return f"OpenGVLab/{model}"
 
 
 def find_model(name: str) -> CatalogueModel | None:
-    """The catalogue's entry of that exact name, or None."""
+    """The catalogue's entry with exactly this name, or None."""
     return CATALOGUE.get(name)

@@ -1,20 +1,21 @@
-"""What to change when a run does not fit its GPUs, in words."""
+"""Advice for a run that does not fit its GPUs: which settings to change."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
-from internvl_api.estimate import Estimate, Row, Setup, longest_row, memory, typical_row
-from internvl_api.quantity import gib
+from internvl_api.memory.estimate import Estimate, memory
+from internvl_api.memory.quantity import gib
+from internvl_api.memory.setup import Row, Setup, longest_row, typical_row
 
-_LORA_RANK = 16  # upstream's recipes'
+_LORA_RANK = 16  # of upstream's recipes
 _MOST_GPUS = 1024
 _LENGTH_STEP = 1024  # tokens
 
 
 class Remedy(NamedTuple):
-    """A change, in the words of the CR's spec, and what a GPU then needs for the rows in question (bytes)."""
+    """A change of the spec as text, and the bytes that a GPU then needs."""
 
     words: str
     total: int
@@ -24,7 +25,7 @@ def largest_micro_batch(setup: Setup, gpu_memory: int, row: Row | None = None) -
     """The largest microBatchSize that fits `gpu_memory` and divides the global batch; 0 when none does.
 
     Args:
-        row: what every row is like; the longest allowed when None.
+        row: the size of every row; None: the longest that is allowed.
     """
     row = row or longest_row(setup)
     rows = setup.global_batch // setup.world_size
@@ -37,16 +38,16 @@ def largest_micro_batch(setup: Setup, gpu_memory: int, row: Row | None = None) -
 
 
 def advice(estimate: Estimate) -> str:
-    """One paragraph: whether it fits, by how much, and what would."""
+    """One paragraph: whether the run fits, by how much, and which changes make it fit."""
     setup, have = estimate.setup, gib(estimate.gpu_memory)
     typical, longest = gib(estimate.typical.total), gib(estimate.longest.total)
     rows = f"microBatchSize {setup.micro_batch}"
     if estimate.verdict == "fits":
-        return f"Fits: {longest} of {have} a GPU with the longest rows allowed ({rows}), {typical} with typical ones."
+        return f"Fits: {longest} of {have} a GPU with the longest rows ({rows}), {typical} with typical rows."
     if estimate.verdict == "tight":
         over = gib(estimate.longest.total - estimate.gpu_memory)
         opening = (
-            f"Fits typical rows ({typical} of {have} a GPU, {rows}), but a micro batch of the longest rows allowed, "
+            f"Fits typical rows ({typical} of {have} a GPU, {rows}), but a micro batch of the longest rows, "
             f"{setup.max_seq_length} tokens, needs {longest}: {over} too much."
         )
     else:
@@ -54,14 +55,14 @@ def advice(estimate: Estimate) -> str:
         opening = f"Does not fit: {typical} of {have} a GPU with typical rows ({rows}), {over} too much."
     found = [f"{remedy.words} ({gib(remedy.total)})" for remedy in remedies(estimate)]
     if not found:
-        return f"{opening} No setting would make it fit: it needs GPUs with more memory, or a smaller model."
-    return f"{opening} What would fit: {'; '.join(found)}."
+        return f"{opening} No setting makes it fit: use GPUs with more memory, or a smaller model."
+    return f"{opening} What fits: {'; '.join(found)}."
 
 
 def remedies(estimate: Estimate) -> list[Remedy]:
-    """Single changes that make it fit; where there is none, the fewest GPUs on which every saving together does.
+    """Single changes that make the run fit; without one, all savings together on the fewest GPUs that suffice.
 
-    A run whose typical rows do not fit is judged by those, one that is only tight by its longest rows.
+    Judged by typical rows where those do not fit, else by the longest rows.
     """
     kind = typical_row if estimate.verdict == "does not fit" else longest_row
 
@@ -92,7 +93,7 @@ def _smaller_batch(setup: Setup, gpu_memory: int, row: Row) -> Iterator[tuple[st
 
 
 def _shorter_rows(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """Never below a typical row. Rows that then are too long become findings of the preflight stage."""
+    """Lower maxSeqLength, not below a typical row. Preflight then reports longer rows as findings."""
     longest = (setup.max_seq_length - 1) // _LENGTH_STEP * _LENGTH_STEP
     for length in range(longest, typical_row(setup).tokens - 1, -_LENGTH_STEP):
         yield f"maxSeqLength {length}", replace(setup, max_seq_length=length)
@@ -110,12 +111,12 @@ def _other_settings(setup: Setup) -> Iterator[tuple[str, Setup]]:
 
 
 def _last_stage(setup: Setup) -> int:
-    """ZeRO-3 cannot partition weights in 4 bits."""
+    """The highest usable ZeRO stage: ZeRO-3 cannot shard 4-bit weights."""
     return 2 if setup.quantized else 3
 
 
 def _more_gpus(setup: Setup) -> Iterator[Setup]:
-    """Twice the GPUs, and so on, while the global batch still has a micro batch for each."""
+    """Setups with 2, 4, … times the GPUs, while the global batch has a micro batch for each."""
     size = setup.world_size * 2
     while size <= _MOST_GPUS and setup.global_batch % (size * setup.micro_batch) == 0:
         yield replace(setup, world_size=size)

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a spec, in the words of a user: the field, what was found, what was expected."""
+"""Violations for what pydantic finds: the field, what is found, what is expected."""
 
 import re
 from collections.abc import Iterator
@@ -6,24 +6,20 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from internvl_api.base import SOURCE_PATTERN
-from internvl_api.spec import (
-    BYTES_PATTERN,
-    NAME_PATTERN,
-    OUTPUT_PATTERN,
-    REPOSITORY_PATTERN,
-    REVISION_PATTERN,
-    SECRET_PATTERN,
-    InternVLFineTuneSpec,
-)
-from internvl_api.suggest import did_you_mean
+from internvl_api.spec import OUTPUT_PATTERN, InternVLFineTuneSpec
+from internvl_api.spec.model import NAME_PATTERN
+from internvl_api.spec.pods import BYTES_PATTERN, SECRET_PATTERN
+from internvl_api.spec.publish import REPOSITORY_PATTERN, REVISION_PATTERN
+from internvl_api.types import SOURCE_PATTERN
+from internvl_api.validation.suggest import did_you_mean
+from internvl_api.validation.violations import Violation
 
 _SOURCES = "s3://bucket/key, hf://owner/repo@revision, https://host/file, pvc://claim/folder or an absolute path"
-# A regular expression says nothing to a person.
+# What to show instead of a regular expression.
 _FORMS = {
     SOURCE_PATTERN: _SOURCES,
-    OUTPUT_PATTERN: "s3://bucket/prefix with the bucket in lower case (or an absolute path on a mounted volume)",
-    SECRET_PATTERN: "a name of lower case, digits, '-' and '.' (of a Secret the name, never what is in it)",
+    OUTPUT_PATTERN: "s3://bucket/prefix with the bucket in lower case, or an absolute path on a mounted volume",
+    SECRET_PATTERN: "a name of lower-case letters, digits, '-' and '.' (the Secret's name, never its contents)",
     NAME_PATTERN: "a name of the catalogue, such as InternVL2-2B",
     BYTES_PATTERN: "an amount such as 8Gi or 512Mi",
     REPOSITORY_PATTERN: "owner/name, such as team-a/internvl2-2b-coco",
@@ -48,20 +44,20 @@ _BOUNDS = {
 Problem = Any  # one of pydantic's ErrorDetails
 
 
-def explain(error: ValidationError) -> tuple[str, str]:
-    """The field of the first mistake, and what to say about it."""
-    problems = error.errors()
-    path = problems[0]["loc"]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    field = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return field, _words(problems[0], path) + more
+def shape_violations(error: ValidationError) -> list[Violation]:
+    """One violation for each of pydantic's errors."""
+    return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in error.errors()]
 
 
-def _words(problem: Problem, path: tuple[str | int, ...]) -> str:
+def _field(path: tuple[str | int, ...]) -> str:
+    return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def _message(problem: Problem, path: tuple[str | int, ...]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "extra_forbidden":  # its value is not repeated: it may be a token in the wrong place
+    if kind == "extra_forbidden":  # without its value, which may be a misplaced token
         return f"unknown field{_hint(path)}"
-    if kind == "value_error":  # our own, which says by itself what was found
+    if kind == "value_error":  # our own validators write the whole message
         return str(problem["msg"].removeprefix("Value error, "))
     if kind == "missing":
         return f"required field is missing{_meaning(path)}"
@@ -89,7 +85,7 @@ def _expected(kind: str, context: dict[str, Any]) -> str | None:
 
 
 def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
-    """What was probably meant."""
+    """A suggestion for a value, or ""."""
     found, context = problem["input"], problem.get("ctx", {})
     if not isinstance(found, str):
         return ""
@@ -104,7 +100,7 @@ def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
 
 
 def _hint(path: tuple[str | int, ...]) -> str:
-    """The field that was meant, be it of this object or of another."""
+    """A suggestion for an unknown field, of this object or of another; "" without one."""
     name = str(path[-1])
     if near := did_you_mean(name, list(_fields(_kind_at(path[:-1])))):
         return near
@@ -132,7 +128,7 @@ def _kind_at(path: tuple[str | int, ...]) -> Any:
 
 
 def _places(kind: Any, path: str) -> Iterator[str]:
-    """Every field under a model, but for those below a name that users give."""
+    """Paths of all fields below a model, without those below names that users choose."""
     for name, annotation in _fields(kind).items():
         yield f"{path}.{name}"
         yield from _places(annotation, f"{path}.{name}")

@@ -1,17 +1,17 @@
-"""Bytes of activations that one token or patch costs in transformers' native layers.
+"""Bytes of activations for one token or patch in transformers' native layers.
 
-Measured: every tensor of a step was followed through transformers' own modules, in bf16 and in fp32, and its size
-divided by tokens and dimensions; tests/trainer/test_memory_estimate.py does it again. The part of a coefficient that
-does not grow with the element size is of norms and dropout masks, which do not follow the weights' format. Attention
-keeps no square matrix (sdpa, flash). For the principle: Korthikanti et al. 2022, arXiv:2205.05198.
+The coefficients are measured: the size of every tensor of a step in transformers' own modules, in bf16 and fp32, by
+tokens and dimensions; tests/trainer/test_memory_estimate.py measures them again. The part of a coefficient that does
+not grow with the element size belongs to norms and dropout masks, whose format does not follow the weights'. Attention
+keeps no square matrix (sdpa, flash). Principle: Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
 from typing import NamedTuple
 
-from internvl_api.catalogue import CatalogueModel, LanguageModel, VisionTower
+from internvl_api.models.catalogue import CatalogueModel, LanguageModel, VisionTower
 
-# Cross entropy in fp32 holds, at the worst moment of its backward pass, the log-probabilities and two gradients:
-# bytes for each supervised position and word of the vocabulary.
+# At its peak the backward pass of cross entropy in fp32 holds the log-probabilities and two gradients: bytes for each
+# supervised token and word of the vocabulary.
 LOGIT_BYTES = 12
 
 
@@ -19,9 +19,9 @@ class Cost(NamedTuple):
     """Bytes a token (or patch).
 
     Attributes:
-        held: over all layers, from the forward pass to the backward pass.
-        layer: on top of that, at the worst moment of going through one layer.
-        ends: outside the layers, until the loss is done.
+        held: of all layers, from the forward pass to the backward pass.
+        layer: in addition, at the peak of one layer's pass.
+        ends: outside the layers, until the loss is computed.
     """
 
     held: float
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 
 def language_cost(model: LanguageModel, size: int, *, checkpointing: bool, adapter: bool) -> Cost:
-    """Of a decoder whose elements have `size` bytes; `checkpointing` keeps only the inputs of layers."""
+    """Cost of a decoder with elements of `size` bytes; `checkpointing` keeps only the inputs of layers."""
     hidden, inner, keys = model.hidden, model.intermediate, model.kv_width
     fused = model.kind == "phi3"
     ends = (2.5 * size + 4) * hidden
@@ -54,7 +54,7 @@ def language_cost(model: LanguageModel, size: int, *, checkpointing: bool, adapt
 
 
 def vision_cost(tower: VisionTower, size: int, *, checkpointing: bool, learns: bool, adapter: bool) -> Cost:
-    """Of a vision tower, a patch (the class token is one more). A tower that does not learn holds nothing."""
+    """Cost of a vision tower for each patch (the class token is one more). A frozen tower holds nothing."""
     hidden, inner, plain = tower.hidden, tower.intermediate, tower.layer_norm
     if not learns:
         return Cost(0.0, (4 * size + 4.7) * hidden + 2 * size * inner)
@@ -67,6 +67,6 @@ def vision_cost(tower: VisionTower, size: int, *, checkpointing: bool, learns: b
 
 
 def projector_held(model: CatalogueModel, size: int) -> int:
-    """Of the projector, a context token, when gradients go through it."""
+    """Bytes that the projector holds for each context token when gradients go through it."""
     (inputs, outputs), _ = model.projector_shapes
     return 2 * size * (inputs + outputs)

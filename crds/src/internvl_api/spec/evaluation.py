@@ -1,12 +1,12 @@
-"""What a user writes under spec.evaluation, and what each kind of task means by itself."""
+"""The section `evaluation` of a spec, and the defaults of each kind of task."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from internvl_api.base import ApiModel, Source
-from internvl_api.gate import CAPTION_METRICS, GROUNDING_METRICS, VQA_METRICS, operands
-from internvl_api.retrieval import RETRIEVAL_METRICS
+from internvl_api.publish_condition import CAPTION_METRICS, GROUNDING_METRICS, RETRIEVAL_METRICS, VQA_METRICS
+from internvl_api.types import ApiModel, Source
 
 TaskKind = Literal[
     "caption-coco", "caption-flickr30k", "caption-nocaps", "caption", "vqa", "grounding",
@@ -14,11 +14,10 @@ TaskKind = Literal[
 ]  # fmt: skip
 PairFormat = Literal["flickr", "coco"]
 TASK_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
-BASELINE_RESERVED = "task name 'baseline' is reserved: publishIf uses it for the base model's metrics; rename the task"
 
 
 class TaskDefaults(ApiModel):
-    """What a kind of task asks and measures unless the user says otherwise."""
+    """Metrics, prompt and answer lengths of a kind of task, where the user sets none."""
 
     metrics: tuple[str, ...]
     prompt: str | None = None
@@ -27,7 +26,7 @@ class TaskDefaults(ApiModel):
     format: PairFormat | None = None
 
 
-# Prompt and lengths as upstream's evaluation scripts have them (OpenGVLab/InternVL, internvl_chat/eval).
+# Prompt and lengths of upstream's evaluation scripts (OpenGVLab/InternVL, internvl_chat/eval).
 _CAPTION = TaskDefaults(
     metrics=CAPTION_METRICS,
     prompt="Provide a one-sentence caption for the provided image.",
@@ -55,61 +54,65 @@ TASK_DEFAULTS: dict[TaskKind, TaskDefaults] = {
 
 
 class EvaluationTask(ApiModel):
-    """One test set: its rows, what is asked, and how long an answer may be. Decoding is greedy."""
+    """One test set: its rows, the prompt, and the length of an answer. Decoding is greedy."""
 
-    task: TaskKind
-    annotation: Source = Field(description="JSONL of conversations, or JSON in COCO's format (images, annotations)")
+    task: TaskKind = Field(description="Kind of task; sets metrics, prompt, answer lengths and annotation format")
+    annotation: Source = Field(
+        description="JSONL of conversations, or JSON in COCO's format (images, annotations); of a retrieval task, a "
+        "file in the given `format`"
+    )
     root: Source | None = Field(None, description="Folder or archive of the images; default: the annotation's folder")
     prompt: str | None = Field(
         None,
         min_length=1,
         max_length=4000,
-        description="Asked of every row ({} is the row's own question); default: the row's own, else the task's",
+        description="Prompt of every row ({} stands for the row's question); default: the row's own, else the task's",
     )
-    min_new_tokens: int | None = Field(None, ge=0, le=4096, description="Default: the task's; captions 8, others 1")
+    min_new_tokens: int | None = Field(
+        None, ge=0, le=4096, description="Minimum tokens of an answer; default: the task's (captions 8, others 1)"
+    )
     max_new_tokens: int | None = Field(
-        None, ge=1, le=4096, description="Default: the task's; captions 30, vqa 10, grounding 100"
+        None,
+        ge=1,
+        le=4096,
+        description="Maximum tokens of an answer; default: the task's (captions 30, vqa 10, grounding 100)",
     )
     beams: int | None = Field(
-        None, ge=1, le=32, description="Of an InternVL-14B's captions, default 5; chat models decode greedily"
+        None, ge=1, le=32, description="Beams for captions of a retrieval model, default 5; chat models decode greedily"
     )
     format: PairFormat | None = Field(
-        None, description="Of a retrieval task's annotation: flickr (image,caption) or coco; default: the task's"
+        None,
+        description="Format of a retrieval task's annotation: flickr (lines of image,caption) or coco; default: the "
+        "task's",
     )
-    max_dynamic_patch: int | None = Field(None, ge=1, le=64, description="Overrides image.maxDynamicPatch")
-    limit: int | None = Field(None, ge=1, description="Only the first rows")
+    max_dynamic_patch: int | None = Field(
+        None, ge=1, le=64, description="Maximum number of tiles of an image; overrides image.maxDynamicPatch"
+    )
+    limit: int | None = Field(None, ge=1, description="Evaluate only this many rows, from the start; default: all")
 
 
 class Evaluation(ApiModel):
-    """Figures of the trained model, and of the base model when `baseline`; without tasks there is no such stage."""
+    """Evaluation of the trained model and, with `baseline`, of the base model. Without tasks no stage evaluates."""
 
-    tasks: dict[str, EvaluationTask] = Field(default_factory=dict, max_length=50)
+    tasks: dict[str, EvaluationTask] = Field(default_factory=dict, max_length=50, description="Test sets by name")
     baseline: bool = Field(False, description="Also evaluate the base model, before training")
     publish_if: str | None = Field(
         None,
         max_length=500,
-        description="Nothing is published unless this holds: 'CIDEr >= 1.2', 'coco.CIDEr > baseline.coco.CIDEr'",
+        description="Condition on the metrics; publish only if it holds: 'CIDEr >= 1.2', "
+        "'coco.CIDEr > baseline.coco.CIDEr'",
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Rows that are answered at a time by one process")
+    batch_size: int = Field(8, ge=1, le=1024, description="Number of rows that a rank answers at a time")
     every_steps: int | None = Field(
-        None, ge=1, description="Steps between two losses on data.validation; default: checkpoint.everySteps"
+        None,
+        ge=1,
+        description="Number of steps between two losses on data.validation; default: checkpoint.everySteps",
     )
-
-    @field_validator("publish_if", mode="before")
-    @classmethod
-    def _is_condition(cls, condition: object) -> object:
-        if isinstance(condition, str):
-            operands(condition)
-        return condition
 
     @field_validator("tasks")
     @classmethod
     def _names(cls, tasks: dict[str, EvaluationTask]) -> dict[str, EvaluationTask]:
-        import re
-
         for name in tasks:
-            if name == "baseline":
-                raise ValueError(BASELINE_RESERVED)
             if not re.match(TASK_NAME_PATTERN, name):
                 raise ValueError(
                     f"invalid task name {name!r}; use a letter, then letters, digits and _, at most 40 in all, so that "
@@ -118,5 +121,5 @@ class Evaluation(ApiModel):
         return tasks
 
     def metrics(self) -> dict[str, tuple[str, ...]]:
-        """Names of what each task measures."""
+        """Task name -> names of its metrics."""
         return {name: TASK_DEFAULTS[task.task].metrics for name, task in self.tasks.items()}

@@ -1,7 +1,7 @@
-"""Mistakes in spec.podTemplate, whose parts are Kubernetes' own and have no schema here.
+"""What refuses `spec.podTemplate`, whose parts have Kubernetes' own format and no schema here.
 
-An API server would say the same when the pod is made; for `resources`, which only training workers get, after the
-whole preflight. Only what is certainly wrong is refused: a newer Kubernetes may know more fields.
+An API server finds the same when the pod is made; of `resources`, which only training workers get, after the whole
+preflight. Only what is certainly wrong is refused: a newer Kubernetes may know more fields.
 """
 
 import json
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from internvl_api.constants import GPU
-from internvl_api.contradictions import Contradiction
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.suggest import did_you_mean
+from internvl_api.validation.suggest import did_you_mean
+from internvl_api.validation.violations import Violation
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
@@ -26,11 +26,11 @@ _ONE_OF = {
     "operator": ("Exists", "Equal", "Lt", "Gt"),
     "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
 }
-_OURS = re.compile(r"config|scratch|cache|shm|pvc-[0-9]+")  # volumes that every pod has
+_OWN_VOLUMES = re.compile(r"config|scratch|cache|shm|pvc-[0-9]+")  # volumes that the operator adds to every pod
 
 
-def pod_template_mistakes(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
-    """Everything that no Kubernetes would take."""
+def wrong_pod_template(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Violations of a podTemplate that every Kubernetes release refuses."""
     template = spec.pod_template
     for index, item in enumerate(template.env):
         yield from _env(f"spec.podTemplate.env[{index}]", item)
@@ -44,65 +44,65 @@ def pod_template_mistakes(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]
     yield from _resources(spec)
 
 
-def _env(field: str, item: dict[str, Any]) -> Iterator[Contradiction]:
+def _env(field: str, item: dict[str, Any]) -> Iterator[Violation]:
     yield from _unknown(field, item, _KNOWN["env"])
     name, value = item.get("name"), item.get("value")
     if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
-        yield Contradiction(f"{field}.name", f"found {name!r}, expected the name of an environment variable")
+        yield Violation(f"{field}.name", f"found {name!r}, expected the name of an environment variable")
     if value is not None and not isinstance(value, str):
-        yield Contradiction(f"{field}.value", f"found {_yaml(value)}, which is no text; put it in quotes")
+        yield Violation(f"{field}.value", f"found {_yaml(value)}, expected text; put it in quotes")
 
 
-def _toleration(field: str, item: dict[str, Any]) -> Iterator[Contradiction]:
+def _toleration(field: str, item: dict[str, Any]) -> Iterator[Violation]:
     yield from _unknown(field, item, _KNOWN["tolerations"])
     for part, known in _ONE_OF.items():
         if (found := item.get(part)) not in (None, "", *known):
             hint = did_you_mean(str(found), known)
-            yield Contradiction(f"{field}.{part}", f"found {found!r}{hint}, expected one of {', '.join(known)}")
+            yield Violation(f"{field}.{part}", f"found {found!r}{hint}, expected one of {', '.join(known)}")
 
 
-def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
+def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     names = [volume.get("name") for volume in spec.pod_template.volumes]
     for index, name in enumerate(names):
         yield from _text(f"spec.podTemplate.volumes[{index}].name", name)
     for index, mount in enumerate(spec.pod_template.volume_mounts):
         field, name = f"spec.podTemplate.volumeMounts[{index}]", mount.get("name")
         yield from _text(f"{field}.mountPath", mount.get("mountPath"))
-        if name not in names and not (isinstance(name, str) and _OURS.fullmatch(name)):
+        if name not in names and not (isinstance(name, str) and _OWN_VOLUMES.fullmatch(name)):
             have = ", ".join(map(str, names)) or "none"
-            text = f"found {name!r}, which podTemplate.volumes does not have; volumes: {have}"
-            yield Contradiction(f"{field}.name", text)
+            text = f"found {name!r}, expected a volume of podTemplate.volumes: {have}"
+            yield Violation(f"{field}.name", text)
 
 
-def _resources(spec: InternVLFineTuneSpec) -> Iterator[Contradiction]:
+def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     given, field = spec.pod_template.resources or {}, "spec.podTemplate.resources"
     yield from _unknown(field, given, _KNOWN["resources"])
     for part in ("limits", "requests"):
         amounts = given.get(part) or {}
         if not isinstance(amounts, dict):
-            yield Contradiction(f"{field}.{part}", f"found {_yaml(amounts)}, expected an object such as {{cpu: 8}}")
+            yield Violation(f"{field}.{part}", f"found {_yaml(amounts)}, expected an object such as {{cpu: 8}}")
             continue
         for name, amount in amounts.items():
             if isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount)):
                 text = f"found {amount!r}, expected a quantity such as 8, 500m or 64Gi"
-                yield Contradiction(f"{field}.{part}.{name}", text)
+                yield Violation(f"{field}.{part}.{name}", text)
         if GPU in amounts and not spec.gpus_per_worker:
-            text = f"found {amounts[GPU]}, but spec.gpusPerWorker, from which GPUs come, is 0; set that instead"
-            yield Contradiction(f"{field}.{part}.{GPU}", text)
+            text = f"found {amounts[GPU]}, but spec.gpusPerWorker is 0; set GPUs there instead"
+            yield Violation(f"{field}.{part}.{GPU}", text)
 
 
-def _unknown(field: str, item: dict[str, Any], known: tuple[str, ...]) -> Iterator[Contradiction]:
+def _unknown(field: str, item: dict[str, Any], known: tuple[str, ...]) -> Iterator[Violation]:
     for name in item:
         if name not in known:
             text = f"unknown field{did_you_mean(str(name), known)}; fields: {', '.join(known)}"
-            yield Contradiction(f"{field}.{name}", text)
+            yield Violation(f"{field}.{name}", text)
 
 
-def _text(field: str, found: object) -> Iterator[Contradiction]:
+def _text(field: str, found: object) -> Iterator[Violation]:
     if not isinstance(found, str) or not found:
-        yield Contradiction(field, f"found {_yaml(found)}, expected text")
+        yield Violation(field, f"found {_yaml(found)}, expected text")
 
 
 def _yaml(value: object) -> str:
-    """As a user may have written it."""
+    """A value as YAML."""
     return "nothing" if value is None else json.dumps(value, default=str)

@@ -1,0 +1,104 @@
+"""What a user writes: `spec` of an InternVLFineTune.
+
+`resolve` fills the sections in RECIPE_SECTIONS from the recipe, else from the defaults given here. The CRD carries no
+`default` for them: an API server would fill them in, and a recipe could not tell what the user wrote.
+"""
+
+import re
+from collections.abc import Iterator
+
+from pydantic import Field, field_validator
+
+from internvl_api.spec.data import Data, Dataset
+from internvl_api.spec.evaluation import Evaluation
+from internvl_api.spec.model import Freeze, Image, Lora, Model
+from internvl_api.spec.pods import PodTemplate, RunPolicy, Scheduling, Secrets
+from internvl_api.spec.publish import Hub, Merge, Publish
+from internvl_api.spec.training import Checkpoint, Method, Packing, Precision, Retrieval, Training
+from internvl_api.types import ApiModel
+
+__all__ = [
+    "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image", "InternVLFineTuneSpec",
+    "Lora", "Merge", "Method", "Model", "Packing", "PodTemplate", "Precision", "Publish", "Retrieval", "RunPolicy",
+    "Scheduling", "Secrets", "Training",
+]  # fmt: skip
+
+OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
+
+
+class InternVLFineTuneSpec(ApiModel):
+    """One fine-tuning run, from a base model and data to a published result."""
+
+    recipe: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9-]{0,127}$",
+        max_length=128,
+        description="Name of a recipe that supplies defaults; `internvl-trainer recipes` lists all",
+    )
+    model: Model = Field(default_factory=Model)
+    data: Data
+    image: Image = Field(default_factory=Image)
+    method: Method = Field(
+        "full",
+        description="What to train: full (weights), lora (an adapter), or head (of a retrieval model only)",
+    )
+    lora: Lora = Field(default_factory=Lora)
+    workers: int = Field(1, ge=1, le=1024, description="Number of pods in a training group")
+    gpus_per_worker: int = Field(
+        0, ge=0, le=16, description="Number of GPUs of a worker, one rank each; 0: one rank that trains on the CPU"
+    )
+    training: Training = Field(default_factory=Training)
+    retrieval: Retrieval = Field(default_factory=Retrieval)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    merge: Merge = Field(default_factory=Merge)
+    publish: Publish = Field(default_factory=Publish)
+    output: str = Field(
+        pattern=OUTPUT_PATTERN,
+        description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume",
+    )
+    secrets: Secrets = Field(default_factory=Secrets)
+    run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
+    pod_template: PodTemplate = Field(default_factory=PodTemplate)
+
+    @field_validator("output")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return re.sub(r"/+$", "", value)
+
+    @property
+    def processes_per_worker(self) -> int:
+        """Ranks in one pod: one for each GPU, or one on the CPU."""
+        return max(1, self.gpus_per_worker)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all pods."""
+        return self.workers * self.processes_per_worker
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """(field, address) of everything the run reads."""
+        places = [("spec.model.source", self.model.source), ("spec.data.meta", self.data.meta)]
+        for section, entries in (
+            ("data.train", self.data.train),
+            ("data.validation", self.data.validation),
+            ("evaluation.tasks", self.evaluation.tasks),
+        ):
+            for name, entry in entries.items():
+                places += [(f"spec.{section}.{name}.{part}", getattr(entry, part)) for part in ("annotation", "root")]
+        return ((field, address) for field, address in places if address is not None)
+
+
+# Sections whose fields a recipe may supply; the CRD has no defaults for them.
+RECIPE_SECTIONS = (
+    "model",
+    "image",
+    "method",
+    "lora",
+    "workers",
+    "gpusPerWorker",
+    "training",
+    "retrieval",
+    "checkpoint",
+)

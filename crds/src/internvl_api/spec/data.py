@@ -1,0 +1,58 @@
+"""The section `data` of a spec."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from internvl_api.types import ApiModel, Source
+
+
+class Dataset(ApiModel):
+    """One annotation file and its media root: an entry of upstream's meta JSON."""
+
+    annotation: Source = Field(description="JSONL file with one conversation a line, or a file in the given `format`")
+    format: Literal["chat", "flickr", "coco"] = Field(
+        "chat",
+        description="Format of the annotation; retrieval models take flickr (lines of image,caption) or coco "
+        "(Karpathy's JSON)",
+    )
+    root: Source | None = Field(
+        None,
+        description="Folder or archive (.zip, .tar, .tar.gz) that media paths are relative to; default: the "
+        "annotation's folder",
+    )
+    repeat_time: float = Field(
+        1.0,
+        gt=0.0,
+        description="Times an epoch repeats the rows; below 1 it uses only the FIRST part of them, as upstream does",
+    )
+    data_augment: bool = Field(
+        False, description="Compress each training tile as JPEG at a random quality, as upstream does"
+    )
+    max_dynamic_patch: int | None = Field(
+        None, ge=1, le=64, description="Maximum number of tiles of an image; overrides image.maxDynamicPatch"
+    )
+    length: int | None = Field(
+        None, ge=0, description="Expected number of rows in the annotation; preflight fails when it differs"
+    )
+
+
+class Data(ApiModel):
+    """Training data: named datasets, upstream's meta JSON, or both."""
+
+    train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000, description="Training datasets by name")
+    meta: Source | None = Field(None, description="Upstream's meta JSON; its datasets are added to those of data.train")
+    validation: dict[str, Dataset] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Held-out datasets by name; training measures the loss on them",
+    )
+    bad_rows: Literal["fail", "skip"] = Field(
+        "fail", description="What to do with rows that cannot be used: fail the run in preflight, or skip them"
+    )
+    max_bad_rows: int = Field(
+        0, ge=0, description="With badRows: skip, the largest number of bad rows that is skipped; more fail the run"
+    )
+    compat: Literal["default", "upstream"] = Field(
+        "default", description="upstream reproduces the defects of upstream's labels, to compare numbers with it"
+    )

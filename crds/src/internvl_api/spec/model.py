@@ -1,0 +1,75 @@
+"""The sections of a spec about the model: `model`, `image`, `lora`, and `training.freeze`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from internvl_api.types import ApiModel, Source, Template
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Model(ApiModel):
+    """The base model to fine-tune."""
+
+    name: str | None = Field(
+        None,
+        pattern=NAME_PATTERN,
+        max_length=128,
+        description="Name of a model in the catalogue; sets the template and the default source",
+    )
+    source: Source | None = Field(
+        None,
+        description="Checkpoint folder in upstream's or the Hugging Face format; default: the model's Hub repository",
+    )
+    template: Template | None = Field(
+        None,
+        description="Conversation template; default: the catalogue's, else the one in the checkpoint's config.json",
+    )
+    drop_path_rate: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Stochastic depth rate of the vision tower during training"
+    )
+
+
+class Image(ApiModel):
+    """How images are split into tiles."""
+
+    tile_size: int | None = Field(
+        None, ge=14, le=1024, description="Side of a tile in pixels; default: the checkpoint's"
+    )
+    dynamic: bool = Field(True, description="Split an image into tiles by its aspect ratio; false: one tile an image")
+    min_dynamic_patch: int = Field(1, ge=1, le=64, description="Minimum number of tiles of an image")
+    max_dynamic_patch: int = Field(
+        12, ge=1, le=64, description="Maximum number of tiles of an image, the thumbnail not counted"
+    )
+    thumbnail: bool = Field(True, description="Add the whole image as one more tile when it has several tiles")
+    video_frames: int = Field(8, ge=1, le=512, description="Number of frames sampled from a video, one tile each")
+
+
+class Freeze(ApiModel):
+    """Parts of the model that keep their weights. Method lora always freezes the language model."""
+
+    vision: bool = Field(True, description="Freeze the vision tower")
+    projector: bool = Field(False, description="Freeze the projector between the vision tower and the language model")
+    language: bool = Field(False, description="Freeze the language model")
+
+
+class Lora(ApiModel):
+    """The LoRA adapter of method lora."""
+
+    language_rank: int = Field(
+        16, ge=0, le=1024, description="Rank of the language model's adapter; 0: no adapter there"
+    )
+    vision_rank: int = Field(0, ge=0, le=1024, description="Rank of the vision tower's adapter; 0: no adapter there")
+    language_alpha: float | None = Field(
+        None, gt=0, description="Scaling of the language model's adapter; default: twice languageRank"
+    )
+    vision_alpha: float | None = Field(
+        None, gt=0, description="Scaling of the vision tower's adapter; default: twice visionRank"
+    )
+    dropout: float = Field(0.05, ge=0.0, lt=1.0, description="Dropout probability of the adapter's input")
+    dora: bool = Field(False, description="Also train the magnitude of each adapted weight's rows (DoRA)")
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="nf4 stores the language model's frozen weights in 4 bits (QLoRA); needs GPUs and bitsandbytes",
+    )

@@ -1,0 +1,132 @@
+"""The sections of a spec about its pods: `secrets`, `runPolicy`, `scheduling` and `podTemplate`."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from internvl_api.types import ApiModel
+
+BYTES_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
+SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+# Passed to the pod unchanged; the API server validates it when the pod is created.
+KubernetesObject = dict[str, Any]
+
+
+class Secrets(ApiModel):
+    """Names of Secrets in the run's namespace. The operator never reads them."""
+
+    object_storage: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and, where needed, "
+        "AWS_ENDPOINT_URL and AWS_REGION",
+    )
+    hugging_face: str | None = Field(None, pattern=SECRET_PATTERN, description="Secret with the key HF_TOKEN")
+
+
+class RunPolicy(ApiModel):
+    """Life cycle of the run: suspension, retries, deadlines, clean-up."""
+
+    suspend: bool = Field(False, description="true saves a checkpoint and deletes all pods; false resumes the run")
+    backoff_limit: int = Field(
+        3, ge=0, le=100, description="Maximum number of restarts of a group after failures of the run itself"
+    )
+    infrastructure_limit: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Maximum number of restarts of a group caused by the cluster, counted since the newest checkpoint",
+    )
+    on_out_of_memory: Literal["fail", "halveMicroBatch"] = Field(
+        "fail",
+        description="What to do when a GPU runs out of memory in training: fail, or continue with half of "
+        "microBatchSize and the same globalBatchSize",
+    )
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, description="Maximum duration of the run in seconds; when it is exceeded the run fails"
+    )
+    scheduling_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum seconds until every pod of a group is scheduled; then its pods are deleted and tried "
+        "again later",
+    )
+    start_deadline_seconds: int = Field(
+        1800,
+        ge=1,
+        description="Maximum seconds from a pod's scheduling to its start (image, Secrets, volumes); then the "
+        "group's pods are deleted and tried again later",
+    )
+    progress_deadline_seconds: int | None = Field(
+        None,
+        ge=10,
+        description="Maximum seconds without progress once training reports it; then training restarts from the newest "
+        "checkpoint. Must exceed the longest step, validation, checkpoint and download. Default: no limit but the "
+        "timeouts of collective operations",
+    )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        "Running",
+        description="Which pods to delete when the run finishes; None keeps even running pods, and their GPUs",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, description="Seconds after the run finishes until its resource is deleted; artifacts stay"
+    )
+
+
+class Scheduling(ApiModel):
+    """Gang scheduling: place all pods of a stage at once or none, so that half a group never holds GPUs."""
+
+    gang: Literal["kueue", "volcano", "coscheduling"] | None = Field(
+        None, description="kueue: pod groups in a LocalQueue; volcano, coscheduling: one PodGroup for each stage"
+    )
+    queue: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=63,
+        description="LocalQueue of kueue (required there), or volcano's Queue",
+    )
+    scheduler_name: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="Scheduler of the pods; default: volcano for volcano, scheduler-plugins-scheduler for "
+        "coscheduling, else the cluster's",
+    )
+
+
+class PodTemplate(ApiModel):
+    """Settings of every worker pod, in Kubernetes' own format."""
+
+    image: str | None = Field(None, min_length=1, description="Trainer image; default: the operator's setting")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that a pod's node must have")
+    tolerations: list[KubernetesObject] = Field(
+        default_factory=list, max_length=100, description="Node taints that the pods tolerate"
+    )
+    affinity: KubernetesObject | None = Field(None, description="Affinity of the pods to nodes and to other pods")
+    resources: KubernetesObject | None = Field(
+        None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
+    )
+    priority_class_name: str | None = Field(None, description="PriorityClass of the pods")
+    service_account_name: str | None = Field(None, description="ServiceAccount of the pods")
+    runtime_class_name: str | None = Field(None, description="RuntimeClass of the pods")
+    image_pull_secrets: list[KubernetesObject] = Field(
+        default_factory=list,
+        max_length=20,
+        description="Names of Secrets for the image's registry, as [{name: registry}]",
+    )
+    volumes: list[KubernetesObject] = Field(
+        default_factory=list, max_length=100, description="Volumes added to the pods"
+    )
+    volume_mounts: list[KubernetesObject] = Field(
+        default_factory=list, max_length=100, description="Where the trainer's container mounts volumes"
+    )
+    env: list[KubernetesObject] = Field(
+        default_factory=list, max_length=200, description="Environment variables added to the trainer's container"
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels added to the pods")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations added to the pods")
+    shm_size: str = Field("8Gi", pattern=BYTES_PATTERN, description="Size limit of the memory-backed /dev/shm")
+    termination_grace_period_seconds: int = Field(
+        120, ge=1, le=3600, description="Seconds that a pod has after SIGTERM to save a checkpoint"
+    )

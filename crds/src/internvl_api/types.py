@@ -1,0 +1,32 @@
+"""Types that every part of the contract shares, and the one pydantic base class."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+Source = Annotated[
+    str,
+    Field(
+        pattern=SOURCE_PATTERN,
+        description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
+    ),
+]
+Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
+
+
+class ApiModel(BaseModel):
+    """Base class of everything that a user or a stage reads as YAML: camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        validate_default=False,
+        protected_namespaces=(),
+    )
+
+    def to_dict(self) -> dict[str, object]:
+        """The camelCase JSON-ready dict; None fields are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

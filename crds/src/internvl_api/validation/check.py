@@ -1,0 +1,70 @@
+"""The one place that decides whether a spec can run: the operator, its webhook and the trainer call `check_spec`."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from internvl_api.recipes.files import recipe_names, with_recipe
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.validation import cross_field, evaluation
+from internvl_api.validation.cel_rules import broken
+from internvl_api.validation.cluster import InCluster, in_cluster
+from internvl_api.validation.messages import shape_violations
+from internvl_api.validation.model_kind import wrong_kind
+from internvl_api.validation.pod_template import wrong_pod_template
+from internvl_api.validation.violations import SpecError, Violation
+
+RULES = (*cross_field.RULES, *evaluation.RULES)
+
+
+class Checked(NamedTuple):
+    """A checked spec.
+
+    Attributes:
+        spec: with its recipe's settings; None when it cannot run, in a cluster or elsewhere.
+        violations: everything that refuses it, the most important first; may be of the cluster alone.
+    """
+
+    spec: InternVLFineTuneSpec | None
+    violations: tuple[Violation, ...] = ()
+
+    def require(self) -> InternVLFineTuneSpec:
+        """The spec. Raises SpecError when there is a violation."""
+        if self.violations:
+            raise SpecError(*self.violations)
+        assert self.spec is not None
+        return self.spec
+
+
+def check_spec(raw: object, cluster: InCluster | None = None) -> Checked:
+    """A raw `spec` with its recipe merged under it, and every violation. `cluster`: None on a single machine."""
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else type(raw).__name__
+        return Checked(None, (Violation("spec", f"found {found}, expected an object"),))
+    if unknown := _unknown_recipe(raw.get("recipe")):
+        return Checked(None, (unknown,))
+    try:
+        spec = InternVLFineTuneSpec.model_validate(with_recipe(raw))
+    except ValidationError as error:
+        return Checked(None, tuple(shape_violations(error)))
+    if violations := tuple(_violations(raw, spec)):
+        return Checked(None, violations)
+    return Checked(spec, tuple(in_cluster(spec, cluster)) if cluster else ())
+
+
+def _unknown_recipe(recipe: object) -> Violation | None:
+    """Without its recipe, nothing else of the spec can be judged."""
+    if not isinstance(recipe, str) or recipe in recipe_names():
+        return None
+    values = cross_field.known_recipe.check(recipe)
+    return cross_field.known_recipe.violation("spec.recipe", values or {})
+
+
+def _violations(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    yield from cross_field.unused_lora(written, spec)
+    yield from wrong_kind(spec)
+    yield from cross_field.python_only(spec)
+    yield from broken(RULES, spec)
+    yield from wrong_pod_template(spec)
+    yield from evaluation.unmeasured(spec.evaluation)

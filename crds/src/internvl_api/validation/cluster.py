@@ -1,0 +1,69 @@
+"""What refuses a spec in a cluster only: the operator and its webhook check it, a single machine does not."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation.cel_rules import Values, rule
+from internvl_api.validation.violations import Violation
+
+
+class InCluster(NamedTuple):
+    """What the cluster knows of the run. `checkpoint_uri` is "" before the first checkpoint."""
+
+    checkpoint_uri: str = ""
+
+    @classmethod
+    def of(cls, status: InternVLFineTuneStatus) -> "InCluster":
+        """From the recorded status, whatever the spec was then."""
+        return cls(status.checkpoint.uri if status.checkpoint else "")
+
+
+class OutputChange(NamedTuple):
+    """The output of a spec, and the output that holds the run's checkpoints ("" without any)."""
+
+    output: str
+    kept: str
+
+
+# At the root, because only there a rule sees the status too.
+@rule(
+    "",
+    "self.spec.output == oldSelf.spec.output || !oldSelf.?status.?checkpoint.hasValue()",
+    "cannot change while it holds this run's checkpoints; create another resource to start over there "
+    "(found '{found}', expected '{expected}')",
+    field="spec.output",
+    found="self.spec.output",
+    expected="oldSelf.spec.output",
+)
+def output_stays(change: OutputChange) -> Values | None:
+    """The output is the one with the checkpoints; else the run would start over without a warning."""
+    moved = change.kept not in ("", change.output)
+    return {"found": change.output, "expected": change.kept} if moved else None
+
+
+ROOT_RULES = (output_stays,)
+
+
+def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Violation]:
+    """Violations of a spec that is valid by itself."""
+    if spec.output.startswith("/"):
+        yield from _output_is_mounted(spec)
+    kept, _, _ = cluster.checkpoint_uri.rpartition("/checkpoints/")
+    output = str(PurePosixPath(spec.output)) if spec.output.startswith("/") else spec.output
+    values = output_stays.check(OutputChange(output, kept))
+    if values is not None:
+        yield Violation("spec.output", output_stays.message.format(**values), output_stays.reason)
+
+
+def _output_is_mounted(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Each stage runs in its own pods: the next one sees only what is on a volume."""
+    mounts = [mount.get("mountPath") for mount in spec.pod_template.volume_mounts]
+    if not any(isinstance(path, str) and PurePosixPath(spec.output).is_relative_to(path) for path in mounts):
+        text = (
+            f"found {spec.output!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
+            "the pod; use s3://bucket/prefix, or mount a volume there"
+        )
+        yield Violation("spec.output", text)
