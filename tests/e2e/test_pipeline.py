@@ -1,4 +1,4 @@
-"""The COCO guide as one CR on two real nodes: evaluated, weighed, merged and published; or refused."""
+"""The COCO guide as one CR on two real nodes: evaluated, merged and published, or refused by its condition."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_report_is_one_page_with_pictures(platform: Platform, evaluated: Fin
 
 
 def test_a_condition_out_of_reach_refuses_and_keeps_what_was_made(platform: Platform, evaluated: Finished) -> None:
-    """Over the same output: every stage before is found done, so the condition is all that is new."""
+    """With the same output, earlier stages are already done, so only the condition is evaluated again."""
     platform.delete("evaluated")
     platform.s3.delete_object(Bucket=BUCKET, Key="runs/evaluated/artifacts/manifest.json")
     evaluation = {"publishIf": "CIDEr >= 100"}
@@ -103,7 +103,7 @@ def test_a_condition_out_of_reach_refuses_and_keeps_what_was_made(platform: Plat
 
 
 def test_pictures_find_their_captions_better_than_before(platform: Platform) -> None:
-    """A retrieval model on two nodes, by the same stages."""
+    """A retrieval model runs through the same stages on two nodes."""
     output = platform.apply("quickstart-retrieval", "retrieval")
     status = platform.follow("retrieval")
     assert [stage.name for stage in status.stages] == [name for name in STAGES if name != "merge"]

@@ -1,4 +1,4 @@
-"""`kubectl apply` on two real nodes, and what is in object storage afterwards; disturbed and undisturbed."""
+"""Results in object storage after `kubectl apply` on two real nodes, disturbed and undisturbed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_prometheus_has_the_trainers_and_the_operators_series(platform: Platform
     ask = platform.cluster.prometheus.query
     loss = ask('last_over_time(internvl_train_loss{pod=~"undisturbed-train-.*"}[1h])')
     assert max(float(series["value"][1]) for series in loss) > 0, "rank 0's loss was scraped while it trained"
-    # a scrape after the end of the run may still be seconds away
+    # the next scrape after the end of the run may take seconds
     wait_for("the operator counts the run", lambda: ask('internvl_operator_jobs{phase="Succeeded"} >= 1'))
     made = ask('sum(internvl_operator_api_writes_total{kind="Pod", result="ok"})')
     assert float(made[0]["value"][1]) >= 4, "preflight, two workers, publish"
