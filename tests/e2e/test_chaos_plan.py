@@ -24,7 +24,7 @@ from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, Res
 from ivft_demo.results import Loss
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_a_seed_always_gives_the_same_plan() -> None:
     assert plan(7, 20) == plan(7, 20)
     assert plan(7, 20) != plan(8, 20)
     assert plan(7, 20)[:9] == plan(7, 9), "a shorter plan is the beginning of a longer one"

@@ -245,7 +245,9 @@ def begun(platform: Platform, surroundings: None) -> Callable[[Case], None]:
 
 
 @pytest.mark.parametrize("case", [case for group in GROUPS for case in group], ids=lambda case: case.name)
-def test_what_keeps_a_run_from_going_on_is_told(platform: Platform, begun: Callable[[Case], None], case: Case) -> None:
+def test_status_and_why_show_the_reason_a_run_cannot_continue(
+    platform: Platform, begun: Callable[[Case], None], case: Case
+) -> None:
     begun(case)
     for told in case.told:
         resource = platform.wait_resource(case.name, str(told), told.by)
@@ -265,7 +267,9 @@ def test_what_keeps_a_run_from_going_on_is_told(platform: Platform, begun: Calla
     platform.forget(case.name)
 
 
-def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kubectl_ivft_why_shows_the_reason_in_a_terminal(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
     platform.apply("quickstart", "why", podTemplate={"nodeSelector": {"disk": "none"}})
     platform.wait("why", "Unschedulable", Told("Reconciling", "Unschedulable", "0/2 nodes are available").by)
     assert kubectl_ivft(["why", "why", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]) == 0
@@ -276,7 +280,7 @@ def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pyt
     platform.forget("why")
 
 
-def test_a_finished_run_goes_when_its_time_is_over(platform: Platform) -> None:
+def test_a_finished_run_is_deleted_after_its_ttl(platform: Platform) -> None:
     late = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 2}
     platform.apply("quickstart", "short-lived", podTemplate={"nodeSelector": {"disk": "none"}}, runPolicy=late)
     platform.wait("short-lived", "Failed", Told("Failed", "DeadlineExceeded", "finds no node").by)
@@ -358,7 +362,7 @@ def hurt(platform: Platform, surroundings: None) -> str:
 
 
 @pytest.mark.parametrize("injury", INJURIES, ids=lambda injury: injury.name)
-def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury: Injury) -> None:
+def test_a_disturbed_group_starts_a_new_attempt(platform: Platform, hurt: str, injury: Injury) -> None:
     before = platform.wait("hurt", "training", trains)
     injury.inflict(platform)
     resource = platform.wait_resource("hurt", injury.name, lambda status: status.attempt > before.attempt)
@@ -372,7 +376,7 @@ def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury
     assert after.restarts.infrastructure - before.restarts.infrastructure == (injury.budget == "infrastructure")
 
 
-def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
+def test_a_suspended_run_has_no_pods(platform: Platform, hurt: str) -> None:
     before = platform.wait("hurt", "training", trains)
     platform.change("hurt", runPolicy={"suspend": True})
     held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is held").by)
@@ -382,6 +386,8 @@ def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
     platform.change("hurt", runPolicy={"suspend": False})
 
 
-def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hurt: str, undisturbed: Finished) -> None:
+def test_a_disturbed_and_suspended_run_has_the_same_losses(
+    platform: Platform, hurt: str, undisturbed: Finished
+) -> None:
     platform.follow("hurt")
     assert_same_losses(losses(platform.s3, hurt), undisturbed.curve)

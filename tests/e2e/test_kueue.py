@@ -132,7 +132,7 @@ def pods_started(platform: Platform, name: str) -> list[float]:
     return [pod.status.start_time.timestamp() for pod in pods if pod.status.start_time]
 
 
-def test_the_queue_runs_one_after_the_other(
+def test_the_queue_admits_one_run_after_the_other(
     platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs through the queue: status while each waits, is preempted, resumes and succeeds."""
@@ -192,7 +192,7 @@ def explained(command: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
     return "SchedulingGated" in shown and f"insufficient unused quota for {GPU}" in shown
 
 
-def test_a_group_that_is_too_large_for_the_queue_says_so(
+def test_a_group_that_exceeds_the_quota_shows_the_reason(
     platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kueue admits the group as a whole: no pod starts although half of them would fit."""

@@ -21,7 +21,7 @@ RUNS = int(os.environ.get("CHAOS_RUNS") or len(KINDS))  # one of each; `make soa
 UNDISTURBED = "chaos-undisturbed"
 
 
-def test_every_run_ends_as_if_nothing_had_happened(platform: Platform) -> None:
+def test_every_disturbed_run_has_the_undisturbed_result(platform: Platform) -> None:
     began = time.monotonic()
     chaos = Chaos(platform)
     chaos.run_undisturbed(UNDISTURBED)
