@@ -1,5 +1,5 @@
-# Every target sets up what it needs; the first run on a fresh Debian 12 machine installs and builds
-# (root; installs from apt, pip and Go modules).
+# Every target sets up what it needs. On a fresh Debian 12 machine the first run installs and builds everything
+# (needs root; installs from apt, pip and Go modules).
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
 # The oldest supported Kubernetes. tests/cluster/ivft_cluster/kubernetes.py has all releases; the newest is the default.
-# `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
+# `make test KUBERNETES=1.36` selects another: make exports variables of its command line and environment.
 FLOOR := 1.34
 
 .PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
@@ -23,44 +23,44 @@ $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.
 	# Debian's Python comes without venv
 	$(PYTHON) -m venv $(VENV) || (apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV))
 	$(PY) -m pip install -q -c constraints.txt --upgrade pip
-	# torch first and by its exact version: what others ask for must not replace the build that was chosen
+	# torch first and by its exact version, so that other requirements do not replace the chosen build
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt --group dev -e crds -e operator -e 'trainer_image[eval]'
 	touch $@
 
-setup: $(STAMP) ## virtualenv, Debian packages, programs built from Go modules (Kubernetes, etcd, containerd, Kueue), images
+setup: $(STAMP) ## set up virtualenv, Debian packages, Go programs (Kubernetes, etcd, containerd, Kueue) and images
 	$(CLUSTER) setup
 
-demo: $(STAMP) ## a real two-node cluster, one fine-tuning, its result (KEEP=1 leaves the cluster up; EXAMPLE=name)
+demo: $(STAMP) ## fine-tune a tiny model on a real two-node cluster (KEEP=1 leaves the cluster up; EXAMPLE=name)
 	$(DEMO) up --started $(STARTED) $(if $(KEEP),--keep) $(if $(EXAMPLE),--example $(EXAMPLE))
 
 demo-down: $(STAMP) ## remove every trace of the demo
 	$(DEMO) down
 
-test: setup verify ## every test: unit, contract, integration, end to end (KUBERNETES=1.36 picks another release)
+test: setup verify ## run every test: unit, contract, integration, end to end (KUBERNETES=1.36 selects a release)
 	$(PY) -m pytest
 ifneq ($(KUBERNETES),$(FLOOR))
 	$(MAKE) --no-print-directory test-floor
 endif
 
-test-floor: setup ## the tests of the API server again, on the oldest supported Kubernetes
+test-floor: setup ## run the API server's tests on the oldest supported Kubernetes
 	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
 
-test-unit: $(STAMP) ## the tests that need neither root nor a server: seconds
+test-unit: $(STAMP) ## run the tests that need neither root nor a server
 	$(PY) -m pytest -m 'not integration and not e2e and not slow'
 
-chaos: setup ## runs on two nodes while everything around them breaks; docs/chaos.md (SEED=7 RUNS=40 make others possible)
+chaos: setup ## break nodes, servers and storage under eight runs; docs/chaos.md (SEED=7 RUNS=40 for another plan)
 	CHAOS_SEED=$(SEED) CHAOS_RUNS=$(RUNS) $(PY) -m pytest -s tests/e2e/test_under_chaos.py
 
-soak: ## what is too long for every change: twenty runs under chaos (make test has eight)
+soak: ## run chaos with twenty runs (make test has eight)
 	$(MAKE) --no-print-directory chaos RUNS=20
 
-lint: $(STAMP) ## ruff and the import contracts
+lint: $(STAMP) ## check with ruff and the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 
-typecheck: $(STAMP) ## mypy, strict
+typecheck: $(STAMP) ## check types with mypy (strict)
 	$(VENV)/bin/mypy crds/src operator/src
 
 generate: $(STAMP) ## write the generated files
@@ -68,16 +68,16 @@ generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.memory.tables docs/memory.md
 	$(PY) tests/tools/import_picture.py docs/images/imports.svg
 
-verify: lint typecheck ## lint, types, import contracts, and generated files up to date
+verify: lint typecheck ## check lint, types, import contracts and generated files
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
 	$(PY) -m internvl_api.memory.tables --check docs/memory.md
 	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
 
-bench: setup ## figures, not gates: time to first pod, trainer throughput
+bench: setup ## measure time to first pod, merge memory and trainer throughput
 	$(PY) -m pytest -q -s tests/bench --ignore tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600
 
-bench-scale: setup ## figures of thousands of runs; docs/scale.md (an hour; SCALE_JOBS=100 and so on make it smaller)
+bench-scale: setup ## measure thousands of runs; docs/scale.md (an hour; SCALE_JOBS=100 and so on make it smaller)
 	$(PY) -m pytest -q -s tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 7200
 
-clean: ## remove the virtualenv and build leftovers (caches outside the checkout stay)
+clean: ## remove the virtualenv and build output (caches outside the checkout stay)
 	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

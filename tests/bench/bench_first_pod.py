@@ -1,4 +1,4 @@
-"""How long a user waits from `kubectl apply` to the first worker pod object. Figures, not gates."""
+"""Measures the time from `kubectl apply` to the first worker pod object. It asserts no limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS = 50
 
 
 def bench_first_pod(cluster_of_test: Cluster, kubelet: FakeKubelet, tmp_path: Path) -> None:
-    """50 CRs, one after the other: apply to first pod object; preflight's end to the first training worker."""
+    """50 CRs in sequence: from apply to the first pod object, and from preflight's end to the first training worker."""
     with OperatorProcess(cluster_of_test, tmp_path, RETRY_BASE_SECONDS="10"):
         first_pod, first_worker = _measure(cluster_of_test, kubelet)
     table = Table(title=f"{RUNS} runs, real API server, fake nodes; milliseconds")
@@ -44,7 +44,7 @@ def _measure(cluster: Cluster, kubelet: FakeKubelet) -> tuple[list[float], list[
 
     def follow() -> None:
         listing = cluster.core.list_namespaced_pod
-        with contextlib.suppress(HTTPError):  # the API server goes before this thread does
+        with contextlib.suppress(HTTPError):  # the API server stops before this thread
             record(listing)
 
     def record(listing: Any) -> None:

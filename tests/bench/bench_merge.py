@@ -1,4 +1,4 @@
-"""What merging costs in memory: figures, not gates."""
+"""Measures the memory of a merge. It asserts no limits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from trainer.merge.finished import finish_training
 from trainer.runs import make_config, write_config
 from transformers import InternVLForConditionalGeneration
 
-# The language model of InternVL2-2B, with two layers more.
+# The language model of InternVL2-2B with two more layers.
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY, SHARDS, RANK = 26, 2048, 8192, 92553, 4, 128
 PREFIX = "language_model.model.layers."
 
-# A process of its own; what it has after merging a tiny model is its base. (getrusage's figure would be the parent's,
-# which made the checkpoint, as that outlives exec; VmHWM starts anew.)
+# A separate process; its memory after merging a tiny model is the baseline. (VmHWM starts at zero; getrusage's peak
+# survives exec, so it would include the parent, which creates the checkpoint.)
 _MEASURE = """
 import re, sys, time
 from pathlib import Path
@@ -47,7 +47,7 @@ for path in sys.argv[1:]:
 
 
 def bench_merge(tmp_path: Path) -> None:
-    """A 4 GB checkpoint in four shards with a LoRA of rank 128, into upstream's format, checked and stored."""
+    """Merge a LoRA of rank 128 into a 4 GB checkpoint in four shards; write upstream's format, check and store it."""
     small = checkpoint("internlm2")
     large = tmp_path / "base"
     size = _grow(small, large)
@@ -69,7 +69,7 @@ def bench_merge(tmp_path: Path) -> None:
 
 
 def _trained(base: Path, folder: Path) -> RunConfig:
-    """An output whose train stage has exported an adapter for the language model."""
+    """An output with an exported adapter for the language model, as after the train stage."""
     folder.mkdir(exist_ok=True)
     lora = {"languageRank": RANK}
     config = make_config(str(folder / "out"), str(base), method="lora", lora=lora, merge={"formats": ["upstream"]})
@@ -85,7 +85,7 @@ def _trained(base: Path, folder: Path) -> RunConfig:
 
 
 def _grow(small: Path, large: Path) -> int:
-    """The golden InternLM2 with a language model of 4 GB; the bytes of its weights."""
+    """Write the golden InternLM2 checkpoint with a 4 GB language model; return the bytes of its weights."""
     shutil.copytree(small, large, ignore=shutil.ignore_patterns("*.npz", "*.safetensors"))
     config = json.loads((large / "config.json").read_text())
     config["llm_config"] |= {

@@ -1,4 +1,4 @@
-"""How the operator does with thousands of runs, on a real API server with fake nodes. Figures, not gates.
+"""Measures the operator with thousands of runs on a real API server with fake nodes. It asserts no limits.
 
 Sizes are environment variables: SCALE_JOBS (1000), SCALE_MANY (5000), SCALE_FOREIGN (50000), SCALE_SECONDS (60).
 """
@@ -32,14 +32,14 @@ JOBS, MANY, FOREIGN, SECONDS = (
     for name, default in (("JOBS", 1000), ("MANY", 5000), ("FOREIGN", 50_000), ("SECONDS", 60))
 )
 WORKERS = 4
-QUIET = 10  # seconds without a write: steady
-# As in production, where the tests' settings are quicker.
+QUIET = 10  # seconds without a write that count as steady state
+# Production settings; the tests' own are faster.
 SETTINGS = {"RETRY_BASE_SECONDS": "10", "SETTLE_SECONDS": "5", "PROGRESS_INTERVAL_SECONDS": "5", "NAMESPACES": ""}
 LONG = 3600.0
 
 
 def bench_one_a_second(cluster_of_test: Cluster, tmp_path: Path) -> None:
-    """A run a second for SECONDS: from apply to the first pod object. First: later the API server clears up."""
+    """One run a second for SECONDS: time from apply to first pod. Comes first: later the API server cleans up."""
     with (
         _kubelet(cluster_of_test),
         OperatorProcess(cluster_of_test, tmp_path, **SETTINGS),
@@ -63,7 +63,7 @@ def bench_one_a_second(cluster_of_test: Cluster, tmp_path: Path) -> None:
 
 
 def bench_many_at_once(cluster_of_test: Cluster, tmp_path: Path) -> None:
-    """JOBS runs of four workers, applied as fast as the API server takes them."""
+    """JOBS runs with four workers each, applied as fast as the API server accepts them."""
     with (
         _kubelet(cluster_of_test),
         OperatorProcess(cluster_of_test, tmp_path, **SETTINGS) as operator,
@@ -89,7 +89,7 @@ def bench_many_at_once(cluster_of_test: Cluster, tmp_path: Path) -> None:
 
 
 def bench_steady_state(cluster_of_test: Cluster, tmp_path: Path) -> None:
-    """MANY runs that wait for nodes, among FOREIGN pods; then the operator is killed and started again."""
+    """MANY runs that wait for nodes, among FOREIGN pods; then kill and restart the operator."""
     pod = {"metadata": {"labels": {"app": "foreign"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
     _in_parallel(
         lambda number: cluster_of_test.core.create_namespaced_pod(
@@ -131,7 +131,7 @@ def bench_steady_state(cluster_of_test: Cluster, tmp_path: Path) -> None:
 
 
 class PodTimes:
-    """When each pod was first seen, by a watch that was there before it."""
+    """Records when a watch first saw each pod; the watch starts before the pods."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str, str], float] = {}  # job, stage, pod
@@ -160,7 +160,7 @@ def _pod_times(cluster: Cluster) -> Iterator[PodTimes]:
 
     def follow() -> None:
         listing = cluster.core.list_namespaced_pod
-        with suppress(HTTPError):  # the API server goes before this thread does
+        with suppress(HTTPError):  # the API server stops before this thread
             for event in stream.stream(listing, cluster.namespace, label_selector=SELECTOR, timeout_seconds=int(LONG)):
                 if event["type"] == "ADDED":
                     seen.add(event["object"])
@@ -171,7 +171,7 @@ def _pod_times(cluster: Cluster) -> Iterator[PodTimes]:
 
 
 def _kubelet(cluster: Cluster) -> FakeKubelet:
-    """Enough nodes; preflight succeeds, workers run."""
+    """Fate of a pod when there are enough nodes: preflight succeeds, workers run."""
     done = Exit(0, json.dumps(result("preflight")))
 
     def fate(pod: Any) -> Behaviour:
@@ -186,7 +186,7 @@ def _in_parallel(act: Callable[[int], object], numbers: Iterable[int]) -> None:
 
 
 def _quiet(operator: OperatorProcess) -> None:
-    """Wait until nothing was written for a while."""
+    """Wait for steady state: no write for QUIET seconds."""
 
     def still() -> bool:
         before = operator.metric("internvl_operator_api_writes_total")
@@ -197,7 +197,7 @@ def _quiet(operator: OperatorProcess) -> None:
 
 
 def _p99_pass(operator: OperatorProcess) -> float:
-    """The upper bound of the bucket that holds it."""
+    """Upper bound of the histogram bucket that holds the quantile."""
     total = operator.metric("internvl_operator_reconcile_seconds_count")
     bounds = ("0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1.0", "2.0", "5.0", "10.0", "30.0")
     for bound in bounds:
@@ -207,7 +207,7 @@ def _p99_pass(operator: OperatorProcess) -> float:
 
 
 def _memory(operator: OperatorProcess) -> float:
-    """Resident set, MB."""
+    """Resident set size in MB."""
     return float(psutil.Process(operator.pid).memory_info().rss / 1e6)
 
 

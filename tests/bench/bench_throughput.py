@@ -1,4 +1,4 @@
-"""What data and padding cost, on one core: figures, not gates."""
+"""Measures data loading and padding on one core. It asserts no limits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from transformers import InternVLForConditionalGeneration
 Made = TypeVar("Made")
 ROWS, MICRO_BATCH, PACK_TOKENS = 64, 8, 1024
 INDEX_ROWS = 1_000_000
-UPSTREAM_ROWS = 15  # rows a second and core of upstream's dataset class: 640x480 JPEG, 6 tiles of 448 and a thumbnail
+UPSTREAM_ROWS = 15  # rows per second and core of upstream's dataset class: 640x480 JPEG, 6 tiles of 448 and a thumbnail
 PICTURES, PICTURE_ROWS = 40, 40
 
 
 def bench_padded_grouped_packed() -> None:
-    """Forward and backward of text rows of 64 to 512 tokens, padded as they come, grouped by length, packed."""
+    """Forward and backward pass on text rows of 64 to 512 tokens: padded in order, grouped by length, packed."""
     torch.set_num_threads(1)
     lengths = np.random.default_rng(0).integers(64, 513, ROWS)
     rows = [_text_row(int(length)) for length in lengths]
@@ -63,7 +63,7 @@ def _padded(order: GlobalOrder, rows: list[Sample]) -> Iterator[dict[str, torch.
 
 
 def _train(model: ChatModel, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[int, float]:
-    """Positions computed, and CPU seconds."""
+    """Number of computed positions, and CPU seconds."""
     places, began = 0, time.process_time()
     for batch in batches:
         places += batch["input_ids"].numel()
@@ -80,7 +80,7 @@ def _text_row(length: int) -> Sample:
 
 
 def _small_model() -> ChatModel:
-    """The golden checkpoint's shape with a language model wide enough for its arithmetic to count."""
+    """The golden checkpoint's shape with a language model wide enough that its arithmetic dominates."""
     loaded = load("qwen2")
     config = loaded.model.native.config
     config.text_config.update(
@@ -92,7 +92,7 @@ def _small_model() -> ChatModel:
 
 
 def bench_rows(tmp_path: Path) -> None:
-    """Rows with a picture a second, on one core: made into samples, and checked by preflight."""
+    """Rows with a picture per second on one core: converted to samples, and checked by preflight."""
     torch.set_num_threads(1)
     picture = Image.fromarray(astronaut()).resize((640, 480))
     lines = []
@@ -124,7 +124,7 @@ def bench_rows(tmp_path: Path) -> None:
 
 
 def bench_index_and_plan(tmp_path: Path) -> None:
-    """A million rows: memory of their index, and memory and time of an epoch's packing plan."""
+    """A million rows: memory of the index, and memory and time of one epoch's packing plan."""
     path = tmp_path / "million.jsonl"
     line = json.dumps({"conversations": [{"from": "human", "value": "why"}, {"from": "gpt", "value": "so"}]}) + "\n"
     path.write_text(line * INDEX_ROWS, encoding="utf-8")
@@ -153,7 +153,7 @@ def bench_index_and_plan(tmp_path: Path) -> None:
 
 
 def _cost(make: Callable[[], Made]) -> tuple[Made, float, int, int]:
-    """What is made, CPU seconds, and bytes kept and at most; made twice, as tracing memory takes time."""
+    """Result, CPU seconds, bytes kept and peak bytes of a call; calls it twice because tracing memory takes time."""
     began = time.process_time()
     make()
     seconds = time.process_time() - began

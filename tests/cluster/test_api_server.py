@@ -74,7 +74,7 @@ def test_deleted_pods_go_away(api_server: ApiServer, namespace: str) -> None:
         pytest.param(Waiting("ErrImagePull"), "Pending", "ErrImagePull", id="no-image"),
     ],
 )
-def test_each_fate_shows_as_a_kubelet_would_show_it(
+def test_each_fate_has_the_status_of_a_real_kubelet(
     api_server: ApiServer, namespace: str, fate: Behaviour, phase: str, shown: str
 ) -> None:
     with FakeKubelet(api_server.api, behaviour=lambda _: fate) as kubelet:

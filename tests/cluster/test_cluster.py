@@ -182,7 +182,7 @@ def test_objects_survive_a_killed_object_store(cluster: Cluster, namespace: str)
     assert s3.head_object(Bucket=namespace, Key="kept")["ContentLength"] == 1_000_000
 
 
-def test_a_cut_between_nodes_is_a_cut_until_healed(cluster: Cluster, pair: str) -> None:
+def test_a_cut_between_nodes_drops_packets_until_healed(cluster: Cluster, pair: str) -> None:
     url = "http://one.pair:8000"
     wait_for("pod one answers", lambda: serving(execute(cluster, pair, "two", fetch(url))))
     cluster.cut("node1", "node2")

@@ -86,7 +86,7 @@ def test_progress_in_words(status: dict[str, Any], words: str) -> None:
     assert describe(InternVLFineTuneStatus.model_validate(status)) == words
 
 
-def test_learnt_is_the_end_as_a_part_of_the_start() -> None:
+def test_learning_is_measured_as_last_loss_divided_by_first_loss() -> None:
     curve = [Loss(step, loss) for step, loss in enumerate([8, 8, 8, 5, 2, 2, 2], start=1)]
     assert learnt(curve) == 0.25
 
@@ -177,7 +177,7 @@ def test_follow_sees_every_change_and_returns_the_last(run: WrittenRun) -> None:
         pytest.param([{"phase": "Running"}, None], "was deleted", id="deleted"),
     ],
 )
-def test_follow_ends_with_the_operators_words(
+def test_follow_fails_with_the_operators_message(
     run: WrittenRun, statuses: list[dict[str, Any] | None], told: str
 ) -> None:
     with pytest.raises(RunProblem, match=told):
@@ -197,7 +197,7 @@ def test_follow_goes_on_when_the_api_server_restarts(served: ApiServer, run: Wri
 
 
 @pytest.mark.integration
-def test_run_that_is_not_there_is_said_so(served: ApiServer) -> None:
+def test_follow_reports_a_missing_run(served: ApiServer) -> None:
     with pytest.raises(RunProblem, match="default/nobody does not exist"):
         follow(served.api, "nobody", timeout=5)
 
@@ -223,7 +223,7 @@ def publish(storage: Any, folder: str, **files: bytes) -> str:
 
 
 @pytest.mark.integration
-def test_uploaded_data_is_what_the_examples_name(storage: Any) -> None:
+def test_uploaded_data_matches_the_examples(storage: Any) -> None:
     spec = yaml.safe_load(load_example("quickstart").manifest.read_text(encoding="utf-8"))["spec"]
     assert "config.json" in list_keys(storage, spec["model"]["source"])
     dataset = spec["data"]["train"]["photographs"]
@@ -241,7 +241,7 @@ def test_manifest_is_verified_against_what_is_stored(storage: Any) -> None:
 
 
 @pytest.mark.integration
-def test_empty_manifest_is_no_result(storage: Any) -> None:
+def test_an_empty_manifest_is_an_error(storage: Any) -> None:
     with pytest.raises(ResultProblem, match="names no file"):
         verify_manifest(storage, publish(storage, "empty"))
 

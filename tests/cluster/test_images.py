@@ -76,7 +76,7 @@ def test_an_unknown_image_is_named_with_those_that_exist(own_cache: Path) -> Non
         _ = Image("localhost/two:1").digest
 
 
-def test_a_context_is_what_git_knows_and_nothing_else() -> None:
+def test_a_context_holds_only_files_that_git_does_not_ignore() -> None:
     names = {path.relative_to(contexts.CHECKOUT).as_posix() for path in contexts.source_files("operator")}
     assert {"constraints.txt", "operator/Dockerfile", "crds/pyproject.toml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("trainer_image/")]

@@ -40,7 +40,7 @@ def test_services_may_not_start_while_packages_are_installed(policy: Path, insta
     assert not policy.exists()
 
 
-def test_the_policy_goes_also_when_the_installation_fails(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_is_removed_when_the_installation_fails(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise HarnessError("no network")
 
@@ -51,14 +51,14 @@ def test_the_policy_goes_also_when_the_installation_fails(policy: Path, monkeypa
     assert not policy.exists()
 
 
-def test_a_policy_of_the_machines_own_stays(policy: Path, installed: dict[str, int]) -> None:
+def test_an_existing_policy_of_the_machine_stays(policy: Path, installed: dict[str, int]) -> None:
     policy.write_text("#!/bin/sh\nexit 104\n")
     policy.chmod(0o755)
     machine.install_packages()
     assert policy.read_text().endswith("exit 104\n")
 
 
-def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_without_root_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(HarnessError, match="needs root"):
         machine.setup()

@@ -26,7 +26,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_what_was_put_is_got_with_the_environment_alone(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_can_be_read_with_only_the_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     s3 = boto3.Session().client("s3")
@@ -35,7 +35,7 @@ def test_what_was_put_is_got_with_the_environment_alone(s3_server: S3Server, mon
     assert s3.get_object(Bucket="round-trip", Key="a/b")["Body"].read() == b"hello"
 
 
-def test_strangers_are_refused(s3_server: S3Server) -> None:
+def test_unknown_credentials_are_refused(s3_server: S3Server) -> None:
     s3 = s3_server.client(secret_key="wrong")
     with pytest.raises(s3.exceptions.ClientError, match="SignatureDoesNotMatch"):
         s3.list_buckets()

@@ -34,7 +34,7 @@ def test_a_missing_daemon_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest
         kubernetes.binary("kubelet")
 
 
-def test_a_change_of_a_source_is_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_causes_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(go_build, "SOURCES", tmp_path)
     source = tmp_path / "kubernetes/main.go"
     source.parent.mkdir()

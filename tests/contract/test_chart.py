@@ -187,7 +187,7 @@ def rules(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "values", [pytest.param({}, id="cluster"), pytest.param({"watchNamespaces": ["a", "b"]}, id="namespaces")]
 )
-def test_operator_cannot_read_secrets_nor_everything(values: dict[str, Any]) -> None:
+def test_operator_cannot_read_secrets_and_has_no_wildcard_rights(values: dict[str, Any]) -> None:
     granted = rules(helm.template(values))
     assert granted
     named = {word for rule in granted for word in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])}
@@ -213,7 +213,7 @@ def test_operator_never_writes_to_spec() -> None:
         pytest.param(["volcano", "coscheduling"], {"scheduling.volcano.sh", "scheduling.x-k8s.io"}, id="both"),
     ],
 )
-def test_pod_groups_are_allowed_only_of_the_schedulers_named(schedulers: list[str], groups: set[str]) -> None:
+def test_pod_group_rights_cover_only_the_listed_schedulers(schedulers: list[str], groups: set[str]) -> None:
     (role,) = kind(helm.template({"gangSchedulers": schedulers}), "ClusterRole")
     rules = [rule for rule in role["rules"] if "podgroups" in rule["resources"]]
     assert {group for rule in rules for group in rule["apiGroups"]} == groups
@@ -275,7 +275,7 @@ def test_replicas(values: dict[str, Any], replicas: int, budgets: int) -> None:
         assert budget["spec"]["selector"] == deployment["spec"]["selector"]
 
 
-def test_replicas_keep_apart_unless_told_otherwise() -> None:
+def test_replicas_prefer_different_nodes_by_default() -> None:
     (apart,) = kind(helm.template(), "Deployment")
     (term,) = apart["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
         "preferredDuringSchedulingIgnoredDuringExecution"
@@ -344,7 +344,7 @@ def test_crd_is_the_generated_one() -> None:
         pytest.param({"keep": False}, False, id="removed-with-the-release"),
     ],
 )
-def test_crd_can_be_left_to_somebody_else(crds: dict[str, bool], kept: bool | None) -> None:
+def test_crd_installation_can_be_disabled(crds: dict[str, bool], kept: bool | None) -> None:
     found = kind(helm.template({"crds": crds}), "CustomResourceDefinition")
     policies = ["helm.sh/resource-policy" in (each["metadata"].get("annotations") or {}) for each in found]
     assert policies == ([] if kept is None else [kept])
@@ -360,7 +360,7 @@ def test_service_monitor_only_on_request() -> None:
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
-def test_nothing_needs_an_api_newer_than_the_floor() -> None:
+def test_chart_uses_only_apis_of_the_oldest_supported_release() -> None:
     floor = {"v1", "apps/v1", "policy/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
     assert {each["apiVersion"] for each in helm.template()} <= floor
 

@@ -163,7 +163,7 @@ def test_uninstall_keeps_the_runs(server: ApiServer) -> None:
     assert not client.AppsV1Api(server.api).list_namespaced_deployment(helm.NAMESPACE).items
 
 
-def test_absent_namespace_is_named(server: ApiServer) -> None:
+def test_an_absent_namespace_is_in_the_error(server: ApiServer) -> None:
     with pytest.raises(helm.HelmReleaseError, match='namespaces "nowhere" not found'):
         helm.install(server.kubeconfig, {"watchNamespaces": ["nowhere"]}, wait=False)
     helm.uninstall(server.kubeconfig)

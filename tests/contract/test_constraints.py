@@ -44,7 +44,7 @@ def test_requirement_has_a_pin_that_satisfies_it(requirement: Requirement) -> No
     assert pinned in requirement.specifier
 
 
-def test_what_is_installed_here_is_what_is_pinned() -> None:
+def test_installed_packages_have_the_pinned_versions() -> None:
     installed = {canonicalize_name(each.name): each.version.partition("+")[0] for each in metadata.distributions()}
     differing = {name: (installed[name], pin) for name, pin in pins().items() if installed.get(name, pin) != pin}
     assert differing == {}

@@ -44,7 +44,7 @@ def rows(text: str, first: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", of_each(PAGES))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if target.startswith("https://"):
             continue
@@ -67,7 +67,7 @@ def test_decisions_are_numbered_without_gaps() -> None:
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
-def test_files_and_targets_that_a_page_names_are_there(name: str) -> None:
+def test_files_and_make_targets_in_a_page_exist(name: str) -> None:
     text = (CHECKOUT / name).read_text(encoding="utf-8")
     named = re.findall(r"`((?:crds|operator|trainer_image|tests|docs|charts|examples)/[\w./-]+)`", text)
     assert [path for path in named if not (CHECKOUT / path).exists()] == []
@@ -86,7 +86,7 @@ def test_snippets_parse(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", of_each(GUIDES))
-def test_what_a_guide_names_is_there(page: Path) -> None:
+def test_recipes_and_examples_in_a_guide_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"\b(?:mini-)?internvl[a-z0-9-]+-(?:full|head|lora)(?:-[a-z]+)*\b", text)
     assert set(named) <= set(recipe_names())
@@ -138,7 +138,7 @@ def test_the_reference_has_every_field(section: str, model: type[ApiModel]) -> N
     assert sorted(named) == sorted(str(field.alias) for field in model.model_fields.values())
 
 
-def test_the_reference_has_the_language_of_conditions_as_it_is() -> None:
+def test_the_reference_has_the_grammar_of_conditions() -> None:
     (grammar,) = re.findall(r"^```\n(condition .*?)```", REFERENCE, re.DOTALL | re.MULTILINE)
     assert (
         "".join(line.strip() + "\n" for line in str(publish_condition.__doc__).split("\n\n")[1].splitlines()) == grammar
@@ -148,7 +148,7 @@ def test_the_reference_has_the_language_of_conditions_as_it_is() -> None:
     assert all(publish_condition.operands(example) for example in examples)
 
 
-def test_the_reference_opens_with_a_spec_that_can_be_run() -> None:
+def test_the_first_spec_of_the_reference_is_valid() -> None:
     (text,) = blocks(CHECKOUT / "docs/evaluation.md", "yaml")
     base = {"recipe": "internvl2-2b-lora-coco", "data": DATA, "output": "s3://models/out"}
     assert resolve(parse_spec(base | yaml.safe_load(text)), job="a/b", job_uid="u").evaluation.baseline

@@ -93,7 +93,7 @@ def test_a_custom_dataset_can_be_learnt_by_every_size(method: str) -> None:
         assert (config.model.name, config.method) == (sizes[recipe], method)
 
 
-def test_the_other_recipes_of_a_guide_can_take_an_examples_place() -> None:
+def test_every_recipe_listed_in_mini_internvl_works_in_its_place() -> None:
     path = FOLDER / "mini-internvl.yaml"
     named = set(re.findall(r"(?:mini-)?internvl-chat-[a-z0-9-]+-(?:full|lora)", path.read_text(encoding="utf-8")))
     assert named == {name for name in recipe_names() if "v1-5" in name}
@@ -103,7 +103,7 @@ def test_the_other_recipes_of_a_guide_can_take_an_examples_place() -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "head", "lora"])
-def test_the_retrieval_recipes_of_an_example_can_take_its_place(method: str) -> None:
+def test_every_recipe_listed_in_a_retrieval_example_works_in_its_place(method: str) -> None:
     path = FOLDER / f"retrieval-{method}.yaml"
     named = set(re.findall(r"internvl-14b-[a-z-]+[a-z]", path.read_text(encoding="utf-8")))
     assert named == {name for name in recipe_names() if name.startswith(f"internvl-14b-{method}")}
@@ -119,7 +119,7 @@ def test_the_overlay_is_accepted_as_kustomize_renders_it() -> None:
     assert rendered["spec"]["podTemplate"]["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_both_gitops_tools_look_at_the_same_place() -> None:
+def test_both_gitops_tools_use_the_same_namespace() -> None:
     argo, flux = (load(FOLDER / "gitops" / f"{name}.yaml") for name in ("argo-application", "flux-kustomization"))
     namespaces = {argo["spec"]["destination"]["namespace"], flux["spec"]["targetNamespace"]}
     assert namespaces == {load(FOLDER / "gitops/kustomization.yaml")["namespace"]}

@@ -15,7 +15,7 @@ def graph_of(*imports: str) -> grimp.ImportGraph:
     return graph
 
 
-def test_a_box_stands_above_what_its_modules_import() -> None:
+def test_a_box_is_above_the_boxes_that_it_imports() -> None:
     graph = graph_of("main core.reconcile", "core.reconcile core.plan", "main tools", "tools core.plan")
     assert layers_of(edges_of(graph, "app")) == [["main"], ["tools"], ["core"]]
 
@@ -29,7 +29,7 @@ def test_a_cycle_has_no_layers() -> None:
         layers_of({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
-def test_the_import_that_closes_a_cycle_is_listed_and_taken_out() -> None:
+def test_an_import_that_closes_a_cycle_is_listed_and_removed() -> None:
     graph = graph_of("core.a store.a", "core.b store.b", "store.c core.a")
     assert against_layers(graph, "app") == ["store -> core"]
     assert layers_of(edges_of(graph, "app")) == [["core"], ["store"]]

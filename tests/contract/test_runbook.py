@@ -91,5 +91,5 @@ def test_no_reason_has_two_rows() -> None:
     "reason",
     ["WorkerKilled", "NodeLost", "PeerLost", "SecretMissing", "QuotaExceeded", "GpuOutOfMemory", "BatchNotDivisible"],
 )
-def test_the_search_finds_reasons_however_they_are_given(reason: str) -> None:
+def test_the_search_finds_reasons_in_every_syntax(reason: str) -> None:
     assert reason in _reasons_in_code()

@@ -1,4 +1,4 @@
-"""Does to runs on the real cluster what a plan says, some runs at a time, and notes what became of each."""
+"""Executes a chaos plan on the real cluster, some runs at a time, and records the result of each run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ivft_demo.results import list_keys, losses, verify_manifest
 from kubernetes import client, watch
 from urllib3.exceptions import HTTPError
 
-IN_FLIGHT = 4  # runs at a time; more only get in each other's way on two processors
+IN_FLIGHT = 4  # runs at a time; more would compete for two cores
 OUTAGE_SECONDS = 30  # of object storage
 CUT_SECONDS = 20
 RUN_SECONDS = 1800
@@ -33,7 +33,7 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass
 class Told:
-    """What became of one run; `landed`: whether there was anything left to disturb when its moment had come."""
+    """Result of one run; `landed`: whether the disturbance found something to disturb."""
 
     planned: Planned | None
     output: str
@@ -52,7 +52,7 @@ class _Struck:
 
 
 class ReasonLog:
-    """Why each attempt of each run ended, as its conditions said at that moment."""
+    """Reason for the end of each attempt of each run, read from its conditions at that moment."""
 
     def __init__(self, platform: Platform) -> None:
         self.reasons: dict[str, list[str]] = defaultdict(list)
@@ -89,7 +89,7 @@ class Chaos:
         self.log = ReasonLog(platform)
         self.told: dict[str, Told] = {}
         self._struck: list[_Struck] = []
-        self._turn = threading.Lock()  # one disturbance of the cluster at a time, so that each can be told apart
+        self._turn = threading.Lock()  # one cluster disturbance at a time, so that effects can be attributed
         self._strikes: dict[Kind, Callable[[Planned], bool]] = {
             chaos_plan.WORKER_DELETED: self._delete_worker,
             chaos_plan.TRAINER_KILLED: self._kill_trainer,
@@ -102,13 +102,13 @@ class Chaos:
         }
 
     def run_all(self, plan: list[Planned]) -> None:
-        """Every run to its end. Raises the first thing that went wrong with the disturbing itself."""
+        """Run every run to its end. Raises the first error of a disturbance itself."""
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             for _ in pool.map(self._run, plan):
                 pass
 
     def run_undisturbed(self, name: str) -> None:
-        """The run that all others are compared with."""
+        """The undisturbed reference run."""
         self.told[name] = self._begin(name, None)
         self._end(name)
 
@@ -117,7 +117,7 @@ class Chaos:
         return Ending(told.status, self.log.reasons[name], self._kinds(name, told))
 
     def product(self, name: str) -> Product:
-        """What it published, read back and compared with its manifest."""
+        """Published files of a run, read back and compared with its manifest."""
         output, s3 = self.told[name].output, self._platform.s3
         files = verify_manifest(s3, f"{output}/artifacts")
         keys = list_keys(s3, f"{output}/checkpoints")
@@ -140,7 +140,7 @@ class Chaos:
         self._end(planned.run)
 
     def _begin(self, name: str, planned: Planned | None) -> Told:
-        with self._turn:  # while there is an API server to take it
+        with self._turn:  # needs a running API server
             output = self._platform.apply(
                 "quickstart",
                 name,
@@ -157,14 +157,14 @@ class Chaos:
         console.print(f"{name}: {told.status.phase} after {told.ended - told.began:.0f} s: {self.log.reasons[name]}")
 
     def _kinds(self, name: str, told: Told) -> list[Kind]:
-        """What was going on in the life of a run and concerned it."""
+        """Kinds of the disturbances that affected a run."""
         return [
             struck.kind
             for struck in self._struck
             if struck.run == name or (struck.kind.hits_all and struck.began < told.ended and told.began < struck.ended)
         ]
 
-    # --- the disturbances: whether there was anything to disturb; each returns when the cluster is whole again
+    # --- disturbances: each returns whether it found something to disturb, after the cluster has recovered
 
     def _delete_worker(self, planned: Planned) -> bool:
         pod = self._pod(planned)
@@ -179,7 +179,7 @@ class Chaos:
         try:
             self._platform.core.delete_namespaced_pod(name, NAMESPACE, body=body)
         except client.ApiException as error:
-            if error.status not in (404, 409):  # an answer that was lost: it is gone already
+            if error.status not in (404, 409):  # already deleted by a request whose answer was lost
                 raise
         return True
 
@@ -187,7 +187,7 @@ class Chaos:
         victims = processes(f"pod{self._pod(planned).metadata.uid}", "trainer")
         if not victims:
             return False
-        victims[-1].kill()  # the one that computes, not the launcher above it
+        victims[-1].kill()  # the training process, not its launcher
         return True
 
     def _restart_node(self, planned: Planned) -> bool:
@@ -237,7 +237,7 @@ class Chaos:
         return any((c.type, c.status) == ("Ready", "True") for c in conditions)
 
     def _wait_whole(self, node: str) -> None:
-        """Its kubelet reports again, and an operator that lived there is back."""
+        """Wait until a node's kubelet reports again and its operator pods are back."""
         before = self._lease(node)
         wait_for(f"{node} reports again", lambda: self._lease(node) > before, timeout=180, every=0.5)
         self._cluster.wait_nodes_ready(timeout=180)
@@ -249,7 +249,7 @@ class Chaos:
 
 
 def pod_template(name: str) -> dict[str, Any]:
-    """Workers on both nodes where both are there. They ask for little: it is processors that are short, not places."""
+    """Spread workers over both nodes if both are up. Requests are small: the machine has few cores."""
     apart = {"labelSelector": {"matchLabels": {LABEL_JOB: name}}, "topologyKey": "kubernetes.io/hostname"}
     return {
         "affinity": {
@@ -263,7 +263,7 @@ def pod_template(name: str) -> dict[str, Any]:
 
 
 def has_come(planned: Planned, status: InternVLFineTuneStatus) -> bool:
-    """Whether a run is where it is to be disturbed (or past it, which it may be when it is first heard of)."""
+    """Whether a run has reached (or passed) the moment of its disturbance."""
     if status.phase in ("Succeeded", "Failed"):
         return True
     if status.stage != planned.stage or status.phase != "Running":
@@ -273,5 +273,5 @@ def has_come(planned: Planned, status: InternVLFineTuneStatus) -> bool:
 
 
 def unfinished_uploads(platform: Platform) -> list[str]:
-    """Keys of multipart uploads that nobody completed or aborted."""
+    """Keys of multipart uploads that were neither completed nor aborted."""
     return [each["Key"] for each in platform.s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]

@@ -1,4 +1,4 @@
-"""What is to be done to which run, and when: drawn from a seed, before anything runs."""
+"""The chaos plan: which disturbance hits which run, and when. A seed draws it before any run starts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 STEPS, EVERY_STEPS = 30, 5
-LATEST_STEP = 18  # so that there is something left to disturb when the observer hears of the step
-RENDEZVOUS = 0  # the step of a group whose pods run and have not met yet
+LATEST_STEP = 18  # leaves steps to disturb after the observer sees this one
+RENDEZVOUS = 0  # the step of a group whose pods run but have not connected yet
 RUN_NAME = "chaos-{:02d}"
 
 Stage = Literal["train", "publish"]
@@ -16,15 +16,15 @@ Stage = Literal["train", "publish"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A disturbance: whom it hits, and what may be said of the attempts that it ends (docs/runbook.md)."""
+    """A disturbance: the runs it hits, and the allowed reasons for the attempts that it ends (docs/runbook.md)."""
 
     title: str
-    hits_all: bool = True  # every run in flight; else only the one it was meant for
+    hits_all: bool = True  # hits every active run; else only its own
     reasons: frozenset[str] = frozenset()
 
     @property
     def harmless(self) -> bool:
-        """Whether no attempt may end because of it."""
+        """Whether it must not end any attempt."""
         return not self.reasons
 
 
@@ -52,24 +52,24 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """To `run`, as soon as its `stage` is seen to run, and training to have taken `step` steps."""
+    """A disturbance of `run`, once its `stage` runs and training has done `step` steps."""
 
     run: str
     kind: Kind
     stage: Stage
     step: int
-    rank: int  # of the worker, or of the one whose node is meant
+    rank: int  # of the worker to disturb, or whose node to disturb
 
     @property
     def moment(self) -> str:
-        """For people."""
+        """Moment as text."""
         if self.stage == "publish":
             return "publish"
         return f"step {self.step}" if self.step != RENDEZVOUS else "rendezvous"
 
 
 def plan(seed: int, runs: int) -> list[Planned]:
-    """One disturbance for each run, the kinds in rounds: each occurs once before any occurs again."""
+    """One disturbance for each run; every kind occurs once before any kind occurs again."""
     chance = random.Random(seed)
     drawn: list[Planned] = []
     while len(drawn) < runs:

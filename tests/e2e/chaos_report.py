@@ -1,4 +1,4 @@
-"""The table of a session under chaos."""
+"""The result table of a chaos session."""
 
 from __future__ import annotations
 

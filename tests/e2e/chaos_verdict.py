@@ -1,4 +1,4 @@
-"""Whether a run came through what was done to it as it should have."""
+"""Checks whether a disturbed run ended as it should."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Product:
-    """What is left of a run in object storage."""
+    """Files of a run in object storage."""
 
     curve: list[Loss]
     adapter: dict[str, str]  # path -> sha256
-    checkpoints: dict[str, bool] = field(default_factory=dict)  # folder -> whether it is whole
+    checkpoints: dict[str, bool] = field(default_factory=dict)  # folder -> whether it is complete
 
     def distance(self, other: Product) -> float:
         """Largest difference of losses; infinite where the steps differ."""
@@ -29,7 +29,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended. `reasons`: why each attempt but the last did; `kinds`: what was going on in its life."""
+    """How a run ended. `reasons`: of every attempt except the last; `kinds`: the disturbances that affected it."""
 
     status: InternVLFineTuneStatus
     reasons: Sequence[str]
@@ -37,29 +37,29 @@ class Ending:
 
 
 def complaints(ending: Ending) -> list[str]:
-    """What is wrong with how a run ended; empty when all is as it should be."""
+    """Problems with the end of a run; empty when it ended as it should."""
     status, restarts = ending.status, ending.status.restarts
     if status.phase != "Succeeded":
         words = [f"{c.reason}: {c.message}" for c in status.conditions if (c.type, c.status) == ("Failed", "True")]
         return [f"it is {status.phase} {words}"]
     allowed = frozenset[str]().union(*(kind.reasons for kind in ending.kinds))
-    found = [f"reason {reason}, which nothing done to it explains" for reason in set(ending.reasons) - allowed]
+    found = [f"reason {reason}, which no disturbance explains" for reason in set(ending.reasons) - allowed]
     ended = status.attempt - 1
-    # after a restart the API server may have forgotten a change before the observer is back
+    # after a restart of the API server, its history may no longer have a change that the observer missed
     if len(ending.reasons) > ended or (len(ending.reasons) < ended and API_SERVER_RESTARTED not in ending.kinds):
-        found.append(f"{ended} attempts ended, and {len(ending.reasons)} were seen to")
+        found.append(f"{ended} attempts ended, and {len(ending.reasons)} were observed")
     if restarts.user not in _user_restarts(ending.kinds):
-        found.append(f"{restarts.user} restarts are said to be the run's own fault")
+        found.append(f"{restarts.user} restarts count against the user")
     if (step := status.progress.step if status.progress else None) != STEPS:
-        found.append(f"its status says that it ended at step {step}")
+        found.append(f"its status ends at step {step}")
     if WORKER_DELETED in ending.kinds and not restarts.infrastructure:
-        found.append("a worker was deleted, and no restart of the infrastructure's was counted")
+        found.append("a worker was deleted, but no infrastructure restart was counted")
     return found
 
 
 def differences(product: Product, undisturbed: Product) -> list[str]:
-    """Where a result is not what it would have been undisturbed."""
-    found = [f"{folder} is no whole checkpoint" for folder, whole in product.checkpoints.items() if not whole]
+    """Differences between a result and the undisturbed run's."""
+    found = [f"{folder} is not a complete checkpoint" for folder, whole in product.checkpoints.items() if not whole]
     if (distance := product.distance(undisturbed)) > TOLERANCE:
         found.append(f"its losses differ by {distance}")
     if product.adapter != undisturbed.adapter:
@@ -68,7 +68,7 @@ def differences(product: Product, undisturbed: Product) -> list[str]:
 
 
 def _user_restarts(kinds: Sequence[Kind]) -> range:
-    """Of a process that was killed, unless something graver ended the same attempt."""
+    """Allowed numbers of user restarts: one for each kill, or fewer if another disturbance ended the same attempt."""
     killed = list(kinds).count(TRAINER_KILLED)
     graver = [kind for kind in kinds if not kind.harmless and kind != TRAINER_KILLED]
     return range(0 if graver else killed, killed + 1)

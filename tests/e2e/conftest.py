@@ -30,7 +30,7 @@ def platform(cluster: Cluster) -> Iterator[Platform]:
 
 @pytest.fixture(scope="session")
 def child_log(platform: Platform) -> Iterator[ChildLog]:
-    """Every child of every run of the session."""
+    """Recorder of every child of every run in the session."""
     log = ChildLog(platform)
     yield log
     log.stop()
@@ -38,7 +38,7 @@ def child_log(platform: Platform) -> Iterator[ChildLog]:
 
 @pytest.fixture(scope="session")
 def undisturbed(platform: Platform, child_log: ChildLog) -> Finished:
-    """A LoRA run that nothing happens to."""
+    """An undisturbed LoRA run."""
     output = platform.apply("quickstart", "undisturbed", training=STEPS, checkpoint=CHECKPOINT)
     status = platform.follow("undisturbed")
     return Finished(status, output, losses(platform.s3, output))

@@ -1,4 +1,4 @@
-"""What the end-to-end tests do as a user of the cluster would, and a record of every child that ever existed."""
+"""User actions for the end-to-end tests, and a recorder of every child that ever existed."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from urllib3.exceptions import HTTPError
 
 NAMESPACE = "default"
 RUN_SECONDS = 600
-# long enough that there is time to break something between the first checkpoint and the end
+# enough steps to break something between the first checkpoint and the end
 STEPS = {"maxSteps": 120, "epochs": 40}
 CHECKPOINT = {"everySteps": 40}
 
 
 def trains(status: InternVLFineTuneStatus) -> bool:
-    """Whether all workers are in the loop; a status keeps the progress of the attempt before until there is news."""
+    """Whether all workers of this attempt train; until it reports, status shows the earlier attempt's progress."""
     detail = status.progress.detail if status.progress and status.progress_at else None
     return (status.stage, status.phase, detail) == ("train", "Running", "training")
 
 
 def assert_same_losses(curve: list[Loss], expected: list[Loss]) -> None:
-    """The same steps, each once and in order, with losses that differ by at most 1e-6."""
+    """Assert the same steps, each once and in order, with losses within 1e-6."""
     assert [each.step for each in curve] == [each.step for each in expected]
     assert max(abs(one.loss - other.loss) for one, other in zip(curve, expected, strict=True)) <= 1e-6
 
 
 class Finished(NamedTuple):
-    """A run that has ended well."""
+    """A run that succeeded."""
 
     status: InternVLFineTuneStatus
     output: str
@@ -53,7 +53,7 @@ class Finished(NamedTuple):
 
 
 class Platform:
-    """What a user of the cluster has: kubectl-like access, object storage, and runs made from the examples."""
+    """A user's access to the cluster: kubectl-like calls, object storage, and runs created from the examples."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -63,7 +63,7 @@ class Platform:
         self.s3 = cluster.s3.client()
 
     def apply(self, example: str, name: str, **spec: Any) -> str:
-        """Create an example under another name and output, `spec` laid over its fields; the output's URI."""
+        """Create a run from an example with its own name and output, and `spec` merged over it; return the output."""
         resource = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text())
         resource["metadata"]["name"] = name
         resource["spec"]["output"] = f"s3://{BUCKET}/runs/{name}"
@@ -75,7 +75,7 @@ class Platform:
         return str(resource["spec"]["output"])
 
     def follow(self, name: str) -> InternVLFineTuneStatus:
-        """Wait for the end of a run; RunProblem unless it is a good one."""
+        """Wait until a run succeeds. Raises RunProblem when it does not."""
         return follow(self.api, name, NAMESPACE, timeout=RUN_SECONDS)
 
     def change(self, name: str, **spec: Any) -> None:
@@ -83,11 +83,11 @@ class Platform:
         self.custom.patch_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name, {"spec": spec})
 
     def wait(self, name: str, what: str, condition: Any, timeout: float = RUN_SECONDS) -> InternVLFineTuneStatus:
-        """Wait until `condition(status)` holds; `what` is for the message."""
+        """Wait until `condition(status)` holds and return the status; `what` names it in the error message."""
         return read_status(self.wait_resource(name, what, condition, timeout))
 
     def wait_resource(self, name: str, what: str, condition: Any, timeout: float = RUN_SECONDS) -> dict[str, Any]:
-        """The same; the whole resource as it was at that moment."""
+        """The same, but returns the whole resource."""
         seen = None
         try:
             for resource in changes(self.api, name, NAMESPACE, timeout=timeout):
@@ -103,7 +103,7 @@ class Platform:
         wait_for(f"object {key}", lambda: self.s3.head_object(Bucket=BUCKET, Key=key), timeout=RUN_SECONDS, every=0.1)
 
     def forget(self, name: str) -> None:
-        """Delete a run; its children follow in the garbage collector's own time."""
+        """Delete a run; the garbage collector deletes its children later."""
         self.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
 
     def delete(self, name: str) -> None:
@@ -117,7 +117,7 @@ class Platform:
             self.delete(resource["metadata"]["name"])
 
     def children(self, name: str) -> list[str]:
-        """Pods, Services and ConfigMaps that the operator made for a run."""
+        """Pods, Services and ConfigMaps that the operator created for a run."""
         lists = (
             self.core.list_namespaced_pod,
             self.core.list_namespaced_service,
@@ -138,7 +138,7 @@ class Platform:
         return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
 
     def signal_worker(self, pod: str, number: signal.Signals) -> None:
-        """To the process that trains in a pod, as soon as there is one; not to the launcher above it."""
+        """Signal the training process of a pod (not its launcher) as soon as it exists."""
         uid = self.core.read_namespaced_pod(pod, NAMESPACE).metadata.uid
         found = wait_for(
             f"a training process in {pod}",
@@ -147,7 +147,7 @@ class Platform:
         found[0].send_signal(number)
 
     def upload_poisoned_checkpoint(self, key: str) -> None:
-        """One whose logits are too large for a float: training cannot come to a loss."""
+        """A checkpoint whose logits overflow, so that training gets no finite loss."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = write_checkpoint(Path(scratch) / "model")
             weights = load_file(folder / "model.safetensors")
@@ -157,7 +157,7 @@ class Platform:
                 self.s3.upload_file(str(path), BUCKET, f"{key}/{path.name}")
 
     def kill_operator(self) -> None:
-        """SIGKILL to the operator's processes of this cluster; the kubelet starts them again."""
+        """Send SIGKILL to this cluster's operator processes; the kubelet restarts them."""
         victims = processes(f"ivft-{self.cluster.id}-", "bin/internvl-operator")
         assert victims, "the operator does not run"
         for process in victims:
@@ -165,7 +165,7 @@ class Platform:
 
 
 def processes(group: str, command: str) -> list[psutil.Process]:
-    """By a part of their control groups' names (a pod's uid, a cluster's id) and of their commands; oldest first."""
+    """Processes whose cgroup name contains one text (a pod's uid, a cluster's id) and command another; oldest first."""
     found = []
     for process in psutil.process_iter(["cmdline", "create_time"]):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -176,7 +176,7 @@ def processes(group: str, command: str) -> list[psutil.Process]:
 
 
 class ChildLog:
-    """Records every child that ever exists, so that a duplicate is seen even when it lives for a moment."""
+    """Records every child that ever exists, to detect even short-lived duplicates."""
 
     def __init__(self, platform: Platform) -> None:
         self._uids: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -197,7 +197,7 @@ class ChildLog:
         self._stop.set()
 
     def of(self, job: str) -> dict[tuple[str, str], int]:
-        """(kind, name) of each child that a run ever had, and how many objects ever had it."""
+        """Number of objects that ever existed for each (kind, name) of a run's children."""
         return {(kind, name): len(uids) for (owner, kind, name), uids in self._uids.items() if owner == job}
 
     def _follow(self, kind: str, listing: Any) -> None:

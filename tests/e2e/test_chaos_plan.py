@@ -1,4 +1,4 @@
-"""The plan of a seed, and the verdict on a run, without a cluster."""
+"""The plan that a seed draws, and the verdict on a run, without a cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, Res
 from ivft_demo.results import Loss
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_a_seed_always_gives_the_same_plan() -> None:
     assert plan(7, 20) == plan(7, 20)
     assert plan(7, 20) != plan(8, 20)
     assert plan(7, 20)[:9] == plan(7, 9), "a shorter plan is the beginning of a longer one"
@@ -68,7 +68,7 @@ def ending(
         pytest.param(ending(STORAGE_STOPPED, reasons=["StorageUnavailable"] * 2), id="no budget for waiting"),
     ],
 )
-def test_no_complaint(good: Ending) -> None:
+def test_an_expected_ending_has_no_complaints(good: Ending) -> None:
     assert complaints(good) == []
 
 
@@ -77,28 +77,26 @@ def test_no_complaint(good: Ending) -> None:
     [
         pytest.param(
             ending(OPERATOR_KILLED, reasons=["WorkerLost"], infrastructure=1),
-            "nothing done to it explains",
+            "which no disturbance explains",
             id="reason",
         ),
-        pytest.param(
-            ending(NODE_LOST, reasons=["NodeLost"], user=1), "1 restarts are said to be the run's own", id="blamed"
-        ),
-        pytest.param(ending(TRAINER_KILLED, reasons=["WorkerKilled"]), "0 restarts are said", id="not blamed"),
-        pytest.param(ending(step=14), "ended at step 14", id="figures of an attempt that was lost"),
-        pytest.param(ending(WORKER_DELETED), "no restart of the infrastructure's", id="not noticed"),
+        pytest.param(ending(NODE_LOST, reasons=["NodeLost"], user=1), "1 restarts count against the user", id="blamed"),
+        pytest.param(ending(TRAINER_KILLED, reasons=["WorkerKilled"]), "0 restarts count", id="not blamed"),
+        pytest.param(ending(step=14), "ends at step 14", id="figures of an attempt that was lost"),
+        pytest.param(ending(WORKER_DELETED), "no infrastructure restart", id="not noticed"),
     ],
 )
-def test_a_complaint(bad: Ending, words: str) -> None:
+def test_an_unexpected_ending_is_reported(bad: Ending, words: str) -> None:
     assert words in "; ".join(complaints(bad))
 
 
-def test_an_attempt_that_ended_unseen_is_a_complaint_unless_the_api_server_was_away() -> None:
+def test_an_unobserved_end_of_an_attempt_is_reported_unless_the_api_server_restarted() -> None:
     status = InternVLFineTuneStatus(phase="Succeeded", attempt=2, progress=Progress(step=STEPS))
-    assert "1 attempts ended, and 0 were seen to" in complaints(Ending(status, [], [NODE_LOST]))
+    assert "1 attempts ended, and 0 were observed" in complaints(Ending(status, [], [NODE_LOST]))
     assert complaints(Ending(status, [], [NODE_LOST, API_SERVER_RESTARTED])) == []
 
 
-def test_a_failed_run_is_complained_of_in_its_own_words() -> None:
+def test_a_failed_run_is_reported_with_its_reason() -> None:
     failed = Condition(
         type="Failed", status="True", reason="BackoffLimitExceeded", message="x", last_transition_time=""
     )
@@ -114,4 +112,4 @@ def test_differences_from_the_undisturbed_run() -> None:
     assert "differ by inf" in differences(Product([Loss(1, 2.0)], good.adapter), good)[0]
     assert "other bytes" in differences(Product(good.curve, {"adapter.safetensors": "01"}), good)[0]
     half = Product(good.curve, good.adapter, {"step-00000005": False})
-    assert "step-00000005 is no whole checkpoint" in differences(half, good)[0]
+    assert "step-00000005 is not a complete checkpoint" in differences(half, good)[0]

@@ -38,7 +38,7 @@ def set_to(name: str, value: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a condition that is True says."""
+    """Reason and message of a condition that is True."""
 
     condition: str
     reason: str
@@ -53,23 +53,23 @@ class Told:
 
 @dataclass(frozen=True)
 class Case:
-    """A run whose spec alone is its trouble; what is told of it, one after the other, and what that has cost."""
+    """A run that fails because of its spec: the expected reasons in order, and the budget that they cost."""
 
     name: str
     told: tuple[Told, ...]
     spec: dict[str, Any]
     user_restarts: int = 0
-    freed: dict[str, str] | None = None  # the labels of pods of which none is left afterwards
-    late: str | None = None  # a ConfigMap with which it goes on by itself
+    freed: dict[str, str] | None = None  # labels of pods that must be gone afterwards
+    late: str | None = None  # a ConfigMap; the run continues once it exists
 
 
 def create_config_map(platform: Platform, name: str) -> None:
-    """Of somebody else."""
+    """An object with another owner."""
     body = {"metadata": {"name": name}, "data": {"word": "there"}}
     platform.core.create_namespaced_config_map(NAMESPACE, body)
 
 
-# Runs that need no more than a look from time to time.
+# Runs that only need occasional checks.
 WAITING = (
     Case(
         "image-missing",
@@ -143,7 +143,7 @@ WAITING = (
         {"podTemplate": {"image": base_image().name}},
     ),
 )
-# Runs whose preflight finds it.
+# Runs that fail in preflight.
 CHECKING = (
     Case(
         "storage-away",
@@ -156,7 +156,7 @@ CHECKING = (
         {"data": {"train": {"nowhere": {"annotation": f"s3://{BUCKET}/data/nowhere.jsonl"}}}},
     ),
 )
-# Runs that come to training.
+# Runs that reach training.
 TRAINING = (
     Case(
         "unschedulable",
@@ -212,7 +212,7 @@ GROUPS = (WAITING, CHECKING, TRAINING)
 
 @pytest.fixture(scope="module")
 def surroundings(platform: Platform) -> Iterator[None]:
-    """What the runs meet: a quota, an object that has a name they need, a checkpoint that is not sound, devices."""
+    """Set up the obstacles: a quota, an object with a name that a run needs, a broken checkpoint, devices."""
     scheduling: Any = client.SchedulingV1Api(platform.api)
     for name, value in ((NO_ROOM, 0), (MORE_IMPORTANT, 1000)):
         scheduling.create_priority_class({"metadata": {"name": name}, "value": value})
@@ -232,7 +232,7 @@ def surroundings(platform: Platform) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def begun(platform: Platform, surroundings: None) -> Callable[[Case], None]:
-    """Start a case's whole group with the first of it: each case waits most of its time."""
+    """Start all cases of a group together, because each case mostly waits."""
     started: set[str] = set()
 
     def begin(case: Case) -> None:
@@ -245,7 +245,9 @@ def begun(platform: Platform, surroundings: None) -> Callable[[Case], None]:
 
 
 @pytest.mark.parametrize("case", [case for group in GROUPS for case in group], ids=lambda case: case.name)
-def test_what_keeps_a_run_from_going_on_is_told(platform: Platform, begun: Callable[[Case], None], case: Case) -> None:
+def test_status_and_why_show_the_reason_a_run_cannot_continue(
+    platform: Platform, begun: Callable[[Case], None], case: Case
+) -> None:
     begun(case)
     for told in case.told:
         resource = platform.wait_resource(case.name, str(told), told.by)
@@ -265,7 +267,9 @@ def test_what_keeps_a_run_from_going_on_is_told(platform: Platform, begun: Calla
     platform.forget(case.name)
 
 
-def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kubectl_ivft_why_shows_the_reason_in_a_terminal(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
     platform.apply("quickstart", "why", podTemplate={"nodeSelector": {"disk": "none"}})
     platform.wait("why", "Unschedulable", Told("Reconciling", "Unschedulable", "0/2 nodes are available").by)
     assert kubectl_ivft(["why", "why", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]) == 0
@@ -276,7 +280,7 @@ def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pyt
     platform.forget("why")
 
 
-def test_a_finished_run_goes_when_its_time_is_over(platform: Platform) -> None:
+def test_a_finished_run_is_deleted_after_its_ttl(platform: Platform) -> None:
     late = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 2}
     platform.apply("quickstart", "short-lived", podTemplate={"nodeSelector": {"disk": "none"}}, runPolicy=late)
     platform.wait("short-lived", "Failed", Told("Failed", "DeadlineExceeded", "finds no node").by)
@@ -285,12 +289,12 @@ def test_a_finished_run_goes_when_its_time_is_over(platform: Platform) -> None:
     wait_for("no child is left", lambda: not platform.children("short-lived"))
 
 
-# --- one run that everything happens to
+# --- one run that suffers every disturbance
 
 
 @dataclass(frozen=True)
 class Injury:
-    """What is done to a group that trains, and what status says of the attempt that ended by it."""
+    """A disturbance of a training group, and the expected status of the attempt that it ends."""
 
     name: str
     inflict: Callable[[Platform], object]
@@ -310,7 +314,7 @@ def evicted(platform: Platform) -> None:
 
 
 def preempted(platform: Platform) -> None:
-    """Somebody more important wants a device that the workers have."""
+    """Create a pod with a higher priority that needs a worker's device."""
     container = {"name": "pause", "image": pause_image().name, "resources": {"limits": {SLOT: "1"}}}
     spec = {"priorityClassName": MORE_IMPORTANT, "containers": [container], "terminationGracePeriodSeconds": 0}
     platform.core.create_namespaced_pod(NAMESPACE, {"metadata": {"name": MORE_IMPORTANT}, "spec": spec})
@@ -321,7 +325,7 @@ def device_given_back(platform: Platform) -> None:
 
 
 def stopped_and_watched(platform: Platform) -> None:
-    """A process that hangs."""
+    """Stop a training process, so that it hangs."""
     platform.change("hurt", runPolicy={"progressDeadlineSeconds": 10})
     platform.signal_worker("hurt-train-1", signal.SIGSTOP)
 
@@ -351,14 +355,14 @@ INJURIES = (
 
 @pytest.fixture(scope="module")
 def hurt(platform: Platform, surroundings: None) -> str:
-    """Where the run's output goes."""
+    """URI of the run's output."""
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {SLOT: "1"}}
     pods = {"resources": resources, "terminationGracePeriodSeconds": 10}
     return platform.apply("quickstart", "hurt", training=STEPS, checkpoint=CHECKPOINT, podTemplate=pods)
 
 
 @pytest.mark.parametrize("injury", INJURIES, ids=lambda injury: injury.name)
-def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury: Injury) -> None:
+def test_a_disturbed_group_starts_a_new_attempt(platform: Platform, hurt: str, injury: Injury) -> None:
     before = platform.wait("hurt", "training", trains)
     injury.inflict(platform)
     resource = platform.wait_resource("hurt", injury.name, lambda status: status.attempt > before.attempt)
@@ -372,7 +376,7 @@ def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury
     assert after.restarts.infrastructure - before.restarts.infrastructure == (injury.budget == "infrastructure")
 
 
-def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
+def test_a_suspended_run_has_no_pods(platform: Platform, hurt: str) -> None:
     before = platform.wait("hurt", "training", trains)
     platform.change("hurt", runPolicy={"suspend": True})
     held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is held").by)
@@ -382,6 +386,8 @@ def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
     platform.change("hurt", runPolicy={"suspend": False})
 
 
-def test_a_run_that_was_hurt_and_held_has_the_same_losses(platform: Platform, hurt: str, undisturbed: Finished) -> None:
+def test_a_disturbed_and_suspended_run_has_the_same_losses(
+    platform: Platform, hurt: str, undisturbed: Finished
+) -> None:
     platform.follow("hurt")
     assert_same_losses(losses(platform.s3, hurt), undisturbed.curve)

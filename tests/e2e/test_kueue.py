@@ -24,7 +24,7 @@ QUOTA = 4  # GPUs
 GPUS = {"workers": 2, "gpusPerWorker": 2}
 HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
-# Enough steps that a run can be preempted between its first checkpoint and its end.
+# Enough steps to preempt a run between its first checkpoint and its end.
 LONG = {"maxSteps": 150, "epochs": 60, "globalBatchSize": 16}
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
@@ -65,7 +65,7 @@ LOCAL_QUEUE = {"kind": "LocalQueue", "metadata": {"name": "team"}, "spec": {"clu
 
 @dataclass(frozen=True)
 class Queue:
-    """The queue, and how many GPUs its admitted workloads hold."""
+    """The queue, with the number of GPUs of its admitted workloads."""
 
     custom: Any
 
@@ -84,7 +84,7 @@ class Queue:
 
 @pytest.fixture(scope="module")
 def queue(platform: Platform) -> Iterator[Queue]:
-    """Kueue with a ClusterQueue of four GPUs; each node offers four GPUs, two more than a worker takes."""
+    """Kueue with a ClusterQueue of four GPUs; each node has four GPUs, two more than a worker needs."""
     kueue.install(platform.cluster)
     for node in platform.cluster.node_names:
         platform.cluster.add_devices(node, GPU, QUOTA)
@@ -104,13 +104,13 @@ def queue(platform: Platform) -> Iterator[Queue]:
 
 
 def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
-    """Refused until Kueue's webhook has its certificate."""
+    """Create an object; retries until Kueue's webhook has its certificate."""
     custom.create_cluster_custom_object(*KUEUE, plural, {"apiVersion": "/".join(KUEUE), **body})
     return True
 
 
 def submit(platform: Platform, name: str, **more: Any) -> str:
-    """A run of four processes that hold one fake GPU each and train on the processor."""
+    """A run with four processes that each hold one fake GPU and train on the CPU."""
     template = {
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "INTERNVL_DEVICE", "value": "cpu"}],
@@ -132,10 +132,10 @@ def pods_started(platform: Platform, name: str) -> list[float]:
     return [pod.status.start_time.timestamp() for pod in pods if pod.status.start_time]
 
 
-def test_the_queue_runs_one_after_the_other(
+def test_the_queue_admits_one_run_after_the_other(
     platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole story of two runs: what each shows while it waits, gives way, comes back and ends."""
+    """Two runs through the queue: status while each waits, is preempted, resumes and succeeds."""
     told: list[tuple[str, float]] = []
     begun = time.monotonic()
 
@@ -148,7 +148,7 @@ def test_the_queue_runs_one_after_the_other(
     assert queue.gpus_in_use() == QUOTA
     assert len(pods_started(platform, "first")) == GPUS["workers"]
 
-    # No quota is left: the second waits with Kueue's own reason, and its preflight held no GPU.
+    # No quota is left: the second run waits with Kueue's own reason, and its preflight holds no GPU.
     submit(platform, "second")
     platform.wait("second", "held by its queue", gated)
     tell("the second run waits")
@@ -156,7 +156,7 @@ def test_the_queue_runs_one_after_the_other(
     command = ["why", "second", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]
     wait_for("Kueue's reason", lambda: explained(command, capsys), timeout=60)
 
-    # A run of a higher priority takes the GPUs: the first checkpoints, frees and queues again.
+    # A run with a higher priority preempts the first, which saves a checkpoint, frees its GPUs and queues again.
     third_output = submit(platform, "third", labels={PRIORITY: HIGH})
     resource = platform.wait_resource("first", "preempted", lambda status: status.attempt > 1)
     tell("the first run is preempted")
@@ -192,10 +192,10 @@ def explained(command: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
     return "SchedulingGated" in shown and f"insufficient unused quota for {GPU}" in shown
 
 
-def test_a_group_that_is_too_large_for_the_queue_says_so(
+def test_a_group_that_exceeds_the_quota_shows_the_reason(
     platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No pod of it starts, though half of it would fit: the group is admitted all at once or not at all."""
+    """Kueue admits the group as a whole: no pod starts although half of them would fit."""
     platform.apply(
         "quickstart",
         "too-large",

@@ -1,4 +1,4 @@
-"""What happens to a run when an administrator or a kubelet takes a node away: drain, shutdown, pressure."""
+"""A run survives drain, shutdown and memory pressure of its node."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kubernetes import client
 
 pytestmark = pytest.mark.e2e
 
-STEPS = {"maxSteps": 400, "epochs": 100}  # some forty seconds: what takes a node away takes seconds itself
+STEPS = {"maxSteps": 400, "epochs": 100}  # some forty seconds, because removing a node takes seconds
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(platform: Platform) -> list[Loss]:
-    """The losses of a run that nothing happens to."""
+    """Losses of an undisturbed run."""
     output = platform.apply("quickstart", "nodes-undisturbed", training=STEPS, checkpoint=CHECKPOINT)
     platform.follow("nodes-undisturbed")
     return losses(platform.s3, output)
@@ -39,7 +39,7 @@ def node_of(platform: Platform, pod: str) -> str:
 
 
 def ended_attempt(platform: Platform, name: str, before: InternVLFineTuneStatus) -> StageStatus:
-    """The training stage once another attempt has begun: it says why the one before ended."""
+    """The training stage after the next attempt has begun; it has the reason for the last attempt's end."""
     status = platform.wait(name, "a new attempt", lambda status: status.attempt > before.attempt)
     (stage,) = [each for each in status.stages if each.name == "train"]
     return stage

@@ -1,4 +1,4 @@
-"""The COCO guide as one CR on two real nodes: evaluated, weighed, merged and published; or refused."""
+"""The COCO guide as one CR on two real nodes: evaluated, merged and published, or refused by its condition."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_one_cr_runs_every_stage_and_the_captions_get_better(evaluated: Finished
     assert all(after[metric] > before[metric] for metric in ("BLEU_1", "METEOR", "ROUGE_L"))
 
 
-def test_what_is_published_is_whole_and_named_in_status(platform: Platform, evaluated: Finished) -> None:
+def test_published_files_are_complete_and_in_status(platform: Platform, evaluated: Finished) -> None:
     files = {file.path for file in verify_manifest(platform.s3, f"{evaluated.output}/artifacts")}
     for expected in (
         "adapter/adapter_model.safetensors",
@@ -60,7 +60,7 @@ def test_what_is_published_is_whole_and_named_in_status(platform: Platform, eval
         assert list_keys(platform.s3, uri) or read_object(platform.s3, uri)
 
 
-def test_the_figures_outlive_the_pods(platform: Platform, evaluated: Finished) -> None:
+def test_metrics_are_available_after_the_pods_are_gone(platform: Platform, evaluated: Finished) -> None:
     query = 'internvl_job_evaluation{name="evaluated",task="photographs",metric="CIDEr",model="final"}'
     (series,) = wait_for("Prometheus has the figure", lambda: platform.cluster.prometheus.query(query), timeout=60)
     assert evaluated.status.evaluation is not None
@@ -84,8 +84,8 @@ def test_the_report_is_one_page_with_pictures(platform: Platform, evaluated: Fin
     assert card.startswith("---\n")
 
 
-def test_a_condition_out_of_reach_refuses_and_keeps_what_was_made(platform: Platform, evaluated: Finished) -> None:
-    """Over the same output: every stage before is found done, so the condition is all that is new."""
+def test_an_unmet_condition_publishes_nothing_and_keeps_the_adapter(platform: Platform, evaluated: Finished) -> None:
+    """With the same output, earlier stages are already done, so only the condition is evaluated again."""
     platform.delete("evaluated")
     platform.s3.delete_object(Bucket=BUCKET, Key="runs/evaluated/artifacts/manifest.json")
     evaluation = {"publishIf": "CIDEr >= 100"}
@@ -102,8 +102,8 @@ def test_a_condition_out_of_reach_refuses_and_keeps_what_was_made(platform: Plat
     assert list_keys(platform.s3, status.artifacts["adapter"])
 
 
-def test_pictures_find_their_captions_better_than_before(platform: Platform) -> None:
-    """A retrieval model on two nodes, by the same stages."""
+def test_retrieval_training_improves_recall(platform: Platform) -> None:
+    """A retrieval model runs through the same stages on two nodes."""
     output = platform.apply("quickstart-retrieval", "retrieval")
     status = platform.follow("retrieval")
     assert [stage.name for stage in status.stages] == [name for name in STAGES if name != "merge"]

@@ -1,4 +1,4 @@
-"""`kubectl apply` on two real nodes, and what is in object storage afterwards; disturbed and undisturbed."""
+"""Results in object storage after `kubectl apply` on two real nodes, disturbed and undisturbed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_lora_learns_and_publishes_an_adapter(platform: Platform, undisturbed: F
     assert undisturbed.status.artifacts["adapter"] == f"{undisturbed.output}/artifacts/adapter"
 
 
-def test_status_says_what_kubectl_wait_and_gitops_read(undisturbed: Finished) -> None:
+def test_status_has_the_conditions_for_kubectl_wait_and_gitops(undisturbed: Finished) -> None:
     conditions = {condition.type: condition.status for condition in undisturbed.status.conditions}
     assert (conditions["Ready"], conditions["Reconciling"], conditions["Stalled"]) == ("True", "False", "False")
     assert [(stage.name, stage.state) for stage in undisturbed.status.stages] == [
@@ -41,7 +41,7 @@ def test_prometheus_has_the_trainers_and_the_operators_series(platform: Platform
     ask = platform.cluster.prometheus.query
     loss = ask('last_over_time(internvl_train_loss{pod=~"undisturbed-train-.*"}[1h])')
     assert max(float(series["value"][1]) for series in loss) > 0, "rank 0's loss was scraped while it trained"
-    # a scrape after the end of the run may still be seconds away
+    # the next scrape after the end of the run may take seconds
     wait_for("the operator counts the run", lambda: ask('internvl_operator_jobs{phase="Succeeded"} >= 1'))
     made = ask('sum(internvl_operator_api_writes_total{kind="Pod", result="ok"})')
     assert float(made[0]["value"][1]) >= 4, "preflight, two workers, publish"
@@ -71,7 +71,7 @@ def test_full_training_survives_the_operators_death(platform: Platform, child_lo
     assert sorted(child_log.of("full").values()) == [1] * 6, f"one of each child, ever: {child_log.of('full')}"
 
 
-def test_a_mistake_corrected_outside_the_cr_lets_the_run_go_on(platform: Platform) -> None:
+def test_a_run_continues_after_a_mistake_is_corrected_outside_the_cr(platform: Platform) -> None:
     good = platform.s3.get_object(Bucket=BUCKET, Key="data/train.jsonl")["Body"].read()
     rows = good.decode().splitlines(keepends=True)
     broken = "".join([rows[0], '{"id": 1, "image": \n', *rows[2:]])

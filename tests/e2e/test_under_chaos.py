@@ -1,4 +1,4 @@
-"""Many runs at a time on two real nodes, while workers, nodes, servers, storage, network and operator break."""
+"""Many concurrent runs on two real nodes, while workers, nodes, servers, storage, network and operator break."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RUNS = int(os.environ.get("CHAOS_RUNS") or len(KINDS))  # one of each; `make soa
 UNDISTURBED = "chaos-undisturbed"
 
 
-def test_every_run_ends_as_if_nothing_had_happened(platform: Platform) -> None:
+def test_every_disturbed_run_has_the_undisturbed_result(platform: Platform) -> None:
     began = time.monotonic()
     chaos = Chaos(platform)
     chaos.run_undisturbed(UNDISTURBED)
     drawn = plan(SEED, RUNS)
     try:
         chaos.run_all(drawn)
-    finally:  # the table also of a session that broke off
+    finally:  # show the table also after an aborted session
         chaos.log.stop()
         undisturbed = chaos.product(UNDISTURBED)
         finished = [name for name, told in chaos.told.items() if told.status.phase == "Succeeded"]
@@ -48,7 +48,7 @@ def test_every_run_ends_as_if_nothing_had_happened(platform: Platform) -> None:
 
 
 def left_over(platform: Platform) -> list[str]:
-    """Children of runs that are gone, and pods that do not go."""
+    """Children of deleted runs, and stuck pods."""
     pods = platform.core.list_namespaced_pod(NAMESPACE, label_selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}").items
     runs = {f"chaos-{number:02d}" for number in range(1, RUNS + 1)} | {UNDISTURBED}
     leaving = [pod.metadata.name for pod in pods if pod.metadata.deletion_timestamp]

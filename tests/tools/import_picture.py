@@ -16,7 +16,7 @@ CONTRACT = "internvl_api"
 APPLICATIONS = ("internvl_operator", "internvl_trainer")
 
 _WIDTH, _MARGIN, _GAP = 980, 20, 20
-_CHARACTER, _BOX, _SPACE, _LINE = 7.3, 26, 8, 16  # pixels of a 12 px monospace character, a box, and between them
+_CHARACTER, _BOX, _SPACE, _LINE = 7.3, 26, 8, 16  # pixels: 12 px monospace character, box height, gap, line
 
 Edges = Mapping[str, set[str]]  # box -> the boxes that it imports
 Layers = list[list[str]]  # highest first
@@ -76,7 +76,7 @@ def draw() -> str:
     for number, (package, rows) in enumerate(zip(APPLICATIONS, columns, strict=True)):
         left = _MARGIN + number * (width + _GAP)
         parts += _frame(left, top, width, height, package)
-        y = top + height - _column_height(rows) + _SPACE  # the lowest layers stand on the contract
+        y = top + height - _column_height(rows) + _SPACE  # align the lowest layers with the contract
         for row in rows:
             parts += _row(row, left + _SPACE, y, width - 2 * _SPACE)
             y += _row_height(row) + _SPACE

@@ -1,4 +1,4 @@
-{{/* The release's name, once: "internvl-operator" stays what it is, another release name is put before it. */}}
+{{/* The release's name if it contains the chart's name, else both joined by a hyphen. */}}
 {{- define "internvl-operator.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 63 | trimSuffix "-" -}}
@@ -27,7 +27,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the operator may do with the objects of a namespace. It never reads a Secret: pods refer to them by name. */}}
+{{/* The operator's rights in a namespace. It never reads a Secret: pods refer to them by name. */}}
 {{- define "internvl-operator.rules" -}}
 - apiGroups: [internvl.dev]
   resources: [internvlfinetunes]
@@ -39,7 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [configmaps, services]   # deleted by Kubernetes, with their owner
+  resources: [configmaps, services]   # Kubernetes deletes them with their owner
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start a fresh cluster and wait until it is ready")
     up.add_argument("--nodes", type=int, default=2, choices=range(1, 10), metavar="N", help="default: 2")
     commands.add_parser("down", help="remove every trace of the cluster but its logs; safe to repeat")
-    commands.add_parser("status", help="what runs, where it listens, whether the nodes are Ready")
+    commands.add_parser("status", help="show members, addresses and readiness of nodes")
     commands.add_parser("env", help="print shell variables for using the cluster from this machine")
     make = commands.add_parser("build", help="build the project's images, and load them into a cluster that is up")
     make.add_argument("components", nargs="*", metavar="COMPONENT", help="default: all")

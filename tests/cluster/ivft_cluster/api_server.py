@@ -40,7 +40,7 @@ class ApiServer:
             etcd_port=etcd_port,
             etcd_peer_port=peer_port,
             die_with_parent=True,
-            disabled_admission=("ServiceAccount",),  # nobody makes the default account pods would wait for
+            disabled_admission=("ServiceAccount",),  # no controller creates the default account
         )
 
     @property
@@ -61,7 +61,7 @@ class ApiServer:
         return client.CoreV1Api(self.api)
 
     def start(self) -> None:
-        """Raises HarnessError with the end of the log of what did not start."""
+        """Start both servers. Raises HarnessError with the end of the failed one's log."""
         self.control_plane.issue_certificates()
         self.control_plane.start_etcd()
         self.control_plane.start_apiserver()

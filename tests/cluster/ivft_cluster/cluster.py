@@ -1,4 +1,4 @@
-"""The whole: control plane, nodes, object storage, Prometheus, DNS and gateway, each a member of one cluster."""
+"""A whole cluster: control plane, nodes, object storage, Prometheus, DNS and gateway, each a member."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Cluster:
         self.state = Path(state or os.environ.get("IVFT_CLUSTER_STATE") or default_state_dir()).absolute()
         self.id = hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
 
-    # --- what it is
+    # --- properties
 
     @property
     def settings(self) -> Settings:
@@ -125,7 +125,7 @@ class Cluster:
         return bool(daemons.find(self._member(CONTROL_PLANE)))
 
     def up(self, nodes: int = 2) -> None:
-        """Bring up a fresh cluster with every node Ready; what an earlier one left in this state is removed first.
+        """Bring up a fresh cluster with every node Ready; first remove an earlier cluster with this state directory.
 
         Raises HarnessError naming the part that did not start, with the end of its log.
         """
@@ -161,7 +161,7 @@ class Cluster:
             self.wait_pods_admitted("default")
 
     def down(self) -> None:
-        """Remove every process, namespace, mount, cgroup and file of this cluster, but not its logs. Idempotent."""
+        """Remove every process, namespace, mount, cgroup and file of this cluster except its logs. Idempotent."""
         self._kill_all()
         self._forget()
         cgroups.remove(f"ivft-{self.id}-")
@@ -170,7 +170,7 @@ class Cluster:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _kill_all(self) -> None:
-        """Members, and whatever else lives in one of their networks (an operator started by `exec`, say)."""
+        """Members, and other processes in their networks (for example an operator started by `exec`)."""
         members = daemons.find(self.id)
         networks = {network.namespace_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
         networks -= {network.namespace_of(1), None}
@@ -264,7 +264,7 @@ class Cluster:
             self.core.delete_namespace(name)
 
     def wait_pods_admitted(self, namespace: str) -> None:
-        """Pods are refused until their namespace has its default service account, and on old servers its token."""
+        """Wait for the namespace's default service account (and its token on old servers), which pods need."""
         probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
         wait_for(
             f"namespace {namespace} takes pods",
@@ -275,7 +275,7 @@ class Cluster:
         return tail(self._log(name)) + "\n" + tail(self.state / name / f"log/{daemon}.log")
 
     def add_devices(self, name: str, resource: str, amount: int) -> None:
-        """Give a node devices, `nvidia.com/gpu` say: the kubelet counts and allocates them. They go with the node."""
+        """Give a node devices such as `nvidia.com/gpu`; the kubelet counts and allocates them until a kill."""
         node.start_device_plugin(self._member(name), resource, amount, self._log(name))
 
         def allocatable() -> bool:
@@ -287,18 +287,18 @@ class Cluster:
         daemons.kill(daemons.find(node.device_plugin(self._member(name), resource)))
 
     def memory_available(self, name: str) -> int:
-        """Bytes that a node's kubelet counts as free."""
+        """Free bytes according to a node's kubelet."""
         summary = self.core.connect_get_node_proxy_with_path(name, "stats/summary")
         return int(ast.literal_eval(summary)["node"]["memory"]["availableBytes"])
 
     # --- breaking it
 
     def kill_node(self, name: str) -> None:
-        """As if the power went: every process of the node, its pods and its network are gone at once."""
+        """Power a node off: kill all its processes, pods and its network at once."""
         daemons.kill(daemons.find(self._member(name)))
 
     def start_node(self, name: str) -> None:
-        """Power it on again; its pods' containers are forgotten, its images are not."""
+        """Power a node on again; it keeps its images and loses its pods' containers."""
         self._start_node(self._number(name))
 
     def shut_down_node(self, name: str, timeout: float = 60) -> None:

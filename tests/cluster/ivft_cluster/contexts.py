@@ -1,4 +1,4 @@
-"""Build contexts: what a Dockerfile of the project sees, put together outside the checkout.
+"""Build contexts for the project's Dockerfiles, assembled outside the checkout.
 
 A context holds `constraints.txt`, `crds/`, the component's own folder and `wheelhouse/` with every wheel it needs, so
 that a build needs no network. Times and modes are made equal everywhere: only content decides what is built anew.
@@ -38,7 +38,7 @@ def stage_context(component: str) -> Path:
 
 
 def source_files(component: str) -> list[Path]:
-    """Files git knows, or would know if asked to add everything: no caches, nothing ignored."""
+    """Tracked and untracked files that git does not ignore."""
     folders = ["constraints.txt", "crds", COMPONENTS[component]]
     listing = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders], cwd=CHECKOUT)
     paths = [CHECKOUT / name for name in sorted(set(listing.split("\0"))) if name]
@@ -46,7 +46,7 @@ def source_files(component: str) -> list[Path]:
 
 
 def context_hash(component: str) -> str:
-    """Changes when anything a build of `component` reads changes."""
+    """Hash of everything that a build of `component` reads."""
     return content_hash([*source_files(component), wheelhouse_key(component)], CHECKOUT)
 
 
@@ -67,7 +67,7 @@ def wheelhouse_key(component: str) -> str:
 
 
 def wheelhouse(component: str) -> Path:
-    """A folder with a wheel for each package the component needs, made by this virtualenv's pip and kept."""
+    """A cached folder with a wheel for each package that the component needs, from this virtualenv's pip."""
     folder = cache_dir() / "wheelhouses" / f"{component}-{wheelhouse_key(component)}"
     with locked(f"wheelhouse-{component}"):
         if not folder.is_dir():

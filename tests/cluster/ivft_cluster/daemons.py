@@ -1,4 +1,4 @@
-"""Background processes that can be found again by anyone, also after a crash of whoever started them.
+"""Background processes that any command can find again, also after their parent crashed.
 
 Each daemon carries `IVFT_CLUSTER_MEMBER=<cluster id>/<name>` in its environment. The kernel keeps that as long as
 the process lives, so there are no pid files to go stale and no pid of a stranger to kill.
@@ -70,7 +70,7 @@ def kill(processes: Sequence[psutil.Process], timeout: float = 20) -> None:
 
 
 def name_of(process: psutil.Process) -> str:
-    """Its name, or nothing when it is gone."""
+    """The process's name, or an empty string when it is gone."""
     try:
         return str(process.name())
     except psutil.Error:
@@ -78,7 +78,7 @@ def name_of(process: psutil.Process) -> str:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

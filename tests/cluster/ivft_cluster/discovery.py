@@ -1,4 +1,4 @@
-"""Tells Prometheus which pods to scrape: Debian's build of it has no Kubernetes discovery of its own.
+"""Tells Prometheus which pods to scrape, because Debian's build has no Kubernetes discovery.
 
 Run as `python -m ivft_cluster.discovery <kubeconfig> <targets.json>`. The labels are named as Kubernetes discovery
 names them, so the scrape configuration reads like any cluster's; Prometheus re-reads the file as soon as it changes.
@@ -20,7 +20,7 @@ META = "__meta_kubernetes_"
 
 
 def target(pod: Any) -> dict[str, Any] | None:
-    """The pod as a file_sd target group, or None while it has no address or does not ask to be scraped."""
+    """The pod as a file_sd target group, or None while it has no address or no scrape annotation."""
     annotations = pod.metadata.annotations or {}
     if not pod.status.pod_ip or annotations.get("prometheus.io/scrape") != "true":
         return None

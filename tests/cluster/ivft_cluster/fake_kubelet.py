@@ -1,4 +1,4 @@
-"""Plays scheduler and kubelet for pods of an `ApiServer`: places them, runs them, ends them as a test says.
+"""A fake scheduler and kubelet for pods of an `ApiServer`: schedules, runs and ends them as a test specifies.
 
 with FakeKubelet(api_server.api) as kubelet:
     …                                                  # the operator creates pods; they become Running
@@ -19,7 +19,7 @@ from kubernetes.client.exceptions import ApiException
 
 from ivft_cluster.shell import wait_for
 
-# The pod changed, went, or its namespace is going, while we were about to act on what it was.
+# The pod changed or disappeared, or its namespace is being deleted, while this thread acted on an older state.
 OVERTAKEN = (403, 404, 409)
 NODE_CAPACITY = {"cpu": "64", "memory": "512Gi", "pods": "500", "nvidia.com/gpu": "8"}
 
@@ -61,7 +61,7 @@ def run_all(pod: Any) -> Behaviour:
 
 
 class FakeKubelet:
-    """A thread that gives every pod the fate `behaviour(pod)` says, in order of arrival, for as long as it is open.
+    """A thread that gives each pod the fate that `behaviour(pod)` returns, in order of arrival, until it is closed.
 
     One that was never opened does nothing by itself: each pod waits for its `start`, `finish` or `evict`.
     Pods get addresses of 127.64.0.0/10: all of them are this machine, so a test can serve a pod's port itself.
@@ -111,14 +111,14 @@ class FakeKubelet:
     def evict(
         self, namespace: str, name: str, reason: str = "Evicted", message: str = "The node was low on memory."
     ) -> None:
-        """Fail a pod as a node does that runs out of something: a reason on the pod, no exit code."""
+        """Fail a pod like a node that runs out of a resource: a reason on the pod, no exit code."""
         self._patch(
             self.core.read_namespaced_pod(name, namespace),
             {"phase": "Failed", "reason": reason, "message": message},
         )
 
     def start(self, namespace: str, name: str) -> None:
-        """Let a pod run that was held by `Unschedulable` or `Waiting`."""
+        """Let a pod run that `Unschedulable` or `Waiting` held back."""
         pod = self.core.read_namespaced_pod(name, namespace)
         self._bind(pod)
         self._run(self.core.read_namespaced_pod(name, namespace))
@@ -157,7 +157,7 @@ class FakeKubelet:
                 self.errors.append(error)
 
     def _advance(self, pod: Any) -> None:
-        """Every pod meets its fate once: events that our own steps cause come later and show older states."""
+        """Act on each pod once: later events, caused by this thread's own steps, show older states."""
         if pod.metadata.deletion_timestamp:
             self._delete(pod)
         elif pod.metadata.uid not in self._met and pod.status.phase == "Pending" and not pod.status.container_statuses:

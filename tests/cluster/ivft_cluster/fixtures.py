@@ -61,7 +61,7 @@ def cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def _state_of_this_run() -> Iterator[Path]:
-    """The checkout's first folder that no other test run holds: the next run cleans up after one that was killed."""
+    """The checkout's first folder that no other test session holds; a later session cleans up after a killed one."""
     for number in itertools.count():
         state = cache_dir() / f"cluster-tests-{content_hash([str(CHECKOUT)])}-{number}"
         try:

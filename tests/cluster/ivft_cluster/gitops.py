@@ -1,4 +1,4 @@
-"""What Flux (by kstatus) and Argo CD (by a health script in Lua) make of an object."""
+"""Verdicts of Flux (kstatus) and Argo CD (a health script in Lua) on an object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ivft_cluster.shell import run
 
 
 class Verdict(NamedTuple):
-    """What a tool shows."""
+    """The status that a tool shows."""
 
     status: str
     message: str
@@ -27,7 +27,7 @@ class Verdicts(NamedTuple):
 
 
 def verdicts(objects: Sequence[dict[str, Any]], script: str) -> list[Verdicts]:
-    """The verdicts on whole objects, in their order. `script`: Argo CD's for their kind. Raises HarnessError."""
+    """Verdicts on objects, in order. `script`: Argo CD's health script for their kind. Raises HarnessError."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()

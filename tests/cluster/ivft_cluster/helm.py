@@ -44,7 +44,7 @@ def template(
 
 
 def lint(values: Values | None = None) -> list[str]:
-    """`helm lint --strict`: the findings above mere information."""
+    """Warnings and errors of `helm lint --strict`."""
     report = helm_python.lint(CHART, values, strict=True)
     return [f"{each['path']}: {each['error']}" for each in report["messages"] if each["severity"] > 1]
 

@@ -1,4 +1,4 @@
-"""The images pods run: a pause image, a Debian base, and builds of the project's own Dockerfiles."""
+"""Images for pods: a pause image, a Debian base, and builds of the project's Dockerfiles."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
 from ivft_cluster.shell import HarnessError, run
 
 BASE_PACKAGES = ("ca-certificates", "default-jre-headless", "python3", "python3-venv")
-# What a container never reads.
+# Paths that containers never read.
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/var/lib/apt/lists/*", "/var/cache/apt/*")
-# The storage library mounts its folder and leaves it so: in a mount namespace of its own that ends with the command.
+# The storage library leaves its folder mounted, so run it in a mount namespace that ends with the command.
 OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "--")
 PAUSE_SOURCE = PACKAGE / "pause.c"
 
 
 def pause_image() -> Image:
-    """The image that holds a pod's namespaces: one static binary of ours."""
+    """The pause image, which holds a pod's namespaces: one static binary."""
     image = Image(f"localhost/pause:{content_hash([PAUSE_SOURCE])}")
     with locked("pause"):
         if not image.exists():
@@ -93,7 +93,7 @@ def build(
 
 
 def _base_in_buildah(base: Image) -> str:
-    """The name under which buildah knows the base, its digest in it: a new base is a new name."""
+    """Buildah's name for the base image; it contains the digest, so a new base has a new name."""
     name = f"{base.name.rpartition(':')[0]}:{base.digest[7:19]}"
     if name not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
         run([*OWN_MOUNTS, "skopeo", "copy", "--quiet", f"oci:{layout()}:{base.name}", _in_storage(name)])

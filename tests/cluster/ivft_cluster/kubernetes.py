@@ -1,4 +1,4 @@
-"""The Kubernetes releases that the cluster can run, and where their programs are.
+"""The Kubernetes releases that the cluster can run, and the paths of their programs.
 
 `KUBERNETES=1.34` in the environment picks another release than the default.
 """
@@ -62,17 +62,17 @@ def daemons(version: str) -> GoProgram:
 
 
 def programs() -> list[GoProgram]:
-    """What a cluster of the release in use is made of; the largest first."""
+    """Programs of a cluster of the selected release; the largest first."""
     return [daemons(release()), CONTAINERD, ETCD]
 
 
 def test_programs() -> tuple[GoProgram, ...]:
-    """What tests run beside a cluster; among it the API server of the oldest supported release."""
+    """Additional programs for tests, including the API server of the oldest supported release."""
     return (GITOPS, KUEUE, daemons(RELEASES[FLOOR]))
 
 
 def binary(name: str) -> Path:
-    """Path of a built program, or of one that a package of the virtualenv brings (`kubectl`, `weed`).
+    """Path of a built program, or of one from a package of the virtualenv (`kubectl`, `weed`).
 
     Raises HarnessError with the way to get it.
     """

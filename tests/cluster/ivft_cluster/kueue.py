@@ -25,7 +25,7 @@ CONFIGURATION = {
     "webhook": {"port": 9443},
     "leaderElection": {"leaderElect": False},
     "internalCertManagement": {"enable": True},
-    "integrations": {"frameworks": ["pod"]},  # pods that name a queue; others are left alone
+    "integrations": {"frameworks": ["pod"]},  # only pods that name a queue
     "managedJobsNamespaceSelector": {
         "matchExpressions": [
             {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", NAMESPACE]}
@@ -35,7 +35,7 @@ CONFIGURATION = {
 
 
 def image() -> Image:
-    """An image of the one static binary."""
+    """The image with Kueue's static binary."""
     manager = KUEUE.build() / "manager"
     found = Image(f"localhost/kueue:{content_hash([KUEUE.folder.name])}")
     with locked("kueue-image"):

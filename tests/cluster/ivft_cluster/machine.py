@@ -1,4 +1,4 @@
-"""`setup`: Debian packages, programs built from Go modules and images, each made only when it is missing."""
+"""`setup`: installs or builds missing Debian packages, Go programs and images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def setup(*, tests: bool = True) -> None:
-    """Make this machine able to run a cluster, and with `tests` build what tests alone run.
+    """Prepare this machine to run a cluster; with `tests` also build programs that only tests use.
 
     A second call finds everything in place. Raises HarnessError when not root, or with the log of the step that failed.
     """
     require_root()
     with phase("Debian packages"):
         install_packages()
-    with ThreadPoolExecutor(2) as pool:  # compilers keep the processors busy, images mostly wait for archives and disks
+    with ThreadPoolExecutor(2) as pool:  # compilers use the CPU, image builds mostly wait for archives and disks
         steps = [pool.submit(_build_programs, tests), pool.submit(_build_images)]
         for step in steps:
             step.result()
@@ -94,7 +94,7 @@ def install_packages() -> None:
 
 @contextmanager
 def _no_daemons() -> Iterator[None]:
-    """While packages are installed, keep them from starting their services (containerd, Prometheus)."""
+    """Prevent packages from starting their services (containerd, Prometheus) during installation."""
     if POLICY.exists():
         yield
         return

@@ -1,4 +1,4 @@
-"""Network namespaces, each held open by one idle process: when that dies, the namespace and its veths are gone."""
+"""Network namespaces. One idle process holds each; when it dies, the namespace and its veths disappear."""
 
 from __future__ import annotations
 
@@ -76,20 +76,20 @@ def connect_node(control_plane: Namespace, node: Namespace, number: int, nodes: 
         f"addr add {node_ip(number)}/24 dev eth0",
         "link set eth0 up",
         f"route add default via {CONTROL_PLANE_IP}",
-        # The kubelet asks a cloud's metadata address who it is: refuse at once instead of two 5 s time-outs.
+        # The kubelet queries a cloud's metadata address: refuse at once to avoid two timeouts of 5 s.
         "route add unreachable 169.254.0.0/16",
         *(f"route add {pod_cidr(other)} via {node_ip(other)}" for other in others),
     )
 
 
 def drop_from(namespace: Namespace, sources: list[str], *, on: bool) -> None:
-    """Drop (or no longer drop) what arrives from `sources`, before connection tracking knows of it."""
+    """Drop (or stop dropping) packets from `sources`, before connection tracking sees them."""
     for source in sources:
         namespace.run("iptables", "-w", "-t", "raw", "-A" if on else "-D", "PREROUTING", "-s", source, "-j", "DROP")
 
 
 def namespace_of(pid: int) -> str | None:
-    """The name of a process's network namespace; None when the process is gone or may not be looked at."""
+    """The name of a process's network namespace; None if the process is gone or not accessible."""
     try:
         return os.readlink(f"/proc/{pid}/ns/net")
     except OSError:

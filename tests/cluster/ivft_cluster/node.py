@@ -1,4 +1,4 @@
-"""A node seen from outside: what it is told, how it is started, killed and asked."""
+"""A node seen from outside: configure, start, kill and query it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ivft_cluster.shell import wait_for
 # Fixed in the kubelet and in containerd. Left on the machine when the node is gone: removing a folder that some other
 # node has mounted something on would unmount it there (see "detach_mounts" in the kernel's fs/namespace.c).
 MOUNT_POINTS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"))
-SHUT_DOWN_MARK = "shut-down"  # made in the node's state when its kubelet lets it shut down
+SHUT_DOWN_MARK = "shut-down"  # file in the node's state, created when its kubelet allows the shutdown
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What process 1 of a node needs to know; written to `<state>/node.json`."""
+    """Configuration for process 1 of a node; written to `<state>/node.json`."""
 
     cluster: str
     name: str
@@ -85,14 +85,14 @@ def start_device_plugin(member: str, resource: str, amount: int, log: Path) -> N
 
 
 def shut_down(member: str, state: Path, timeout: float) -> None:
-    """Ask the kubelet to end the node's pods, as systemd does before a shutdown; returns when it has done so."""
+    """Ask the kubelet to end the node's pods, as systemd does before a shutdown, and wait until it is done."""
     (login,) = [each for each in daemons.find(member) if daemons.name_of(each) == "logind"]
     login.send_signal(signal.SIGUSR1)
     wait_for("the kubelet lets the node shut down", (state / SHUT_DOWN_MARK).exists, timeout=timeout)
 
 
 def set_eviction(member: str, state: Path, eviction_signal: str, threshold: str) -> None:
-    """Change the kubelet's configuration and kill the kubelet; process 1 of the node starts it again."""
+    """Change the kubelet's configuration and kill the kubelet; process 1 of the node restarts it."""
     path = state / "kubelet.yaml"
     config = yaml.safe_load(path.read_text())
     config["evictionHard"][eviction_signal] = threshold

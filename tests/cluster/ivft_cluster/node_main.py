@@ -71,7 +71,7 @@ def make_mounts(spec: NodeSpec) -> None:
 
 
 def claim_store(name: str) -> tuple[Path, IO[str]]:
-    """The first content store for this node name that no other running cluster uses, and the lock that says so.
+    """The first content store for this node name that no other running cluster uses, and its lock.
 
     Stores outlive their cluster: an image is imported once, not at every start.
     """
@@ -89,7 +89,7 @@ def claim_store(name: str) -> tuple[Path, IO[str]]:
 
 
 def write_config(spec: NodeSpec, store: Path) -> None:
-    (spec.state / "resolv.conf").write_text("")  # pods get the cluster's DNS and nothing of this machine's
+    (spec.state / "resolv.conf").write_text("")  # pods use only the cluster's DNS
     (spec.state / "dbus.conf").write_text(DBUS_CONFIG)
     (spec.state / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(spec)))
     (spec.state / "cni/10-bridge.conflist").write_text(json.dumps(cni_config(spec)))
@@ -150,7 +150,7 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "tlsCertFile": f"{spec.pki}/{spec.name}.crt",
         "tlsPrivateKeyFile": f"{spec.pki}/{spec.name}.key",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{spec.cgroup}",  # one tree a node: two kubelets would clean up each other's pods
+        "cgroupRoot": f"/{spec.cgroup}",  # one tree per node: two kubelets would clean up each other's pods
         "clusterDomain": "cluster.local",
         "clusterDNS": [CONTROL_PLANE_IP],
         "resolvConf": str(spec.state / "resolv.conf"),
@@ -160,9 +160,9 @@ def kubelet_config(spec: NodeSpec) -> dict[str, object]:
         "readOnlyPort": 0,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "evictionPressureTransitionPeriod": "5s",
-        "imageGCHighThresholdPercent": 100,  # nothing could pull an image again
+        "imageGCHighThresholdPercent": 100,  # nodes cannot pull images again
         "podCIDR": spec.pod_cidr,
-        "shutdownGracePeriod": "30s",  # logind delays a shutdown for so long; critical pods get the end of it
+        "shutdownGracePeriod": "30s",  # logind delays a shutdown this long; the last part is for critical pods
         "shutdownGracePeriodCriticalPods": "5s",
         "nodeStatusUpdateFrequency": "1s",
         "syncFrequency": "10s",
@@ -199,7 +199,7 @@ def proxy_command(spec: NodeSpec) -> list[str | Path]:
 
 
 def forget_old_containers(spec: NodeSpec, store: Path) -> None:
-    """The content store may remember the containers of the cluster before; the new kubelet must not meet them."""
+    """Remove containers of an earlier cluster from the content store, so that the new kubelet does not see them."""
     if not any(child for folder in STALE if (store / folder).is_dir() for child in (store / folder).iterdir()):
         return
     config = spec.state / "containerd-cleanup.toml"
@@ -220,7 +220,7 @@ def forget_old_containers(spec: NodeSpec, store: Path) -> None:
 
 
 def supervise(spec: NodeSpec, commands: dict[str, list[str | Path]]) -> None:
-    """Start each command; as process 1, reap every orphan, and start again what ends (as systemd would)."""
+    """Start each command; as process 1, reap every orphan and restart commands that end (like systemd)."""
     running: dict[int, str] = {}
 
     def launch(name: str) -> None:

@@ -1,4 +1,4 @@
-"""OCI images: one layout folder in the cache holds them all, blob by blob; nodes get only the blobs they lack.
+"""OCI images: one layout folder in the cache holds all images by blob; nodes get only the blobs they lack.
 
 Layers stay uncompressed: they never leave this machine, and unpacking is most of an import's time.
 """
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Image:
-    """An image in the layout; `name` (`localhost/base:bookworm`) is what a pod says."""
+    """An image in the layout; pods use its `name` (`localhost/base:bookworm`)."""
 
     name: str
 
@@ -83,7 +83,7 @@ def add_image(name: str, layers: Sequence[Path], config: Mapping[str, Any]) -> I
         "os": "linux",
         "config": {"Env": [PATH], **config},
         "rootfs": {"type": "layers", "diff_ids": [each["digest"] for each in layer_descriptors]},
-        "history": [{"created_by": path.name} for path in layers],  # one for each layer: buildah insists
+        "history": [{"created_by": path.name} for path in layers],  # buildah requires one for each layer
     }
     manifest = {
         "schemaVersion": 2,
@@ -98,7 +98,7 @@ def add_image(name: str, layers: Sequence[Path], config: Mapping[str, Any]) -> I
 
 
 def prune() -> None:
-    """Keep the newest builds of each of the project's images, and no blob that nothing names."""
+    """Keep the newest builds of each of the project's images, and delete unreferenced blobs."""
     with locked("images"):
         kept: list[Json] = []
         for entry in reversed(_index()):
@@ -134,7 +134,7 @@ def import_archives(node: Sequence[str], archives: Iterable[Path]) -> None:
 
 
 def forget_pruned(node: Sequence[str]) -> None:
-    """Remove the project's images that the layout no longer has, by each name containerd has for them."""
+    """Remove from containerd, under every name, the project's images that the layout no longer has."""
     ctr = [*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"]
     known = {_name(entry) for entry in _index()}
     present = _present(ctr)

@@ -1,4 +1,4 @@
-"""Where things live: the cache (built once, shared by every checkout), the state of a running cluster, the checkout."""
+"""Paths: the cache (built once, shared by every checkout), the state of a running cluster, the checkout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def default_state_dir() -> Path:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the cache's lock `name`: of two processes that want the same thing built, one builds and one waits."""
+    """Hold the cache's lock `name`, so that one process builds and others wait."""
     with FileLock(cache_dir() / f"{name}.lock"):
         yield
 

@@ -8,7 +8,7 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports nobody listens on now; below 32768, so that no outgoing connection takes one."""
+    """`count` different unused TCP ports below 32768, so that no outgoing connection takes one."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
         for port in _candidates():

@@ -1,4 +1,4 @@
-"""Debian's Prometheus: scrapes every pod that asks for it by the usual annotations, every two seconds."""
+"""Debian's Prometheus: scrapes every pod with the usual annotations every two seconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Prometheus:
 
     @property
     def targets(self) -> Path:
-        """The file `discovery` writes the pods to."""
+        """The file to which `discovery` writes the pods."""
         return self.state / "targets.json"
 
     def start(self) -> None:

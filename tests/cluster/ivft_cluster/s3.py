@@ -1,4 +1,4 @@
-"""Object storage: SeaweedFS with one S3 identity whose keys are made at start."""
+"""Object storage: SeaweedFS with one S3 identity; its keys are generated at start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class Credentials:
-    """The one identity of an S3 server; it may do everything."""
+    """The only identity of an S3 server, with all rights."""
 
     access_key: str
     secret_key: str
@@ -59,7 +59,7 @@ class S3Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables boto3, the AWS tools and the trainer read."""
+        """Environment variables for boto3, the AWS tools and the trainer."""
         return {
             "AWS_ACCESS_KEY_ID": self.credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
@@ -149,7 +149,7 @@ class S3Server:
             process.resume()
 
     def stop(self) -> None:
-        """Kill it; the data stay. SeaweedFS takes its time over SIGTERM."""
+        """Kill the server and keep its data. (SeaweedFS handles SIGTERM slowly.)"""
         daemons.kill(daemons.find(self.member))
 
     def delete(self) -> None:

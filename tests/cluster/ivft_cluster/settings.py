@@ -1,4 +1,4 @@
-"""What `up` decided about a cluster and every later command needs."""
+"""Settings of a cluster: `up` chooses them, and later commands read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ivft_cluster.s3 import Credentials
 
 @dataclass(frozen=True)
 class Settings:
-    """Kept in `<state>/cluster.json` (mode 0600); the gateways are ports on loopback."""
+    """Stored in `<state>/cluster.json` (mode 0600); the gateways are ports on loopback."""
 
     nodes: int
     s3: Credentials

@@ -1,4 +1,4 @@
-"""Running commands, waiting for things, and telling a person how long each phase took."""
+"""Run commands, wait for conditions, and show how long each phase took."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ console = Console(stderr=True, highlight=False)
 
 
 class HarnessError(RuntimeError):
-    """Something the harness needs is missing or did not happen; the message says what to do next."""
+    """Something that the harness needs is missing or failed; the message has the next step."""
 
 
 def run(
@@ -82,7 +82,7 @@ def wait_for(
 
 @contextmanager
 def phase(title: str, *, live: bool = True) -> Iterator[None]:
-    """Show what is going on, then how long it took. Of phases at the same time, none may be `live`."""
+    """Show the current phase, then its duration. Concurrent phases must not be `live`."""
     start = time.monotonic()
     if not live:
         console.print(f"[dim]… {title}[/dim]")

@@ -1,4 +1,4 @@
-"""Following a kind of object for ever, across restarts of the API server."""
+"""Follow all objects of a kind, across restarts of the API server."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 REFERENCE = CHECKOUT / "tests/data/golden/checkpoints/qwen2"
 OUTPUT_LAYER = "language_model.lm_head.weight"
-# LoRA leaves the output layer as it is. The reference's random one is so small that no hidden state could make a
-# confident prediction with it: the loss would stop at 80 % of its start. Three times larger, it can.
+# LoRA does not train the output layer. The reference's random weights are too small for a confident prediction, so the
+# loss would stop at 80 % of its start. With three times larger weights it falls further.
 OUTPUT_LAYER_SCALE = 3
 
 RETRIEVAL_REFERENCE = CHECKOUT / "tests/data/golden-retrieval/cross-attention/checkpoint"
@@ -26,10 +26,10 @@ VOCABULARY_LAYERS = ("qllama.model.embed_tokens.weight", "qllama.lm_head.weight"
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Write config, tokenizer and weights into `folder`, which must not be there yet; returns it."""
+    """Write config, tokenizer and weights into `folder`, which must not exist yet; return it."""
     shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*.npz", "model.safetensors", "config.json"))
     config = json.loads((REFERENCE / "config.json").read_text(encoding="utf-8"))
-    # The reference's is an ordinary character, with which every answer would begin; in published models it is special.
+    # In the reference it is an ordinary character that would begin every answer; published models have a special token.
     config["llm_config"]["bos_token_id"] = config["llm_config"]["pad_token_id"]
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = load_file(REFERENCE / "model.safetensors")

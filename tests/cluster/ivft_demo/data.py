@@ -1,4 +1,4 @@
-"""Puts what the example runs read where they read it: bucket `demo`, and the Secret with the keys to it."""
+"""Uploads the data of the example runs to the bucket `demo`, and creates the Secret with its keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = CHECKOUT / "examples"
 
 
 class Run(NamedTuple):
-    """A run as an example describes it."""
+    """The run of an example file."""
 
     name: str
     output: str
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
 
 def load_example(name: str) -> Run:
-    """The run of examples/<name>.yaml. Raises HarnessError naming the examples there are."""
+    """The run of examples/<name>.yaml. Raises HarnessError with the list of examples."""
     path = EXAMPLES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in EXAMPLES.glob("*.yaml")))
@@ -41,7 +41,7 @@ def load_example(name: str) -> Run:
 
 
 def upload_demo_data(s3: S3Server) -> int:
-    """Make the bucket if need be; write the tiny checkpoints and the photographs into it; number of objects."""
+    """Create the bucket if missing, upload the tiny checkpoints and the photographs, return the number of objects."""
     storage = s3.client()
     if BUCKET not in {each["Name"] for each in storage.list_buckets()["Buckets"]}:
         storage.create_bucket(Bucket=BUCKET)

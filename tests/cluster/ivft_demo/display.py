@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: a live line for the run, and a table of how long each phase took."""
+"""Display of the demo: a live line for the run, and a table with the duration of each phase."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 
 class RunDisplay:
-    """Call it with each new status. On a terminal one line is redrawn; elsewhere (CI) what is news becomes a line."""
+    """Call it with each new status. It redraws one line on a terminal, and elsewhere (CI) prints a line per change."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -55,9 +55,9 @@ class RunDisplay:
 
 
 def describe(status: InternVLFineTuneStatus) -> str:
-    """In words where the run is: `step 20/60  loss 4.605  3120 tokens/s  12 s left`."""
+    """Progress as text: `step 20/60  loss 4.605  3120 tokens/s  12 s left`."""
     progress = status.progress
-    if progress is None or progress.stage != status.stage:  # what it says is about the stage before
+    if progress is None or progress.stage != status.stage:  # it belongs to the earlier stage
         return f"{status.phase or 'Pending'}: waiting"
     if status.stage != "train" or not progress.step:
         return f"{status.phase}: {progress.detail}"
@@ -69,13 +69,13 @@ def describe(status: InternVLFineTuneStatus) -> str:
 
 
 def _news(status: InternVLFineTuneStatus) -> tuple[object, ...]:
-    """Changes when a line in a log is worth writing: another stage, phase or activity, or ten steps more."""
+    """Key that changes when a log line is useful: another stage, phase or activity, or ten more steps."""
     progress = status.progress
     return status.stage, status.phase, *((progress.detail, (progress.step or 0) // 10) if progress else ())
 
 
 class Timetable:
-    """Seconds of each phase, in this run and in the first one on this machine (which had everything to build)."""
+    """Seconds of each phase, now and in the first demo on this machine (which had to build everything)."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
@@ -93,7 +93,7 @@ class Timetable:
         self._now[title] = seconds
 
     def show(self) -> None:
-        """Print the table; the first complete run is remembered."""
+        """Print the table, and store the times of the first complete demo."""
         first = self._first()
         table = Table("phase", "first run here", "this run", title="seconds")
         for column in table.columns[1:]:

@@ -1,4 +1,4 @@
-"""Following a run through its CR, by watching and never by asking again and again."""
+"""Follows a run by watching its CR, without polling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WATCH_SECONDS = 30  # of one request; the next one starts where it ended
 
 
 class RunProblem(RuntimeError):
-    """The run failed, stalled, vanished, or took too long; the message has the operator's own words."""
+    """The run failed, stalled, disappeared, or took too long; the message quotes the operator."""
 
 
 def read_status(resource: dict[str, Any]) -> InternVLFineTuneStatus:
@@ -24,7 +24,7 @@ def read_status(resource: dict[str, Any]) -> InternVLFineTuneStatus:
 
 
 def changes(api: client.ApiClient, name: str, namespace: str, *, timeout: float) -> Iterator[dict[str, Any]]:
-    """The CR as it is now, then after every change, across restarts of the API server.
+    """The current CR, then the CR after every change, across restarts of the API server.
 
     Raises RunProblem when it is deleted or `timeout` seconds are over.
     """
@@ -35,7 +35,7 @@ def changes(api: client.ApiClient, name: str, namespace: str, *, timeout: float)
         except (HTTPError, client.ApiException) as error:
             if isinstance(error, client.ApiException) and error.status == 404:
                 raise RunProblem(f"{PLURAL}.{GROUP} {namespace}/{name} does not exist") from error
-            time.sleep(0.5)  # the API server is away: nothing to wait on
+            time.sleep(0.5)  # the API server is down, so there is nothing to watch
     raise RunProblem(f"{namespace}/{name}: not finished after {timeout:.0f} s")
 
 
@@ -47,7 +47,7 @@ def follow(
     on_change: Callable[[InternVLFineTuneStatus], None] = lambda _: None,
     timeout: float = 600,
 ) -> InternVLFineTuneStatus:
-    """Wait until the run is over; its last status.
+    """Wait until the run ends and return its last status.
 
     Raises RunProblem when it failed, when it stalled (the user would have to correct something), or was deleted.
     """
@@ -62,7 +62,7 @@ def follow(
 
 
 def explain(status: InternVLFineTuneStatus) -> str:
-    """Reason and message of the condition that says why a run does not go on."""
+    """Reason and message of the condition that explains why a run does not continue."""
     conditions = {condition.type: condition for condition in status.conditions}
     stopped = [conditions[kind] for kind in ("Failed", "Stalled") if kind in conditions]
     told = next((each for each in stopped if each.status == "True"), conditions.get("Ready"))

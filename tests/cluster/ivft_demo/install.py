@@ -1,4 +1,4 @@
-"""The operator into a cluster: images from the project's Dockerfiles, release from its chart."""
+"""Installs the operator into a cluster: images from the project's Dockerfiles, release from its chart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ivft_cluster.shell import phase
 
 
 class Images(NamedTuple):
-    """Both images of the checkout as it is."""
+    """Both images, built from the current checkout."""
 
     operator: Image
     trainer: Image
 
 
 def build_images() -> Images:
-    """Build what changed since the last time (seconds when nothing did)."""
+    """Build changed images (seconds if nothing changed)."""
     with phase("operator's image"):
         operator = component_image("operator")
     with phase("trainer's image"):
@@ -33,7 +33,7 @@ def chart_values(images: Images, **settings: Any) -> dict[str, Any]:
     return {
         "image": {"repository": repository, "tag": tag},
         "trainer": {"image": images.trainer.name},
-        # A run of a minute deserves a look more often than one of days.
+        # A run of one minute needs more frequent polling than a run of days.
         "settings": {"progressIntervalSeconds": 1, "retryBaseSeconds": 2, **settings},
     }
 

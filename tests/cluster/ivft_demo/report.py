@@ -18,7 +18,7 @@ LEARNT_BELOW = 0.7  # of the first losses
 
 
 def show(cluster: Cluster, run: Run, status: InternVLFineTuneStatus, folder: Path) -> None:
-    """Print what the run left behind, and put its report into `folder`.
+    """Print the results of the run, and download its report into `folder`.
 
     Raises ResultProblem when an artifact differs from its manifest or nothing was learnt, HarnessError when Prometheus
     has no answer.
@@ -31,7 +31,7 @@ def show(cluster: Cluster, run: Run, status: InternVLFineTuneStatus, folder: Pat
 
 
 def show_evaluation(status: InternVLFineTuneStatus) -> None:
-    """Before and after, where the run measures something."""
+    """Print metrics before and after, if the run has evaluation tasks."""
     measured = status.evaluation
     if measured is None:
         return
@@ -59,11 +59,11 @@ def show_status(name: str, status: InternVLFineTuneStatus) -> None:
 def show_artifacts(cluster: Cluster, uri: str) -> None:
     files = verify_manifest(cluster.s3.client(), uri)
     rows = [[each.path, f"{each.size:,}", each.sha256[:12]] for each in files]
-    show_table(f"{uri}: every file is as its manifest says", ["file", "bytes", "sha256"], rows)
+    show_table(f"{uri}: every file matches the manifest", ["file", "bytes", "sha256"], rows)
 
 
 def questions(name: str) -> dict[str, str]:
-    """What to ask Prometheus about a run that is over (its pods' series have ended, hence the ranges)."""
+    """Prometheus queries about a finished run, with ranges because its pods' series have ended."""
     job = f'{{job_name="{name}"}}'
     return {
         "last training loss (trainer)": f"last_over_time(internvl_train_loss{job}[30m])",
@@ -73,7 +73,7 @@ def questions(name: str) -> dict[str, str]:
 
 
 def ask(prometheus: Prometheus, expression: str) -> float:
-    """The largest value of an instant query; waits for the next scrape where there is none yet. Raises HarnessError."""
+    """The largest value of an instant query; waits for the next scrape if there is no value. Raises HarnessError."""
     found = wait_for(f"Prometheus answers {expression}", lambda: prometheus.query(expression), timeout=15, every=0.5)
     return max(float(series["value"][1]) for series in found)
 
@@ -113,12 +113,12 @@ NEXT_STEPS = """  eval "$(PYTHONPATH=tests/cluster .venv/bin/python -m ivft_clus
   kubectl get ivft
   kubectl describe ivft {name}
   kubectl apply -f examples/quickstart-full.yaml && kubectl get ivft -w
-  kubectl delete pod quickstart-full-train-1        # while it trains: a new attempt, from the newest checkpoint
+  kubectl delete pod quickstart-full-train-1        # during training: starts a new attempt from the newest checkpoint
   curl -s "$PROMETHEUS_URL/api/v1/query?query=internvl_train_loss"
   .venv/bin/tensorboard --logdir demo-output/tensorboard
   make demo-down"""
 
 
 def show_next_steps(name: str, *, up: bool) -> None:
-    console.print("[bold]to go on exploring[/bold]" + ("" if up else " (KEEP=1 make demo leaves the cluster up)"))
+    console.print("[bold]next steps[/bold]" + ("" if up else " (KEEP=1 make demo leaves the cluster up)"))
     console.print(NEXT_STEPS.format(name=name), markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run left behind, checked the way a careful user would: object storage, Prometheus, the loss curve."""
+"""Checks of a run's results in object storage, like a careful user: files, manifests, the loss curve."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def download(s3: S3Client, uri: str, folder: Path) -> None:
 
 
 def verify_manifest(s3: S3Client, folder: str) -> list[Artifact]:
-    """Download every file that `folder`/manifest.json names and compare it; the files.
+    """Download every file in `folder`/manifest.json, compare it with the manifest, and return the files.
 
     Raises ResultProblem naming the first file whose size or sha256 differs, botocore's ClientError for an absent one.
     """
@@ -86,6 +86,6 @@ def losses(s3: S3Client, output: str) -> list[Loss]:
 
 
 def learnt(curve: list[Loss], window: int = 3) -> float:
-    """Mean of the last `window` losses as a part of the mean of the first; below 1 the model learnt."""
+    """Mean of the last `window` losses divided by the mean of the first; below 1 if the model learned."""
     first, last = curve[:window], curve[-window:]
     return sum(each.loss for each in last) / sum(each.loss for each in first)
