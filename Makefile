@@ -10,7 +10,7 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-# The oldest supported Kubernetes. tests/cluster/ivft_cluster/kubernetes.py has all releases; the newest is the default.
+# The oldest supported Kubernetes. tests/cluster/ivft_cluster/releases.py has all releases; the newest is the default.
 # `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
 

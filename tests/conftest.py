@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from internvl_api.constants import GROUP, PLURAL, VERSION
-from ivft_cluster import kubernetes
+from ivft_cluster import releases
 from ivft_cluster.api_server import ApiServer
-from ivft_cluster.kubernetes import CONTAINERD, ETCD
+from ivft_cluster.releases import CONTAINERD, ETCD
 from ivft_cluster.shell import wait_for
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
@@ -19,7 +19,7 @@ CRD = Path(__file__).parents[1] / "crds/internvlfinetunes.yaml"
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which servers the tests ran on."""
-    parts = {"Kubernetes": f"v{kubernetes.release()}", "etcd": ETCD.version, "containerd": CONTAINERD.version}
+    parts = {"Kubernetes": f"v{releases.release()}", "etcd": ETCD.version, "containerd": CONTAINERD.version}
     terminalreporter.write_line("ran with " + ", ".join(f"{name} {version}" for name, version in parts.items()))
 
 

@@ -15,8 +15,8 @@ from controller.story import Story
 from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import HarnessError, wait_for
 from ivft_cluster.shell import run as command
 from kubernetes.client.exceptions import ApiException

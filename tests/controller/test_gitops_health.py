@@ -13,8 +13,8 @@ from internvl_operator.core.conditions import set_condition, summarise
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import Run, Unschedulable, Waiting
 from ivft_cluster.gitops import verdicts
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run as command
 from kubernetes import watch
 

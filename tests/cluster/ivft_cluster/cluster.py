@@ -20,13 +20,13 @@ from kubernetes import client, config
 
 from ivft_cluster import cgroups, daemons, machine, network, node
 from ivft_cluster.control_plane import ControlPlane
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
 from ivft_cluster.node import NodeSpec
 from ivft_cluster.oci import Image, import_archives, import_images
 from ivft_cluster.paths import PACKAGE, default_state_dir
 from ivft_cluster.pki import Authority
 from ivft_cluster.prometheus import Prometheus
+from ivft_cluster.releases import binary
 from ivft_cluster.s3 import S3Server
 from ivft_cluster.settings import Settings
 from ivft_cluster.shell import HarnessError, phase, tail, wait_for
