@@ -31,7 +31,7 @@ def test_an_unknown_release_is_refused_with_the_known_ones(monkeypatch: pytest.M
 def test_a_missing_daemon_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(go_build, "cache_dir", lambda: tmp_path)
     with pytest.raises(HarnessError, match=r"kubelet: not in .*; run `python -m ivft_cluster setup`"):
-        kubernetes.binary("kubelet")
+        releases.binary("kubelet")
 
 
 def test_a_change_of_a_source_is_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
