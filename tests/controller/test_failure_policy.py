@@ -17,7 +17,7 @@ def said(outcome: str, reason: str, message: str) -> StageResult:
     return StageResult.model_validate(result("train", outcome, reason, message=message))
 
 
-DELETED = {"deleted_at": NOW}
+DELETED = {"deletion_timestamp": NOW}
 OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
 
 
@@ -39,7 +39,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
         pytest.param(ended(75), "resume", "none", "Resume", "saved its state", id="resume"),
         pytest.param(ended(75, **DELETED), "resume", "none", "Resume", "saved its state", id="deleted-and-saved"),
         pytest.param(
-            ended(75, disrupted="EvictionByEvictionAPI", **DELETED),
+            ended(75, disruption_reason="EvictionByEvictionAPI", **DELETED),
             "resume",
             "none",
             "Drained",
@@ -47,7 +47,12 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="drained-and-saved",
         ),
         pytest.param(
-            ended(75, disrupted="PreemptionByScheduler", disruption="default-scheduler: preempting", **DELETED),
+            ended(
+                75,
+                disruption_reason="PreemptionByScheduler",
+                disruption_message="default-scheduler: preempting",
+                **DELETED,
+            ),
             "resume",
             "none",
             "Preempted",
@@ -55,7 +60,12 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="preempted-and-saved",
         ),
         pytest.param(
-            ended(75, disrupted="TerminationByKubelet", pod_reason="Terminated", pod_message="imminent node shutdown."),
+            ended(
+                75,
+                disruption_reason="TerminationByKubelet",
+                pod_reason="Terminated",
+                pod_message="imminent node shutdown.",
+            ),
             "resume",
             "none",
             "NodeShutdown",
@@ -63,7 +73,12 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="node-shut-down-and-saved",
         ),
         pytest.param(
-            ended(1, last_words="Traceback …"), "retry", "user", "WorkerFailed", "exit code 1: Trace", id="crash"
+            ended(1, termination_message="Traceback …"),
+            "retry",
+            "user",
+            "WorkerFailed",
+            "exit code 1: Trace",
+            id="crash",
         ),
         pytest.param(
             ended(1, result=said("failed", "DiskFull", "/scratch is full")),
@@ -115,7 +130,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="rejected",
         ),
         pytest.param(
-            ended(128, exit_reason="StartError", last_words='exec: "internvl-trainer": not found'),
+            ended(128, exit_reason="StartError", termination_message='exec: "internvl-trainer": not found'),
             "stall",
             "none",
             "ContainerNotStarted",
@@ -134,7 +149,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
                 phase="Failed",
                 pod_reason="Evicted",
                 pod_message="node low on disk",
-                disrupted="TerminationByKubelet",
+                disruption_reason="TerminationByKubelet",
             ),
             "retry",
             "infrastructure",
@@ -143,7 +158,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="evicted",
         ),
         pytest.param(
-            member(disrupted="PreemptionByScheduler", **DELETED),
+            member(disruption_reason="PreemptionByScheduler", **DELETED),
             "resume",
             "none",
             "Preempted",
@@ -151,7 +166,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="preempted",
         ),
         pytest.param(
-            ended(143, disrupted="EvictionByEvictionAPI", **DELETED),
+            ended(143, disruption_reason="EvictionByEvictionAPI", **DELETED),
             "resume",
             "none",
             "Drained",
@@ -159,7 +174,9 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="drained",
         ),
         pytest.param(
-            ended(143, disrupted="EvictionByEvictionAPI", disruption="Eviction API: evicting", **DELETED),
+            ended(
+                143, disruption_reason="EvictionByEvictionAPI", disruption_message="Eviction API: evicting", **DELETED
+            ),
             "resume",
             "none",
             "Drained",
@@ -167,13 +184,13 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="drained-in-the-words-of-the-eviction",
         ),
         pytest.param(
-            member(disrupted="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
+            member(disruption_reason="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
         ),
         pytest.param(
             member(phase="Failed", pod_reason="Preempting"), "resume", "none", "Preempted", "Preempting", id="kubelet"
         ),
         pytest.param(
-            member(disrupted="DeletionByTaintManager", **DELETED),
+            member(disruption_reason="DeletionByTaintManager", **DELETED),
             "retry",
             "infrastructure",
             "NodeTainted",
@@ -181,7 +198,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="tainted-node",
         ),
         pytest.param(
-            member(disrupted="DeletionByPodGC", disruption="PodGC: node no longer exists", **DELETED),
+            member(disruption_reason="DeletionByPodGC", disruption_message="PodGC: node no longer exists", **DELETED),
             "retry",
             "infrastructure",
             "NodeLost",
@@ -189,7 +206,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="node-deleted",
         ),
         pytest.param(
-            member(disrupted="TerminationByKubelet", disruption="The node was low on resource: memory"),
+            member(disruption_reason="TerminationByKubelet", disruption_message="The node was low on resource: memory"),
             "retry",
             "infrastructure",
             "Disrupted",
@@ -205,7 +222,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="outgrew-its-own-disk",
         ),
         pytest.param(
-            ended(75, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet"),
+            ended(75, pod_reason="Evicted", pod_message=OWN_DISK, disruption_reason="TerminationByKubelet"),
             "retry",
             "user",
             "DiskFull",
@@ -265,7 +282,7 @@ def test_diagnosis_of_one_member(pod: Pod, kind: str, budget: str, reason: str, 
         pytest.param(member(phase="Pending", unschedulable="no GPU"), id="pending"),
         pytest.param(ended(0), id="succeeded"),
         pytest.param(ended(0, **DELETED), id="succeeded-then-deleted"),
-        pytest.param(ended(0, disrupted="EvictionByEvictionAPI"), id="succeeded-while-evicted"),
+        pytest.param(ended(0, disruption_reason="EvictionByEvictionAPI"), id="succeeded-while-evicted"),
     ],
 )
 def test_nothing_is_wrong_with(pod: Pod) -> None:
@@ -273,7 +290,7 @@ def test_nothing_is_wrong_with(pod: Pod) -> None:
 
 
 LOST_PEER = ended(1, 0, result=said("failed", "PeerLost", "gone"))
-OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet")
+OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disruption_reason="TerminationByKubelet")
 FULL_GPU = ended(1, 1, result=said("failed", "GpuOutOfMemory", "full"))
 RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure")
 
@@ -342,5 +359,5 @@ def test_missing_workers_are_named() -> None:
     ],
 )
 def test_how_long_the_peers_of_a_failed_worker_are_waited_for(ended_at: Any, peer_runs: bool, seconds: float) -> None:
-    pods = [ended(1, 0, exit_at=ended_at), member(1) if peer_runs else ended(1, 1, exit_at=ended_at)]
+    pods = [ended(1, 0, finished_at=ended_at), member(1) if peer_runs else ended(1, 1, finished_at=ended_at)]
     assert seconds_to_settle(pods, NOW, 5.0) == seconds

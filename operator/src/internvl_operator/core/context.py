@@ -104,7 +104,7 @@ class ReconcileContext:
         """Delete pods with their grace period; by force once that is long over."""
         for pod in pods:
             left = force_left(pod, self.now, self.config)
-            if pod.deleted_at is None or left <= 0:
+            if pod.deletion_timestamp is None or left <= 0:
                 self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
             else:
                 self.wait(left)

@@ -38,24 +38,26 @@ class Pod:
     phase: str = "Pending"
     node: str | None = None
     ip: str | None = None
-    deleted_at: datetime | None = None  # when its grace period ends
+    deletion_timestamp: datetime | None = None  # when its grace period ends
     container_id: str = ""  # another one in the same pod: its node forgot the first
     exit_code: int | None = None
     exit_reason: str = ""  # the container runtime's: OOMKilled, Error, ContainerStatusUnknown
-    exit_at: datetime | None = None
+    finished_at: datetime | None = None
     result: StageResult | None = None
-    last_words: str = ""  # a termination message that is not a StageResult
+    termination_message: str = ""  # a termination message that is not a StageResult
     pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
     pod_message: str = ""
-    disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
-    disruption: str = ""  # the same, in the words of who ends the pod
-    sandbox: bool | None = None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
-    sandbox_message: str = ""
+    disruption_reason: str = ""  # reason of the DisruptionTarget condition; KueueEviction
+    disruption_message: str = ""  # the same, in the words of who ends the pod
+    ready_to_start: bool | None = (
+        None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
+    )
+    ready_to_start_message: str = ""
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
-    gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
-    accepted_at: datetime | None = None  # by its node's kubelet
+    scheduling_gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
+    start_time: datetime | None = None  # by its node's kubelet
 
     @property
     def finished(self) -> bool:
@@ -164,8 +166,8 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         phase=status.get("phase", "Pending"),
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),
-        deleted_at=from_text(metadata.get("deletionTimestamp")),
-        accepted_at=from_text(status.get("startTime")),
+        deletion_timestamp=from_text(metadata.get("deletionTimestamp")),
+        start_time=from_text(status.get("startTime")),
         pod_reason=status.get("reason", ""),
         pod_message=_short(status.get("message", "")),
         **_conditions(status),
@@ -180,14 +182,17 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
             found["unschedulable"] = _short(condition.get("message", "")) or reason
         elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
-            found["gated"] = _short(condition.get("message", "")) or reason
+            found["scheduling_gated"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
-            found["disrupted"] = reason or "Disrupted"
-            found["disruption"] = _short(condition.get("message", ""))
+            found["disruption_reason"] = reason or "Disrupted"
+            found["disruption_message"] = _short(condition.get("message", ""))
         elif kind == "PodReadyToStartContainers" and state in ("True", "False"):
-            found["sandbox"], found["sandbox_message"] = state == "True", _short(condition.get("message", ""))
+            found["ready_to_start"], found["ready_to_start_message"] = (
+                state == "True",
+                _short(condition.get("message", "")),
+            )
         elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
-            found["disrupted"] = "KueueEviction"
+            found["disruption_reason"] = "KueueEviction"
     return found
 
 
@@ -211,9 +216,9 @@ def _terminated(state: dict[str, Any]) -> dict[str, Any]:
     return {
         "exit_code": state.get("exitCode"),
         "exit_reason": state.get("reason", ""),
-        "exit_at": from_text(state.get("finishedAt")),
+        "finished_at": from_text(state.get("finishedAt")),
         "result": result,
-        "last_words": "" if result else _short(message),
+        "termination_message": "" if result else _short(message),
     }
 
 

@@ -123,7 +123,7 @@ def diagnose(pod: Pod) -> Outcome | None:
         return _saved_and_left(pod, who)
     if outcome := _ended_by_control_plane(pod, who):
         return outcome
-    if pod.deleted_at is not None:
+    if pod.deletion_timestamp is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or _forgotten_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
@@ -133,7 +133,7 @@ def diagnose(pod: Pod) -> Outcome | None:
 def _forgotten_by_its_node(pod: Pod) -> bool:
     """A restarted node does not know how the container ended: containerd says 255, the kubelet at first nothing."""
     if pod.exit_code is None:
-        return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.last_words or pod.result)
+        return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.termination_message or pod.result)
     return pod.exit_code == _LOST_TASK and pod.result is None
 
 
@@ -145,7 +145,9 @@ def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> f
     if all(pod.finished for pod in workers):
         return 0.0
     ages = [
-        (now - pod.exit_at).total_seconds() for pod in workers if pod.finished and not pod.succeeded and pod.exit_at
+        (now - pod.finished_at).total_seconds()
+        for pod in workers
+        if pod.finished and not pod.succeeded and pod.finished_at
     ]
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
@@ -161,10 +163,10 @@ def _gravity(outcome: Outcome) -> tuple[int, int]:
 
 def _saved_and_left(pod: Pod, who: str) -> Outcome:
     """A worker that ended with exit code 75; the reason is that of whoever asked it to stop, where that is known."""
-    reason = _disruption(pod)[0] or _node_reason(pod.pod_reason) or _ENDED_BY.get(pod.disrupted, (RESUME,))[0]
+    reason = _disruption(pod)[0] or _node_reason(pod.pod_reason) or _ENDED_BY.get(pod.disruption_reason, (RESUME,))[0]
     if reason == RESUME:
         return Outcome("resume", reason, f"{who} saved its state and left, to be started again")
-    cause = pod.pod_message or pod.disruption or pod.disrupted or pod.pod_reason
+    cause = pod.pod_message or pod.disruption_message or pod.disruption_reason or pod.pod_reason
     return Outcome("resume", reason, f"{who} saved its state and left because of: {cause}")
 
 
@@ -172,20 +174,22 @@ def _ended_by_control_plane(pod: Pod, who: str) -> Outcome | None:
     """A worker that the control plane or its kubelet ended, and says why; else None."""
     reason, raw = _disruption(pod)
     if reason:
-        cause = ": ".join(filter(None, (raw, pod.disruption or pod.pod_message)))
+        cause = ": ".join(filter(None, (raw, pod.disruption_message or pod.pod_message)))
         return Outcome("resume", reason, f"{who} was {reason.lower()}: {cause}")
     if node_reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
         return _infrastructure(node_reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
-    if pod.disrupted:
-        reason, meaning = _ENDED_BY.get(pod.disrupted, ("Disrupted", "the control plane or the kubelet ended it"))
-        cause = ": ".join(filter(None, (pod.disrupted, pod.disruption)))
+    if pod.disruption_reason:
+        reason, meaning = _ENDED_BY.get(
+            pod.disruption_reason, ("Disrupted", "the control plane or the kubelet ended it")
+        )
+        cause = ": ".join(filter(None, (pod.disruption_reason, pod.disruption_message)))
         return _infrastructure(reason, f"{who} was disrupted: {meaning} ({cause})")
     return None
 
 
 def _disruption(pod: Pod) -> tuple[str, str]:
     """`Drained` or `Preempted`, and Kubernetes' own reason for it; two empty texts for any other pod."""
-    raw = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+    raw = pod.disruption_reason if pod.disruption_reason in _GAVE_WAY else pod.pod_reason
     return (_GAVE_WAY[raw], raw) if raw in _GAVE_WAY else ("", "")
 
 
@@ -196,7 +200,7 @@ def _node_reason(reason: str) -> str | None:
 
 def _exited(pod: Pod, who: str) -> Outcome:
     result, code = pod.result, pod.exit_code
-    said = result.message if result else pod.last_words
+    said = result.message if result else pod.termination_message
     if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {said}")):
         return decided
     if code in _STALLING:

@@ -67,9 +67,9 @@ def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -
 
 def force_left(pod: Pod, now: datetime, config: OperatorConfig) -> float:
     """Seconds until a pod that was asked to go is deleted by force: its node does not answer."""
-    if pod.deleted_at is None:
+    if pod.deletion_timestamp is None:
         return config.force_delete_after
-    return max(0.0, (pod.deleted_at - now).total_seconds() + config.force_delete_after)
+    return max(0.0, (pod.deletion_timestamp - now).total_seconds() + config.force_delete_after)
 
 
 def left(since: str | None, seconds: int | None, now: datetime) -> float | None:

@@ -41,9 +41,9 @@ def _unscheduled(context: ReconcileContext, stage: Stage) -> Outcome | None:
 def _not_started(context: ReconcileContext) -> Outcome | None:
     limit = context.run.spec.run_policy.start_deadline_seconds
     for pod in context.workers:
-        if pod.phase != "Pending" or pod.finished or pod.accepted_at is None:
+        if pod.phase != "Pending" or pod.finished or pod.start_time is None:
             continue
-        left = limit - (context.now - pod.accepted_at).total_seconds()
+        left = limit - (context.now - pod.start_time).total_seconds()
         if left > 0:
             context.wait(left)
             continue
@@ -56,4 +56,4 @@ def _not_started(context: ReconcileContext) -> Outcome | None:
 
 
 def _needs_node(pod: Pod) -> bool:
-    return pod.phase == "Pending" and pod.node is None and not pod.gated and not pod.finished
+    return pod.phase == "Pending" and pod.node is None and not pod.scheduling_gated and not pod.finished

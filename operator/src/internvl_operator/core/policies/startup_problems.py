@@ -55,8 +55,10 @@ def _problem_of(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem | 
         )
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
         return StartupProblem("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
-    if pod.gated:
-        return StartupProblem("SchedulingGated", f"pod {pod.name} waits for its queue: {pod.gated}", stalled=False)
+    if pod.scheduling_gated:
+        return StartupProblem(
+            "SchedulingGated", f"pod {pod.name} waits for its queue: {pod.scheduling_gated}", stalled=False
+        )
     if pod.unschedulable:
         return StartupProblem("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
     return None
@@ -82,11 +84,11 @@ def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProble
 def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime) -> StartupProblem | None:
     """The problem of the first pod that is slow to start; pods without a sandbox come first."""
     slow = [(pod, since) for pod, since in _starting(workers) if now - since >= NOTICE_AFTER]
-    for pod, since in sorted(slow, key=lambda each: bool(each[0].sandbox)):
-        if pod.sandbox is None:  # its kubelet does not tell
+    for pod, since in sorted(slow, key=lambda each: bool(each[0].ready_to_start)):
+        if pod.ready_to_start is None:  # its kubelet does not tell
             continue
         who, start = f"pod {pod.name} on node {pod.node}", to_text(since)
-        if pod.sandbox:
+        if pod.ready_to_start:
             text = f"{who} has been pulling its image since {start}; volumes and network are ready"
             return StartupProblem("ImagePulling", text, stalled=False)
         text = f"{who} has had no volumes or network since {start}{_next_step(pod, spec)}"
@@ -104,15 +106,15 @@ def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
     """Pods that are starting on a node, and since when; a container that reports a problem is left out."""
     for pod in workers:
         waits = pod.phase == "Pending" and not pod.finished and pod.waiting_reason in _SILENT
-        if waits and pod.accepted_at is not None:
-            yield pod, pod.accepted_at
+        if waits and pod.start_time is not None:
+            yield pod, pod.start_time
 
 
 def what_is_missing(pod: Pod, spec: InternVLFineTuneSpec) -> str:
     """What a pod lacks whose time to start is over; empty where the kubelet does not tell."""
-    if pod.sandbox is None:
+    if pod.ready_to_start is None:
         return ""
-    if pod.sandbox:
+    if pod.ready_to_start:
         return "volumes and network are ready, but its image is still being pulled"
     return f"it has no volumes or network{_next_step(pod, spec)}"
 
@@ -122,7 +124,7 @@ def _next_step(pod: Pod, spec: InternVLFineTuneSpec) -> str:
     *others, last = [*_mounted(spec)] or [""]
     named = f"{', '.join(others)} and {last} exist" if others else f"{last} exists"
     check = f"; check that {named}" if last else ""
-    said = f" ({pod.sandbox_message})" if pod.sandbox_message else ""
+    said = f" ({pod.ready_to_start_message})" if pod.ready_to_start_message else ""
     return f"{said}{check}; `kubectl describe pod {pod.name}` shows the reason"
 
 
