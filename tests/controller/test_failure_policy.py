@@ -6,7 +6,8 @@ import pytest
 from controller.builders import NOW, at, member, result
 from internvl_api.status import StageResult
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.policies.failure_policy import Outcome, classify, diagnose, seconds_to_settle
+from internvl_operator.core.policies.failure_policy import classify, diagnose, seconds_to_settle
+from internvl_operator.core.policies.outcome import Outcome
 
 
 def ended(code: int, rank: int = 0, **fields: Any) -> Pod:

@@ -10,7 +10,7 @@ from controller.test_runs import World
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 from internvl_operator.core.policies import oom_policy
-from internvl_operator.core.policies.failure_policy import Kind, Outcome
+from internvl_operator.core.policies.outcome import Kind, Outcome
 
 FULL = result("train", "failed", "GpuOutOfMemory", message="OutOfMemoryError: CUDA out of memory")
 

@@ -5,7 +5,7 @@ from controller.builders import CONFIG, NOW, at, member, text
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, Restarts
 from internvl_operator.core.policies import run_policy
-from internvl_operator.core.policies.failure_policy import Budget, Kind, Outcome
+from internvl_operator.core.policies.outcome import Budget, Kind, Outcome
 
 
 def outcome(kind: Kind, budget: Budget = "none") -> Outcome:

@@ -342,7 +342,7 @@ INJURIES = (
         "hanging",
         stopped_and_watched,
         "ProgressStalled",
-        "worker 1 does not answer; the others answer, at step",
+        "worker 1 does not answer; the others answer at step",
         "infrastructure",
         unwatched,
     ),

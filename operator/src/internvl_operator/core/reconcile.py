@@ -21,7 +21,7 @@ from internvl_operator.core.observe import Observed
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.policies import oom_policy, run_policy
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang
 from internvl_operator.core.run import Run
@@ -114,12 +114,22 @@ def _advance(context: ReconcileContext) -> None:
     """Go through the stages that have succeeded; act on the first that has not."""
     while stage := context.stage:
         progress.collect(context)
-        ended = attempt.outcome(context, stage)
+        ended = _apply(context, attempt.decide(context, stage))
         if ended is None or ended.kind != "succeeded":
             _act(context, stage, ended)
             return
         _succeed(context, stage)
     _complete(context)
+
+
+def _apply(context: ReconcileContext, decision: Decision) -> Outcome | None:
+    """Write a decision into the context; the outcome, when the attempt has ended."""
+    for field, value in decision.record.items():
+        setattr(context.status, field, value)
+    if decision.wait is not None:
+        context.wait(decision.wait)
+    context.probe = decision.probe
+    return decision.outcome
 
 
 def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None:

@@ -9,40 +9,14 @@ counts last.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from internvl_api.constants import ExitCode
 
 from internvl_operator.core.observe import Pod
-
-# "change" is a retry with a smaller micro batch, where the policy allows it (else it becomes a failure).
-Kind = Literal["succeeded", "resume", "retry", "change", "stall", "fail"]
-Budget = Literal["user", "infrastructure", "none"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a group ended; `budget`: which restart budget it counts against.
-
-    `secondary`: probably a secondary failure; wait for the root cause.
-    """
-
-    kind: Kind
-    reason: str
-    message: str
-    budget: Budget = "none"
-    secondary: bool = False
-
-    @property
-    def may_have_another_cause(self) -> bool:
-        """Whether peers that have not ended yet may still show a better cause."""
-        return self.secondary or self.reason == RESUME or (self.kind, self.budget) == ("retry", "user")
-
+from internvl_operator.core.policies.outcome import RESUME, Budget, Kind, Outcome
 
 _DISK_FULL = "DiskFull"
-RESUME = "Resume"  # a worker saved its state and left, for no stated reason
 # Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
 _STALLING = {
     ExitCode.USER_ERROR: "UserError",

@@ -7,7 +7,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Outcome
 from internvl_operator.core.run import Run
 
 

@@ -7,7 +7,7 @@ from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Outcome
 from internvl_operator.core.policies.startup_problems import StartupProblem
 from internvl_operator.core.timestamps import from_text
 

@@ -110,7 +110,7 @@ def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
             yield pod, pod.start_time
 
 
-def what_is_missing(pod: Pod, spec: InternVLFineTuneSpec) -> str:
+def missing_prerequisite(pod: Pod, spec: InternVLFineTuneSpec) -> str:
     """What a pod lacks whose time to start is over; empty where the kubelet does not tell."""
     if pod.ready_to_start is None:
         return ""
