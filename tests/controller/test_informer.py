@@ -228,7 +228,7 @@ def test_liveness_reports_what_a_restart_would_fix(break_it: Callable[[Controlle
 
 
 def _age_watch(controller: Controller, seconds: float) -> None:
-    informer = controller._informers[0]
+    informer = controller.informers[0]
     informer._tried -= seconds
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import yaml
 from controller.builders import Raw, a_run, result
-from controller.simulator import Operator
-from controller.test_runs import World
+from controller.simulator import Operator, World
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 from internvl_operator.core.policies import oom_policy

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from controller.builders import member, text
-from controller.simulator import Operator, clock
-from controller.test_runs import World
+from controller.fake_server import clock
+from controller.simulator import Operator, World
 from internvl_api.status import Heartbeat, Progress, StepPhase
 from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.progress_deadline import slowest
@@ -126,14 +126,13 @@ def test_the_clock_of_a_hang_outlives_the_operator() -> None:
 def test_answers_of_an_earlier_attempt_are_not_taken_for_this_ones() -> None:
     world = training()
     say(world, 41, 0, 1)
+    uids = frozenset(world.server.pods[name]["metadata"]["uid"] for name in world.pods("train"))
     world.later(60)
     assert world.status["attempt"] == 2
     world.collect()
     world.run("train")
     say(world, 42, 0, 1)
-    stale = world.operator.rank_answers
-    assert stale is not None
-    world.operator.rank_answers = RankAnswers(world.server.now, stale.pod_uids, stale.states)
+    world.operator.probe.answers[KEY] = RankAnswers(world.server.now, uids, (state(0, 41), state(1, 41)))
     world.later(59)
     assert world.status["attempt"] == 2
 

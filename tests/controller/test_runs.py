@@ -5,58 +5,11 @@ from typing import Any
 
 import pytest
 from controller.builders import Raw, custom_resource, result, terminated, waiting
-from controller.simulator import Operator, Server, clock, names_of
+from controller.fake_server import Server, clock, names_of
+from controller.simulator import STAGES, Operator, World
 from internvl_api.constants import KIND
 from internvl_api.status import Progress
 from internvl_operator.kube.client import ApiError
-
-STAGES = ("preflight", "train", "publish")
-
-
-class World:
-    """A server with one run, and an operator that hears everything."""
-
-    def __init__(self, **changes: Any) -> None:
-        self.server = Server()
-        self.server.create(custom_resource(**changes))
-        self.operator = Operator(self.server)
-        self.operator.settle()
-
-    @property
-    def status(self) -> Raw:
-        return self.server.status()
-
-    def pods(self, stage: str) -> list[str]:
-        return list(names_of(self.server, stage))
-
-    def run(self, stage: str) -> None:
-        for name in self.pods(stage):
-            self.server.set_pod(name, {"phase": "Running"})
-        self.operator.settle()
-
-    def end(self, stage: str, code: int = 0, message: Any = "", ranks: tuple[int, ...] | None = None) -> None:
-        for rank, name in enumerate(self.pods(stage)):
-            if ranks is None or rank in ranks:
-                phase = "Succeeded" if code == 0 else "Failed"
-                self.server.set_pod(name, {"phase": phase, **terminated(code, message, finished=self.server.now)})
-        self.operator.settle()
-
-    def pass_stage(self, stage: str) -> None:
-        self.run(stage)
-        self.end(stage, 0, result(stage))
-
-    def collect(self) -> None:
-        self.server.evict_deleted()
-        self.operator.settle()
-
-    def later(self, seconds: float) -> None:
-        clock(self.server, seconds)
-        self.operator.settle()
-
-    def reach(self, stage: str) -> None:
-        for earlier in STAGES[: STAGES.index(stage)]:
-            self.pass_stage(earlier)
-        self.run(stage)
 
 
 def test_a_run_goes_through_its_stages_and_is_ready_only_when_published() -> None:

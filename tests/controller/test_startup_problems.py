@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from controller.builders import NOW, Raw, a_run, member, text
-from controller.test_runs import World
+from controller.simulator import World
 from controller.test_start_deadlines import place
 from internvl_api.spec import Secrets
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem

@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,27 +40,49 @@ _LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end o
 logger = logging.getLogger(__name__)
 
 
-class Controller:
-    """Everything that runs beside kopf's event loop. `run_seen` and `run_gone` are what kopf's watch calls."""
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a controller that have threads, sockets or a clock; the simulator in the tests replaces them."""
 
-    def __init__(self, settings: Settings, api: Api) -> None:
-        self._settings, self._config = settings, settings.operator_config()
+    queue: WorkQueue[Key]
+    executor: Executor
+    events: EventRecorder
+    poller: ProgressPoller
+    rank_probe: RankProbe
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @classmethod
+    def make(cls, settings: Settings, api: Api) -> "Parts":
+        """The parts of a real operator; none of them is started."""
+        queue: WorkQueue[Key] = WorkQueue()
+        interval, threads = settings.progress_interval_seconds, settings.progress_threads
+        return cls(
+            queue=queue,
+            executor=ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write"),
+            events=EventRecorder(api),
+            poller=ProgressPoller(queue.add, interval=interval, threads=threads),
+            rank_probe=RankProbe(queue.add, threads=threads),
+        )
+
+
+class Controller:
+    """Everything that runs beside kopf's event loop; kopf's watch calls `run_seen` and `run_gone`."""
+
+    def __init__(self, settings: Settings, api: Api, parts: Parts | None = None) -> None:
+        parts = parts or Parts.make(settings, api)
+        self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
+        self._queue, self._events, self._poller, self._rank_probe = (
+            parts.queue, parts.events, parts.poller, parts.rank_probe,
+        )  # fmt: skip
         self._runs = RunCache()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
-        self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
         self._warned: set[Key] = set()  # of failures in a row, by an event
         self._started: dict[int, float] = {}  # thread -> when its pass began
-        executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._applier = Applier(api, self._runs, dict(self._collections()), executor)
-        self._events = EventRecorder(api)
-        self._poller = ProgressPoller(
-            self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
-        )
-        self._rank_probe = RankProbe(self._queue.add, threads=settings.progress_threads)
-        self._informers = [
+        self._applier = Applier(api, self._runs, dict(self._collections()), parts.executor)
+        self.informers = [
             Informer(
                 api,
                 kind,
@@ -90,9 +113,9 @@ class Controller:
 
     def start(self) -> None:
         """Returns once all children are known: a pass before that would take them for lost."""
-        for informer in self._informers:
+        for informer in self.informers:
             informer.start()
-        for informer in self._informers:
+        for informer in self.informers:
             if informer.kind not in self._pod_groups:  # to make one that is there once more does no harm
                 informer.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
@@ -110,7 +133,7 @@ class Controller:
         self._queue.close()
         self._poller.stop()
         self._rank_probe.stop()
-        for informer in self._informers:
+        for informer in self.informers:
             informer.stop()
         for resync in self._resyncs:
             resync.stop()
@@ -123,19 +146,23 @@ class Controller:
         """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""
         news = self._runs.seen(raw)
         if news:
-            self._queue.add(key_of(raw))
+            self.request(key_of(raw))
         return news
 
     def run_gone(self, raw: dict[str, Any]) -> None:
         """A custom resource was deleted; Kubernetes deletes its children."""
         self._forget(key_of(raw), raw["metadata"]["uid"])
 
+    def request(self, key: Key) -> None:
+        """Make a pass over the run as soon as a thread is free."""
+        self._queue.add(key)
+
     def _child_changed(self, key: Key) -> None:
         self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
         """Problems that a restart would fix; empty while all is well."""
-        threads = [informer.problem() for informer in self._informers] + [resync.problem() for resync in self._resyncs]
+        threads = [informer.problem() for informer in self.informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [
@@ -170,7 +197,7 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        run, now = read_run(raw), datetime.now(UTC)
+        run, now = read_run(raw), self._now()
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:
@@ -234,7 +261,7 @@ class Controller:
             more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
             metrics.RESTARTS.labels(cause).inc(max(0, more))
         if made and before.observed_generation is None and run.created:  # else it waited for a user
-            metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - run.created).total_seconds()))
+            metrics.FIRST_POD_SECONDS.observe(max(0.0, (self._now() - run.created).total_seconds()))
 
     def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
         current = (plan.status.stage, plan.status.attempt, 0) if plan.status else None

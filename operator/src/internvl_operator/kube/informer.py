@@ -65,11 +65,25 @@ class Informer:
         longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
         return f"the watch of {self.kind} has hung for {idle:.0f} s" if idle > longest else None
 
+    def list_and_watch(self) -> None:
+        """List if that is due, then watch once, until the server ends the stream. Raises ApiError."""
+        left = self._next_list - time.monotonic()
+        if self._version is None or left <= 0:
+            self._list()
+            left = self._next_list - time.monotonic()
+        version, seconds = self._version or "", min(self._seconds, max(left, 1.0))
+        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=seconds):
+            self._take(event["type"], event["object"])
+            self._alive()
+            if self._stopping.is_set():
+                return
+        self._alive()
+
     def _run(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping.is_set():
             try:
-                self._follow()
+                self.list_and_watch()
                 pause = _FIRST_PAUSE
             except ApiError as error:
                 if self._stopping.is_set():
@@ -83,19 +97,6 @@ class Informer:
                 logger.exception("watch of %s failed; listing again in %.1f s", self._path, _LONGEST_PAUSE)
                 self._version, self._tried = None, time.monotonic()
                 self._stopping.wait(_LONGEST_PAUSE)
-
-    def _follow(self) -> None:
-        left = self._next_list - time.monotonic()
-        if self._version is None or left <= 0:
-            self._list()
-            left = self._next_list - time.monotonic()
-        version, seconds = self._version or "", min(self._seconds, max(left, 1.0))
-        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=seconds):
-            self._take(event["type"], event["object"])
-            self._alive()
-            if self._stopping.is_set():
-                return
-        self._alive()
 
     def _list(self) -> None:
         passed, packed = _number(self._version), []
