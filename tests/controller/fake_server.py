@@ -64,6 +64,8 @@ class Server:
 
     def apply_status(self, obj: Raw) -> Raw:
         with self._write("status", obj):
+            if error := self.refuse(obj):
+                raise error
             found = self.objects[KIND].get(obj["metadata"]["name"])
             if found is None:
                 raise ApiError(404, "NotFound", "not found")

@@ -1,7 +1,10 @@
 """Suspended and resumed runs."""
 
+import pytest
 from controller.builders import terminated
 from controller.simulator import World
+from internvl_api.constants import KIND
+from internvl_operator.kube.client import ApiError
 
 
 def test_suspend_frees_every_pod_and_resume_starts_a_new_attempt_that_costs_nothing() -> None:
@@ -57,3 +60,27 @@ def test_a_change_made_while_suspended_is_not_forgotten() -> None:
     assert digest == world.status["runDigest"]
     world.pass_stage("preflight")
     assert world.pods("train") == ["run-train-0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "freed"),
+    [
+        pytest.param(ApiError(403, "Forbidden", "denied by a policy"), True, id="refused"),
+        pytest.param(ApiError(500, "InternalError", "failed calling webhook"), True, id="a-webhook-is-down"),
+        pytest.param(ApiError(409, "Conflict", "the object has been modified"), False, id="seen-too-late"),
+    ],
+)
+def test_a_refused_status_does_not_keep_the_pods_of_a_suspended_run(error: ApiError, freed: bool) -> None:
+    world = World()
+    world.reach("train")
+    world.server.edit_spec(runPolicy={"suspend": True})
+    world.server.refuse = lambda obj: error if obj["kind"] == KIND else None
+    world.operator.hear()
+    world.operator.run_pass()
+    assert world.status["phase"] == "Running"
+    assert all(("deletionTimestamp" in world.server.pods[name]["metadata"]) == freed for name in world.pods("train"))
+    world.server.refuse = lambda obj: None
+    world.operator.settle()
+    world.collect()
+    assert (world.status["phase"], world.pods("train")) == ("Suspended", [])
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 0}

@@ -135,6 +135,7 @@ class ReconcileContext:
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),
+            delete_anyway=self.status.phase == "Suspended",
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events_between(self.run.status, self.status),

@@ -29,13 +29,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need.
+    """What to write and when to look again. `status`: None when there is none to write; `requeue_after`: seconds.
 
+    `delete_anyway`: delete even when the API server refuses the status, because the user asked to free the pods.
     `probe`: ask every process of these pods for its progress, and make another pass with the answers.
     """
 
     apply: tuple[dict[str, Any], ...] = ()
     delete: tuple[Ref, ...] = ()
+    delete_anyway: bool = False
     status: InternVLFineTuneStatus | None = None
     requeue_after: float | None = None
     events: tuple[Event, ...] = ()

@@ -57,10 +57,18 @@ class Applier:
         for obj in shared:  # first: a pod waits in vain for a ConfigMap that is not there
             self._apply(obj)
         self._each(self._apply, pods)
-        if plan.status is not None:
-            self.write_status(run, plan.status)
-        self._each(lambda ref: self._delete(run, ref), plan.delete)
+        try:
+            if plan.status is not None:
+                self.write_status(run, plan.status)
+        except ApiError as error:
+            if plan.delete_anyway and error.status not in (0, 404, 409):  # not answered, gone, or out of date
+                self._remove(run, plan)
+            raise
+        self._remove(run, plan)
         return len(pods)
+
+    def _remove(self, run: Run, plan: Plan) -> None:
+        self._each(lambda ref: self._delete(run, ref), plan.delete)
 
     def write_status(self, run: Run, status: InternVLFineTuneStatus) -> bool:
         """True when there was something to write."""
