@@ -164,7 +164,7 @@ class Answering(http.server.BaseHTTPRequestHandler):
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """127.0.0.1 answers; 127.0.0.2 takes the connection and never says a word, as a stopped process does."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     number: int = server.server_address[1]
     with socket.create_server(("127.0.0.2", number)):
         monkeypatch.setattr("internvl_operator.polling.progress_poller.METRICS_PORT", number)

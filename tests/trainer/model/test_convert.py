@@ -355,6 +355,7 @@ def grow(directory: Path, layers: int) -> None:
     (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
+@pytest.mark.slow
 def test_memory_is_of_two_shards_and_not_of_the_model(tmp_path: Path) -> None:
     """Of twelve shards of 31 MB, the process may hold two, and the allocator's leavings."""
     source = copy("internlm2", tmp_path / "source")
