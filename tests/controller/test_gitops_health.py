@@ -172,7 +172,7 @@ def test_a_suspended_run_is_suspended_in_argo_cd_and_never_done_for_flux(
     run.cluster.create()
     run.to_training()
     run.cluster.edit({"runPolicy": {"suspend": True}})
-    run.cluster.wait("no pod is held", lambda s: "no pod is held" in s["conditions"][0]["message"])
+    run.cluster.wait("no pod is left", lambda s: "no pod is left" in s["conditions"][0]["message"])
     assert judges.now() == ("InProgress", "Suspended")
     assert all("spec.runPolicy.suspend is true" in message for message in judges.messages())
     run.cluster.edit({"runPolicy": {"suspend": False}})

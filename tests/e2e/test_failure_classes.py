@@ -375,7 +375,7 @@ def test_a_group_that_is_hurt_starts_again(platform: Platform, hurt: str, injury
 def test_a_run_that_is_held_holds_no_pod(platform: Platform, hurt: str) -> None:
     before = platform.wait("hurt", "training", trains)
     platform.change("hurt", runPolicy={"suspend": True})
-    held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is held").by)
+    held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is left").by)
     assert not [pod for pod in platform.pods("hurt") if pod.status.phase in ("Pending", "Running")]
     assert held.checkpoint is not None
     assert held.restarts == before.restarts

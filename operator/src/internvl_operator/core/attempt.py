@@ -54,7 +54,7 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     if wait := run_policy.seconds_until(status.retry_at, context.now):
         context.remove([pod for pod in context.old_pods if pod.active])
         context.wait(wait)
-        return  # the conditions set at the end of the last attempt still hold
+        return  # the conditions set at the end of the last attempt still apply
     if context.old_pods or context.children_of_earlier_run:
         context.remove(context.old_pods)
         _wait_for_old_pods(context, stage)
@@ -125,7 +125,7 @@ def end(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
 
 
 def begin_next(context: ReconcileContext) -> None:
-    """Move on to the next attempt; the pods of the current one become old pods, and running ones are deleted."""
+    """Start the next attempt; the current pods become old pods, and active ones are deleted."""
     context.status.attempt += 1
     context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
     context.status.containers = []
@@ -143,7 +143,7 @@ def count(context: ReconcileContext) -> Workers:
 
 
 def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
-    """Service and PodGroup always; run.yaml is written once an attempt, so that all its pods read the same."""
+    """Service, PodGroup and ConfigMap; run.yaml changes only between attempts, so that all pods read the same one."""
     always = [service.build(context.run), *gang.pod_groups(context.run, stage)]
     if only_missing and names.config_map(context.run.name) in context.observed.config_maps:
         return always
@@ -153,9 +153,10 @@ def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = Fal
 def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
     leaving = len(context.old_pods)
     if context.children_of_earlier_run:
-        text = f"waiting for {', '.join(context.children_of_earlier_run[:3])} of an earlier {context.run.name!r} to go"
+        children = ", ".join(context.children_of_earlier_run[:3])
+        text = f"waiting for the deletion of {children} of an earlier {context.run.name!r}"
     else:
-        text = f"waiting for {leaving} pods of the last attempt to end"
+        text = f"waiting for {leaving} pods of the last attempt to terminate"
     context.set_phase(
         "Pending",
         "WaitingForOldPods",

@@ -1,4 +1,4 @@
-"""Raw children -> what the core reasons about. Nothing here fails on what a cluster may hold."""
+"""Read raw children into the types of the core. Malformed objects never raise; they are ignored or read in part."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,16 +39,16 @@ class Pod:
     node: str | None = None
     ip: str | None = None
     deletion_timestamp: datetime | None = None  # when its grace period ends
-    container_id: str = ""  # another one in the same pod: its node forgot the first
+    container_id: str = ""  # a second id in the same pod: its node lost track of the first container
     exit_code: int | None = None
-    exit_reason: str = ""  # the container runtime's: OOMKilled, Error, ContainerStatusUnknown
+    exit_reason: str = ""  # from the container runtime: OOMKilled, Error, ContainerStatusUnknown
     finished_at: datetime | None = None
     result: StageResult | None = None
-    termination_message: str = ""  # a termination message that is not a StageResult
-    pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
+    termination_message: str = ""  # empty when it is a StageResult
+    pod_reason: str = ""  # status.reason, from the kubelet or the control plane: Evicted, NodeLost
     pod_message: str = ""
-    disruption_reason: str = ""  # reason of the DisruptionTarget condition; KueueEviction
-    disruption_message: str = ""  # the same, in the words of who ends the pod
+    disruption_reason: str = ""  # of the DisruptionTarget condition, or KueueEviction
+    disruption_message: str = ""  # message of the same condition
     ready_to_start: bool | None = (
         None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
     )
@@ -56,33 +56,33 @@ class Pod:
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
-    scheduling_gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
-    start_time: datetime | None = None  # by its node's kubelet
+    scheduling_gated: str = ""  # message of the scheduling gate that holds the pod in a queue
+    start_time: datetime | None = None  # when the kubelet accepted the pod
 
     @property
     def finished(self) -> bool:
-        """Its trainer ran to an end, or the pod was declared over."""
+        """Its trainer has exited, or the pod has a final phase."""
         return self.exit_code is not None or self.phase in ("Succeeded", "Failed")
 
     @property
     def succeeded(self) -> bool:
-        """It ended well; deleting it afterwards does not change that."""
+        """It exited with 0; a later deletion does not change that."""
         return self.exit_code == 0 if self.exit_code is not None else self.phase == "Succeeded"
 
     @property
     def running(self) -> bool:
-        """Its processes work."""
+        """Its processes run."""
         return self.phase == "Running" and not self.finished
 
     @property
     def active(self) -> bool:
-        """It holds a place on a node, or waits for one."""
+        """It occupies a node, or waits for one."""
         return not self.finished
 
 
 @dataclass(frozen=True)
 class LiveProgress:
-    """The last answer of node rank 0's /progress."""
+    """The last /progress answer of node rank 0."""
 
     pod_uid: str
     progress: Progress
@@ -101,7 +101,7 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class RankAnswers:
-    """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
+    """The answers of all processes of some pods to one probe, in rank order."""
 
     asked_at: datetime
     pod_uids: frozenset[str]
@@ -137,7 +137,7 @@ def observe(
 
 
 def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
-    """(name, uid) of the InternVLFineTune that controls a child; None for a stranger with our labels."""
+    """(name, uid) of the InternVLFineTune that controls a child; None for a foreign object with our labels."""
     for reference in raw["metadata"].get("ownerReferences") or ():
         if reference.get("controller") and reference.get("kind") == KIND:
             return reference["name"], reference["uid"]
@@ -152,7 +152,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
     stage, attempt, rank = (labels.get(label, "") for label in (LABEL_STAGE, LABEL_ATTEMPT, LABEL_NODE_RANK))
     if controller is None or not (attempt.isascii() and attempt.isdigit() and rank.isascii() and rank.isdigit()):
         return None
-    if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # copied labels and owner: not of our making
+    if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # somebody copied our labels and owner
         return None
     return Pod(
         name=metadata["name"],
@@ -191,7 +191,7 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
                 state == "True",
                 _short(condition.get("message", "")),
             )
-        elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
+        elif kind == "TerminationTarget" and state == "True":  # set by Kueue on a group it evicts
             found["disruption_reason"] = "KueueEviction"
     return found
 
