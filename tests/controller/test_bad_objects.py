@@ -120,7 +120,7 @@ def assert_backs_off(scene: Scene, path: str) -> None:
     """A failed pass is made again after 0.2, 0.4, 0.8 … seconds, with two writes at most: one, and why it failed."""
 
     def pauses() -> list[float]:
-        said = re.findall(r"/run: .*; looking again in ([0-9.]+) s", scene.operator.log_text)
+        said = re.findall(r"/run: .*; retrying in ([0-9.]+) s", scene.operator.log_text)
         return [float(seconds) for seconds in said]
 
     scene.healthy("healthy")
@@ -327,7 +327,7 @@ def test_a_resource_too_large_for_its_status_is_explained_by_an_event(scene: Sce
     while not creates(scene, data=data, podTemplate=filler(size)):
         size -= 1024
     told = wait_for("an event tells", lambda: scene.warnings("run"))
-    assert "the API server does not take a write" in told[0]
+    assert "the API server refuses a write" in told[0]
     assert "too large" in told[0]
     assert_backs_off(scene, f"/{PLURAL}/run/status")
     assert len(scene.warnings("run")) == 1

@@ -44,7 +44,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             "resume",
             "none",
             "Drained",
-            "saved its state and left because of: EvictionByEvictionAPI",
+            "saved its state and exited because of: EvictionByEvictionAPI",
             id="drained-and-saved",
         ),
         pytest.param(
@@ -57,7 +57,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             "resume",
             "none",
             "Preempted",
-            "saved its state and left because of: default-scheduler: preempting",
+            "saved its state and exited because of: default-scheduler: preempting",
             id="preempted-and-saved",
         ),
         pytest.param(
@@ -70,7 +70,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             "resume",
             "none",
             "NodeShutdown",
-            "saved its state and left because of: imminent node shutdown.",
+            "saved its state and exited because of: imminent node shutdown.",
             id="node-shut-down-and-saved",
         ),
         pytest.param(

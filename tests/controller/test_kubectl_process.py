@@ -86,7 +86,7 @@ def test_logs_come_through_the_api_server(
     assert "tailLines=7" in asked[0]
     missing = ivft("logs", "run", "--rank", "1")
     assert missing.returncode == 1
-    assert "no pod of any stage, rank 1; there are (stage, rank): preflight 0" in missing.stderr
+    assert "no pod of any stage, rank 1; existing pods (stage, rank): preflight 0" in missing.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_logs_come_through_the_api_server(
         pytest.param(["list", "-A"], "front-proxy", "leave -A out", id="no-rights-everywhere"),
         pytest.param(["suspend", "coco-lara"], "front-proxy", "you may not read the run", id="no-right-to-change"),
         pytest.param(["report", "coco-lara"], "admin", "no report yet: it is pending", id="no-report"),
-        pytest.param(["list", "--context", "moon"], "admin", "no cluster:", id="no-such-context"),
+        pytest.param(["list", "--context", "moon"], "admin", "no cluster configured:", id="no-such-context"),
     ],
 )
 def test_an_error_is_a_word_and_the_next_step(
@@ -122,7 +122,7 @@ def test_a_cluster_without_the_crd(tmp_path: Path) -> None:
         for words in (["list"], ["status", "run"]):
             told = call(bare, *words)
             assert told.returncode == 1
-            assert "the CRD is not installed" in told.stderr
+            assert "its CRD is not installed" in told.stderr
 
 
 def test_a_report_is_fetched_whole_with_the_readers_keys(

@@ -58,7 +58,7 @@ def test_it_goes_on_with_half_and_the_same_global_batch_until_one_is_too_much() 
     world.end("train", 1, FULL)
     failed = world.server.condition("Failed")
     assert (failed["status"], failed["reason"]) == ("True", "GpuOutOfMemory")
-    assert "cannot be made smaller" in failed["message"]
+    assert "cannot get smaller" in failed["message"]
 
 
 def test_a_new_operator_and_a_lost_config_map_keep_the_smaller_batch() -> None:

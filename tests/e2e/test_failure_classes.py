@@ -270,7 +270,7 @@ def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pyt
     platform.wait("why", "Unschedulable", Told("Reconciling", "Unschedulable", "0/2 nodes are available").by)
     assert kubectl_ivft(["why", "why", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]) == 0
     state, because, next_step = capsys.readouterr().out.splitlines()
-    assert state == "why is on its way"
+    assert state == "why is pending"
     assert because.startswith("Unschedulable: pod why-preflight-0 finds no node: 0/2 nodes are available")
     assert next_step.startswith("next: wait for nodes, or ask for less")
     platform.forget("why")

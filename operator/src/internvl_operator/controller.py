@@ -1,4 +1,4 @@
-"""Connects watches, queue and reconcile: every change of a run queues its key; a thread makes the pass."""
+"""Connect watches, queue and reconcile: every change of a run queues its key, and a thread makes the pass."""
 
 import logging
 import threading
@@ -30,12 +30,12 @@ from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
-_PATIENCE = 3  # failed passes in a row, after which the user is told what the API server says
-_LONGEST_PASS = 10  # requests that time out, one after the other
-# Seconds in which further events of a run's children join the same pass: a group's pods start and end together, and
-# each pass of them would write another status.
+_PATIENCE = 3  # failed passes in a row before the status shows the error of the API server
+_LONGEST_PASS = 10  # times the request time-out; a longer pass hangs
+# Seconds to collect further events of a run's children for the same pass: a group's pods start and end together, and
+# a pass for each would write a status for each.
 _GATHER = 0.1
-_LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
+_LONGEST_GOODBYE = 5.0  # seconds to wait at the end of the process for passes in progress
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Controller:
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._failures: dict[Key, int] = {}
-        self._warned: set[Key] = set()  # of failures in a row, by an event
+        self._warned: set[Key] = set()  # runs with an Event about their failures in a row
         self._started: dict[int, float] = {}  # thread -> when its pass began
         self._applier = Applier(api, self._runs, dict(self._collections()), parts.executor)
         self.informers = [
@@ -112,11 +112,11 @@ class Controller:
         ]
 
     def start(self) -> None:
-        """Returns once all children are known: a pass before that would take them for lost."""
+        """Start, and return once all children are known: an earlier pass would take them for lost."""
         for informer in self.informers:
             informer.start()
         for informer in self.informers:
-            if informer.kind not in self._pod_groups:  # to make one that is there once more does no harm
+            if informer.kind not in self._pod_groups:  # applying an existing PodGroup again is harmless
                 informer.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_runs(self._statuses)
@@ -126,10 +126,10 @@ class Controller:
             resync.start()
         for worker in self._workers:
             worker.start()
-        logger.info("children are known: %d pods", len(self._pods))
+        logger.info("caches are filled: %d pods", len(self._pods))
 
     def stop(self) -> bool:
-        """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
+        """Start no more passes; True when those in progress have ended. Cutting one off is harmless."""
         self._queue.close()
         self._poller.stop()
         self._rank_probe.stop()
@@ -143,14 +143,14 @@ class Controller:
         return not any(worker.is_alive() for worker in self._workers)
 
     def run_seen(self, raw: dict[str, Any]) -> bool:
-        """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""
+        """Take in a listed, created or changed custom resource; True when it was newer than the cached one."""
         news = self._runs.seen(raw)
         if news:
             self.request(key_of(raw))
         return news
 
     def run_gone(self, raw: dict[str, Any]) -> None:
-        """A custom resource was deleted; Kubernetes deletes its children."""
+        """Forget a deleted custom resource; Kubernetes deletes its children."""
         self._forget(key_of(raw), raw["metadata"]["uid"])
 
     def request(self, key: Key) -> None:
@@ -161,12 +161,12 @@ class Controller:
         self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
-        """Problems that a restart would fix; empty while all is well."""
+        """Problems that a restart would fix; empty in normal operation."""
         threads = [informer.problem() for informer in self.informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [
-            f"a pass takes {taken:.0f} s" for taken in passes if taken > longest
+            f"a pass has taken {taken:.0f} s" for taken in passes if taken > longest
         ]
 
     def step(self) -> bool:
@@ -182,8 +182,8 @@ class Controller:
         except (ApiError, Refused) as error:
             self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
         except Exception:
-            logger.exception("%s/%s: the pass failed", *key)
-            self._again(key, "internal", "see above")
+            logger.exception("%s/%s: unexpected error in a pass", *key)
+            self._again(key, "internal", "unexpected error, logged above")
         finally:
             self._started.pop(threading.get_ident(), None)
             self._queue.done(key)
@@ -208,8 +208,8 @@ class Controller:
         except ApiError as error:
             if error.gone and not run.deleting:
                 return self._vanished(key, run, error)
-            text = f"the API server does not take a write: {error}"
-            if error.refused:  # not for a while: only an edit of the run, or of its CRD, will help
+            text = f"the API server refuses a write: {error}"
+            if error.refused:  # only a change of the run or of its CRD can help
                 self._warn(run, "ApiServerError", text, now)
             if error.status and self._failures.get(key, 0) >= _PATIENCE:
                 self._explain(run, "ApiServerError", text, now)
@@ -222,7 +222,7 @@ class Controller:
             self._queue.add(key, after=plan.requeue_after)
 
     def _explain(self, run: Run, reason: str, message: str, now: datetime) -> None:
-        """Tell the user why nothing moves."""
+        """Write into status why the run does not proceed."""
         answer = rejected(run, reason, message, now, self._config)
         try:
             self._applier.carry_out(run, answer)
@@ -232,7 +232,7 @@ class Controller:
         self._tell(run, answer, now, made=0)
 
     def _warn(self, run: Run, reason: str, message: str, now: datetime) -> None:
-        """The same where no status can be written: one Event for a row of failures."""
+        """Send one Event for failures in a row, where no status can be written."""
         key = Key(run.namespace, run.name)
         if key not in self._warned:
             self._warned.add(key)
@@ -250,7 +250,7 @@ class Controller:
         )
 
     def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
-        """Metrics and Kubernetes Events of what this pass has changed."""
+        """Send the Events of this pass and count its metrics."""
         if plan.status is None:
             return
         before = run.status
@@ -260,7 +260,7 @@ class Controller:
         for cause in ("user", "infrastructure"):
             more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
             metrics.RESTARTS.labels(cause).inc(max(0, more))
-        if made and before.observed_generation is None and run.created:  # else it waited for a user
+        if made and before.observed_generation is None and run.created:  # else the first pod waited for a user
             metrics.FIRST_POD_SECONDS.observe(max(0.0, (self._now() - run.created).total_seconds()))
 
     def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
@@ -276,11 +276,11 @@ class Controller:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 20))
-        logger.warning("%s/%s: %s; looking again in %.1f s", key.namespace, key.name, message, delay)
+        logger.warning("%s/%s: %s; retrying in %.1f s", key.namespace, key.name, message, delay)
         self._queue.add(key, after=delay)
 
     def _vanished(self, key: Key, run: Run, error: ApiError) -> None:
-        logger.info("%s/%s is gone: %s", key.namespace, key.name, error.message)
+        logger.info("%s/%s was deleted: %s", key.namespace, key.name, error.message)
         self._forget(key, run.uid)
 
     def _forget(self, key: Key, uid: str) -> None:

@@ -1,6 +1,6 @@
-"""Admission: refuses at `kubectl apply` what a schema cannot say, in the words the operator would use afterwards.
+"""Admission webhook: refuse at `kubectl apply` what a schema cannot express, with the messages of the operator.
 
-Every replica answers, whether it leads or not. Nothing depends on it: the operator makes the same checks itself.
+Every replica answers, leading or not. The webhook is optional: the operator makes the same checks itself.
 """
 
 import json
@@ -17,26 +17,26 @@ from internvl_api.resolve import SpecError, parse_spec, resolve
 from internvl_operator.core.run import read_status
 
 PATH = "/validate"
-_BODY_LIMIT = 8 * 2**20  # bytes; an object has 1.5 MB at most, and an update carries two
-_TIMEOUT = 10.0  # seconds a connection may take for anything
+_BODY_LIMIT = 8 * 2**20  # bytes; an object has at most 1.5 MB, and an update contains two
+_TIMEOUT = 10.0  # seconds for one read or write of a connection
 
 Raw = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 def review(asked: Raw) -> Raw:
-    """The AdmissionReview that answers one."""
+    """The AdmissionReview with the answer."""
     request = asked["request"]
     response: Raw = {"uid": request["uid"], "allowed": True}
     wrong = _mistake(request.get("object"))
-    # What was wrong before may still be suspended, labelled or deleted.
+    # A run that was already invalid can still be suspended, labelled and deleted.
     if wrong and wrong != _mistake(request.get("oldObject")):
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": wrong}}
     return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
 
 
 def serve(port: int, certificates: Path) -> ThreadingHTTPServer:
-    """Answer from now on, with tls.crt and tls.key of a folder, read anew when they change. Raises OSError."""
+    """Start answering, with tls.crt and tls.key of a folder, reloaded when they change. Raises OSError."""
     server = _Server(("", port), _Handler, certificates)
     threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
     return server
@@ -47,7 +47,7 @@ def _mistake(raw: Raw | None) -> str:
         return ""
     metadata = raw["metadata"]
     try:
-        # A name that is yet to be generated and a uid that is yet to be given decide nothing here.
+        # The name may not be generated yet and the uid not assigned; no check depends on them.
         spec = parse_spec(raw.get("spec"))
         resolve(spec, job=f"{metadata.get('namespace')}/{metadata.get('name')}", job_uid="new")
         check_in_cluster(spec, read_status(raw.get("status") or {}))
@@ -70,9 +70,9 @@ class _Server(ThreadingHTTPServer):
         connection, address = super().get_request()
         try:
             self._load()
-        except OSError as error:  # half renewed: what was loaded before still serves
-            logger.warning("the webhook's certificate could not be read again: %s", error)
-        # The handshake waits for the connection's own thread, so that no client can hold up the others.
+        except OSError as error:  # renewal in progress: the loaded certificate still serves
+            logger.warning("cannot reload the webhook's certificate: %s; serving the loaded one", error)
+        # The handshake runs in the connection's own thread, so that no client can block the others.
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def _load(self) -> None:
@@ -82,7 +82,7 @@ class _Server(ThreadingHTTPServer):
             self._loaded = times
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("a webhook connection from %s broke", client_address, exc_info=True)
+        logger.debug("webhook connection from %s failed", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,4 +104,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Every apply of a run is no news."""
+        """Log nothing: every apply of a run is a request."""
