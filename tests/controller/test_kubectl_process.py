@@ -64,7 +64,7 @@ def test_a_run_is_told_suspended_and_resumed(
 
     assert "suspended" in ivft("suspend", "run").stdout
     cluster.wait_condition("Suspended")
-    assert f"next: let it go on: kubectl ivft -n {cluster.namespace} resume run" in ivft("why", "run").stdout
+    assert f"next: resume it: kubectl ivft -n {cluster.namespace} resume run" in ivft("why", "run").stdout
     assert "already" in ivft("suspend", "run").stdout
     generation = cluster.get()["metadata"]["generation"]
     assert ivft("resume", "run").returncode == 0
@@ -141,7 +141,7 @@ def test_a_report_is_fetched_whole_with_the_readers_keys(
     _publish(cluster_of_test, "s3://reports/run/elsewhere.html")
     lost = ivft("report", "run", "--out", str(tmp_path / "lost.html"), **keys)
     assert lost.returncode == 1
-    assert "cannot fetch s3://reports/run/elsewhere.html" in lost.stderr
+    assert "cannot download s3://reports/run/elsewhere.html" in lost.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 

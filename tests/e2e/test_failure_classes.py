@@ -272,7 +272,7 @@ def test_kubectl_ivft_why_tells_it_in_a_terminal(platform: Platform, capsys: pyt
     state, because, next_step = capsys.readouterr().out.splitlines()
     assert state == "why is pending"
     assert because.startswith("Unschedulable: pod why-preflight-0 finds no node: 0/2 nodes are available")
-    assert next_step.startswith("next: wait for nodes, or ask for less")
+    assert next_step.startswith("next: wait for nodes, or request less")
     platform.forget("why")
 
 
