@@ -71,9 +71,8 @@ class Controller:
     def __init__(self, settings: Settings, api: Api, parts: Parts | None = None) -> None:
         parts = parts or Parts.make(settings, api)
         self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
-        self._queue, self._events, self._poller, self._rank_probe = (
-            parts.queue, parts.events, parts.poller, parts.rank_probe,
-        )  # fmt: skip
+        self._queue, self._events = parts.queue, parts.events
+        self._poller, self._rank_probe = parts.poller, parts.rank_probe
         self._runs = RunCache()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)

@@ -49,9 +49,7 @@ class Pod:
     pod_message: str = ""
     disruption_reason: str = ""  # of the DisruptionTarget condition, or KueueEviction
     disruption_message: str = ""  # message of the same condition
-    ready_to_start: bool | None = (
-        None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
-    )
+    ready_to_start: bool | None = None  # PodReadyToStartContainers: volumes, sandbox, network; None: not reported
     ready_to_start_message: str = ""
     waiting_reason: str = ""
     waiting_message: str = ""

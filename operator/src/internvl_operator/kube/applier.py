@@ -183,7 +183,7 @@ def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
 
 
 def owned_alike(one: Raw, other: Raw) -> bool:
-    """Whether two children belong to runs of the same name, perhaps an earlier one whose children are being deleted."""
+    """Whether two children belong to runs of the same name, such as an earlier run whose children are being deleted."""
     first, second = owner(one), owner(other)
     return first is not None and second is not None and first[0] == second[0]
 
