@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 INDEX = "model.safetensors.index.json"
 NORM = "language_model.model.norm.weight"
 TEXT = "Hello there, <img><IMG_CONTEXT></img> 你好 {x: 1}\n\n  two  spaces"
@@ -355,7 +357,6 @@ def grow(directory: Path, layers: int) -> None:
     (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.slow
 def test_memory_is_of_two_shards_and_not_of_the_model(tmp_path: Path) -> None:
     """Of twelve shards of 31 MB, the process may hold two, and the allocator's leavings."""
     source = copy("internlm2", tmp_path / "source")
