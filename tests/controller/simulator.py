@@ -11,6 +11,7 @@ from typing import Any
 from controller.builders import Raw, custom_resource, result, terminated
 from controller.fake_server import POD_GROUP, Server, clock, clone, names_of
 from internvl_api.constants import KIND
+from internvl_operator import metrics
 from internvl_operator.controller import Controller, Parts
 from internvl_operator.core.observe import LiveProgress, Pod, ProcessState, RankAnswers
 from internvl_operator.core.plan import Event
@@ -18,7 +19,6 @@ from internvl_operator.core.run import Key, Run
 from internvl_operator.kube.client import list_path
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
-from prometheus_client import REGISTRY
 
 SETTINGS = Settings.from_env({"INTERNVL_OPERATOR_GANG_SCHEDULERS": "volcano"})
 CHILDREN = ("Pod", "Service", "ConfigMap", POD_GROUP)
@@ -242,5 +242,6 @@ class _Done:
         return None
 
 
-def _internal_errors() -> float | None:
-    return REGISTRY.get_sample_value("internvl_operator_reconcile_errors_total", {"cause": "internal"})
+def _internal_errors() -> float:
+    (family,) = metrics.RECONCILE_ERRORS.labels("internal").collect()
+    return family.samples[0].value

@@ -95,7 +95,7 @@ def test_logs_come_through_the_api_server(
         pytest.param(["status", "coco-lora"], "admin", "did you mean 'coco-lara'?", id="a-typo"),
         pytest.param(["why", "zebra"], "admin", "no run 'zebra' in namespace", id="another-name"),
         pytest.param(["list"], "front-proxy", "you may not list runs in this cluster", id="no-rights"),
-        pytest.param(["list", "-A"], "front-proxy", "leave -A out", id="no-rights-everywhere"),
+        pytest.param(["list", "-A"], "front-proxy", "omit -A", id="no-rights-everywhere"),
         pytest.param(["suspend", "coco-lara"], "front-proxy", "you may not read the run", id="no-right-to-change"),
         pytest.param(["report", "coco-lara"], "admin", "no report yet: it is pending", id="no-report"),
         pytest.param(["list", "--context", "moon"], "admin", "no cluster configured:", id="no-such-context"),
