@@ -46,7 +46,7 @@ endif
 test-floor: setup ## the tests of the API server again, on the oldest supported Kubernetes
 	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
 
-test-unit: $(STAMP) ## the tests that need neither root nor a server: seconds
+test-unit: $(STAMP) ## the tests that need neither root nor a server, and are not slow: a minute
 	$(PY) -m pytest -m 'not integration and not e2e and not slow'
 
 chaos: setup ## runs on two nodes while everything around them breaks; docs/chaos.md (SEED=7 RUNS=40 make others possible)
