@@ -10,8 +10,8 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
-# The oldest supported Kubernetes. tests/cluster/ivft_cluster/kubernetes.py has all releases; the newest is the default.
-# `make test KUBERNETES=1.36` selects another: make exports variables of its command line and environment.
+# The oldest supported Kubernetes. tests/cluster/ivft_cluster/releases.py has all releases; the newest is the default.
+# `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
 
 .PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
@@ -46,7 +46,7 @@ endif
 test-floor: setup ## run the API server's tests on the oldest supported Kubernetes
 	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
 
-test-unit: $(STAMP) ## run the tests that need neither root nor a server
+test-unit: $(STAMP) ## the tests that need neither root nor a server, and are not slow: a minute
 	$(PY) -m pytest -m 'not integration and not e2e and not slow'
 
 chaos: setup ## break nodes, servers and storage under eight runs; docs/chaos.md (SEED=7 RUNS=40 for another plan)

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from crd_server import RULES, TRANSITIONS, PlacedRule, refusal, rule_messages, schema_errors
+from crd_evaluator import RULES, TRANSITIONS, PlacedRule, refusal, rule_messages, schema_errors
 from internvl_api.crd import root_schema
 from internvl_api.recipes.resolve import parse_spec, resolve
 

@@ -10,6 +10,7 @@ from api.test_wrong_resources import TABLE, Raw, resource
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_api.crd import build_crd
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.crds import install_crd
 from ivft_cluster.shell import wait_for
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
@@ -41,19 +42,7 @@ class Objects:
     """Those of a server."""
 
     def __init__(self, server: ApiServer) -> None:
-        self._extensions, self._jobs = client.ApiextensionsV1Api(server.api), client.CustomObjectsApi(server.api)
-
-    def install(self, crd: Raw) -> None:
-        """Make the CRD this one."""
-        body, name = copy.deepcopy(crd), crd["metadata"]["name"]
-        try:
-            found = self._extensions.read_custom_resource_definition(name)
-        except ApiException:
-            self._extensions.create_custom_resource_definition(body)
-        else:
-            body["metadata"]["resourceVersion"] = found.metadata.resource_version
-            self._extensions.replace_custom_resource_definition(name, body)
-        wait_for("it is served", lambda: self._jobs.list_cluster_custom_object(GROUP, VERSION, PLURAL))
+        self._jobs = client.CustomObjectsApi(server.api)
 
     def create(self, raw: Raw, **options: Any) -> bool:
         """True when the server accepts the object."""
@@ -86,13 +75,13 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Objects, dic
     del schema["x-kubernetes-validations"]
     with ApiServer(tmp_path_factory.mktemp("later-rules")) as server:
         objects = Objects(server)
-        objects.install(loose)
+        install_crd(server, loose)
         made = {}
         for number, row in enumerate(row for row in TABLE if {"rule", "server"} & set(row) and row["spec"] is not None):
             raw = resource(row | {"metadata": {"name": f"old-{number}"}})
             if objects.create(raw):
                 made[raw["metadata"]["name"]] = row | {"sent": raw}
-        objects.install(today)
+        install_crd(server, today)
         new = {"metadata": {"name": "new"}}
         wait_for("the schema is today's", lambda: not objects.create(resource({"spec": {"workers": 0}} | new)))
         refused = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from api.test_wrong_resources import RIGHT, TABLE, resource
-from crd_server import TRANSITIONS, refusal, rule_messages, schema_errors
+from crd_evaluator import TRANSITIONS, refusal, rule_messages, schema_errors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from internvl_api.models.catalogue import CATALOGUE

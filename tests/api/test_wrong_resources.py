@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from controller.builders import CONFIG, NOW, UID
-from crd_server import RULES, refusals, rule_messages
+from crd_evaluator import RULES, refusals, rule_messages
 from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from internvl_operator import webhook
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run
 from ivft_cluster.api_server import ApiServer
-from ivft_cluster.kubernetes import binary
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import wait_for
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException

@@ -12,7 +12,7 @@ import pytest
 from internvl_api.constants import GPU
 from ivft_cluster import images
 from ivft_cluster.cluster import Cluster
-from ivft_cluster.kubernetes import binary
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run, wait_for
 from kubernetes import client
 from kubernetes.stream import stream

@@ -13,9 +13,8 @@ import yaml
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.api_server import ApiServer
-from ivft_cluster.paths import CHECKOUT
 from ivft_cluster.s3 import S3Server
-from ivft_cluster.shell import HarnessError, wait_for
+from ivft_cluster.shell import HarnessError
 from ivft_demo.checkpoint import write_checkpoint
 from ivft_demo.data import load_example, upload_demo_data
 from ivft_demo.display import describe
@@ -92,21 +91,6 @@ def test_learning_is_measured_as_last_loss_divided_by_first_loss() -> None:
 
 
 # --- following
-
-
-@pytest.fixture(scope="module")
-def served(api_server: ApiServer) -> ApiServer:
-    """An API server that knows InternVLFineTunes (another module may have told it)."""
-    extensions: Any = client.ApiextensionsV1Api(api_server.api)
-    custom: Any = client.CustomObjectsApi(api_server.api)
-    crd = yaml.safe_load((CHECKOUT / "crds/internvlfinetunes.yaml").read_text(encoding="utf-8"))
-    try:
-        extensions.create_custom_resource_definition(crd)
-    except client.ApiException as error:
-        if error.status != 409:
-            raise
-    wait_for("the CRD is served", lambda: custom.list_cluster_custom_object(GROUP, VERSION, PLURAL))
-    return api_server
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cryptography import x509
 from internvl_api import constants
 from internvl_operator import webhook
 from internvl_operator.settings import Settings, variable
-from ivft_cluster import helm, kubernetes
+from ivft_cluster import helm, releases
 from ivft_cluster.paths import CHECKOUT
 from pydantic.alias_generators import to_camel
 
@@ -45,31 +45,31 @@ def environment(values: dict[str, Any] | None = None) -> dict[str, str]:
 
 def test_chart_makefile_and_docs_agree_on_the_oldest_kubernetes() -> None:
     described = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))
-    assert described["kubeVersion"] == f">={kubernetes.FLOOR}.0-0"
-    assert f"\nFLOOR := {kubernetes.FLOOR}\n" in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    assert described["kubeVersion"] == f">={releases.FLOOR}.0-0"
+    assert f"\nFLOOR := {releases.FLOOR}\n" in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     for page in ("README.md", "SECURITY.md", "docs/install.md"):
-        assert f"Kubernetes {kubernetes.FLOOR} or newer" in (CHECKOUT / page).read_text(encoding="utf-8"), page
+        assert f"Kubernetes {releases.FLOOR} or newer" in (CHECKOUT / page).read_text(encoding="utf-8"), page
 
 
 def test_every_release_is_in_the_table_of_releases() -> None:
-    first, *between, last = sorted(kubernetes.RELEASES, key=lambda minor: [int(part) for part in minor.split(".")])
+    first, *between, last = sorted(releases.RELEASES, key=lambda minor: [int(part) for part in minor.split(".")])
     table = (CHECKOUT / "docs/kubernetes.md").read_text(encoding="utf-8")
     assert f"| {last} | default of every test |" in table
     assert f"| {', '.join(between)} | can be picked: `make test KUBERNETES={between[-1]}`" in table
     assert f"| {first} | oldest supported;" in table
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert f"The tests run on\nKubernetes {kubernetes.DEFAULT}; `KUBERNETES={kubernetes.FLOOR}`" in readme
+    assert f"The tests run on\nKubernetes {releases.DEFAULT}; `KUBERNETES={releases.FLOOR}`" in readme
 
 
 def test_the_makefile_writes_no_default_and_passes_on_what_is_given(tmp_path: Path) -> None:
     """Only where the floor itself was tested, it is not tested again."""
-    for given, again in ((None, True), ("1.36", True), (kubernetes.FLOOR, False)):
+    for given, again in ((None, True), ("1.36", True), (releases.FLOOR, False)):
         env = {key: value for key, value in os.environ.items() if key not in ("KUBERNETES", "MAKEFLAGS", "MAKELEVEL")}
         env |= {"KUBERNETES": given} if given else {}
         asked = ["make", "--dry-run", "--no-print-directory", "test", "PY=true", f"VENV={tmp_path}", "MAKE=echo make"]
         shown = subprocess.run(asked, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=60, check=True)
         assert ("test-floor" in shown.stdout) == again, (given, shown.stdout)
-        assert kubernetes.DEFAULT not in shown.stdout
+        assert releases.DEFAULT not in shown.stdout
 
 
 def test_lint_has_no_warning() -> None:

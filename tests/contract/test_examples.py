@@ -9,15 +9,15 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from crd_server import rule_messages
+from crd_evaluator import rule_messages
 from internvl_api import constants
 from internvl_api.models.catalogue import CATALOGUE
 from internvl_api.pipeline import stage_names
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run
 
 FOLDER = CHECKOUT / "examples"

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from internvl_api.status import StageName
-from internvl_operator.core import conditions, memory
+from internvl_operator.core import conditions
 from internvl_operator.core.policies import failure_policy
 from internvl_operator.core.stages import Stage
 from ivft_cluster.paths import CHECKOUT
@@ -64,7 +64,7 @@ def _reasons_in_code() -> set[str]:
         *failure_policy._SECONDARY,
         *failure_policy._NOT_RETRIED,
         *failure_policy._TOO_LARGE,
-        *memory._REASONS.values(),
+        *conditions._MEMORY_REASONS.values(),
     ]
     tables += [reason for reason, _ in conditions._FALSE.values()]
     names: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]

@@ -9,8 +9,8 @@ import yaml
 from controller.operator_process import POD_GROUPS, Cluster, OperatorProcess
 from controller.story import Story
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.crds import install_crd
 from ivft_cluster.fake_kubelet import FakeKubelet
-from ivft_cluster.shell import wait_for
 from kubernetes import client
 
 POD_GROUP_SPEC = Path(__file__).parents[1] / "data/crds/volcano-podgroup.yaml"
@@ -24,8 +24,8 @@ def volcano(served: ApiServer) -> Any:
     group, version, plural = POD_GROUPS
     properties = {"spec": spec, "status": {"type": "object"}}
     schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
-    extensions: Any = client.ApiextensionsV1Api(served.api)
-    extensions.create_custom_resource_definition(
+    install_crd(
+        served,
         {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
@@ -36,11 +36,9 @@ def volcano(served: ApiServer) -> Any:
                 "names": {"kind": "PodGroup", "plural": plural, "singular": "podgroup"},
                 "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
             },
-        }
+        },
     )
-    objects: Any = client.CustomObjectsApi(served.api)
-    wait_for("PodGroups are served", lambda: objects.list_cluster_custom_object(group, version, plural))
-    return objects
+    return client.CustomObjectsApi(served.api)
 
 
 @pytest.fixture

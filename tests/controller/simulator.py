@@ -1,202 +1,28 @@
-"""An API server and kubelets in memory, around the real core and the real applier.
+"""The real controller, driven pass by pass against an API server in memory.
 
-`Server` answers writes as an API server does and keeps the stream of watch events; `Operator` is one process: caches
-that lag behind until `hear`, and passes that may be cut off before any write. Nothing here knows what should happen.
+`Operator` is one process: its caches lag behind until `hear`, and a pass may be cut off before any write. Only what has
+threads, sockets or a clock is replaced (`controller.Parts`). Nothing here knows what should happen.
 """
 
-import itertools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
 from typing import Any
 
-from controller.builders import CONFIG, NOW, Raw, text
-from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
-from internvl_api.status import Progress
-from internvl_operator.core.observe import LiveProgress, Observed, Pod, ProcessState, RankAnswers, owner, read_pod
-from internvl_operator.core.plan import Plan
-from internvl_operator.core.reconcile import reconcile, rejected
-from internvl_operator.core.run import Key, read_run
-from internvl_operator.kube.applier import Applier, Refused
-from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
-from internvl_operator.kube.client import ApiError, resource_of
+from controller.builders import Raw, custom_resource, result, terminated
+from controller.fake_server import POD_GROUP, Server, clock, clone, names_of
+from internvl_api.constants import KIND
+from internvl_operator import metrics
+from internvl_operator.controller import Controller, Parts
+from internvl_operator.core.observe import LiveProgress, Pod, ProcessState, RankAnswers
+from internvl_operator.core.plan import Event
+from internvl_operator.core.run import Key, Run
+from internvl_operator.kube.client import list_path
+from internvl_operator.settings import Settings
+from internvl_operator.work_queue import WorkQueue
 
-POD_GROUP = "PodGroup.scheduling.volcano.sh"
-
-
-def clone(raw: Any) -> Any:
-    """A copy, through JSON as on the wire (and several times faster than copy.deepcopy)."""
-    return json.loads(json.dumps(raw))
-
-
-class Killed(BaseException):
-    """The operator's process ends here."""
-
-
-class Server:
-    """Objects by kind and name, one namespace; `log` is every watch event since the beginning."""
-
-    timeout = 30.0
-
-    def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}, POD_GROUP: {}}
-        self.log: list[tuple[str, str, Raw]] = []
-        self.now = NOW
-        self.writes: list[tuple[str, str, str]] = []
-        self.before_write: Callable[[], None] = lambda: None
-        self.after_write: Callable[[], None] = lambda: None
-        self.refuse: Callable[[Raw], ApiError | None] = lambda obj: None
-        self.created: list[tuple[str, str]] = []
-        self.answers: dict[str, Progress] = {}  # pod -> what its /progress says; the others do not answer
-        self._count = itertools.count(1)
-
-    # --- what the operator calls
-
-    def apply(self, obj: Raw, *, force: bool) -> Raw:
-        with self._write("apply", obj):
-            if error := self.refuse(obj):
-                raise error
-            kind = resource_of(obj)
-            found = self.objects[kind].get(obj["metadata"]["name"])
-            if found is None:
-                self.created.append((kind, obj["metadata"]["name"]))
-                return self._create(obj)
-            if obj["kind"] == "Pod":
-                if found["spec"] != obj["spec"]:
-                    raise ApiError(422, "Invalid", "pod updates may not change fields")
-                return clone(found)
-            return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
-
-    def find(self, kind: str, namespace: str, name: str) -> Raw | None:
-        return clone(self.objects[kind].get(name))
-
-    def apply_status(self, obj: Raw) -> Raw:
-        with self._write("status", obj):
-            found = self.objects[KIND].get(obj["metadata"]["name"])
-            if found is None:
-                raise ApiError(404, "NotFound", "not found")
-            if found["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
-                raise ApiError(409, "Conflict", "the object has been modified")
-            status = clone(obj["status"])
-            return self.change(KIND, obj["metadata"]["name"], lambda raw: raw.update(status=status))
-
-    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
-        with self._write("delete", {"kind": kind, "metadata": {"name": name}}):
-            found = self.objects[kind].get(name)
-            if found is None:
-                raise ApiError(404, "NotFound", "not found")
-            if found["metadata"]["uid"] != uid:
-                raise ApiError(409, "Conflict", "precondition failed")
-            phase = found.get("status", {}).get("phase")
-            if kind != "Pod" or force or phase in ("Pending", "Succeeded", "Failed"):
-                self.remove(kind, name)
-                return clone(found)
-            grace = found["spec"]["terminationGracePeriodSeconds"]
-            ends = text(self.now + timedelta(seconds=grace))
-            if "deletionTimestamp" in found["metadata"]:
-                return clone(found)
-            return self.change(kind, name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
-
-    # --- what users, kubelets and the garbage collector do
-
-    def create(self, obj: Raw) -> Raw:
-        """A user's object, or one the operator applied."""
-        return self._create(obj)
-
-    def change(self, kind: str, name: str, edit: Callable[[Raw], object]) -> Raw:
-        """Change an object in place; nothing happens when the edit changes nothing."""
-        found = self.objects[kind][name]
-        before = clone(found)
-        edit(found)
-        if found != before:
-            if before.get("spec") != found.get("spec"):
-                found["metadata"]["generation"] = before["metadata"].get("generation", 1) + 1
-            self._stamp(found)
-            self.log.append(("MODIFIED", kind, clone(found)))
-        return clone(found)
-
-    def remove(self, kind: str, name: str) -> None:
-        """Delete an object and, for a run, its children."""
-        raw = self.objects[kind].pop(name)
-        self._stamp(raw)
-        self.log.append(("DELETED", kind, clone(raw)))
-        if kind == KIND:
-            for child_kind in ("Pod", "Service", "ConfigMap", POD_GROUP):
-                for child, found in list(self.objects[child_kind].items()):
-                    if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
-                        self.remove(child_kind, child)
-
-    def edit_spec(self, name: str = "run", **changes: Any) -> None:
-        """What `kubectl edit` does."""
-        self.change(KIND, name, lambda raw: raw.update(spec=raw["spec"] | changes))
-
-    def set_pod(self, name: str, status: Raw) -> None:
-        """What a kubelet reports."""
-        self.change("Pod", name, lambda raw: raw.update(status=raw.get("status", {}) | status))
-
-    def drain(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
-        """What `kubectl drain` does, or (by another reason) a scheduler that preempts."""
-        self.set_pod(name, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]})
-        ends = text(self.now + timedelta(seconds=self.pods[name]["spec"]["terminationGracePeriodSeconds"]))
-        self.change("Pod", name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
-
-    def evict_deleted(self) -> None:
-        """Every kubelet has ended the pods it was asked to end."""
-        for name, raw in list(self.objects["Pod"].items()):
-            if "deletionTimestamp" in raw["metadata"]:
-                self.remove("Pod", name)
-
-    # --- what a test looks at
-
-    @property
-    def pods(self) -> dict[str, Raw]:
-        return self.objects["Pod"]
-
-    def status(self, name: str = "run") -> Raw:
-        found: Raw = self.objects[KIND][name].get("status", {})
-        return found
-
-    def condition(self, kind: str, name: str = "run") -> Raw:
-        (found,) = [c for c in self.status(name)["conditions"] if c["type"] == kind]
-        return found
-
-    def attempts(self, stage: str) -> set[str]:
-        """Attempt labels of a stage's pods."""
-        labels = [raw["metadata"]["labels"] for raw in self.pods.values()]
-        return {label[LABEL_ATTEMPT] for label in labels if label[LABEL_STAGE] == stage}
-
-    def _create(self, obj: Raw) -> Raw:
-        raw = clone(obj)
-        raw["metadata"] = {"uid": f"uid-{next(self._count)}", "generation": 1, **raw["metadata"]}
-        self._stamp(raw)
-        if raw["kind"] == "Pod":
-            raw.setdefault("status", {"phase": "Pending"})
-        self.objects[resource_of(raw)][raw["metadata"]["name"]] = raw
-        self.log.append(("ADDED", resource_of(raw), clone(raw)))
-        return clone(raw)
-
-    def _stamp(self, raw: Raw) -> None:
-        raw["metadata"]["resourceVersion"] = str(100 + next(self._count))
-
-    def _write(self, verb: str, obj: Raw) -> "_Write":
-        self.before_write()
-        self.writes.append((verb, obj["kind"], obj["metadata"]["name"]))
-        return _Write(self)
-
-
-class _Write:
-    """Between the write and its answer the operator, or the connection, may die."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:
-            self._server.after_write()
+SETTINGS = Settings.from_env({"INTERNVL_OPERATOR_GANG_SCHEDULERS": "volcano"})
+CHILDREN = ("Pod", "Service", "ConfigMap", POD_GROUP)
+STAGES = ("preflight", "train", "publish")
 
 
 class Operator:
@@ -204,86 +30,53 @@ class Operator:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.runs = RunCache()
-        self.children: dict[str, Collection[Any]] = {
-            "Pod": Collection(read_pod, _owner_name),
-            "Service": RawCollection(_owner_name),
-            "ConfigMap": RawCollection(_owner_name),
-            POD_GROUP: RawCollection(_owner_name),
-        }
-        self.heard = dict.fromkeys(server.objects, len(server.log))
-        position = max((int(raw["metadata"]["resourceVersion"]) for _, _, raw in server.log), default=0)
-        for kind, collection in self.children.items():
-            collection.replaced(clone(list(server.objects[kind].values())), position)
+        self.requeue: float | None = None  # seconds until the pass that the last pass asked for
+        self._connection = _Connection(server)
+        self._queue = _Queue()
+        self.probe = _RankProbe(server, self._queue.add)
+        parts = Parts(
+            queue=self._queue,
+            executor=_Inline(),
+            events=_Events(server),  # type: ignore[arg-type]
+            poller=_Poller(server, self._queue.add),  # type: ignore[arg-type]
+            rank_probe=self.probe,  # type: ignore[arg-type]
+            now=lambda: server.now,
+        )
+        self._controller = Controller(SETTINGS, self._connection, parts)  # type: ignore[arg-type]
+        self._runs_heard = len(server.log)
         for raw in server.objects[KIND].values():
-            self.runs.seen(clone(raw))
-        self.applier = Applier(server, self.runs, self.children, _Inline())  # type: ignore[arg-type]
-        self.rank_answers: RankAnswers | None = None
-        self.requeue: float | None = None
-        self.plans: list[Plan] = []
+            self._controller.run_seen(clone(raw))
+        self.hear()
 
     def hear(self, kind: str | None = None, events: int | None = None) -> None:
         """Take in the next watch events of a kind (or of all), all of them unless told how many."""
-        for what in [kind] if kind else list(self.heard):
-            start, end = self.heard[what], len(self.server.log)
-            if events is not None:
-                end = min(end, start + events)
-            for verb, of, raw in self.server.log[start:end]:
-                if of == what:
-                    self._take(verb, what, clone(raw))
-            self.heard[what] = end
-
-    def _take(self, verb: str, kind: str, raw: Raw) -> None:
-        if kind == KIND:
-            if verb == "DELETED":
-                self.runs.gone(key_of(raw), raw["metadata"]["uid"])
-            else:
-                self.runs.seen(raw)
-        elif verb == "DELETED":
-            self.children[kind].gone(raw)
-        else:
-            self.children[kind].seen(raw)
+        for informer in self._controller.informers:
+            if kind in (None, informer.kind):
+                self._connection.limit = events
+                informer.list_and_watch()
+        if kind in (None, KIND):
+            end = len(self.server.log) if events is None else min(len(self.server.log), self._runs_heard + events)
+            for verb, of, raw in self.server.log[self._runs_heard : end]:
+                if of == KIND:
+                    take = self._controller.run_gone if verb == "DELETED" else self._controller.run_seen
+                    take(clone(raw))
+            self._runs_heard = end
 
     @property
     def up_to_date(self) -> bool:
         """Whether every event has been heard."""
-        return set(self.heard.values()) == {len(self.server.log)}
+        return {self._runs_heard, *self._connection.heard.values()} == {len(self.server.log)}
 
     def run_pass(self, name: str = "run") -> int:
         """One pass over the run with what is known now; the number of writes it made."""
-        key, before = Key("team", name), len(self.server.writes)
-        raw = self.runs.get(key)
-        if raw is None:
-            return 0
-        run = read_run(raw)
-        pods = tuple(sorted(self.children["Pod"].of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid)))
-        observed = Observed(
-            pods=pods,
-            services={raw["metadata"]["name"]: raw for raw in self.children["Service"].of(key)},
-            config_maps={raw["metadata"]["name"]: raw for raw in self.children["ConfigMap"].of(key)},
-            pod_groups={raw["metadata"]["name"]: raw for raw in self.children[POD_GROUP].of(key)},
-            live=self._live(pods),
-            rank_answers=self.rank_answers,
-        )
-        plan = reconcile(run, observed, self.server.now, CONFIG)
-        self.plans.append(plan)
-        self.requeue = plan.requeue_after
-        try:
-            self.applier.carry_out(run, plan)
-        except Refused as error:
-            self.applier.carry_out(run, rejected(run, error.reason, error.message, self.server.now, CONFIG))
-        except ApiError as error:
-            if error.gone:
-                self.runs.gone(key, run.uid)
-        if plan.probe:
-            states = tuple(ProcessState(pod.rank, 0, self.server.answers.get(pod.name)) for pod in plan.probe)
-            self.rank_answers = RankAnswers(self.server.now, frozenset(pod.uid for pod in plan.probe), states)
-            self.requeue = 0
+        key, before, errors = Key("team", name), len(self.server.writes), _internal_errors()
+        self._controller.request(key)
+        while self._queue.taken != key:
+            self._controller.step()
+        self._queue.taken = None
+        self.requeue = min(self._queue.delays.get(key, ()), default=None)
+        assert _internal_errors() == errors, "the pass raised an error; see the log"
         return len(self.server.writes) - before
-
-    def _live(self, pods: tuple[Pod, ...]) -> LiveProgress | None:
-        first = (pod for pod in pods if pod.rank == 0 and pod.running and pod.name in self.server.answers)
-        return next((LiveProgress(pod.uid, self.server.answers[pod.name]) for pod in first), None)
 
     def settle(self, name: str = "run") -> None:
         """Hear and pass until nothing changes any more."""
@@ -292,6 +85,148 @@ class Operator:
             if self.run_pass(name) == 0 and self.up_to_date and self.requeue != 0:
                 return
         raise AssertionError(f"it does not settle; the last writes: {self.server.writes[-6:]}")
+
+
+class World:
+    """A server with one run, and an operator that hears everything."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.server = Server()
+        self.server.create(custom_resource(**changes))
+        self.operator = Operator(self.server)
+        self.operator.settle()
+
+    @property
+    def status(self) -> Raw:
+        return self.server.status()
+
+    def pods(self, stage: str) -> list[str]:
+        return list(names_of(self.server, stage))
+
+    def run(self, stage: str) -> None:
+        for name in self.pods(stage):
+            self.server.set_pod(name, {"phase": "Running"})
+        self.operator.settle()
+
+    def end(self, stage: str, code: int = 0, message: Any = "", ranks: tuple[int, ...] | None = None) -> None:
+        for rank, name in enumerate(self.pods(stage)):
+            if ranks is None or rank in ranks:
+                phase = "Succeeded" if code == 0 else "Failed"
+                self.server.set_pod(name, {"phase": phase, **terminated(code, message, finished=self.server.now)})
+        self.operator.settle()
+
+    def pass_stage(self, stage: str) -> None:
+        self.run(stage)
+        self.end(stage, 0, result(stage))
+
+    def collect(self) -> None:
+        self.server.evict_deleted()
+        self.operator.settle()
+
+    def later(self, seconds: float) -> None:
+        clock(self.server, seconds)
+        self.operator.settle()
+
+    def reach(self, stage: str) -> None:
+        for earlier in STAGES[: STAGES.index(stage)]:
+            self.pass_stage(earlier)
+        self.run(stage)
+
+
+class _Connection:
+    """One process's API client: a watch goes on where the last one ended and brings at most `limit` events."""
+
+    def __init__(self, server: Server) -> None:
+        self.timeout = server.timeout
+        self.heard: dict[str, int] = {}  # kind -> position in the server's log
+        self.limit: int | None = None
+        self._server = server
+        self._kinds = {list_path(kind, None): kind for kind in CHILDREN}
+        self.apply, self.apply_status = server.apply, server.apply_status
+        self.delete, self.find = server.delete, server.find
+
+    def list_pages(self, path: str, *, selector: str) -> Iterator[Raw]:
+        kind, log = self._kinds[path], self._server.log
+        self.heard[kind] = len(log)
+        version = log[-1][2]["metadata"]["resourceVersion"] if log else "0"
+        yield {"metadata": {"resourceVersion": version}, "items": clone(list(self._server.objects[kind].values()))}
+
+    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[Raw]:
+        kind, end = self._kinds[path], len(self._server.log)
+        start = self.heard[kind]
+        if self.limit is not None:
+            end = min(end, start + self.limit)
+        self.heard[kind] = end
+        for verb, of, raw in self._server.log[start:end]:
+            if of == kind:
+                yield {"type": verb, "object": clone(raw)}
+
+
+class _Queue(WorkQueue[Key]):
+    """Remembers which key was taken last, and the delays after which passes were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: Key | None = None
+        self.delays: dict[Key, list[float]] = {}
+
+    def add(self, key: Key, after: float = 0.0) -> None:
+        self.delays.setdefault(key, []).append(after)
+        super().add(key, after)
+
+    def get(self) -> Key | None:
+        self.taken = super().get()
+        self.delays.clear()
+        return self.taken
+
+
+class _Poller:
+    """Answers from `server.answers`, at once."""
+
+    def __init__(self, server: Server, changed: Callable[[Key], None]) -> None:
+        self._server, self._changed, self._followed = server, changed, dict[Key, str]()
+
+    def follow(self, key: Key, pod_uid: str, address: str) -> None:
+        if self._followed.get(key) != pod_uid:
+            self._followed[key] = pod_uid
+            if self.latest(key):
+                self._changed(key)
+
+    def forget(self, key: Key) -> None:
+        self._followed.pop(key, None)
+
+    def latest(self, key: Key) -> LiveProgress | None:
+        for name, raw in self._server.pods.items():
+            if raw["metadata"]["uid"] == self._followed.get(key) and name in self._server.answers:
+                return LiveProgress(raw["metadata"]["uid"], self._server.answers[name])
+        return None
+
+
+class _RankProbe:
+    """Answers from `server.answers`, at once."""
+
+    def __init__(self, server: Server, changed: Callable[[Key], None]) -> None:
+        self.answers: dict[Key, RankAnswers] = {}
+        self._server, self._changed = server, changed
+
+    def ask(self, key: Key, pods: Sequence[Pod], processes: int) -> None:
+        states = tuple(ProcessState(pod.rank, 0, self._server.answers.get(pod.name)) for pod in pods)
+        self.answers[key] = RankAnswers(self._server.now, frozenset(pod.uid for pod in pods), states)
+        self._changed(key)
+
+    def forget(self, key: Key) -> None:
+        self.answers.pop(key, None)
+
+    def latest(self, key: Key) -> RankAnswers | None:
+        return self.answers.get(key)
+
+
+class _Events:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def send(self, run: Run, event: Event, now: str) -> None:
+        self._server.events.append((event.kind, event.reason, event.message))
 
 
 class _Inline(ThreadPoolExecutor):
@@ -307,23 +242,6 @@ class _Done:
         return None
 
 
-def clock(server: Server, seconds: float) -> datetime:
-    """Let time pass."""
-    server.now += timedelta(seconds=seconds)
-    return server.now
-
-
-def names_of(server: Server, stage: str) -> Iterator[str]:
-    """Pods of a stage, in order."""
-    for name, raw in sorted(server.pods.items()):
-        if raw["metadata"]["labels"][LABEL_STAGE] == stage:
-            yield name
-
-
-def _owner_name(raw: Raw) -> str | None:
-    found = owner(raw)
-    return found[0] if found else None
-
-
-def _but_metadata(obj: Raw) -> Raw:
-    return {key: value for key, value in clone(obj).items() if key != "metadata"}
+def _internal_errors() -> float:
+    (family,) = metrics.RECONCILE_ERRORS.labels("internal").collect()
+    return family.samples[0].value

@@ -30,15 +30,13 @@ from internvl_api.constants import (
 )
 from internvl_operator.core.resources import names
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.crds import install_crd, load_crd
 from ivft_cluster.fake_kubelet import FakeKubelet
-from ivft_cluster.paths import CHECKOUT
 from ivft_cluster.shell import wait_for
-from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 pytestmark = pytest.mark.integration
 
-CRD = CHECKOUT / "crds/internvlfinetunes.yaml"
 STAGES = (("preflight", 1), ("train", 2), ("publish", 1))
 
 
@@ -122,7 +120,7 @@ def assert_backs_off(scene: Scene, path: str) -> None:
     """A failed pass is made again after 0.2, 0.4, 0.8 … seconds, with two writes at most: one, and why it failed."""
 
     def pauses() -> list[float]:
-        said = re.findall(r"/run: .*; looking again in ([0-9.]+) s", scene.operator.log_text)
+        said = re.findall(r"/run: .*; retrying in ([0-9.]+) s", scene.operator.log_text)
         return [float(seconds) for seconds in said]
 
     scene.healthy("healthy")
@@ -266,22 +264,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield server
 
 
-def install(server: ApiServer, crd: Raw) -> None:
-    """Make the CRD this one, and wait until the server has taken it in."""
-    extensions = client.ApiextensionsV1Api(server.api)
-    crd = copy.deepcopy(crd)
-    try:
-        found = extensions.read_custom_resource_definition(crd["metadata"]["name"])
-        crd["metadata"]["resourceVersion"] = found.metadata.resource_version
-        extensions.replace_custom_resource_definition(crd["metadata"]["name"], crd)
-    except ApiException as error:
-        if error.status != 404:
-            raise
-        extensions.create_custom_resource_definition(crd)
-    runs = client.CustomObjectsApi(server.api)
-    wait_for("the CRD is served", lambda: runs.list_cluster_custom_object(GROUP, VERSION, PLURAL))
-
-
 def schema_of(crd: Raw) -> Raw:
     found: Raw = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
@@ -290,7 +272,7 @@ def schema_of(crd: Raw) -> Raw:
 @pytest.fixture
 def elsewhere(other: ApiServer, tmp_path: Path) -> Iterator[Scene]:
     """As `scene`, on the other server."""
-    install(other, yaml.safe_load(CRD.read_text()))
+    install_crd(other)
     with other.namespace("ivft") as namespace, FakeKubelet(other.api) as kubelet:
         cluster = Cluster(other, namespace)
         with FaultyProxy(other, tmp_path) as proxy:
@@ -306,10 +288,10 @@ NEWER = ("runDigest", "failures", "infrastructureFailures", "unscheduledSince", 
 
 def test_an_older_crd_prunes_what_it_does_not_know(elsewhere: Scene) -> None:
     """A status that comes back with less than was written is not written again and again."""
-    crd = yaml.safe_load(CRD.read_text())
+    crd = load_crd()
     for field in NEWER:
         del schema_of(crd)["properties"]["status"]["properties"][field]
-    install(elsewhere.cluster.server, crd)
+    install_crd(elsewhere.cluster.server, crd)
     elsewhere.operator.start()
     elsewhere.healthy("run")
     assert not set(NEWER) & set(elsewhere.cluster.get()["status"])
@@ -321,12 +303,12 @@ def test_an_older_crd_prunes_what_it_does_not_know(elsewhere: Scene) -> None:
 
 def test_a_resource_that_todays_schema_refuses(elsewhere: Scene) -> None:
     """The server forgives what was there before: status tells, and the run can be held, mended or deleted."""
-    today = yaml.safe_load(CRD.read_text())
+    today = load_crd()
     loose = copy.deepcopy(today)
     del schema_of(loose)["properties"]["spec"]["properties"]["workers"]["minimum"]
-    install(elsewhere.cluster.server, loose)
+    install_crd(elsewhere.cluster.server, loose)
     elsewhere.cluster.create(workers=0)
-    install(elsewhere.cluster.server, today)
+    install_crd(elsewhere.cluster.server, today)
     wait_for("the schema is today's", lambda: refuses(elsewhere, workers=0))
     elsewhere.operator.start()
     stalled = elsewhere.cluster.wait_condition("Stalled", "InvalidSpec")
@@ -345,7 +327,7 @@ def test_a_resource_too_large_for_its_status_is_explained_by_an_event(scene: Sce
     while not creates(scene, data=data, podTemplate=filler(size)):
         size -= 1024
     told = wait_for("an event tells", lambda: scene.warnings("run"))
-    assert "the API server does not take a write" in told[0]
+    assert "the API server refuses a write" in told[0]
     assert "too large" in told[0]
     assert_backs_off(scene, f"/{PLURAL}/run/status")
     assert len(scene.warnings("run")) == 1

@@ -6,7 +6,7 @@ import threading
 import kopf
 import pytest
 from controller.builders import Raw, custom_resource
-from controller.simulator import Server
+from controller.fake_server import Server
 from internvl_api.constants import KIND
 from internvl_operator import handlers
 from internvl_operator.controller import Controller

@@ -68,7 +68,7 @@ class Telling:
         self._succeed("run-preflight-0", "preflight")
         self._train("")
         self._kubelet.evict(self.cluster.namespace, "run-train-1", "NodeLost", "Node fake-1 is unreachable")
-        self._until("train: waiting for 1 pods of the last attempt to end")  # the other is asked to save its state
+        self._until("train: waiting for 1 pods of the last attempt to terminate")  # the other one saves its state
         self.cluster.core.delete_namespaced_pod("run-train-0", self.cluster.namespace, grace_period_seconds=0)
         self._train(", attempt 2")
         self._succeed("run-train-0", "train")

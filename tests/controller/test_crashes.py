@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from controller.builders import Raw, custom_resource, result, terminated
-from controller.simulator import Killed, Operator, Server, clock
+from controller.fake_server import Killed, Server, clock
+from controller.simulator import Operator
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_api.status import Progress
 

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from controller.builders import Raw, result
 from controller.operator_process import Cluster, OperatorProcess
-from internvl_api.constants import GROUP, PLURAL, VERSION
 from ivft_cluster.api_server import CONTROLLERS, ApiServer
+from ivft_cluster.crds import install_crd
 from ivft_cluster.fake_kubelet import FakeKubelet
-from ivft_cluster.paths import CHECKOUT
 from ivft_cluster.shell import wait_for
-from kubernetes import client
 
 pytestmark = pytest.mark.integration
 
@@ -33,10 +30,7 @@ class PatientKubelet(FakeKubelet):
 def tainting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A server whose control plane ends pods on tainted nodes."""
     with ApiServer(tmp_path_factory.mktemp("tainting"), (*CONTROLLERS, *TAINTS)) as server:
-        crd = yaml.safe_load((CHECKOUT / "crds/internvlfinetunes.yaml").read_text())
-        client.ApiextensionsV1Api(server.api).create_custom_resource_definition(crd)
-        listing: Any = client.CustomObjectsApi(server.api).list_cluster_custom_object
-        wait_for("the CRD is served", lambda: listing(GROUP, VERSION, PLURAL))
+        install_crd(server)
         yield server
 
 

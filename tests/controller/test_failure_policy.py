@@ -6,7 +6,8 @@ import pytest
 from controller.builders import NOW, at, member, result
 from internvl_api.status import StageResult
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.policies.failure_policy import Outcome, classify, diagnose, seconds_to_settle
+from internvl_operator.core.policies.failure_policy import classify, diagnose, seconds_to_settle
+from internvl_operator.core.policies.outcome import Outcome
 
 
 def ended(code: int, rank: int = 0, **fields: Any) -> Pod:
@@ -17,7 +18,7 @@ def said(outcome: str, reason: str, message: str) -> StageResult:
     return StageResult.model_validate(result("train", outcome, reason, message=message))
 
 
-DELETED = {"deleted_at": NOW}
+DELETED = {"deletion_timestamp": NOW}
 OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
 
 
@@ -39,31 +40,46 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
         pytest.param(ended(75), "resume", "none", "Resume", "saved its state", id="resume"),
         pytest.param(ended(75, **DELETED), "resume", "none", "Resume", "saved its state", id="deleted-and-saved"),
         pytest.param(
-            ended(75, disrupted="EvictionByEvictionAPI", **DELETED),
+            ended(75, disruption_reason="EvictionByEvictionAPI", **DELETED),
             "resume",
             "none",
             "Drained",
-            "saved its state and left because of: EvictionByEvictionAPI",
+            "saved its state and exited because of: EvictionByEvictionAPI",
             id="drained-and-saved",
         ),
         pytest.param(
-            ended(75, disrupted="PreemptionByScheduler", disruption="default-scheduler: preempting", **DELETED),
+            ended(
+                75,
+                disruption_reason="PreemptionByScheduler",
+                disruption_message="default-scheduler: preempting",
+                **DELETED,
+            ),
             "resume",
             "none",
             "Preempted",
-            "saved its state and left because of: default-scheduler: preempting",
+            "saved its state and exited because of: default-scheduler: preempting",
             id="preempted-and-saved",
         ),
         pytest.param(
-            ended(75, disrupted="TerminationByKubelet", pod_reason="Terminated", pod_message="imminent node shutdown."),
+            ended(
+                75,
+                disruption_reason="TerminationByKubelet",
+                pod_reason="Terminated",
+                pod_message="imminent node shutdown.",
+            ),
             "resume",
             "none",
             "NodeShutdown",
-            "saved its state and left because of: imminent node shutdown.",
+            "saved its state and exited because of: imminent node shutdown.",
             id="node-shut-down-and-saved",
         ),
         pytest.param(
-            ended(1, last_words="Traceback …"), "retry", "user", "WorkerFailed", "exit code 1: Trace", id="crash"
+            ended(1, termination_message="Traceback …"),
+            "retry",
+            "user",
+            "WorkerFailed",
+            "exit code 1: Trace",
+            id="crash",
         ),
         pytest.param(
             ended(1, result=said("failed", "DiskFull", "/scratch is full")),
@@ -115,7 +131,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="rejected",
         ),
         pytest.param(
-            ended(128, exit_reason="StartError", last_words='exec: "internvl-trainer": not found'),
+            ended(128, exit_reason="StartError", termination_message='exec: "internvl-trainer": not found'),
             "stall",
             "none",
             "ContainerNotStarted",
@@ -134,7 +150,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
                 phase="Failed",
                 pod_reason="Evicted",
                 pod_message="node low on disk",
-                disrupted="TerminationByKubelet",
+                disruption_reason="TerminationByKubelet",
             ),
             "retry",
             "infrastructure",
@@ -143,7 +159,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="evicted",
         ),
         pytest.param(
-            member(disrupted="PreemptionByScheduler", **DELETED),
+            member(disruption_reason="PreemptionByScheduler", **DELETED),
             "resume",
             "none",
             "Preempted",
@@ -151,7 +167,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="preempted",
         ),
         pytest.param(
-            ended(143, disrupted="EvictionByEvictionAPI", **DELETED),
+            ended(143, disruption_reason="EvictionByEvictionAPI", **DELETED),
             "resume",
             "none",
             "Drained",
@@ -159,7 +175,9 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="drained",
         ),
         pytest.param(
-            ended(143, disrupted="EvictionByEvictionAPI", disruption="Eviction API: evicting", **DELETED),
+            ended(
+                143, disruption_reason="EvictionByEvictionAPI", disruption_message="Eviction API: evicting", **DELETED
+            ),
             "resume",
             "none",
             "Drained",
@@ -167,13 +185,13 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="drained-in-the-words-of-the-eviction",
         ),
         pytest.param(
-            member(disrupted="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
+            member(disruption_reason="KueueEviction"), "resume", "none", "Preempted", "Kueue", id="evicted-by-its-queue"
         ),
         pytest.param(
             member(phase="Failed", pod_reason="Preempting"), "resume", "none", "Preempted", "Preempting", id="kubelet"
         ),
         pytest.param(
-            member(disrupted="DeletionByTaintManager", **DELETED),
+            member(disruption_reason="DeletionByTaintManager", **DELETED),
             "retry",
             "infrastructure",
             "NodeTainted",
@@ -181,7 +199,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="tainted-node",
         ),
         pytest.param(
-            member(disrupted="DeletionByPodGC", disruption="PodGC: node no longer exists", **DELETED),
+            member(disruption_reason="DeletionByPodGC", disruption_message="PodGC: node no longer exists", **DELETED),
             "retry",
             "infrastructure",
             "NodeLost",
@@ -189,7 +207,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="node-deleted",
         ),
         pytest.param(
-            member(disrupted="TerminationByKubelet", disruption="The node was low on resource: memory"),
+            member(disruption_reason="TerminationByKubelet", disruption_message="The node was low on resource: memory"),
             "retry",
             "infrastructure",
             "Disrupted",
@@ -205,7 +223,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="outgrew-its-own-disk",
         ),
         pytest.param(
-            ended(75, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet"),
+            ended(75, pod_reason="Evicted", pod_message=OWN_DISK, disruption_reason="TerminationByKubelet"),
             "retry",
             "user",
             "DiskFull",
@@ -265,7 +283,7 @@ def test_diagnosis_of_one_member(pod: Pod, kind: str, budget: str, reason: str, 
         pytest.param(member(phase="Pending", unschedulable="no GPU"), id="pending"),
         pytest.param(ended(0), id="succeeded"),
         pytest.param(ended(0, **DELETED), id="succeeded-then-deleted"),
-        pytest.param(ended(0, disrupted="EvictionByEvictionAPI"), id="succeeded-while-evicted"),
+        pytest.param(ended(0, disruption_reason="EvictionByEvictionAPI"), id="succeeded-while-evicted"),
     ],
 )
 def test_nothing_is_wrong_with(pod: Pod) -> None:
@@ -273,7 +291,7 @@ def test_nothing_is_wrong_with(pod: Pod) -> None:
 
 
 LOST_PEER = ended(1, 0, result=said("failed", "PeerLost", "gone"))
-OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disrupted="TerminationByKubelet")
+OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disruption_reason="TerminationByKubelet")
 FULL_GPU = ended(1, 1, result=said("failed", "GpuOutOfMemory", "full"))
 RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure")
 
@@ -342,5 +360,5 @@ def test_missing_workers_are_named() -> None:
     ],
 )
 def test_how_long_the_peers_of_a_failed_worker_are_waited_for(ended_at: Any, peer_runs: bool, seconds: float) -> None:
-    pods = [ended(1, 0, exit_at=ended_at), member(1) if peer_runs else ended(1, 1, exit_at=ended_at)]
+    pods = [ended(1, 0, finished_at=ended_at), member(1) if peer_runs else ended(1, 1, finished_at=ended_at)]
     assert seconds_to_settle(pods, NOW, 5.0) == seconds

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from controller.builders import CONFIG, UID, Raw, a_run, custom_resource, spec
-from controller.simulator import POD_GROUP, Operator, Server, names_of
-from controller.test_runs import World
+from controller.fake_server import POD_GROUP, Server, names_of
+from controller.simulator import Operator, World
 from internvl_api.recipes.resolve import parse_spec
 from internvl_api.validation.violations import SpecError
 from internvl_operator.core.operator_config import OperatorConfig

@@ -15,8 +15,8 @@ from controller.story import Story
 from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import HarnessError, wait_for
 from ivft_cluster.shell import run as command
 from kubernetes.client.exceptions import ApiException
@@ -182,7 +182,7 @@ def test_a_run_suspended_by_hand_stays_so_unless_git_says_otherwise(
     kubectl.apply(mode, silent)
     run.to_training()
     run.cluster.edit({"runPolicy": {"suspend": True}})
-    run.cluster.wait("no pod is held", lambda s: "no pod is held" in s["conditions"][0]["message"])
+    run.cluster.wait("no pod is left", lambda s: "no pod is left" in s["conditions"][0]["message"])
     kubectl.assert_applied_for_good(mode, silent)
     kubectl.apply(mode, manifest(runPolicy={"suspend": False}))
     run.training(attempt=2)
@@ -301,7 +301,7 @@ def stalled(story: Story) -> None:
 def suspended(story: Story) -> None:
     training(story)
     story.cluster.edit({"runPolicy": {"suspend": True}})
-    story.cluster.wait("no pod is held", lambda s: "no pod is held" in s["conditions"][0]["message"])
+    story.cluster.wait("no pod is left", lambda s: "no pod is left" in s["conditions"][0]["message"])
 
 
 def published(story: Story) -> None:

@@ -13,8 +13,8 @@ from internvl_operator.core.conditions import set_condition, summarise
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import Run, Unschedulable, Waiting
 from ivft_cluster.gitops import verdicts
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run as command
 from kubernetes import watch
 
@@ -172,7 +172,7 @@ def test_a_suspended_run_is_suspended_in_argo_cd_and_never_done_for_flux(
     run.cluster.create()
     run.to_training()
     run.cluster.edit({"runPolicy": {"suspend": True}})
-    run.cluster.wait("no pod is held", lambda s: "no pod is held" in s["conditions"][0]["message"])
+    run.cluster.wait("no pod is left", lambda s: "no pod is left" in s["conditions"][0]["message"])
     assert judges.now() == ("InProgress", "Suspended")
     assert all("spec.runPolicy.suspend is true" in message for message in judges.messages())
     run.cluster.edit({"runPolicy": {"suspend": False}})

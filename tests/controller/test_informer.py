@@ -215,7 +215,7 @@ def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> No
         pytest.param(
             lambda controller: _age_watch(controller, 1000), "the watch of Pod has hung for", id="a-watch-hangs"
         ),
-        pytest.param(lambda controller: _age_pass(controller, 1000), "a pass takes", id="a-pass-hangs"),
+        pytest.param(lambda controller: _age_pass(controller, 1000), "a pass has taken", id="a-pass-hangs"),
         pytest.param(lambda controller: _age_watch(controller, 100), "", id="a-quiet-watch-is-no-hang"),
     ],
 )
@@ -228,7 +228,7 @@ def test_liveness_reports_what_a_restart_would_fix(break_it: Callable[[Controlle
 
 
 def _age_watch(controller: Controller, seconds: float) -> None:
-    informer = controller._informers[0]
+    informer = controller.informers[0]
     informer._tried -= seconds
 
 

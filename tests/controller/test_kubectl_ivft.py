@@ -55,7 +55,7 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
     ("raw", "state", "because", "next_step"),
     [
         pytest.param(run(age=3), "is new", "created 3s ago", "", id="just-made"),
-        pytest.param(run(), "has not been looked at", "no operator", "kubectl get pods -A", id="no-operator"),
+        pytest.param(run(), "has not been processed", "no operator", "kubectl get pods -A", id="no-operator"),
         pytest.param(
             run(status("Running"), generation=2), "has been changed", "last change", "operator runs", id="not-answered"
         ),
@@ -67,11 +67,11 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         ),
         pytest.param(
             run(status("Succeeded", "Published", "9 files", artifacts={"report": "s3://b/r"})),
-            "is done", "9 files", "report run", id="published",
+            "has succeeded", "9 files", "report run", id="published",
         ),
         pytest.param(
             run(status("Pending", "Unschedulable", "pod run-train-1 finds no node: 2 Insufficient nvidia.com/gpu.")),
-            "is on its way", "Insufficient nvidia.com/gpu", "spec.gpusPerWorker", id="unschedulable",
+            "is pending", "Insufficient nvidia.com/gpu", "spec.gpusPerWorker", id="unschedulable",
         ),
         pytest.param(
             run(status("Stalled", "UnknownModel", "spec.model.name: found 'x'")),
@@ -79,7 +79,7 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         ),
         pytest.param(
             run(status("Stalled", "BadRow", "s3://d/t.jsonl:7: truncated", retry_at=text(at(95)))),
-            "waits for you", "t.jsonl:7", "the next try is in 1m35s", id="a-file-and-line",
+            "waits for you", "t.jsonl:7", "next attempt in 1m35s", id="a-file-and-line",
         ),
         pytest.param(
             run(status("Stalled", "SecretMissing", "spec.secrets.objectStorage: found no Secret 'k'")),
@@ -92,7 +92,7 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         pytest.param(
             run(status("Failed", "Strange", "boom", stage="merge")),
             "has failed", "boom",
-            "starts the run again (docs/runbook.md has Strange)", id="failed-for-a-reason-nobody-foresaw",
+            "starts the run again (see Strange in docs/runbook.md)", id="failed-for-a-reason-nobody-foresaw",
         ),
     ],
 )  # fmt: skip
@@ -183,10 +183,10 @@ TRAINING = status(
         pytest.param("30%  step 120/400  loss 1.234  31,201 tokens/s  1h10m left", id="progress"),
         pytest.param("✓ preflight Succeeded 11:55:00 1m32s", id="a-stage-that-is-done"),
         pytest.param("● train Running 11:56:40 3m20s attempt 2: its node was lost", id="a-stage-with-its-last-trouble"),
-        pytest.param("· publish waits", id="a-stage-to-come"),
+        pytest.param("· publish Waiting", id="a-stage-to-come"),
         pytest.param("coco CIDEr 0.7930 1.3120 +0.5190", id="figures"),
         pytest.param("adapter s3://out/adapter", id="artifacts"),
-        pytest.param("Work goes on by itself, for 1m40s: TrainRunning", id="conditions-in-words"),
+        pytest.param("In progress, for 1m40s: TrainRunning", id="conditions-in-words"),
     ],
 )
 def test_status_shows(part: str) -> None:
@@ -291,7 +291,7 @@ def test_a_followed_log_goes_on_over_attempts_until_the_run_is_over() -> None:
     assert told[2:] == [
         "run-train-0: train, attempt 1, rank 0",
         "run-train-0: train, attempt 2, rank 0",
-        "the run is over: Succeeded",
+        "the run has ended: Succeeded",
     ]
 
 
@@ -300,7 +300,9 @@ def test_a_followed_log_goes_on_over_attempts_until_the_run_is_over() -> None:
     [
         pytest.param(status("Running"), "has no report yet: it is running", id="not-yet"),
         pytest.param(
-            status("Succeeded", artifacts={"adapter": "s3://a"}), "published no report; there is: adapter", id="none"
+            status("Succeeded", artifacts={"adapter": "s3://a"}),
+            "published no report; its artifacts: adapter",
+            id="none",
         ),
     ],
 )
@@ -312,8 +314,8 @@ def test_a_report_that_is_not_there_is_explained(of: InternVLFineTuneStatus, wor
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(["list"], "no cluster:", id="no-kubeconfig"),
-        pytest.param(["--kubeconfig", "/does/not/exist", "why", "x"], "no cluster:", id="kubeconfig-is-not-there"),
+        pytest.param(["list"], "no cluster configured:", id="no-kubeconfig"),
+        pytest.param(["--kubeconfig", "/does/not/exist", "why", "x"], "no cluster", id="kubeconfig-is-not-there"),
     ],
 )
 def test_no_cluster_is_one_word_and_no_traceback(

@@ -64,7 +64,7 @@ def test_a_run_is_told_suspended_and_resumed(
 
     assert "suspended" in ivft("suspend", "run").stdout
     cluster.wait_condition("Suspended")
-    assert f"next: let it go on: kubectl ivft -n {cluster.namespace} resume run" in ivft("why", "run").stdout
+    assert f"next: resume it: kubectl ivft -n {cluster.namespace} resume run" in ivft("why", "run").stdout
     assert "already" in ivft("suspend", "run").stdout
     generation = cluster.get()["metadata"]["generation"]
     assert ivft("resume", "run").returncode == 0
@@ -86,7 +86,7 @@ def test_logs_come_through_the_api_server(
     assert "tailLines=7" in asked[0]
     missing = ivft("logs", "run", "--rank", "1")
     assert missing.returncode == 1
-    assert "no pod of any stage, rank 1; there are (stage, rank): preflight 0" in missing.stderr
+    assert "no pod of any stage, rank 1; existing pods (stage, rank): preflight 0" in missing.stderr
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_logs_come_through_the_api_server(
         pytest.param(["status", "coco-lora"], "admin", "did you mean 'coco-lara'?", id="a-typo"),
         pytest.param(["why", "zebra"], "admin", "no run 'zebra' in namespace", id="another-name"),
         pytest.param(["list"], "front-proxy", "you may not list runs in this cluster", id="no-rights"),
-        pytest.param(["list", "-A"], "front-proxy", "leave -A out", id="no-rights-everywhere"),
+        pytest.param(["list", "-A"], "front-proxy", "omit -A", id="no-rights-everywhere"),
         pytest.param(["suspend", "coco-lara"], "front-proxy", "you may not read the run", id="no-right-to-change"),
         pytest.param(["report", "coco-lara"], "admin", "no report yet: it is pending", id="no-report"),
-        pytest.param(["list", "--context", "moon"], "admin", "no cluster:", id="no-such-context"),
+        pytest.param(["list", "--context", "moon"], "admin", "no cluster configured:", id="no-such-context"),
     ],
 )
 def test_an_error_is_a_word_and_the_next_step(
@@ -122,7 +122,7 @@ def test_a_cluster_without_the_crd(tmp_path: Path) -> None:
         for words in (["list"], ["status", "run"]):
             told = call(bare, *words)
             assert told.returncode == 1
-            assert "the CRD is not installed" in told.stderr
+            assert "its CRD is not installed" in told.stderr
 
 
 def test_a_report_is_fetched_whole_with_the_readers_keys(
@@ -141,7 +141,7 @@ def test_a_report_is_fetched_whole_with_the_readers_keys(
     _publish(cluster_of_test, "s3://reports/run/elsewhere.html")
     lost = ivft("report", "run", "--out", str(tmp_path / "lost.html"), **keys)
     assert lost.returncode == 1
-    assert "cannot fetch s3://reports/run/elsewhere.html" in lost.stderr
+    assert "cannot download s3://reports/run/elsewhere.html" in lost.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 

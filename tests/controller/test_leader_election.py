@@ -190,7 +190,7 @@ def test_a_thread_that_no_longer_looks_at_the_lease_is_a_reason_to_restart(store
     clock.now += 2 * SECONDS
     assert leading.problem() is None
     clock.now += 3 * SECONDS
-    assert "not looked at" in (leading.problem() or "")
+    assert "was not checked" in (leading.problem() or "")
 
 
 class Recorder(Api):

@@ -32,16 +32,18 @@ def seen(status: Raw | None = None, **metadata: Any) -> Any:
         ),
         pytest.param(
             {"phase": "Failed", **terminated(137, reason="OOMKilled", finished=at(7))},
-            {"exit_code": 137, "exit_reason": "OOMKilled", "exit_at": at(7), "result": None},
+            {"exit_code": 137, "exit_reason": "OOMKilled", "finished_at": at(7), "result": None},
             id="oom",
         ),
         pytest.param(
             {"phase": "Failed", **terminated(1, "Traceback: boom")},
-            {"last_words": "Traceback: boom", "result": None},
+            {"termination_message": "Traceback: boom", "result": None},
             id="words-that-are-no-result",
         ),
         pytest.param(
-            {"phase": "Failed", **terminated(1, '{"stage": "tra')}, {"last_words": '{"stage": "tra'}, id="cut-result"
+            {"phase": "Failed", **terminated(1, '{"stage": "tra')},
+            {"termination_message": '{"stage": "tra'},
+            id="cut-result",
         ),
         pytest.param(
             {"phase": "Pending", **waiting("ImagePullBackOff", "no such image")},
@@ -63,7 +65,7 @@ def seen(status: Raw | None = None, **metadata: Any) -> Any:
                 "phase": "Running",
                 "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
             },
-            {"disrupted": "PreemptionByScheduler"},
+            {"disruption_reason": "PreemptionByScheduler"},
             id="disrupted",
         ),
         pytest.param(
@@ -73,12 +75,12 @@ def seen(status: Raw | None = None, **metadata: Any) -> Any:
                     {"type": "PodReadyToStartContainers", "status": "False", "message": "no pod sandbox exists"}
                 ],
             },
-            {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
+            {"ready_to_start": False, "ready_to_start_message": "no pod sandbox exists"},
             id="no-sandbox",
         ),
         pytest.param(
             {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]},
-            {"sandbox": True},
+            {"ready_to_start": True},
             id="a-sandbox",
         ),
         pytest.param(
@@ -111,7 +113,7 @@ def test_a_result_is_read_with_its_parts() -> None:
 
 
 def test_when_a_deleted_pods_grace_ends() -> None:
-    assert seen(deletionTimestamp=text(at(120))).deleted_at == at(120)
+    assert seen(deletionTimestamp=text(at(120))).deletion_timestamp == at(120)
 
 
 @pytest.mark.parametrize(

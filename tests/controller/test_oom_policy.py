@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 import yaml
 from controller.builders import Raw, a_run, result
-from controller.simulator import Operator
-from controller.test_runs import World
+from controller.simulator import Operator, World
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 from internvl_operator.core.policies import oom_policy
-from internvl_operator.core.policies.failure_policy import Kind, Outcome
+from internvl_operator.core.policies.outcome import Kind, Outcome
 
 FULL = result("train", "failed", "GpuOutOfMemory", message="OutOfMemoryError: CUDA out of memory")
 
@@ -59,7 +58,7 @@ def test_it_goes_on_with_half_and_the_same_global_batch_until_one_is_too_much() 
     world.end("train", 1, FULL)
     failed = world.server.condition("Failed")
     assert (failed["status"], failed["reason"]) == ("True", "GpuOutOfMemory")
-    assert "cannot be made smaller" in failed["message"]
+    assert "cannot get smaller" in failed["message"]
 
 
 def test_a_new_operator_and_a_lost_config_map_keep_the_smaller_batch() -> None:

@@ -13,7 +13,7 @@ from controller.operator_process import Cluster, OperatorProcess
 from controller.story import Story
 from internvl_api.constants import LABEL_ATTEMPT, METRICS_PORT
 from ivft_cluster.fake_kubelet import Run, Waiting
-from ivft_cluster.kubernetes import binary
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import wait_for
 
 pytestmark = pytest.mark.integration

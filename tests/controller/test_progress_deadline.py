@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from controller.builders import member, text
-from controller.simulator import Operator, clock
-from controller.test_runs import World
+from controller.fake_server import clock
+from controller.simulator import Operator, World
 from internvl_api.status import Heartbeat, Progress, StepPhase
 from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.progress_deadline import slowest
@@ -31,33 +31,33 @@ def state(worker: int, step: int | None, phase: StepPhase = "computing", local_r
     [
         pytest.param(
             [state(0, 41), state(1, None)],
-            "worker 1 does not answer; the others answer, at step 41",
+            "worker 1 does not answer; the others answer at step 41",
             id="one-is-silent",
         ),
         pytest.param(
             [state(0, 41, local_rank=0), state(0, 41, local_rank=1), state(1, 41), state(1, None, local_rank=1)],
-            "process 1 of worker 1 does not answer; the others answer, at step 41",
+            "process 1 of worker 1 does not answer; the others answer at step 41",
             id="one-process-of-several",
         ),
         pytest.param(
             [state(0, None), state(1, 41), state(2, None)],
-            "worker 0, worker 2 do not answer; the others answer, at step 41",
+            "worker 0, worker 2 do not answer; the others answer at step 41",
             id="two-are-silent",
         ),
         pytest.param([state(0, None), state(1, None)], "no worker answers", id="all-are-silent"),
         pytest.param(
             [state(0, 41, "meeting"), state(1, 41, "data")],
-            "worker 1 lags, at step 41: it still waits for its data since 61 s; the others wait for it",
+            "worker 1 lags at step 41: it has waited for its data for 61 s; the others wait for it",
             id="one-has-no-data",
         ),
         pytest.param(
             [state(0, 40, "computing"), state(1, 41, "meeting")],
-            "worker 0 lags, at step 40: it computes, or waits in a collective since 61 s; the others wait for it",
+            "worker 0 lags at step 40: it has computed or waited in a collective for 61 s; the others wait for it",
             id="one-is-a-step-behind",
         ),
         pytest.param(
             [state(0, 41), state(1, 41)],
-            "all workers answer, at step 41: it computes, or waits in a collective since 61 s",
+            "all workers answer at step 41: it has computed or waited in a collective for 61 s",
             id="all-are-in-the-same-place",
         ),
     ],
@@ -87,7 +87,7 @@ def test_a_group_that_gets_no_further_is_started_again_and_the_silent_worker_is_
     assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
     told = world.status["stages"][1]["message"]
     assert "no progress since 2026-01-31T12:00:00Z (spec.runPolicy.progressDeadlineSeconds: 60)" in told
-    assert "worker 1 does not answer; the others answer, at step 41" in told
+    assert "worker 1 does not answer; the others answer at step 41" in told
     assert all("deletionTimestamp" in world.server.pods[name]["metadata"] for name in world.pods("train"))
     world.collect()
     assert world.server.attempts("train") == {"2"}
@@ -126,14 +126,13 @@ def test_the_clock_of_a_hang_outlives_the_operator() -> None:
 def test_answers_of_an_earlier_attempt_are_not_taken_for_this_ones() -> None:
     world = training()
     say(world, 41, 0, 1)
+    uids = frozenset(world.server.pods[name]["metadata"]["uid"] for name in world.pods("train"))
     world.later(60)
     assert world.status["attempt"] == 2
     world.collect()
     world.run("train")
     say(world, 42, 0, 1)
-    stale = world.operator.rank_answers
-    assert stale is not None
-    world.operator.rank_answers = RankAnswers(world.server.now, stale.pod_uids, stale.states)
+    world.operator.probe.answers[KEY] = RankAnswers(world.server.now, uids, (state(0, 41), state(1, 41)))
     world.later(59)
     assert world.status["attempt"] == 2
 
@@ -165,7 +164,7 @@ class Answering(http.server.BaseHTTPRequestHandler):
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """127.0.0.1 answers; 127.0.0.2 takes the connection and never says a word, as a stopped process does."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     number: int = server.server_address[1]
     with socket.create_server(("127.0.0.2", number)):
         monkeypatch.setattr("internvl_operator.polling.progress_poller.METRICS_PORT", number)
@@ -186,4 +185,4 @@ def test_all_processes_are_asked_and_a_stopped_one_is_not_waited_for(port: int) 
     assert call.pod_uids == {pod.uid for pod in pods}
     assert [(s.worker, s.progress.step if s.progress else None) for s in call.states] == [(0, 41), (1, None), (2, None)]
     assert call.states[0].heartbeat == Heartbeat(phase="meeting", idle_seconds=3.5)
-    assert slowest(call.states) == "worker 1, worker 2 do not answer; the others answer, at step 41"
+    assert slowest(call.states) == "worker 1, worker 2 do not answer; the others answer at step 41"

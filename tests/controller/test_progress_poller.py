@@ -39,7 +39,7 @@ class Worker:
 
         self.server = http.server.ThreadingHTTPServer((address, 0), Handler)
         self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -188,5 +188,5 @@ def test_the_figures_of_training_stay_while_publish_has_none() -> None:
 def test_the_newest_verified_checkpoint_is_kept(known: int | None, found: int, kept: int) -> None:
     previous = {} if known is None else {"checkpoint": CHECKPOINT | {"step": known}}
     words = StageResult.model_validate(result("train", "resume", "Preempted", checkpoint=CHECKPOINT | {"step": found}))
-    pods = [member(rank, phase="Failed", exit_code=75, result=words, exit_at=NOW) for rank in (0, 1)]
+    pods = [member(rank, phase="Failed", exit_code=75, result=words, finished_at=NOW) for rank in (0, 1)]
     assert status_of(pods, previous=previous).checkpoint.step == kept

@@ -38,7 +38,7 @@ def deleted(plan: Plan) -> list[str]:
 
 
 def ended(rank: int, code: int = 1, **fields: Any) -> Pod:
-    return member(rank, phase="Failed", exit_code=code, exit_at=at(-30), **fields)
+    return member(rank, phase="Failed", exit_code=code, finished_at=at(-30), **fields)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def ended(rank: int, code: int = 1, **fields: Any) -> Pod:
         ),
         pytest.param(
             training(attempt=2),
-            [member(0, deleted_at=at(30))],
+            [member(0, deletion_timestamp=at(30))],
             [],
             [],
             2,
@@ -107,7 +107,7 @@ def test_status_is_the_same_when_nothing_changes() -> None:
         pytest.param([member(0), member(1)], (2, 0, 0), id="both-run"),
         pytest.param([member(0), member(1, phase="Pending")], (2, 0, 0), id="one-waits"),
         pytest.param([member(0, phase="Succeeded", exit_code=0), member(1)], (1, 1, 0), id="one-is-done"),
-        pytest.param([member(0, phase="Failed", exit_code=1, exit_at=NOW), member(1)], (1, 0, 1), id="one-failed"),
+        pytest.param([member(0, phase="Failed", exit_code=1, finished_at=NOW), member(1)], (1, 0, 1), id="one-failed"),
     ],
 )
 def test_workers_are_counted(pods: list[Pod], workers: tuple[int, int, int]) -> None:
@@ -154,7 +154,7 @@ def test_how_a_group_is_doing_is_told(pods: list[Pod], phase: str, reason: str, 
 def test_why_the_last_attempt_ended_is_told_until_the_next_one_runs() -> None:
     entry = {"name": "train", "state": "Pending", "attempt": 1, "message": "worker 1 was deleted"}
     status = training(attempt=2, stages=[DONE, entry])
-    waiting = one_pass(status, member(1, deleted_at=at(30))).status
+    waiting = one_pass(status, member(1, deletion_timestamp=at(30))).status
     assert waiting is not None
     assert "worker 1 was deleted" in waiting.conditions[0].message
     made_again = one_pass(status).status

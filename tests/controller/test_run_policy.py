@@ -5,7 +5,7 @@ from controller.builders import CONFIG, NOW, at, member, text
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, Restarts
 from internvl_operator.core.policies import run_policy
-from internvl_operator.core.policies.failure_policy import Budget, Kind, Outcome
+from internvl_operator.core.policies.outcome import Budget, Kind, Outcome
 
 
 def outcome(kind: Kind, budget: Budget = "none") -> Outcome:
@@ -86,7 +86,7 @@ def test_deadline_and_time_to_live(seconds: int | None, started: object, left: f
     ],
 )
 def test_when_a_pod_that_will_not_go_is_forced(grace_ends: object, left: float) -> None:
-    assert run_policy.force_left(member(deleted_at=grace_ends), NOW, CONFIG) == left
+    assert run_policy.force_left(member(deletion_timestamp=grace_ends), NOW, CONFIG) == left
 
 
 @pytest.mark.parametrize("moment", [None, "", "yesterday", text(at(-1))])

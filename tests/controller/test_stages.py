@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from controller.builders import Raw, a_run, result
-from controller.test_runs import World
+from controller.simulator import World
 from internvl_api.constants import ENV_IMAGE, ExitCode
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.core.operator_config import OperatorConfig

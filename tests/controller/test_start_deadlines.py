@@ -3,8 +3,8 @@
 from typing import Any
 
 from controller.builders import Raw, text, waiting
-from controller.simulator import Operator, clock
-from controller.test_runs import World
+from controller.fake_server import clock
+from controller.simulator import Operator, World
 
 NO_GPU = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
 GATED = "Scheduling is blocked due to non-empty scheduling gates"

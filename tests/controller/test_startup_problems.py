@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from controller.builders import NOW, Raw, a_run, member, text
-from controller.test_runs import World
+from controller.simulator import World
 from controller.test_start_deadlines import place
 from internvl_api.spec import Secrets
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
@@ -90,7 +90,9 @@ def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
 
 def test_a_pod_held_back_by_a_queue_is_not_stalled_and_says_so() -> None:
     problem = startup_problem(
-        [member(phase="Pending", gated="Scheduling is blocked due to non-empty scheduling gates")], SECRETS, "team"
+        [member(phase="Pending", scheduling_gated="Scheduling is blocked due to non-empty scheduling gates")],
+        SECRETS,
+        "team",
     )
     assert problem is not None
     assert (problem.reason, problem.stalled) == ("SchedulingGated", False)
@@ -111,15 +113,17 @@ SINCE = text(NOW - timedelta(seconds=30))
 @pytest.mark.parametrize(
     ("pod", "reason", "words"),
     [
-        pytest.param({"sandbox": False}, "SandboxNotReady", f"has had no volumes or network since {SINCE};", id="1.34"),
         pytest.param(
-            {"sandbox": False, "sandbox_message": "no pod sandbox exists"},
+            {"ready_to_start": False}, "SandboxNotReady", f"has had no volumes or network since {SINCE};", id="1.34"
+        ),
+        pytest.param(
+            {"ready_to_start": False, "ready_to_start_message": "no pod sandbox exists"},
             "SandboxNotReady",
             f"has had no volumes or network since {SINCE} (no pod sandbox exists)",
             id="1.37",
         ),
         pytest.param(
-            {"sandbox": True},
+            {"ready_to_start": True},
             "ImagePulling",
             f"has been pulling its image since {SINCE}; volumes and network are ready",
             id="an-image",
@@ -127,7 +131,7 @@ SINCE = text(NOW - timedelta(seconds=30))
     ],
 )
 def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, words: str) -> None:
-    pods = [member(0), member(1, **WAITS, accepted_at=NOW - timedelta(seconds=30), **pod)]
+    pods = [member(0), member(1, **WAITS, start_time=NOW - timedelta(seconds=30), **pod)]
     found = slow_start(pods, a_run().spec, NOW)
     assert found is not None
     assert (found.reason, found.stalled) == (reason, False)
@@ -139,7 +143,7 @@ def test_a_pod_that_takes_long_says_what_it_waits_for(pod: Raw, reason: str, wor
 
 def test_what_the_run_mounts_is_named() -> None:
     spec = a_run(data=PVC, podTemplate={"volumes": VOLUMES}).spec
-    pod = member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))
+    pod = member(**WAITS, ready_to_start=False, start_time=NOW - timedelta(minutes=1))
     found = slow_start([pod], spec, NOW)
     assert found is not None
     mounted = "PersistentVolumeClaim pets, Secret team-ca, ConfigMap words and PersistentVolumeClaim models"
@@ -149,7 +153,7 @@ def test_what_the_run_mounts_is_named() -> None:
 
 def test_the_one_thing_that_it_mounts_is_named() -> None:
     spec = a_run(podTemplate={"volumes": [{"name": "extra", "configMap": {"name": "words"}}]}).spec
-    found = slow_start([member(**WAITS, sandbox=False, accepted_at=NOW - timedelta(minutes=1))], spec, NOW)
+    found = slow_start([member(**WAITS, ready_to_start=False, start_time=NOW - timedelta(minutes=1))], spec, NOW)
     assert found is not None
     assert "; check that ConfigMap words exists; " in found.message
 
@@ -157,14 +161,14 @@ def test_the_one_thing_that_it_mounts_is_named() -> None:
 @pytest.mark.parametrize(
     "pod",
     [
-        pytest.param({"sandbox": None}, id="a-kubelet-that-does-not-tell"),
-        pytest.param({"sandbox": False, "phase": "Running"}, id="running"),
-        pytest.param({"sandbox": False, "accepted_at": None}, id="no-kubelet-has-it"),
-        pytest.param({"sandbox": True, "waiting_reason": "ErrImagePull"}, id="known-already"),
+        pytest.param({"ready_to_start": None}, id="a-kubelet-that-does-not-tell"),
+        pytest.param({"ready_to_start": False, "phase": "Running"}, id="running"),
+        pytest.param({"ready_to_start": False, "start_time": None}, id="no-kubelet-has-it"),
+        pytest.param({"ready_to_start": True, "waiting_reason": "ErrImagePull"}, id="known-already"),
     ],
 )
 def test_others_say_nothing(pod: Raw) -> None:
-    fields = WAITS | {"accepted_at": NOW - timedelta(hours=1)} | pod
+    fields = WAITS | {"start_time": NOW - timedelta(hours=1)} | pod
     assert slow_start([member(**fields)], a_run().spec, NOW) is None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from controller.builders import CONFIG, NOW, Raw, custom_resource
 from controller.operator_process import Cluster, OperatorProcess
-from crd_server import TRANSITIONS, refusal
+from crd_evaluator import TRANSITIONS, refusal
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_operator import webhook
 from internvl_operator.core.observe import Observed

@@ -274,9 +274,9 @@ def test_kubectl_ivft_why_shows_the_reason_in_a_terminal(
     platform.wait("why", "Unschedulable", Told("Reconciling", "Unschedulable", "0/2 nodes are available").by)
     assert kubectl_ivft(["why", "why", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]) == 0
     state, because, next_step = capsys.readouterr().out.splitlines()
-    assert state == "why is on its way"
+    assert state == "why is pending"
     assert because.startswith("Unschedulable: pod why-preflight-0 finds no node: 0/2 nodes are available")
-    assert next_step.startswith("next: wait for nodes, or ask for less")
+    assert next_step.startswith("next: wait for nodes, or request less")
     platform.forget("why")
 
 
@@ -346,7 +346,7 @@ INJURIES = (
         "hanging",
         stopped_and_watched,
         "ProgressStalled",
-        "worker 1 does not answer; the others answer, at step",
+        "worker 1 does not answer; the others answer at step",
         "infrastructure",
         unwatched,
     ),
@@ -379,7 +379,7 @@ def test_a_disturbed_group_starts_a_new_attempt(platform: Platform, hurt: str, i
 def test_a_suspended_run_has_no_pods(platform: Platform, hurt: str) -> None:
     before = platform.wait("hurt", "training", trains)
     platform.change("hurt", runPolicy={"suspend": True})
-    held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is held").by)
+    held = platform.wait("hurt", "Suspended", Told("Suspended", "Suspended", "no pod is left").by)
     assert not [pod for pod in platform.pods("hurt") if pod.status.phase in ("Pending", "Running")]
     assert held.checkpoint is not None
     assert held.restarts == before.restarts

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import InternVLForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 SMALL_TOWER = VisionTower("small", 64, 4, 2, 256, qkv_bias=True, qk_norm=False, layer_norm=True)
 LARGE_TOWER = VisionTower("large", 96, 3, 2, 384, qkv_bias=False, qk_norm=True, layer_norm=False)
 TOKENS, TILES, IMAGE_TOKEN = 640, 2, 9

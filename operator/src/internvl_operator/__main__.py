@@ -1,4 +1,4 @@
-"""`internvl-operator`: runs until SIGTERM. Everything is set by environment variables; see --help."""
+"""The command `internvl-operator`: run until SIGTERM. Environment variables set everything; see --help."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ from kubernetes.config import ConfigException
 from prometheus_client import start_http_server
 
 from internvl_operator import (
-    handlers,  # noqa: F401  registers them with kopf
+    handlers,  # noqa: F401  registers the handlers with kopf
     webhook,
 )
 from internvl_operator.controller import Controller
@@ -33,9 +33,9 @@ Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volu
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 after SIGTERM, 2 for a setting that cannot be used, 1 for a cluster or port that cannot be had.
+    """The exit code: 0 after SIGTERM, 2 for an invalid setting, 1 for an unreachable cluster or a port in use.
 
-    3 when another replica may lead by now: this one has ended on the spot.
+    The process exits with 3 at once when another replica may lead.
     """
     parser = argparse.ArgumentParser(
         prog="internvl-operator",
@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     except SettingsError as error:
         return _complain(2, f"{error}\nTry `internvl-operator --help`.")
     except ConfigException as error:
-        return _complain(1, f"no cluster: {error}\nSet KUBECONFIG, or run inside a pod with a service account.")
+        return _complain(
+            1, f"no cluster configured: {error}\nSet KUBECONFIG, or run inside a pod with a service account."
+        )
     health = Health()
     for name, serve in (
         ("metrics_port", start_http_server),
@@ -75,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def lead(settings: Settings, api: Api, health: Health, stop: threading.Event) -> None:
-    """Stand by until there is the Lease to be had, then work for as long as it is held."""
+    """Stand by until this replica holds the Lease, then work while it holds it."""
     identity = settings.lease_identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     lease = LeaseClient(api, settings.lease_namespace, settings.lease_name)
     leadership = Leadership(lease, identity, settings.lease_seconds, lost=_end_at_once)
     api.time_left = leadership.time_left
     health.watch(lambda: filter(None, [leadership.problem()]))
-    health.not_ready = None  # a replica that stands by is as it should be
+    health.not_ready = None  # a standby replica is ready
     if leadership.acquire(stop):
         health.not_ready = "starting"
         if work(settings, api, health, stop):
@@ -89,7 +91,7 @@ def lead(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
 
 
 def work(settings: Settings, api: Api, health: Health, stop: threading.Event) -> bool:
-    """Serve until the process is told to stop; whether nothing is left that might still write."""
+    """Serve until the process is told to stop; True when no thread is left that might still write."""
     controller = Controller(settings, api)
     health.watch(controller.problems)
     memo = kopf.Memo(settings=settings, api=api, controller=controller, health=health, stop=stop, idle=False)
@@ -103,8 +105,8 @@ def work(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
 
 
 def _end_at_once(why: str) -> None:
-    """Threads that are in the middle of something would go on for a moment: what is gone cannot write."""
-    logging.getLogger(__name__).error("the lead is lost (%s): this process ends, for another replica goes on", why)
+    """Exit without cleanup: other threads would keep writing for a moment, but a dead process cannot write."""
+    logging.getLogger(__name__).error("lost the Lease (%s); exiting so that another replica can lead", why)
     logging.shutdown()
     os._exit(3)
 

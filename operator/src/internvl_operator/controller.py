@@ -1,10 +1,11 @@
-"""Connects watches, queue and reconcile: every change of a run queues its key; a thread makes the pass."""
+"""Connect watches, queue and reconcile: every change of a run queues its key, and a thread makes the pass."""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,37 +30,58 @@ from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
-_PATIENCE = 3  # failed passes in a row, after which the user is told what the API server says
-_LONGEST_PASS = 10  # requests that time out, one after the other
-# Seconds in which further events of a run's children join the same pass: a group's pods start and end together, and
-# each pass of them would write another status.
+_PATIENCE = 3  # failed passes in a row before the status shows the error of the API server
+_LONGEST_PASS = 10  # times the request time-out; a longer pass hangs
+# Seconds to collect further events of a run's children for the same pass: a group's pods start and end together, and
+# a pass for each would write a status for each.
 _GATHER = 0.1
-_LONGEST_GOODBYE = 5.0  # seconds a pass that is under way may hold up the end of the process
+_LONGEST_GOODBYE = 5.0  # seconds to wait at the end of the process for passes in progress
 
 logger = logging.getLogger(__name__)
 
 
-class Controller:
-    """Everything that runs beside kopf's event loop. `run_seen` and `run_gone` are what kopf's watch calls."""
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a controller that have threads, sockets or a clock; the simulator in the tests replaces them."""
 
-    def __init__(self, settings: Settings, api: Api) -> None:
-        self._settings, self._config = settings, settings.operator_config()
+    queue: WorkQueue[Key]
+    executor: Executor
+    events: EventRecorder
+    poller: ProgressPoller
+    rank_probe: RankProbe
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @classmethod
+    def make(cls, settings: Settings, api: Api) -> "Parts":
+        """The parts of a real operator; none of them is started."""
+        queue: WorkQueue[Key] = WorkQueue()
+        interval, threads = settings.progress_interval_seconds, settings.progress_threads
+        return cls(
+            queue=queue,
+            executor=ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write"),
+            events=EventRecorder(api),
+            poller=ProgressPoller(queue.add, interval=interval, threads=threads),
+            rank_probe=RankProbe(queue.add, threads=threads),
+        )
+
+
+class Controller:
+    """Everything that runs beside kopf's event loop; kopf's watch calls `run_seen` and `run_gone`."""
+
+    def __init__(self, settings: Settings, api: Api, parts: Parts | None = None) -> None:
+        parts = parts or Parts.make(settings, api)
+        self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
+        self._queue, self._events = parts.queue, parts.events
+        self._poller, self._rank_probe = parts.poller, parts.rank_probe
         self._runs = RunCache()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
-        self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
-        self._warned: set[Key] = set()  # of failures in a row, by an event
+        self._warned: set[Key] = set()  # runs with an Event about their failures in a row
         self._started: dict[int, float] = {}  # thread -> when its pass began
-        executor = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="write")
-        self._applier = Applier(api, self._runs, dict(self._collections()), executor)
-        self._events = EventRecorder(api)
-        self._poller = ProgressPoller(
-            self._queue.add, interval=settings.progress_interval_seconds, threads=settings.progress_threads
-        )
-        self._rank_probe = RankProbe(self._queue.add, threads=settings.progress_threads)
-        self._informers = [
+        self._applier = Applier(api, self._runs, dict(self._collections()), parts.executor)
+        self.informers = [
             Informer(
                 api,
                 kind,
@@ -89,11 +111,11 @@ class Controller:
         ]
 
     def start(self) -> None:
-        """Returns once all children are known: a pass before that would take them for lost."""
-        for informer in self._informers:
+        """Start, and return once all children are known: an earlier pass would take them for lost."""
+        for informer in self.informers:
             informer.start()
-        for informer in self._informers:
-            if informer.kind not in self._pod_groups:  # to make one that is there once more does no harm
+        for informer in self.informers:
+            if informer.kind not in self._pod_groups:  # applying an existing PodGroup again is harmless
                 informer.synced.wait()
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_runs(self._statuses)
@@ -103,14 +125,14 @@ class Controller:
             resync.start()
         for worker in self._workers:
             worker.start()
-        logger.info("children are known: %d pods", len(self._pods))
+        logger.info("caches are filled: %d pods", len(self._pods))
 
     def stop(self) -> bool:
-        """Let no pass begin; those under way may be cut off anywhere without harm. Whether all have ended."""
+        """Start no more passes; True when those in progress have ended. Cutting one off is harmless."""
         self._queue.close()
         self._poller.stop()
         self._rank_probe.stop()
-        for informer in self._informers:
+        for informer in self.informers:
             informer.stop()
         for resync in self._resyncs:
             resync.stop()
@@ -120,26 +142,30 @@ class Controller:
         return not any(worker.is_alive() for worker in self._workers)
 
     def run_seen(self, raw: dict[str, Any]) -> bool:
-        """A custom resource was listed, created or changed (perhaps by ourselves); whether that was news."""
+        """Take in a listed, created or changed custom resource; True when it was newer than the cached one."""
         news = self._runs.seen(raw)
         if news:
-            self._queue.add(key_of(raw))
+            self.request(key_of(raw))
         return news
 
     def run_gone(self, raw: dict[str, Any]) -> None:
-        """A custom resource was deleted; Kubernetes deletes its children."""
+        """Forget a deleted custom resource; Kubernetes deletes its children."""
         self._forget(key_of(raw), raw["metadata"]["uid"])
+
+    def request(self, key: Key) -> None:
+        """Make a pass over the run as soon as a thread is free."""
+        self._queue.add(key)
 
     def _child_changed(self, key: Key) -> None:
         self._queue.add(key, after=_GATHER)
 
     def problems(self) -> list[str]:
-        """Problems that a restart would fix; empty while all is well."""
-        threads = [informer.problem() for informer in self._informers] + [resync.problem() for resync in self._resyncs]
+        """Problems that a restart would fix; empty in normal operation."""
+        threads = [informer.problem() for informer in self.informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
         return [problem for problem in threads if problem] + [
-            f"a pass takes {taken:.0f} s" for taken in passes if taken > longest
+            f"a pass has taken {taken:.0f} s" for taken in passes if taken > longest
         ]
 
     def step(self) -> bool:
@@ -155,8 +181,8 @@ class Controller:
         except (ApiError, Refused) as error:
             self._again(key, "refused" if isinstance(error, Refused) else "api", str(error))
         except Exception:
-            logger.exception("%s/%s: the pass failed", *key)
-            self._again(key, "internal", "see above")
+            logger.exception("%s/%s: unexpected error in a pass", *key)
+            self._again(key, "internal", "unexpected error, logged above")
         finally:
             self._started.pop(threading.get_ident(), None)
             self._queue.done(key)
@@ -170,7 +196,7 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        run, now = read_run(raw), datetime.now(UTC)
+        run, now = read_run(raw), self._now()
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:
@@ -181,8 +207,8 @@ class Controller:
         except ApiError as error:
             if error.gone and not run.deleting:
                 return self._vanished(key, run, error)
-            text = f"the API server does not take a write: {error}"
-            if error.refused:  # not for a while: only an edit of the run, or of its CRD, will help
+            text = f"the API server refuses a write: {error}"
+            if error.refused:  # only a change of the run or of its CRD can help
                 self._warn(run, "ApiServerError", text, now)
             if error.status and self._failures.get(key, 0) >= _PATIENCE:
                 self._explain(run, "ApiServerError", text, now)
@@ -195,7 +221,7 @@ class Controller:
             self._queue.add(key, after=plan.requeue_after)
 
     def _explain(self, run: Run, reason: str, message: str, now: datetime) -> None:
-        """Tell the user why nothing moves."""
+        """Write into status why the run does not proceed."""
         answer = rejected(run, reason, message, now, self._config)
         try:
             self._applier.carry_out(run, answer)
@@ -205,7 +231,7 @@ class Controller:
         self._tell(run, answer, now, made=0)
 
     def _warn(self, run: Run, reason: str, message: str, now: datetime) -> None:
-        """The same where no status can be written: one Event for a row of failures."""
+        """Send one Event for failures in a row, where no status can be written."""
         key = Key(run.namespace, run.name)
         if key not in self._warned:
             self._warned.add(key)
@@ -223,7 +249,7 @@ class Controller:
         )
 
     def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
-        """Metrics and Kubernetes Events of what this pass has changed."""
+        """Send the Events of this pass and count its metrics."""
         if plan.status is None:
             return
         before = run.status
@@ -233,8 +259,8 @@ class Controller:
         for cause in ("user", "infrastructure"):
             more = getattr(plan.status.restarts, cause) - getattr(before.restarts, cause)
             metrics.RESTARTS.labels(cause).inc(max(0, more))
-        if made and before.observed_generation is None and run.created:  # else it waited for a user
-            metrics.FIRST_POD_SECONDS.observe(max(0.0, (datetime.now(UTC) - run.created).total_seconds()))
+        if made and before.observed_generation is None and run.created:  # else the first pod waited for a user
+            metrics.FIRST_POD_SECONDS.observe(max(0.0, (self._now() - run.created).total_seconds()))
 
     def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
         current = (plan.status.stage, plan.status.attempt, 0) if plan.status else None
@@ -249,11 +275,11 @@ class Controller:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 20))
-        logger.warning("%s/%s: %s; looking again in %.1f s", key.namespace, key.name, message, delay)
+        logger.warning("%s/%s: %s; retrying in %.1f s", key.namespace, key.name, message, delay)
         self._queue.add(key, after=delay)
 
     def _vanished(self, key: Key, run: Run, error: ApiError) -> None:
-        logger.info("%s/%s is gone: %s", key.namespace, key.name, error.message)
+        logger.info("%s/%s was deleted: %s", key.namespace, key.name, error.message)
         self._forget(key, run.uid)
 
     def _forget(self, key: Key, uid: str) -> None:

@@ -1,4 +1,4 @@
-"""What kopf calls. A handler only passes on what it was told; nothing is returned, so kopf writes nothing."""
+"""The handlers that kopf calls. They pass events on and return nothing, so that kopf writes nothing."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class _NoDiff(kopf.DiffBaseStorage):
-    """kopf copies each object that it sees, to tell handlers what has changed in it. None of ours asks."""
+    """Saves the copies that kopf keeps of each object for diffs, which no handler here needs."""
 
     def build(self, **_: Any) -> Any:
         return {}
@@ -29,17 +29,17 @@ class _NoDiff(kopf.DiffBaseStorage):
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
-    """Configure kopf and start the controller; try again while the API server or the CRD is not there."""
-    if memo.stop.is_set():  # told before kopf could hear it
+    """Configure kopf and start the controller; retry while the API server or the CRD is missing."""
+    if memo.stop.is_set():  # the signal came before kopf handled signals
         signal.raise_signal(signal.SIGTERM)
     ours = memo.settings
-    memo.beat = memo.get("beat") or asyncio.create_task(memo.health.beat())  # tried again, it beats already
+    memo.beat = memo.get("beat") or asyncio.create_task(memo.health.beat())  # a retry: it runs already
     settings.posting.enabled = False
-    settings.scanning.disabled = bool(ours.namespaces)  # a namespaced operator may not look at the whole cluster
+    settings.scanning.disabled = bool(ours.namespaces)  # a namespaced operator may not list the whole cluster
     settings.peering.standalone = True
-    settings.watching.server_timeout = max(1, round(ours.watch_timeout_seconds))  # it is sent as written
+    settings.watching.server_timeout = max(1, round(ours.watch_timeout_seconds))  # sent as an integer
     settings.watching.client_timeout = ours.watch_timeout_seconds + 10
-    # A list of thousands is read in parts, and the task kopf keeps for each object ends soon: both are memory.
+    # To save memory: read long lists in chunks, and end kopf's task of each object soon.
     settings.watching.chunk_size, settings.queueing.idle_timeout = 250, 1.0
     settings.persistence.diffbase_storage = _NoDiff()
     settings.networking.request_timeout = ours.request_timeout_seconds
@@ -60,7 +60,7 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 @kopf.on.event(GROUP, VERSION, PLURAL)
 async def run_event(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
-    """Listed, created, changed or deleted: the controller decides what, if anything, there is to do."""
+    """Pass a listed, created, changed or deleted run to the controller."""
     controller: Controller = memo.controller
     take = controller.run_gone if event["type"] == "DELETED" else controller.run_seen
     take(dict(event["object"]))

@@ -1,6 +1,6 @@
-"""GET /healthz (restart me if this fails) and /readyz (I stand by, or I work), from a thread of its own.
+"""Serve GET /healthz (liveness) and /readyz (standing by or working) from a separate thread.
 
-The event loop is watched from outside it: a coroutine that should have been here a second ago tells how late it is.
+The thread watches the event loop from outside: a coroutine records a beat each second, and its delay is the lag.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from internvl_operator import metrics
 
-_BEAT = 1.0  # seconds between two signs of life of the event loop
-_LONGEST_LAG = 30.0  # seconds after which it is taken for dead
+_BEAT = 1.0  # seconds between two beats of the event loop
+_LONGEST_LAG = 30.0  # seconds after which the event loop counts as hung
 
 Problems = Callable[[], Iterable[str]]
 
@@ -26,7 +26,7 @@ class Health:
         self._beat: float | None = None
 
     def watch(self, problems: Problems) -> None:
-        """Ask this part too, at every probe."""
+        """Include the problems of another part in every probe."""
         self._parts.append(problems)
 
     def problems(self) -> list[str]:
@@ -36,14 +36,14 @@ class Health:
         return late + [problem for part in self._parts for problem in part()]
 
     async def beat(self) -> None:
-        """Runs in the event loop for as long as that does."""
+        """Record the beats; runs in the event loop as long as the loop does."""
         while True:
             metrics.LOOP_LAG.set(self._lag())
             self._beat = time.monotonic()
             await asyncio.sleep(_BEAT)
 
     def serve(self, port: int) -> ThreadingHTTPServer:
-        """Answer probes from now on. Raises OSError when the port cannot be had."""
+        """Start answering probes. Raises OSError when the port cannot be opened."""
         health = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ class Health:
                 self.wfile.write(found[1].encode())
 
             def log_message(self, *_: object) -> None:
-                """A probe every few seconds is no news."""
+                """Log nothing: probes come every few seconds."""
 
         server = ThreadingHTTPServer(("", port), Handler)
         server.daemon_threads = True
@@ -64,7 +64,7 @@ class Health:
         return server
 
     def answer(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET."""
+        """HTTP status and body for a GET."""
         path = path.partition("?")[0]
         if path not in ("/healthz", "/readyz"):
             return 404, "GET /healthz or /readyz\n"

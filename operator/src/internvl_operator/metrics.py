@@ -35,13 +35,13 @@ Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
 
 
 class RunCollector(Collector):
-    """Gauges made from the runs that exist at the moment of a scrape, so that none outlives its run."""
+    """Gauges of the runs that exist at scrape time, so that none outlives its run."""
 
     def __init__(self, statuses: Callable[[], Statuses]) -> None:
         self._statuses = statuses
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One family for phases, one for each figure of progress."""
+        """One family for phases, and one for each number of progress."""
         phases = GaugeMetricFamily(f"{_PREFIX}_jobs", "InternVLFineTunes by phase", labels=["phase"])
         names = ["namespace", "name"]
         step = GaugeMetricFamily("internvl_job_step", "Optimizer steps done", labels=names)

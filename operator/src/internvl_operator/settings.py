@@ -1,4 +1,4 @@
-"""Every setting of the operator: an environment variable each, checked at start."""
+"""The settings of the operator: one environment variable each, checked at start."""
 
 import json
 import os
@@ -24,11 +24,11 @@ Resources = Annotated[dict[str, Any], BeforeValidator(_json)]
 
 
 class SettingsError(ValueError):
-    """An environment variable that cannot be used; the message names it."""
+    """An invalid environment variable; the message names it."""
 
 
 class Settings(BaseModel):
-    """A field `worker_threads` is the variable INTERNVL_OPERATOR_WORKER_THREADS."""
+    """Each field is an environment variable: `worker_threads` is INTERNVL_OPERATOR_WORKER_THREADS."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -132,7 +132,7 @@ class Settings(BaseModel):
             raise SettingsError(f"{variable(name)}: found {given.get(name)!r}: {first['msg']}") from None
 
     def operator_config(self) -> OperatorConfig:
-        """The part the pure core works with."""
+        """The settings that the core uses."""
         return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,

@@ -1,6 +1,6 @@
-"""Admission: refuses at `kubectl apply` what a schema cannot say, in the words the operator would use afterwards.
+"""Admission webhook: refuse at `kubectl apply` what a schema cannot express, with the messages of the operator.
 
-Every replica answers, whether it leads or not. Nothing depends on it: the operator makes the same checks itself.
+Every replica answers, leading or not. The webhook is optional: the operator makes the same checks itself.
 """
 
 import json
@@ -18,15 +18,15 @@ from internvl_api.validation.violations import SpecError, Violation
 from internvl_operator.core.run import read_status
 
 PATH = "/validate"
-_BODY_LIMIT = 8 * 2**20  # bytes; an object has 1.5 MB at most, and an update carries two
-_TIMEOUT = 10.0  # seconds a connection may take for anything
+_BODY_LIMIT = 8 * 2**20  # bytes; an object has at most 1.5 MB, and an update contains two
+_TIMEOUT = 10.0  # seconds for one read or write of a connection
 
 Raw = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 def review(asked: Raw) -> Raw:
-    """The AdmissionReview that answers one."""
+    """The AdmissionReview with the answer."""
     request = asked["request"]
     response: Raw = {"uid": request["uid"], "allowed": True}
     # What was wrong before may still be suspended, labelled or deleted.
@@ -37,7 +37,7 @@ def review(asked: Raw) -> Raw:
 
 
 def serve(port: int, certificates: Path) -> ThreadingHTTPServer:
-    """Answer from now on, with tls.crt and tls.key of a folder, read anew when they change. Raises OSError."""
+    """Start answering, with tls.crt and tls.key of a folder, reloaded when they change. Raises OSError."""
     server = _Server(("", port), _Handler, certificates)
     threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
     return server
@@ -63,9 +63,9 @@ class _Server(ThreadingHTTPServer):
         connection, address = super().get_request()
         try:
             self._load()
-        except OSError as error:  # half renewed: what was loaded before still serves
-            logger.warning("the webhook's certificate could not be read again: %s", error)
-        # The handshake waits for the connection's own thread, so that no client can hold up the others.
+        except OSError as error:  # renewal in progress: the loaded certificate still serves
+            logger.warning("cannot reload the webhook's certificate: %s; serving the loaded one", error)
+        # The handshake runs in the connection's own thread, so that no client can block the others.
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def _load(self) -> None:
@@ -75,7 +75,7 @@ class _Server(ThreadingHTTPServer):
             self._loaded = times
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("a webhook connection from %s broke", client_address, exc_info=True)
+        logger.debug("webhook connection from %s failed", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,4 +97,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Every apply of a run is no news."""
+        """Log nothing: every apply of a run is a request."""

@@ -1,4 +1,4 @@
-"""Keys to work on: each at most once in the queue and once under way, now or after a delay."""
+"""A queue of keys, each at most once in the queue and once in progress, now or after a delay."""
 
 import heapq
 import time
@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class WorkQueue(Generic[K]):
-    """Between `get` and `done` a key is nobody else's; what is added meanwhile comes right after."""
+    """Between `get` and `done` a key belongs to one thread; a key added meanwhile follows after `done`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -25,7 +25,7 @@ class WorkQueue(Generic[K]):
         self._closed = False
 
     def add(self, key: K, after: float = 0.0) -> None:
-        """Work on `key`, at the latest after so many seconds."""
+        """Queue `key`, at the latest after this many seconds."""
         with self._changed:
             if after > 0:
                 self._delay(key, self._clock() + after)
@@ -34,7 +34,7 @@ class WorkQueue(Generic[K]):
             self._changed.notify()
 
     def get(self) -> K | None:
-        """The next key; None once the queue is closed. A delay set for the key before is forgotten."""
+        """The next key; None once the queue is closed. An earlier delay of the key is cancelled."""
         with self._changed:
             while not self._closed:
                 pause = self._promote()
@@ -48,7 +48,7 @@ class WorkQueue(Generic[K]):
             return None
 
     def done(self, key: K) -> None:
-        """The work on `key` has ended."""
+        """Mark the work on `key` as ended."""
         with self._changed:
             self._busy.discard(key)
             if key in self._waiting:
@@ -56,7 +56,7 @@ class WorkQueue(Generic[K]):
                 self._changed.notify()
 
     def close(self) -> None:
-        """Let every `get` return None."""
+        """Make every `get` return None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -77,10 +77,10 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._heap, (when, self._sequence, key))
 
     def _promote(self) -> float | None:
-        """Move what is due; the time until the next, or None."""
+        """Move due keys into the queue; seconds until the next one, or None."""
         while self._heap:
             when, _, key = self._heap[0]
-            if self._due.get(key) != when:  # forgotten, or set anew
+            if self._due.get(key) != when:  # cancelled or replaced
                 heapq.heappop(self._heap)
             elif when <= self._clock():
                 heapq.heappop(self._heap)

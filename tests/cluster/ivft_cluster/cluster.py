@@ -1,123 +1,40 @@
-"""A whole cluster: control plane, nodes, object storage, Prometheus, DNS and gateway, each a member."""
+"""The whole: control plane, nodes, object storage, Prometheus, DNS and gateway, each a member of one cluster."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from kubernetes import client, config
 
 from ivft_cluster import cgroups, daemons, machine, network, node
-from ivft_cluster.control_plane import ControlPlane
-from ivft_cluster.kubernetes import binary
+from ivft_cluster.faults import Faults
+from ivft_cluster.members import PROMETHEUS_PORT, S3_PORT
 from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
-from ivft_cluster.node import NodeSpec
 from ivft_cluster.oci import Image, import_archives, import_images
-from ivft_cluster.paths import PACKAGE, default_state_dir
+from ivft_cluster.paths import PACKAGE
 from ivft_cluster.pki import Authority
-from ivft_cluster.prometheus import Prometheus
-from ivft_cluster.s3 import S3Server
+from ivft_cluster.releases import binary
 from ivft_cluster.settings import Settings
-from ivft_cluster.shell import HarnessError, phase, tail, wait_for
+from ivft_cluster.shell import phase, wait_for
 
 T = TypeVar("T")
-S3_PORT, PROMETHEUS_PORT = 8333, 9090
 
 
-class Cluster:
+class Cluster(Faults):
     """A cluster by its state directory; attaching to one that is up is just making this object.
 
     From outside (this process) use `kubeconfig`, `s3` and `prometheus`: gateways on loopback lead in. From pods,
     object storage is at `s3_endpoint_inside`.
     """
-
-    def __init__(self, state: Path | str | None = None) -> None:
-        self.state = Path(state or os.environ.get("IVFT_CLUSTER_STATE") or default_state_dir()).absolute()
-        self.id = hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
-
-    # --- properties
-
-    @property
-    def settings(self) -> Settings:
-        path = self.state / "cluster.json"
-        if not path.exists():
-            raise HarnessError(f"no cluster in {self.state}: run `python -m ivft_cluster up` first")
-        return Settings.load(path)
-
-    @property
-    def node_names(self) -> list[str]:
-        return [f"node{number}" for number in range(1, self.settings.nodes + 1)]
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Administrator's kubeconfig for this machine's own network (through the gateway)."""
-        return self.state / "kubeconfig"
-
-    @property
-    def kubeconfig_inside(self) -> Path:
-        """The same for a process inside the control plane's network (`exec`)."""
-        return self.control_plane.pki / "admin.kubeconfig"
-
-    @property
-    def s3_endpoint_inside(self) -> str:
-        return f"http://{CONTROL_PLANE_IP}:{S3_PORT}"
-
-    @property
-    def prometheus_inside(self) -> str:
-        return f"http://{CONTROL_PLANE_IP}:{PROMETHEUS_PORT}"
-
-    @cached_property
-    def network(self) -> Namespace:
-        return Namespace.find(self._member(CONTROL_PLANE))
-
-    @cached_property
-    def control_plane(self) -> ControlPlane:
-        return ControlPlane(self.id, self.state, CONTROL_PLANE_IP, netns=self.network.prefix)
-
-    @cached_property
-    def s3(self) -> S3Server:
-        return S3Server(
-            self._member("s3"),
-            self.state / "s3",
-            self.settings.s3,
-            CONTROL_PLANE_IP,
-            S3_PORT,
-            f"http://127.0.0.1:{self.settings.s3_gateway}",
-            # Each gRPC port has a socket /tmp/seaweedfs-*-<port>.sock too, which no network hides.
-            inner_ports=tuple(range(first := 10_000 + int(self.id, 16) % 2_000 * 8, first + 7)),
-            netns=self.network.prefix,
-        )
-
-    @cached_property
-    def prometheus(self) -> Prometheus:
-        return Prometheus(
-            self._member("prometheus"),
-            self.state / "prometheus",
-            CONTROL_PLANE_IP,
-            PROMETHEUS_PORT,
-            f"http://127.0.0.1:{self.settings.prometheus_gateway}",
-            netns=self.network.prefix,
-        )
-
-    @cached_property
-    def api(self) -> Any:
-        """A `kubernetes` client for this cluster alone (no global configuration is touched)."""
-        return config.new_client_from_config(str(self.kubeconfig))  # type: ignore[no-untyped-call]
-
-    @property
-    def core(self) -> Any:
-        return client.CoreV1Api(self.api)
 
     # --- up and down
 
@@ -125,7 +42,7 @@ class Cluster:
         return bool(daemons.find(self._member(CONTROL_PLANE)))
 
     def up(self, nodes: int = 2) -> None:
-        """Bring up a fresh cluster with every node Ready; first remove an earlier cluster with this state directory.
+        """Bring up a fresh cluster with every node Ready; what an earlier one left in this state is removed first.
 
         Raises HarnessError naming the part that did not start, with the end of its log.
         """
@@ -161,7 +78,7 @@ class Cluster:
             self.wait_pods_admitted("default")
 
     def down(self) -> None:
-        """Remove every process, namespace, mount, cgroup and file of this cluster except its logs. Idempotent."""
+        """Remove every process, namespace, mount, cgroup and file of this cluster, but not its logs. Idempotent."""
         self._kill_all()
         self._forget()
         cgroups.remove(f"ivft-{self.id}-")
@@ -170,7 +87,7 @@ class Cluster:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _kill_all(self) -> None:
-        """Members, and other processes in their networks (for example an operator started by `exec`)."""
+        """Members, and whatever else lives in one of their networks (an operator started by `exec`, say)."""
         members = daemons.find(self.id)
         networks = {network.namespace_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
         networks -= {network.namespace_of(1), None}
@@ -193,26 +110,6 @@ class Cluster:
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         env = {**os.environ, "PATH": tools, **self.env_inside}
         return subprocess.run([*self.network.prefix, *(str(word) for word in argv)], env=env, **options)
-
-    @property
-    def env_inside(self) -> dict[str, str]:
-        return {
-            **self.s3.env,
-            "AWS_ENDPOINT_URL_S3": self.s3_endpoint_inside,
-            "KUBECONFIG": str(self.kubeconfig_inside),
-            "PROMETHEUS_URL": self.prometheus_inside,
-            "IVFT_CLUSTER_STATE": str(self.state),
-        }
-
-    @property
-    def env(self) -> dict[str, str]:
-        """The same variables for a process in this machine's own network."""
-        return {
-            **self.s3.env,
-            "KUBECONFIG": str(self.kubeconfig),
-            "PROMETHEUS_URL": self.prometheus.url,
-            "IVFT_CLUSTER_STATE": str(self.state),
-        }
 
     def kubectl(self, *arguments: str, **options: Any) -> str:
         """Output of kubectl. Raises CalledProcessError."""
@@ -238,21 +135,6 @@ class Cluster:
             results = pool.map(lambda name: work(node.shell_prefix(self._member(name))), names)
             return dict(zip(names, results, strict=True))
 
-    def wait_nodes_ready(self, names: Iterable[str] | None = None, timeout: float = 120) -> None:
-        wanted = set(names or self.node_names)
-
-        def ready() -> bool:
-            return wanted <= {
-                each.metadata.name
-                for each in self.core.list_node().items
-                if any(c.type == "Ready" and c.status == "True" for c in each.status.conditions or [])
-            }
-
-        def logs() -> str:
-            return "\n".join(f"--- {name}\n{self.node_log(name)}" for name in wanted)
-
-        wait_for(f"nodes {sorted(wanted)} are Ready", ready, timeout=timeout, on_timeout=logs)
-
     @contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:
         """A fresh namespace for one test, ready to take pods; deleted afterwards with all it holds."""
@@ -264,87 +146,19 @@ class Cluster:
             self.core.delete_namespace(name)
 
     def wait_pods_admitted(self, namespace: str) -> None:
-        """Wait for the namespace's default service account (and its token on old servers), which pods need."""
+        """Pods are refused until their namespace has its default service account, and on old servers its token."""
         probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
         wait_for(
             f"namespace {namespace} takes pods",
             lambda: self.core.create_namespaced_pod(namespace, probe, dry_run="All"),
         )
 
-    def node_log(self, name: str, daemon: str = "kubelet") -> str:
-        return tail(self._log(name)) + "\n" + tail(self.state / name / f"log/{daemon}.log")
-
-    def add_devices(self, name: str, resource: str, amount: int) -> None:
-        """Give a node devices such as `nvidia.com/gpu`; the kubelet counts and allocates them until a kill."""
-        node.start_device_plugin(self._member(name), resource, amount, self._log(name))
-
-        def allocatable() -> bool:
-            return bool(self.core.read_node(name).status.allocatable.get(resource) == str(amount))
-
-        wait_for(f"{name} has {amount} {resource}", allocatable, timeout=60)
-
-    def remove_devices(self, name: str, resource: str) -> None:
-        daemons.kill(daemons.find(node.device_plugin(self._member(name), resource)))
-
     def memory_available(self, name: str) -> int:
-        """Free bytes according to a node's kubelet."""
+        """Bytes that a node's kubelet counts as free."""
         summary = self.core.connect_get_node_proxy_with_path(name, "stats/summary")
         return int(ast.literal_eval(summary)["node"]["memory"]["availableBytes"])
 
-    # --- breaking it
-
-    def kill_node(self, name: str) -> None:
-        """Power a node off: kill all its processes, pods and its network at once."""
-        daemons.kill(daemons.find(self._member(name)))
-
-    def start_node(self, name: str) -> None:
-        """Power a node on again; it keeps its images and loses its pods' containers."""
-        self._start_node(self._number(name))
-
-    def shut_down_node(self, name: str, timeout: float = 60) -> None:
-        """Announce a shutdown to the node's kubelet, and power the node off when the kubelet has ended its pods."""
-        node.shut_down(self._member(name), self.state / name, timeout)
-        self.kill_node(name)
-
-    def set_eviction(self, name: str, signal: str, threshold: str) -> None:
-        """Restart a node's kubelet with another hard eviction threshold, such as memory.available below 1Gi."""
-        node.set_eviction(self._member(name), self.state / name, signal, threshold)
-        self.wait_nodes_ready([name])
-
-    def cut(self, one: str, other: str) -> None:
-        """Drop every packet between two nodes and their pods, or a node and `control-plane` (S3, Prometheus, API)."""
-        self._drop(one, other, on=True)
-
-    def heal(self, one: str, other: str) -> None:
-        self._drop(one, other, on=False)
-
-    def stop_apiserver(self) -> None:
-        daemons.kill(daemons.find(self._member("kube-apiserver")))
-
-    def start_apiserver(self) -> None:
-        self.control_plane.start_apiserver()
-        self.control_plane.wait_ready(self._api_server_outside)
-
-    def restart_apiserver(self) -> None:
-        self.stop_apiserver()
-        self.start_apiserver()
-
     # --- parts
-
-    def _member(self, name: str) -> str:
-        return f"{self.id}/{name}"
-
-    def _log(self, name: str) -> Path:
-        return self.state / "logs" / f"{name}.log"
-
-    def _number(self, name: str) -> int:
-        if name not in self.node_names:
-            raise HarnessError(f"no node {name!r}: the cluster has {', '.join(self.node_names)}")
-        return self.node_names.index(name) + 1
-
-    @property
-    def _api_server_outside(self) -> str:
-        return f"https://127.0.0.1:{self.settings.api_gateway}"
 
     def _start_gateway(self, authority: Authority) -> None:
         authority.kubeconfig("admin", self._api_server_outside, self.kubeconfig)
@@ -374,27 +188,3 @@ class Cluster:
         name = f"node{number}"
         authority.issue(name, f"system:node:{name}", "system:nodes", hosts=[name, "127.0.0.1", network.node_ip(number)])
         authority.kubeconfig(name, self.control_plane.server)
-
-    def _start_node(self, number: int) -> None:
-        name = f"node{number}"
-        spec = NodeSpec(
-            self.id,
-            name,
-            number,
-            network.node_ip(number),
-            network.pod_cidr(number),
-            self.state / name,
-            self.control_plane.pki,
-        )
-        own_network = Namespace.create(spec.member, self._log(name))
-        network.connect_node(self.network, own_network, number, self.settings.nodes)
-        node.start(spec, own_network, self._log(name))
-
-    def _drop(self, one: str, other: str, *, on: bool) -> None:
-        for here, there in ((one, other), (other, one)):
-            if there == CONTROL_PLANE:
-                sources = [CONTROL_PLANE_IP]
-            else:
-                number = self._number(there)
-                sources = [network.node_ip(number), network.pod_cidr(number)]
-            network.drop_from(Namespace.find(self._member(here)), sources, on=on)

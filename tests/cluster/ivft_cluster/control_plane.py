@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivft_cluster import daemons
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.pki import ADMIN_GROUP, SERVICE_NAMES, Authority
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import tail, wait_for
 
 SERVICE_CIDR = "10.96.0.0/16"

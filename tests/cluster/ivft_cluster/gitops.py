@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ivft_cluster.kubernetes import binary
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run
 
 

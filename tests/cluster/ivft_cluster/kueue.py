@@ -12,9 +12,9 @@ import yaml
 
 from ivft_cluster import helm
 from ivft_cluster.cluster import Cluster
-from ivft_cluster.kubernetes import KUEUE
 from ivft_cluster.oci import Image, add_image
 from ivft_cluster.paths import cache_dir, content_hash, locked
+from ivft_cluster.releases import KUEUE
 
 NAMESPACE = "kueue-system"
 CONFIGURATION = {

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivft_cluster import go_build, images, kubernetes
+from ivft_cluster import go_build, images, releases
 from ivft_cluster.contexts import COMPONENTS
 from ivft_cluster.paths import locked
 from ivft_cluster.shell import HarnessError, phase, run
@@ -50,7 +50,7 @@ def setup(*, tests: bool = True) -> None:
 
 
 def _build_programs(tests: bool) -> None:
-    for program in (*kubernetes.programs(), *(kubernetes.test_programs() if tests else ())):
+    for program in (*releases.programs(), *(releases.extra_programs() if tests else ())):
         with phase(f"{program.name} {program.version}", live=False):
             program.build()
     go_build.remove_intermediates()

@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from ivft_cluster import daemons
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import HOLDER, Namespace
 from ivft_cluster.paths import PACKAGE
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import wait_for
 
 # Fixed in the kubelet and in containerd. Left on the machine when the node is gone: removing a folder that some other

@@ -20,11 +20,11 @@ import yaml
 
 from ivft_cluster import cgroups
 from ivft_cluster.images import pause_image
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.network import CONTROL_PLANE_IP, POD_CIDR
 from ivft_cluster.node import SHUT_DOWN_MARK, NodeSpec
 from ivft_cluster.oci import CONTAINERD, forget_pruned, import_images
 from ivft_cluster.paths import cache_dir
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import run, wait_for
 
 SYSTEM_BUS = Path("/run/dbus/system_bus_socket")

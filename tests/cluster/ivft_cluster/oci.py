@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.paths import cache_dir, locked
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import HarnessError, run
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -13,8 +13,8 @@ import boto3
 from botocore.client import Config
 
 from ivft_cluster import daemons
-from ivft_cluster.kubernetes import binary
 from ivft_cluster.ports import free_ports
+from ivft_cluster.releases import binary
 from ivft_cluster.shell import tail, wait_for
 
 if TYPE_CHECKING:

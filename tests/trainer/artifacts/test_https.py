@@ -15,6 +15,8 @@ from internvl_trainer.errors import UserError
 from ivft_cluster.pki import Authority
 from trainer.artifacts.web_server import WebServer, serving
 
+pytestmark = pytest.mark.slow
+
 ROWS = bytes(range(256)) * 20_000  # 5 MB: several chunks
 FIELD = "spec.data.train.coco.annotation"
 

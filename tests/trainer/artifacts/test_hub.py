@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from trainer.artifacts.web_server import COMMIT, HubStandIn, serving
 
+pytestmark = pytest.mark.slow
+
 URI = "hf://team/tiny@main"
 WEIGHTS = bytes(range(256)) * 8000  # 2 MB
 DENIED = (

@@ -26,6 +26,8 @@ from trainer.artifacts.report_stand_in import HUB_CARD, PAGE, stand_ins
 from trainer.artifacts.web_server import serving
 from trainer.runs import environment, make_config, write_config
 
+pytestmark = pytest.mark.slow
+
 HUB: dict[str, Any] = {
     "secrets": {"huggingFace": "hf-token"},
     "publish": {"hub": {"repository": "team/tuned"}},

@@ -165,7 +165,7 @@ def serving(server: WebServer, certificate: Path | None = None) -> Iterator[None
         context.load_cert_chain(certificate, certificate.with_suffix(".key"))
         httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
     server.url = f"{'https' if certificate else 'http'}://127.0.0.1:{httpd.server_port}"
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield

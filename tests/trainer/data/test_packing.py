@@ -31,6 +31,8 @@ from internvl_trainer.train.setup import make_order
 from trainer.runs import make_config
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
+pytestmark = pytest.mark.slow
+
 PACKING = {"groupByLength": False, "packing": {"enabled": True, "maxTokens": 2048, "maxTiles": 12, "bufferSize": 3}}
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
 WEIGHTINGS: list[Weighting] = ["token", "sample", "square"]

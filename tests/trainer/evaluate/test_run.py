@@ -30,6 +30,8 @@ from safetensors.torch import save_file
 from trainer.evaluations import evaluation_config, predictions, run_evaluation, write_vqa
 from trainer.runs import GOLDEN
 
+pytestmark = pytest.mark.slow
+
 ROWS = 70  # three chunks, the last of them short
 BASE = GOLDEN / "checkpoints" / "internlm2"
 

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from trainer.merge.finished import SHARDS, expected_weights, golden_base, trained_adapter, whole_logits
 from transformers import AutoModelForImageTextToText
 
+pytestmark = pytest.mark.slow
+
 INDEX = "model.safetensors.index.json"
 ADAPTERS = [
     pytest.param({"languageRank": 4}, id="lora"),

@@ -31,6 +31,8 @@ from trainer.merge.test_merge import BOTH, run, weights
 from trainer.runs import environment, make_config, started, write_config
 from transformers import AutoModelForImageTextToText
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = "stages/train/adapter"
 
 
@@ -94,7 +96,6 @@ def test_a_base_in_the_hf_format_becomes_the_same(kind: str, tmp_path: Path) -> 
     }
 
 
-@pytest.mark.slow
 def test_what_a_real_training_exports_is_merged(tmp_path: Path) -> None:
     """Adapters, the projector that learned beside them, and the note of the base."""
     base = golden_base("internlm2", tmp_path / "base")

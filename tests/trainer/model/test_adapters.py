@@ -32,6 +32,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 BOTH = LoraSettings(language_rank=4, vision_rank=2)
 DORA = LoraSettings(language_rank=4, vision_rank=2, use_dora=True)
 SETTINGS = [pytest.param(BOTH, id="lora"), pytest.param(DORA, id="dora")]

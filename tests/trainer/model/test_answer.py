@@ -12,6 +12,8 @@ from internvl_trainer.data.conversation import Turn
 from internvl_trainer.model.answer import Prompt, answer_all, make_prompt, plan_batches
 from internvl_trainer.model.load import LoadedModel
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ("hello there", "what colour is the cat on the table in the middle of it?", "describe")
 
 

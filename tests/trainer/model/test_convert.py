@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 INDEX = "model.safetensors.index.json"
 NORM = "language_model.model.norm.weight"
 TEXT = "Hello there, <img><IMG_CONTEXT></img> 你好 {x: 1}\n\n  two  spaces"

@@ -13,6 +13,8 @@ from internvl_trainer.model.answer import answer
 from internvl_trainer.model.chat_model import ChatModel, ChatOutput
 from internvl_trainer.model.load import LoadedModel
 
+pytestmark = pytest.mark.slow
+
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
 CAPTION_PROMPT = "<image>\nProvide a one-sentence caption for the provided image."
 CAPTION_TOKENS = 12

@@ -17,6 +17,8 @@ from internvl_trainer.distributed import Rendezvous, free_port, prepare_environm
 from internvl_trainer.launcher import launch
 from trainer.runs import environment, make_config, pod_environment, started, write_config
 
+pytestmark = pytest.mark.slow
+
 
 def two() -> Rendezvous:
     return Rendezvous("127.0.0.1", 29999, world_size=4, rank=2, local_rank=0, processes=2)

@@ -24,6 +24,8 @@ from PIL import Image
 from trainer.report.outputs import TASK, Output, evaluated, prediction
 from trainer.runs import environment, started, write_config
 
+pytestmark = pytest.mark.slow
+
 _VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
 
 

@@ -22,6 +22,8 @@ from internvl_trainer.signals import StopRequested
 from trainer.evaluations import predictions, run_evaluation
 from trainer.retrieval.pair_runs import pair_config, write_pairs
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 40  # two chunks, the last of them short
 
 

@@ -19,6 +19,8 @@ from internvl_trainer.data.sampler import GlobalOrder, Position
 from internvl_trainer.errors import UserError
 from trainer.runs import GOLDEN, make_config
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = "Hermes-2"
 
 

@@ -1,8 +1,8 @@
-"""One attempt of a stage: start its group of workers, watch it, end it.
+"""One attempt of a stage: decide whether its group has ended; start, watch and end it.
 
-Pods have stable names, so an attempt starts only when no pod of an earlier one is left; and an attempt ends by
-raising status.attempt FIRST (in the same write as the counts), which makes its pods old pods, to be deleted. An
-operator that dies between any two writes therefore neither counts an end twice nor forgets it.
+Pods have stable names, so an attempt starts only when no pod of an earlier one is left. An attempt ends with one write
+that raises status.attempt and the counts; its pods are old pods from then on and are deleted. An operator that dies
+between any two writes therefore counts each end exactly once.
 """
 
 from datetime import timedelta
@@ -20,31 +20,32 @@ from internvl_operator.core.policies import (
     run_policy,
     start_deadlines,
 )
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
 from internvl_operator.core.resources import config_map, gang, names, pods, service
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
 
-def outcome(context: ReconcileContext, stage: Stage) -> Outcome | None:
-    """The group's outcome, once it is certain."""
-    workers = context.workers
-    created = context.created(stage)
+def decide(context: ReconcileContext, stage: Stage) -> Decision:
+    """Whether the group has ended, and how; else when to look again. Writes nothing."""
+    workers, created = context.workers, context.created(stage)
     if not workers and not created:
-        return None
+        return Decision()
     size = stage.size(context.run.spec)
     found = failure_policy.classify(workers, size if created else len({pod.rank for pod in workers}))
     if found is None or found.secondary:
         found = container_restart.restarted_in_place(context) or found
     if found and found.kind == "succeeded" and len(workers) < size:
-        return None  # the remaining workers are not created yet
+        return Decision()  # the remaining workers are not created yet
     if found and found.may_have_another_cause:
         wait = failure_policy.seconds_to_settle(workers, context.now, context.config.settle)
         if wait > 0:
-            context.wait(wait)
-            return None
-    return found or progress_deadline.exceeded(context, stage) or start_deadlines.exceeded(context, stage)
+            return Decision(wait=wait)
+    if found:
+        return Decision(found)
+    progress = progress_deadline.decide(context, stage)
+    return progress if progress.outcome else progress | start_deadlines.decide(context, stage)
 
 
 def start(context: ReconcileContext, stage: Stage) -> None:
@@ -53,7 +54,7 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     if wait := run_policy.seconds_until(status.retry_at, context.now):
         context.remove([pod for pod in context.old_pods if pod.active])
         context.wait(wait)
-        return  # the conditions set at the end of the last attempt still hold
+        return  # the conditions set at the end of the last attempt still apply
     if context.old_pods or context.children_of_earlier_run:
         context.remove(context.old_pods)
         _wait_for_old_pods(context, stage)
@@ -73,7 +74,7 @@ def start(context: ReconcileContext, stage: Stage) -> None:
 def watch(context: ReconcileContext, stage: Stage) -> None:
     """Report the state of a created group in status, and restore its Service."""
     entry, size = context.entry(stage), stage.size(context.run.spec)
-    container_restart.remember(context, size)
+    context.status.containers = context.status.containers or container_restart.containers(context.workers, size)
     context.status.workers = count(context)
     if not context.apply:
         context.apply += _shared(context, stage, only_missing=True)
@@ -124,7 +125,7 @@ def end(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
 
 
 def begin_next(context: ReconcileContext) -> None:
-    """Move on to the next attempt; the pods of the current one become old pods, and running ones are deleted."""
+    """Start the next attempt; the current pods become old pods, and active ones are deleted."""
     context.status.attempt += 1
     context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
     context.status.containers = []
@@ -142,7 +143,7 @@ def count(context: ReconcileContext) -> Workers:
 
 
 def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
-    """Service and PodGroup always; run.yaml is written once an attempt, so that all its pods read the same."""
+    """Service, PodGroup and ConfigMap; run.yaml changes only between attempts, so that all pods read the same one."""
     always = [service.build(context.run), *gang.pod_groups(context.run, stage)]
     if only_missing and names.config_map(context.run.name) in context.observed.config_maps:
         return always
@@ -152,9 +153,10 @@ def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = Fal
 def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
     leaving = len(context.old_pods)
     if context.children_of_earlier_run:
-        text = f"waiting for {', '.join(context.children_of_earlier_run[:3])} of an earlier {context.run.name!r} to go"
+        children = ", ".join(context.children_of_earlier_run[:3])
+        text = f"waiting for the deletion of {children} of an earlier {context.run.name!r}"
     else:
-        text = f"waiting for {leaving} pods of the last attempt to end"
+        text = f"waiting for {leaving} pods of the last attempt to terminate"
     context.set_phase(
         "Pending",
         "WaitingForOldPods",

@@ -1,15 +1,18 @@
-"""Conditions: the six of a phase, as kstatus (and with it Argo CD and Flux) reads them, and one about memory.
+"""Conditions: six that summarise the phase, as kstatus (and with it Argo CD and Flux) reads them, and MemoryEstimate.
 
-Ready=True only when the result is published; Reconciling=True while work goes on by itself; Stalled=True when it does
-not, whether the user may still mend it or the run has failed. Reconciling and Stalled are never True together.
-MemoryEstimate is there only where GPU memory is known; False warns, and stops nothing.
+Ready=True: the result is published. Reconciling=True: work continues without the user. Stalled=True: the run waits for
+the user or has failed. Reconciling and Stalled are never True together. MemoryEstimate exists only when GPU memory is
+known; False is a warning and stops nothing.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 
+from internvl_api.memory.advice import advice
+from internvl_api.memory.estimate import Verdict, estimate
 from internvl_api.status import Condition, ConditionType, Phase
 
+from internvl_operator.core.run import Run
 from internvl_operator.core.timestamps import to_text
 
 # Which conditions a phase makes True; the others are False.
@@ -21,9 +24,9 @@ _TRUE: dict[Phase, tuple[ConditionType, ...]] = {
     "Succeeded": ("Ready", "Complete"),
     "Failed": ("Stalled", "Failed"),
 }
-# What a False condition says, always the same, save Ready, which says what everyone waits for.
+# Reason and message of a False condition; Ready=False instead repeats the reason of the phase.
 _FALSE: dict[ConditionType, tuple[str, str]] = {
-    "Reconciling": ("Idle", "nothing is under way"),
+    "Reconciling": ("Idle", "no work is in progress"),
     "Stalled": ("NotStalled", "nothing waits for the user"),
     "Suspended": ("NotSuspended", "spec.runPolicy.suspend is false"),
     "Complete": ("NotComplete", "nothing is published yet"),
@@ -31,13 +34,14 @@ _FALSE: dict[ConditionType, tuple[str, str]] = {
 }
 _ORDER: tuple[ConditionType, ...] = ("Ready", *_FALSE)
 _SHOWN: tuple[ConditionType, ...] = (*_ORDER, "MemoryEstimate")
-_MESSAGE_LIMIT = 4096  # the API would take 32768; a status is read by people
+_MESSAGE_LIMIT = 4096  # characters; the API allows 32768, but people read a status
+_MEMORY_REASONS: dict[Verdict, str] = {"fits": "Fits", "tight": "Tight", "does not fit": "DoesNotFit"}
 
 
 def summarise(
     previous: Sequence[Condition], phase: Phase, reason: str, message: str, generation: int, now: datetime
 ) -> list[Condition]:
-    """All six conditions of a phase, each with the time it last changed its status; others stay as they were."""
+    """All six conditions of a phase, each with the time of its last transition; other conditions are kept."""
     out = list(previous)
     for kind in _ORDER:
         true = kind in _TRUE[phase]
@@ -66,7 +70,7 @@ def with_note_on_ready(conditions: Sequence[Condition], note: str, *, noted: boo
 
 
 def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:
-    """`conditions` with `new` in place of its type; lastTransitionTime stays unless the status changes."""
+    """`conditions` with `new` replacing its type; lastTransitionTime is kept unless the status changes."""
     out = []
     for old in conditions:
         if old.type != new.type:
@@ -77,10 +81,41 @@ def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condi
 
 
 def for_generation(conditions: Sequence[Condition], generation: int) -> list[Condition]:
-    """The conditions with `observedGeneration` set to the generation of the spec that they answer."""
+    """The conditions with `observedGeneration` set to the generation of the spec they describe."""
     return [condition.model_copy(update={"observed_generation": generation}) for condition in conditions]
 
 
 def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:
-    """Whether the condition is there and True."""
+    """Whether the condition is present and True."""
     return any(condition.type == kind and condition.status == "True" for condition in conditions)
+
+
+def with_memory_estimate(
+    conditions: Sequence[Condition], run: Run, gpu_memory: int | None, now: datetime
+) -> Sequence[Condition]:
+    """`conditions` with a fresh MemoryEstimate, or without one where no estimate is possible.
+
+    It warns before the first pod starts and never stops a run, as estimates may be wrong.
+    No estimate is possible for GPUs of unknown memory, runs on CPUs, models outside the catalogue and invalid specs.
+    """
+    new = _memory_estimate(run, gpu_memory, now)
+    if new is None:
+        return [condition for condition in conditions if condition.type != "MemoryEstimate"]
+    return set_condition(conditions, new)
+
+
+def _memory_estimate(run: Run, gpu_memory: int | None, now: datetime) -> Condition | None:
+    run_config = run.resolved.run_config
+    if gpu_memory is None or run_config is None or run_config.device != "cuda":
+        return None
+    found = estimate(run_config, gpu_memory)
+    if found is None:
+        return None
+    return Condition(
+        type="MemoryEstimate",
+        status="False" if found.verdict == "does not fit" else "True",
+        reason=_MEMORY_REASONS[found.verdict],
+        message=advice(found),
+        last_transition_time=to_text(now),
+        observed_generation=run.generation,
+    )

@@ -1,4 +1,4 @@
-"""The state of one reconcile pass: the facts it starts from, and the status, children and deletions decided so far."""
+"""The state of one reconcile pass: its inputs, and the status, children and deletions decided so far."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,7 +8,6 @@ from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageS
 
 from internvl_operator.core import conditions, stages
 from internvl_operator.core.events import events_between
-from internvl_operator.core.memory import with_estimate
 from internvl_operator.core.observe import Observed, Pod, owner
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
@@ -28,13 +27,13 @@ class ReconcileContext:
     config: OperatorConfig
     status: InternVLFineTuneStatus
     apply: list[dict[str, Any]] = field(default_factory=list)
-    delete: dict[str, Ref] = field(default_factory=dict)  # by uid: asking twice is asking once
+    delete: dict[str, Ref] = field(default_factory=dict)  # by uid, so that repeated requests are one
     waits: list[float] = field(default_factory=list)
     probe: tuple[Pod, ...] = ()
 
     @classmethod
     def begin(cls, run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> "ReconcileContext":
-        """Start a pass. The attempt is the newest one seen in status or pods: a status write may have been lost."""
+        """Start a pass. The attempt is the newest one in status or on pods, as a status write may have been lost."""
         status = run.status.model_copy(deep=True)
         if run.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
             status.stages = stages.in_order(run.resolved.spec, status.stages)
@@ -101,10 +100,10 @@ class ReconcileContext:
         self.waits.append(seconds)
 
     def remove(self, pods: list[Pod]) -> None:
-        """Delete pods with their grace period; by force once that is long over."""
+        """Delete pods with their grace period, and by force long after it has ended."""
         for pod in pods:
             left = force_left(pod, self.now, self.config)
-            if pod.deleted_at is None or left <= 0:
+            if pod.deletion_timestamp is None or left <= 0:
                 self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
             else:
                 self.wait(left)
@@ -113,7 +112,7 @@ class ReconcileContext:
         """Set the phase and the conditions that summarise it."""
         self.status.phase = phase
         self.status.conditions = conditions.summarise(
-            with_estimate(self.status.conditions, self.run, self.config.gpu_memory, self.now),
+            conditions.with_memory_estimate(self.status.conditions, self.run, self.config.gpu_memory, self.now),
             phase,
             reason,
             message,
@@ -135,6 +134,7 @@ class ReconcileContext:
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),
+            delete_anyway=self.status.phase == "Suspended",
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events_between(self.run.status, self.status),

@@ -9,7 +9,7 @@ from internvl_operator.core.stages import ending
 
 
 def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
-    """The events for what changed; empty when nothing a user would want to know has changed."""
+    """One Event for each change that matters to a user; empty when there is none."""
     return tuple(_events(old, new))
 
 

@@ -1,4 +1,4 @@
-"""Raw children -> what the core reasons about. Nothing here fails on what a cluster may hold."""
+"""Read raw children into the types of the core. Malformed objects never raise; they are ignored or read in part."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,49 +38,49 @@ class Pod:
     phase: str = "Pending"
     node: str | None = None
     ip: str | None = None
-    deleted_at: datetime | None = None  # when its grace period ends
-    container_id: str = ""  # another one in the same pod: its node forgot the first
+    deletion_timestamp: datetime | None = None  # when its grace period ends
+    container_id: str = ""  # a second id in the same pod: its node lost track of the first container
     exit_code: int | None = None
-    exit_reason: str = ""  # the container runtime's: OOMKilled, Error, ContainerStatusUnknown
-    exit_at: datetime | None = None
+    exit_reason: str = ""  # from the container runtime: OOMKilled, Error, ContainerStatusUnknown
+    finished_at: datetime | None = None
     result: StageResult | None = None
-    last_words: str = ""  # a termination message that is not a StageResult
-    pod_reason: str = ""  # the kubelet's or the control plane's, for the whole pod: Evicted, NodeLost
+    termination_message: str = ""  # empty when it is a StageResult
+    pod_reason: str = ""  # status.reason, from the kubelet or the control plane: Evicted, NodeLost
     pod_message: str = ""
-    disrupted: str = ""  # reason of the DisruptionTarget condition; KueueEviction
-    disruption: str = ""  # the same, in the words of who ends the pod
-    sandbox: bool | None = None  # volumes, sandbox and network are ready (PodReadyToStartContainers); None: not said
-    sandbox_message: str = ""
+    disruption_reason: str = ""  # of the DisruptionTarget condition, or KueueEviction
+    disruption_message: str = ""  # message of the same condition
+    ready_to_start: bool | None = None  # PodReadyToStartContainers: volumes, sandbox, network; None: not reported
+    ready_to_start_message: str = ""
     waiting_reason: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
-    gated: str = ""  # held back by a queue, and of no concern to the scheduler yet
-    accepted_at: datetime | None = None  # by its node's kubelet
+    scheduling_gated: str = ""  # message of the scheduling gate that holds the pod in a queue
+    start_time: datetime | None = None  # when the kubelet accepted the pod
 
     @property
     def finished(self) -> bool:
-        """Its trainer ran to an end, or the pod was declared over."""
+        """Its trainer has exited, or the pod has a final phase."""
         return self.exit_code is not None or self.phase in ("Succeeded", "Failed")
 
     @property
     def succeeded(self) -> bool:
-        """It ended well; deleting it afterwards does not change that."""
+        """It exited with 0; a later deletion does not change that."""
         return self.exit_code == 0 if self.exit_code is not None else self.phase == "Succeeded"
 
     @property
     def running(self) -> bool:
-        """Its processes work."""
+        """Its processes run."""
         return self.phase == "Running" and not self.finished
 
     @property
     def active(self) -> bool:
-        """It holds a place on a node, or waits for one."""
+        """It occupies a node, or waits for one."""
         return not self.finished
 
 
 @dataclass(frozen=True)
 class LiveProgress:
-    """The last answer of node rank 0's /progress."""
+    """The last /progress answer of node rank 0."""
 
     pod_uid: str
     progress: Progress
@@ -99,7 +99,7 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class RankAnswers:
-    """The answers of all processes of some pods, asked at the same time; in the order of ranks."""
+    """The answers of all processes of some pods to one probe, in rank order."""
 
     asked_at: datetime
     pod_uids: frozenset[str]
@@ -135,7 +135,7 @@ def observe(
 
 
 def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
-    """(name, uid) of the InternVLFineTune that controls a child; None for a stranger with our labels."""
+    """(name, uid) of the InternVLFineTune that controls a child; None for a foreign object with our labels."""
     for reference in raw["metadata"].get("ownerReferences") or ():
         if reference.get("controller") and reference.get("kind") == KIND:
             return reference["name"], reference["uid"]
@@ -150,7 +150,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
     stage, attempt, rank = (labels.get(label, "") for label in (LABEL_STAGE, LABEL_ATTEMPT, LABEL_NODE_RANK))
     if controller is None or not (attempt.isascii() and attempt.isdigit() and rank.isascii() and rank.isdigit()):
         return None
-    if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # copied labels and owner: not of our making
+    if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # somebody copied our labels and owner
         return None
     return Pod(
         name=metadata["name"],
@@ -164,8 +164,8 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         phase=status.get("phase", "Pending"),
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),
-        deleted_at=from_text(metadata.get("deletionTimestamp")),
-        accepted_at=from_text(status.get("startTime")),
+        deletion_timestamp=from_text(metadata.get("deletionTimestamp")),
+        start_time=from_text(status.get("startTime")),
         pod_reason=status.get("reason", ""),
         pod_message=_short(status.get("message", "")),
         **_conditions(status),
@@ -180,14 +180,17 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
             found["unschedulable"] = _short(condition.get("message", "")) or reason
         elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
-            found["gated"] = _short(condition.get("message", "")) or reason
+            found["scheduling_gated"] = _short(condition.get("message", "")) or reason
         elif kind == "DisruptionTarget" and state == "True":
-            found["disrupted"] = reason or "Disrupted"
-            found["disruption"] = _short(condition.get("message", ""))
+            found["disruption_reason"] = reason or "Disrupted"
+            found["disruption_message"] = _short(condition.get("message", ""))
         elif kind == "PodReadyToStartContainers" and state in ("True", "False"):
-            found["sandbox"], found["sandbox_message"] = state == "True", _short(condition.get("message", ""))
-        elif kind == "TerminationTarget" and state == "True":  # Kueue's, on a group that it evicts
-            found["disrupted"] = "KueueEviction"
+            found["ready_to_start"], found["ready_to_start_message"] = (
+                state == "True",
+                _short(condition.get("message", "")),
+            )
+        elif kind == "TerminationTarget" and state == "True":  # set by Kueue on a group it evicts
+            found["disruption_reason"] = "KueueEviction"
     return found
 
 
@@ -211,9 +214,9 @@ def _terminated(state: dict[str, Any]) -> dict[str, Any]:
     return {
         "exit_code": state.get("exitCode"),
         "exit_reason": state.get("reason", ""),
-        "exit_at": from_text(state.get("finishedAt")),
+        "finished_at": from_text(state.get("finishedAt")),
         "result": result,
-        "last_words": "" if result else _short(message),
+        "termination_message": "" if result else _short(message),
     }
 
 

@@ -1,4 +1,4 @@
-"""The administrator's configuration for all runs; the shell reads it from the environment and passes it in."""
+"""The administrator's configuration for all runs; `settings` reads it from the environment."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """Defaults of pods, and the bounds of waiting. Durations are seconds."""
+    """Defaults of pods, and limits of waits in seconds."""
 
     trainer_image: str = "localhost/internvl-trainer:dev"
     image_pull_policy: str = "IfNotPresent"
     cache_host_path: str | None = None
     gpu_memory: int | None = None  # bytes of one GPU
-    gang_schedulers: tuple[str, ...] = ()  # those whose PodGroups we may write and watch
+    gang_schedulers: tuple[str, ...] = ()  # whose PodGroups the operator may write and watch
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     retry_base: float = 10.0

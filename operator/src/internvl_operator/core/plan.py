@@ -1,4 +1,4 @@
-"""What a pass decides, as data; the shell carries it out in this order: apply, status, delete, events."""
+"""What a pass decides, as data. The applier carries it out in this order: children, status, deletions; then events."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from internvl_operator.core.observe import Pod
 
 @dataclass(frozen=True)
 class Ref:
-    """An object to delete, only while it still has this uid. `force`: without its grace period."""
+    """An object to delete while it still has this uid. `force`: without a grace period."""
 
     kind: Literal["Pod", "InternVLFineTune"]
     name: str
@@ -20,7 +20,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Event:
-    """A Kubernetes Event; made only where a status changes, never in a steady state."""
+    """A Kubernetes Event; sent only when a status changes."""
 
     kind: Literal["Normal", "Warning"]
     reason: str
@@ -29,13 +29,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """`status` is None when there is none to write; `requeue_after` is in seconds, None: no need.
+    """What to write and when to look again. `status`: None when there is none to write; `requeue_after`: seconds.
 
+    `delete_anyway`: delete even when the API server refuses the status, because the user asked to free the pods.
     `probe`: ask every process of these pods for its progress, and make another pass with the answers.
     """
 
     apply: tuple[dict[str, Any], ...] = ()
     delete: tuple[Ref, ...] = ()
+    delete_anyway: bool = False
     status: InternVLFineTuneStatus | None = None
     requeue_after: float | None = None
     events: tuple[Event, ...] = ()

@@ -1,4 +1,4 @@
-"""What the pods report -> status.progress, checkpoint, evaluation and artifacts."""
+"""Copy what pods report into status: progress, checkpoint, evaluation and artifacts."""
 
 from internvl_api.status import CheckpointStatus, EvaluationStatus, Progress
 
@@ -29,13 +29,13 @@ def text(progress: Progress) -> str | None:
     >>> text(Progress(step=400, total_steps=400, loss=0.5, stage="publish", detail="uploading"))
     'uploading'
     """
-    if progress.stage not in (None, "train"):  # the figures are of an earlier stage
+    if progress.stage not in (None, "train"):  # steps and loss are from an earlier stage
         return progress.detail
     return figures(progress) or progress.detail
 
 
 def figures(progress: Progress) -> str | None:
-    """Steps and loss, where there are any."""
+    """Steps and loss; None before the first step."""
     if progress.step is None:
         return None
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
@@ -43,7 +43,7 @@ def figures(progress: Progress) -> str | None:
 
 
 def _take_artifacts(context: ReconcileContext, made: dict[str, str]) -> None:
-    """Under the stage that made them, and by name: what is published takes the place of what it was made of."""
+    """Record artifacts under their stage and by name; a published artifact replaces its source of the same name."""
     if context.stage and made:
         entry = context.entry(context.stage)
         entry.artifacts = entry.artifacts | made
@@ -65,7 +65,7 @@ def _take(context: ReconcileContext, progress: Progress | None, checkpoint: Chec
     status = context.status
     if progress is not None:
         old = status.progress or Progress()
-        # A later stage has no steps of its own: the figures of training stay.
+        # Later stages report no steps: keep the figures of training.
         news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
         status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):

@@ -1,13 +1,13 @@
-"""The pass: (run, observed children, now) -> Plan. Pure; every trigger ends here.
+"""One pass: (run, observed children, now) -> Plan. Pure; every trigger ends here.
 
-Decided here, so that a reader need not guess:
-- The pods of a stage that is done stay until the run goes (ttlSecondsAfterFinished, or deletion), as those of a
-  Kubernetes Job do: they hold no GPU, and their logs can be read. cleanPodPolicy: All ends that with the run.
-- A changed podTemplate, secrets or scheduling restarts the current stage; any other change but runPolicy's starts the
-  pipeline again, where the trainer skips at once what the change does not touch. Neither costs a restart.
-- A run that is Complete stays complete whatever becomes of its spec; its Ready condition says that a change had no
-  effect. One that Failed is tried again, with a full budget, as soon as its spec changes.
-- activeDeadlineSeconds counts from startedAt, which a resumed run sets anew, as a Kubernetes Job does.
+Rules that are decided here:
+- Pods of completed stages stay until the run is deleted, as those of a Kubernetes Job do: they hold no GPU, and their
+  logs stay readable. cleanPodPolicy: All deletes them when the run ends.
+- A changed podTemplate, secrets or scheduling restarts the current stage; any other change except runPolicy restarts
+  the pipeline, where the trainer skips stages that the change does not affect. Neither counts as a restart.
+- A Complete run ignores changes of its spec, and its Ready condition says so. A Failed run starts again with a full
+  budget as soon as its spec changes.
+- activeDeadlineSeconds counts from startedAt, which a resumed run resets, as a Kubernetes Job does.
 """
 
 from datetime import datetime
@@ -21,7 +21,7 @@ from internvl_operator.core.observe import Observed
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.policies import oom_policy, run_policy
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang
 from internvl_operator.core.run import Run
@@ -31,9 +31,9 @@ _NO_EFFECT = "; the spec changed after publishing and has no effect: create a ne
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
-    """What to make, delete and answer. Never raises on what a user or a cluster may hold."""
+    """The plan of this pass. Never raises for anything that a user or a cluster may contain."""
     if run.deleting:
-        return Plan()  # owner references take the children along
+        return Plan()  # Kubernetes deletes the children through their owner references
     context = ReconcileContext.begin(run, observed, now, config)
     if _stays_finished(run):
         _keep_finished(context)
@@ -48,7 +48,7 @@ def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfi
 
 
 def rejected(run: Run, reason: str, message: str, now: datetime, config: OperatorConfig) -> Plan:
-    """The answer when the API server refused a child: status as before, and Stalled with the server's words."""
+    """The plan after the API server refused a child: the recorded status, Stalled with the server's message."""
     context = ReconcileContext.begin(run, Observed(), now, config)
     context.status.attempt = run.status.attempt
     context.set_phase("Stalled", reason, message)
@@ -63,7 +63,7 @@ def _stays_finished(run: Run) -> bool:
 
 
 def _keep_finished(context: ReconcileContext) -> None:
-    """Answer to a changed spec; delete the pods that cleanPodPolicy names, and the CR when its time has come."""
+    """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed."""
     run, status = context.run, context.status
     changed = status.run_digest not in (None, run.run_digest)
     status.conditions = with_note_on_ready(status.conditions, _NO_EFFECT, noted=changed)
@@ -83,12 +83,12 @@ def _keep_finished(context: ReconcileContext) -> None:
 
 
 def _follow_spec(context: ReconcileContext) -> None:
-    """Take a changed spec into account before anything else is decided."""
+    """Apply the consequences of a changed spec, before any other decision."""
     run, status = context.run, context.status
     if status.observed_generation not in (None, run.generation):
         status.retry_at, status.failures, status.infrastructure_failures = None, 0, 0
     stage = context.stage
-    if stage and context.entry(stage).state == "Failed":  # and its spec has changed since
+    if stage and context.entry(stage).state == "Failed":  # its spec has changed since
         status.restarts, status.started_at, status.finished_at = Restarts(), None, None
         context.entry(stage).state = "Pending"
         _close_attempt(context)
@@ -103,7 +103,7 @@ def _follow_spec(context: ReconcileContext) -> None:
 
 
 def _close_attempt(context: ReconcileContext) -> None:
-    """Start a new attempt, so that the pods of the current one become old pods; one without pods is kept."""
+    """Start a new attempt, so that the current pods become old pods; an attempt without pods is kept."""
     stage = context.stage
     if stage and (context.workers or context.created(stage)):
         context.entry(stage).state = "Pending"
@@ -111,15 +111,25 @@ def _close_attempt(context: ReconcileContext) -> None:
 
 
 def _advance(context: ReconcileContext) -> None:
-    """Go through the stages that have succeeded; act on the first that has not."""
+    """Record succeeded stages; act on the first stage that has not succeeded."""
     while stage := context.stage:
         progress.collect(context)
-        ended = attempt.outcome(context, stage)
+        ended = _apply(context, attempt.decide(context, stage))
         if ended is None or ended.kind != "succeeded":
             _act(context, stage, ended)
             return
         _succeed(context, stage)
     _complete(context)
+
+
+def _apply(context: ReconcileContext, decision: Decision) -> Outcome | None:
+    """Write a decision into the context; the outcome, when the attempt has ended."""
+    for field, value in decision.record.items():
+        setattr(context.status, field, value)
+    if decision.wait is not None:
+        context.wait(decision.wait)
+    context.probe = decision.probe
+    return decision.outcome
 
 
 def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None:
@@ -153,13 +163,13 @@ def _go_on(context: ReconcileContext, stage: Stage) -> None:
 
 
 def _suspend(context: ReconcileContext, stage: Stage) -> None:
-    """Every pod is asked to go with its grace period, in which a worker saves a checkpoint."""
+    """Delete every pod with its grace period, in which a worker saves a checkpoint."""
     _close_attempt(context)
     context.remove(context.old_pods)
     context.status.workers, context.status.retry_at, context.status.failures = Workers(), None, 0
-    context.status.started_at = None  # the deadline counts anew
+    context.status.started_at = None  # resets activeDeadlineSeconds
     leaving = len(context.old_pods)
-    text = f"{leaving} pods are saving their state and leaving" if leaving else "no pod is held"
+    text = f"{leaving} pods save their state and terminate" if leaving else "no pod is left"
     context.set_phase("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
 
 

@@ -1,4 +1,4 @@
-"""A raw custom resource -> Run: identity, resolved spec, last recorded status."""
+"""Read a raw custom resource into a Run: identity, resolved spec, last recorded status."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _POD_PART = ("podTemplate", "secrets", "scheduling")
 
 
 class Key(NamedTuple):
-    """A run, or any object of a kind."""
+    """Namespace and name of a run or another object."""
 
     namespace: str
     name: str
@@ -40,7 +40,7 @@ class Resolved(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One InternVLFineTune. The digests are of the spec as written: an operator upgrade changes neither."""
+    """One InternVLFineTune. The digests cover the spec as written, so that an operator upgrade changes neither."""
 
     namespace: str
     name: str
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def spec(self) -> InternVLFineTuneSpec:
-        """The parsed spec. Raises SpecError when there is none."""
+        """The parsed spec. Raises SpecError when it is invalid."""
         if self.resolved.spec is None:
             raise self.resolved.error or ValueError("neither spec nor error")
         return self.resolved.spec
@@ -69,7 +69,7 @@ class Run:
 
 
 def read_run(raw: dict[str, Any]) -> Run:
-    """Never raises on what a user can write: a bad spec becomes `resolved.error`, a strange status is read in part."""
+    """The run. Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part."""
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), raw.get("status") or {}
     status = read_status(raw_status)
@@ -92,7 +92,7 @@ def read_run(raw: dict[str, Any]) -> Run:
 
 
 def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
-    """What of a status this version understands; the fields it does not are left at their defaults."""
+    """The fields of a status that this version understands; all others have their defaults."""
     known = dict(raw)
     while True:
         try:
@@ -102,7 +102,7 @@ def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
             known = {key: value for key, value in known.items() if key not in strange}
 
 
-# Resolving reads a recipe and renders YAML (milliseconds); a run is looked at many times between two edits.
+# Resolving reads a recipe and renders YAML (milliseconds); a run has many passes between two edits.
 @lru_cache(maxsize=2048)
 def _resolve(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:
     spec, violations = check_spec(json.loads(spec_json), cluster)

@@ -1,4 +1,4 @@
-"""The pipeline of a run: how many pods each stage takes, and which is next."""
+"""The pipeline of a run: its stages, their size, and which one is next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ class Stage:
 
     @property
     def parallel(self) -> bool:
-        """Whether all of the run's workers take part, each with its GPUs."""
+        """Whether the stage runs on all workers, each with its GPUs."""
         return self.name in PARALLEL_STAGES
 
     @property
     def title(self) -> str:
-        """For reasons of conditions: `Preflight`."""
+        """The name in reasons of conditions: `Preflight`."""
         return "".join(part.capitalize() for part in self.name.split("-"))
 
     def size(self, spec: InternVLFineTuneSpec) -> int:
-        """Pods of the group."""
+        """Number of pods in the group."""
         return spec.workers if self.parallel else 1
 
     def processes(self, spec: InternVLFineTuneSpec) -> int:
-        """Processes in one pod."""
+        """Number of processes in one pod."""
         return spec.processes_per_worker if self.parallel else 1
 
     def gpus(self, spec: InternVLFineTuneSpec) -> int:
@@ -40,7 +40,7 @@ class Stage:
 
 
 def pipeline(spec: InternVLFineTuneSpec) -> tuple[Stage, ...]:
-    """The stages that a spec asks for, in their order."""
+    """The stages that a spec asks for, in order."""
     return tuple(Stage(name) for name in stage_names(spec.method, spec.evaluation, spec.merge))
 
 
@@ -50,7 +50,7 @@ def fresh(spec: InternVLFineTuneSpec) -> list[StageStatus]:
 
 
 def in_order(spec: InternVLFineTuneSpec, known: Sequence[StageStatus]) -> list[StageStatus]:
-    """The pipeline's entries, those already known kept; entries of stages that are no longer asked for are dropped."""
+    """One entry for each stage of the pipeline: the known one, else a fresh one; other known entries are dropped."""
     by_name = {entry.name: entry for entry in known}
     return [by_name.get(entry.name) or entry for entry in fresh(spec)]
 
@@ -61,7 +61,7 @@ def current(entries: Sequence[StageStatus]) -> Stage | None:
 
 
 def ending(entry: StageStatus) -> str:
-    """Why the last attempt ended: the word that docs/runbook.md has, then the message."""
+    """Why the last attempt ended: reason (as in docs/runbook.md), then message."""
     return ": ".join(part for part in (entry.reason, entry.message) if part)
 
 

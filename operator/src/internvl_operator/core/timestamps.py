@@ -9,7 +9,7 @@ def to_text(moment: datetime) -> str:
 
 
 def from_text(text: object) -> datetime | None:
-    """The moment, or None when there is none or it cannot be read."""
+    """The moment; None when the text is missing or malformed."""
     if not isinstance(text, str):
         return None
     try:

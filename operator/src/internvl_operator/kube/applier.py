@@ -1,7 +1,7 @@
-"""Carries out a plan: children, then status, then deletions; writes only what differs.
+"""Carry out a plan: children, then status, then deletions; write only what differs.
 
-The order is what makes a crash harmless. Children first: their names and labels say which attempt they belong to.
-Status before deletions: an end that was counted is on record before its evidence goes.
+The order makes a crash harmless. Children come first: their names and labels tell which attempt they belong to. Status
+comes before deletions, so that a counted end is recorded before its evidence is deleted.
 """
 
 import logging
@@ -21,11 +21,11 @@ from internvl_operator.kube.client import Api, ApiError, resource_of
 Raw = dict[str, Any]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-_ALONE = 2  # up to so many requests are not worth handing to other threads
+_ALONE = 2  # up to this many requests, threads are slower
 
 
 class Refused(Exception):
-    """The API server will not have a child as it is; `reason` is a condition's."""
+    """The API server refuses a child; `reason` is for a condition."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Applier:
-    """Writes through `api`, and puts the answers into the caches, so that the next pass sees its own writes."""
+    """Write through `api` and put the answers into the caches, so that the next pass sees its own writes."""
 
     def __init__(
         self,
@@ -44,34 +44,42 @@ class Applier:
     ) -> None:
         """`children`: by resource, as `resource_of` names it."""
         self._api, self._runs, self._children, self._executor = api, runs, children, executor
-        # The status asked for, by uid, where the server made another of it: one that prunes what its older CRD does not
-        # know would otherwise be asked again for ever.
+        # The last status sent, by uid, where the stored one differs: a server with an older CRD prunes unknown fields,
+        # and each pass would send them again.
         self._asked: dict[str, Raw] = {}
-        self._undeclared: set[tuple[str, ...]] = set()  # fields of a status that the installed CRD does not have
+        self._undeclared: set[tuple[str, ...]] = set()  # status fields that the installed CRD lacks
 
     def carry_out(self, run: Run, plan: Plan) -> int:
-        """The number of pods made. Raises Refused for a child, ApiError for anything that may pass."""
+        """The number of pods created. Raises Refused for a refused child, ApiError for anything else."""
         missing = [obj for obj in plan.apply if not self._there(obj)]
         shared = [obj for obj in missing if obj["kind"] != "Pod"]
         pods = [obj for obj in missing if obj["kind"] == "Pod"]
-        for obj in shared:  # first: a pod waits in vain for a ConfigMap that is not there
+        for obj in shared:  # first: a pod cannot start without its ConfigMap
             self._apply(obj)
         self._each(self._apply, pods)
-        if plan.status is not None:
-            self.write_status(run, plan.status)
-        self._each(lambda ref: self._delete(run, ref), plan.delete)
+        try:
+            if plan.status is not None:
+                self.write_status(run, plan.status)
+        except ApiError as error:
+            if plan.delete_anyway and error.status not in (0, 404, 409):  # not answered, gone, or out of date
+                self._remove(run, plan)
+            raise
+        self._remove(run, plan)
         return len(pods)
 
+    def _remove(self, run: Run, plan: Plan) -> None:
+        self._each(lambda ref: self._delete(run, ref), plan.delete)
+
     def write_status(self, run: Run, status: InternVLFineTuneStatus) -> bool:
-        """True when there was something to write."""
+        """Write the status if it differs; True when it was written."""
         wanted = _without(status.to_dict(), self._undeclared)
         if wanted in (run.raw_status, self._asked.get(run.uid)):
             return False
         obj = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            # The version makes the server refuse (409) a status meant for an earlier run of this name: it ignores the
-            # uid of a status. A run that was edited meanwhile refuses it too, and the pass is made again.
+            # The version makes the server refuse (409) a status meant for an earlier run of this name, as the uid is
+            # ignored. A run that was edited meanwhile is refused too, and has another pass.
             "metadata": {
                 "name": run.name,
                 "namespace": run.namespace,
@@ -88,40 +96,43 @@ class Applier:
         return True
 
     def _apply_status(self, obj: Raw) -> Raw:
-        """An older CRD refuses a whole status for a field that it does not know: written is what it does know."""
+        """Write the status, without the fields for which the server of an older CRD refuses it."""
         try:
             return self._api.apply_status(obj)
         except ApiError as error:
             _, *path = error.undeclared or ("",)
             if not path or tuple(path) in self._undeclared:
                 raise
-            logger.warning("the CRD is older than this operator: it has no status.%s; update it", ".".join(path))
+            logger.warning(
+                "the installed CRD is older than this operator and lacks status.%s; update the CRD", ".".join(path)
+            )
             self._undeclared.add(tuple(path))
         return self._apply_status(obj | {"status": _without(obj["status"], self._undeclared)})
 
     def forget(self, uid: str) -> None:
-        """The run is gone."""
+        """Drop what is kept for a deleted run."""
         self._asked.pop(uid, None)
 
     def _there(self, obj: Raw) -> bool:
         found = self._children[resource_of(obj)].get(_key(obj))
-        if found is None or obj["kind"] == "Pod":  # a pod cannot be changed: one that is there is as it was made
+        if found is None or obj["kind"] == "Pod":  # pods are immutable: an existing one is as it was created
             return found is not None
-        wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists leave them out
+        wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists omit them
         return contains(found, wanted)
 
     def _apply(self, obj: Raw) -> None:
         collection = self._children[resource_of(obj)]
         seen = collection.get(_key(obj)) is not None
-        if not seen and obj["kind"] != "Pod":  # an apply would merge ours into it; a pod cannot be changed so
+        if not seen and obj["kind"] != "Pod":  # an apply would merge into a foreign object; pods are immutable
             self._check_name_is_free(obj)
         try:
-            # What we have never seen may be somebody else's: only our own is taken back by force.
+            # Force only for our own children: an object we have not seen may belong to somebody else.
             collection.answered(self._api.apply(obj, force=seen))
         except ApiError as error:
             name = f"{obj['kind']} {obj['metadata']['name']}"
             if error.unknown_kind:
-                text = f"spec.scheduling.gang: the cluster knows no {name} ({obj['apiVersion']}); is its CRD installed?"
+                version = obj["apiVersion"]
+                text = f"spec.scheduling.gang: the cluster does not serve {name} ({version}); is its CRD installed?"
                 raise Refused("GangNotEnabled", text) from error
             if error.refused:
                 if obj["kind"] == "Pod":
@@ -130,20 +141,18 @@ class Applier:
             raise
 
     def _check_name_is_free(self, obj: Raw) -> None:
-        """Of what the watches do not show, as it has not our labels; ours are there when an answer was lost."""
+        """Raise Refused for a foreign object of this name; informers cannot see one, as they select our labels."""
         kind, (namespace, name) = resource_of(obj), _key(obj)
         found = self._api.find(kind, namespace, name)
         if found is not None and not owned_alike(found, obj):
-            text = (
-                f"found {obj['kind']} {name} of somebody else, whose name the run needs; delete it, or rename the run"
-            )
-            raise Refused("NameTaken", text)
+            text = f"{obj['kind']} {name} exists and belongs to another owner, but the run needs its name; "
+            raise Refused("NameTaken", text + "delete it, or rename the run")
 
     def _delete(self, run: Run, ref: Ref) -> None:
         try:
             answer = self._api.delete(ref.kind, run.namespace, ref.name, uid=ref.uid, force=ref.force)
         except ApiError as error:
-            if error.status not in (404, 409):  # gone already, or the name belongs to another by now
+            if error.status not in (404, 409):  # already deleted, or the name belongs to a new object
                 raise
         else:
             if ref.kind == "Pod" and "deletionTimestamp" in answer.get("metadata", {}):
@@ -160,7 +169,7 @@ class Applier:
 
 
 def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
-    """A status without these fields; a list is no step of a path."""
+    """A status without the fields at these paths; a path has no step for a list."""
     if not paths or not isinstance(value, dict | list):
         return value
     if isinstance(value, list):
@@ -174,7 +183,7 @@ def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
 
 
 def owned_alike(one: Raw, other: Raw) -> bool:
-    """Whether two children belong to runs of one name; that of an earlier run is on its way out, or ours soon."""
+    """Whether two children belong to runs of the same name, such as an earlier run whose children are being deleted."""
     first, second = owner(one), owner(other)
     return first is not None and second is not None and first[0] == second[0]
 

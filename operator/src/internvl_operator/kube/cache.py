@@ -1,9 +1,9 @@
 """Caches of runs and their children, indexed by run; filled by watches and by the answers to our own writes.
 
-Both report the same objects in no fixed order. Resource versions grow with every change, so the newer one counts;
-and an answer about an object that the watch has already passed (and so has seen deleted) is not taken in again.
+Watches and answers report the same objects in any order. Resource versions grow with every change, so the newer object
+wins; an answer older than the watch's position is ignored, because the watch may have seen the object deleted.
 
-Raw objects are kept packed: as Python dictionaries, a few thousand runs would fill a small container.
+Raw objects are stored compressed: as Python dictionaries, a few thousand runs would fill a small container.
 """
 
 import json
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
 
 
 class Collection(Generic[T]):
-    """Objects of one kind. `read` makes of a raw object what is kept; None, or no owner: it is not ours."""
+    """Objects of one kind. `read` converts a raw object for storage; None, or an object without owner, is not ours."""
 
     def __init__(self, read: Read[T], owner_name: OwnerName) -> None:
         self._read, self._owner_name = read, owner_name
@@ -37,19 +37,19 @@ class Collection(Generic[T]):
         self._position = 0
 
     def seen(self, raw: Raw) -> Key | None:
-        """A watch says: created or changed. The run to look at, or None when this is nothing new."""
+        """Store a created or changed object. Its run, or None when the object is not newer."""
         with self._lock:
             self._position = max(self._position, version_of(raw))
             return self._put(raw)
 
     def gone(self, raw: Raw) -> Key | None:
-        """A watch says: deleted."""
+        """Remove a deleted object. Its run, or None when it was unknown."""
         with self._lock:
             self._position = max(self._position, version_of(raw))
             return self._drop(key_of(raw))
 
     def answered(self, raw: Raw) -> None:
-        """The API server says so, in answer to a write."""
+        """Store the answer to a write."""
         with self._lock:
             if key_of(raw) in self._entries or version_of(raw) > self._position:
                 self._put(raw)
@@ -57,10 +57,10 @@ class Collection(Generic[T]):
     def replaced(
         self, raws: Iterable[Raw], position: int, *, within: str | None = None, passed: int = 0
     ) -> tuple[set[Key], int]:
-        """A new list of everything (in namespace `within`).
+        """Replace everything (in namespace `within`) with a new list.
 
-        The runs whose children differ from before; and the number of objects whose change was no news, as the watch
-        has told of later ones (up to version `passed`).
+        Returns the runs whose children changed, and the number of changes that the watch had missed: those with a
+        version up to `passed`, its position.
         """
         with self._lock:
             listed, changed, missed = set(), set(), 0
@@ -77,7 +77,7 @@ class Collection(Generic[T]):
             return changed, missed
 
     def of(self, run: Key) -> list[T]:
-        """Everything of one run."""
+        """All objects of one run."""
         with self._lock:
             kept = [self._entries[key].value for key in self._by_run.get(run, ())]
         return [self._given(value) for value in kept]
@@ -107,11 +107,11 @@ class Collection(Generic[T]):
         return run
 
     def _kept(self, value: T) -> Any:
-        """What is stored of a value."""
+        """The stored form of a value."""
         return value
 
     def _given(self, kept: Any) -> T:
-        """The value again."""
+        """The value of a stored form."""
         value: T = kept
         return value
 
@@ -128,7 +128,7 @@ class Collection(Generic[T]):
 
 
 class RawCollection(Collection[Raw]):
-    """Raw objects, which are seldom looked at."""
+    """Raw objects, stored compressed because they are read seldom."""
 
     def __init__(self, owner_name: OwnerName) -> None:
         super().__init__(slim, owner_name)
@@ -154,7 +154,7 @@ class RunCache:
         self._runs: dict[Key, _PackedRun] = {}
 
     def seen(self, raw: Raw) -> bool:
-        """Take in a newer state; False when it is not newer."""
+        """Store a newer state; False when it is not newer."""
         with self._lock:
             known = self._runs.get(key_of(raw))
             if known and known.version >= version_of(raw):  # also of an earlier run of this name
@@ -163,20 +163,20 @@ class RunCache:
             return True
 
     def answered(self, raw: Raw) -> None:
-        """Take in the answer to a write, unless the run has gone meanwhile."""
+        """Store the answer to a write, unless the run was deleted meanwhile."""
         with self._lock:
             known = self._runs.get(key_of(raw))
             if known and known.uid == raw["metadata"]["uid"] and version_of(raw) > known.version:
                 self._put(raw)
 
     def gone(self, key: Key, uid: str) -> None:
-        """Forget a deleted run, unless its name already belongs to another."""
+        """Forget a deleted run, unless its name already belongs to a new one."""
         with self._lock:
             if key in self._runs and self._runs[key].uid == uid:
                 del self._runs[key]
 
     def get(self, key: Key) -> Raw | None:
-        """The raw object; a copy of its own."""
+        """A copy of the raw object."""
         with self._lock:
             known = self._runs.get(key)
         return unpack(known.packed) if known else None
@@ -197,7 +197,7 @@ class RunCache:
 
 
 def _own(text: str) -> str:
-    """A copy. A string out of a long list, if kept, would hold on to the memory in which the whole list was parsed."""
+    """A copy: keeping a string of a parsed list would keep the memory of the whole list."""
     return text.encode().decode()
 
 
@@ -207,7 +207,7 @@ def pack(raw: Raw) -> bytes:
 
 
 def unpack(packed: bytes) -> Raw:
-    """The object again."""
+    """The object of compressed JSON."""
     raw: Raw = json.loads(zlib.decompress(packed))
     return raw
 
@@ -219,19 +219,19 @@ def key_of(raw: Raw) -> Key:
 
 
 def version_of(raw: Raw) -> int:
-    """The resource version as a number, which API servers hand out in growing order."""
+    """The resource version as a number; API servers assign growing ones."""
     text = raw["metadata"].get("resourceVersion", "")
     return int(text) if text.isdigit() else 0
 
 
 def slim(raw: Raw) -> Raw:
-    """Without managedFields, which weigh more than the rest and are never looked at."""
+    """The object without managedFields, which are larger than the rest and never read."""
     metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
     return {**raw, "metadata": metadata}
 
 
 def contains(found: object, wanted: object) -> bool:
-    """Whether `found` already says all that `wanted` says; servers add fields of their own."""
+    """Whether `found` contains all of `wanted`; servers add fields of their own."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(key in found and contains(found[key], wanted[key]) for key in wanted)
     if isinstance(wanted, list):

@@ -1,6 +1,6 @@
 """Client of the API server: JSON in, JSON out, over one connection pool.
 
-The official client finds and refreshes the credentials; its generated models are left aside, because building and
+The official client finds and refreshes the credentials. Its generated models are not used, because building and
 reading them costs more than the request.
 """
 
@@ -40,7 +40,7 @@ RESOURCES = {
 
 
 class ApiError(Exception):
-    """The server's refusal (`status` is HTTP's), or no answer at all (`status` 0)."""
+    """A refusal by the server (`status`: HTTP status), or no answer (`status` 0)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -48,24 +48,24 @@ class ApiError(Exception):
 
     @property
     def gone(self) -> bool:
-        """The object, or its namespace, is not there or on its way out."""
+        """The object or its namespace does not exist or is being deleted."""
         return self.status == 404 or (self.status == 403 and "being terminated" in self.message)
 
     @property
     def refused(self) -> bool:
-        """The request itself is at fault: sending it again as it is will not help."""
+        """The request itself is invalid or forbidden: an unchanged retry will fail too."""
         foreign = self.status == 409 and "Apply failed with" in self.message  # another manager owns a field
         return (self.status in (400, 403, 413, 422) or foreign) and not self.gone
 
     @property
     def undeclared(self) -> tuple[str, ...]:
-        """The field that the schema of a kind does not have: `("status", "stages", "attempt")`; else empty."""
+        """The path of a field that the schema lacks: `("status", "stages", "attempt")`; else empty."""
         found = _UNDECLARED.search(self.message)
         return tuple(re.sub(r"\[[^]]*\]", "", found[1]).split(".")) if found else ()
 
     @property
     def unknown_kind(self) -> bool:
-        """Nobody has installed the CustomResourceDefinition of this kind."""
+        """The CustomResourceDefinition of this kind is not installed."""
         return self.status == 404 and "could not find the requested resource" in self.message
 
 
@@ -77,12 +77,12 @@ class Api:
         self._configuration = configuration
         self._pool = client.ApiClient(configuration).rest_client.pool_manager
         self.timeout = timeout
-        # Seconds for which writing is allowed; a replica that may have lost the lead must not even try.
+        # Seconds for which writes are allowed: a replica that may have lost the Lease must not try.
         self.time_left: Callable[[], float] = lambda: float("inf")
 
     @classmethod
     def connect(cls, *, timeout: float, connections: int) -> "Api":
-        """In a pod: its service account; elsewhere: KUBECONFIG. Raises kubernetes.config.ConfigException."""
+        """Connect with the pod's service account, else with KUBECONFIG. Raises kubernetes.config.ConfigException."""
         try:
             config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
@@ -96,20 +96,20 @@ class Api:
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
 
     def apply_status(self, obj: Raw) -> Raw:
-        """Server-side apply of `obj["status"]`; 404 when the object is gone, 409 when it has another version."""
+        """Server-side apply of `obj["status"]`; 404 when the object is deleted, 409 when its version differs."""
         metadata = obj["metadata"]
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
 
     def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
-        """Delete only while the object has this uid (else 409); `force`: with no grace period."""
+        """Delete the object if it has this uid (else 409); `force`: without a grace period."""
         body: Raw = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if force:
             body["gracePeriodSeconds"] = 0
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
     def create(self, obj: Raw) -> Raw:
-        """Only for Events, of which each is new."""
+        """Create an Event."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
     def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
@@ -151,7 +151,7 @@ class Api:
         return self._json("GET", path, {})
 
     def find(self, kind: str, namespace: str, name: str) -> Raw | None:
-        """One object; None when it, or its kind, is not there."""
+        """One object; None when it or its kind does not exist."""
         try:
             return self.get(object_path(kind, namespace, name))
         except ApiError as error:
@@ -160,7 +160,7 @@ class Api:
             raise
 
     def lease(self, method: str, path: str, body: Raw | None, timeout: float) -> Raw:
-        """The one kind of write that needs no lead, because it is how the lead is had."""
+        """Read or write a Lease: the only write that needs no lead, because it acquires it."""
         return self._json(method, path, {}, body, timeout=timeout)
 
     def _write(
@@ -176,7 +176,7 @@ class Api:
         result = "error"
         try:
             if (left := self.time_left()) <= 0:
-                raise ApiError(0, "NotLeading", "another replica may lead by now")
+                raise ApiError(0, "NotLeading", "another replica may lead now")
             query = {"fieldManager": FIELD_MANAGER} | flags
             answer = self._json(method, path, query, body, timeout=min(self.timeout, left))
             result = "ok"
@@ -234,23 +234,23 @@ class Api:
         return response
 
     def _authorization(self) -> dict[str, str]:
-        # Asked for on every request: this is where the client library renews a service account's token.
+        # On every request, because the client library renews a service account's token here.
         settings: Any = self._configuration.auth_settings()
         return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
 
 
 def encode(body: Raw) -> bytes:
-    """JSON that is YAML too, as what is applied is read as YAML.
+    """JSON that is also valid YAML, because the server parses applied objects as YAML.
 
-    That knows no escaped surrogate pairs, so that such a character (an emoji) has to stand for itself; and it wants
-    escaped what it does not print.
+    YAML has no escaped surrogate pairs, so characters such as emoji are written literally; unprintable characters are
+    escaped.
     """
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
 
 
 def resource_of(obj: Raw) -> str:
-    """The key of RESOURCES: an object's kind, and its group where several have one of this kind."""
+    """The key in RESOURCES: an object's kind, with its group where several groups have that kind."""
     group, _, _ = obj["apiVersion"].rpartition("/")
     kind: str = obj["kind"]
     return kind if kind in RESOURCES else f"{kind}.{group}"

@@ -1,4 +1,4 @@
-"""Sends Kubernetes Events from its own thread: they may be late or lost, but never delay a pass."""
+"""Send Kubernetes Events from a separate thread: they may be late or lost, but never delay a pass."""
 
 import itertools
 import logging
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class EventRecorder:
-    """Takes events at any rate; drops them, and counts that, while too many wait."""
+    """Accepts events at any rate; drops and counts them while the queue is full."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE_LIMIT)
-        self._numbers = itertools.count(time.time_ns())  # grow over restarts too
+        self._numbers = itertools.count(time.time_ns())  # growing across restarts
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def send(self, run: Run, event: Event, now: str) -> None:
@@ -47,14 +47,14 @@ class EventRecorder:
                 self._api.create(event)
             except ApiError as error:
                 metrics.EVENTS_DROPPED.inc()
-                logger.debug("an event was lost: %s", error)
+                logger.debug("event dropped: %s", error)
 
 
 def _build(run: Run, event: Event, now: str, number: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        # Times are whole seconds: where they are equal, it is by name that kubectl puts events in order.
+        # Times are whole seconds; kubectl orders events of the same second by name.
         "metadata": {"name": f"{run.name[:_NAME_LIMIT]}.{number:016x}", "namespace": run.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,

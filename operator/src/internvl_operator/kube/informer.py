@@ -1,7 +1,7 @@
-"""Keeps a cache up to date: one thread for each kind and namespace lists, watches, and lists again periodically.
+"""Keep a cache up to date: one thread for each kind and namespace lists, watches, and relists periodically.
 
-A watch may miss a change: a proxy or a server's cache loses an event and goes on. The next list finds it. Lists run
-between two watches, so that no event comes in while a list is compared.
+A watch may miss a change when a proxy or a server's cache loses an event; the next list finds it. Lists run between two
+watches, so that no event arrives during a comparison.
 """
 
 import logging
@@ -48,11 +48,11 @@ class Informer:
         self._thread = threading.Thread(target=self._run, name=f"watch-{kind}-{namespace or 'all'}", daemon=True)
 
     def start(self) -> None:
-        """Begin; `synced` is set after the first list."""
+        """Start; `synced` is set after the first list."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End at the next event or time-out; the thread is a daemon, so nobody waits for it."""
+        """Stop at the next event or time-out. The thread is a daemon; nobody waits for it."""
         self._stopping.set()
 
     def silent_for(self) -> float:
@@ -65,26 +65,8 @@ class Informer:
         longest = 2 * (self._seconds + WATCH_MARGIN + self._api.timeout) + _LONGEST_PAUSE
         return f"the watch of {self.kind} has hung for {idle:.0f} s" if idle > longest else None
 
-    def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        while not self._stopping.is_set():
-            try:
-                self._follow()
-                pause = _FIRST_PAUSE
-            except ApiError as error:
-                if self._stopping.is_set():
-                    return
-                self._forget_if_expired(error)
-                logger.warning("watch of %s: %s; trying again in %.1f s", self._path, error, pause)
-                self._tried = time.monotonic()
-                self._stopping.wait(pause * random.uniform(0.5, 1.0))
-                pause = min(_LONGEST_PAUSE, pause * 2)
-            except Exception:
-                logger.exception("watch of %s failed; listing again in %.1f s", self._path, _LONGEST_PAUSE)
-                self._version, self._tried = None, time.monotonic()
-                self._stopping.wait(_LONGEST_PAUSE)
-
-    def _follow(self) -> None:
+    def list_and_watch(self) -> None:
+        """List when due, then watch once, until the server ends the stream. Raises ApiError."""
         left = self._next_list - time.monotonic()
         if self._version is None or left <= 0:
             self._list()
@@ -97,9 +79,28 @@ class Informer:
                 return
         self._alive()
 
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                self.list_and_watch()
+                pause = _FIRST_PAUSE
+            except ApiError as error:
+                if self._stopping.is_set():
+                    return
+                self._forget_if_expired(error)
+                logger.warning("watch of %s: %s; retrying in %.1f s", self._path, error, pause)
+                self._tried = time.monotonic()
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(_LONGEST_PAUSE, pause * 2)
+            except Exception:
+                logger.exception("watch of %s failed; listing again in %.1f s", self._path, _LONGEST_PAUSE)
+                self._version, self._tried = None, time.monotonic()
+                self._stopping.wait(_LONGEST_PAUSE)
+
     def _list(self) -> None:
         passed, packed = _number(self._version), []
-        for page in self._api.list_pages(self._path, selector=SELECTOR):  # one of them in memory at a time
+        for page in self._api.list_pages(self._path, selector=SELECTOR):  # one page in memory at a time
             self._version = page["metadata"]["resourceVersion"]
             packed += [pack(slim(raw)) for raw in page["items"] or ()]
         raws = (unpack(each) for each in packed)
@@ -110,7 +111,7 @@ class Informer:
             metrics.RESYNC_MISSED.labels(self.kind).inc(missed)
             logger.warning("relisting %s found %d changes that the watch had missed", self._path, missed)
         self._alive()
-        # The first comes early by a random part, so that those of all kinds and replicas spread over the time.
+        # The first relist comes early by a random part, so that the lists of all kinds and replicas spread out.
         early = random.uniform(0, 0.5) if not self.synced.is_set() else 0.0
         self._next_list = time.monotonic() + self._resync * (1 - early)
         self.synced.set()
@@ -129,7 +130,7 @@ class Informer:
             self._changed(run)
 
     def _forget_if_expired(self, error: ApiError) -> None:
-        """A refusal, such as 410 Gone for a version the server no longer has, needs a new list; silence does not."""
+        """Relist after a refusal, such as 410 Gone for an expired version; a lost connection needs no list."""
         if error.status:
             self._version = None
 

@@ -1,4 +1,4 @@
-"""The Lease that says which replica works: read, made, replaced; never by force."""
+"""Read and write the Lease that names the leading replica."""
 
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ KIND = "Lease"
 
 
 class Record(NamedTuple):
-    """What a Lease says. `version` changes with every write, whoever makes it."""
+    """The content of a Lease. `version` changes with every write."""
 
     holder: str
     seconds: float
@@ -19,13 +19,13 @@ class Record(NamedTuple):
 
 
 class LeaseClient:
-    """One Lease. Raises ApiError; a 409 means that somebody else was faster."""
+    """One Lease. Raises ApiError; 409 when another replica wrote first."""
 
     def __init__(self, api: Api, namespace: str, name: str) -> None:
         self._api, self._namespace, self._name = api, namespace, name
 
     def get(self, timeout: float) -> Record | None:
-        """What it says now, or None when there is none yet."""
+        """The current record; None when the Lease does not exist yet."""
         try:
             return _read(self._api.lease("GET", object_path(KIND, self._namespace, self._name), None, timeout))
         except ApiError as error:
@@ -34,13 +34,13 @@ class LeaseClient:
             raise
 
     def write(self, before: Record | None, holder: str, seconds: float, timeout: float) -> Record:
-        """Say that `holder` has it (empty: nobody), if it still is as `before` was."""
+        """Set the holder (empty: nobody) if the Lease has not changed since `before`. Raises ApiError."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec: Raw = dict(before.raw["spec"]) if before else {}
         if before is None or before.holder != holder:
             spec["acquireTime"] = now
             spec["leaseTransitions"] = spec.get("leaseTransitions", 0) + (1 if before else 0)
-        # Nobody compares these times with a clock of their own; they are for people.
+        # These times are for people; no replica compares them with its clock.
         spec |= {"holderIdentity": holder, "leaseDurationSeconds": max(1, round(seconds)), "renewTime": now}
         metadata: Raw = {"name": self._name, "namespace": self._namespace}
         if before:

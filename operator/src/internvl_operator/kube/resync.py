@@ -1,7 +1,7 @@
-"""Periodically compares the cached runs with a fresh list, over a connection that is not kopf's.
+"""Compare the cached runs with a fresh list periodically, over a connection of its own.
 
-kopf's watch may have slept through something (a deletion while it was reconnecting, a stream that died without a
-word). What it missed is taken in here; when it keeps missing things, liveness says so.
+kopf's watch may miss changes (a deletion during a reconnect, a stream that ended silently). Resync adds them; when the
+watch keeps missing changes, the liveness probe fails.
 """
 
 import logging
@@ -17,13 +17,13 @@ from internvl_operator.core.run import Key
 from internvl_operator.kube.cache import RunCache
 from internvl_operator.kube.client import Api, ApiError, list_path
 
-_TOO_OFTEN = 3  # comparisons in a row that found something; one may merely have been faster than the watch
+_TOO_OFTEN = 3  # comparisons in a row with a missed change; a single one may just be earlier than the watch
 
 logger = logging.getLogger(__name__)
 
 
 class Resync:
-    """A thread that lists all runs every `interval` seconds."""
+    """A thread that compares all runs every `interval` seconds."""
 
     def __init__(
         self,
@@ -42,21 +42,21 @@ class Resync:
         self._thread = threading.Thread(target=self._run, name=f"resync-{namespace or 'all'}", daemon=True)
 
     def start(self) -> None:
-        """The first comparison comes after one interval: until then kopf lists anyway."""
+        """Start; the first comparison comes after one interval, because kopf lists at start."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Compare no more."""
+        """Stop comparing."""
         self._stopping.set()
 
     def problem(self) -> str | None:
-        """Why the process should be restarted, if it should."""
+        """Why the process should be restarted; else None."""
         if self._finds_in_a_row < _TOO_OFTEN:
             return None
         return f"the watch of {KIND} has missed changes {self._finds_in_a_row} times in a row"
 
     def compare(self) -> int:
-        """The number of runs of which our knowledge was out of date. Raises ApiError."""
+        """Compare once; the number of runs that were out of date. Raises ApiError."""
         known = self._runs.uids()
         found, missed = set(), 0
         for page in self._api.list_pages(list_path(KIND, self._namespace)):
@@ -75,9 +75,9 @@ class Resync:
             try:
                 missed = self.compare()
             except ApiError as error:
-                logger.warning("runs could not be listed: %s", error)
+                logger.warning("cannot list runs: %s; retrying at the next interval", error)
                 continue
             self._finds_in_a_row = self._finds_in_a_row + 1 if missed else 0
             metrics.RESYNC_MISSED.labels(KIND).inc(missed)
             if missed:
-                logger.warning("%d runs were out of date (compared in %.1f s)", missed, time.monotonic() - began)
+                logger.warning("resync found %d runs out of date (in %.1f s)", missed, time.monotonic() - began)

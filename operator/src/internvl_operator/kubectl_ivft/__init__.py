@@ -1,1 +1,1 @@
-"""`kubectl ivft`: what a user asks about runs, answered from their own kubeconfig. It needs no operator to be there."""
+"""The plugin `kubectl ivft`: list, explain and control runs with the user's own kubeconfig, without an operator."""

@@ -1,4 +1,4 @@
-"""`kubectl ivft …`: kubectl runs a program called kubectl-ivft when it finds one."""
+"""The program kubectl-ivft, which kubectl runs for `kubectl ivft …`."""
 
 import argparse
 import sys
@@ -15,29 +15,28 @@ from internvl_operator.kubectl_ivft import logs, render, report
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
 
-_ABOUT = "What InternVLFineTunes are doing, why they are not, and how to hold them."
+_ABOUT = "List, explain, suspend and resume InternVLFineTunes."
 _EXAMPLES = """\
 examples:
-  kubectl ivft list -A                  every run you may see, with what holds it up
+  kubectl ivft list -A                  every run you may see, with what blocks it
   kubectl ivft status coco-lora         stages, progress, figures, artifacts, conditions
-  kubectl ivft why coco-lora            the one reason it does not run, and what to do
-  kubectl ivft logs coco-lora -f        the log of rank 0, through all stages, until the run is over
+  kubectl ivft why coco-lora            the reason it does not run, and the next step
+  kubectl ivft logs coco-lora -f        the log of rank 0, through all stages, until the run ends
   kubectl ivft logs coco-lora --rank 3 --stage train --tail 100
-  kubectl ivft suspend coco-lora        save a checkpoint, free every GPU
+  kubectl ivft suspend coco-lora        save a checkpoint and free every GPU
   kubectl ivft report coco-lora --out report.html
 
-It reads the cluster with your own rights: get and list on internvlfinetunes, list on pods, get on pods/log, and, for
-Kueue's own reason, get on workloads; suspend and resume need patch on
-internvlfinetunes. The exit code is 1 when something could not be had.
+It uses your own rights: get and list on internvlfinetunes, list on pods, get on pods/log, and get on workloads for
+Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error.
 """
-_WIDE = 100_000  # columns: what is piped into a file or another program is never folded
+_WIDE = 100_000  # columns: output to a file or another program is never folded
 
 Options = argparse.Namespace
 _Parser = argparse.ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 with a word on stderr."""
+    """The exit code: 0, or 1 with a message on stderr."""
     options = _parser().parse_args(argv)
     act: Callable[[Runs, Options, Console], None] = options.act
     try:
@@ -86,16 +85,16 @@ def _suspend(runs: Runs, options: Options, _: Console) -> None:
     run, wanted = runs.get(options.name), options.command == "suspend"
     status = read_status(run.get("status") or {})
     if status.phase == "Succeeded":
-        raise UserError(f"the run {options.name!r} is done: there is nothing to {options.command}")
+        raise UserError(f"cannot {options.command} the run {options.name!r}: it has succeeded")
     policy = (run.get("spec") or {}).get("runPolicy") or {}
     if bool(policy.get("suspend")) == wanted:
-        print(f"{options.name}: spec.runPolicy.suspend is {str(wanted).lower()} already")
+        print(f"{options.name}: spec.runPolicy.suspend is already {str(wanted).lower()}")
         return
     runs.set_suspended(options.name, wanted)
-    print(f"{options.name}: " + (_SUSPENDED if wanted else "goes on from its newest checkpoint"))
+    print(f"{options.name}: " + (_SUSPENDED if wanted else "resumes from its newest checkpoint"))
 
 
-_SUSPENDED = "suspended; its workers save a checkpoint and leave (kubectl ivft status tells when they have)"
+_SUSPENDED = "suspended; its workers save a checkpoint and terminate (kubectl ivft status shows when)"
 
 
 def _report(runs: Runs, options: Options, _: Console) -> None:
@@ -109,7 +108,7 @@ def _report(runs: Runs, options: Options, _: Console) -> None:
 
 
 def _tell(text: str) -> None:
-    """Beside the log, not in it."""
+    """Print to stderr, so that the log on stdout stays unchanged."""
     print(f"--- {text}", file=sys.stderr)
 
 
@@ -118,11 +117,11 @@ def _now() -> datetime:
 
 
 def _place(default: Any) -> _Parser:
-    """Flags that may stand before or after the command: where they are not given there, they change nothing."""
+    """Flags allowed before and after the command; `default` keeps one position from overriding the other."""
     place = _Parser(add_help=False)
-    group = place.add_argument_group("the cluster, as kubectl has it")
+    group = place.add_argument_group("cluster, as for kubectl")
     group.add_argument("-n", "--namespace", default=default, help="default: the context's")
-    group.add_argument("--context", default=default, help="of the kubeconfig; default: the current one")
+    group.add_argument("--context", default=default, help="context of the kubeconfig; default: the current one")
     text = "default: KUBECONFIG, else ~/.kube/config"
     group.add_argument("--kubeconfig", metavar="FILE", default=default, help=text)
     return place
@@ -144,24 +143,26 @@ def _parser() -> _Parser:
         )
         made.set_defaults(act=act)
         if named:
-            made.add_argument("name", metavar="NAME", help="of the InternVLFineTune")
+            made.add_argument("name", metavar="NAME", help="name of the InternVLFineTune")
         return made
 
-    listing = command("list", "every run, with what holds it up", _list, named=False)
-    listing.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
+    listing = command("list", "every run, with what blocks it", _list, named=False)
+    listing.add_argument("-A", "--all-namespaces", action="store_true", help="list the runs of all namespaces")
     command("status", "stages, progress, figures, artifacts and conditions of a run", _status)
-    command("why", "the one reason a run is not running or has failed, and what to do", _why)
+    command("why", "the reason a run does not run or has failed, and the next step", _why)
     reading = command("logs", "the log of one worker", _logs)
-    reading.add_argument("--rank", type=int, default=0, help="of the worker (pod) in its group; default: 0")
-    reading.add_argument("--stage", choices=get_args(StageName), help="default: the one that is under way, or was last")
+    reading.add_argument("--rank", type=int, default=0, help="rank of the worker (pod) in its group; default: 0")
+    reading.add_argument("--stage", choices=get_args(StageName), help="default: the current stage, or the last one")
     reading.add_argument(
-        "-f", "--follow", action="store_true", help="go on, over stages and attempts, until it is over"
+        "-f", "--follow", action="store_true", help="continue over stages and attempts until the run ends"
     )
-    reading.add_argument("--tail", type=int, metavar="LINES", help="only the last lines of what is there")
-    command("suspend", "save a checkpoint and free every pod", _suspend)
-    command("resume", "go on with a suspended run", _suspend)
-    fetching = command("report", "where the report of a finished run is", _report)
-    fetching.add_argument("--out", type=Path, metavar="FILE", help="fetch it from S3, with AWS_* of your environment")
+    reading.add_argument("--tail", type=int, metavar="LINES", help="only the last lines of the log")
+    command("suspend", "save a checkpoint and delete every pod", _suspend)
+    command("resume", "continue a suspended run", _suspend)
+    fetching = command("report", "the location of a finished run's report", _report)
+    fetching.add_argument(
+        "--out", type=Path, metavar="FILE", help="download it from S3, with AWS_* of your environment"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The API server as the user sees it: their kubeconfig, their rights, and errors that say what to do next."""
+"""Access the API server with the user's kubeconfig and rights; errors name the next step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _MERGE = "application/merge-patch+json"
 
 
 class UserError(Exception):
-    """What the user reads in place of a traceback."""
+    """An error message for the user, printed without a traceback."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Whose cluster, and which namespace: what kubectl's own flags say."""
+    """Cluster and namespace, as given by kubectl's flags."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -34,7 +34,7 @@ class Place:
 
 
 class Runs:
-    """InternVLFineTunes, and the pods and logs that belong to them. Raises UserError."""
+    """InternVLFineTunes with their pods and logs. Raises UserError."""
 
     def __init__(self, configuration: client.Configuration, namespace: str) -> None:
         self.namespace, self._host = namespace, configuration.host
@@ -42,7 +42,7 @@ class Runs:
 
     @classmethod
     def connect(cls, place: Place) -> "Runs":
-        """As kubectl finds its cluster: the flags, else KUBECONFIG or ~/.kube/config, else the pod this runs in."""
+        """Connect as kubectl does: by the flags, else KUBECONFIG or ~/.kube/config, else the pod's service account."""
         configuration = client.Configuration()
         try:
             config.load_kube_config(  # type: ignore[no-untyped-call]
@@ -52,12 +52,12 @@ class Runs:
         except config.ConfigException as error:
             default = _in_pod(configuration, place)
             if default is None:
-                text = f"no cluster: {error}\nSet KUBECONFIG, or give --kubeconfig and --context."
+                text = f"no cluster configured: {error}\nSet KUBECONFIG, or give --kubeconfig and --context."
                 raise UserError(text) from error
         return cls(configuration, place.namespace or default or "default")
 
     def get(self, name: str) -> Raw:
-        """One run; when there is none, the error names the one that was probably meant."""
+        """One run; the error for an unknown name suggests a similar one."""
         try:
             return self._api.get(object_path(KIND, self.namespace, name))
         except ApiError as error:
@@ -71,7 +71,7 @@ class Runs:
             pages = self._api.list_pages(list_path(KIND, None if everywhere else self.namespace))
             return [raw for page in pages for raw in page["items"]]
         except ApiError as error:
-            hint = "\nOne namespace may be allowed: leave -A out, or give -n." if everywhere else ""
+            hint = "\nYou may have rights in one namespace: omit -A, or give -n." if everywhere else ""
             raise self._explained(error, "list runs", hint) from error
 
     def pods(self, name: str) -> list[Raw]:
@@ -84,7 +84,7 @@ class Runs:
             raise self._explained(error, "list pods") from error
 
     def queue_reason(self, name: str, stage: str, attempt: int) -> str:
-        """Why Kueue does not admit this attempt, in Kueue's words; empty when it says nothing or may not be asked."""
+        """Kueue's message why it does not admit this attempt; empty without one or without the right to read it."""
         for version in _KUEUE_VERSIONS:
             path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{quote(self.namespace)}/workloads"
             try:
@@ -97,7 +97,7 @@ class Runs:
         return ""
 
     def set_suspended(self, name: str, suspended: bool) -> Raw:
-        """Change spec.runPolicy.suspend, and nothing else."""
+        """Set spec.runPolicy.suspend."""
         change = {"spec": {"runPolicy": {"suspend": suspended}}}
         try:
             return self._api.merge(object_path(KIND, self.namespace, name), change)
@@ -105,12 +105,12 @@ class Runs:
             raise self._explained(error, f"change the run {name!r}") from error
 
     def log(self, pod: str, *, container: str, follow: bool, tail: int | None) -> Iterator[bytes]:
-        """A container's log, line by line. Raises NotStarted while there is none."""
+        """A container's log, line by line. Raises NotStarted while the container has none."""
         query = {"container": container, "follow": str(follow).lower(), "tailLines": "" if tail is None else str(tail)}
         try:
             yield from self._api.lines(f"{object_path('Pod', self.namespace, pod)}/log", query)
         except ApiError as error:
-            if error.status in (400, 404):  # "container … is waiting to start: ContainerCreating"; or gone since
+            if error.status in (400, 404):  # "container … is waiting to start: ContainerCreating"; or deleted
                 raise NotStarted(error.message) from error
             raise self._explained(error, f"read the log of pod {pod!r}") from error
 
@@ -122,23 +122,25 @@ class Runs:
             return text
         if hint := did_you_mean(name, known):
             return text + hint
-        listed = f"; there are: {', '.join(sorted(known)[:8])}" if known else "; there is none at all"
+        listed = f"; existing runs: {', '.join(sorted(known)[:8])}" if known else "; the namespace has no runs"
         return f"{text}{listed}\nTry -n NAMESPACE, or `kubectl ivft list -A`."
 
     def _explained(self, error: ApiError, what: str, hint: str = "") -> UserError:
         if error.status == 0:
             return UserError(f"the API server at {self._host} does not answer: {error.message}")
         if error.status == 401:
-            return UserError(f"{self._host} does not accept your credentials: log in again, or give another --context")
+            return UserError(
+                f"{self._host} does not accept your credentials: log in again, or choose another --context"
+            )
         if error.status == 403:
             return UserError(f"you may not {what} in this cluster: {error.message}{hint}")
-        if error.status == 404 and '"' not in error.message:  # of an object, the server would have told the name
-            return UserError(f"{self._host} knows no {PLURAL}: the CRD is not installed there; see docs/install.md")
+        if error.status == 404 and '"' not in error.message:  # for a missing object, the message quotes its name
+            return UserError(f"{self._host} does not serve {PLURAL}: its CRD is not installed; see docs/install.md")
         return UserError(f"cannot {what}: {error.message or error}")
 
 
 class NotStarted(Exception):
-    """The container has not begun, so there is no log."""
+    """The container has not started, so it has no log."""
 
 
 class _UserApi(Api):
@@ -147,7 +149,7 @@ class _UserApi(Api):
         return self._json("PATCH", path, {"fieldManager": MANAGER}, change, content=_MERGE)
 
     def lines(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
-        """A text that may never end."""
+        """The lines of a response without an end."""
         timeout = urllib3.Timeout(connect=self.timeout, read=None)
         response = self._send("GET", path, query, None, timeout=timeout, stream=True)
         try:
@@ -170,7 +172,7 @@ def _context_namespace(place: Place) -> str:
 
 
 def _in_pod(configuration: client.Configuration, place: Place) -> str | None:
-    """The namespace of the pod this runs in; None when it runs in none, or the user has named a cluster."""
+    """The namespace of the pod that this process runs in; None outside a pod, or when the user named a cluster."""
     if place.kubeconfig or place.context:
         return None
     try:

@@ -12,43 +12,43 @@ from internvl_operator.kubectl_ivft.humanize import ago, duration
 
 Raw = dict[str, Any]
 Tone = Literal["good", "busy", "waits", "bad"]
-_PATIENCE = 15.0  # seconds after which an operator that is there would have looked at a change
+_PATIENCE = 15.0  # seconds within which a running operator processes a change
 
-# What follows a reason, beyond what its message says. {run}, {n} (-n NAMESPACE) and {stage} are filled in.
+# The next step for each reason whose message lacks one. {run}, {n} (-n NAMESPACE) and {stage} are filled in.
 _NEXT: dict[str, str] = {
-    "SecretMissing": "create that Secret, or correct its name: the run goes on by itself",
-    "ImagePullFailed": "correct spec.podTemplate.image, or give spec.podTemplate.imagePullSecrets: "
+    "SecretMissing": "create that Secret, or correct its name; the run then continues by itself",
+    "ImagePullFailed": "correct spec.podTemplate.image, or set spec.podTemplate.imagePullSecrets: "
     "kubectl{n} edit ivft {run}",
-    "Unschedulable": "wait for nodes, or ask for less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
+    "Unschedulable": "wait for nodes, or request less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
     "and nodeSelector): kubectl{n} edit ivft {run}",
-    "QuotaExceeded": "have the namespace's quota raised, or end another run: kubectl ivft{n} list",
-    "NameTaken": "delete or rename the object that holds the name; the run goes on by itself",
-    "AccessDenied": "check the keys in the Secrets that spec.secrets names, and what they may read and write",
-    "Unavailable": "nothing, when the storage comes back by itself: the run looks again",
+    "QuotaExceeded": "ask for a larger quota of the namespace, or end another run: kubectl ivft{n} list",
+    "NameTaken": "delete or rename the object with that name; the run then continues by itself",
+    "AccessDenied": "check the keys in the Secrets that spec.secrets names, and their read and write permissions",
+    "Unavailable": "wait for the storage; the run tries again by itself",
     "OutOfMemory": "raise spec.podTemplate.resources' memory limit, or lower spec.training.dataWorkers",
-    "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}; any change of the spec then "
-    "starts it again with a full budget",
-    "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds: the run goes on from its newest checkpoint",
-    "EvaluationBelowThreshold": "see what came of it: kubectl ivft{n} report {run}; a lower spec.evaluation.publishIf "
-    "goes on from here without training again",
+    "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}; any change of the spec "
+    "starts the run again with a full budget",
+    "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds; the run continues from its newest checkpoint",
+    "EvaluationBelowThreshold": "read the report: kubectl ivft{n} report {run}; after you lower "
+    "spec.evaluation.publishIf, the run continues without training again",
     "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set "
     "spec.runPolicy.onOutOfMemory: halveMicroBatch: kubectl{n} edit ivft {run}",
-    "LossNotFinite": "lower spec.training.learningRate or look at the rows of that step; the run goes on from its "
+    "LossNotFinite": "lower spec.training.learningRate or check the rows of that step; the run continues from its "
     "newest checkpoint: kubectl{n} edit ivft {run}",
-    "InfrastructureLimitExceeded": "look at the nodes; raise spec.runPolicy.infrastructureLimit and the run goes on",
-    "SchedulingDeadlineExceeded": "free nodes or ask for less; the run tries again by itself",
-    "StartDeadlineExceeded": "mend what the message names (image, Secret or volume); the run tries again by itself",
-    "ProgressStalled": "look at the worker that the message names: kubectl ivft{n} logs {run} --stage {stage}",
-    "SchedulingGated": "wait until the queue admits the run, or look at the queue that spec.scheduling.queue names",
-    "GangNotEnabled": "have the chart's gangSchedulers name it, or take spec.scheduling.gang away: "
+    "InfrastructureLimitExceeded": "check the nodes; raise spec.runPolicy.infrastructureLimit to continue the run",
+    "SchedulingDeadlineExceeded": "free nodes or request less; the run tries again by itself",
+    "StartDeadlineExceeded": "fix what the message names (image, Secret or volume); the run tries again by itself",
+    "ProgressStalled": "check the worker that the message names: kubectl ivft{n} logs {run} --stage {stage}",
+    "SchedulingGated": "wait until the queue admits the run, or check the queue that spec.scheduling.queue names",
+    "GangNotEnabled": "ask to add it to the chart's gangSchedulers, or remove spec.scheduling.gang: "
     "kubectl{n} edit ivft {run}",
-    "ApiServerError": "ask who runs the cluster: the API server takes no writes",
+    "ApiServerError": "ask the cluster's administrator why the API server refuses writes",
 }
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """`state` in a few words, `because` in the operator's, `next_step` for the reader (empty: there is none)."""
+    """A run's state in a few words, the operator's reason and message, and the next step (empty: none)."""
 
     tone: Tone
     state: str
@@ -57,7 +57,7 @@ class Explanation:
 
 
 def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: str = "") -> Explanation:
-    """From a run as the API server shows it; `queue`: why Kueue does not admit it, in Kueue's words."""
+    """The explanation of a raw run; `queue`: Kueue's message why it does not admit the run."""
     metadata = raw["metadata"]
     if "deletionTimestamp" in metadata:
         return Explanation("waits", "is being deleted", f"since {ago(metadata['deletionTimestamp'], now)}")
@@ -65,12 +65,12 @@ def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: s
         return unseen
     match status.phase:
         case "Succeeded":
-            report = "see its report: kubectl ivft{n} report {run}" if "report" in status.artifacts else ""
-            return Explanation("good", "is done", _words(status, "Ready"), _step(report, raw))
+            report = "read its report: kubectl ivft{n} report {run}" if "report" in status.artifacts else ""
+            return Explanation("good", "has succeeded", _words(status, "Ready"), _step(report, raw))
         case "Running":
             return Explanation("good", "runs", _words(status, "Reconciling"))
         case "Suspended":
-            resume = _step("let it go on: kubectl ivft{n} resume {run}", raw)
+            resume = _step("resume it: kubectl ivft{n} resume {run}", raw)
             return Explanation("waits", "is suspended", _words(status, "Suspended"), resume)
         case "Failed":
             return Explanation("bad", "has failed", _words(status, "Failed"), _next(raw, status, "Failed", now))
@@ -78,7 +78,7 @@ def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: s
             return Explanation("bad", "waits for you", _words(status, "Stalled"), _next(raw, status, "Stalled", now))
         case _:
             because = _words(status, "Reconciling") + (f"; Kueue: {queue}" if queue else "")
-            return Explanation("busy", "is on its way", because, _next(raw, status, "Reconciling", now))
+            return Explanation("busy", "is pending", because, _next(raw, status, "Reconciling", now))
 
 
 def condition(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
@@ -87,13 +87,13 @@ def condition(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
 
 
 def is_queued(status: InternVLFineTuneStatus) -> bool:
-    """Whether a queue holds the run's pods back."""
+    """Whether a queue holds the run's pods."""
     found = condition(status, "Reconciling")
     return found is not None and found.reason == "SchedulingGated"
 
 
 def _unseen(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanation | None:
-    """The operator has not answered to what the spec says now."""
+    """The explanation while the operator has not processed the current spec; else None."""
     metadata = raw["metadata"]
     if status.observed_generation is not None and status.observed_generation >= metadata.get("generation", 1):
         return None
@@ -101,8 +101,8 @@ def _unseen(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanat
         return Explanation(
             "busy",
             "has been changed",
-            "the operator has not answered to the last change of the spec",
-            "when this stays so, see whether the operator runs: " + _OPERATOR,
+            "the operator has not processed the last change of the spec yet",
+            "if this persists, check that the operator runs: " + _OPERATOR,
         )
     created = from_text(metadata.get("creationTimestamp"))
     age = (now - created).total_seconds() if created else 0.0
@@ -110,9 +110,9 @@ def _unseen(raw: Raw, status: InternVLFineTuneStatus, now: datetime) -> Explanat
         return Explanation("busy", "is new", f"it was created {duration(age)} ago")
     return Explanation(
         "bad",
-        "has not been looked at",
-        f"it was created {duration(age)} ago, and no operator has answered",
-        f"see whether the operator runs, and whether it watches this namespace: {_OPERATOR}",
+        "has not been processed",
+        f"it was created {duration(age)} ago, and no operator has processed it",
+        f"check that the operator runs and watches this namespace: {_OPERATOR}",
     )
 
 
@@ -121,7 +121,7 @@ _OPERATOR = "kubectl get pods -A -l app.kubernetes.io/name=internvl-operator"
 
 def _words(status: InternVLFineTuneStatus, kind: str) -> str:
     found = condition(status, kind)
-    return f"{found.reason}: {found.message}" if found else "nobody has said why"
+    return f"{found.reason}: {found.message}" if found else "the status has no reason"
 
 
 def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) -> str:
@@ -131,12 +131,14 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
     if reason in _NEXT:
         return _step(_NEXT[reason], raw, status) + again
     if field := re.match(r"(spec(?:\.[A-Za-z0-9_.-]+)?):", message):
-        return _step(f"correct {field[1]}: kubectl{{n}} edit ivft {{run}}; the run goes on by itself", raw)
+        return _step(f"correct {field[1]}: kubectl{{n}} edit ivft {{run}}; the run then continues by itself", raw)
     if kind == "Stalled":
-        return f"correct what the message names; the run goes on by itself{again} (docs/runbook.md has {reason})"
+        return (
+            f"correct what the message names; the run then continues by itself{again} (see {reason} in docs/runbook.md)"
+        )
     if kind == "Failed":
         log = "read the log: kubectl ivft{n} logs {run} --stage {stage}; a change of the spec starts the run again "
-        log += f"(docs/runbook.md has {reason})"
+        log += f"(see {reason} in docs/runbook.md)"
         return _step(log, raw, status)
     return again.removeprefix("; ")
 
@@ -144,7 +146,7 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
 def _again(status: InternVLFineTuneStatus, now: datetime) -> str:
     when = from_text(status.retry_at)
     seconds = (when - now).total_seconds() if when else 0.0
-    return f"; the next try is in {duration(seconds)}" if seconds > 0 else ""
+    return f"; next attempt in {duration(seconds)}" if seconds > 0 else ""
 
 
 def _step(text: str, raw: Raw, status: InternVLFineTuneStatus | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Times and durations as text for people. Pure; `now` is passed in."""
+"""Format times and durations for people. Pure; `now` is passed in."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def duration(seconds: float) -> str:
-    """The two largest units, as kubectl has them.
+    """The two largest units, as kubectl formats them.
 
     >>> duration(0.4), duration(45), duration(192), duration(7500), duration(270000)
     ('0s', '45s', '3m12s', '2h5m', '3d3h')
@@ -24,18 +24,18 @@ def duration(seconds: float) -> str:
 
 
 def ago(moment: str | None, now: datetime) -> str:
-    """`3m12s ago`; a dash when there is no moment."""
+    """`3m12s ago`; a dash without a moment."""
     when = from_text(moment)
     return f"{duration((now - when).total_seconds())} ago" if when else "-"
 
 
 def age(moment: str | None, now: datetime) -> str:
-    """`3m12s`; a dash when there is no moment."""
+    """`3m12s`; a dash without a moment."""
     return ago(moment, now).removesuffix(" ago")
 
 
 def clock(moment: str | None, now: datetime) -> str:
-    """UTC: `12:00:05`, with the date before it when that is not today."""
+    """UTC: `12:00:05`, preceded by the date when it is not today."""
     when = from_text(moment)
     if when is None:
         return "-"
@@ -44,6 +44,6 @@ def clock(moment: str | None, now: datetime) -> str:
 
 
 def took(start: str | None, end: str | None, now: datetime) -> str:
-    """From start to end, or to now while there is no end."""
+    """The duration from start to end, or to now while the end is open."""
     begin = from_text(start)
     return duration(((from_text(end) or now) - begin).total_seconds()) if begin else ""

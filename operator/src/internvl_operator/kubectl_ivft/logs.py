@@ -1,4 +1,4 @@
-"""The log of one worker: of the pod that there is, or (followed) of each that comes after it until the run is over."""
+"""The log of one worker: of its current pod, or (followed) of each later pod too, until the run ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
 
 Raw = dict[str, Any]
 Tell = Callable[[str], None]
-_BETWEEN_LOOKS = 1.0  # seconds, while a followed pod is not there yet
+_BETWEEN_LOOKS = 1.0  # seconds to wait for a followed pod
 _OVER = ("Succeeded", "Failed", "Suspended")
 
 
 def choose(pods: list[Raw], run: Raw, stage: str | None, rank: int) -> Raw | None:
-    """The newest pod of this rank: of the stage asked for, else of the one that is under way, else of the last."""
+    """The newest pod of this rank in the given stage, else in the current stage, else in the last one with pods."""
     mine = [pod for pod in pods if _label(pod, LABEL_JOB_UID) == run["metadata"]["uid"]]
     ranked = [pod for pod in mine if _label(pod, LABEL_NODE_RANK) == str(rank)]
     wanted = stage or (run.get("status") or {}).get("stage")
@@ -27,10 +27,10 @@ def choose(pods: list[Raw], run: Raw, stage: str | None, rank: int) -> Raw | Non
 
 
 def absent(pods: list[Raw], run: Raw, stage: str | None, rank: int) -> str:
-    """Why there is nothing to read, and what there is instead."""
+    """The error for a missing pod, with the pods that exist."""
     asked = f"{stage or 'any stage'}, rank {rank}"
     have = sorted({f"{_label(pod, LABEL_STAGE)} {_label(pod, LABEL_NODE_RANK)}" for pod in pods})
-    listed = f"; there are (stage, rank): {', '.join(have)}" if have else " at all"
+    listed = f"; existing pods (stage, rank): {', '.join(have)}" if have else "; it has no pods"
     return f"the run {run['metadata']['name']!r} has no pod of {asked}{listed}\nTry `kubectl ivft why`."
 
 
@@ -57,13 +57,13 @@ def follow(
     tell: Tell,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[bytes]:
-    """The lines of this pod and of every later one (next stage, next attempt), until the run or the stage is over."""
+    """The lines of this pod and of every later one (next stage, next attempt), until the run or the stage ends."""
     read_already: set[str] = set()
     told = ""
     while True:
         run = runs.get(name)
         pod = choose(runs.pods(name), run, stage, rank)
-        wait = f"waiting for a pod; `kubectl ivft why {name}` says what holds it up"
+        wait = f"waiting for a pod; `kubectl ivft why {name}` shows what blocks it"
         if pod is not None and pod["metadata"]["uid"] not in read_already:
             try:
                 lines = runs.log(pod["metadata"]["name"], container=CONTAINER, follow=True, tail=tail)
@@ -79,7 +79,7 @@ def follow(
         elif ended := _ended(run, stage):
             tell(ended)
             return
-        if wait != told and not read_already:  # between two pods there is always a moment without one
+        if wait != told and not read_already:  # the short gap between two pods needs no message
             tell(told := wait)
         pause(_BETWEEN_LOOKS)
 
@@ -87,9 +87,9 @@ def follow(
 def _ended(run: Raw, stage: str | None) -> str | None:
     status = run.get("status") or {}
     if status.get("phase") in _OVER:
-        return f"the run is over: {status['phase']}"
+        return f"the run has ended: {status['phase']}"
     done = [each for each in status.get("stages", ()) if each.get("name") == stage and each.get("state") == "Succeeded"]
-    return f"{stage} is done" if done else None
+    return f"{stage} has succeeded" if done else None
 
 
 def _title(pod: Raw) -> str:

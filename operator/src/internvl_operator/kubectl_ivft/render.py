@@ -1,4 +1,4 @@
-"""Runs as a person reads them in a terminal. Pure: from raw objects to what rich prints."""
+"""Render runs for a terminal. Pure: from raw objects to rich renderables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -21,21 +21,20 @@ _BAR = 30  # columns
 _TONES: dict[Tone, str] = {"good": "green", "busy": "cyan", "waits": "yellow", "bad": "red"}
 _PHASES = {"Succeeded": "green", "Running": "green", "Suspended": "yellow", "Stalled": "red", "Failed": "red"}
 _MARKS = {"Succeeded": ("✓", "green"), "Running": ("●", "cyan"), "Failed": ("✗", "red"), "Skipped": ("–", "dim")}
-# What a condition says when it is not as it should be, or when it is. Ready=False and the rest are left out: each only
-# repeats another one.
+# Sentence for each condition and status worth showing. Ready=False and others are omitted: they repeat another one.
 _SENTENCES = {
-    ("Ready", "True"): "The result is published",
-    ("Reconciling", "True"): "Work goes on by itself",
-    ("Stalled", "True"): "It does not go on by itself",
-    ("Suspended", "True"): "It is suspended",
-    ("Failed", "True"): "The run has failed",
-    ("MemoryEstimate", "True"): "It should fit in GPU memory",
-    ("MemoryEstimate", "False"): "It may not fit in GPU memory",
+    ("Ready", "True"): "Published",
+    ("Reconciling", "True"): "In progress",
+    ("Stalled", "True"): "Stalled",
+    ("Suspended", "True"): "Suspended",
+    ("Failed", "True"): "Failed",
+    ("MemoryEstimate", "True"): "Fits in GPU memory (estimated)",
+    ("MemoryEstimate", "False"): "May not fit in GPU memory (estimated)",
 }
 
 
 def run_list(raws: Iterable[Raw], now: datetime, *, namespaces: bool) -> RenderableType:
-    """A line for each run; the note says what holds it up."""
+    """One line for each run; the note shows what blocks it."""
     table = _table(*(["NAMESPACE"] if namespaces else []), "NAME", "PHASE", "STAGE", "PROGRESS", "AGE", "NOTE")
     table.columns[-3].no_wrap = True
     for raw in sorted(raws, key=lambda each: (each["metadata"]["namespace"], each["metadata"]["name"])):
@@ -49,7 +48,7 @@ def run_list(raws: Iterable[Raw], now: datetime, *, namespaces: bool) -> Rendera
 
 
 def run_status(raw: Raw, now: datetime) -> RenderableType:
-    """Everything about one run, the most important first."""
+    """The full status of one run, most important facts first."""
     status = read_status(raw.get("status") or {})
     told = explain(raw, status, now)
     parts: list[RenderableType] = [*_head(raw, status, told, now)]
@@ -66,7 +65,7 @@ def run_status(raw: Raw, now: datetime) -> RenderableType:
 
 
 def explanation(name: str, told: Explanation) -> RenderableType:
-    """State, reason, next step: a line each."""
+    """State, reason and next step, one line each."""
     lines = [Text.assemble((name, "bold"), " ", (told.state, f"bold {_TONES[told.tone]}")), Text(told.because)]
     if told.next_step:
         lines.append(Text.assemble(("next: ", "bold"), told.next_step))
@@ -81,7 +80,7 @@ def _head(raw: Raw, status: InternVLFineTuneStatus, told: Explanation, now: date
     if status.attempt > 1:
         restarts = status.restarts
         facts.append(f"attempt {status.attempt}")
-        facts.append(f"restarts: {restarts.user} of its own, {restarts.infrastructure} by the infrastructure")
+        facts.append(f"restarts: {restarts.user} by the run, {restarts.infrastructure} by the infrastructure")
     if status.workers.active:
         facts.append(f"{status.workers.active} pods")
     yield Text(" · ".join(facts), "dim")
@@ -147,7 +146,7 @@ def _stages(entries: Sequence[StageStatus], now: datetime) -> RenderableType | N
         table.add_row(
             Text(mark, style),
             entry.name,
-            Text(entry.state if begun else "waits", style),
+            Text(entry.state if begun else "Waiting", style),
             clock(entry.started_at, now) if entry.started_at else "",
             "" if over else took(entry.started_at, entry.finished_at, now),
             Text(_stage_note(entry)),
@@ -198,7 +197,7 @@ def _artifacts(artifacts: dict[str, str]) -> RenderableType | None:
 
 
 def _conditions(conditions: Sequence[Condition], told: Explanation, now: datetime) -> RenderableType | None:
-    """Those that say something, in words; a message that stands above already is not repeated."""
+    """The conditions worth showing, as sentences; a message shown above is not repeated."""
     lines = []
     above = told.because if told.tone != "good" else ""
     for each in conditions:

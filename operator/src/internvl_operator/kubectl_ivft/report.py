@@ -1,4 +1,4 @@
-"""Where a run's report is, and how to fetch it with the reader's own keys."""
+"""Locate a run's report, and download it with the user's own keys."""
 
 import importlib.util
 import os
@@ -13,23 +13,23 @@ _NAME = "report"
 
 
 def location(name: str, status: InternVLFineTuneStatus) -> str:
-    """The URI of the report. Raises UserError while there is none."""
+    """The URI of the report. Raises UserError when the run has none."""
     if uri := status.artifacts.get(_NAME):
         return uri
     if status.phase == "Succeeded":
-        have = ", ".join(status.artifacts) or "nothing"
-        raise UserError(f"the run {name!r} has published no report; there is: {have}")
+        have = ", ".join(status.artifacts) or "none"
+        raise UserError(f"the run {name!r} has published no report; its artifacts: {have}")
     phase = (status.phase or "Pending").lower()
     raise UserError(f"the run {name!r} has no report yet: it is {phase}\nTry `kubectl ivft status {name}`.")
 
 
 def download(uri: str, target: Path) -> None:
-    """Copy an s3:// object into a file, with AWS_* of the environment. Raises UserError."""
+    """Download an s3:// object to a file, with AWS_* of the environment. Raises UserError."""
     parts = urlsplit(uri)
     if parts.scheme != "s3":
-        raise UserError(f"--out can only fetch s3://, and the report is {uri}: copy it from there")
+        raise UserError(f"--out supports only s3://, but the report is at {uri}; copy it from there")
     if importlib.util.find_spec("boto3") is None:
-        raise UserError("--out needs boto3: pip install boto3, or fetch it yourself, as `aws s3 cp " + uri + " .`")
+        raise UserError(f"--out needs boto3: pip install boto3, or run `aws s3 cp {uri} .`")
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -41,4 +41,4 @@ def download(uri: str, target: Path) -> None:
     except (BotoCoreError, ClientError, OSError, ValueError) as error:
         partial.unlink(missing_ok=True)
         keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_ENDPOINT_URL"
-        raise UserError(f"cannot fetch {uri}: {error}\nThe keys are read from {keys}.") from error
+        raise UserError(f"cannot download {uri}: {error}\nThe keys come from {keys}.") from error

@@ -1,4 +1,4 @@
-"""Polls /progress of node rank 0 of every running group, at a bounded rate; missing answers are tolerated."""
+"""Poll /progress of node rank 0 of every running group, at a bounded rate; missing answers are tolerated."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ from internvl_operator.work_queue import WorkQueue
 
 _TIMEOUT = urllib3.Timeout(connect=1.0, read=2.0)
 _BODY_LIMIT = 64 * 1024
-_LONGEST_INTERVAL = 60.0  # seconds between questions to a pod that does not answer
+_LONGEST_INTERVAL = 60.0  # seconds between two requests to a pod that does not answer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 class _Beside(BaseModel):
-    """What stands beside Progress' own fields in the same body."""
+    """The fields beside those of Progress in the same body."""
 
     model_config = ConfigDict(extra="ignore")
     checkpoint: CheckpointStatus | None = None
@@ -46,7 +46,7 @@ class _Target:
 
 
 class ProgressPoller:
-    """`follow` and `forget` are called after every pass; `changed` when a run's progress has moved."""
+    """Call `follow` or `forget` after every pass; `changed` is called when a run's progress changes."""
 
     def __init__(self, changed: Callable[[Key], None], *, interval: float, threads: int) -> None:
         self._changed, self._interval = changed, interval
@@ -58,21 +58,21 @@ class ProgressPoller:
         self._threads = [threading.Thread(target=self._run, name=f"progress-{n}", daemon=True) for n in range(threads)]
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._queue.close()
 
     def latest(self, key: Key) -> LiveProgress | None:
-        """The run's last answer, or None."""
+        """The run's last answer; None before the first."""
         with self._lock:
             return self._latest.get(key)
 
     def follow(self, key: Key, pod_uid: str, address: str) -> None:
-        """Ask this pod from now on."""
+        """Poll this pod from now on."""
         with self._lock:
             known = self._targets.get(key)
             if known and known.pod_uid == pod_uid:
@@ -81,7 +81,7 @@ class ProgressPoller:
         self._queue.add(key, after=self._interval)
 
     def forget(self, key: Key) -> None:
-        """The run has no running pod to ask."""
+        """Stop polling for a run without a running pod."""
         with self._lock:
             self._targets.pop(key, None)
             self._latest.pop(key, None)
@@ -110,7 +110,7 @@ class ProgressPoller:
 
 
 def ask(http: urllib3.PoolManager, address: str, local_rank: int = 0) -> Answer | None:
-    """A process of the pod with this address; None when it says nothing in time, or what cannot be read."""
+    """The answer of one process of a pod; None without a readable answer in time."""
     host = f"[{address}]" if ":" in address else address
     url = f"http://{host}:{METRICS_PORT + local_rank}/progress"
     body = _fetch(http, url)
@@ -125,7 +125,7 @@ def ask(http: urllib3.PoolManager, address: str, local_rank: int = 0) -> Answer 
 
 
 def _fetch(http: urllib3.PoolManager, url: str) -> bytes | None:
-    """The body of an answer, cut at 64 KiB; None when there is none in time."""
+    """The body of an answer, cut at 64 KiB; None without a 200 answer in time."""
     try:
         response = http.request("GET", url, timeout=_TIMEOUT, redirect=False, preload_content=False)
         try:

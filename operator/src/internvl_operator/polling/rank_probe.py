@@ -1,4 +1,4 @@
-"""Asks every training process of a group for its /progress once, when the group makes no progress."""
+"""Request /progress of every training process of a group once, when the group makes no progress."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from internvl_operator.polling.progress_poller import ask
 
 
 class RankProbe:
-    """`ask` returns at once; `changed` is called when all processes have answered, or had their time."""
+    """`ask` returns at once; `changed` is called when all processes have answered or timed out."""
 
     def __init__(self, changed: Callable[[Key], None], *, threads: int) -> None:
         self._changed = changed
@@ -21,12 +21,12 @@ class RankProbe:
         self._asking: set[Key] = set()
         self._latest: dict[Key, RankAnswers] = {}
         self._http = urllib3.PoolManager(num_pools=threads * 2, maxsize=1, retries=False)
-        # Two pools: a call waits for its questions, and must not hold the places they need.
+        # Two pools: a call waits for its requests and must not occupy their threads.
         self._calls = ThreadPoolExecutor(2, thread_name_prefix="rank-probe")
         self._questions = ThreadPoolExecutor(threads, thread_name_prefix="rank-probe-question")
 
     def stop(self) -> None:
-        """Ask no more; questions under way end by their own time-out."""
+        """Stop; requests in progress end by their own time-out."""
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._questions.shutdown(wait=False, cancel_futures=True)
 
@@ -36,7 +36,7 @@ class RankProbe:
             return self._latest.get(key)
 
     def ask(self, key: Key, pods: Sequence[Pod], processes: int) -> None:
-        """Ask `processes` processes of each pod, unless that is already under way."""
+        """Probe `processes` processes of each pod, unless a probe of this run is in progress."""
         with self._lock:
             if key in self._asking:
                 return
@@ -44,7 +44,7 @@ class RankProbe:
         self._calls.submit(self._call, key, tuple(pods), processes)
 
     def forget(self, key: Key) -> None:
-        """The run has no running attempt to ask."""
+        """Drop the answers of a run without a running attempt."""
         with self._lock:
             self._latest.pop(key, None)
 

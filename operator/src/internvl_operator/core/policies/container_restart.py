@@ -1,20 +1,22 @@
 """Detect containers restarted in place by their node, as by a node that comes back with an empty disk.
 
-restartPolicy: Never does not prevent it, because that kubelet has no record of what ran before. The new process would
-wait at a rendezvous that is over, and its peers for answers of the old process.
+restartPolicy: Never does not prevent it: that node's kubelet has no record of the first container. The new process
+would wait at a rendezvous that is over, and its peers for answers of the first process.
 """
+
+from collections.abc import Sequence
 
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.policies.failure_policy import Outcome
+from internvl_operator.core.policies.outcome import Outcome
 
-_ID_SUFFIX = 8  # last characters of a container's id, to tell one from another
+_ID_SUFFIX = 8  # last characters of a container's id: enough to tell two apart
 
 
-def remember(context: ReconcileContext, size: int) -> None:
-    """Record the container ids of a group of `size` workers in status, once all of them run."""
-    if not context.status.containers and len(context.workers) == size and all(map(_short, context.workers)):
-        context.status.containers = [_short(pod) for pod in sorted(context.workers, key=lambda pod: pod.rank)]
+def containers(workers: Sequence[Pod], size: int) -> list[str]:
+    """Container ids of a group of `size` workers by rank, as status records them; empty until all of them run."""
+    ids = [_short(pod) for pod in sorted(workers, key=lambda pod: pod.rank)]
+    return ids if len(ids) == size and all(ids) else []
 
 
 def restarted_in_place(context: ReconcileContext) -> Outcome | None:

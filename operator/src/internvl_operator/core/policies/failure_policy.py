@@ -1,60 +1,33 @@
 """Classify how a group ended: from its pods to one Outcome. docs/runbook.md lists every reason.
 
-When one worker dies its peers fail too, with errors that say nothing. So every worker is diagnosed alone, and the
-gravest diagnosis is the group's: a result that nothing but a change can better, then a mistake only the user can mend,
-then too large a batch, then the infrastructure's doing, then a worker that outgrew its own disk, then one that saved
-its state and left, and only then any other failure of the run itself. A worker that only says that it lost another one
-counts last.
+When one worker dies, its peers fail with errors that explain nothing. So each worker is diagnosed alone, and the
+gravest diagnosis decides, in this order: a result that only a changed spec can improve; a mistake that only the user
+can fix; a batch too large for the GPU; an infrastructure failure; a worker that exceeded its disk limit; a worker that
+saved its state and exited; any other failure of the run. A worker that only reports a lost peer comes last.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from internvl_api.constants import ExitCode
 
 from internvl_operator.core.observe import Pod
-
-# "change" is a retry with a smaller micro batch, where the policy allows it (else it becomes a failure).
-Kind = Literal["succeeded", "resume", "retry", "change", "stall", "fail"]
-Budget = Literal["user", "infrastructure", "none"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a group ended; `budget`: which restart budget it counts against.
-
-    `secondary`: probably a secondary failure; wait for the root cause.
-    """
-
-    kind: Kind
-    reason: str
-    message: str
-    budget: Budget = "none"
-    secondary: bool = False
-
-    @property
-    def may_have_another_cause(self) -> bool:
-        """Whether peers that have not ended yet may still show a better cause."""
-        return self.secondary or self.reason == RESUME or (self.kind, self.budget) == ("retry", "user")
-
+from internvl_operator.core.policies.outcome import RESUME, Budget, Kind, Outcome
 
 _DISK_FULL = "DiskFull"
-RESUME = "Resume"  # a worker saved its state and left, for no stated reason
-# Only the user, or time, can mend these; a StageResult's own reason is better than the one given here.
+# Only the user, or time, can fix these. The reason of a StageResult replaces the one here.
 _STALLING = {
     ExitCode.USER_ERROR: "UserError",
     ExitCode.ACCESS_DENIED: "AccessDenied",
     ExitCode.CONFIG: "InvalidRunConfig",
     ExitCode.UNAVAILABLE: "Unavailable",
 }
-# Reasons of the trainer that decide by themselves, whatever its exit code.
+# Reasons of the trainer that decide regardless of its exit code.
 _SECONDARY = ("PeerLost", "RendezvousTimeout")
 _NOT_RETRIED = ("LossNotFinite",)  # the next attempt would compute the same
 _TOO_LARGE = ("GpuOutOfMemory",)
-# Reasons that the kubelet or the control plane give to pods they ended themselves -> ours.
+# Reasons of the kubelet or the control plane for pods they ended -> our reasons.
 _NOT_THE_RUN = {
     "Evicted": "Evicted",
     "NodeLost": "NodeLost",
@@ -66,25 +39,25 @@ _NOT_THE_RUN = {
     "NodeAffinity": "NodeRefused",
     "UnexpectedAdmissionError": "NodeRefused",
 }
-# Somebody else was given the place, in good order: reasons of the DisruptionTarget condition, and of the pod.
+# Orderly evictions: reasons of the DisruptionTarget condition and of the pod -> our reasons.
 _GAVE_WAY = {
     "PreemptionByScheduler": "Preempted",
     "EvictionByEvictionAPI": "Drained",
     "KueueEviction": "Preempted",
     "Preempting": "Preempted",
 }
-# A deletion that the control plane explains: reason of the DisruptionTarget condition -> ours, and what it means.
+# Deletions that the control plane explains: reason of the DisruptionTarget condition -> our reason, and its meaning.
 _ENDED_BY = {
     "DeletionByTaintManager": (
         "NodeTainted",
-        "its node got a NoExecute taint that the pod does not tolerate (a node that is silent gets one)",
+        "its node got a NoExecute taint that the pod does not tolerate (unreachable nodes get one)",
     ),
     "DeletionByPodGC": ("NodeLost", "its node no longer exists"),
 }
-# The kubelet evicts a pod that outgrew its own limits just as one whose node is full; only its words differ.
+# Only the message tells a pod that exceeded its own disk limits from a pod on a full node: both are Evicted.
 _OWN_DISK = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
-_NO_START = ("StartError", "ContainerCannotRun")  # the runtime found nothing to run: the image is another
-_LOST_TASK = 255  # containerd's exit code for a task that vanished with its node
+_NO_START = ("StartError", "ContainerCannotRun")  # the runtime found no program to start: a wrong image
+_LOST_TASK = 255  # containerd's exit code for a task that was lost with its node
 _ABORT = 134
 _SIGNALS = {130: "SIGINT", _ABORT: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 _GRAVITY: tuple[tuple[Kind, Budget], ...] = (
@@ -111,19 +84,21 @@ def classify(workers: Sequence[Pod], expected: int) -> Outcome | None:
 
 
 def diagnose(pod: Pod) -> Outcome | None:
-    """One worker alone; None while nothing is wrong with it (or it ended well)."""
+    """The outcome of one worker alone; None while it runs normally or has succeeded."""
     if pod.succeeded:
         return None
     who = f"worker {pod.rank} (pod {pod.name})"
     if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
         return _exited(pod, who)
-    if pod.pod_reason == "Evicted" and _OWN_DISK.search(pod.pod_message):  # even when it saved: it would grow again
+    if pod.pod_reason == "Evicted" and _OWN_DISK.search(
+        pod.pod_message
+    ):  # even if it saved its state: it would grow again
         return Outcome("retry", _DISK_FULL, f"{who} was evicted: {pod.pod_message}", "user")
     if pod.exit_code == ExitCode.RESUME:
         return _saved_and_left(pod, who)
     if outcome := _ended_by_control_plane(pod, who):
         return outcome
-    if pod.deleted_at is not None:
+    if pod.deletion_timestamp is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or _forgotten_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
@@ -131,89 +106,93 @@ def diagnose(pod: Pod) -> Outcome | None:
 
 
 def _forgotten_by_its_node(pod: Pod) -> bool:
-    """A restarted node does not know how the container ended: containerd says 255, the kubelet at first nothing."""
+    """A restarted node has no record of the container: containerd reports 255, the kubelet at first reports nothing."""
     if pod.exit_code is None:
-        return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.last_words or pod.result)
+        return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.termination_message or pod.result)
     return pod.exit_code == _LOST_TASK and pod.result is None
 
 
 def seconds_to_settle(workers: Sequence[Pod], now: datetime, settle: float) -> float:
-    """Seconds left to wait for the peers of a failed worker to end, so that the root cause shows; 0: decide now.
+    """Seconds to wait for the peers of a failed worker to end, so that the root cause shows; 0: decide now.
 
-    A node's clock may be far from ours: an end that lies ahead of `now` is not waited for.
+    A node's clock may be wrong: an end in the future causes no wait.
     """
     if all(pod.finished for pod in workers):
         return 0.0
     ages = [
-        (now - pod.exit_at).total_seconds() for pod in workers if pod.finished and not pod.succeeded and pod.exit_at
+        (now - pod.finished_at).total_seconds()
+        for pod in workers
+        if pod.finished and not pod.succeeded and pod.finished_at
     ]
     return max(0.0, settle - max(ages)) if ages and max(ages) >= 0 else 0.0
 
 
 def _gravity(outcome: Outcome) -> tuple[int, int]:
-    """Sort key, gravest first; of two resumes, the one with a cause comes first."""
+    """Sort key, gravest first; a resume with a cause comes before one without."""
     if outcome.secondary:
         return len(_GRAVITY) + (outcome.reason in _SECONDARY), 0  # these reasons name a failure elsewhere
-    if outcome.reason == _DISK_FULL and outcome.kind == "retry":  # its peers were asked to stop, and saved
+    if outcome.reason == _DISK_FULL and outcome.kind == "retry":  # its peers were asked to stop, and saved their state
         return _GRAVITY.index(("resume", "none")), 0
     return _GRAVITY.index((outcome.kind, outcome.budget)), 2 if outcome.reason == RESUME else 1
 
 
 def _saved_and_left(pod: Pod, who: str) -> Outcome:
-    """A worker that ended with exit code 75; the reason is that of whoever asked it to stop, where that is known."""
-    reason = _disruption(pod)[0] or _node_reason(pod.pod_reason) or _ENDED_BY.get(pod.disrupted, (RESUME,))[0]
+    """The outcome of exit code 75; its reason is the eviction or node failure that stopped the worker, if known."""
+    reason = _disruption(pod)[0] or _node_reason(pod.pod_reason) or _ENDED_BY.get(pod.disruption_reason, (RESUME,))[0]
     if reason == RESUME:
-        return Outcome("resume", reason, f"{who} saved its state and left, to be started again")
-    cause = pod.pod_message or pod.disruption or pod.disrupted or pod.pod_reason
-    return Outcome("resume", reason, f"{who} saved its state and left because of: {cause}")
+        return Outcome("resume", reason, f"{who} saved its state and exited, to be started again")
+    cause = pod.pod_message or pod.disruption_message or pod.disruption_reason or pod.pod_reason
+    return Outcome("resume", reason, f"{who} saved its state and exited because of: {cause}")
 
 
 def _ended_by_control_plane(pod: Pod, who: str) -> Outcome | None:
-    """A worker that the control plane or its kubelet ended, and says why; else None."""
+    """The outcome of a worker that the control plane or its kubelet ended with a reason; else None."""
     reason, raw = _disruption(pod)
     if reason:
-        cause = ": ".join(filter(None, (raw, pod.disruption or pod.pod_message)))
+        cause = ": ".join(filter(None, (raw, pod.disruption_message or pod.pod_message)))
         return Outcome("resume", reason, f"{who} was {reason.lower()}: {cause}")
-    if node_reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # tells more than the condition
+    if node_reason := _node_reason(pod.pod_reason) or _node_reason(pod.exit_reason):  # more specific than the condition
         return _infrastructure(node_reason, f"{who}: {pod.pod_message or pod.pod_reason or pod.exit_reason}")
-    if pod.disrupted:
-        reason, meaning = _ENDED_BY.get(pod.disrupted, ("Disrupted", "the control plane or the kubelet ended it"))
-        cause = ": ".join(filter(None, (pod.disrupted, pod.disruption)))
+    if pod.disruption_reason:
+        reason, meaning = _ENDED_BY.get(
+            pod.disruption_reason, ("Disrupted", "the control plane or the kubelet ended it")
+        )
+        cause = ": ".join(filter(None, (pod.disruption_reason, pod.disruption_message)))
         return _infrastructure(reason, f"{who} was disrupted: {meaning} ({cause})")
     return None
 
 
 def _disruption(pod: Pod) -> tuple[str, str]:
-    """`Drained` or `Preempted`, and Kubernetes' own reason for it; two empty texts for any other pod."""
-    raw = pod.disrupted if pod.disrupted in _GAVE_WAY else pod.pod_reason
+    """(`Drained` or `Preempted`, Kubernetes' reason); two empty texts for other pods."""
+    raw = pod.disruption_reason if pod.disruption_reason in _GAVE_WAY else pod.pod_reason
     return (_GAVE_WAY[raw], raw) if raw in _GAVE_WAY else ("", "")
 
 
 def _node_reason(reason: str) -> str | None:
-    """OutOfcpu, OutOfnvidia.com/gpu and their like: the kubelet found no room for what the scheduler had sent it."""
+    """Our reason for a node failure. OutOfcpu, OutOfnvidia.com/gpu and so on: the kubelet rejected a scheduled pod."""
     return "NodeRefused" if reason.startswith("OutOf") else _NOT_THE_RUN.get(reason)
 
 
 def _exited(pod: Pod, who: str) -> Outcome:
     result, code = pod.result, pod.exit_code
-    said = result.message if result else pod.last_words
-    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {said}")):
+    message = result.message if result else pod.termination_message
+    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {message}")):
         return decided
     if code in _STALLING:
         default = _STALLING[ExitCode(code)]
-        return Outcome("stall", result.reason if result else default, said or f"{who}: exit code {code}")
+        return Outcome("stall", result.reason if result else default, message or f"{who}: exit code {code}")
     if code == ExitCode.REJECTED:
-        return Outcome("fail", result.reason if result else "Rejected", said or f"{who}: exit code {code}")
+        return Outcome("fail", result.reason if result else "Rejected", message or f"{who}: exit code {code}")
     if pod.exit_reason in _NO_START:
-        return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {said}")
+        return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {message}")
     if pod.exit_reason == "OOMKilled":
         return Outcome("retry", "OutOfMemory", f"{who} used more memory than its limit", "user")
-    how = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
-    words = f"{who}: {how}" + (f": {said}" if said else "")
-    if code == _ABORT and result is None:  # how NCCL's watchdog ends a process whose peer hangs or is gone
-        return Outcome("retry", "WorkerAborted", words, "infrastructure", secondary=True)
+    ending = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
+    text = f"{who}: {ending}" + (f": {message}" if message else "")
+    if code == _ABORT and result is None:  # NCCL's watchdog aborts a process whose peer hangs or is lost
+        return Outcome("retry", "WorkerAborted", text, "infrastructure", secondary=True)
     default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
-    return Outcome("retry", result.reason if result else default, words, "user")
+    return Outcome("retry", result.reason if result else default, text, "user")
 
 
 def _by_reason(reason: str, words: str) -> Outcome | None:

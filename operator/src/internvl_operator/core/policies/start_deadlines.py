@@ -1,33 +1,34 @@
 """End attempts whose workers are not scheduled or started in time, as scheduled workers hold GPUs meanwhile.
 
-The attempt ends, which frees them, and the next one is made after a pause that grows: two groups that each have half
-of the nodes do not wait for each other for ever. A pod held back by a queue holds nothing, and may wait.
+Ending the attempt frees the GPUs; the next attempt starts after a growing pause, so that two groups with half of the
+nodes each do not block each other for ever. Pods held back by a queue hold no GPU and may wait.
 """
 
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.policies import run_policy
-from internvl_operator.core.policies.failure_policy import Outcome
-from internvl_operator.core.policies.startup_problems import startup_problem, what_is_missing
+from internvl_operator.core.policies.outcome import Decision, Outcome
+from internvl_operator.core.policies.startup_problems import missing_prerequisite, startup_problem
 from internvl_operator.core.stages import Stage
 
 
-def exceeded(context: ReconcileContext, stage: Stage) -> Outcome | None:
-    """The outcome of an attempt whose pods miss a deadline to start; None while there is time."""
-    return _unscheduled(context, stage) or _not_started(context) if context.created(stage) else None
+def decide(context: ReconcileContext, stage: Stage) -> Decision:
+    """End an attempt whose pods miss a start deadline; before that, wait for the deadline."""
+    if not context.created(stage):
+        return Decision()
+    scheduling = _scheduling_deadline(context, stage)
+    return scheduling if scheduling.outcome else scheduling | _start_deadline(context)
 
 
-def _unscheduled(context: ReconcileContext, stage: Stage) -> Outcome | None:
-    limit, status = context.run.spec.run_policy.scheduling_deadline_seconds, context.status
+def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
+    limit = context.run.spec.run_policy.scheduling_deadline_seconds
     unscheduled = [pod for pod in context.workers if _needs_node(pod)]
     if limit is None or not unscheduled:
-        status.unscheduled_since = None
-        return None
-    status.unscheduled_since = status.unscheduled_since or context.timestamp()
-    left = run_policy.left(status.unscheduled_since, limit, context.now)
-    if left:
-        context.wait(left)
-        return None
+        return Decision(record={"unscheduled_since": None})
+    since = context.status.unscheduled_since or context.timestamp()
+    record = {"unscheduled_since": since}
+    if left := run_policy.left(since, limit, context.now):
+        return Decision(wait=left, record=record)
     pod = next((pod for pod in unscheduled if pod.unschedulable), unscheduled[0])
     reason = pod.unschedulable or "no reason from the scheduler"
     scheduled = f"{len(context.workers) - len(unscheduled)} of {stage.size(context.run.spec)} workers"
@@ -35,25 +36,29 @@ def _unscheduled(context: ReconcileContext, stage: Stage) -> Outcome | None:
         f"pod {pod.name} found no node within {limit} s (spec.runPolicy.schedulingDeadlineSeconds): {reason}; "
         f"releasing the {scheduled} that were scheduled"
     )
-    return Outcome("stall", "SchedulingDeadlineExceeded", text)
+    return Decision(Outcome("stall", "SchedulingDeadlineExceeded", text), record=record)
 
 
-def _not_started(context: ReconcileContext) -> Outcome | None:
+def _start_deadline(context: ReconcileContext) -> Decision:
     limit = context.run.spec.run_policy.start_deadline_seconds
+    decision = Decision()
     for pod in context.workers:
-        if pod.phase != "Pending" or pod.finished or pod.accepted_at is None:
+        if pod.phase != "Pending" or pod.finished or pod.start_time is None:
             continue
-        left = limit - (context.now - pod.accepted_at).total_seconds()
-        if left > 0:
-            context.wait(left)
-            continue
-        found = startup_problem([pod], context.run.spec.secrets, context.run.namespace)
-        missing = found.message if found else what_is_missing(pod, context.run.spec)
-        cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
-        text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"
-        return Outcome("stall", "StartDeadlineExceeded", f"{text}: {cause}")
-    return None
+        left = limit - (context.now - pod.start_time).total_seconds()
+        if left <= 0:
+            return decision | Decision(Outcome("stall", "StartDeadlineExceeded", _not_started(context, pod, limit)))
+        decision |= Decision(wait=left)
+    return decision
+
+
+def _not_started(context: ReconcileContext, pod: Pod, limit: int) -> str:
+    found = startup_problem([pod], context.run.spec.secrets, context.run.namespace)
+    missing = found.message if found else missing_prerequisite(pod, context.run.spec)
+    cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
+    text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"
+    return f"{text}: {cause}"
 
 
 def _needs_node(pod: Pod) -> bool:
-    return pod.phase == "Pending" and pod.node is None and not pod.gated and not pod.finished
+    return pod.phase == "Pending" and pod.node is None and not pod.scheduling_gated and not pod.finished

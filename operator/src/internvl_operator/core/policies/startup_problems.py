@@ -1,8 +1,8 @@
-"""Why a group that was made does not run yet: Secrets, images, the scheduler's words, and pods that start slowly.
+"""Why the pods of a group do not run yet: Secrets, images, scheduling, and slow starts.
 
-A kubelet mounts a pod's volumes, makes its sandbox with its network, and then the condition PodReadyToStartContainers
-is True; after that it pulls images. The container says only `ContainerCreating` during both. Why a volume is missing
-is only in the kubelet's events, which the operator may not read: the message names what could be missing.
+A kubelet mounts a pod's volumes and creates its sandbox with its network, then sets PodReadyToStartContainers to True,
+then pulls images. The container reports only `ContainerCreating` during both. The cause of a missing volume is only in
+the kubelet's events, which the operator may not read, so the message names what may be missing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from internvl_operator.core.observe import Pod
 from internvl_operator.core.resources.pods import claims
 from internvl_operator.core.timestamps import to_text
 
-NOTICE_AFTER = timedelta(seconds=30)  # most pods start sooner: nothing is written about those
+NOTICE_AFTER = timedelta(seconds=30)  # most pods start sooner and need no message
 _SILENT = ("", "ContainerCreating", "PodInitializing")
-_KINDS = {  # of a volume's source -> what it is called, and the field with its name
+_KINDS = {  # source of a volume -> kind, and the field with its name
     "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
     "secret": ("Secret", "secretName"),
     "configMap": ("ConfigMap", "name"),
@@ -30,7 +30,7 @@ _IMAGE_REASONS = {
 
 @dataclass(frozen=True)
 class StartupProblem:
-    """Why a group that has not ended does not run; `stalled` when only the user can help."""
+    """Why a group does not run yet. `stalled`: only the user can fix it."""
 
     reason: str
     message: str
@@ -55,8 +55,10 @@ def _problem_of(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem | 
         )
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
         return StartupProblem("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
-    if pod.gated:
-        return StartupProblem("SchedulingGated", f"pod {pod.name} waits for its queue: {pod.gated}", stalled=False)
+    if pod.scheduling_gated:
+        return StartupProblem(
+            "SchedulingGated", f"pod {pod.name} waits for its queue: {pod.scheduling_gated}", stalled=False
+        )
     if pod.unschedulable:
         return StartupProblem("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
     return None
@@ -70,23 +72,23 @@ def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProble
     for field, name in named.items():
         if name is not None and f'"{name}"' in message:
             text = (
-                f"{field}: found no Secret {name!r} in namespace {namespace!r}; create it there and the run goes on by "
-                "itself, or name another"
+                f"{field}: found no Secret {name!r} in namespace {namespace!r}; create it there, or name another; "
+                "the run then continues by itself"
             )
             return StartupProblem("SecretMissing", text, stalled=True)
     return StartupProblem(
-        "SecretMissing", f"spec.podTemplate: {message}; create it and the run goes on by itself", stalled=True
+        "SecretMissing", f"spec.podTemplate: {message}; create it, and the run continues by itself", stalled=True
     )
 
 
 def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime) -> StartupProblem | None:
-    """The problem of the first pod that is slow to start; pods without a sandbox come first."""
+    """The problem of the first pod that starts slowly; pods without a sandbox come first."""
     slow = [(pod, since) for pod, since in _starting(workers) if now - since >= NOTICE_AFTER]
-    for pod, since in sorted(slow, key=lambda each: bool(each[0].sandbox)):
-        if pod.sandbox is None:  # its kubelet does not tell
+    for pod, since in sorted(slow, key=lambda each: bool(each[0].ready_to_start)):
+        if pod.ready_to_start is None:  # its kubelet does not report it
             continue
         who, start = f"pod {pod.name} on node {pod.node}", to_text(since)
-        if pod.sandbox:
+        if pod.ready_to_start:
             text = f"{who} has been pulling its image since {start}; volumes and network are ready"
             return StartupProblem("ImagePulling", text, stalled=False)
         text = f"{who} has had no volumes or network since {start}{_next_step(pod, spec)}"
@@ -95,39 +97,39 @@ def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime
 
 
 def seconds_to_notice(workers: Sequence[Pod], now: datetime) -> float | None:
-    """Seconds until the next pod counts as slow to start; None when there is none."""
+    """Seconds until the next pod counts as slow; None without a starting pod."""
     left = [(since + NOTICE_AFTER - now).total_seconds() for _, since in _starting(workers)]
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
-    """Pods that are starting on a node, and since when; a container that reports a problem is left out."""
+    """Pods that start on a node, with their start time; pods whose container reports a problem are left out."""
     for pod in workers:
         waits = pod.phase == "Pending" and not pod.finished and pod.waiting_reason in _SILENT
-        if waits and pod.accepted_at is not None:
-            yield pod, pod.accepted_at
+        if waits and pod.start_time is not None:
+            yield pod, pod.start_time
 
 
-def what_is_missing(pod: Pod, spec: InternVLFineTuneSpec) -> str:
-    """What a pod lacks whose time to start is over; empty where the kubelet does not tell."""
-    if pod.sandbox is None:
+def missing_prerequisite(pod: Pod, spec: InternVLFineTuneSpec) -> str:
+    """What a pod past its start deadline lacks; empty when the kubelet does not report it."""
+    if pod.ready_to_start is None:
         return ""
-    if pod.sandbox:
+    if pod.ready_to_start:
         return "volumes and network are ready, but its image is still being pulled"
     return f"it has no volumes or network{_next_step(pod, spec)}"
 
 
 def _next_step(pod: Pod, spec: InternVLFineTuneSpec) -> str:
-    """What the kubelet says of the missing sandbox, and what to look at."""
+    """The kubelet's message about the missing sandbox, and what to check."""
     *others, last = [*_mounted(spec)] or [""]
     named = f"{', '.join(others)} and {last} exist" if others else f"{last} exists"
     check = f"; check that {named}" if last else ""
-    said = f" ({pod.sandbox_message})" if pod.sandbox_message else ""
-    return f"{said}{check}; `kubectl describe pod {pod.name}` shows the reason"
+    reported = f" ({pod.ready_to_start_message})" if pod.ready_to_start_message else ""
+    return f"{reported}{check}; `kubectl describe pod {pod.name}` shows the reason"
 
 
 def _mounted(spec: InternVLFineTuneSpec) -> Iterator[str]:
-    """What users' volumes refer to."""
+    """The objects that the volumes of the pod refer to."""
     yield from (f"PersistentVolumeClaim {claim}" for claim in claims(spec))
     for volume in spec.pod_template.volumes:
         for source, (kind, field) in _KINDS.items():

@@ -1,4 +1,4 @@
-"""The ConfigMap with run.yaml: what every pod of the run reads."""
+"""Build the ConfigMap with run.yaml, which every pod of the run reads."""
 
 from pathlib import PurePosixPath
 from typing import Any

@@ -1,4 +1,4 @@
-"""What each gang scheduler wants to find on the pods of a group, and the PodGroup of those that have one.
+"""Labels, annotations and PodGroups for each gang scheduler.
 
 Sources: kueue, docs "Run Plain Pods" and pkg/controller/jobs/pod/constants; volcano,
 staging/src/volcano.sh/apis/pkg/apis/scheduling/v1beta1; scheduler-plugins, apis/scheduling/v1alpha1.
@@ -14,7 +14,7 @@ from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
-# Scheduler -> its PodGroups, as the API client names them; (API version, the scheduler's own name).
+# Scheduler -> resource of its PodGroups in the API client. Below: scheduler -> (API version, schedulerName).
 GROUPS = {"volcano": "PodGroup.scheduling.volcano.sh", "coscheduling": "PodGroup.scheduling.x-k8s.io"}
 _SCHEDULERS = {
     "volcano": ("scheduling.volcano.sh/v1beta1", "volcano"),
@@ -23,7 +23,7 @@ _SCHEDULERS = {
 
 
 def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
-    """The PodGroup to apply for a stage, or none: its pods are placed together, or not at all."""
+    """The PodGroup to apply for a stage, so that its pods are scheduled together or not at all; empty without one."""
     scheduling = run.spec.scheduling
     if scheduling.gang not in _SCHEDULERS:
         return []
@@ -37,7 +37,7 @@ def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
 
 
 def labels(run: Run, stage: Stage, attempt: int) -> dict[str, str]:
-    """Of a pod."""
+    """Labels of a pod."""
     scheduling = run.spec.scheduling
     if scheduling.gang == "kueue":
         return {
@@ -50,7 +50,7 @@ def labels(run: Run, stage: Stage, attempt: int) -> dict[str, str]:
 
 
 def annotations(run: Run, stage: Stage) -> dict[str, str]:
-    """Of a pod. A kueue group that lost a pod is over: we make a new group rather than replace the pod in it."""
+    """Annotations of a pod. A kueue group that lost a pod has ended: a new attempt is a new group."""
     scheduling = run.spec.scheduling
     if scheduling.gang == "kueue":
         return {
@@ -70,7 +70,7 @@ def scheduler_name(scheduling: Scheduling) -> str | None:
 
 
 def not_enabled(scheduling: Scheduling, config: OperatorConfig) -> str | None:
-    """Why this operator cannot have groups placed so: it may not write their PodGroups."""
+    """Why this operator cannot use the gang scheduler (it may not write its PodGroups); None when it can."""
     if scheduling.gang not in GROUPS or scheduling.gang in config.gang_schedulers:
         return None
     have = ", ".join(config.gang_schedulers) or "none"

@@ -1,4 +1,4 @@
-"""Every name and identifying label, each made by one function, from nothing but the run and the worker."""
+"""Every name and identifying label, each made by one function of the run and the worker."""
 
 import hashlib
 import re
@@ -13,14 +13,14 @@ from internvl_api.constants import (
     MANAGED_BY,
 )
 
-LABEL_LIMIT = 63  # of a DNS label and of a label's value
+LABEL_LIMIT = 63  # characters of a DNS label, and of a label value
 # Leaves room for "-baseline-evaluate-1023", so that every pod name is a DNS label (it is also the pod's hostname).
 BASE_LIMIT = 38
 _DIGEST = 8
 
 
 def base(run: str) -> str:
-    """The run's name as the beginning of a DNS label: itself when short and without dots, else cut and digested.
+    """A DNS label prefix for the run: its name when short and without dots, else a shortened name with a digest.
 
     >>> base("coco-lora"), base("v1.5")
     ('coco-lora', 'v1-5-23a9684d')
@@ -37,7 +37,7 @@ def pod(run: str, stage: str, rank: int) -> str:
 
 
 def service(run: str) -> str:
-    """The headless Service of all groups. The prefix keeps off a user's own Service, and off a leading digit."""
+    """The headless Service of all groups. The prefix avoids a user's own Service and a leading digit."""
     return f"ivft-{base(run)}"
 
 
@@ -52,27 +52,27 @@ def pod_group(run: str, stage: str) -> str:
 
 
 def queue_group(run: str, stage: str, attempt: int) -> str:
-    """kueue's pod group: each attempt is admitted anew. A label's value and an object's name."""
+    """Kueue's pod group, admitted for each attempt. Both a label value and an object name."""
     return f"{base(run)}-{stage}-{attempt}"
 
 
 def master_address(run: str, stage: str) -> str:
-    """Node rank 0, through the headless Service and the pod's own DNS search path."""
+    """Host name of node rank 0, resolved through the headless Service and the pod's DNS search path."""
     return f"{pod(run, stage, 0)}.{service(run)}"
 
 
 def run_label(run: str) -> str:
-    """The run's name as a label value: itself when it fits, else cut and digested."""
+    """The run's name as a label value: itself when it fits, else shortened with a digest."""
     return run if len(run) <= LABEL_LIMIT else f"{run[: LABEL_LIMIT - _DIGEST - 1].rstrip('-.')}-{_digest(run)}"
 
 
 def shared_labels(run: str, uid: str) -> dict[str, str]:
-    """On every child."""
+    """Labels of every child."""
     return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_JOB: run_label(run), LABEL_JOB_UID: uid}
 
 
 def worker_labels(run: str, uid: str, stage: str, attempt: int, rank: int) -> dict[str, str]:
-    """On a pod."""
+    """Labels of a pod."""
     return shared_labels(run, uid) | {LABEL_STAGE: stage, LABEL_ATTEMPT: str(attempt), LABEL_NODE_RANK: str(rank)}
 
 

@@ -1,4 +1,4 @@
-"""The metadata every child has in common."""
+"""The metadata that all children share."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from internvl_operator.core.run import Run
 
 
 def owned_metadata(run: Run, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Name, namespace, labels and the reference by which Kubernetes deletes the child with its run.
+    """Name, namespace, labels, and the owner reference through which Kubernetes deletes the child with its run.
 
-    blockOwnerDeletion is false: true would need the right to update finalizers, and would let one pod on a dead
-    node hold up a foreground deletion of the run.
+    blockOwnerDeletion is false: true needs the right to update finalizers, and lets one pod on a dead node block a
+    foreground deletion of the run.
     """
     return {
         "name": name,

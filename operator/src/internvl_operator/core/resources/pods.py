@@ -1,4 +1,4 @@
-"""The pods of a group: the same builder for every stage."""
+"""Build the pods of a group; one builder for every stage."""
 
 import re
 from pathlib import PurePosixPath
@@ -31,13 +31,13 @@ PVC_ROOT = "/pvc"
 USER_ID = 10001  # the image's user
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _SHM = "/dev/shm"
-# A node that stops answering keeps its pods for five minutes unless a pod says otherwise; a whole group waits for
-# them. Half a minute after the node is declared lost is enough to tell a reboot of the network from one of the node.
+# By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
+# node is declared lost is enough to tell a network outage from a lost node.
 _LOST_NODE_SECONDS = 30
 
 
 def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
-    """The object to apply for one worker. Raises SpecError when the run's spec cannot be run."""
+    """The object to apply for one worker. Raises SpecError when the run's spec is invalid."""
     spec, template = run.spec, run.spec.pod_template
     labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
@@ -135,7 +135,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         "HOME": SCRATCH_PATH,
         "TMPDIR": SCRATCH_PATH,
     }
-    # A name may stand only once (server-side apply keys on it); the last of the user's wins, ours before all.
+    # Each name must be unique (server-side apply keys on it): the user's last entry wins, ours override the user's.
     users = {item.get("name"): item for item in run.spec.pod_template.env}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
@@ -150,7 +150,7 @@ def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig)
     gpus = stage.gpus(spec)
     limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
     requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
-    if gpus:  # an extended resource: its request must equal its limit, and is taken from it
+    if gpus:  # an extended resource: its request defaults to its limit and must equal it
         limits[GPU] = str(gpus)
     chosen = {"limits": limits, "requests": requests}
     return {k: v for k, v in (resources | chosen).items() if v}
@@ -176,7 +176,7 @@ def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
 
 
 def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
-    """Ours, but a user's mount at /scratch, /cache or /dev/shm takes the place of ours; run.yaml's cannot be taken."""
+    """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
     users = {mount.get("mountPath"): mount for mount in spec.pod_template.volume_mounts}
     users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {

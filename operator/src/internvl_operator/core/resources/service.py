@@ -1,4 +1,4 @@
-"""The headless Service: gives every worker of every stage its host name."""
+"""Build the headless Service that gives every worker its host name."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from internvl_operator.core.run import Run
 
 
 def build(run: Run) -> dict[str, Any]:
-    """The object to apply. Addresses are published before readiness: workers find each other while they start."""
+    """The object to apply. Addresses are published before readiness: workers need them while they start."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

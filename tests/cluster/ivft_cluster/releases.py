@@ -66,7 +66,7 @@ def programs() -> list[GoProgram]:
     return [daemons(release()), CONTAINERD, ETCD]
 
 
-def test_programs() -> tuple[GoProgram, ...]:
+def extra_programs() -> tuple[GoProgram, ...]:
     """Additional programs for tests, including the API server of the oldest supported release."""
     return (GITOPS, KUEUE, daemons(RELEASES[FLOOR]))
 
@@ -76,7 +76,7 @@ def binary(name: str) -> Path:
 
     Raises HarnessError with the way to get it.
     """
-    for program in (*programs(), *test_programs()):
+    for program in (*programs(), *extra_programs()):
         if name in (*program.binaries, *program.links):
             path, hint = program.folder / name, "run `python -m ivft_cluster setup` (with tests/cluster on PYTHONPATH)"
             break

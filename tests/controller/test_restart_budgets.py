@@ -2,7 +2,7 @@
 
 import pytest
 from controller.builders import Raw, result, terminated
-from controller.test_runs import World
+from controller.simulator import World
 
 
 def checkpoint(step: int) -> Raw:

@@ -1,0 +1,98 @@
+"""Runs that are published or have failed: their pods, deadlines and deletion."""
+
+import pytest
+from controller.builders import Raw
+from controller.fake_server import clock
+from controller.simulator import STAGES, World
+from internvl_api.constants import KIND
+
+
+def test_a_complete_run_stays_complete_whatever_becomes_of_its_spec() -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.edit_spec(workers=1)
+    world.operator.settle()
+    assert world.status["phase"] == "Succeeded"
+    assert world.status["observedGeneration"] == 2
+    assert {condition["observedGeneration"] for condition in world.status["conditions"]} == {2}
+    assert len(world.server.pods) == 4
+
+
+def test_a_complete_run_whose_stages_come_back_in_another_order_is_left_at_that() -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.change(KIND, "run", lambda raw: raw["status"]["stages"].reverse())
+    before = len(world.server.writes)
+    world.operator.settle()
+    assert world.status["stage"] == "publish"
+    assert len(world.server.writes) == before
+
+
+def test_a_run_past_its_deadline_fails_and_frees_its_pods() -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100})
+    world.reach("train")
+    world.later(99)
+    assert world.status["phase"] == "Running"
+    assert world.operator.requeue == 1
+    world.later(1)
+    assert world.server.condition("Failed")["reason"] == "DeadlineExceeded"
+    assert all("deletionTimestamp" in world.server.pods[name]["metadata"] for name in world.pods("train"))
+
+
+def test_the_deadline_counts_anew_after_a_suspension() -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100})
+    world.reach("train")
+    world.later(60)
+    world.server.edit_spec(runPolicy={"activeDeadlineSeconds": 100, "suspend": True})
+    world.operator.settle()
+    world.collect()
+    world.later(1000)
+    assert world.status["phase"] == "Suspended"
+    world.server.edit_spec(runPolicy={"activeDeadlineSeconds": 100})
+    world.operator.settle()
+    world.run("train")
+    world.later(99)
+    assert world.status["phase"] == "Running"
+    world.later(1)
+    assert world.server.condition("Failed")["reason"] == "DeadlineExceeded"
+
+
+def test_a_finished_run_is_deleted_after_its_time_to_live() -> None:
+    world = World(runPolicy={"ttlSecondsAfterFinished": 60})
+    for stage in STAGES:
+        world.pass_stage(stage)
+    assert world.operator.requeue == 60
+    clock(world.server, 60)
+    world.operator.run_pass()
+    assert not any(world.server.objects.values())
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        pytest.param({}, ["run-preflight-0"], id="running-ones-by-default"),
+        pytest.param({"cleanPodPolicy": "All"}, [], id="all"),
+        pytest.param({"cleanPodPolicy": "None"}, ["run-preflight-0", "run-train-0", "run-train-1"], id="none"),
+    ],
+)
+def test_pods_that_are_left_when_a_run_has_failed(policy: Raw, left: list[str]) -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 100, **policy})
+    world.reach("train")
+    world.later(100)
+    world.collect()
+    assert world.status["phase"] == "Failed"
+    assert sorted(world.server.pods) == left
+    before = len(world.server.writes)
+    world.later(60)
+    assert world.server.writes[before:] == []
+
+
+def test_no_pod_is_left_of_a_published_run_that_wants_them_all_gone() -> None:
+    world = World(runPolicy={"cleanPodPolicy": "All"})
+    for stage in STAGES:
+        world.pass_stage(stage)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+    world.later(3600)
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
