@@ -35,7 +35,7 @@ import re, sys, time
 from pathlib import Path
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.merge import merge
+from internvl_trainer.stages.merge.chat import merge
 from internvl_trainer.metrics import Reporter
 for path in sys.argv[1:]:
     config = RunConfig.load(Path(path))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from internvl_api.listing import recipe_config
 from internvl_api.recipes import recipe_names
-from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command
+from internvl_trainer.cli.estimate import add_estimate_command, add_recipes_command
 from rich.console import Console
 
 

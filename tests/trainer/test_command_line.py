@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from internvl_api.status import StageResult
-from internvl_trainer import single_machine
 from internvl_trainer.__main__ import main
+from internvl_trainer.cli import run as single_machine
 from internvl_trainer.errors import Rejected
 from trainer.runs import make_config
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
 

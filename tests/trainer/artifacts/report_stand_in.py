@@ -27,7 +27,7 @@ def _write_report(_config: RunConfig, storage: Storage, folder: str) -> str:
 
 def stand_ins() -> dict[str, ModuleType]:
     """Modules by name."""
-    run, card = ModuleType("internvl_trainer.report.run"), ModuleType("internvl_trainer.report.model_card")
+    run, card = ModuleType("internvl_trainer.report.build"), ModuleType("internvl_trainer.report.model_card")
     run.build_report = _build_report  # type: ignore[attr-defined]
     run.write_report = _write_report  # type: ignore[attr-defined]
     card.model_card = lambda _config, _storage: CARD  # type: ignore[attr-defined]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.hub_upload import files_for_hub
+from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, read_manifest
-from internvl_trainer.artifacts.publish import publish
-from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.stages.publish.hub_upload import files_for_hub
+from internvl_trainer.stages.publish.output import publish
 from trainer.artifacts.finished_run import leave_run, sha256, shards
 from trainer.artifacts.hub_write_stand_in import HubWriteStandIn
 from trainer.artifacts.report_stand_in import HUB_CARD, PAGE, stand_ins

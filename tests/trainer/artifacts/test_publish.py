@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
-from internvl_trainer.artifacts.publish import publish
 from internvl_trainer.artifacts.storage import FolderStorage, Storage, open_storage
 from internvl_trainer.errors import Rejected, UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.stages.publish.output import publish
 from trainer.artifacts.finished_run import BASELINE, FIGURES, TASK, bytes_of, leave_run, leave_stage, sha256
 from trainer.artifacts.report_stand_in import CARD, PAGE, stand_ins
 from trainer.runs import make_config

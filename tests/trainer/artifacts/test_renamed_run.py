@@ -6,7 +6,7 @@ import pytest
 from internvl_api.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
-from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
+from internvl_trainer.artifacts.fingerprint import check_output, claim_output, fingerprint
 from internvl_trainer.artifacts.storage import open_storage
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.identity import claim_output
+from internvl_trainer.artifacts.fingerprint import claim_output
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.cli.tensorboard import newest_events, put, run_tensorboard
 from internvl_trainer.distributed import free_port
-from internvl_trainer.tensorboard_cli import newest_events, put, run_tensorboard
-from internvl_trainer.train.journal import Journal, StepRecord
+from internvl_trainer.train.metrics_log import Journal, StepRecord
 from ivft_cluster.shell import wait_for
 from trainer.runs import environment, make_config, write_config
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from closeness import LOSS, assert_close
 from golden import CASES, GOLDEN, RESULTS, ROWS, arrays, checkpoint, pixels
-from internvl_trainer import inspect
+from internvl_trainer.cli import inspect
 from rich.console import Console
 
 

@@ -25,7 +25,7 @@ from internvl_trainer.data.row_sizes import read_row_sizes
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import preflight
 from internvl_trainer.train.engine import loss_shares
 from internvl_trainer.train.setup import make_order
 from trainer.runs import make_config

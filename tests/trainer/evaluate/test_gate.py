@@ -11,12 +11,12 @@ import pytest
 from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageResult
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.errors import Rejected, UserError
-from internvl_trainer.evaluate.gate import check_gate
-from internvl_trainer.outcome import conclude
+from internvl_trainer.exit_status import conclude
+from internvl_trainer.stages.publish_condition import check_gate
 from trainer.evaluations import evaluation_config, write_coco
 
 
@@ -29,10 +29,10 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(folder)
         return f"{storage.uri}/{folder}/index.html"
 
-    module = ModuleType("internvl_trainer.report.run")
+    module = ModuleType("internvl_trainer.report.build")
     module.write_report = write_report  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "internvl_trainer.report", ModuleType("internvl_trainer.report"))
-    monkeypatch.setitem(sys.modules, "internvl_trainer.report.run", module)
+    monkeypatch.setitem(sys.modules, "internvl_trainer.report.build", module)
     return asked
 
 

@@ -10,7 +10,7 @@ from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate import captions
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import preflight
 from trainer.evaluations import evaluation_config, write_coco, write_vqa
 
 

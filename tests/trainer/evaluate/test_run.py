@@ -11,7 +11,7 @@ import pytest
 import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import check_sizes, commit, read_manifest, upload_files
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.tiling import cut_tiles, decode_image
@@ -24,8 +24,8 @@ from internvl_trainer.model.answer import answer
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
-from internvl_trainer.pipeline import find_done
 from internvl_trainer.signals import StopRequested
+from internvl_trainer.stages.pipeline import find_done
 from safetensors.torch import save_file
 from trainer.evaluations import evaluation_config, predictions, run_evaluation, write_vqa
 from trainer.runs import GOLDEN
@@ -140,7 +140,7 @@ def test_stored_rows_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch
         raise StopRequested("SIGTERM")
 
     with monkeypatch.context() as patch:
-        patch.setattr("internvl_trainer.evaluate.run.write_result", stop)
+        patch.setattr("internvl_trainer.stages.evaluate.write_result", stop)
         with pytest.raises(StopRequested):
             run_evaluation("baseline-evaluate", vqa_config(tmp_path, rows=3))
     run_evaluation("baseline-evaluate", vqa_config(tmp_path, rows=3, task={"maxNewTokens": 1}))

@@ -14,10 +14,10 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.manifest import check_sizes, read_manifest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.collate import collate
-from internvl_trainer.merge import TOLERANCES, merge
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapter_files import load_adapter
 from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.stages.merge.chat import TOLERANCES, merge
 from safetensors.torch import load_file
 from trainer.merge.finished import SHARDS, expected_weights, golden_base, trained_adapter, whole_logits
 from transformers import AutoModelForImageTextToText

@@ -10,7 +10,7 @@ import pytest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import preflight
 from trainer.runs import GOLDEN, make_config
 
 GOOD = (GOLDEN / "data" / "samples.jsonl").read_text(encoding="utf-8").splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from trainer.runs import GOLDEN, make_config

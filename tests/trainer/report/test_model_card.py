@@ -11,7 +11,7 @@ import torch
 from closeness import assert_close
 from golden import checkpoint
 from huggingface_hub import ModelCard
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.identity import claim_output
+from internvl_trainer.artifacts.fingerprint import claim_output
 from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Unavailable
-from internvl_trainer.report.command import write_here
-from internvl_trainer.report.figures import smoothed
+from internvl_trainer.cli.report import write_here
+from internvl_trainer.report.build import build_report, write_report
 from internvl_trainer.report.page import duration, redact
+from internvl_trainer.report.plots import smoothed
 from internvl_trainer.report.record import read_record
-from internvl_trainer.report.run import build_report, write_report
 from internvl_trainer.report.samples import choose_rows, choose_samples
 from PIL import Image
 from trainer.report.outputs import TASK, Output, evaluated, prediction

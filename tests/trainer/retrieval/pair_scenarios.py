@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     rendezvous = Rendezvous.from_environment(os.environ)
     prepare_environment("cpu", rendezvous.processes)
     group = join_group(rendezvous, "cpu")
-    from internvl_trainer.train.loop import train
+    from internvl_trainer.train.trainer import train
 
     def run(name: str, *, stop_after: int = 1000, **sections: Any) -> None:
         output = folder / f"{group.world_size}" / name

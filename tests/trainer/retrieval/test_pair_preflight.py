@@ -12,7 +12,7 @@ import pytest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import preflight
 from trainer.retrieval.pair_runs import pair_config, write_pairs
 from trainer.runs import make_config
 

@@ -18,8 +18,8 @@ from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
 from internvl_trainer.signals import StopFlag
+from internvl_trainer.stages.preflight import preflight
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     rendezvous = Rendezvous.from_environment(os.environ)
     prepare_environment("cpu", rendezvous.processes)
     group = join_group(rendezvous, "cpu")
-    from internvl_trainer.train.loop import train
+    from internvl_trainer.train.trainer import train
 
     outcomes: dict[str, Any] = {}
 

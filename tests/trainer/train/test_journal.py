@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
+from internvl_trainer.train.metrics_log import Journal, StepRecord, restore_journal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEP = StepRecord(1, 0.1, 2.0, 1e-4, 1.0, 10, 100, 100, 4, 0.5, 0.1, 2)

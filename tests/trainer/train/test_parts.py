@@ -14,7 +14,7 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Training
 from internvl_api.status import CheckpointStatus
-from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
+from internvl_trainer.artifacts.fingerprint import check_output, claim_output, fingerprint
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.sampler import GlobalOrder, Position, count_steps
 from internvl_trainer.distributed import free_port
@@ -22,8 +22,8 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
-from internvl_trainer.train.loop import straggler
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
+from internvl_trainer.train.trainer import straggler
 from trainer.runs import make_config
 from transformers import get_scheduler
 

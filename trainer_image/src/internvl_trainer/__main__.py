@@ -15,13 +15,13 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from pydantic import ValidationError
 
-from internvl_trainer import chat, convert
-from internvl_trainer.catalogue_cli import add_estimate_command, add_recipes_command, count
-from internvl_trainer.config_file import explain
+from internvl_trainer.cli import chat, convert
+from internvl_trainer.cli.config_file import explain
+from internvl_trainer.cli.estimate import add_estimate_command, add_recipes_command, count
+from internvl_trainer.cli.resolve import add_resolve_command
+from internvl_trainer.cli.tensorboard import add_tensorboard_command
 from internvl_trainer.errors import UserError
-from internvl_trainer.outcome import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
-from internvl_trainer.resolve_cli import add_resolve_command
-from internvl_trainer.tensorboard_cli import add_tensorboard_command
+from internvl_trainer.exit_status import Outcome, conclude, configure_logging, exit_code_of, report, termination_path
 
 _DESCRIPTION = """\
 The stages of an InternVL fine-tuning run. In a cluster the operator starts each as pods of its own; `run` does all of
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from internvl_trainer.inspect import run
+    from internvl_trainer.cli.inspect import run
 
     try:
         return run(options)
@@ -102,7 +102,7 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from internvl_trainer.single_machine import run
+    from internvl_trainer.cli.run import run
 
     config = _load_config(options.config)
     return ExitCode.CONFIG if config is None else run(config, processes=options.nproc)
@@ -115,7 +115,7 @@ def _report(options: argparse.Namespace) -> int:
     if config is None:
         return ExitCode.CONFIG
     prepare_environment(config.device, 1)
-    from internvl_trainer.report.command import write_here
+    from internvl_trainer.cli.report import write_here
 
     return write_here(config, options.out)
 
@@ -148,8 +148,8 @@ def _on_chosen_device(config: RunConfig) -> RunConfig | None:
 
 def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     """One stage in this process, or, for several training processes a pod, in children of it."""
+    from internvl_trainer.cli.launcher import launch, own_command
     from internvl_trainer.distributed import Rendezvous, prepare_environment
-    from internvl_trainer.launcher import launch, own_command
     from internvl_trainer.signals import die_with_parent
 
     rendezvous = Rendezvous.from_environment(os.environ)
@@ -167,7 +167,7 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
 
 def _in_this_process(stage: StageName, config: RunConfig, *, local_rank: int) -> Outcome:
     from internvl_trainer.metrics import Reporter
-    from internvl_trainer.pipeline import run_stage
+    from internvl_trainer.stages.pipeline import run_stage
 
     reporter = Reporter(config.job, stage)
     reporter.serve(local_rank)
@@ -205,7 +205,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
         stage_parser.set_defaults(func=_stage, stage=stage)
     inspect = commands.add_parser("inspect", help="see the tokens, labels and tiles of single rows")
     if command == ["inspect"]:
-        from internvl_trainer.inspect import add_arguments
+        from internvl_trainer.cli.inspect import add_arguments
 
         add_arguments(inspect)
         inspect.set_defaults(func=_inspect)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
-from internvl_trainer.artifacts.downloads import announced
+from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.storage import (

@@ -12,7 +12,7 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.artifacts.storage import Storage

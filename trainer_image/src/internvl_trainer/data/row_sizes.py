@@ -9,7 +9,7 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from safetensors.numpy import load, save_file
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.storage import Storage
 

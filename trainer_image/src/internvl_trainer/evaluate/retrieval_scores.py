@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UserError
-from ..model.retrieval.model import RetrievalModel, Variant, normalise
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.retrieval.model import RetrievalModel, Variant, normalise
 
 RANKS = (1, 5, 10)
 _BLOCK_BYTES = 256 << 20

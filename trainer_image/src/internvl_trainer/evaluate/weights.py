@@ -9,8 +9,7 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 
-from internvl_trainer.artifacts.finished import finished_training
-from internvl_trainer.artifacts.identity import stage_folder
+from internvl_trainer.artifacts.fingerprint import stage_folder
 from internvl_trainer.artifacts.manifest import Manifest, check_sizes
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.artifacts.storage import Storage
@@ -19,6 +18,7 @@ from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.stage_store import finished_training
 
 
 def find_trained(stage: StageName, config: RunConfig, storage: Storage) -> Manifest | None:

@@ -14,8 +14,8 @@ from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.report.figures import metric_rows
 from internvl_trainer.report.page import difference, facts, figure, lineage, redact
+from internvl_trainer.report.plots import metric_rows
 from internvl_trainer.report.record import Record, finished, read_record
 
 CARD = "README.md"

@@ -17,7 +17,7 @@ from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from internvl_trainer.report.figures import metric_rows
+from internvl_trainer.report.plots import metric_rows
 from internvl_trainer.report.record import Record
 from internvl_trainer.report.samples import Sample, data_uri
 

@@ -13,10 +13,10 @@ from internvl_api.gate import Figures, GateError, holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, read_manifest
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.pipeline import stages_of
+from internvl_trainer.stages.pipeline import stages_of
 
 METRICS = "metrics.jsonl"
 PREFLIGHT = "preflight.json"

@@ -40,7 +40,7 @@ from internvl_trainer.artifacts.manifest import (
 from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
-from internvl_trainer.train.state import (
+from internvl_trainer.train.optimizer_shards import (
     KINDS,
     Fragment,
     local_fragments,

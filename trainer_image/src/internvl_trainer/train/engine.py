@@ -13,7 +13,7 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
-from internvl_trainer.train.state import begin_optimizer_state
+from internvl_trainer.train.optimizer_shards import begin_optimizer_state
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[str, Any]], group: Group) -> Any:

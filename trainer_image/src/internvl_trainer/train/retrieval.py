@@ -27,8 +27,8 @@ from internvl_trainer.model.retrieval.layer_decay import LayerDecay, describe_gr
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.retrieval.methods import apply_retrieval_method
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.train.components import Export, Parts, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.export import export_adapter, export_retrieval_model
-from internvl_trainer.train.parts import Export, Parts, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)

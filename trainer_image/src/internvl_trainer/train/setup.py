@@ -24,9 +24,9 @@ from internvl_trainer.model.adapters import Freeze, apply_method
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import check_quantization, quantize_language_model
+from internvl_trainer.train.components import Export, Parts, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.engine import build_engine, parameter_groups
 from internvl_trainer.train.export import export_adapter, export_model
-from internvl_trainer.train.parts import Export, Parts, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.retrieval import retrieval_parts
 from internvl_trainer.train.validation import Validation
 

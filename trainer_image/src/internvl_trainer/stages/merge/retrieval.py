@@ -12,13 +12,11 @@ from pathlib import Path
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.finished import finished_training
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.disk_space import naming_full_disk
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, fetch_files
 from internvl_trainer.artifacts.sources import fetch_directory
-from internvl_trainer.artifacts.space import naming_full_disk
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.merge import check_failed, check_room, store_directory
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format.shards import plan_upstream, write_shards
@@ -27,6 +25,8 @@ from internvl_trainer.model.reformat import copy_files, files_as_before
 from internvl_trainer.model.retrieval.load import changed_config, open_retrieval_checkpoint
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
 from internvl_trainer.model.verify import find_wrong_tensor
+from internvl_trainer.stage_store import finished_training
+from internvl_trainer.stages.merge.chat import check_failed, check_room, store_directory
 
 _FOLDER = "model"
 

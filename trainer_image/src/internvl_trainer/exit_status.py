@@ -15,8 +15,8 @@ from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAG
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
+from internvl_trainer.cli.launcher import ENV_TERMINATION_LOG
 from internvl_trainer.errors import Rejected, UserError
-from internvl_trainer.launcher import ENV_TERMINATION_LOG
 from internvl_trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName, StageResult
 
-from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.datasets import sample_settings

@@ -17,14 +17,14 @@ from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
 from pydantic import ValidationError
 
-from internvl_trainer.artifacts.identity import RUN_FILE, stage_folder
+from internvl_trainer.artifacts.fingerprint import RUN_FILE, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST
 from internvl_trainer.artifacts.storage import Storage, StoredFile, open_storage
-from internvl_trainer.config_file import explain
+from internvl_trainer.cli.config_file import explain
 from internvl_trainer.errors import UserError
-from internvl_trainer.outcome import exit_code_of
+from internvl_trainer.exit_status import exit_code_of
 from internvl_trainer.signals import die_with_parent
-from internvl_trainer.train.journal import EVENTS_FOLDER
+from internvl_trainer.train.metrics_log import EVENTS_FOLDER
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

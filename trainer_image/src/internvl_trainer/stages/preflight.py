@@ -19,7 +19,7 @@ from internvl_api.status import StageResult
 from rich.console import Console
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage

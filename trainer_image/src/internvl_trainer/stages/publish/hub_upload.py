@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Hub
 
-from internvl_trainer.artifacts.collect import EVALUATION, HUB_CARD, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
+from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
-from internvl_trainer.artifacts.space import scratch_folder
 from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, is_full
 from internvl_trainer.errors import UserError
+from internvl_trainer.stages.publish.collect import EVALUATION, HUB_CARD, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

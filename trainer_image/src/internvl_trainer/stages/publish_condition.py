@@ -8,11 +8,11 @@ from internvl_api.gate import GateError, holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageResult
 
-from internvl_trainer.artifacts.identity import stage_folder
+from internvl_trainer.artifacts.fingerprint import stage_folder
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.distributed import Rendezvous, join_group
 from internvl_trainer.errors import Rejected, UserError
-from internvl_trainer.pipeline import find_done
+from internvl_trainer.stages.pipeline import find_done
 
 REPORT_FOLDER = f"{stage_folder('evaluate')}/report"
 _FIELD = "spec.evaluation.publishIf"
@@ -63,7 +63,7 @@ def _artifacts(config: RunConfig, storage: Storage) -> dict[str, str]:
     rendezvous = Rendezvous.from_environment(os.environ)
     group = join_group(rendezvous, config.device) if rendezvous.world_size > 1 else None
     if rendezvous.rank == 0:
-        from internvl_trainer.report.run import write_report
+        from internvl_trainer.report.build import write_report
 
         kept["report"] = write_report(config, storage, folder=REPORT_FOLDER)
     if group is not None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from internvl_trainer.config_file import explain
+from internvl_trainer.cli.config_file import explain
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

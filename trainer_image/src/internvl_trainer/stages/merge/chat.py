@@ -18,8 +18,8 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.finished import finished_training
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.disk_space import check_space, naming_full_disk
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import (
     Manifest,
     ManifestFile,
@@ -29,7 +29,6 @@ from internvl_trainer.artifacts.manifest import (
     upload_files,
 )
 from internvl_trainer.artifacts.sources import fetch_directory
-from internvl_trainer.artifacts.space import check_space, naming_full_disk
 from internvl_trainer.artifacts.storage import FolderStorage, Storage
 from internvl_trainer.data.first_row import FirstRow, first_row
 from internvl_trainer.errors import UserError
@@ -43,6 +42,7 @@ from internvl_trainer.model.tokenizer import load_tokenizer
 from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
 from internvl_trainer.model.verify import find_wrong_tensor
+from internvl_trainer.stage_store import finished_training
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
-from internvl_trainer.artifacts.downloads import told_to
-from internvl_trainer.artifacts.identity import check_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.download_progress import told_to
+from internvl_trainer.artifacts.fingerprint import check_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
 from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.exit_status import leave
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.outcome import leave
 from internvl_trainer.signals import stop_by_exception, stop_flag
 
 
@@ -63,7 +63,7 @@ def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageRes
 
 
 def _preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.preflight import preflight
+    from internvl_trainer.stages.preflight import preflight
 
     with stop_by_exception():
         return preflight(config, storage, reporter)
@@ -75,7 +75,7 @@ def _train(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResu
     with stop_flag(lambda: leave("train")) as stop:
         reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), config.device)
-        from internvl_trainer.train.loop import train
+        from internvl_trainer.train.trainer import train
 
         return train(config, group, storage, reporter, stop)
 
@@ -86,13 +86,13 @@ def _evaluate(stage: StageName, config: RunConfig, storage: Storage, reporter: R
     with stop_by_exception():
         reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), config.device)
-        from internvl_trainer.evaluate.run import evaluate
+        from internvl_trainer.stages.evaluate import evaluate
 
         return evaluate(stage, config, group, storage, reporter)
 
 
 def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> None:
-    from internvl_trainer.evaluate.gate import check_gate
+    from internvl_trainer.stages.publish_condition import check_gate
 
     check_gate(config, storage, result)
 
@@ -100,16 +100,16 @@ def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> Non
 def _merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
     with stop_by_exception():
         if config.model.kind == "retrieval":
-            from internvl_trainer.merge_retrieval import merge_retrieval
+            from internvl_trainer.stages.merge.retrieval import merge_retrieval
 
             return merge_retrieval(config, storage, reporter)
-        from internvl_trainer.merge import merge
+        from internvl_trainer.stages.merge.chat import merge
 
         return merge(config, storage, reporter)
 
 
 def _publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.artifacts.publish import publish
+    from internvl_trainer.stages.publish.output import publish
 
     with stop_by_exception():
         return publish(config, storage, reporter)

@@ -13,7 +13,13 @@ from pathlib import Path
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.collect import (
+from internvl_trainer.artifacts.disk_space import scratch_folder
+from internvl_trainer.artifacts.fingerprint import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import Rejected
+from internvl_trainer.metrics import Reporter
+from internvl_trainer.stages.publish.collect import (
     EVALUATION,
     MODEL_FOLDERS,
     PREFLIGHT,
@@ -25,14 +31,8 @@ from internvl_trainer.artifacts.collect import (
     recorded_items,
     stored_items,
 )
-from internvl_trainer.artifacts.hub_upload import publish_to_hub
-from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
-from internvl_trainer.artifacts.space import scratch_folder
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.errors import Rejected
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.train.journal import EVENTS_FOLDER, METRICS_FILE
+from internvl_trainer.stages.publish.hub_upload import publish_to_hub
+from internvl_trainer.train.metrics_log import EVENTS_FOLDER, METRICS_FILE
 
 FOLDER = "artifacts"
 _REPORT_BYTES = 64 << 20  # with room to spare: a page and a dozen pictures
@@ -63,8 +63,8 @@ def refuse_below_threshold(config: RunConfig, storage: Storage) -> None:
     """Raises Rejected when the figures do not meet publishIf: whoever starts this stage by hand gets no further."""
     if not config.evaluation.publish_if:
         return
-    from internvl_trainer.evaluate.gate import check_gate  # imports PyTorch
-    from internvl_trainer.pipeline import find_done
+    from internvl_trainer.stages.pipeline import find_done
+    from internvl_trainer.stages.publish_condition import check_gate  # imports PyTorch
 
     try:
         if evaluated := find_done("evaluate", config, storage):

@@ -11,10 +11,10 @@ from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName
 
-from internvl_trainer.artifacts.finished import finished_stage
-from internvl_trainer.artifacts.identity import stage_folder
+from internvl_trainer.artifacts.fingerprint import stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestFile, describe
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.stage_store import finished_stage
 
 Manifests = Mapping[StageName, Manifest]
 
@@ -62,8 +62,8 @@ def stored_items(made: Manifests) -> list[Item]:
 
 def recorded_items(config: RunConfig, storage: Storage, made: Manifests, scratch: Path) -> list[Item]:
     """run.yaml, evaluation.json, the report and the model cards, written to `scratch`."""
+    from internvl_trainer.report.build import build_report
     from internvl_trainer.report.model_card import hub_card, model_card
-    from internvl_trainer.report.run import build_report
 
     texts = {RUN_CONFIG: config.to_yaml(), MODEL_CARD: model_card(config, storage)}
     if config.publish.hub:

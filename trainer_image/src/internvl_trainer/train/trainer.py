@@ -16,7 +16,7 @@ from typing import Any
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, upload_files
 from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.data.loader import Window
@@ -26,7 +26,7 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.signals import StopFlag
 from internvl_trainer.train.checkpoint import JOURNAL, Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
-from internvl_trainer.train.journal import Journal, StepRecord, restore_journal
+from internvl_trainer.train.metrics_log import Journal, StepRecord, restore_journal
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import Run, prepare
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
 
-from internvl_trainer.artifacts.identity import check_output
+from internvl_trainer.artifacts.fingerprint import check_output
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
-from internvl_trainer.outcome import exit_code_of
+from internvl_trainer.exit_status import exit_code_of
+from internvl_trainer.report.build import build_report
 from internvl_trainer.report.model_card import CARD, model_card
-from internvl_trainer.report.run import build_report
 
 
 def write_here(config: RunConfig, target: Path) -> int:

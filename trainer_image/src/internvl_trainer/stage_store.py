@@ -5,7 +5,7 @@ from __future__ import annotations
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
+from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import Manifest, read_manifest
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError

@@ -13,17 +13,17 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from .data.conversation import IGNORED, IMAGE_CONTEXT, TEMPLATES
-from .data.dataset import DatasetDescription, RowError, Sample, SampleSettings, build_sample
-from .data.findings import Finding
-from .data.index import RowIndex
-from .data.rows import parse_row
-from .errors import UserError
+from internvl_trainer.data.conversation import IGNORED, IMAGE_CONTEXT, TEMPLATES
+from internvl_trainer.data.dataset import DatasetDescription, RowError, Sample, SampleSettings, build_sample
+from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.rows import parse_row
+from internvl_trainer.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .model.load import LoadedModel
+    from internvl_trainer.model.load import LoadedModel
 
 _LAST_POSITIONS = 16
 _LONGEST_CHARACTER = 4  # bytes in UTF-8
@@ -88,9 +88,9 @@ class _Subject:
 
 
 def _load(args: argparse.Namespace) -> _Subject:
-    from .model.checkpoint_format.config import count_context_tokens
-    from .model.load import describe_checkpoint, load_chat_model
-    from .model.tokenizer import load_tokenizer
+    from internvl_trainer.model.checkpoint_format.config import count_context_tokens
+    from internvl_trainer.model.load import describe_checkpoint, load_chat_model
+    from internvl_trainer.model.tokenizer import load_tokenizer
 
     loaded = None
     if args.with_loss:
@@ -143,7 +143,7 @@ def _read_file(root: str, relative: str) -> bytes:
 def _arrays(sample: Sample) -> dict[str, np.ndarray]:
     import torch
 
-    from .model.chat_model import normalise_tiles
+    from internvl_trainer.model.chat_model import normalise_tiles
 
     return {
         "input_ids": sample.input_ids.astype(np.int32),
@@ -157,7 +157,7 @@ def _losses(loaded: LoadedModel, sample: Sample) -> dict[str, np.ndarray]:
     """The row's mean loss (nan where nothing is supervised) and the logits of its last positions."""
     import torch
 
-    from .data.collate import collate
+    from internvl_trainer.data.collate import collate
 
     with torch.no_grad():
         output = loaded.model(**collate([sample], 0), return_logits=True)

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from internvl_trainer.cli.launcher import launch, own_command
 from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment
 from internvl_trainer.errors import UserError
-from internvl_trainer.launcher import launch, own_command
+from internvl_trainer.exit_status import Outcome, conclude, configure_logging
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.outcome import Outcome, conclude, configure_logging
-from internvl_trainer.pipeline import run_stage, stages_of
+from internvl_trainer.stages.pipeline import run_stage, stages_of
 
 _REFRESH_SECONDS = 0.5
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .catalogue_cli import count
-from .data.conversation import TEMPLATES, Turn
-from .data.rows import IMAGE_MARK
-from .data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
-from .distributed import prepare_environment
-from .errors import UserError
+from internvl_trainer.cli.estimate import count
+from internvl_trainer.data.conversation import TEMPLATES, Turn
+from internvl_trainer.data.rows import IMAGE_MARK
+from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
+from internvl_trainer.distributed import prepare_environment
+from internvl_trainer.errors import UserError
 
 if TYPE_CHECKING:
-    from .model.load import LoadedModel
+    from internvl_trainer.model.load import LoadedModel
 
 EXAMPLES = """\
 examples:
@@ -89,7 +89,7 @@ class Conversation:
 
     def ask(self, question: str) -> str:
         """The answer, which is remembered with the question."""
-        from .model.answer import answer_all, make_prompt
+        from internvl_trainer.model.answer import answer_all, make_prompt
 
         turns = [*self.turns, Turn("human", self._with_marks(question))]
         groups = [cut(image, self.loaded, self.options.max_tiles) for image in self.images]
@@ -133,8 +133,8 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     """On a GPU in bf16 where there is one, else on the CPU in fp32."""
     import torch
 
-    from .model.load import load_chat_model
-    from .model.trained_weights import load_trained
+    from internvl_trainer.model.load import load_chat_model
+    from internvl_trainer.model.trained_weights import load_trained
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     loaded = load_chat_model(options.model, dtype=dtype)

@@ -9,8 +9,8 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.manifest import upload_files
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.report.figures import DARK, LIGHT, draw_figures
 from internvl_trainer.report.page import render_page
+from internvl_trainer.report.plots import DARK, LIGHT, draw_figures
 from internvl_trainer.report.record import read_record
 from internvl_trainer.report.samples import choose_samples
 

@@ -1,0 +1,1 @@
+"""The merge stage: whole models of the base and what was trained."""

@@ -1,0 +1,1 @@
+"""The publish stage: artifacts/, its record, and the Hub."""
