@@ -89,7 +89,7 @@ def evaluation_config(folder: Path, tasks: dict[str, dict[str, Any]], **sections
 
 def run_evaluation(stage: StageName, config: RunConfig) -> StageResult:
     """The stage in this process."""
-    from internvl_trainer.stages.evaluate import evaluate
+    from internvl_trainer.evaluate.run import evaluate
 
     storage = open_storage(config.output, field="spec.output")
     return evaluate(stage, config, Alone(), storage, Reporter(config.job, stage))

@@ -15,8 +15,8 @@ import pytest
 from internvl_api.constants import ExitCode
 from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, read_manifest
-from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, open_storage
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.stages.publish.hub_upload import files_for_hub
 from internvl_trainer.stages.publish.output import publish

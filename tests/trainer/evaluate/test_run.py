@@ -140,7 +140,7 @@ def test_stored_rows_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch
         raise StopRequested("SIGTERM")
 
     with monkeypatch.context() as patch:
-        patch.setattr("internvl_trainer.stages.evaluate.write_result", stop)
+        patch.setattr("internvl_trainer.evaluate.run.write_result", stop)
         with pytest.raises(StopRequested):
             run_evaluation("baseline-evaluate", vqa_config(tmp_path, rows=3))
     run_evaluation("baseline-evaluate", vqa_config(tmp_path, rows=3, task={"maxNewTokens": 1}))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.storage import Unavailable
 from internvl_trainer.cli.launcher import launch
 from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment, wait_for_master
+from internvl_trainer.errors import Unavailable
 from trainer.runs import environment, make_config, pod_environment, started, write_config
 
 

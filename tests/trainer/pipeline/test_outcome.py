@@ -12,8 +12,7 @@ import pytest
 import torch
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, ExitCode
 from internvl_api.status import EvaluationStatus, StageResult
-from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.exit_status import RedactingFormatter, conclude, report, termination_message
 from internvl_trainer.signals import StopRequested
 

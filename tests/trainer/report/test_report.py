@@ -13,8 +13,8 @@ from internvl_api.constants import ExitCode
 from internvl_trainer.artifacts.fingerprint import claim_output
 from internvl_trainer.artifacts.manifest import sha256_of
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.artifacts.storage import Unavailable
 from internvl_trainer.cli.report import write_here
+from internvl_trainer.errors import Unavailable
 from internvl_trainer.report.build import build_report, write_report
 from internvl_trainer.report.page import duration, redact
 from internvl_trainer.report.plots import smoothed

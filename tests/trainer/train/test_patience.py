@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from internvl_trainer.artifacts.storage import FolderStorage, Unavailable
+from internvl_trainer.artifacts.storage import FolderStorage
+from internvl_trainer.errors import Unavailable
 from internvl_trainer.train import checkpoint as checkpoint_module
 from internvl_trainer.train.checkpoint import Checkpoints, stored_folders
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from internvl_api.constants import MASTER_PORT
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.errors import Unavailable
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that tell the user what to correct, and how the process then exits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class AccessDenied(UserError):
+    """The server refused the credentials; correct the Secret and start again."""
+
+
+class Unavailable(UserError):
+    """Storage or network did not answer; starting again later may help."""
 
 
 class BadFile(UserError):

@@ -14,9 +14,8 @@ from typing import NamedTuple, NoReturn
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
-from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
 from internvl_trainer.cli.launcher import ENV_TERMINATION_LOG
-from internvl_trainer.errors import Rejected, UserError
+from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)

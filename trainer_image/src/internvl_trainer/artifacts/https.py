@@ -13,8 +13,8 @@ import urllib3
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
-from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import StoredFile, inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 _CHUNK = 1 << 16  # what a broken connection costs at most
 _ATTEMPTS = 6

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from internvl_trainer.artifacts.storage import AccessDenied, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

@@ -23,8 +23,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import StoredFile, inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

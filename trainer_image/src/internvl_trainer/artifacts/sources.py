@@ -15,16 +15,8 @@ from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
 from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.manifest import sha256_of
-from internvl_trainer.artifacts.storage import (
-    AccessDenied,
-    Storage,
-    StoredFile,
-    Unavailable,
-    inside,
-    local_path,
-    open_storage,
-)
-from internvl_trainer.errors import BadFile, UserError
+from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage
+from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 
 _PARALLEL_FILES = 8
 

@@ -14,21 +14,13 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 
 _UNFINISHED = ".writing-"  # how the name of a file begins while it is written
 P = ParamSpec("P")
 Result = TypeVar("Result")
-
-
-class AccessDenied(UserError):
-    """The other side refused the credentials; mending the secret and starting again helps."""
-
-
-class Unavailable(UserError):
-    """Storage or network did not answer; starting again later may help."""
 
 
 def patiently(seconds: float) -> Callable[[Callable[P, Result]], Callable[P, Result]]:

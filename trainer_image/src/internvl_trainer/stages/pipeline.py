@@ -86,7 +86,7 @@ def _evaluate(stage: StageName, config: RunConfig, storage: Storage, reporter: R
     with stop_by_exception():
         reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), config.device)
-        from internvl_trainer.stages.evaluate import evaluate
+        from internvl_trainer.evaluate.run import evaluate
 
         return evaluate(stage, config, group, storage, reporter)
 

@@ -18,8 +18,8 @@ from internvl_api.spec import Hub
 
 from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
-from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, is_full
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import Storage, is_full
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.stages.publish.collect import EVALUATION, HUB_CARD, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
 
 if TYPE_CHECKING:
