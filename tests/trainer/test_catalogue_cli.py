@@ -1,25 +1,24 @@
 """`internvl-trainer recipes` and `estimate`, as a user types them."""
 
-import argparse
+import contextlib
 import io
 from pathlib import Path
 
 import pytest
 from internvl_api.listing import recipe_config
 from internvl_api.recipes import recipe_names
-from internvl_trainer.cli.estimate import add_estimate_command, add_recipes_command
-from rich.console import Console
+from internvl_trainer.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 def run(*words: str) -> tuple[int, str]:
-    parser = argparse.ArgumentParser(prog="internvl-trainer")
-    subparsers = parser.add_subparsers(required=True)
-    add_recipes_command(subparsers)
-    add_estimate_command(subparsers)
-    options = parser.parse_args(words)
-    console = Console(file=io.StringIO(), width=200)
-    code = options.func(options, console)
-    return code, console.file.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = main(words)
+    return code, printed.getvalue()
 
 
 @pytest.mark.parametrize("words", [("recipes",), ("recipes", "list")])

@@ -24,8 +24,8 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        pytest.param("evaluate", "weigh them against publishIf.", id="names keep their case"),
-        pytest.param("publish", "send them to the Hub if asked to.", id="the Hub is a name"),
+        pytest.param("evaluate", "check publishIf.", id="names keep their case"),
+        pytest.param("publish", "send it to the Hub if asked to.", id="the Hub is a name"),
         pytest.param("run", "the same command goes on where it was", id="run says what it does"),
         pytest.param("report", "index.html (open it in a browser)", id="report says what it writes"),
     ],
@@ -80,7 +80,7 @@ def test_a_run_with_gpus_can_be_rehearsed_on_the_processor(
     if chosen:
         monkeypatch.setenv("INTERNVL_DEVICE", chosen)
     seen: list[str] = []
-    monkeypatch.setattr(single_machine, "run", lambda config, processes: seen.append(config.device) or 0)
+    monkeypatch.setattr(single_machine, "run_stages", lambda config, processes: seen.append(config.device) or 0)
     assert main(["run", "--config", str(path)]) == 0
     assert seen == [used]
     assert ("the GPUs of this pod stay idle" in capsys.readouterr().err) == (chosen == "cpu")
@@ -111,5 +111,5 @@ def test_a_refused_run_says_where_what_it_made_is(
     monkeypatch.setattr(single_machine, "run_stage", refuse)
     for of_the_whole_process in ("prepare_environment", "configure_logging"):
         monkeypatch.setattr(single_machine, of_the_whole_process, lambda *_: None)
-    assert single_machine.run(make_config(str(tmp_path / "out")), None) == 70
+    assert single_machine.run_stages(make_config(str(tmp_path / "out")), None) == 70
     assert f"      report  {report}\n" in capsys.readouterr().err

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageResult
-from internvl_trainer.artifacts.fingerprint import fingerprint
-from internvl_trainer.artifacts.manifest import commit
-from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.errors import Rejected, UserError
 from internvl_trainer.exit_status import conclude
-from internvl_trainer.stages.publish_condition import check_gate
+from internvl_trainer.stage_store import StageStore
+from internvl_trainer.stages.publish_condition import check_publish_condition
+from trainer.contexts import store_of
 from trainer.evaluations import evaluation_config, write_coco
 
 
@@ -25,9 +23,9 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Folders that a report was asked for."""
     asked: list[str] = []
 
-    def write_report(_config: RunConfig, storage: Storage, folder: str) -> str:
+    def write_report(stages: StageStore, folder: str) -> str:
         asked.append(folder)
-        return f"{storage.uri}/{folder}/index.html"
+        return f"{stages.storage.uri}/{folder}/index.html"
 
     module = ModuleType("internvl_trainer.report.build")
     module.write_report = write_report  # type: ignore[attr-defined]
@@ -36,16 +34,15 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def gated(folder: Path, condition: str | None, **sections: Any) -> tuple[RunConfig, Storage]:
+def gated(folder: Path, condition: str | None, **sections: Any) -> StageStore:
     """A run with that condition, whose base model was evaluated: CIDEr 0.5."""
     task = {"task": "caption", "annotation": str(write_coco(folder, 1))}
     evaluation = {"publishIf": condition} if condition else {}
     config = evaluation_config(folder, {"coco": task}, evaluation=evaluation, **sections)
-    storage = open_storage(config.output, field="spec.output")
+    stages = store_of(config)
     figures = EvaluationStatus(baseline={"coco": {"CIDEr": 0.5}}).to_dict()
-    key = fingerprint(config, "baseline-evaluate")
-    commit(storage, "stages/baseline-evaluate", [], key, evaluation=figures)
-    return config, storage
+    stages.commit("baseline-evaluate", [], evaluation=figures)
+    return stages
 
 
 def measured(cider: float) -> StageResult:
@@ -63,15 +60,15 @@ def measured(cider: float) -> StageResult:
     ],
 )
 def test_good_enough(tmp_path: Path, reports: list[str], condition: str | None, cider: float) -> None:
-    check_gate(*gated(tmp_path, condition), measured(cider))
+    check_publish_condition(gated(tmp_path, condition), measured(cider))
     assert not reports
 
 
 @pytest.mark.parametrize(("method", "kind"), [("lora", "adapter"), ("full", "model")])
 def test_not_good_enough_keeps_what_was_made(tmp_path: Path, reports: list[str], method: str, kind: str) -> None:
-    config, storage = gated(tmp_path, "CIDEr > baseline.CIDEr", method=method)
+    stages = gated(tmp_path, "CIDEr > baseline.CIDEr", method=method)
     with pytest.raises(Rejected) as refused:
-        check_gate(config, storage, measured(0.25))
+        check_publish_condition(stages, measured(0.25))
     result = refused.value.result
     assert (result.stage, result.outcome, result.reason) == ("evaluate", "failed", "EvaluationBelowThreshold")
     assert result.message.startswith(
@@ -86,10 +83,10 @@ def test_not_good_enough_keeps_what_was_made(tmp_path: Path, reports: list[str],
 
 
 def test_the_exit_code_of_a_refusal(tmp_path: Path, reports: list[str]) -> None:
-    config, storage = gated(tmp_path, "CIDEr >= 1.2")
+    stages = gated(tmp_path, "CIDEr >= 1.2")
 
     def work() -> StageResult:
-        check_gate(config, storage, measured(0.1))
+        check_publish_condition(stages, measured(0.1))
         return measured(0.1)
 
     outcome = conclude("evaluate", work)
@@ -107,9 +104,11 @@ def test_the_exit_code_of_a_refusal(tmp_path: Path, reports: list[str]) -> None:
 def test_a_condition_that_cannot_be_decided(
     tmp_path: Path, reports: list[str], condition: str, cider: float, message: str
 ) -> None:
-    config, storage = gated(tmp_path, "CIDEr >= 1.2")
+    stages = gated(tmp_path, "CIDEr >= 1.2")
+    config = stages.config
     evaluation = config.evaluation.model_copy(update={"publish_if": condition})
+    changed = config.model_copy(update={"evaluation": evaluation})
     with pytest.raises(UserError, match=message) as refused:
-        check_gate(config.model_copy(update={"evaluation": evaluation}), storage, measured(cider))
+        check_publish_condition(StageStore(changed, stages.storage), measured(cider))
     assert (refused.value.reason, refused.value.where) == ("ConditionUnusable", "spec.evaluation.publishIf")
     assert not reports

@@ -25,8 +25,8 @@ from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.signals import StopRequested
-from internvl_trainer.stages.pipeline import find_done
 from safetensors.torch import save_file
+from trainer.contexts import store_of
 from trainer.evaluations import evaluation_config, predictions, run_evaluation, write_vqa
 from trainer.runs import GOLDEN
 
@@ -100,7 +100,7 @@ def test_the_manifest_names_predictions_and_figures(tmp_path: Path) -> None:
     assert figures.baseline["colours"]["exact_match"] == sum(matches) / len(rows)
     assert "colours: exact_match 0.0000" in result.message
     assert (result.progress.step, result.progress.total_steps) == (5, 5)  # type: ignore[union-attr]
-    again = find_done("baseline-evaluate", config, storage)
+    again = store_of(config).result("baseline-evaluate")
     assert again is not None
     assert again.evaluation == figures
     assert not list(storage.list("stages/baseline-evaluate/chunks/"))

@@ -17,15 +17,14 @@ from golden import sample
 from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts import disk_space
-from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.collate import collate
 from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapter_files import Adapter
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.model.reformat import convert_checkpoint
-from internvl_trainer.stages.merge.chat import TOLERANCES, merge
+from internvl_trainer.stages.merge.chat import TOLERANCES, merge_chat_model
 from safetensors.torch import load_file, save_file
+from trainer.contexts import context_of
 from trainer.merge.finished import expected_weights, finish_training, golden_base, trained_adapter, whole_logits
 from trainer.merge.test_merge import BOTH, run, weights
 from trainer.runs import environment, make_config, started, write_config
@@ -134,7 +133,7 @@ def broken(config: RunConfig, reason: str) -> UserError:
     """The refusal of a merge that leaves no manifest and keeps what was trained."""
     before = {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
     with pytest.raises(UserError) as caught:
-        merge(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "merge"))
+        merge_chat_model(context_of(config, "merge"))
     assert caught.value.reason == reason
     assert not (Path(config.output) / "stages/merge/manifest.json").exists()
     for path, content in before.items():
@@ -216,9 +215,8 @@ def test_a_disk_that_another_fills_meanwhile_is_named_too(tmp_path: Path, monkey
         config = trained_adapter(golden_base("qwen2", tmp_path / "base"), tmp_path / "out")
         monkeypatch.setenv("TMPDIR", str(small))
         monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setattr(
-            "internvl_trainer.stages.merge.chat.check_space", lambda *_: None
-        )  # there was room when it looked
+        for module in ("chat", "shared"):  # there was room when it looked
+            monkeypatch.setattr(f"internvl_trainer.stages.merge.{module}.check_space", lambda *_: None)
         assert broken(config, "DiskFull").message.startswith("the disk is full; a merged model needs 0.3 GiB there")
         assert list(small.iterdir()) == []
     finally:

@@ -1,4 +1,4 @@
-"""How a stage ends: its exit code, its last word for the operator, and one message for a person."""
+"""The end of a stage: its exit code, the termination message for the operator, and one line for a person."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import NamedTuple, NoReturn
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
-from internvl_trainer.cli.launcher import ENV_TERMINATION_LOG
 from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)
 
+ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
-_SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
-# What gloo and NCCL say when another process is gone, or does not answer in time.
+_SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
+# Messages of gloo and NCCL when another process is gone or does not answer in time.
 _PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -154,7 +154,7 @@ def configure_logging(handler: logging.Handler | None = None) -> None:
     handler.setFormatter(RedactingFormatter(f"%(asctime)s %(levelname)s{rank} %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("internvl_trainer").setLevel(logging.INFO if local_rank in (None, "0") else logging.WARNING)
-    # What DeepSpeed and transformers will have to change is nothing a user can.
+    # deprecations inside DeepSpeed and transformers, which users cannot change
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

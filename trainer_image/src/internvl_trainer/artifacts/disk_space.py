@@ -1,4 +1,4 @@
-"""Room on disk: asked for before hours of work, and named when it runs out all the same."""
+"""Disk space: checked before long work, and named in the error when the disk fills up anyway."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def naming_full_disk(folder: Path, needed: int, what: str) -> Iterator[None]:
-    """Within: a disk that another has filled meanwhile is a UserError too."""
+    """Within the block, a full disk raises a UserError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -43,7 +43,7 @@ def naming_full_disk(folder: Path, needed: int, what: str) -> Iterator[None]:
 
 @contextmanager
 def scratch_folder(needed: int, what: str) -> Iterator[Path]:
-    """An empty folder on the scratch disk (TMPDIR), which has `needed` bytes free; it goes away with the block."""
+    """An empty folder on the scratch disk (TMPDIR) with `needed` bytes free; deleted at the end of the block."""
     disk = Path(tempfile.gettempdir())
     check_space(disk, needed, what)
     with naming_full_disk(disk, needed, what), tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Says how far a download is, whatever brings it: the bytes that have arrived in its folder are counted."""
+"""Progress of downloads, by any client: counts the bytes that have arrived in the target folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _listeners: list[Callable[[str], object]] = []
 
 @contextmanager
 def told_to(listener: Callable[[str], object]) -> Iterator[None]:
-    """Within the block, `listener` hears of every download of this process, about once a second."""
+    """Within the block, call `listener` about once a second with the progress of each download of this process."""
     _listeners.append(listener)
     try:
         yield
@@ -23,7 +23,7 @@ def told_to(listener: Callable[[str], object]) -> Iterator[None]:
 
 @contextmanager
 def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
-    """Within the block, `folder` grows to `total` bytes: say so."""
+    """Within the block, report how `folder` grows to `total` bytes."""
     done = threading.Event()
 
     def follow() -> None:

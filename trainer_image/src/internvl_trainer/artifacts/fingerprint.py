@@ -1,4 +1,4 @@
-"""Which run an output belongs to: what decides its loss curve, and nothing that does not."""
+"""The fingerprints of a run and of its stages: a digest of what decides the result, and of nothing else."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from internvl_api.base import ApiModel
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.errors import UserError
-
-RUN_FILE = "run.json"
-
-# How fast or on what a run goes may change from one attempt to the next; the curve stays (to rounding).
+# Speed and placement may change from one attempt to the next; the loss curve stays the same (to rounding).
 _WITHOUT_EFFECT = {
     "micro_batch_size",
     "gradient_checkpointing",
@@ -30,14 +25,14 @@ def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
 
 
 def _without_effect(config: RunConfig) -> set[str]:
-    """A picture is told apart from the other texts of its forward: there the micro batch has an effect."""
+    """The contrastive loss compares the rows of one micro batch, so a retrieval model's micro batch has an effect."""
     return _WITHOUT_EFFECT - ({"micro_batch_size"} if config.model.kind == "retrieval" else set())
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides the curve, under the names of the spec.
+    """Everything that decides the loss curve, under the names of the spec.
 
-    Fields that have their default are left out, so that a version with a new field knows the runs of an older one.
+    Fields with their default value are left out: an upgrade that adds a field still recognises the runs before it.
     """
     document = {
         "model": _dump(config.model, {"name"}),
@@ -54,16 +49,16 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: RunConfig, stage: StageName = "train") -> str:
-    """Hex digest of what decides a stage's result: the identity, and what the spec asks of that stage beyond it.
+    """Hex digest of what decides a stage's result: the identity, plus the sections only that stage reads.
 
-    A changed evaluation therefore repeats no training, and a changed publishing condition repeats nothing at all.
+    A changed evaluation therefore repeats no training, and a changed publishing condition repeats nothing.
     """
     document = identity(config) | _beyond_training(config, stage)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
-    """Sections that the user left alone are left out, so that older outputs stay known."""
+    """The sections of the spec that this stage reads and training does not; empty ones are left out."""
     tasks = {name: _dump(task) for name, task in config.evaluation.tasks.items()}
     validation = {name: _dump(dataset) for name, dataset in config.data.validation.items()}
     sections: dict[StageName, dict[str, Any]] = {
@@ -76,37 +71,6 @@ def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
     return {name: section for name, section in sections.get(stage, {}).items() if section}
 
 
-def claim_output(storage: Storage, config: RunConfig) -> None:
-    """Write down whose output this is; called before the first thing worth keeping is stored."""
-    document = {"job": config.job, "fingerprint": fingerprint(config), "identity": identity(config)}
-    storage.write(RUN_FILE, json.dumps(document, indent=1, sort_keys=True).encode())
-
-
-def check_output(storage: Storage, config: RunConfig) -> None:
-    """Raises UserError when another run has already stored checkpoints or results here."""
-    if storage.stat(RUN_FILE) is None:
-        return
-    try:
-        stored = json.loads(storage.read(RUN_FILE))
-        other = stored["identity"]
-        owner = stored["job"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "OutputHoldsAnotherRun",
-            f"{storage.uri}/{RUN_FILE} cannot be read ({error!r}); choose another output or delete that one",
-            "spec.output",
-        ) from error
-    difference = first_difference(other, identity(config))
-    if difference is not None:
-        field, theirs, ours = difference
-        raise UserError(
-            "OutputHoldsAnotherRun",
-            f"{storage.uri} holds the run of {owner}, which differs in spec.{field}: it has {_shown(theirs)}, this run "
-            f"{_shown(ours)}; choose another output, or delete that one",
-            "spec.output",
-        )
-
-
 def first_difference(theirs: Any, ours: Any, field: str = "") -> tuple[str, Any, Any] | None:
     """The first field, in alphabetical order, in which two documents differ, with both values; None when equal."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
@@ -116,12 +80,3 @@ def first_difference(theirs: Any, ours: Any, field: str = "") -> tuple[str, Any,
                 return found
         return None
     return None if theirs == ours else (field, theirs, ours)
-
-
-def _shown(value: Any) -> str:
-    return "the default" if value is None else repr(value)
-
-
-def stage_folder(stage: str) -> str:
-    """Where a stage keeps what it makes."""
-    return f"stages/{stage}"

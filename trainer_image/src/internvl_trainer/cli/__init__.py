@@ -1,1 +1,1 @@
-"""The command line, one module a command."""
+"""The command line. Each command is a module with DESCRIPTION, EXAMPLES, `add_arguments` and `run`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from internvl_trainer.cli.estimate import count
+from internvl_trainer.cli.options import count
 from internvl_trainer.data.conversation import TEMPLATES, Turn
 from internvl_trainer.data.rows import IMAGE_MARK
 from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
@@ -22,6 +22,10 @@ from internvl_trainer.errors import UserError
 if TYPE_CHECKING:
     from internvl_trainer.model.load import LoadedModel
 
+DESCRIPTION = """\
+Ask a model about pictures: one question with --question, or a conversation on the terminal. It runs on a GPU
+where there is one, else on the processor.
+"""
 EXAMPLES = """\
 examples:
   internvl-trainer chat --model InternVL2-2B --image photo.jpg --question "Describe the image."
@@ -29,13 +33,13 @@ examples:
   internvl-trainer chat --model InternVL2-2B --adapter artifacts/adapter --image photo.jpg
 
 The directory may be in upstream's or in transformers' format; none of its code is run. Pictures are cut into tiles as
-the model's config.json says; <image> in a question places one, otherwise they come before the first question.
+the model's config.json says. <image> in a question places a picture; without it they come before the first question.
 """
-_MAX_TILES = 12  # of a directory that does not say, as in the model cards
+_MAX_TILES = 12  # when config.json does not say; the model cards' number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a checkpoint's directory")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a trained adapter, put on the model")
     parser.add_argument(
@@ -52,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0; raises UserError for what the user must mend."""
+    """Answer the question, or each line of stdin. Raises UserError for a model or picture that cannot be used."""
     images = [read_image(path) for path in options.image]
     prepare_environment("cuda", 1)
     conversation = Conversation(_load(options), images, options)
@@ -80,7 +84,7 @@ def read_image(path: Path) -> Any:
 
 @dataclass
 class Conversation:
-    """A model, its pictures, and what was said so far; a refused question leaves no trace."""
+    """A model, its pictures and the turns so far; a refused question is not remembered."""
 
     loaded: LoadedModel
     images: Sequence[Any]
@@ -116,7 +120,7 @@ class Conversation:
 
 
 def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
-    """(n, 3, S, S) uint8 tiles of a picture, as the model's config.json has them cut."""
+    """(n, 3, S, S) uint8 tiles of a picture, cut as the model's config.json says."""
     config = loaded.upstream_config or {}
     if not config.get("dynamic_image_size", True):
         return stack_tiles([fit_tile(image, loaded.image_size)])
@@ -130,7 +134,7 @@ def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
 
 
 def _load(options: argparse.Namespace) -> LoadedModel:
-    """On a GPU in bf16 where there is one, else on the CPU in fp32."""
+    """The model, on a GPU in bf16 where there is one, else on the CPU in fp32."""
     import torch
 
     from internvl_trainer.model.load import load_chat_model

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from internvl_api.constants import ExitCode
 from internvl_api.quantity import gib, parse_bytes
 
-from internvl_trainer.errors import UserError
+from internvl_trainer.cli.options import CommandError
 
+DESCRIPTION = """\
+Convert a checkpoint directory from upstream's format to that of plain transformers, or back.
+"""
 EXAMPLES = """\
 examples:
   internvl-trainer convert InternVL2-2B InternVL2-2B-hf --to hf     loads with AutoModelForImageTextToText
   internvl-trainer convert InternVL2-2B-hf back --to upstream       the same files as before
   internvl-trainer convert tuned-hf tuned --to upstream --base InternVL2-2B
 
-Weights are moved, never changed: there and back they are equal to the last bit. One tensor is in memory, whatever the
-model's size. Code in a checkpoint is carried along and never run.
+Values never change: a checkpoint converted there and back is equal to the last bit. Only one tensor is in memory at a
+time, whatever the model's size. Code in a checkpoint is copied and never run.
 
-exit codes: 0 done   65 a directory cannot be used, and the message says why
+exit codes: 0 done   65 a directory cannot be used   69 the target cannot be written
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint directory, in either format")
     parser.add_argument("target", type=Path, metavar="DST", help="directory to write: empty, or not there yet")
     parser.add_argument("--to", required=True, choices=("upstream", "hf"), help="the format of DST")
@@ -41,19 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert; 65 with one line on stderr where that cannot be done."""
+    """Convert, and print what was written."""
     from internvl_trainer.model.reformat import convert_checkpoint
 
     try:
         done = convert_checkpoint(
             options.source, options.target, options.to, shard_size=options.shard_size, base=options.base
         )
-    except UserError as error:
-        print(f"{error.reason}: {error}", file=sys.stderr)
-        return ExitCode.USER_ERROR
     except OSError as error:
-        print(f"{options.target} cannot be written: {error}", file=sys.stderr)
-        return ExitCode.UNAVAILABLE
+        raise CommandError(f"{options.target} cannot be written: {error}", ExitCode.UNAVAILABLE) from error
     print(f"{options.target}: {done.tensors} tensors, {gib(done.nbytes)}, in {len(done.files)} files")
     return ExitCode.OK
 

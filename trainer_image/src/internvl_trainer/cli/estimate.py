@@ -1,33 +1,27 @@
-"""`internvl-trainer recipes [show NAME]` and `internvl-trainer estimate`: what the package knows, printed."""
+"""`internvl-trainer estimate`: the memory that a run needs on each GPU."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import yaml
 from internvl_api.advice import advice, largest_micro_batch
 from internvl_api.constants import ExitCode
 from internvl_api.estimate import Setup, judge, setup_of
-from internvl_api.listing import chat_recipe_names, estimate_lines, model_facts, recipe_lines, recipe_setup, recipe_text
-from internvl_api.quantity import GIB, gib, parse_bytes
+from internvl_api.listing import estimate_lines, recipe_setup
+from internvl_api.quantity import GIB, parse_bytes
 from internvl_api.resolve import SpecError
-from internvl_api.run_config import RunConfig
-from pydantic import ValidationError
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 
-from internvl_trainer.cli.config_file import explain
+from internvl_trainer.cli.options import CommandError, count, load_config
 
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_ESTIMATE_EXAMPLES = """\
+DESCRIPTION = """\
+Estimate the memory that a run needs on each GPU, at each ZeRO stage, with rows of typical and of the longest allowed
+length. Needs no GPU.
+"""
+EXAMPLES = """\
 examples:
   internvl-trainer estimate --recipe internvl2-8b-lora --gpus 2 --gpu-memory 48Gi
   internvl-trainer estimate --config run.yaml --gpu-memory 80GB --micro-batch 2
@@ -36,63 +30,36 @@ exit codes: 0 fits, at least with typical rows   65 does not fit, or the model i
 """
 
 
-def add_recipes_command(subparsers: Subparsers) -> None:
-    """`recipes`; sets `func`, which takes the parsed options and gives the exit code."""
-    parser = subparsers.add_parser("recipes", help="the named defaults: list them, or show one")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="every recipe in a line (the default)")
-    show = actions.add_parser("show", help="one recipe, as it would be written in a CR")
-    show.add_argument("name", metavar="NAME")
-    parser.set_defaults(func=run_recipes)
-
-
-def add_estimate_command(subparsers: Subparsers) -> None:
-    """`estimate`; sets `func`, which takes the parsed options and gives the exit code."""
-    parser = subparsers.add_parser(
-        "estimate",
-        help="memory that a run needs on each GPU, without a GPU",
-        epilog=_ESTIMATE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", metavar="NAME", help="a recipe, see `internvl-trainer recipes`")
     what.add_argument("--config", type=Path, metavar="RUN.YAML", help="a run's own configuration")
-    parser.add_argument("--gpus", type=count, metavar="N", help="GPUs in all; default: the recipe's or the run's")
+    parser.add_argument("--gpus", type=count, metavar="N", help="GPUs in all (default: the recipe's or the run's)")
     parser.add_argument(
-        "--gpu-memory", type=_amount, default=80 * GIB, metavar="SIZE", help="of one GPU: 80Gi, 80GB, …; default: 80Gi"
+        "--gpu-memory",
+        type=_amount,
+        default=80 * GIB,
+        metavar="SIZE",
+        help="memory of one GPU: 80Gi, 80GB, … (default: 80Gi)",
     )
-    parser.add_argument("--micro-batch", type=count, metavar="N", help="rows in one forward of one GPU")
-    parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), help="for the advice; the table has all three")
-    parser.set_defaults(func=run_estimate)
+    parser.add_argument(
+        "--micro-batch", type=count, metavar="N", help="rows in one forward of one GPU (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--zero-stage", type=int, choices=(1, 2, 3), help="ZeRO stage of the advice; the table has all three"
+    )
 
 
-def run_recipes(options: argparse.Namespace, console: Console | None = None) -> int:
-    """List the recipes, or show the one named."""
-    console = console or Console()
-    if options.action != "show":
-        console.print(_recipes_table())
-        return ExitCode.OK
-    return _or_message(lambda: _show_recipe(options.name, console))
-
-
-def run_estimate(options: argparse.Namespace, console: Console | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the table and the advice; 65 when the run does not fit."""
-    console = console or Console()
-    return _or_message(lambda: _print_estimate(_chosen_setup(options), options.gpu_memory, console))
-
-
-def _or_message(action: Callable[[], int]) -> int:
     try:
-        return action()
+        setup = _chosen_setup(options)
     except SpecError as error:
-        print(error.message, file=sys.stderr)
-        return ExitCode.USER_ERROR
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return ExitCode.USER_ERROR
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"run.yaml cannot be used: {explain(error)}", file=sys.stderr)
-        return ExitCode.CONFIG
+        raise CommandError(error.message, ExitCode.USER_ERROR) from error
+    except LookupError as error:  # the recipe of a model that the estimate does not know
+        raise CommandError(str(error), ExitCode.USER_ERROR) from error
+    return _print_estimate(setup, options.gpu_memory, Console())
 
 
 def _chosen_setup(options: argparse.Namespace) -> Setup:
@@ -106,12 +73,13 @@ def _chosen_setup(options: argparse.Namespace) -> Setup:
 
 
 def _configured_setup(path: Path) -> Setup:
-    config = RunConfig.load(path)
+    config = load_config(path)
     setup = setup_of(config)
     if setup is None:
-        raise LookupError(
+        raise CommandError(
             f"{path}: found model.name {config.model.name!r}; an estimate needs a name of the catalogue, "
-            "whose dimensions it starts from"
+            "whose dimensions it starts from",
+            ExitCode.USER_ERROR,
         )
     return setup
 
@@ -140,45 +108,6 @@ def _estimate_table(setup: Setup) -> Table:
             table.add_section()
         table.add_row(line.part, *cells)
     return table
-
-
-def _recipes_table() -> Table:
-    table = Table()
-    for name in ("recipe", "model", "method"):
-        table.add_column(name, overflow="fold")
-    for name in ("GPUs", "ZeRO", "micro", "global", "lr", "tokens", "tiles"):
-        table.add_column(name, justify="right")
-    for line in recipe_lines():
-        method = f"lora, rank {line.lora_rank}" if line.lora_rank else line.method
-        figures = (line.gpus, line.zero_stage, line.micro_batch, line.global_batch, f"{line.learning_rate:g}")
-        limits = (line.max_seq_length, line.max_dynamic_patch)
-        table.add_row(line.name, line.model, method, *map(str, figures + limits))
-    return table
-
-
-def _show_recipe(name: str, console: Console) -> int:
-    console.print(Syntax(recipe_text(name), "yaml", background_color="default"))
-    if name not in chat_recipe_names():
-        return ExitCode.OK  # nothing more is known of a model outside the catalogue
-    facts = Table(show_header=False, box=None)
-    for label, value in model_facts(name).items():
-        facts.add_row(label, value)
-    console.print(facts)
-    found = judge(recipe_setup(name), 80 * GIB)
-    console.print(
-        f"memory a GPU on {found.setup.world_size} GPUs: {gib(found.typical.total)} with typical rows, "
-        f"{gib(found.longest.total)} with the longest (see `internvl-trainer estimate`)",
-        highlight=False,
-    )
-    return ExitCode.OK
-
-
-def count(text: str) -> int:
-    """An option that is a number of things."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return value
 
 
 def _amount(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`internvl-trainer inspect`: what will the model see? Each row's tokens, labels and tiles; optionally its loss."""
+"""`internvl-trainer inspect`: each row's tokens, labels and tiles as the model sees them; optionally its loss."""
 
 from __future__ import annotations
 
@@ -30,24 +30,38 @@ _LONGEST_CHARACTER = 4  # bytes in UTF-8
 _SUPERVISED, _PLAIN, _CONTEXT = ("bold green", "bold bright_green"), ("", "dim"), "cyan"
 
 
+DESCRIPTION = """\
+Show what the model sees of each row of an annotation file: its tokens, which of them are supervised (green), and its
+tiles; with --with-loss its loss too.
+"""
+EXAMPLES = """\
+examples:
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --root images --rows 5
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --with-loss --quiet
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --out rows.npz       arrays for NumPy
+
+exit codes: 0 every row could be shown   1 some rows could not   65 the model or the file cannot be used
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--model", required=True, type=Path, help="checkpoint directory, upstream's or native format")
     parser.add_argument("--annotation", required=True, type=Path, help="JSONL file")
-    parser.add_argument("--root", default=".", help="directory that the rows' images and videos are in")
+    parser.add_argument("--root", default=".", help="directory of the images and videos (default: .)")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
     parser.add_argument("--image-size", type=int, help="pixels of a tile's side; default: the checkpoint's own")
-    parser.add_argument("--min-tiles", type=int, default=1)
-    parser.add_argument("--max-tiles", type=int, default=12)
+    parser.add_argument("--min-tiles", type=int, default=1, help="tiles of an image at least (default: 1)")
+    parser.add_argument("--max-tiles", type=int, default=12, help="tiles of an image at most (default: 12)")
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
     parser.add_argument("--video-frames", type=int, default=8, help="frames of a video, from the middle of equal parts")
-    parser.add_argument("--max-length", type=int, default=8192, help="tokens; longer rows are cut")
-    parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels")
-    parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32")
-    parser.add_argument("--rows", type=int, help="only so many rows from the start")
-    parser.add_argument("--out", type=Path, help=".npz file for the arrays of every row")
-    parser.add_argument("--quiet", action="store_true", help="no view of the tokens")
+    parser.add_argument("--max-length", type=int, default=8192, help="tokens; longer rows are cut (default: 8192)")
+    parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels to show")
+    parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32 and show the loss")
+    parser.add_argument("--rows", type=int, help="rows from the start of the file (default: all)")
+    parser.add_argument("--out", type=Path, help="write the arrays of every row to this .npz file")
+    parser.add_argument("--quiet", action="store_true", help="do not show the tokens")
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Several training processes on one machine: start them, pass signals on, end all when one fails."""
+"""Several training processes on one machine: starts them, forwards signals, ends all when one fails."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from types import FrameType
 from internvl_api.constants import ExitCode
 
 from internvl_trainer.distributed import Rendezvous
+from internvl_trainer.exit_status import ENV_TERMINATION_LOG
 from internvl_trainer.signals import handled
 
 logger = logging.getLogger(__name__)
 
-ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _POLL_SECONDS = 0.1
-_PATIENCE_SECONDS = 10.0  # for processes that notice by themselves that a peer is gone, until they are killed
+_PATIENCE_SECONDS = 10.0  # for processes to notice that a peer is gone, before they are killed
 
 _TELLING = (ExitCode.USER_ERROR, ExitCode.ACCESS_DENIED, ExitCode.CONFIG, ExitCode.UNAVAILABLE)
 
@@ -74,7 +74,7 @@ def _pass_on(process: subprocess.Popen[bytes], output: Callable[[str], None]) ->
 
 @contextmanager
 def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Within: SIGTERM and Ctrl-C go to every process, as SIGTERM."""
+    """Within the block, SIGTERM and Ctrl-C reach every process as SIGTERM."""
 
     def forward(_number: int, _frame: FrameType | None) -> None:
         for process in processes:
@@ -86,7 +86,7 @@ def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]) -> int:
-    """Which process decides: rank 0 when all end well, else the one that knows best what went wrong."""
+    """The rank whose exit code decides: 0 when all succeed, else the one that knows the cause best."""
     while True:
         codes = [process.poll() for process in processes]
         broken = [rank for rank, code in enumerate(codes) if code not in (None, ExitCode.OK, ExitCode.RESUME)]
@@ -100,7 +100,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path])
 
 
 def _cause(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path], first_broken: Sequence[int]) -> int:
-    """A process that says what to mend beats one that was killed, which beats one that only lost its peer."""
+    """The rank that knows the cause: one with a user error, else one that was killed, else one that lost no peer."""
     telling = [rank for rank, process in enumerate(processes) if process.returncode in _TELLING]
     killed = [rank for rank in first_broken if processes[rank].returncode < 0]
     alone = [rank for rank in first_broken if '"PeerLost"' not in results[rank].read_text(encoding="utf-8")]
@@ -108,7 +108,7 @@ def _cause(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Nothing can be saved without the lost one: its peers get time to notice, then they are killed."""
+    """Wait a while for the peers of a failed process to notice, then kill them: they can save nothing without it."""
     limit = time.monotonic() + _PATIENCE_SECONDS
     for process in processes:
         try:
@@ -119,10 +119,10 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def exit_code(returncode: int) -> int:
-    """A shell's view of a process's end."""
+    """The exit code as a shell reports it."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
 def own_command(stage: str, config: str) -> list[str]:
-    """How a process of this program is started again."""
+    """The command that runs a stage in another process."""
     return [sys.executable, "-m", "internvl_trainer", stage, "--config", config]

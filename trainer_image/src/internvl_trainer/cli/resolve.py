@@ -1,53 +1,46 @@
-"""`internvl-trainer resolve CR.yaml > run.yaml`: the file that a cluster gets, for a machine without one."""
+"""`internvl-trainer resolve CR.yaml > run.yaml`: the run.yaml of an InternVLFineTune, without a cluster."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from internvl_api.constants import API_VERSION, KIND, ExitCode
 from internvl_api.resolve import SpecError, parse_spec, resolve
 from internvl_api.run_config import RunConfig
 
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+from internvl_trainer.cli.options import CommandError
 
-_EPILOG = """\
+DESCRIPTION = """\
+Print the run.yaml that a cluster would get for an InternVLFineTune: the spec with its recipe and all defaults filled
+in. `internvl-trainer run` takes it on a machine without Kubernetes.
+"""
+EXAMPLES = """\
 examples:
   internvl-trainer resolve coco-lora.yaml > run.yaml && internvl-trainer run --config run.yaml
 
-Pods, Secrets and life cycle (podTemplate, secrets, runPolicy) mean nothing here and are left out.
+podTemplate, secrets and runPolicy need a cluster; they are left out.
 
 exit codes: 0 written   65 the spec cannot be run   78 the file holds no InternVLFineTune
 """
-LOCAL_UID = "local"  # a run without a cluster has no uid, and an equal file gives an equal run.yaml
+LOCAL_UID = "local"  # a run without a cluster has no uid; a constant makes equal files give an equal run.yaml
 
 
-def add_resolve_command(subparsers: Subparsers) -> None:
-    """`resolve`; sets `func`, which takes the parsed options and gives the exit code."""
-    parser = subparsers.add_parser(
-        "resolve",
-        help=f"the run.yaml of an {KIND}, its recipe and defaults filled in",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("path", type=Path, metavar="CR.YAML", help=f"a file with one {KIND}")
-    parser.set_defaults(func=run_resolve)
 
 
-def run_resolve(options: argparse.Namespace) -> int:
-    """Print run.yaml, or say on stderr what is wrong with the file."""
+def run(options: argparse.Namespace) -> int:
+    """Print run.yaml."""
     try:
         config = resolve_resource(read_resource(options.path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError) as error:
-        print(f"{options.path} cannot be used: {error}", file=sys.stderr)
-        return ExitCode.CONFIG
+        raise CommandError(f"{options.path} cannot be used: {error}", ExitCode.CONFIG) from error
     except SpecError as error:
-        print(f"{options.path}: {error.reason}: {error}", file=sys.stderr)
-        return ExitCode.USER_ERROR
+        raise CommandError(f"{options.path}: {error.reason}: {error}", ExitCode.USER_ERROR) from error
     print(config.to_yaml(), end="")
     return ExitCode.OK
 
@@ -66,7 +59,7 @@ def read_resource(path: Path) -> dict[str, Any]:
 
 
 def resolve_resource(resource: dict[str, Any]) -> RunConfig:
-    """What the operator would make of it. Raises SpecError."""
+    """The RunConfig that the operator would make. Raises SpecError."""
     metadata = resource.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SpecError("InvalidSpec", "metadata", f"found {type(metadata).__name__}, expected an object")

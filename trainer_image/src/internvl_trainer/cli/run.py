@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import logging
 import os
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from internvl_api.constants import ExitCode
@@ -17,21 +14,49 @@ from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import Progress, StageName, StageResult
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
+from internvl_trainer.cli.display import Display
 from internvl_trainer.cli.launcher import launch, own_command
+from internvl_trainer.cli.options import add_config, count, load_config, on_chosen_device
 from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment
 from internvl_trainer.errors import UserError
 from internvl_trainer.exit_status import Outcome, conclude, configure_logging
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.stages.pipeline import run_stage, stages_of
+from internvl_trainer.stage_store import stages_of
+from internvl_trainer.stages.pipeline import run_stage
 
-_REFRESH_SECONDS = 0.5
+DESCRIPTION = """\
+Run every stage on this machine: preflight, the evaluations, training, merging and publishing, as run.yaml asks for
+them. After Ctrl-C or a crash the same command goes on where it was; a stage that is done is skipped.
+"""
+EXAMPLES = """\
+examples:
+  internvl-trainer resolve cr.yaml > run.yaml         from an InternVLFineTune
+  internvl-trainer run --config run.yaml
+  internvl-trainer run --config run.yaml --nproc 4    four GPUs instead of the file's, with the same global batch
+
+exit codes: those of `internvl-trainer --help`; 70 says that the figures do not meet publishIf
+"""
 
 
-def run(config: RunConfig, processes: int | None) -> int:
-    """Every stage in turn until one does not succeed; the exit code of the last."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_config(parser)
+    parser.add_argument(
+        "--nproc",
+        type=count,
+        metavar="N",
+        help="training processes (default: one, or one a GPU); the global batch stays",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run every stage of run.yaml."""
+    return run_stages(on_chosen_device(load_config(options.config)), processes=options.nproc)
+
+
+def run_stages(config: RunConfig, processes: int | None) -> int:
+    """Run every stage in turn until one does not succeed; the exit code of the last."""
     console = Console(stderr=True)
     try:
         config = for_this_machine(config, processes)
@@ -79,7 +104,7 @@ def _here(stage: StageName, config: RunConfig, display: Display) -> Outcome:
 
 
 def _in_children(stage: StageName, config: RunConfig, scratch: Path, display: Display) -> Outcome:
-    """A stage of several processes, in children: a crash leaves this one able to say so."""
+    """Run a stage in child processes, so that this process can report a crash of theirs."""
     path, result_path = scratch / "run.yaml", scratch / f"{stage}.json"
     path.write_text(config.to_yaml(), encoding="utf-8")
     port = int(os.environ.setdefault("INTERNVL_METRICS_PORT", str(free_port())))
@@ -105,75 +130,3 @@ def _ask(port: int) -> Progress | None:
             return Progress.model_validate(json.load(answer))
     except OSError:
         return None
-
-
-class Display:
-    """One line a stage: what it is at, steps, loss, time left. Log lines go above."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Bars(
-            SpinnerColumn(finished_text="•"),
-            TextColumn("[bold]{task.fields[stage]:<17}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._tasks: dict[StageName, TaskID] = {}
-
-    def __enter__(self) -> Display:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def log_handler(self) -> logging.Handler:
-        """Puts this process's log where the children's goes."""
-        handler = logging.Handler()
-        handler.emit = lambda record: self.line(handler.format(record))  # type: ignore[method-assign]
-        return handler
-
-    def line(self, text: str) -> None:
-        """Show a line of a log, above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    @contextmanager
-    def follow(self, stage: StageName, read: Callable[[], Progress | None]) -> Iterator[None]:
-        """Keep the stage's line up to date while the body runs."""
-        self._tasks[stage] = self._bars.add_task("starting", stage=stage, total=None)
-        done = threading.Event()
-
-        def refresh() -> None:
-            while not done.wait(_REFRESH_SECONDS):
-                if (progress := read()) is not None:
-                    self._show(stage, progress)
-
-        thread = threading.Thread(target=refresh, name="display", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def finish(self, stage: StageName, result: StageResult) -> None:
-        """The stage's last word stays on its line."""
-        color = {"succeeded": "green", "resume": "yellow", "failed": "red"}[result.outcome]
-        self._bars.update(self._tasks[stage], description=f"[{color}]{result.reason}[/]", total=1, completed=1)
-        self._console.print(f"[{color}]{stage}: {result.reason}:[/] ", end="")
-        self._console.print(result.message, markup=False, highlight=False, soft_wrap=True)
-
-    def _show(self, stage: StageName, progress: Progress) -> None:
-        words = [progress.detail or ""]
-        if progress.loss is not None:
-            words.append(f"loss {progress.loss:.4f}")
-        if progress.validation_loss is not None:
-            words.append(f"validation {progress.validation_loss:.4f}")
-        if progress.eta_seconds is not None:
-            words.append(f"{progress.eta_seconds:.0f} s left")
-        self._bars.update(
-            self._tasks[stage], description="  ".join(words), total=progress.total_steps, completed=progress.step or 0
-        )

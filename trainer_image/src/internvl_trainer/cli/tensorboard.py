@@ -9,35 +9,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import yaml
 from internvl_api.constants import ExitCode
-from internvl_api.run_config import RunConfig
-from pydantic import ValidationError
 
-from internvl_trainer.artifacts.fingerprint import RUN_FILE, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST
+from internvl_trainer.artifacts.output_layout import ARTIFACTS, EVENTS_FOLDER, JOURNAL, RUN_FILE, stored_checkpoints
 from internvl_trainer.artifacts.storage import Storage, StoredFile, open_storage
-from internvl_trainer.cli.config_file import explain
+from internvl_trainer.cli.options import load_config
 from internvl_trainer.errors import UserError
-from internvl_trainer.exit_status import exit_code_of
 from internvl_trainer.signals import die_with_parent
-from internvl_trainer.train.metrics_log import EVENTS_FOLDER
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+from internvl_trainer.stage_store import stage_key
 
 _REFRESH_SECONDS = 5.0
 _REQUIREMENT = "tensorboard>=2.19"
-_ARTIFACTS = "artifacts"
-_DESCRIPTION = """\
-Bring the TensorBoard events of a run here, show them in TensorBoard, and look for new ones every few seconds until
-Ctrl-C. A run that trains stores its events with every checkpoint (checkpoint.everySteps); a finished one has them among
+DESCRIPTION = """\
+Download the TensorBoard events of a run, show them in TensorBoard, and look for new ones every few seconds until
+Ctrl-C. A run in training stores its events with every checkpoint (checkpoint.everySteps); a finished run has them among
 its artifacts.
 """
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   internvl-trainer tensorboard --config run.yaml                        then open http://localhost:6006
   internvl-trainer tensorboard --config run.yaml --port 7007
@@ -51,56 +43,41 @@ exit codes: 0 closed   65 nothing to show, or TensorBoard is absent   77 credent
 """
 
 
-def add_tensorboard_command(subparsers: Subparsers) -> None:
-    """`tensorboard`; sets `func`, which takes the parsed options and gives the exit code."""
-    parser = subparsers.add_parser(
-        "tensorboard",
-        help="show a run's curves in TensorBoard, while it trains too",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=Path, metavar="RUN.YAML", help="of the run; its output has the events")
+    what.add_argument("--config", type=Path, metavar="RUN.YAML", help="the run's; its output has the events")
     what.add_argument("--logdir", metavar="URI", help="a run's output or a folder of events: s3://, pvc:// or a path")
-    parser.add_argument("--port", type=int, default=6006, metavar="N", help="of localhost; default: 6006")
-    parser.set_defaults(func=run_tensorboard)
+    parser.add_argument("--port", type=int, default=6006, metavar="N", help="port on localhost (default: 6006)")
 
 
-def run_tensorboard(options: argparse.Namespace) -> int:
-    """Show the events until TensorBoard ends; where that cannot be, one line on stderr says why."""
-    try:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise UserError(
-                "TensorBoardMissing",
-                f"TensorBoard is not installed in {sys.prefix}; run `{sys.executable} -m pip install "
-                f"'{_REQUIREMENT}'`, or use the trainer's image, which has it",
-            )
+def run(options: argparse.Namespace) -> int:
+    """Show the events until TensorBoard ends. Raises UserError where there is nothing to show."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "TensorBoardMissing",
+            f"TensorBoard is not installed in {sys.prefix}; run `{sys.executable} -m pip install "
+            f"'{_REQUIREMENT}'`, or use the trainer's image, which has it",
+        )
+    with suppress(KeyboardInterrupt):
         if options.logdir and "://" not in options.logdir and not _is_output(Path(options.logdir)):
             return show_folder(Path(options.logdir), options.port)
-        output, waits = (options.logdir, False) if options.logdir else (RunConfig.load(options.config).output, True)
+        output, waits = (options.logdir, False) if options.logdir else (load_config(options.config).output, True)
         with tempfile.TemporaryDirectory(prefix="tensorboard-") as folder:
             mirror = Mirror(open_storage(output, field="--logdir" if options.logdir else "output"), Path(folder))
             return show_mirror(mirror, options.port, waits=waits)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        print(f"{options.config or options.logdir} cannot be used: {explain(error)}", file=sys.stderr)
-        return ExitCode.CONFIG
-    except UserError as error:
-        print(f"{error.reason}: {error}", file=sys.stderr)
-        return exit_code_of(error)
-    except KeyboardInterrupt:
-        return ExitCode.OK
+    return ExitCode.OK
 
 
 class Mirror:
-    """A local copy of a run's newest events. Files only grow, as TensorBoard reads on where it stopped."""
+    """A local copy of a run's newest events. Files only grow, because TensorBoard reads on where it stopped."""
 
     def __init__(self, storage: Storage, target: Path) -> None:
         self.storage, self.target = storage, target
         self._seen: dict[str, tuple[str, str]] = {}  # local name to key and etag
 
     def refresh(self) -> int:
-        """Bring what is new; how many files changed. Raises UserError when storage refuses or is away."""
+        """Download new events; the number of files that changed. Raises UserError when storage refuses or is away."""
         folder = newest_events(self.storage)
         changed = 0
         for stored in list(self.storage.list(f"{folder}/" if folder else "")):
@@ -127,18 +104,17 @@ def newest_events(storage: Storage) -> str:
 
     Empty for storage that is no run's output: a folder of events itself.
     """
-    from internvl_trainer.train.checkpoint import JOURNAL, stored_folders  # imports PyTorch
-
-    for folder in (_ARTIFACTS, stage_folder("train")):
+    trained = stage_key("train")
+    for folder in (ARTIFACTS, trained):
         if storage.stat(f"{folder}/{MANIFEST}"):
             return f"{folder}/{EVENTS_FOLDER}"
-    if checkpoints := stored_folders(storage):
+    if checkpoints := stored_checkpoints(storage):
         return f"{checkpoints[0]}/{JOURNAL}/{EVENTS_FOLDER}"
-    return f"{stage_folder('train')}/{EVENTS_FOLDER}" if storage.stat(RUN_FILE) else ""
+    return f"{trained}/{EVENTS_FOLDER}" if storage.stat(RUN_FILE) else ""
 
 
 def put(arrived: Path, path: Path) -> None:
-    """Move a newer state of an event file into its place: append where that is all that is new."""
+    """Replace an event file with its newer version, by appending where the old one is its start."""
     old, new = path.read_bytes() if path.exists() else b"", arrived.read_bytes()
     if old and new.startswith(old):
         with path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""The pictures of the report, drawn by matplotlib: for a light page, and the same for a dark one."""
+"""The plots of the report, drawn by matplotlib for a light and for a dark page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _INCHES, _DPI = (5.6, 3.4), 180  # 1008 x 612 pixels: sharp in half a desktop's width, readable on a phone
 _SMOOTHED_FROM = 60  # steps; a shorter curve is readable as it is
 _MARKED_UP_TO = 2  # steps: a line through one point cannot be seen
-_DRAWN_TASKS = 8  # more are in the table alone
+_DRAWN_TASKS = 8  # further tasks are only in the table
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ LIGHT = Theme("#ffffff", "#1f2430", "#d5d9e0", "#0b6bb8", "#c8500a")
 DARK = Theme("#171b23", "#dfe3ea", "#39404d", "#5cb3f2", "#f2a03d")
 
 
-def draw_figures(record: Record, folder: Path, theme: Theme = LIGHT) -> list[Path]:
-    """Write the PNGs there are data for into `folder`, which exists; their paths, in the order of the page."""
+def draw_plots(record: Record, folder: Path, theme: Theme = LIGHT) -> list[Path]:
+    """Write a PNG for each plot that has data into `folder`, which exists; their paths, in the order of the page."""
     figures: dict[str, tuple[bool, Callable[[Record, Path, Theme], None]]] = {
         "metrics.png": (bool(record.final or record.baseline), draw_metrics),
         "loss.png": (bool(record.steps), draw_losses),
@@ -54,7 +54,7 @@ def draw_figures(record: Record, folder: Path, theme: Theme = LIGHT) -> list[Pat
 
 
 def draw_losses(record: Record, path: Path, theme: Theme) -> None:
-    """The loss of every step, and where it was taken that of data.validation."""
+    """The loss of every step, and the validation loss where it was taken."""
     with _panels(path, theme) as (axes,):
         losses = _column(record.steps, "loss")
         _plot(axes, record.steps, losses, theme.first, "training")
@@ -112,7 +112,7 @@ MetricRows = list[tuple[str, list[tuple[str, float | None, float | None]]]]
 
 
 def metric_rows(baseline: Mapping[str, Mapping[str, float]], final: Mapping[str, Mapping[str, float]]) -> MetricRows:
-    """(task, [(metric, before, after)]): all there is of either, metrics in the order people quote them."""
+    """(task, [(metric, before, after)]) of every known figure, metrics in their usual order."""
 
     def of_task(task: str) -> list[tuple[str, float | None, float | None]]:
         before, after = baseline.get(task, {}), final.get(task, {})
@@ -145,7 +145,7 @@ def _column(steps: Sequence[Row], name: str) -> np.ndarray:
 def _plot(
     axes: Axes, steps: Sequence[Row], values: np.ndarray, color: str, label: str | None = None, *, smooth: bool = True
 ) -> None:
-    """A line; a long one also smoothed, with what was measured pale behind it."""
+    """Draw a line; a long one smoothed, with the measured values pale behind it."""
     numbers = _column(steps, "step")
     smooth = smooth and len(values) >= _SMOOTHED_FROM
     marker = "o" if len(values) <= _MARKED_UP_TO else None
@@ -160,7 +160,8 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    means: np.ndarray = (sums[last] - sums[first]) / (last - first)
+    return means
 
 
 @contextmanager
@@ -173,7 +174,7 @@ def _panels(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    style: dict[str, Any] = {
+    style: Any = {
         "font.size": 10,
         "axes.titlesize": 10.5,
         "axes.titlelocation": "left",
@@ -194,5 +195,5 @@ def _panels(
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         if path.name != "metrics.png":
             axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        yield axes
+        yield list(axes)
         figure.savefig(path)

@@ -1,115 +1,45 @@
-"""The stages in their order; each is skipped when its manifest is there, and writes it last."""
+"""Runs one stage: skips it when it is done, else does its work until it is done or told to stop."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
 
-from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
-from internvl_trainer.artifacts.fingerprint import check_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
-from internvl_trainer.artifacts.storage import Storage, open_storage
-from internvl_trainer.exit_status import leave
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.signals import stop_by_exception, stop_flag
+from internvl_trainer.run_context import RunContext, open_context
+from internvl_trainer.signals import stop_by_exception
+from internvl_trainer.stages.publish_condition import check_publish_condition
 
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
-    """Do one stage, or find it done. Raises UserError for what the user must mend."""
-    work: dict[StageName, Callable[[RunConfig, Storage, Reporter], StageResult]] = {
-        "preflight": _preflight,
-        "baseline-evaluate": partial(_evaluate, "baseline-evaluate"),
-        "train": _train,
-        "evaluate": partial(_evaluate, "evaluate"),
-        "merge": _merge,
-        "publish": _publish,
-    }
-    storage = open_storage(config.output, field="spec.output")
-    check_output(storage, config)
+    """Do one stage, or find it done. Raises UserError for what the user must correct."""
+    context = open_context(stage, config, reporter)
+    context.stages.check_output()
     with told_to(lambda text: reporter.update(detail=text)):
-        result = find_done(stage, config, storage) or work[stage](config, storage, reporter)
+        result = context.stages.result(stage) or _run(context)
         if stage == "evaluate" and result.outcome == "succeeded":
-            _check_gate(config, storage, result)  # also of figures from before: the condition may have changed since
+            check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         return result
 
 
-def stages_of(config: RunConfig) -> tuple[StageName, ...]:
-    """The stages of this run, in their order."""
-    return stage_names(config.method, config.evaluation, config.merge)
+def _run(context: RunContext) -> StageResult:
+    """Import and run the stage's module; the import comes late because most of them import PyTorch for seconds.
 
-
-def find_done(stage: StageName, config: RunConfig, storage: Storage) -> StageResult | None:
-    """The result of an earlier attempt that finished this stage of this run."""
-    try:
-        manifest = read_manifest(storage, stage_folder(stage))
-    except ManifestError:
-        return None
-    if manifest is None or manifest.fingerprint != fingerprint(config, stage):
-        return None
-    return StageResult(
-        stage=stage,
-        outcome="succeeded",
-        reason="AlreadyDone",
-        message=f"done at {manifest.created}",
-        progress=manifest.extra.get("progress"),
-        artifacts=manifest.extra.get("artifacts", {}),
-        evaluation=manifest.extra.get("evaluation"),
-    )
-
-
-def _preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.stages.preflight import preflight
-
-    with stop_by_exception():
-        return preflight(config, storage, reporter)
-
-
-def _train(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.distributed import Rendezvous, join_group
-
-    with stop_flag(lambda: leave("train")) as stop:
-        reporter.doing("waiting for the others")
-        group = join_group(Rendezvous.from_environment(os.environ), config.device)
-        from internvl_trainer.train.trainer import train
-
-        return train(config, group, storage, reporter, stop)
-
-
-def _evaluate(stage: StageName, config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.distributed import Rendezvous, join_group
-
-    with stop_by_exception():
-        reporter.doing("waiting for the others")
-        group = join_group(Rendezvous.from_environment(os.environ), config.device)
-        from internvl_trainer.evaluate.run import evaluate
-
-        return evaluate(stage, config, group, storage, reporter)
-
-
-def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> None:
-    from internvl_trainer.stages.publish_condition import check_gate
-
-    check_gate(config, storage, result)
-
-
-def _merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    with stop_by_exception():
-        if config.model.kind == "retrieval":
-            from internvl_trainer.stages.merge.retrieval import merge_retrieval
-
-            return merge_retrieval(config, storage, reporter)
-        from internvl_trainer.stages.merge.chat import merge
-
-        return merge(config, storage, reporter)
-
-
-def _publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    from internvl_trainer.stages.publish.output import publish
-
-    with stop_by_exception():
-        return publish(config, storage, reporter)
+    The train stage handles signals by itself, because it has state to save.
+    """
+    with nullcontext() if context.stage == "train" else stop_by_exception():
+        match context.stage:
+            case "preflight":
+                from internvl_trainer.stages.preflight import run
+            case "train":
+                from internvl_trainer.stages.train import run
+            case "baseline-evaluate" | "evaluate":
+                from internvl_trainer.stages.evaluate import run
+            case "merge":
+                from internvl_trainer.stages.merge import run
+            case "publish":
+                from internvl_trainer.stages.publish import run
+        return run(context)

@@ -19,10 +19,9 @@ from internvl_api.status import StageResult
 from rich.console import Console
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
+from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
-from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.dataset import DatasetDescription, SampleSettings
 from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.findings import Finding
@@ -34,35 +33,26 @@ from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.check import check_tasks
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.run_context import RunContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-REPORT = "preflight.json"
-_CHUNK_ROWS = 5000  # between two looks at the progress
+_CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
+Check = Callable[[Any, Reporter, np.ndarray], list[Finding]]
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
+def run(context: RunContext) -> StageResult:
     """Check output, model and rows, cheapest first. Raises UserError for the first thing that stops the run."""
-    folder = stage_folder("preflight")
+    config, reporter, stages = context.config, context.reporter, context.stages
     reporter.doing("checking the output")
-    check_writable(storage)
-    reporter.doing("checking the data")
-    datasets: list[Any]
-    check: Callable[[Any, Reporter, np.ndarray], list[Finding]]
-    if config.model.kind == "retrieval":
-        datasets = open_pairs(config) + open_validation_pairs(config)
-        reporter.doing("checking the model")
-        check = partial(check_pairs, config, check_retrieval_model(config))
-    else:
-        datasets = open_datasets(config) + open_validation(config)
-        reporter.doing("checking the model")
-        check = partial(check_one, *check_model(config))
+    check_writable(context.storage)
+    datasets, check = _open(context)
     tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
     findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
@@ -70,37 +60,53 @@ def preflight(config: RunConfig, storage: Storage, reporter: Reporter) -> StageR
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     show(findings)
-    discard(storage, folder)
+    stages.discard("preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
-        path = Path(scratch) / REPORT
+        path = Path(scratch) / PREFLIGHT
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
         write_row_sizes(Path(scratch) / ROW_SIZES, sizes)
-        files = upload_files(storage, folder, {REPORT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
-    refuse_bad_rows(config, report, f"{storage.uri}/{folder}/{REPORT}")
-    commit(storage, folder, files, fingerprint(config, "preflight"))
+        files = stages.upload("preflight", {PREFLIGHT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
+    refuse_bad_rows(config, report, stages.uri("preflight", PREFLIGHT))
+    stages.commit("preflight", files)
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
 
 
+def _open(context: RunContext) -> tuple[list[Any], Check]:
+    """The run's datasets and the function that checks the rows of one; checks the model too."""
+    config, reporter = context.config, context.reporter
+    reporter.doing("checking the data")
+    if config.model.kind == "retrieval":
+        pairs = open_pairs(config) + open_validation_pairs(config)
+        reporter.doing("checking the model")
+        return pairs, partial(check_pairs, config, check_retrieval_model(config))
+    datasets = open_datasets(config) + open_validation(config)
+    reporter.doing("checking the model")
+    return datasets, partial(check_one, *check_model(config))
+
+
 def check_writable(storage: Storage) -> None:
-    """List, write, read and delete a small object under the output, as the later stages will."""
+    """Raises UserError unless the output permits what later stages do: list, write, read and delete."""
     key = f".probe-{uuid.uuid4().hex}"
-    next(storage.list(key), None)  # first, as some servers make a bucket that is written to
+    next(storage.list(key), None)  # list first: some servers create a missing bucket on write
     storage.write(key, b"probe")
     storage.read(key)
     storage.delete(key)
 
 
 def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerBase]:
-    """The checkpoint has its weight files, a readable config and a tokenizer; shards are listed, not downloaded."""
+    """How rows become samples, and the tokenizer. Raises UserError for a checkpoint that training cannot load.
+
+    Weight files are listed, not downloaded.
+    """
     directory = check_files(config)
 
-    from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after what is quick to refuse
+    from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after the quick checks
 
     return read_settings(config, directory), load_tokenizer(directory)
 
 
 def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
-    """The same for a retrieval model."""
+    """The tokenizer of a retrieval model. Raises UserError for a checkpoint that training cannot load."""
     directory = check_files(config)
 
     from internvl_trainer.model.retrieval.load import describe_retrieval_checkpoint
@@ -116,7 +122,7 @@ def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
 
 
 def check_files(config: RunConfig) -> Path:
-    """The checkpoint's folder without its weights, whose files are there. Raises UserError."""
+    """A local folder with the checkpoint except its weights. Raises UserError when weight files are missing."""
     field, source = "spec.model.source", config.model.source
     names = list_directory(source, field=field)
     directory = fetch_directory(source, field=field, weights=False)
@@ -125,7 +131,7 @@ def check_files(config: RunConfig) -> Path:
 
 
 def identify_model(source: str) -> dict[str, str]:
-    """What the source stands for now: the commit of a Hub repository, and the digest of its config.json."""
+    """Which model it is: the commit of a Hub repository, and the digest of config.json."""
     field = "spec.model.source"
     config = fetch_directory(source, field=field, weights=False) / "config.json"
     commit = {"commit": hub.commit_of(hub.repository(source, field=field))} if source.startswith("hf://") else {}
@@ -163,7 +169,7 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
 
 
 def count_used(dataset: OpenDataset | OpenPairs) -> int:
-    """Rows of the file that an epoch uses: all, or the first."""
+    """The number of the file's rows that an epoch uses: all of them or the first ones."""
     return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
 
 
@@ -174,7 +180,7 @@ def check_one(
     reporter: Reporter,
     sizes: np.ndarray,
 ) -> list[Finding]:
-    """Findings of one dataset's rows, those that an epoch uses; their tokens and tiles go into `sizes` (rows, 2)."""
+    """Findings in the rows that an epoch uses; writes each row's tokens and tiles into `sizes` (rows, 2)."""
     description, index = dataset.description, dataset.index
     findings = check_length(description, len(index))
     checker = Checker(description, settings, open_media, tokenizer)
@@ -189,7 +195,7 @@ def check_one(
 def check_pairs(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, dataset: OpenPairs, reporter: Reporter, sizes: np.ndarray
 ) -> list[Finding]:
-    """Findings of a caption file, and of the pairs that an epoch uses; their tokens and pictures go into `sizes`."""
+    """Findings in a caption file and in the pairs that an epoch uses; writes tokens and pictures into `sizes`."""
     description, captions = dataset.description, dataset.index[: len(sizes)]
     reporter.doing(f"checking pairs of {description.name}: {len(captions)}")
     of_rows = check_captions(
@@ -206,7 +212,7 @@ def check_pairs(
 
 
 def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
-    """The rows that the user counted, against those of the file."""
+    """A finding when the dataset's `length` differs from the rows of the file."""
     if description.length is None or description.length == rows:
         return []
     message = f"length is {description.length}, the file has {rows} rows; is it complete?"
@@ -251,13 +257,13 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     finding = Finding(**{key: value for key, value in first.items() if key != "dataset"})
     step = f"{bad} bad rows, {allowed} allowed; " if config.data.bad_rows == "skip" else ""
     more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
-    # What is wrong with a whole file has no line that could be left out.
+    # A problem of a whole file has no line to skip.
     advice = "correct the file" if fatal else "correct them, or set data.badRows: skip with data.maxBadRows"
     raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
 
 
 def rows_left(report: dict[str, Any]) -> dict[str, int]:
-    """Rows of an epoch by what they are for; spec.data.validation only where there are such datasets."""
+    """Rows of an epoch by field: spec.data, and spec.data.validation where there are such datasets."""
     rows = {"spec.data": 0}
     for dataset in report["datasets"]:
         field = "spec.data.validation" if dataset["name"].startswith(VALIDATION) else "spec.data"
@@ -266,7 +272,7 @@ def rows_left(report: dict[str, Any]) -> dict[str, int]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """One line for the status."""
+    """The result in one line, for the status."""
     rows = ", ".join(f"{count} rows {_PURPOSE[field]}" for field, count in rows_left(report).items())
     bad = sum(len(lines) for lines in report["skippedLines"].values())
     warnings = sum(finding["severity"] == "warning" for finding in report["findings"])
@@ -274,13 +280,13 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def show(findings: dict[str, list[Finding]]) -> None:
-    """The first findings as a table on stdout."""
+    """Print the first findings as a table."""
     every = [finding for found in findings.values() for finding in found]
     if every:
         width = None if os.isatty(1) else 200
         Console(width=width).print(findings_table(every[:_SHOWN_FINDINGS]))
         if len(every) > _SHOWN_FINDINGS:
-            print(f"… and {len(every) - _SHOWN_FINDINGS} more in {REPORT}")
+            print(f"… and {len(every) - _SHOWN_FINDINGS} more in {PREFLIGHT}")
 
 
 def bad_lines(findings: Sequence[Finding]) -> list[int]:

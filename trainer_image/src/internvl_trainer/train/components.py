@@ -1,4 +1,4 @@
-"""What a kind of model brings to the loop, which is the same for all kinds."""
+"""The parts of training that differ between chat and retrieval models; the loop is the same for both."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from internvl_trainer.train.deepspeed_config import deepspeed_config
 from internvl_trainer.train.validation import Validation
 
 Export = Callable[[Any, Path], Iterator[Path]]
-"""Files of what an engine has trained, written into a directory; rank 0 gets each when it is whole."""
+"""Writes what an engine has trained into a directory; yields each complete file on rank 0."""
 
 
 @dataclass
-class Parts:
-    """A model ready to learn, and the rows it learns from.
+class Components:
+    """A model ready to train, and the rows it learns from.
 
     Attributes:
         model: its forward takes what `collation` makes, and returns `loss_sum`: the sum of the rows' (weighted) losses.
-        groups: of the optimizer; `lr_scale` in one multiplies the learning rate.
+        groups: the optimizer's parameter groups; a group's `lr_scale` multiplies the learning rate.
         dataset: what `order` draws from.
     """
 
@@ -58,7 +58,7 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
 
 
 def weights_dtype(config: RunConfig) -> torch.dtype:
-    """What the weights are computed with."""
+    """The dtype of the weights in the forward pass."""
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""The record of every step: metrics.jsonl (full precision) and TensorBoard events.
+"""The metrics of every step: metrics.jsonl (full precision) and TensorBoard events.
 
 Both live in one folder that goes into every checkpoint. A resumed run starts from the checkpoint's copy, which ends at
 the checkpoint's step, so no step is ever recorded twice.
@@ -15,8 +15,8 @@ from typing import Any
 
 from internvl_api.constants import ENV_ATTEMPT
 
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FOLDER = "tensorboard"
+from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE
+
 _VALIDATION_EVENT = "validation/loss"
 
 
@@ -44,8 +44,8 @@ class StepRecord:
     validation_loss: float | None = None
 
 
-class Journal:
-    """Appends to the files of `folder`. Each row of metrics.jsonl says which attempt took the step."""
+class MetricsLog:
+    """Appends to the files in `folder`. Each row of metrics.jsonl names the attempt that took the step."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
@@ -95,7 +95,7 @@ class Journal:
         return [json.loads(line) for line in lines]
 
     def files(self) -> dict[str, Path]:
-        """Relative name to path of everything recorded so far, flushed."""
+        """Relative name to path of the flushed files."""
         self._metrics.flush()
         self._events.flush()
         return {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
@@ -107,15 +107,15 @@ class Journal:
 
 
 def count_attempts(metrics: Path) -> int:
-    """Which attempt this is: the operator says so; without one, the next after that of the last row."""
+    """The number of this attempt: the operator's, else one more than the last row's."""
     if said := os.environ.get(ENV_ATTEMPT):
         return int(said)
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
 
 
-def restore_journal(folder: Path, saved: Path) -> None:
-    """Put a checkpoint's copy in the place of what an earlier attempt may have left in `folder`."""
+def restore_metrics_log(folder: Path, saved: Path) -> None:
+    """Replace `folder` with the checkpoint's copy, if there is one."""
     shutil.rmtree(folder, ignore_errors=True)
     if saved.is_dir():
         shutil.copytree(saved, folder)

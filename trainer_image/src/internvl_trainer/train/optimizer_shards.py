@@ -1,6 +1,6 @@
 """This rank's share of the training state, whatever the ZeRO stage: fp32 weights and Adam moments, by parameter.
 
-ZeRO deals the flattened parameters out to the ranks, so a rank owns at most one range of each parameter. The names
+ZeRO distributes the flattened parameters over the ranks, so a rank owns at most one range of each parameter. The names
 below are DeepSpeed's: a `_hp_mapping` (high precision) on a parameter says which range this rank owns (stages 1, 2);
 in stage 3 every parameter is cut into equal parts, the last one padded.
 """
@@ -21,7 +21,7 @@ from deepspeed.utils import (
 
 WEIGHT = "weight"
 KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")
-"""What is kept of a parameter; all fp32."""
+"""The tensors stored for a parameter, all fp32."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fragment:
     name: str
     start: int
     length: int
-    _parameter: Any  # a torch Parameter with what DeepSpeed hung on it
+    _parameter: Any  # a torch Parameter with DeepSpeed's attributes
 
     def read(self, kind: str) -> torch.Tensor:
         """(length,) fp32 on the CPU."""
@@ -62,19 +62,19 @@ class Fragment:
 
 
 def trainable_shapes(engine: Any) -> dict[str, list[int]]:
-    """Name to full shape of every parameter that learns; a shared one once, under its first name."""
+    """Name to full shape of every trainable parameter; a shared one once, under its first name."""
     return {name: list(_shape(parameter)) for name, parameter in _trainable(engine)}
 
 
 def local_fragments(engine: Any, rank: int) -> list[Fragment]:
-    """What this rank owns, in the order of the parameters."""
+    """The fragments that this rank owns, in the order of the parameters."""
     return [fragment for fragment in (_fragment(*item, rank) for item in _trainable(engine)) if fragment is not None]
 
 
 def begin_optimizer_state(engine: Any) -> None:
-    """Give the optimizer the state it has before the first step.
+    """Create the optimizer's state, as it is before the first step.
 
-    DeepSpeed makes and links it within the first step: too late for a run that resumes, and only for the first
+    DeepSpeed creates it during the first step, which is too late for a run that resumes, and links only the first
     parameter group.
     """
     optimizer = engine.optimizer
@@ -90,7 +90,7 @@ def begin_optimizer_state(engine: Any) -> None:
 
 
 def set_optimizer_step(engine: Any, step: int) -> None:
-    """Tell Adam how many steps its moments are made of."""
+    """Set the number of steps that Adam's moments come from."""
     optimizer = engine.optimizer
     for partition in _partitions(optimizer):
         optimizer.optimizer.state[partition]["step"].fill_(float(step))

@@ -1,4 +1,4 @@
-"""The train stage: from a base model and rows to trained weights in storage."""
+"""The training loop: from the newest checkpoint to the last step, then the export."""
 
 from __future__ import annotations
 
@@ -13,60 +13,61 @@ from pathlib import Path
 from statistics import mean, median_low
 from typing import Any
 
-from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
-from internvl_trainer.artifacts.fingerprint import claim_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, discard, upload_files
-from internvl_trainer.artifacts.storage import Storage, persistently
+from internvl_trainer.artifacts.manifest import ManifestFile
+from internvl_trainer.artifacts.output_layout import JOURNAL
+from internvl_trainer.artifacts.storage import persistently
 from internvl_trainer.data.loader import Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.run_context import GroupContext
 from internvl_trainer.signals import StopFlag
-from internvl_trainer.train.checkpoint import JOURNAL, Checkpoints
+from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
-from internvl_trainer.train.metrics_log import Journal, StepRecord, restore_journal
+from internvl_trainer.train.metrics_log import MetricsLog, StepRecord, restore_metrics_log
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
-from internvl_trainer.train.setup import Run, prepare
+from internvl_trainer.train.setup import TrainingSetup, prepare
 
 logger = logging.getLogger(__name__)
 
 _STEPS_AVERAGED = 20  # for the time left
 
 
-def train(config: RunConfig, group: Group, storage: Storage, reporter: Reporter, stop: StopFlag) -> StageResult:
+def train(context: GroupContext, stop: StopFlag) -> StageResult:
     """Train from the newest checkpoint to the last step, then export. All ranks call it."""
-    run = prepare(config, group, storage, reporter)
-    checkpoints = Checkpoints(storage, group, fingerprint=fingerprint(config), keep=config.checkpoint.keep)
+    config, group, reporter = context.config, context.group, context.reporter
+    setup = prepare(context)
+    fingerprint = context.stages.fingerprint("train")
+    checkpoints = Checkpoints(context.storage, group, fingerprint=fingerprint, keep=config.checkpoint.keep)
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
-        first = checkpoints.restore(run.engine, Path(scratch))
-        journal = open_journal(Path(scratch), group)
-        session = Session(run, config, group, storage, reporter, checkpoints, journal, stop, first)
+        first = checkpoints.restore(setup.engine, Path(scratch))
+        trainer = Trainer(context, setup, checkpoints, open_metrics_log(Path(scratch), group), stop, first)
         with stop.deferred():
-            session.validate_late()
-            loader = run.loader(first)
-            for step in range(first, run.total_steps):
+            trainer.validate_late()
+            loader = setup.loader(first)
+            for step in range(first, setup.total_steps):
                 reporter.enter("data")
                 window = loader.window()
                 reporter.enter("meeting")
                 stopping, *weights = group.sum([stop.requested, *window.weights])
                 if stopping:
-                    return session.stopped(step)
-                session.take_step(step, window, weights)
-                if is_due(step + 1, run.total_steps, config.checkpoint.every_steps):
-                    session.save(step + 1)
-        return session.finish(Path(scratch) / "export")
+                    return trainer.stopped(step)
+                trainer.take_step(step, window, weights)
+                if is_due(step + 1, setup.total_steps, config.checkpoint.every_steps):
+                    trainer.save(step + 1)
+        return trainer.finish(Path(scratch) / "export")
 
 
 def is_due(step: int, total_steps: int, every: int) -> bool:
-    """Whether what comes every so many steps comes after `step` of them; always after the last."""
+    """Whether something done every `every` steps is due after `step` steps; always after the last step."""
     return step % every == 0 or step == total_steps
 
 
 def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
-    """The rank that the others waited for: it had its data later than most, by more than a tenth of the step.
+    """The rank that the others waited for, or None: its data came later than the median by over a tenth of the step.
 
     `waits`: seconds that each rank waited for its data.
     """
@@ -74,69 +75,76 @@ def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
     return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
 
 
-def open_journal(scratch: Path, group: Group) -> Journal | None:
-    """Rank 0's journal, going on from the restored checkpoint's."""
+def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
+    """Rank 0's metrics log, continuing that of the restored checkpoint; None on the other ranks."""
     if not group.leads:
         return None
-    restore_journal(scratch / "record", scratch / JOURNAL)
-    return Journal(scratch / "record")
+    restore_metrics_log(scratch / "record", scratch / JOURNAL)
+    return MetricsLog(scratch / "record")
 
 
 @dataclass
-class Session:
-    """One attempt: what the loop does at each step, and at its end."""
+class Trainer:
+    """One attempt at training: a step, a checkpoint, a validation, and the end.
 
-    run: Run
-    config: RunConfig
-    group: Group
-    storage: Storage
-    reporter: Reporter
+    Attributes:
+        log: of rank 0; None on the other ranks.
+        saved_step: the step of the newest checkpoint; 0 when there is none.
+    """
+
+    context: GroupContext
+    setup: TrainingSetup
     checkpoints: Checkpoints
-    journal: Journal | None
+    log: MetricsLog | None
     stop: StopFlag
     saved_step: int
     loss: float = math.nan
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
 
+    @property
+    def reporter(self) -> Reporter:
+        """The reporter of this process."""
+        return self.context.reporter
+
     def __post_init__(self) -> None:
         self.reporter.checkpoint = self.checkpoints.newest
-        self.reporter.total_steps.set(self.run.total_steps)
-        self.reporter.update(step=self.saved_step, total_steps=self.run.total_steps)
+        self.reporter.total_steps.set(self.setup.total_steps)
+        self.reporter.update(step=self.saved_step, total_steps=self.setup.total_steps)
         self.reporter.doing("training")
 
     def take_step(self, step: int, window: Window, weights: list[float]) -> None:
-        """One optimizer step. Raises UserError when the loss is no number, before it reaches the weights.
+        """Take one optimizer step. Raises UserError for a loss that is not finite, before it reaches the weights.
 
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
         self.reporter.enter("computing")
-        local = run_backward(self.run.engine, window, weights, self.config, self.group, step)
-        mine = [0.0] * self.group.world_size
-        mine[self.group.rank] = window.waited
-        total, supervised, rows, tokens, places, *waits = self.group.sum(
+        local = run_backward(self.setup.engine, window, weights, self.context.config, self.context.group, step)
+        mine = [0.0] * self.context.group.world_size
+        mine[self.context.group.rank] = window.waited
+        total, supervised, rows, tokens, places, *waits = self.context.group.sum(
             [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine]
         )
         self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
-        training = self.config.training
+        training = self.context.config.training
         rate = learning_rate(
             step,
-            self.run.total_steps,
+            self.setup.total_steps,
             training.learning_rate,
-            warmup_steps(training, self.run.total_steps),
+            warmup_steps(training, self.setup.total_steps),
             training.lr_schedule,
         )
-        norm = apply_step(self.run.engine, rate)
-        if not self.run.engine.was_step_applied():
+        norm = apply_step(self.setup.engine, rate)
+        if not self.setup.engine.was_step_applied():
             raise _not_finite(step, "the gradients are not finite", self.saved_step)
         seconds = time.monotonic() - began + window.waited
         self.reporter.update(slowest_rank=straggler(waits, seconds))
-        held_out = self._validate(step + 1)  # before the record, so that a checkpoint never lacks a loss that was due
+        held_out = self._validate(step + 1)  # before the log, so that a checkpoint never lacks a due loss
         self._record(
             StepRecord(
                 step=step + 1,
-                epoch=round(self.run.order.epochs_done(step + 1), 6),
+                epoch=round(self.setup.components.order.epochs_done(step + 1), 6),
                 loss=self.loss,
                 learning_rate=rate,
                 gradient_norm=norm,
@@ -146,26 +154,26 @@ class Session:
                 samples=int(rows),
                 step_seconds=seconds,
                 data_wait_seconds=mean(waits),
-                world_size=self.group.world_size,
+                world_size=self.context.group.world_size,
                 validation_loss=held_out,
             )
         )
 
     def validate_late(self) -> None:
-        """Take the loss that was due after the last step, when the attempt before was asked to stop meanwhile."""
+        """Take the validation loss that the previous attempt owed when it was stopped."""
         step = self.saved_step
-        if step and self.group.first(self.journal is not None and not self.journal.is_validated):
+        if step and self.context.group.first(self.log is not None and not self.log.is_validated):
             loss = self._validate(step)
-            if loss is not None and self.journal is not None:
-                self.journal.add_validation(loss)
+            if loss is not None and self.log is not None:
+                self.log.add_validation(loss)
 
     def save(self, step: int) -> None:
-        """Checkpoint after `step` steps."""
+        """Store a checkpoint after `step` steps."""
         began = time.monotonic()
         self.reporter.doing(f"checkpoint at step {step}")
-        if self.group.leads and self.checkpoints.newest is None:
-            persistently(claim_output)(self.storage, self.config)
-        self.checkpoints.save(self.run.engine, step, self.journal.files() if self.journal else {})
+        if self.context.group.leads and self.checkpoints.newest is None:
+            persistently(self.context.stages.claim_output)()
+        self.checkpoints.save(self.setup.engine, step, self.log.files() if self.log else {})
         self.saved_step = step
         seconds = time.monotonic() - began
         self.reporter.checkpoint = self.checkpoints.newest
@@ -176,49 +184,55 @@ class Session:
         self.reporter.update(detail="training")
 
     def stopped(self, step: int) -> StageResult:
-        """Asked to stop before `step`: keep what was done and say how to go on."""
+        """The result when stopped before `step`, with a checkpoint of the steps so far."""
         if step > self.saved_step:
             self.save(step)
-        return self._result("resume", "Stopped", f"stopped after step {step} of {self.run.total_steps}; start me again")
+        return self._result(
+            "resume", "Stopped", f"stopped after step {step} of {self.setup.total_steps}; start me again"
+        )
 
     def finish(self, directory: Path) -> StageResult:
-        """Export the weights with the record of the run; the stage's manifest last."""
+        """Export the weights with the metrics log; the stage's manifest comes last."""
+        group, stages = self.context.group, self.context.stages
         self.reporter.doing("exporting")
-        folder, kind = stage_folder("train"), "adapter" if self.config.method == "lora" else "model"
-        if self.group.leads:
-            persistently(discard)(self.storage, folder)  # what an attempt left that was killed here
-        artifacts = {kind: f"{self.storage.uri}/{folder}/{kind}"}
-        described = []
-        for path in self.run.parts.export(
-            self.run.engine, directory
-        ):  # one at a time: the scratch disk need not hold a whole model
-            name = f"{kind}/{path.relative_to(directory).as_posix()}"
-            described += persistently(upload_files)(self.storage, folder, {name: path})
-            path.unlink()
-        if self.journal is not None:
-            described += persistently(upload_files)(self.storage, folder, self.journal.files())
+        kind = "adapter" if self.context.config.method == "lora" else "model"
+        if group.leads:
+            persistently(stages.discard)("train")  # left by a killed attempt
+        artifacts = {kind: stages.uri("train", kind)}
+        files = self._export(directory, kind)
+        if self.log is not None:
+            files += persistently(stages.upload)("train", self.log.files())
             about = {
                 "kind": kind,
-                "steps": self.run.total_steps,
-                "base": self.run.base_identity,
+                "steps": self.setup.total_steps,
+                "base": self.setup.base_identity,
                 "artifacts": artifacts,
                 "progress": self.reporter.progress.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
-            persistently(commit)(self.storage, folder, described, fingerprint(self.config), **about)
-            self.journal.close()
-        self.group.barrier()
+            persistently(stages.commit)("train", files, **about)
+            self.log.close()
+        group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        return self._result("succeeded", "Trained", f"{self.run.total_steps} steps{loss}", artifacts)
+        return self._result("succeeded", "Trained", f"{self.setup.total_steps} steps{loss}", artifacts)
+
+    def _export(self, directory: Path, kind: str) -> list[ManifestFile]:
+        """Store the exported files one at a time, so that the scratch disk need not hold a whole model."""
+        stored: list[ManifestFile] = []
+        for path in self.setup.components.export(self.setup.engine, directory):
+            name = f"{kind}/{path.relative_to(directory).as_posix()}"
+            stored += persistently(self.context.stages.upload)("train", {name: path})
+            path.unlink()
+        return stored
 
     def _validate(self, step: int) -> float | None:
-        """The loss on data.validation after `step` steps, when it is due; None also when asked to stop meanwhile."""
-        every = self.config.evaluation.every_steps or self.config.checkpoint.every_steps
-        validation = self.run.parts.validation
-        if validation is None or not is_due(step, self.run.total_steps, every):
+        """The loss on data.validation after `step` steps; None when it is not due or a stop was requested meanwhile."""
+        every = self.context.config.evaluation.every_steps or self.context.config.checkpoint.every_steps
+        validation = self.setup.components.validation
+        if validation is None or not is_due(step, self.setup.total_steps, every):
             return None
         self.reporter.doing(f"validating after step {step}")
-        is_last = step == self.run.total_steps  # nobody would take it later
-        loss = validation.loss(self.run.engine, lambda: self.stop.requested and not is_last)
+        is_last = step == self.setup.total_steps  # no later attempt would take it
+        loss = validation.loss(self.setup.engine, lambda: self.stop.requested and not is_last)
         self.reporter.update(detail="training")
         if loss is None:
             return None
@@ -231,7 +245,7 @@ class Session:
             )
         self.reporter.validation_loss.set(loss)
         self.reporter.update(validation_loss=loss)
-        if self.group.leads:
+        if self.context.group.leads:
             logger.info("step %d validation loss %.4f", step, loss)
         return loss
 
@@ -260,13 +274,13 @@ class Session:
             learning_rate=record.learning_rate,
             samples_per_second=round(samples, 3),
             tokens_per_second=round(tokens, 3),
-            eta_seconds=round((self.run.total_steps - record.step) * mean(self.durations), 1),
+            eta_seconds=round((self.setup.total_steps - record.step) * mean(self.durations), 1),
         )
-        if self.journal is not None:
-            self.journal.record(record)
+        if self.log is not None:
+            self.log.record(record)
             logger.info(
                 "step %d/%d loss %.4f lr %.3g norm %.3f %.1f tokens/s waited %.2f s",
-                record.step, self.run.total_steps, record.loss, record.learning_rate, record.gradient_norm, tokens,
+                record.step, self.setup.total_steps, record.loss, record.learning_rate, record.gradient_norm, tokens,
                 record.data_wait_seconds,
             )  # fmt: skip
 

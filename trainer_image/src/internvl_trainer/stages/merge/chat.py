@@ -1,7 +1,7 @@
-"""The merge stage: whole models of the base and what was trained, each checked before it counts.
+"""Merging a chat model: the base with what was trained, in each format asked for.
 
-Tensors are read, changed and written one at a time, and the check computes a layer at a time, so that a model larger
-than the machine's memory is merged and checked like any other.
+Tensors are read, changed and written one at a time, and the check computes one layer at a time, so that a model may be
+larger than the machine's memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,20 +18,9 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
 from internvl_trainer.artifacts.disk_space import check_space, naming_full_disk
-from internvl_trainer.artifacts.fingerprint import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import (
-    Manifest,
-    ManifestFile,
-    commit,
-    discard,
-    fetch_files,
-    upload_files,
-)
+from internvl_trainer.artifacts.manifest import Manifest, ManifestFile
 from internvl_trainer.artifacts.sources import fetch_directory
-from internvl_trainer.artifacts.storage import FolderStorage, Storage
 from internvl_trainer.data.first_row import FirstRow, first_row
-from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format import Architecture
 from internvl_trainer.model.layerwise import layerwise_logits
@@ -42,24 +30,24 @@ from internvl_trainer.model.tokenizer import load_tokenizer
 from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
 from internvl_trainer.model.verify import find_wrong_tensor
-from internvl_trainer.stage_store import finished_training
+from internvl_trainer.run_context import RunContext
+from internvl_trainer.stages.merge.shared import MARGIN, check_failed, check_room, store_directory
 
 logger = logging.getLogger(__name__)
 
 FOLDERS: dict[Format, str] = {"upstream": "model", "hf": "model-hf"}
 ARTIFACTS: dict[Format, str] = {"upstream": "model", "hf": "modelHf"}
-_MARGIN = 256 << 20  # bytes on disk beyond the weights: tokenizer, configuration, other programs' needs
 
 # Norm of the logits' difference over their norm. Both sides compute in fp32, so what differs is the rounding of merged
-# weights to the dtype they are stored in (half a unit in the last place: 2^-24, 2^-11, 2^-8), grown on its way up.
+# weights to their stored dtype (half a unit in the last place: 2^-24, 2^-11, 2^-8), amplified by the layers above.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_POSITIONS = 64  # of the sequence's end, whose logits are compared
+_POSITIONS = 64  # at the end of the sequence, whose logits are compared
 
 
 @dataclass(frozen=True)
 class Work:
-    """What goes into every format.
+    """The input of every format.
 
     Attributes:
         directory: a checkpoint in either format.
@@ -94,18 +82,18 @@ class Check:
     moved: float | None
 
 
-def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    """Write, check and store each format; the manifest last. Raises UserError for what the user must mend."""
+def merge_chat_model(context: RunContext) -> StageResult:
+    """Write, check and store each format; the manifest last. Raises UserError for what the user must correct."""
     _give_memory_back()
-    trained = finished_training(config, storage)
-    folder = stage_folder("merge")
+    config, stages, reporter = context.config, context.stages, context.reporter
+    trained = stages.require("train")
     reporter.doing("looking for what was trained")
-    discard(storage, folder)  # what a killed attempt left
+    stages.discard("merge")  # left by a killed attempt
     with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
-        work = _prepare(config, storage, trained, Path(scratch), reporter)
-        row = first_row(config, storage, work.architecture, load_tokenizer(work.directory))
+        work = _prepare(context, trained, Path(scratch))
+        row = first_row(config, context.storage, work.architecture, load_tokenizer(work.directory))
         formats = _formats(config, work)
-        needed = check_room(storage, work.source(), Path(scratch), len(formats))
+        needed = check_room(context.storage, work.source(), Path(scratch), len(formats))
         files: list[ManifestFile] = []
         checks: dict[str, Check] = {}
         with naming_full_disk(Path(scratch).parent, needed, "a merged model"):
@@ -117,19 +105,19 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
                 reporter.doing(f"checking {FOLDERS[each]}/")
                 checks[FOLDERS[each]] = check_written(work, target, row)
                 reporter.doing(f"storing {FOLDERS[each]}/")
-                files += store_directory(storage, folder, target)
-    artifacts = {ARTIFACTS[each]: f"{storage.uri}/{folder}/{FOLDERS[each]}" for each in formats}
+                files += store_directory(stages, target)
+    artifacts = {ARTIFACTS[each]: stages.uri("merge", FOLDERS[each]) for each in formats}
     made = {name: asdict(check) for name, check in checks.items()}
-    commit(storage, folder, files, fingerprint(config, "merge"), artifacts=artifacts, checks=made)
+    stages.commit("merge", files, artifacts=artifacts, checks=made)
     return StageResult(
         stage="merge", outcome="succeeded", reason="Merged", message=_summary(checks), artifacts=artifacts
     )
 
 
 def _give_memory_back() -> None:
-    """Have glibc map every tensor by itself, so that its memory goes when it goes.
+    """Make glibc map every tensor separately, so that freeing it returns the memory to the system.
 
-    Left alone, malloc keeps tensors of up to 32 MB in a heap that grows by some 20 MB a layer of a 2B model.
+    By default malloc keeps tensors of up to 32 MB in a heap, which grows by some 20 MB a layer of a 2B model.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -155,7 +143,7 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
         moved = _distance(of_source(change=below), wanted)
     tolerance = max(TOLERANCES[entry.dtype] for entry in written.entries)
     check = Check(row.place, positions, _distance(found, wanted), tolerance, moved)
-    if not check.difference <= tolerance:  # also where it is no number
+    if not check.difference <= tolerance:  # also true for NaN
         raise check_failed(
             directory,
             f"the logits on {row.place} differ from the trained ones by {check.difference:.2e} of their norm, allowed "
@@ -170,29 +158,21 @@ def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
     return check
 
 
-def check_failed(directory: Path, what: str) -> UserError:
-    return UserError(
-        "MergeCheckFailed",
-        f"{what}; the written model is not kept. What was trained is whole: run merge again, on another machine if it "
-        "fails again",
-        f"{directory.name}/",
-    )
-
-
 def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Path, reporter: Reporter) -> Work:
+def _prepare(context: RunContext, trained: Manifest, scratch: Path) -> Work:
+    config, stages = context.config, context.stages
     kind = "adapter" if config.method == "lora" else "model"
     files = trained.named(f"{kind}/")
-    check_space(scratch.parent, sum(file.size for file in files) + _MARGIN, f"what was trained ({kind})")
-    fetch_files(storage, stage_folder("train"), files, scratch)
+    check_space(scratch.parent, sum(file.size for file in files) + MARGIN, f"what was trained ({kind})")
+    stages.fetch("train", files, scratch)
     if config.method == "full":
         directory = scratch / kind
         return Work(directory, open_checkpoint(directory).architecture, None, Edit())
     check_base(config, trained.extra.get("base"))
-    reporter.doing("fetching the base model")
+    context.reporter.doing("fetching the base model")
     base = fetch_directory(config.model.source, field="spec.model.source")
     source = open_checkpoint(base)
     architecture = source.architecture
@@ -200,7 +180,7 @@ def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Pa
         architecture = replace(architecture, image_size=config.image.tile_size)
     positions = (architecture.image_size // architecture.patch_size) ** 2 + 1
     weights = read_trained_weights(scratch / kind, positions=positions)
-    weights.check_all_used([piece.name for piece in source.pieces()], f"{storage.uri}/{stage_folder('train')}/{kind}")
+    weights.check_all_used([piece.name for piece in source.pieces()], stages.uri("train", kind))
     settings = partial(
         trained_config, config=config, template=architecture.template, image_size=architecture.image_size
     )
@@ -208,26 +188,9 @@ def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Pa
 
 
 def _formats(config: RunConfig, work: Work) -> list[Format]:
-    """Full training has written upstream's format already, where the base was in it."""
+    """The formats to write; full training has already written upstream's where the base was in it."""
     there = config.method == "full" and not work.source().is_native
     return [each for each in FOLDERS if each in config.merge.formats and not (there and each == "upstream")]
-
-
-def check_room(storage: Storage, source: Source, scratch: Path, formats: int) -> int:
-    """Bytes that a written model takes, for which there is room: on scratch for one, in an output folder for all."""
-    size = sum(entry.nbytes for entry in source.entries) + _MARGIN
-    check_space(scratch.parent, size, "a merged model")
-    if isinstance(storage, FolderStorage):
-        check_space(Path(storage.uri), formats * size, f"the merged model in {formats} formats")
-    return size
-
-
-def store_directory(storage: Storage, folder: str, directory: Path) -> Iterator[ManifestFile]:
-    """One file at a time, each deleted here when it is there: an output on the same disk never needs the room twice."""
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        name = f"{directory.name}/{path.relative_to(directory).as_posix()}"
-        yield from upload_files(storage, folder, {name: path})
-        path.unlink()
 
 
 def _summary(checks: dict[str, Check]) -> str:

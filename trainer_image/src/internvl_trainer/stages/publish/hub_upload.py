@@ -13,49 +13,56 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from internvl_api.run_config import RunConfig
 from internvl_api.spec import Hub
 
 from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, fetch_files
+from internvl_trainer.artifacts.output_layout import (
+    ARTIFACTS,
+    EVALUATION,
+    HUB_CARD,
+    MODEL_CARD,
+    MODEL_FOLDERS,
+    REPORT,
+    RUN_CONFIG,
+)
 from internvl_trainer.artifacts.storage import Storage, is_full
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
-from internvl_trainer.stages.publish.collect import EVALUATION, HUB_CARD, MODEL_CARD, MODEL_FOLDERS, REPORT, RUN_CONFIG
+from internvl_trainer.run_context import RunContext
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
 Result = TypeVar("Result")
-_PARALLEL_FILES = 2  # so many are on the scratch disk: one arrives while the other leaves
+_PARALLEL_FILES = 2  # files on the scratch disk: one downloads while the other uploads
 _DEFAULT_BRANCH = "main"
 _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 
 
-def publish_to_hub(
-    config: RunConfig, hub: Hub, storage: Storage, folder: str, manifest: Manifest, tell: Callable[[str], object]
-) -> str:
-    """Send what a model's user needs of `folder`; the URL of the commit.
+def publish_to_hub(context: RunContext, hub: Hub, manifest: Manifest) -> str:
+    """Send what a model's user needs of artifacts/, whose manifest is given; the URL of the commit.
 
     Raises AccessDenied `HubAccessDenied`, Unavailable `HubUnavailable` and UserError `HubRefused` or `DiskFull`; the
-    files of `folder` stay in storage whatever happens.
+    files of artifacts/ stay in storage whatever happens.
     """
+    config, storage = context.config, context.storage
     files = files_for_hub(manifest, config.merge.formats)
-    talk = _Talk(hub, f"{storage.uri}/{folder}")
-    talk.prepare()
+    repository = _HubRepository(hub, f"{storage.uri}/{ARTIFACTS}")
+    repository.prepare()
     with scratch_folder(space_needed(list(files.values())), "publishing to the Hub") as scratch:
 
         def send(name: str) -> CommitOperationAdd:
-            arrived = _fetch(storage, folder, files[name], scratch)
-            return talk.send(name, arrived)
+            arrived = _fetch(storage, files[name], scratch)
+            return repository.send(name, arrived)
 
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-            operations = list(_counted(pool.map(send, files), len(files), tell))
-        return talk.commit(operations, f"Fine-tuned by {config.job}", f"Base model: {config.model.source}")
+            operations = list(_counted(pool.map(send, files), len(files), context.reporter.doing))
+        return repository.commit(operations, f"Fine-tuned by {config.job}", f"Base model: {config.model.source}")
 
 
 def files_for_hub(manifest: Manifest, formats: Sequence[str]) -> dict[str, ManifestFile]:
-    """Path in the repository to file: one model, at the root, and its record.
+    """Path in the repository to file: one model at the root, and its record.
 
     The model is that of the first format asked for, else what training wrote: a whole model or an adapter.
     """
@@ -68,36 +75,36 @@ def files_for_hub(manifest: Manifest, formats: Sequence[str]) -> dict[str, Manif
 
 
 def space_needed(files: Sequence[ManifestFile]) -> int:
-    """Bytes of scratch disk: the largest files that are on their way together."""
+    """Scratch disk in bytes: the largest files that are in transit together."""
     return sum(sorted((file.size for file in files), reverse=True)[:_PARALLEL_FILES])
 
 
-class _Talk:
-    """What is said to the Hub about one repository, and its refusals in the user's words."""
+class _HubRepository:
+    """The calls to the Hub about one repository; its errors become UserErrors."""
 
     def __init__(self, hub: Hub, stored: str) -> None:
         self._hub, self._stored = hub, stored
         self._api = _open_api()
 
     def prepare(self) -> None:
-        """The repository and the branch, made where they are not there."""
+        """Create the repository and the branch where they do not exist."""
         repository, revision = self._hub.repository, self._hub.revision
         self._ask(lambda: self._api.create_repo(repository, private=self._hub.private, exist_ok=True))
         if revision != _DEFAULT_BRANCH:
             self._ask(lambda: self._api.create_branch(repository, branch=revision, exist_ok=True))
 
     def send(self, name: str, path: Path) -> CommitOperationAdd:
-        """Send a file if it is a large one, and delete it; a small one stays until it goes with the commit."""
+        """Upload a large file and delete it here; a small file stays until the commit."""
         from huggingface_hub import CommitOperationAdd
 
         operation = CommitOperationAdd(name, path)
         self._ask(lambda: self._api.preupload_lfs_files(self._hub.repository, [operation], revision=self._hub.revision))
-        if operation.path_or_fileobj == b"":  # sent, and let go
+        if operation.path_or_fileobj == b"":  # uploaded
             path.unlink()
         return operation
 
     def commit(self, operations: list[CommitOperationAdd], summary: str, description: str) -> str:
-        """All files at once; where none differs from what is there, the commit that is there."""
+        """Commit all files at once; the URL of the commit, an existing one where no file differs."""
         made = self._ask(
             lambda: self._api.create_commit(
                 self._hub.repository,
@@ -110,12 +117,12 @@ class _Talk:
         return str(made.commit_url)
 
     def _ask(self, ask: Callable[[], Result]) -> Result:
-        from httpx2 import HTTPError  # what huggingface_hub talks with, and lets through when nobody answers
+        from httpx2 import HTTPError  # huggingface_hub's HTTP client, whose errors it lets through
 
         try:
             return ask()
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and is_full(error):  # our disk, for the scratch folder to name
+            if isinstance(error, OSError) and is_full(error):  # the scratch disk is full; scratch_folder names it
                 raise
             raise self._failure(error) from error
 
@@ -145,7 +152,7 @@ class _Talk:
 
 def _open_api() -> HfApi:
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     token = os.environ.get("HF_TOKEN")
     if not token:
@@ -154,12 +161,12 @@ def _open_api() -> HfApi:
             "found no HF_TOKEN; name a Secret that has, under the key HF_TOKEN, a token with the right to write",
             "spec.secrets.huggingFace",
         )
-    disable_progress_bars()  # the stage says by itself how far it is
+    disable_progress_bars()  # the stage reports its own progress
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
 
 
-def _fetch(storage: Storage, folder: str, file: ManifestFile, scratch: Path) -> Path:
-    fetch_files(storage, folder, [file], scratch)
+def _fetch(storage: Storage, file: ManifestFile, scratch: Path) -> Path:
+    fetch_files(storage, ARTIFACTS, [file], scratch)
     return scratch / file.path
 
 
@@ -170,7 +177,7 @@ def _counted(operations: Iterator[Any], total: int, tell: Callable[[str], object
 
 
 def _answer_of(error: BaseException | None) -> HfHubHTTPError | None:
-    """The Hub's answer among an error and its causes."""
+    """The Hub's answer, from an error or its causes."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while error is not None:
@@ -181,7 +188,7 @@ def _answer_of(error: BaseException | None) -> HfHubHTTPError | None:
 
 
 def _status_in_words(error: Exception) -> int | None:
-    """Of an error of hf_xet, the Hub's client for large files, which has the answer only in its text."""
+    """The HTTP status of an error of hf_xet, the Hub's client for large files, which has it only in its text."""
     found = _XET_STATUS.search(str(error))
     return int(found[1]) if found else 403 if isinstance(error, PermissionError) else None
 

@@ -1,6 +1,6 @@
-"""The publish stage: what the other stages made, checked, with its record, under artifacts/; then on the Hub.
+"""artifacts/: what the stages made, checked, with its record; the manifest comes last.
 
-The manifest of artifacts/ comes last. A second attempt keeps every file that an earlier one brought whole.
+A second attempt keeps every file that an earlier one stored whole.
 """
 
 from __future__ import annotations
@@ -10,81 +10,41 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from internvl_api.run_config import RunConfig
-from internvl_api.status import StageResult
-
 from internvl_trainer.artifacts.disk_space import scratch_folder
-from internvl_trainer.artifacts.fingerprint import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, commit, read_manifest
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.errors import Rejected
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.stages.publish.collect import (
+from internvl_trainer.artifacts.output_layout import (
+    ARTIFACTS,
     EVALUATION,
+    EVENTS_FOLDER,
+    METRICS_FILE,
     MODEL_FOLDERS,
     PREFLIGHT,
     REPORT,
+    REPORT_PAGE,
     RUN_CONFIG,
-    Item,
-    Manifests,
-    finished_stages,
-    recorded_items,
-    stored_items,
 )
-from internvl_trainer.stages.publish.hub_upload import publish_to_hub
-from internvl_trainer.train.metrics_log import EVENTS_FOLDER, METRICS_FILE
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.run_context import RunContext
+from internvl_trainer.stage_store import StageStore
+from internvl_trainer.stages.publish.collect import Item, Manifests, recorded_items, stored_items
 
-FOLDER = "artifacts"
-_REPORT_BYTES = 64 << 20  # with room to spare: a page and a dozen pictures
+_REPORT_BYTES = 64 << 20  # more than a page and a dozen pictures take
 _PARALLEL_FILES = 4  # each is itself sent or copied in parallel parts
 
 
-def publish(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
-    """Bring artifacts/ about, then the Hub's repository. What is there already, whole, is not sent again."""
-    made = finished_stages(config, storage)
-    refuse_below_threshold(config, storage)
-    reporter.doing("looking for what is published already")
-    manifest = find_published(config, storage, made) or fill_output(config, storage, made, reporter)
-    artifacts = name_artifacts(storage, manifest)
-    if config.publish.hub:
-        artifacts["hub"] = publish_to_hub(config, config.publish.hub, storage, FOLDER, manifest, reporter.doing)
-    commit(storage, stage_folder("publish"), [], fingerprint(config, "publish"), artifacts=artifacts)
-    also = f", and {artifacts['hub']}" if "hub" in artifacts else ""
-    return StageResult(
-        stage="publish",
-        outcome="succeeded",
-        reason="Published",
-        message=f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB in {storage.uri}/{FOLDER}{also}",
-        artifacts=artifacts,
-    )
-
-
-def refuse_below_threshold(config: RunConfig, storage: Storage) -> None:
-    """Raises Rejected when the figures do not meet publishIf: whoever starts this stage by hand gets no further."""
-    if not config.evaluation.publish_if:
-        return
-    from internvl_trainer.stages.pipeline import find_done
-    from internvl_trainer.stages.publish_condition import check_gate  # imports PyTorch
-
+def find_published(stages: StageStore, made: Manifests) -> Manifest | None:
+    """The manifest of artifacts/ when it is of exactly these stages and all its files are intact, else None."""
+    storage = stages.storage
     try:
-        if evaluated := find_done("evaluate", config, storage):
-            check_gate(config, storage, evaluated)
-    except Rejected as error:
-        raise Rejected(error.result.model_copy(update={"stage": "publish"})) from error
-
-
-def find_published(config: RunConfig, storage: Storage, made: Manifests) -> Manifest | None:
-    """The manifest of artifacts/ when it is of just these stages and all its files are there, else None."""
-    try:
-        manifest = read_manifest(storage, FOLDER)
+        manifest = read_manifest(storage, ARTIFACTS)
     except ManifestError:
         return None
-    if manifest is None or manifest.fingerprint != fingerprint(config, "publish"):
+    if manifest is None or manifest.fingerprint != stages.fingerprint("publish"):
         return None
-    origins = {item.file.path: str(item.origin) for item in stored_items(made)}
+    origins = {item.file.path: str(item.origin) for item in stored_items(stages, made)}
 
     def is_there(path: str, size: int, sha256: str) -> bool:
-        return storage.has_content(f"{FOLDER}/{path}", size, sha256, like=origins.get(path))
+        return storage.has_content(f"{ARTIFACTS}/{path}", size, sha256, like=origins.get(path))
 
     if manifest.extra.get("stages") != _digests(made):
         return None
@@ -93,23 +53,24 @@ def find_published(config: RunConfig, storage: Storage, made: Manifests) -> Mani
         return manifest if all(found) else None
 
 
-def fill_output(config: RunConfig, storage: Storage, made: Manifests, reporter: Reporter) -> Manifest:
-    """Files first, manifest last; an older manifest goes before anything under it changes."""
-    storage.delete(f"{FOLDER}/{MANIFEST}")
-    storage.drop_unfinished(f"{FOLDER}/")
+def fill_output(context: RunContext, made: Manifests) -> Manifest:
+    """Store the files, then the manifest; delete an older manifest before any file under it changes."""
+    stages, storage, reporter = context.stages, context.storage, context.reporter
+    storage.delete(f"{ARTIFACTS}/{MANIFEST}")
+    storage.drop_unfinished(f"{ARTIFACTS}/")
     reporter.doing("writing the report")
     with scratch_folder(_REPORT_BYTES, "the report") as scratch:
-        items = [*stored_items(made), *recorded_items(config, storage, made, scratch)]
+        items = [*stored_items(stages, made), *recorded_items(stages, made, scratch)]
         _delete_others(storage, {item.file.path for item in items})
         reporter.doing("copying and checking every file")
-        bring(storage, items, lambda text: reporter.update(detail=text))  # seen, but not a line of the log a file
-    claim_output(storage, config)
+        store_items(storage, items, lambda text: reporter.update(detail=text))  # not one log line a file
+    stages.claim_output()
     files = [item.file for item in items]
     kind = made["train"].extra["kind"]
-    return commit(storage, FOLDER, files, fingerprint(config, "publish"), kind=kind, stages=_digests(made))
+    return commit(storage, ARTIFACTS, files, stages.fingerprint("publish"), kind=kind, stages=_digests(made))
 
 
-def bring(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]) -> None:
+def store_items(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]) -> None:
     """Copy or send what is not there yet, several files at a time, and check each.
 
     Raises ManifestError for a file that is not what its stage's manifest says.
@@ -117,13 +78,13 @@ def bring(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]
     total = sum(item.file.size for item in items)
     lock, done = threading.Lock(), [0, 0]
 
-    def bring_one(item: Item) -> None:
+    def store_one(item: Item) -> None:
         if not _is_there(storage, item):
             _send(storage, item)
             if not _is_there(storage, item):
                 raise ManifestError(
                     "ArtifactBroken",
-                    f"{storage.uri}/{FOLDER}/{item.file.path} has not the sha256 {item.file.sha256} and "
+                    f"{storage.uri}/{ARTIFACTS}/{item.file.path} has not the sha256 {item.file.sha256} and "
                     f"{item.file.size} bytes of {_shown(storage, item.origin)}; nothing of it is published. Delete "
                     "the folder of that stage and start it again",
                 )
@@ -132,33 +93,33 @@ def bring(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]
             tell(f"{done[0]} of {len(items)} files are there, {done[1] / 1e6:.1f} of {total / 1e6:.1f} MB")
 
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        list(pool.map(bring_one, items))
+        list(pool.map(store_one, items))
 
 
 def name_artifacts(storage: Storage, manifest: Manifest) -> dict[str, str]:
-    """What a user looks for, by name, to its URI."""
+    """The artifacts' names in the status, to their URIs."""
     places = {
         "adapter": "adapter/",
         "model": MODEL_FOLDERS["upstream"],
         "modelHf": MODEL_FOLDERS["hf"],
         "evaluation": EVALUATION,
-        "report": f"{REPORT}/index.html",
+        "report": f"{REPORT}/{REPORT_PAGE}",
         "tensorboard": f"{EVENTS_FOLDER}/",
         "runConfig": RUN_CONFIG,
         "preflight": PREFLIGHT,
         "metrics": METRICS_FILE,
     }
     present = {name: place.rstrip("/") for name, place in places.items() if manifest.named(place)}
-    return {name: f"{storage.uri}/{FOLDER}/{place}" for name, place in present.items()}
+    return {name: f"{storage.uri}/{ARTIFACTS}/{place}" for name, place in present.items()}
 
 
 def _is_there(storage: Storage, item: Item) -> bool:
     like = item.origin if isinstance(item.origin, str) else None
-    return storage.has_content(f"{FOLDER}/{item.file.path}", item.file.size, item.file.sha256, like=like)
+    return storage.has_content(f"{ARTIFACTS}/{item.file.path}", item.file.size, item.file.sha256, like=like)
 
 
 def _send(storage: Storage, item: Item) -> None:
-    key = f"{FOLDER}/{item.file.path}"
+    key = f"{ARTIFACTS}/{item.file.path}"
     if isinstance(item.origin, Path):
         storage.upload(item.origin, key, sha256=item.file.sha256)
     else:
@@ -166,9 +127,9 @@ def _send(storage: Storage, item: Item) -> None:
 
 
 def _delete_others(storage: Storage, names: set[str]) -> None:
-    """What a run with other settings published here before."""
-    for stored in list(storage.list(f"{FOLDER}/")):
-        if stored.key.removeprefix(f"{FOLDER}/") not in names:
+    """Delete files that a run with other settings published here before."""
+    for stored in list(storage.list(f"{ARTIFACTS}/")):
+        if stored.key.removeprefix(f"{ARTIFACTS}/") not in names:
             storage.delete(stored.key)
 
 
