@@ -1,9 +1,9 @@
 """Resumable state in object storage: safetensors only, independent of world size and ZeRO stage.
 
-`checkpoints/step-00000020/` holds, for each rank, files with the ranges of the parameters that the rank owned (fp32
-weights and Adam moments), the metrics log of all steps so far, and a manifest, written last, that says which range is in
-which file. Nothing else is state: the order of the data, dropout and augmentation are functions of seed and position,
-and frozen weights come from the base model.
+`checkpoints/step-00000020/` holds files of each rank with the parameter ranges that it owned (fp32 weights and Adam
+moments), the metrics log of all steps so far, and a manifest, written last, that maps ranges to files. Nothing else is
+state: data order, dropout and augmentation are functions of seed and position, and frozen weights come from the base
+model.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[st
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: bool) -> list[dict[str, Any]]:
-    """The optimizer's groups: matrices decay; vectors (norms, biases, layer scales) only with `decay_all`, as upstream."""
+    """The optimizer's groups: matrices decay; vectors (norms, biases) decay only with `decay_all`, as upstream."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
