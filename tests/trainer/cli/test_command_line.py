@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from internvl_api.status import StageResult
 from internvl_trainer.__main__ import main
 from internvl_trainer.cli import run as single_machine
+from internvl_trainer.cli.main import _COMMANDS
 from internvl_trainer.errors import Rejected
 from trainer.runs import make_config
 
@@ -24,14 +26,23 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        pytest.param("evaluate", "check publishIf.", id="names keep their case"),
-        pytest.param("publish", "send it to the Hub if asked to.", id="the Hub is a name"),
+        pytest.param("evaluate", "check publishIf.", id="the stage of the figures"),
+        pytest.param("publish", "to the Hugging Face Hub in one commit", id="publish says where it sends"),
         pytest.param("run", "the same command goes on where it was", id="run says what it does"),
         pytest.param("report", "index.html (open it in a browser)", id="report says what it writes"),
     ],
 )
 def test_help_says_what_a_command_does(command: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in help_of(command, capsys)
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_has_a_help_with_an_example_and_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(command, capsys)
+    assert "example" in text
+    assert re.search(r"[Ee]xit codes: ", text)
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

@@ -34,6 +34,8 @@ examples:
 
 The directory may be in upstream's or in transformers' format; none of its code is run. Pictures are cut into tiles as
 the model's config.json says. <image> in a question places a picture; without it they come before the first question.
+
+exit codes: 0 answered   65 the model or a picture cannot be used
 """
 _MAX_TILES = 12  # when config.json does not say; the model cards' number
 

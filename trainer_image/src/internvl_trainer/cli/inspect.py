@@ -46,21 +46,31 @@ exit codes: 0 every row could be shown   1 some rows could not   65 the model or
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--model", required=True, type=Path, help="checkpoint directory, upstream's or native format")
-    parser.add_argument("--annotation", required=True, type=Path, help="JSONL file")
-    parser.add_argument("--root", default=".", help="directory of the images and videos (default: .)")
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="checkpoint directory, upstream's or native format"
+    )
+    parser.add_argument("--annotation", required=True, type=Path, metavar="FILE", help="JSONL file of rows")
+    parser.add_argument("--root", default=".", metavar="DIR", help="directory of the images and videos (default: .)")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
-    parser.add_argument("--image-size", type=int, help="pixels of a tile's side; default: the checkpoint's own")
-    parser.add_argument("--min-tiles", type=int, default=1, help="tiles of an image at least (default: 1)")
-    parser.add_argument("--max-tiles", type=int, default=12, help="tiles of an image at most (default: 12)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
+    )
+    parser.add_argument("--min-tiles", type=int, default=1, metavar="N", help="tiles of an image at least (default: 1)")
+    parser.add_argument(
+        "--max-tiles", type=int, default=12, metavar="N", help="tiles of an image at most (default: 12)"
+    )
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
-    parser.add_argument("--video-frames", type=int, default=8, help="frames of a video, from the middle of equal parts")
-    parser.add_argument("--max-length", type=int, default=8192, help="tokens; longer rows are cut (default: 8192)")
+    parser.add_argument(
+        "--video-frames", type=int, default=8, metavar="N", help="frames of a video, evenly spread (default: 8)"
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=8192, metavar="N", help="tokens; longer rows are cut (default: 8192)"
+    )
     parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels to show")
     parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32 and show the loss")
-    parser.add_argument("--rows", type=int, help="rows from the start of the file (default: all)")
-    parser.add_argument("--out", type=Path, help="write the arrays of every row to this .npz file")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows from the start of the file (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the arrays of every row to this .npz file")
     parser.add_argument("--quiet", action="store_true", help="do not show the tokens")
 
 

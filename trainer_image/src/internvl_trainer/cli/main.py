@@ -27,13 +27,13 @@ examples:
 
 exit codes:
   0   done
+  1   internal error; the log has the traceback
   65  correct the data, the checkpoint or the settings; the message names what
   69  storage or network does not answer; try later
   70  evaluated, and below publishIf
   75  stopped, state saved; start it again
   77  credentials refused
   78  run.yaml cannot be used
-  1   internal error
 
 credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN.
 """
@@ -58,9 +58,9 @@ _STAGES = ("preflight", "baseline-evaluate", "train", "evaluate", "merge", "publ
 
 
 class Command(Protocol):
-    """What a command's module has."""
+    """What a command's module has; a module of several commands has a description for each."""
 
-    DESCRIPTION: str
+    DESCRIPTION: str | dict[str, str]
     EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -96,7 +96,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in arguments[:1]:
             module = _load(name)
-            command.description = module.DESCRIPTION or f"{text[0].upper()}{text[1:]}."
+            about = module.DESCRIPTION
+            command.description = about if isinstance(about, str) else about[name]
             command.epilog = module.EXAMPLES
             module.add_arguments(command)
             command.set_defaults(run=module.run, command=name)

@@ -24,7 +24,7 @@ class CommandError(Exception):
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add --config."""
     parser.add_argument(
-        "--config", type=Path, default=Path(CONFIG_PATH), metavar="RUN.YAML", help=f"default: {CONFIG_PATH}"
+        "--config", type=Path, default=Path(CONFIG_PATH), metavar="RUN.YAML", help=f"the run (default: {CONFIG_PATH})"
     )
 
 

@@ -17,10 +17,38 @@ from internvl_trainer.exit_status import Outcome, conclude, report, termination_
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.signals import die_with_parent
 
-DESCRIPTION = ""  # each stage's line of `internvl-trainer --help`
+DESCRIPTION = {
+    "preflight": """\
+Check the output, the model and every row of the data before a GPU is needed. Writes all findings to
+stages/preflight/preflight.json; a bad row ends the stage unless data.badRows is skip.
+""",
+    "baseline-evaluate": """\
+Answer the tasks of evaluation.tasks with the base model, and score the answers. Answers are stored as they come: after
+an interruption the stage goes on with the rows that are left.
+""",
+    "train": """\
+Train from the newest intact checkpoint to the last step, and store the weights under stages/train/. SIGTERM and Ctrl-C
+finish the step, store a checkpoint and exit with 75; the same command then resumes, also with another number of GPUs.
+""",
+    "evaluate": """\
+Answer the tasks with the trained model, score the answers, and check publishIf. Figures below publishIf end the stage
+with exit code 70, after a report is written to stages/evaluate/report/.
+""",
+    "merge": """\
+Write whole models of the base model and what was trained, in the formats of merge.formats. Each is checked against the
+unmerged model by its tensors and its logits before it is stored.
+""",
+    "publish": """\
+Copy weights, metrics, report and model card to artifacts/, check every file, and write its manifest last. With
+publish.hub, send the model to the Hugging Face Hub in one commit.
+""",
+}
 EXAMPLES = """\
-With several processes on this machine (PET_NPROC_PER_NODE), training and evaluation start one for each GPU. A stage
-that is done is skipped. Exit codes: see `internvl-trainer --help`.
+example:
+  internvl-trainer STAGE --config run.yaml
+
+A stage that is done is skipped. Training and evaluation run as one process for each GPU of the pod
+(PET_NPROC_PER_NODE). Exit codes: see `internvl-trainer --help`.
 """
 
 
