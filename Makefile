@@ -61,7 +61,7 @@ lint: $(STAMP) ## check with ruff and the import contracts
 	$(VENV)/bin/lint-imports
 
 typecheck: $(STAMP) ## check types with mypy (strict)
-	$(VENV)/bin/mypy crds/src operator/src
+	$(VENV)/bin/mypy crds/src operator/src trainer_image/src
 
 generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.crd $(CRD_COPIES)

@@ -16,7 +16,7 @@ from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import apply_method, is_adapter
 from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.checkpoint_format import native_config, read_architecture
-from internvl_trainer.train.setup import lora_settings
+from internvl_trainer.train.components import lora_settings
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -34,13 +34,13 @@ _MEASURE = """
 import re, sys, time
 from pathlib import Path
 from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.merge import merge
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.run_context import open_context
+from internvl_trainer.stages.merge.chat import merge_chat_model
 for path in sys.argv[1:]:
     config = RunConfig.load(Path(path))
     began = time.monotonic()
-    merge(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "merge"))
+    merge_chat_model(open_context("merge", config, Reporter(config.job, "merge")))
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
     print(time.monotonic() - began, 1024 * int(peak[1]))
 """

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
-from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.distributed import Group
-from internvl_trainer.metrics import Reporter
 from PIL import Image
+from trainer.contexts import Alone, group_context
 from trainer.runs import make_config
 
 SIDES = ((90, 60), (60, 90), (64, 64), (120, 50))
 COLOURS = ("red", "blue", "green", "white", "black")
-
-
-class Alone(Group):
-    """All ranks of a run of one process, without a connection."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1, 0, torch.device("cpu"), None)
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        return list(values)
-
-    def gather(self, value: Any) -> list[Any]:
-        return [json.loads(json.dumps(value))]
 
 
 def draw(folder: Path, count: int) -> list[str]:
@@ -91,8 +74,7 @@ def run_evaluation(stage: StageName, config: RunConfig) -> StageResult:
     """The stage in this process."""
     from internvl_trainer.evaluate.run import evaluate
 
-    storage = open_storage(config.output, field="spec.output")
-    return evaluate(stage, config, Alone(), storage, Reporter(config.job, stage))
+    return evaluate(group_context(config, stage, Alone()))
 
 
 def predictions(folder: Path, stage: str, task: str) -> list[dict[str, Any]]:

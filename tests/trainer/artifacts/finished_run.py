@@ -10,9 +10,8 @@ from typing import Any
 
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.stage_store import StageStore
 
 ADAPTER = {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetensors": b"adapter" * 100}
 RECORD = {"metrics.jsonl": b'{"step": 1, "loss": 2.5}\n', "tensorboard/events.out.tfevents.1": b"events"}
@@ -41,8 +40,8 @@ def leave_stage(storage: Storage, config: RunConfig, stage: StageName, files: di
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         paths = {name: Path(scratch) / name for name in files}
-        described = upload_files(storage, stage_folder(stage), paths)
-    commit(storage, stage_folder(stage), described, fingerprint(config, stage), **extra)
+        stages = StageStore(config, storage)
+        stages.commit(stage, stages.upload(stage, paths), **extra)
 
 
 def leave_run(storage: Storage, config: RunConfig, model: dict[str, bytes] | None = None) -> dict[str, bytes]:

@@ -6,32 +6,31 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.stage_store import StageStore
 
 PAGE = b"<!doctype html><title>stand-in</title>"
 CARD = "---\nbase_model: OpenGVLab/InternVL2-2B\ntags:\n- internvl\n---\n# A model card\n"
 HUB_CARD = CARD.replace("A model card", "A model card for the Hub")
 
 
-def _build_report(_config: RunConfig, _storage: Storage, target: Path) -> list[Path]:
+def _build_report(_stages: StageStore, target: Path) -> list[Path]:
     (target / "index.html").write_bytes(PAGE)
     (target / "loss.png").write_bytes(b"\x89PNG stand-in")
     return [target / "index.html", target / "loss.png"]
 
 
-def _write_report(_config: RunConfig, storage: Storage, folder: str) -> str:
-    storage.write(f"{folder}/index.html", PAGE)
-    return f"{storage.uri}/{folder}/index.html"
+def _write_report(stages: StageStore, folder: str) -> str:
+    stages.storage.write(f"{folder}/index.html", PAGE)
+    return f"{stages.storage.uri}/{folder}/index.html"
 
 
 def stand_ins() -> dict[str, ModuleType]:
     """Modules by name."""
-    run, card = ModuleType("internvl_trainer.report.run"), ModuleType("internvl_trainer.report.model_card")
+    run, card = ModuleType("internvl_trainer.report.build"), ModuleType("internvl_trainer.report.model_card")
     run.build_report = _build_report  # type: ignore[attr-defined]
     run.write_report = _write_report  # type: ignore[attr-defined]
-    card.model_card = lambda _config, _storage: CARD  # type: ignore[attr-defined]
-    card.hub_card = lambda _config, _storage: HUB_CARD  # type: ignore[attr-defined]
+    card.model_card = lambda _stages: CARD  # type: ignore[attr-defined]
+    card.hub_card = lambda _stages: HUB_CARD  # type: ignore[attr-defined]
     return {"internvl_trainer.report": ModuleType("internvl_trainer.report"), run.__name__: run, card.__name__: card}
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import https, sources
-from internvl_trainer.artifacts.downloads import told_to
-from internvl_trainer.artifacts.storage import AccessDenied, Unavailable
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.download_progress import told_to
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from ivft_cluster.pki import Authority
 from trainer.artifacts.web_server import WebServer, serving
 

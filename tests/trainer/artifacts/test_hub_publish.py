@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.hub_upload import files_for_hub
+from internvl_trainer.artifacts.disk_space import scratch_folder
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, read_manifest
-from internvl_trainer.artifacts.publish import publish
-from internvl_trainer.artifacts.space import scratch_folder
-from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, open_storage
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.run_context import RunContext
+from internvl_trainer.stages.publish import run as publish
+from internvl_trainer.stages.publish.hub_upload import files_for_hub
 from trainer.artifacts.finished_run import leave_run, sha256, shards
 from trainer.artifacts.hub_write_stand_in import HubWriteStandIn
 from trainer.artifacts.report_stand_in import HUB_CARD, PAGE, stand_ins
@@ -62,7 +63,7 @@ def test_the_model_its_card_and_its_record_come_in_one_commit(
 ) -> None:
     config = make_config(storage.uri, **HUB)
     expected = leave_run(storage, config)
-    result = publish(config, storage, reporter)
+    result = publish(RunContext("publish", config, storage, reporter))
     repository = hub.repositories["team/tuned"]
     model = {name.removeprefix("model/"): data for name, data in expected.items() if name.startswith("model/")}
     record = {"README.md": HUB_CARD.encode(), "run.yaml": config.to_yaml().encode(), "report/index.html": PAGE}
@@ -78,7 +79,7 @@ def test_another_branch_and_a_public_repository(hub: HubWriteStandIn, storage: S
     target = {"repository": "team/tuned", "revision": "v2", "private": False}
     config = make_config(storage.uri, **{**HUB, "publish": {"hub": target}})
     leave_run(storage, config)
-    publish(config, storage, reporter)
+    publish(RunContext("publish", config, storage, reporter))
     repository = hub.repositories["team/tuned"]
     assert not repository.private
     assert repository.branches["main"].keys() == {".gitattributes"}
@@ -90,10 +91,10 @@ def test_publishing_again_what_is_there_makes_no_commit(
 ) -> None:
     config = make_config(storage.uri, **HUB)
     leave_run(storage, config)
-    first = publish(config, storage, reporter).artifacts["hub"]
+    first = publish(RunContext("publish", config, storage, reporter)).artifacts["hub"]
     storage.delete("stages/publish/manifest.json")
     sent = hub.uploads()
-    assert publish(config, storage, reporter).artifacts["hub"] == first
+    assert publish(RunContext("publish", config, storage, reporter)).artifacts["hub"] == first
     assert hub.uploads() == sent
     assert len(hub.repositories["team/tuned"].commits) == 2
 
@@ -169,7 +170,7 @@ def test_what_the_hub_refuses_is_named_and_the_output_stays(
     leave_run(storage, config)
     hub.refused_when = lambda request: status if request.path.startswith(path) else None
     with pytest.raises(kind) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert type(caught.value) is kind
     assert caught.value.reason == reason
     assert words in caught.value.message
@@ -178,7 +179,7 @@ def test_what_the_hub_refuses_is_named_and_the_output_stays(
     assert read_manifest(storage, "artifacts") is not None
     assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
     hub.refused_when = lambda _: None
-    assert "hub" in publish(config, storage, reporter).artifacts
+    assert "hub" in publish(RunContext("publish", config, storage, reporter)).artifacts
 
 
 @pytest.mark.parametrize("token", [pytest.param("hf_wrong", id="wrong"), pytest.param("", id="none")])
@@ -189,7 +190,7 @@ def test_a_token_that_may_not_write(
     config = make_config(storage.uri, **HUB)
     leave_run(storage, config)
     with pytest.raises(AccessDenied) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert (caught.value.reason, caught.value.where) == ("HubAccessDenied", "spec.secrets.huggingFace")
     assert "HF_TOKEN" in caught.value.message
     assert hub.repositories == {}
@@ -204,7 +205,7 @@ def test_a_token_that_the_hubs_other_store_refuses(
     config = make_config(storage.uri, **HUB)
     leave_run(storage, config)
     with pytest.raises(AccessDenied) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert caught.value.reason == "HubAccessDenied"
     assert any("xet-write-token" in request.path for request in hub.requests)
 
@@ -216,7 +217,7 @@ def test_a_hub_that_is_away(
     config = make_config(storage.uri, **HUB)
     leave_run(storage, config)
     with pytest.raises(Unavailable) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert caught.value.reason == "HubUnavailable"
 
 
@@ -297,7 +298,7 @@ def test_a_model_goes_through_a_scratch_disk_that_holds_a_part_of_it(
     model = shards(6, 30 << 20)
     leave_run(storage, config, model)
     small_disk("70M")
-    publish(config, storage, reporter)
+    publish(RunContext("publish", config, storage, reporter))
     assert hub.repositories["team/tuned"].branches["main"].keys() >= {name.removeprefix("model/") for name in model}
 
 
@@ -308,7 +309,7 @@ def test_a_scratch_disk_that_is_too_small_is_named_before_anything_is_sent(
     leave_run(storage, config, shards(2, 100 << 20))
     small_disk("150M")
     with pytest.raises(UserError) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert caught.value.reason == "DiskFull"
     assert "publishing to the Hub needs 0.2 GiB there, 0.1 GiB are free" in caught.value.message
     assert hub.uploads() == []

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
-from internvl_trainer.artifacts.publish import publish
 from internvl_trainer.artifacts.storage import FolderStorage, Storage, open_storage
 from internvl_trainer.errors import Rejected, UserError
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.run_context import RunContext
+from internvl_trainer.stages.publish import run as publish
 from trainer.artifacts.finished_run import BASELINE, FIGURES, TASK, bytes_of, leave_run, leave_stage, sha256
 from trainer.artifacts.report_stand_in import CARD, PAGE, stand_ins
 from trainer.runs import make_config
@@ -46,7 +47,7 @@ def contents(storage: Storage) -> dict[str, bytes]:
 def test_everything_that_a_run_made_is_published(storage: Storage, reporter: Reporter) -> None:
     config = make_config(storage.uri, **FULL)
     expected = leave_run(storage, config)
-    result = publish(config, storage, reporter)
+    result = publish(RunContext("publish", config, storage, reporter))
     found = contents(storage)
     evaluation = json.loads(found.pop("evaluation.json"))
     assert evaluation == {"baseline": BASELINE, "final": FIGURES, "condition": "CIDEr > baseline.CIDEr"}
@@ -93,7 +94,7 @@ class Writes:
 def test_a_full_run_publishes_the_model_that_training_wrote(storage: Storage, reporter: Reporter) -> None:
     config = make_config(storage.uri)
     expected = leave_run(storage, config)
-    result = publish(config, storage, reporter)
+    result = publish(RunContext("publish", config, storage, reporter))
     found = contents(storage)
     assert found.items() >= expected.items()
     assert found.keys() - expected.keys() == {"README.md", "run.yaml", "report/index.html", "report/loss.png"}
@@ -104,7 +105,7 @@ def test_a_model_that_was_merged_takes_the_place_of_the_trained_one(storage: Sto
     config = make_config(storage.uri, merge={"formats": ["upstream", "hf"]})
     leave_run(storage, config)
     leave_stage(storage, config, "merge", {"model/one.safetensors": b"1", "model-hf/two.safetensors": b"2"})
-    result = publish(config, storage, reporter)
+    result = publish(RunContext("publish", config, storage, reporter))
     models = {name: data for name, data in contents(storage).items() if name.startswith("model")}
     assert models == {"model/one.safetensors": b"1", "model-hf/two.safetensors": b"2"}
     assert result.artifacts["modelHf"] == f"{storage.uri}/artifacts/model-hf"
@@ -116,7 +117,7 @@ def test_a_stage_that_is_not_done_is_named(storage: Storage, reporter: Reporter,
     leave_run(storage, config)
     storage.delete(f"stages/{stage}/manifest.json")
     with pytest.raises(UserError, match=f"run `internvl-trainer {stage}` first") as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert caught.value.reason == "StageMissing"
     assert not list(storage.list("artifacts/"))
 
@@ -125,7 +126,7 @@ def test_nothing_is_published_below_the_threshold(storage: Storage, reporter: Re
     config = make_config(storage.uri, **{**FULL, "evaluation": {**FULL["evaluation"], "publishIf": "CIDEr >= 1.5"}})
     leave_run(storage, config)
     with pytest.raises(Rejected) as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     result = caught.value.result
     assert (result.stage, result.reason) == ("publish", "EvaluationBelowThreshold")
     assert "CIDEr = 1.3100; publishIf: CIDEr >= 1.5; nothing is published" in result.message
@@ -138,11 +139,11 @@ def test_a_second_attempt_sends_nothing_again(
 ) -> None:
     config = make_config(storage.uri, **FULL)
     leave_run(storage, config)
-    first = publish(config, storage, reporter)
+    first = publish(RunContext("publish", config, storage, reporter))
     before = storage.read("artifacts/manifest.json")
     storage.delete("stages/publish/manifest.json")
     writes = Writes(storage, monkeypatch)
-    assert publish(config, storage, reporter).artifacts == first.artifacts
+    assert publish(RunContext("publish", config, storage, reporter)).artifacts == first.artifacts
     assert writes.done == ["write stages/publish/manifest.json"]
     assert storage.read("artifacts/manifest.json") == before
 
@@ -151,14 +152,14 @@ def test_what_did_not_change_is_kept_and_the_manifest_goes_first(
     storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_run(storage, make_config(storage.uri, **FULL))
-    publish(make_config(storage.uri, **FULL), storage, reporter)
+    publish(RunContext("publish", make_config(storage.uri, **FULL), storage, reporter))
     storage.write("artifacts/model/of-an-older-run.safetensors", b"stray")
     storage.delete("artifacts/adapter/adapter_config.json")
     storage.write("artifacts/model/model-00001-of-00002.safetensors", bytes_of("same size, other bytes", 1000))
     changed = make_config(storage.uri, **{**FULL, "checkpoint": {"keep": 5}})
     storage.delete("stages/publish/manifest.json")
     writes = Writes(storage, monkeypatch)
-    publish(changed, storage, reporter)
+    publish(RunContext("publish", changed, storage, reporter))
     done = writes.under("artifacts/")
     assert done[0] == "delete artifacts/manifest.json"
     assert done[-1] == "write artifacts/manifest.json"
@@ -177,7 +178,7 @@ def test_a_file_that_changed_since_its_stage_is_not_published(storage: Storage, 
     place = "stages/train/model/model-00001-of-00002.safetensors"
     storage.write(place, bytes_of("same size, other bytes", 1000))
     with pytest.raises(ManifestError, match=f"{storage.uri}/{place}") as caught:
-        publish(config, storage, reporter)
+        publish(RunContext("publish", config, storage, reporter))
     assert caught.value.reason == "ArtifactBroken"
     assert read_manifest(storage, "artifacts") is None
 
@@ -186,7 +187,7 @@ def test_on_disk_a_published_file_takes_no_second_place(tmp_path: Path, reporter
     storage = open_storage(str(tmp_path), field="spec.output")
     config = make_config(str(tmp_path))
     leave_run(storage, config)
-    publish(config, storage, reporter)
+    publish(RunContext("publish", config, storage, reporter))
     name = "model/model-00001-of-00002.safetensors"
     assert (tmp_path / "artifacts" / name).samefile(tmp_path / "stages" / "train" / name)
 
@@ -201,7 +202,7 @@ def test_a_disk_without_hard_links_is_copied_to(
     storage = open_storage(str(tmp_path), field="spec.output")
     config = make_config(str(tmp_path))
     expected = leave_run(storage, config)
-    publish(config, storage, reporter)
+    publish(RunContext("publish", config, storage, reporter))
     assert contents(storage).items() >= expected.items()
     name = "model/model-00001-of-00002.safetensors"
     assert not (tmp_path / "artifacts" / name).samefile(tmp_path / "stages" / "train" / name)
@@ -212,5 +213,5 @@ def test_half_a_file_of_a_killed_copy_goes_away(tmp_path: Path, reporter: Report
     config = make_config(str(tmp_path))
     leave_run(storage, config)
     storage.write("artifacts/model/.writing-x7", b"half")
-    publish(config, storage, reporter)
+    publish(RunContext("publish", config, storage, reporter))
     assert not [name for name in contents(storage) if ".writing-" in name]

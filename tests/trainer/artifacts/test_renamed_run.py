@@ -6,8 +6,8 @@ import pytest
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
-from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
-from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.artifacts.fingerprint import fingerprint
+from trainer.contexts import store_of
 
 
 def config(output: Path, name: str, uid: str) -> RunConfig:
@@ -27,6 +27,5 @@ def test_a_stage_is_known_whatever_the_runs_name(stage: StageName, tmp_path: Pat
 
 def test_the_output_is_taken_over(tmp_path: Path) -> None:
     old, new = config(tmp_path, "old", "uid-1"), config(tmp_path, "new", "uid-2")
-    storage = open_storage(str(tmp_path), field="spec.output")
-    claim_output(storage, old)
-    check_output(storage, new)
+    store_of(old).claim_output()
+    store_of(new).check_output()

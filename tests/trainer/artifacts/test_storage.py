@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from internvl_trainer.artifacts.storage import AccessDenied, Storage, Unavailable, inside, open_storage
+from internvl_trainer.artifacts.storage import Storage, inside, open_storage
 from internvl_trainer.distributed import free_port
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from ivft_cluster.s3 import S3Server
 
 

@@ -8,31 +8,31 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.identity import claim_output
+from internvl_trainer.__main__ import main
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.cli.tensorboard import newest_events, put
 from internvl_trainer.distributed import free_port
-from internvl_trainer.tensorboard_cli import newest_events, put, run_tensorboard
-from internvl_trainer.train.journal import Journal, StepRecord
+from internvl_trainer.stage_store import StageStore
+from internvl_trainer.train.metrics_log import MetricsLog, StepRecord
 from ivft_cluster.shell import wait_for
 from trainer.runs import environment, make_config, write_config
 
 
-def record(journal: Journal, steps: range) -> None:
+def record(log: MetricsLog, steps: range) -> None:
     for step in steps:
-        journal.record(StepRecord(step, 0.1, 3.0 - step / 10, 1e-5, 1.0, 10, 20, 20, 4, 1.0, 0.0, 1))
+        log.record(StepRecord(step, 0.1, 3.0 - step / 10, 1e-5, 1.0, 10, 20, 20, 4, 1.0, 0.0, 1))
 
 
-def checkpoint(storage: Storage, journal: Journal, step: int) -> None:
-    """What a checkpoint has of the journal."""
+def checkpoint(storage: Storage, log: MetricsLog, step: int) -> None:
+    """What a checkpoint has of the metrics log."""
     folder = f"checkpoints/step-{step:08d}"
-    files = upload_files(storage, folder, {f"journal/{name}": path for name, path in journal.files().items()})
+    files = upload_files(storage, folder, {f"journal/{name}": path for name, path in log.files().items()})
     commit(storage, folder, files, "print", step=step)
 
 
@@ -45,10 +45,10 @@ def answer(port: int, path: str) -> Any:
 @pytest.mark.slow
 def test_the_curve_grows_while_the_run_trains(storage: Storage, tmp_path: Path) -> None:
     config = make_config(storage.uri)
-    claim_output(storage, config)
-    journal = Journal(tmp_path / "journal")
-    record(journal, range(1, 4))
-    checkpoint(storage, journal, 3)
+    StageStore(config, storage).claim_output()
+    log = MetricsLog(tmp_path / "journal")
+    record(log, range(1, 4))
+    checkpoint(storage, log, 3)
     port = free_port()
     command = [sys.executable, "-m", "internvl_trainer", "tensorboard", "--port", str(port)]
     command += ["--config", str(write_config(config, tmp_path))]
@@ -65,20 +65,20 @@ def test_the_curve_grows_while_the_run_trains(storage: Storage, tmp_path: Path) 
 
     try:
         wait_for("the first steps are shown", lambda: losses() == [2.9, 2.8, 2.7], timeout=180)
-        record(journal, range(4, 6))
-        checkpoint(storage, journal, 5)
+        record(log, range(4, 6))
+        checkpoint(storage, log, 5)
         wait_for("the next steps are shown", lambda: losses() == [2.9, 2.8, 2.7, 2.6, 2.5], timeout=180)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == ExitCode.OK
     finally:
         process.kill()
         process.wait()
-        journal.close()
+        log.close()
 
 
 def test_the_newest_events_of_an_output(storage: Storage) -> None:
     assert newest_events(storage) == ""
-    claim_output(storage, make_config(storage.uri))
+    StageStore(make_config(storage.uri), storage).claim_output()
     assert newest_events(storage) == "stages/train/tensorboard"
     for step in (5, 10):
         commit(storage, f"checkpoints/step-{step:08d}", [], "print")
@@ -105,24 +105,24 @@ def test_a_file_that_only_grew_stays_the_one_that_is_open(tmp_path: Path, new: b
     assert path.read_bytes() == new
 
 
-def options(**given: Any) -> Namespace:
-    return Namespace(**{"config": None, "logdir": None, "port": free_port()} | given)
+def tensorboard(*words: str | Path) -> int:
+    return main(["tensorboard", "--port", str(free_port()), *map(str, words)])
 
 
 def test_nothing_to_show_is_said(storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in (storage.uri, str(tmp_path)):
-        assert run_tensorboard(options(logdir=place)) == ExitCode.USER_ERROR
+        assert tensorboard("--logdir", place) == ExitCode.USER_ERROR
         expected = f"NotFound: --logdir: found no TensorBoard events under {place}; check the "
         assert capsys.readouterr().err.startswith(expected)
 
 
 def test_a_run_yaml_that_is_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_tensorboard(options(config=tmp_path / "run.yaml")) == ExitCode.CONFIG
+    assert tensorboard("--config", tmp_path / "run.yaml") == ExitCode.CONFIG
     assert "run.yaml cannot be used" in capsys.readouterr().err
 
 
 def test_what_to_install_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name))
-    assert run_tensorboard(options(logdir="s3://bucket/run")) == ExitCode.USER_ERROR
+    assert tensorboard("--logdir", "s3://bucket/run") == ExitCode.USER_ERROR
     assert "pip install 'tensorboard>=2.19'" in capsys.readouterr().err

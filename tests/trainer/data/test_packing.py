@@ -24,10 +24,10 @@ from internvl_trainer.data.packing import Pack, PackedOrder, PackLimits, pack_ro
 from internvl_trainer.data.row_sizes import read_row_sizes
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import run as preflight
+from internvl_trainer.train.chat import make_order
 from internvl_trainer.train.engine import loss_shares
-from internvl_trainer.train.setup import make_order
+from trainer.contexts import context_of
 from trainer.runs import make_config
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
@@ -271,7 +271,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, RowDat
     """A packed run after its preflight: configuration, storage, rows."""
     config = make_config(str(tmp_path_factory.mktemp("packed") / "out"), training=PACKING)
     storage = open_storage(config.output, field="spec.output")
-    assert preflight(config, storage, Reporter(config.job, "preflight")).outcome == "succeeded"
+    assert preflight(context_of(config, "preflight")).outcome == "succeeded"
     loaded = load("qwen2")
     settings = sample_settings(config, template=loaded.template, image_size=56, context_tokens=4)
     rows = RowDataset(open_datasets(config), settings, loaded.tokenizer, open_media, seed=3, bad_lines={})

@@ -9,8 +9,8 @@ import pytest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate import captions
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import run as preflight
+from trainer.contexts import context_of
 from trainer.evaluations import evaluation_config, write_coco, write_vqa
 
 
@@ -18,7 +18,7 @@ def check(folder: Path, **task: str) -> dict[str, object]:
     """Preflight of a run with that task; its report."""
     config = evaluation_config(folder, {"mine": task})
     storage = open_storage(config.output, field="spec.output")
-    preflight(config, storage, Reporter(config.job, "preflight"))
+    preflight(context_of(config, "preflight"))
     report: dict[str, object] = json.loads(storage.read("stages/preflight/preflight.json"))
     return report
 

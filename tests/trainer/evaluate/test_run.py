@@ -11,7 +11,7 @@ import pytest
 import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import check_sizes, commit, read_manifest, upload_files
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.tiling import cut_tiles, decode_image
@@ -24,9 +24,9 @@ from internvl_trainer.model.answer import answer
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
-from internvl_trainer.pipeline import find_done
 from internvl_trainer.signals import StopRequested
 from safetensors.torch import save_file
+from trainer.contexts import store_of
 from trainer.evaluations import evaluation_config, predictions, run_evaluation, write_vqa
 from trainer.runs import GOLDEN
 
@@ -102,7 +102,7 @@ def test_the_manifest_names_predictions_and_figures(tmp_path: Path) -> None:
     assert figures.baseline["colours"]["exact_match"] == sum(matches) / len(rows)
     assert "colours: exact_match 0.0000" in result.message
     assert (result.progress.step, result.progress.total_steps) == (5, 5)  # type: ignore[union-attr]
-    again = find_done("baseline-evaluate", config, storage)
+    again = store_of(config).result("baseline-evaluate")
     assert again is not None
     assert again.evaluation == figures
     assert not list(storage.list("stages/baseline-evaluate/chunks/"))

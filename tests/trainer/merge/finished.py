@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from golden import checkpoint
 from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import apply_method, is_adapter
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.train.parts import lora_settings
+from internvl_trainer.train.components import lora_settings
 from safetensors.torch import load_file, save_file
 from trainer.runs import make_config
 

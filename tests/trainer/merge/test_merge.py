@@ -14,11 +14,11 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.manifest import check_sizes, read_manifest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.collate import collate
-from internvl_trainer.merge import TOLERANCES, merge
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapter_files import load_adapter
 from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.stages.merge.chat import TOLERANCES, merge_chat_model
 from safetensors.torch import load_file
+from trainer.contexts import context_of
 from trainer.merge.finished import SHARDS, expected_weights, golden_base, trained_adapter, whole_logits
 from transformers import AutoModelForImageTextToText
 
@@ -36,7 +36,7 @@ BOTH = {"formats": ["upstream", "hf"]}
 
 def run(config: RunConfig) -> Path:
     """The stage's folder, after it."""
-    result = merge(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "merge"))
+    result = merge_chat_model(context_of(config, "merge"))
     assert (result.outcome, result.reason) == ("succeeded", "Merged")
     return Path(config.output) / "stages/merge"
 

@@ -16,16 +16,15 @@ from closeness import ROUNDING, assert_close, assert_each_close
 from golden import sample
 from internvl_api.constants import ExitCode
 from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts import space
-from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.artifacts import disk_space
 from internvl_trainer.data.collate import collate
 from internvl_trainer.errors import UserError
-from internvl_trainer.merge import TOLERANCES, merge
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapter_files import Adapter
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.model.reformat import convert_checkpoint
+from internvl_trainer.stages.merge.chat import TOLERANCES, merge_chat_model
 from safetensors.torch import load_file, save_file
+from trainer.contexts import context_of
 from trainer.merge.finished import expected_weights, finish_training, golden_base, trained_adapter, whole_logits
 from trainer.merge.test_merge import BOTH, run, weights
 from trainer.runs import environment, make_config, started, write_config
@@ -135,7 +134,7 @@ def broken(config: RunConfig, reason: str) -> UserError:
     """The refusal of a merge that leaves no manifest and keeps what was trained."""
     before = {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
     with pytest.raises(UserError) as caught:
-        merge(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "merge"))
+        merge_chat_model(context_of(config, "merge"))
     assert caught.value.reason == reason
     assert not (Path(config.output) / "stages/merge/manifest.json").exists()
     for path, content in before.items():
@@ -199,7 +198,7 @@ def test_a_full_disk_is_named_before_any_work(
 ) -> None:
     config = trained_adapter(golden_base("qwen2", tmp_path / "base"), tmp_path / "out", merge=BOTH)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage._replace(free=free))
     error = broken(config, "DiskFull")
     assert message in error.message
     assert error.message.endswith("delete something, or give it a larger volume")
@@ -217,7 +216,8 @@ def test_a_disk_that_another_fills_meanwhile_is_named_too(tmp_path: Path, monkey
         config = trained_adapter(golden_base("qwen2", tmp_path / "base"), tmp_path / "out")
         monkeypatch.setenv("TMPDIR", str(small))
         monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setattr("internvl_trainer.merge.check_space", lambda *_: None)  # there was room when it looked
+        for module in ("chat", "shared"):  # there was room when it looked
+            monkeypatch.setattr(f"internvl_trainer.stages.merge.{module}.check_space", lambda *_: None)
         assert broken(config, "DiskFull").message.startswith("the disk is full; a merged model needs 0.3 GiB there")
         assert list(small.iterdir()) == []
     finally:
@@ -258,7 +258,7 @@ def test_a_model_with_other_logits_is_not_kept(
 ) -> None:
     config = trained_adapter(golden_base("internlm2", tmp_path / "base", dtype), tmp_path / "out")
     monkeypatch.setattr(Adapter, "merge", forget_the_adapter)
-    monkeypatch.setattr("internvl_trainer.merge.find_wrong_tensor", lambda *_: None)
+    monkeypatch.setattr("internvl_trainer.stages.merge.chat.find_wrong_tensor", lambda *_: None)
     message = str(broken(config, "MergeCheckFailed"))
     assert message.startswith(f"model/: the logits on {config.data.train['golden'].annotation}:1 differ from the ")
     assert not (tmp_path / "out/stages/merge").exists()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.cli.launcher import launch
 from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment, wait_for_master
-from internvl_trainer.launcher import launch
+from internvl_trainer.errors import Unavailable
 from trainer.runs import environment, make_config, pod_environment, started, write_config
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def python(code: str) -> list[str]:
     ],
 )
 def test_the_exit_code_that_decides(code: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("internvl_trainer.launcher._PATIENCE_SECONDS", 3 if "sleep(1)" in code else 0.2)
+    monkeypatch.setattr("internvl_trainer.cli.launcher._PATIENCE_SECONDS", 3 if "sleep(1)" in code else 0.2)
     assert launch(python(code), two(), None) == expected
 
 
@@ -55,7 +55,7 @@ def test_abort_is_told_from_a_segmentation_fault_where_the_trainer_is_process_on
     """As in a container: the kernel keeps SIGABRT from process 1, and NCCL's watchdog ends a process by it."""
     config = write_config(make_config(str(tmp_path / "out")), tmp_path)
     code = f"""
-import os, sys, internvl_trainer.launcher as launcher
+import os, sys, internvl_trainer.cli.launcher as launcher
 from internvl_trainer.__main__ import main
 launcher.own_command = lambda *_: [sys.executable, "-c", "import os; os.abort()"]
 assert os.getpid() == 1

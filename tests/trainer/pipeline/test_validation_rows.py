@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import run as preflight
+from trainer.contexts import context_of
 from trainer.runs import GOLDEN, make_config
 
 GOOD = (GOLDEN / "data" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -24,7 +24,7 @@ def check(folder: Path, lines: list[str], **data: Any) -> tuple[str, dict[str, A
     validation = {"golden": {"annotation": str(held), "root": str(GOLDEN / "data")}}
     config = make_config(str(folder / "out"), data={"validation": validation, **data})
     storage = open_storage(config.output, field="spec.output")
-    message = preflight(config, storage, Reporter(config.job, "preflight")).message
+    message = preflight(context_of(config, "preflight")).message
     return message, json.loads(storage.read("stages/preflight/preflight.json"))
 
 

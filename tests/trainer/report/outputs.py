@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from internvl_api.run_config import RunConfig
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
-from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.artifacts.storage import Storage
+from trainer.contexts import store_of
 from trainer.runs import GOLDEN, make_config
 
 TASK = {"task": "caption", "annotation": str(GOLDEN / "data" / "samples.jsonl")}
@@ -23,13 +24,13 @@ class Output:
     def __init__(self, folder: Path, **sections: Any) -> None:
         self.folder = folder
         self.config: RunConfig = make_config(str(folder / "out"), **sections)
-        self.storage: Storage = open_storage(self.config.output, field="spec.output")
+        self.stages = store_of(self.config)
+        self.storage: Storage = self.stages.storage
 
     def train(self, count: int = 80) -> Output:
         """The train stage is done."""
         files = {"metrics.jsonl": self._write("metrics.jsonl", steps(count))}
-        described = upload_files(self.storage, "stages/train", files)
-        commit(self.storage, "stages/train", described, fingerprint(self.config), kind="adapter", steps=count)
+        self.stages.commit("train", self.stages.upload("train", files), kind="adapter", steps=count)
         return self
 
     def checkpoint(self, count: int) -> Output:
@@ -45,9 +46,9 @@ class Output:
         """An evaluation stage is done."""
         stage: Any = "baseline-evaluate" if baseline else "evaluate"
         name = f"predictions/{task}.jsonl"
-        described = upload_files(self.storage, f"stages/{stage}", {name: self._write(f"{stage}.jsonl", rows)})
+        described = self.stages.upload(stage, {name: self._write(f"{stage}.jsonl", rows)})
         measured = {"baseline" if baseline else "final": {task: figures}}
-        commit(self.storage, f"stages/{stage}", described, fingerprint(self.config, stage), evaluation=measured)
+        self.stages.commit(stage, described, evaluation=measured)
         return self
 
     def preflight(self, *findings: dict[str, Any], name: str = "golden") -> Output:
@@ -68,7 +69,7 @@ class Output:
             "model": {"commit": "c0ffee"},
         }
         self.storage.write("stages/preflight/preflight.json", json.dumps(document).encode())
-        commit(self.storage, "stages/preflight", [], fingerprint(self.config, "preflight"))
+        self.stages.commit("preflight", [])
         return self
 
     def _write(self, name: str, rows: list[dict[str, Any]]) -> Path:

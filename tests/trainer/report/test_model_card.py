@@ -11,7 +11,7 @@ import torch
 from closeness import assert_close
 from golden import checkpoint
 from huggingface_hub import ModelCard
-from internvl_trainer.artifacts.identity import fingerprint
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers
@@ -25,7 +25,7 @@ HUB_BASE = {"source": "hf://OpenGVLab/InternVL2-2B@abc123", "name": "InternVL2-2
 
 
 def card_of(output: Output) -> ModelCard:
-    return ModelCard(model_card(output.config, output.storage))
+    return ModelCard(model_card(output.stages))
 
 
 def snippets(card: ModelCard) -> list[str]:
@@ -107,14 +107,14 @@ def test_full_training_of_a_base_in_transformers_format(tmp_path: Path, formats:
     config.write_text('{"model_type": "internvl"}', encoding="utf-8")
     files = upload_files(output.storage, "stages/train", {"model/config.json": config})
     commit(output.storage, "stages/train", files, fingerprint(output.config), kind="model")
-    assert contents(output.config, output.storage) == expected
+    assert contents(output.stages) == expected
 
 
 HUB = {"publish": {"hub": {"repository": "team/coco-lora"}}, "secrets": {"huggingFace": "hf"}}
 
 
 def hub_card_of(output: Output) -> ModelCard:
-    return ModelCard(hub_card(output.config, output.storage))
+    return ModelCard(hub_card(output.stages))
 
 
 def test_a_hub_repository_is_downloaded_by_its_name(tmp_path: Path) -> None:

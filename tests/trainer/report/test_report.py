@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from internvl_api.constants import ExitCode
-from internvl_trainer.artifacts.identity import claim_output
-from internvl_trainer.artifacts.manifest import sha256_of
+from internvl_trainer.__main__ import main
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.artifacts.storage import Unavailable
-from internvl_trainer.report.command import write_here
-from internvl_trainer.report.figures import smoothed
+from internvl_trainer.artifacts.storage import sha256_of
+from internvl_trainer.errors import Unavailable
+from internvl_trainer.report.build import build_report, write_report
 from internvl_trainer.report.page import duration, redact
+from internvl_trainer.report.plots import smoothed
 from internvl_trainer.report.record import read_record
-from internvl_trainer.report.run import build_report, write_report
 from internvl_trainer.report.samples import choose_rows, choose_samples
+from internvl_trainer.stage_store import StageStore
 from PIL import Image
 from trainer.report.outputs import TASK, Output, evaluated, prediction
 from trainer.runs import environment, started, write_config
@@ -67,7 +67,7 @@ class Page(HTMLParser):
 
 def build(output: Output) -> tuple[Page, dict[str, Path]]:
     """The page, and the files beside it by name."""
-    paths = build_report(output.config, output.storage, output.folder / "report")
+    paths = build_report(output.stages, output.folder / "report")
     files = {path.name: path for path in paths}
     return Page(files["index.html"].read_text(encoding="utf-8")), files
 
@@ -237,7 +237,7 @@ def test_what_another_configuration_left_does_not_count(tmp_path: Path) -> None:
     output = evaluated(tmp_path)
     task = output.config.evaluation.tasks["coco"].model_copy(update={"prompt": "Another?"})
     evaluation = output.config.evaluation.model_copy(update={"tasks": {"coco": task}})
-    record = read_record(output.config.model_copy(update={"evaluation": evaluation}), output.storage)
+    record = read_record(StageStore(output.config.model_copy(update={"evaluation": evaluation}), output.storage))
     assert record.trained, "a changed evaluation repeats no training"
     assert (record.final, record.baseline, record.predictions) == ({}, {}, {"coco": (None, None)})
 
@@ -271,7 +271,7 @@ def test_storage_that_is_away_costs_only_the_pictures(tmp_path: Path, failure: E
         raise failure
 
     output = evaluated(tmp_path)
-    samples = choose_samples(read_record(output.config, output.storage), away)["coco"]
+    samples = choose_samples(read_record(output.stages), away)["coco"]
     assert len(samples) == 12
     assert {sample.picture_problem for sample in samples} == {f"images/photo.jpg cannot be shown: {failure}"}
 
@@ -279,7 +279,7 @@ def test_storage_that_is_away_costs_only_the_pictures(tmp_path: Path, failure: E
 def test_the_mark_of_the_picture_beside_it_is_left_out_of_a_question(tmp_path: Path) -> None:
     output = Output(tmp_path, evaluation={"tasks": {"coco": TASK}}).train(2)
     output.evaluate({"CIDEr": 1.0}, [prediction(0, question="<image>\nWhat is it?")])
-    (sample,) = choose_samples(read_record(output.config, output.storage))["coco"]
+    (sample,) = choose_samples(read_record(output.stages))["coco"]
     assert sample.question == "What is it?"
 
 
@@ -288,7 +288,7 @@ def test_rows_are_paired_by_what_they_are_and_text_needs_no_picture(tmp_path: Pa
     before = [prediction(2, "two, before"), prediction(1, "one, before")]
     after = [prediction(1, "one, after"), prediction(2, "two, after", image=None), prediction(3, "three, after")]
     output.evaluate({"CIDEr": 0.5}, before, baseline=True).evaluate({"CIDEr": 1.0}, after)
-    shown = choose_samples(read_record(output.config, output.storage), open_media)["coco"]
+    shown = choose_samples(read_record(output.stages), open_media)["coco"]
     assert [(each.before, each.after, each.picture is None) for each in shown] == [
         ("one, before", "one, after", False),
         (None, "two, after", True),
@@ -316,7 +316,7 @@ def test_many_tasks_share_the_pictures(tmp_path: Path) -> None:
     tasks = {f"t{number}": TASK for number in range(20)}
     output = Output(tmp_path, evaluation={"tasks": tasks}).train(2)
     output.evaluate({"CIDEr": 1.0}, [prediction(number, cider=0.1) for number in range(9)], task="t7")
-    record = read_record(output.config, output.storage)
+    record = read_record(output.stages)
     rows = record.predictions["t7"]
     everywhere = record.__class__(config=record.config, predictions=dict.fromkeys(tasks, rows))
     assert {len(shown) for shown in choose_samples(everywhere).values()} == {3}
@@ -360,7 +360,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_stage_writes_it_into_the_output(tmp_path: Path) -> None:
     output = evaluated(tmp_path)
-    uri = write_report(output.config, output.storage, "stages/evaluate/report")
+    uri = write_report(output.stages, "stages/evaluate/report")
     assert uri == f"{output.config.output}/stages/evaluate/report/index.html"
     stored = {file.key.rpartition("/")[2] for file in output.storage.list("stages/evaluate/report/")}
     assert stored == {"index.html", "metrics.png", "loss.png", "learning-rate.png", "throughput.png"}
@@ -385,8 +385,9 @@ def test_the_command_writes_page_and_card(tmp_path: Path) -> None:
 
 def test_the_command_refuses_the_output_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = evaluated(tmp_path)
-    claim_output(output.storage, output.config.model_copy(update={"method": "full"}))
-    assert write_here(output.config, tmp_path / "here") == ExitCode.USER_ERROR
+    StageStore(output.config.model_copy(update={"method": "full"}), output.storage).claim_output()
+    config = write_config(output.config, tmp_path)
+    assert main(["report", "--config", str(config), "--out", str(tmp_path / "here")]) == ExitCode.USER_ERROR
     assert capsys.readouterr().err.startswith("OutputHoldsAnotherRun: spec.output: ")
     assert not (tmp_path / "here").exists()
 

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
-from internvl_trainer.metrics import Reporter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
 
+from trainer.contexts import group_context
 from trainer.retrieval.pair_runs import pair_config
 from trainer.train.scenarios import StopAfter
 
@@ -32,13 +31,12 @@ def main(folder: Path) -> None:
     rendezvous = Rendezvous.from_environment(os.environ)
     prepare_environment("cpu", rendezvous.processes)
     group = join_group(rendezvous, "cpu")
-    from internvl_trainer.train.loop import train
+    from internvl_trainer.train.trainer import train
 
     def run(name: str, *, stop_after: int = 1000, **sections: Any) -> None:
         output = folder / f"{group.world_size}" / name
         config = pair_config(folder, str(output), workers=group.world_size, **sections)
-        storage = open_storage(config.output, field="spec.output")
-        train(config, group, storage, Reporter(config.job, "train"), StopAfter(stop_after))
+        train(group_context(config, "train", group), StopAfter(stop_after))
 
     for stage in STAGES:
         for method in METHODS:

@@ -15,7 +15,7 @@ from internvl_trainer.data.retrieval_batch import pad_captions, resize_image
 from internvl_trainer.data.tiling import decode_image
 from internvl_trainer.evaluate import retrieval_answers, run
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore
-from internvl_trainer.evaluate.retrieval_scores import recall
+from internvl_trainer.evaluate.retrieval_scores import rank, shares
 from internvl_trainer.model.retrieval.load import load_retrieval_model
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.signals import StopRequested
@@ -49,9 +49,9 @@ def by_hand(folder: Path, *, normalised: bool) -> dict[str, float]:
         pictures = [resize_image(decode_image((folder / "data" / name).read_bytes()), 42) for name in names]
         for variant in ("C", "G"):
             images = torch.cat([model.encode_images(torch.from_numpy(each)[None], variant) for each in pictures])
-            found = recall(torch.nn.functional.normalize(images), texts, torch.arange(len(names)), owners)
-            for way in ("image_to_text", "text_to_image"):
-                figures |= {f"{variant}_{way}_R{k}": share for k, share in getattr(found, way).items()}
+            found = rank(torch.nn.functional.normalize(images), texts, torch.arange(len(names)), owners)
+            for way, places in found.by_way().items():
+                figures |= {f"{variant}_{way}_R{k}": share for k, share in shares(places).items()}
     return figures
 
 
@@ -99,9 +99,9 @@ def test_an_evaluation_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: p
     asked: list[int] = []
     answer_chunks = run.answer_chunks
 
-    def listen(answerer: Any, pending: Any, *rest: Any) -> None:
+    def listen(context: Any, answerer: Any, pending: Any, store: Any) -> None:
         asked.extend(chunk.number for chunk in pending)
-        answer_chunks(answerer, pending, *rest)
+        answer_chunks(context, answerer, pending, store)
 
     monkeypatch.setattr(run, "answer_chunks", listen)
     found = run_evaluation("baseline-evaluate", config).evaluation

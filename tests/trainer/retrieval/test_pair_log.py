@@ -7,24 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Group
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.retrieval.methods import HEAD
-from internvl_trainer.preflight import preflight
-from internvl_trainer.train.retrieval import retrieval_parts
+from internvl_trainer.stages.preflight import run as preflight
+from internvl_trainer.train.retrieval import retrieval_components
+from trainer.contexts import context_of, group_context
 from trainer.retrieval.pair_runs import pair_config
 
 
 def said(folder: Path, method: str, caplog: pytest.LogCaptureFixture) -> list[str]:
     """The lines of the log until training may begin."""
     config = pair_config(folder, str(folder / "out"), method=method)
-    storage, reporter = open_storage(config.output, field="spec.output"), Reporter(config.job, "train")
-    preflight(config, storage, reporter)
+    preflight(context_of(config, "preflight"))
     caplog.set_level(logging.INFO)
     caplog.clear()
     alone = Group(0, 1, 0, torch.device("cpu"), control=None)
-    retrieval_parts(config, folder / "model", alone, storage, reporter)
+    retrieval_components(group_context(config, "train", alone), folder / "model")
     return caplog.text.splitlines()
 
 

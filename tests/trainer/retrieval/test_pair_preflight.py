@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
+from internvl_trainer.stages.preflight import run as preflight
+from trainer.contexts import context_of
 from trainer.retrieval.pair_runs import pair_config, write_pairs
 from trainer.runs import make_config
 
@@ -22,7 +21,7 @@ Edit = Callable[[str], str]
 def check(folder: Path, **sections: Any) -> dict[str, Any]:
     """preflight.json of a run. Raises UserError."""
     config = pair_config(folder, str(folder / "out"), **sections)
-    result = preflight(config, open_storage(config.output, field="spec.output"), Reporter(config.job, "preflight"))
+    result = preflight(context_of(config, "preflight"))
     report: dict[str, Any] = json.loads((folder / "out/stages/preflight/preflight.json").read_text())
     return {**report, "message": result.message}
 
@@ -165,6 +164,5 @@ def test_a_chat_checkpoint_is_no_retrieval_model(tmp_path: Path) -> None:
 def test_a_retrieval_checkpoint_has_to_be_named_as_one(tmp_path: Path) -> None:
     pair_config(tmp_path, str(tmp_path / "out"))
     config = make_config(str(tmp_path / "chat"), str(tmp_path / "model"))
-    storage = open_storage(config.output, field="spec.output")
     with pytest.raises(UserError, match=r"name it as one: model\.name InternVL-14B-224px"):
-        preflight(config, storage, Reporter(config.job, "preflight"))
+        preflight(context_of(config, "preflight"))

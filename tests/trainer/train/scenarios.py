@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.preflight import preflight
 from internvl_trainer.signals import StopFlag
+from internvl_trainer.stages.preflight import run as preflight
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from trainer.contexts import context_of, group_context
 from trainer.runs import GOLDEN, make_config
 
 LORA = {"method": "lora", "lora": {"languageRank": 4, "visionRank": 2, "dropout": 0.05}}
@@ -60,16 +60,15 @@ def main(folder: Path) -> None:
     rendezvous = Rendezvous.from_environment(os.environ)
     prepare_environment("cpu", rendezvous.processes)
     group = join_group(rendezvous, "cpu")
-    from internvl_trainer.train.loop import train
+    from internvl_trainer.train.trainer import train
 
     outcomes: dict[str, Any] = {}
 
     def run(name: str, base: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
         config = make_config(str(folder / name), base, workers=2, **sections)
-        storage = open_storage(config.output, field="spec.output")
         reporter = Reporter(config.job, "train")
         try:
-            result = train(config, group, storage, reporter, StopAfter(stop_after))
+            result = train(group_context(config, "train", group, reporter), StopAfter(stop_after))
             _, metrics = reporter.answer("/metrics") or ("", b"")
             outcomes[name + attempt] = {**result.to_dict(), "metrics": metrics.decode()}
         except UserError as error:
@@ -78,8 +77,7 @@ def main(folder: Path) -> None:
     def run_packed(name: str, **options: Any) -> None:
         config = make_config(str(folder / name), workers=2, **options)
         if group.leads:  # packs are planned from the sizes that preflight counts
-            storage = open_storage(config.output, field="spec.output")
-            preflight(config, storage, Reporter(config.job, "preflight"))
+            preflight(context_of(config, "preflight"))
         group.barrier()
         run(name, **options, stop_after=STOPPED_AFTER, attempt="-first")
         run(name, **options)

@@ -13,8 +13,8 @@ import torch
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapters import lora_config
 from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.train.components import lora_settings
 from internvl_trainer.train.export import export_model
-from internvl_trainer.train.parts import lora_settings
 from safetensors.torch import load_file, save_file
 from trainer.runs import GOLDEN, make_config
 

@@ -14,16 +14,16 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Training
 from internvl_api.status import CheckpointStatus
-from internvl_trainer.artifacts.identity import check_output, claim_output, fingerprint
-from internvl_trainer.artifacts.storage import open_storage
+from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.data.sampler import GlobalOrder, Position, count_steps
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
-from internvl_trainer.train.loop import straggler
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
+from internvl_trainer.train.trainer import straggler
+from trainer.contexts import store_of
 from trainer.runs import make_config
 from transformers import get_scheduler
 
@@ -172,17 +172,16 @@ def test_number_of_steps(rows: int, batch: int, epochs: float, limit: int | None
     ],
 )
 def test_another_run_is_told_from_another_attempt(tmp_path: Path, changes: Any, difference: str | None) -> None:
-    storage = open_storage(str(tmp_path), field="spec.output")
     ours, theirs = make_config(str(tmp_path)), make_config(str(tmp_path), **changes)
-    check_output(storage, ours)
-    claim_output(storage, theirs)
+    store_of(ours).check_output()
+    store_of(theirs).claim_output()
     if difference is None:
         assert fingerprint(ours) == fingerprint(theirs)
-        check_output(storage, ours)
+        store_of(ours).check_output()
         return
     assert fingerprint(ours) != fingerprint(theirs)
     with pytest.raises(UserError) as caught:
-        check_output(storage, ours)
+        store_of(ours).check_output()
     assert caught.value.reason == "OutputHoldsAnotherRun"
     assert f"differs in {difference}" in caught.value.message
 
@@ -195,10 +194,9 @@ def test_a_version_with_a_new_field_knows_the_runs_of_an_older_one(tmp_path: Pat
     newer = config.model_copy(update={"training": NewTraining(**config.training.model_dump())})
     assert fingerprint(newer) == fingerprint(config)
     changed = newer.model_copy(update={"training": newer.training.model_copy(update={"brand_new": True})})
-    storage = open_storage(str(tmp_path), field="spec.output")
-    claim_output(storage, config)
+    store_of(config).claim_output()
     with pytest.raises(UserError, match=r"spec\.training\.brandNew: it has the default, this run True"):
-        check_output(storage, changed)
+        store_of(changed).check_output()
 
 
 def get(port: int, path: str) -> str:

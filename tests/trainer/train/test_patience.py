@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from internvl_trainer.artifacts.storage import FolderStorage, Unavailable
+from internvl_trainer.artifacts.output_layout import stored_checkpoints
+from internvl_trainer.artifacts.storage import FolderStorage
+from internvl_trainer.errors import Unavailable
 from internvl_trainer.train import checkpoint as checkpoint_module
-from internvl_trainer.train.checkpoint import Checkpoints, stored_folders
+from internvl_trainer.train.checkpoint import Checkpoints
 
 CALLS = ("list", "delete", "write", "upload")
 
@@ -56,6 +58,6 @@ def test_a_checkpoint_waits_for_storage_at_each_of_its_calls(alone: Any, tmp_pat
         newest = save(storage, alone, journal).newest
         assert newest is not None
         assert newest.step == 10
-        assert stored_folders(FolderStorage(tmp_path / str(number), field="spec.output")) == [
+        assert stored_checkpoints(FolderStorage(tmp_path / str(number), field="spec.output")) == [
             "checkpoints/step-00000010"
         ]

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _LAUNCH = """
 import sys
 from internvl_trainer.distributed import Rendezvous, free_port
-from internvl_trainer.launcher import launch
+from internvl_trainer.cli.launcher import launch
 sys.exit(launch([sys.executable, *sys.argv[1:]], Rendezvous("127.0.0.1", free_port(), 2, 0, 0, 2), None))
 """
 

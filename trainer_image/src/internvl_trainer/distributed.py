@@ -1,4 +1,4 @@
-"""Where this process stands among the others, and how it talks to them."""
+"""The ranks of a run: rendezvous, process environment, and communication between them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 from internvl_api.constants import MASTER_PORT
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from internvl_trainer.artifacts.storage import Unavailable
+from internvl_trainer.errors import Unavailable
 
 if TYPE_CHECKING:
     import torch
 
-# A step's collectives; longer than any difference between ranks, as for the slowest batch or a page-in.
+# For the collectives of a step; longer than any difference between ranks in one step.
 _STEP_TIMEOUT = timedelta(minutes=15)
-# Around downloads and checkpoints, where one rank may be much slower than another. A peer that dies ends the wait at
-# once, as its connection closes.
+# Around downloads and checkpoints, where ranks differ much. A peer that dies ends the wait at once, because its
+# connection closes.
 _SLOW_TIMEOUT = timedelta(hours=4)
 _RENDEZVOUS_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Who meets where: the environment the operator writes, or that of the local launcher."""
+    """Address, size and rank, as the operator or the local launcher sets them in the environment."""
 
     master_addr: str
     master_port: int
@@ -65,7 +65,7 @@ class Rendezvous:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -175,13 +175,13 @@ class Group:
 
 
 def join_group(rendezvous: Rendezvous, device: str) -> Group:
-    """Meet the other ranks. Raises Unavailable when they do not come in time."""
+    """Join the other ranks. Raises Unavailable when they do not come in time."""
     wait_for_master(rendezvous)
     import deepspeed
     import torch
 
     if device == "cpu":
-        # Its ops are compiled when first used, which takes minutes and a compiler; gloo does without.
+        # DeepSpeed compiles its ops on first use, which takes minutes and a compiler; gloo needs none.
         vars(deepspeed.ops)["__compatible_ops__"] = {}
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     else:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that tell the user what to correct, and how the process then exits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from internvl_api.status import StageResult
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: shown as a message, never as a traceback.
+    """A mistake in the user's input: shown as a message, never as a traceback.
 
     Args:
         reason: CamelCase word for a condition or a metric label, such as `MissingShard`.
@@ -24,12 +24,20 @@ class UserError(Exception):
         return f"{self.where}: {self.message}" if self.where else self.message
 
 
+class AccessDenied(UserError):
+    """The server refused the credentials; correct the Secret and start again."""
+
+
+class Unavailable(UserError):
+    """Storage or network did not answer; starting again later may help."""
+
+
 class BadFile(UserError):
-    """One file of the data that must not or cannot be read: a finding of its row, not the end of the run."""
+    """A data file that must not or cannot be read: a finding of its row, which does not end the run."""
 
 
 class Rejected(UserError):
-    """The work is done and its result is not good enough to go on with; what was made is named in `result`."""
+    """The work is done, and its result does not meet publishIf; `result` names what was made."""
 
     def __init__(self, result: StageResult) -> None:
         super().__init__(result.reason, result.message)

@@ -1,4 +1,4 @@
-"""What a running stage tells: Prometheus metrics, /progress and /healthz over HTTP."""
+"""The HTTP endpoints of a running stage: /metrics for Prometheus, /progress and /healthz."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
 class Reporter:
-    """The figures of one process. Rank 0 reports the run's; the others their own data wait and step time."""
+    """The metrics and progress of one process. Rank 0 reports the run's; other ranks their data wait and step time."""
 
     def __init__(self, job: str, stage: StageName) -> None:
         self.registry = CollectorRegistry()
@@ -63,7 +63,7 @@ class Reporter:
         ).labels(**labels)
 
     def doing(self, detail: str) -> None:
-        """Say in words what the stage is at."""
+        """Set and log what the stage is doing."""
         self.progress = self.progress.model_copy(update={"detail": detail})
         logger.info("%s: %s", self.progress.stage, detail)
 
@@ -72,11 +72,11 @@ class Reporter:
         self.progress = self.progress.model_copy(update=fields)
 
     def enter(self, phase: StepPhase) -> None:
-        """This process goes on to the next part of a step."""
+        """Note that this process begins the next part of a step."""
         self._phase = phase, time.monotonic()
 
     def serve(self, local_rank: int = 0) -> None:
-        """Answer HTTP in the background. A port that is taken is no reason to stop training."""
+        """Answer HTTP in the background; with a warning and no server when the port is taken."""
         port = int(os.environ.get("INTERNVL_METRICS_PORT", METRICS_PORT)) + local_rank
         reporter = self
 
@@ -91,7 +91,7 @@ class Reporter:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Scrapes are not news."""
+                """Do not log requests."""
 
         try:
             self._server = ThreadingHTTPServer(("", port), Handler)

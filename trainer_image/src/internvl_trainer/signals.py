@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step and save, or leave at once where there is nothing to save."""
+"""SIGTERM and Ctrl-C: finish the step and save, or exit at once when there is nothing to save."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StopFlag:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within: there is state to save, and the body looks at `requested`."""
+        """Within the block, a signal only sets `requested`, because there is state to save."""
         self._deferred = True
         try:
             yield
@@ -48,7 +48,7 @@ class StopFlag:
 
 @contextmanager
 def stop_flag(leave: Callable[[], object]) -> Iterator[StopFlag]:
-    """Within: SIGTERM and SIGINT are noticed, even while the main thread is deep in a library's wait.
+    """Within the block, SIGTERM and SIGINT are noticed even while the main thread waits inside a library.
 
     Python runs handlers only between two of its own instructions; the wake-up descriptor is written to at once, and a
     thread reads it.
@@ -78,7 +78,7 @@ def stop_flag(leave: Callable[[], object]) -> Iterator[StopFlag]:
 
 @contextmanager
 def stop_by_exception() -> Iterator[None]:
-    """Within: SIGTERM and SIGINT raise StopRequested."""
+    """Within the block, SIGTERM and SIGINT raise StopRequested."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise StopRequested(signal.Signals(number).name)
@@ -88,7 +88,7 @@ def stop_by_exception() -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """The kernel kills this process when its parent ends, however that ends.
+    """Have the kernel kill this process when its parent ends for any reason.
 
     An orphan would hold the parent's connections open, and the other ranks would wait for it.
     """
@@ -97,7 +97,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Within: this handler for SIGTERM and SIGINT."""
+    """Within the block, this handler gets SIGTERM and SIGINT."""
     previous = {number: signal.signal(number, handler) for number in _STOPPING}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Archives as a data root: members are read one at a time, and nothing of an archive is ever written by its own name.
+"""Archives as a data root: members are read one at a time, and no member is ever written under its own name.
 
 A zip is read through its central directory, a tar through an index made in one pass; a compressed tar is decompressed
 once, into the cache. Links, encrypted members and names that leave the archive are refused.
@@ -47,10 +47,10 @@ def is_packed_tar(uri: str) -> bool:
 
 
 def open_archive(path: Path, uri: str, index: Callable[[Callable[[Path], None]], Path]) -> Archive:
-    """The archive at `path`, called `uri` in messages. Raises UserError for a file that is none.
+    """The archive at `path`, called `uri` in messages. Raises UserError for a file that is no archive.
 
     Args:
-        index: keeps a tar's index; is given what writes one, and answers with the path of the one that is kept.
+        index: stores a tar's index; it gets the function that writes one and returns the stored index's path.
     """
     try:
         if uri.lower().endswith(_ZIP):
@@ -61,7 +61,7 @@ def open_archive(path: Path, uri: str, index: Callable[[Callable[[Path], None]],
 
 
 def decompress(packed: Path, target: Path, uri: str) -> None:
-    """A .tar.gz to a .tar. Raises UserError when it is broken, or unpacks to more than any picture would."""
+    """Unpack a .tar.gz to a .tar. Raises UserError when it is broken or suspiciously well compressed."""
     bound = max(_SUSPECT_SIZE, _LARGEST_RATIO * packed.stat().st_size)
     written = 0
     try:
@@ -78,7 +78,7 @@ def decompress(packed: Path, target: Path, uri: str) -> None:
 
 
 class ZipArchive:
-    """Random access over the central directory. Not to be shared by processes: they would share the file's position."""
+    """Random access over the central directory. One for each process: a fork would share the file's position."""
 
     def __init__(self, path: Path) -> None:
         self._file = zipfile.ZipFile(path)
@@ -101,7 +101,7 @@ class ZipArchive:
 
 
 class TarArchive:
-    """Where each regular file starts, found in one pass that skips the contents; safe in forked processes."""
+    """Random access through an index of where each file starts, made in one pass; safe in forked processes."""
 
     def __init__(self, path: Path, index: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -136,7 +136,7 @@ def _scan(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
 
 
 def _plain(name: str) -> str:
-    """A member's name as rows write it. One that leaves the archive gets a key that no row can ask for."""
+    """A member's name as rows write it. A name that leaves the archive gets a key that no row can have."""
     try:
         return inside(name, field="archive")
     except UserError:

@@ -1,4 +1,4 @@
-"""Files over https://: streamed, gone on with after a broken connection, told apart by their ETag."""
+"""Files over https://: streamed, resumed after a broken connection, and identified by their ETag."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import urllib3
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
-from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import StoredFile, inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
-_CHUNK = 1 << 16  # what a broken connection costs at most
+_CHUNK = 1 << 16  # the most that is read again after a broken connection
 _ATTEMPTS = 6
 # Plain HTTP cannot list a folder: these are the files a checkpoint may have, beside the shards its index names.
 _INDEX = "model.safetensors.index.json"
@@ -35,7 +35,7 @@ class HttpsSource:
         self.uri = urlunsplit((self._parts.scheme, self._parts.netloc, self._parts.path, "", "")).rstrip("/")
 
     def list(self) -> Iterator[StoredFile]:
-        """The files of a checkpoint that are there, each asked for."""
+        """The files of a checkpoint that the server has; each possible one costs a request."""
         found = [file for name in _CHECKPOINT_FILES if (file := self.stat(name))]
         yield from found
         if any(file.key == _INDEX for file in found):
@@ -43,7 +43,7 @@ class HttpsSource:
             yield from (file for name in sorted(shards) if (file := self.stat(inside(name, field=self._field))))
 
     def stat(self, key: str = "") -> StoredFile | None:
-        """The file of that key, or None. Asks for its first byte: a signed URL often permits nothing but GET."""
+        """The file of that key, or None. Reads its first byte, because a signed URL often permits only GET."""
         response = self._get(key, {"Range": "bytes=0-0"})
         try:
             if response.status in (404, 410):
@@ -70,7 +70,7 @@ class HttpsSource:
             raise self._lost(key, error) from error
 
     def download(self, key: str, path: Path) -> None:
-        """Stream to `path`; what is already there of the same version is kept."""
+        """Stream to `path`, continuing a partial download of the same version."""
         file = self.stat(key)
         if file is None:
             raise self._failure(key, 404)
@@ -81,7 +81,7 @@ class HttpsSource:
 
     def _append(self, file: StoredFile, path: Path) -> None:
         have = path.stat().st_size if path.exists() else 0
-        strong = file.etag.startswith('"')  # others do not promise equal bytes, so such a download starts anew
+        strong = file.etag.startswith('"')  # a weak ETag does not promise equal bytes, so such a download starts over
         if have and have == file.size and strong:
             return
         go_on = 0 < have < file.size and strong
@@ -142,7 +142,7 @@ class HttpsSource:
         return Unavailable("ServerUnavailable", f"{place}: the server answered {status}", self._field)
 
     def _lost(self, key: str, error: HTTPError) -> UserError:
-        """Only the kind of the error is told: its text may hold the query, and with it a signature."""
+        """Names only the kind of error: its text may hold the URL's query, and with it a signature."""
         cause = error.reason if isinstance(error, MaxRetryError) else error
         advice = "; a private authority's certificate goes into SSL_CERT_FILE" if isinstance(cause, SSLError) else ""
         message = f"{self._place(key)}: {type(cause).__name__}: the server did not answer{advice}"
@@ -164,7 +164,7 @@ def _retrying() -> Retrying:
 
 @lru_cache(maxsize=1)
 def _pool(_process: int) -> urllib3.PoolManager:
-    """Connections do not survive a fork, hence the argument."""
+    """A connection pool for each process: connections do not survive a fork."""
     retries = urllib3.Retry(
         total=5, redirect=5, backoff_factor=0.2, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
     )

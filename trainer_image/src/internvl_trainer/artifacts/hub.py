@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from internvl_trainer.artifacts.storage import AccessDenied, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Repository(NamedTuple):
-    """Where a URI points; `revision` is a branch, tag or commit, None: the default branch."""
+    """Where a URI points; `revision` is a branch, tag or commit, or None for the default branch."""
 
     uri: str
     field: str
@@ -34,7 +34,7 @@ class Repository(NamedTuple):
 
 
 def repository(uri: str, *, field: str) -> Repository:
-    """Of hf://[datasets/]owner/repository[@revision]. Raises UserError for other shapes."""
+    """The repository of hf://[datasets/]owner/repository[@revision]. Raises UserError for any other URI."""
     match = _REPOSITORY.match(uri)
     if match is None:
         raise UserError("UnsupportedSource", f"found {uri!r}, expected hf://owner/repository@revision", field)
@@ -53,7 +53,7 @@ def split_file(uri: str, *, field: str) -> tuple[Repository, str]:
 
 
 def commit_of(repo: Repository) -> str:
-    """The commit that the revision stands for now; one that is a commit already is not asked about."""
+    """The commit that the revision points to now; a full commit hash costs no request."""
     if repo.revision and re.fullmatch(r"[0-9a-f]{40}", repo.revision):
         return repo.revision
     from huggingface_hub import HfApi
@@ -75,7 +75,7 @@ def list_files(repo: Repository, commit: str) -> list[RepoFile]:
 
 
 def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: Path) -> None:
-    """Bring files into `folder`; those that an earlier attempt brought and checked are kept."""
+    """Download files into `folder`, except those that an earlier attempt downloaded and checked."""
     arriving = folder / ".arriving"
 
     def one(file: RepoFile) -> None:
@@ -93,7 +93,7 @@ def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: P
 
 
 def digest_of(file: RepoFile) -> str:
-    """Large files have a sha256; the others git's own digest of a blob."""
+    """The Hub's digest: sha256 for large files, git's blob digest for the others."""
     return str(file.lfs.sha256 if file.lfs else file.blob_id)
 
 
@@ -131,8 +131,8 @@ def _check(repo: Repository, file: RepoFile, path: Path) -> None:
 
 
 def _ask(repo: Repository, ask: Callable[[], Result]) -> Result:
-    """Ask the Hub; its errors in the user's words."""
-    from httpx2 import HTTPError  # what huggingface_hub talks with, and lets through when nobody answers
+    """Call the Hub; its errors become UserErrors."""
+    from httpx2 import HTTPError  # huggingface_hub's HTTP client, whose errors it lets through
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,

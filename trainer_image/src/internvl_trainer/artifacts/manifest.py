@@ -19,7 +19,7 @@ _PARALLEL_FILES = 4  # each is itself sent in parallel parts
 
 
 class ManifestError(UserError):
-    """Something under a manifest is not what the manifest says."""
+    """A stored file differs from its manifest, or a manifest cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder in storage holds. `extra` is the writer's own data; `sha256` is that of the stored text."""
+    """The contents of a folder in storage. `extra` is the writer's own data; `sha256` is the stored text's."""
 
     fingerprint: str
     files: list[ManifestFile]
@@ -52,12 +52,12 @@ class Manifest:
 
 
 def describe(name: str, path: Path) -> ManifestFile:
-    """What a manifest has to say about a local file that is stored under `name`."""
+    """The manifest entry of a local file that is stored under `name`."""
     return ManifestFile(name, path.stat().st_size, sha256_of(path))
 
 
 def upload_files(storage: Storage, folder: str, files: Mapping[str, Path]) -> list[ManifestFile]:
-    """Store local files as `folder`/name, several at a time; what a manifest has to say about them."""
+    """Store local files as `folder`/name, several at a time; their manifest entries."""
 
     def upload(item: tuple[str, Path]) -> ManifestFile:
         name, path = item
@@ -70,7 +70,7 @@ def upload_files(storage: Storage, folder: str, files: Mapping[str, Path]) -> li
 
 
 def commit(storage: Storage, folder: str, files: list[ManifestFile], fingerprint: str, **extra: Any) -> Manifest:
-    """Write the manifest of files that are already stored; from here on they count."""
+    """Write the manifest of files that are already stored, which makes the folder valid."""
     document = {
         "version": 1,
         "fingerprint": fingerprint,
@@ -90,7 +90,7 @@ def read_manifest(storage: Storage, folder: str) -> Manifest | None:
 
 
 def check_sizes(storage: Storage, folder: str, manifest: Manifest) -> None:
-    """Cheap check: every file is there and of the right size. Raises ManifestError naming the first that is not."""
+    """Check cheaply that every file exists with its size. Raises ManifestError naming the first that does not."""
     found = {stored.key.removeprefix(f"{folder}/"): stored.size for stored in storage.list(f"{folder}/")}
     for file in manifest.files:
         size = found.get(file.path)
@@ -116,7 +116,7 @@ def fetch_files(storage: Storage, folder: str, files: Iterable[ManifestFile], ta
 
 
 def discard(storage: Storage, folder: str) -> None:
-    """Delete a folder, its manifest first, so that it never counts with files missing."""
+    """Delete a folder, its manifest first, so that it is never valid with files missing."""
     storage.delete(f"{folder}/{MANIFEST}")
     storage.delete(f"{folder}/")
 

@@ -1,4 +1,4 @@
-"""Storage over S3: boto3 with retries, and its errors said in the user's words."""
+"""Storage over S3: boto3 with retries; its errors become UserErrors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from internvl_trainer.artifacts.storage import AccessDenied, StoredFile, Unavailable, inside
-from internvl_trainer.errors import UserError
+from internvl_trainer.artifacts.storage import StoredFile, inside
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ _DENIED = {
     "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "TokenRefreshRequired", "AllAccessDisabled", "RequestTimeTooSkewed", "UnauthorizedAccess",
 }  # fmt: skip
-_SHA256 = "sha256"  # name of the user metadata that holds a file's digest in hex
+_SHA256 = "sha256"  # the user metadata with a file's digest in hex
 _CHUNK = 1 << 20
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 
@@ -92,7 +92,7 @@ class S3Storage:
         self._call(key, send)
 
     def copy(self, source: str, key: str) -> None:
-        """In parts of the size that `upload` uses, so that the checksums of both are made of the same parts."""
+        """Copy in the part size that `upload` uses, so that both files have comparable checksums."""
         origin = {"Bucket": self._bucket, "Key": self._key(source)}
 
         def send(client: Any) -> None:
@@ -105,7 +105,7 @@ class S3Storage:
         if head is None or head["ContentLength"] != size:
             return False
         kept = head.get("ChecksumSHA256", "")
-        if kept and "-" not in kept:  # of the whole object; that of a multipart one is of its parts' checksums
+        if kept and "-" not in kept:  # the whole object's; a multipart object has the checksum of its parts' checksums
             return bool(kept == base64.b64encode(bytes.fromhex(sha256)).decode())
         if kept and like and (origin := self._head(like)):
             same = kept == origin.get("ChecksumSHA256") and size == origin["ContentLength"]
@@ -117,8 +117,8 @@ class S3Storage:
         where = {"Bucket": self._bucket, "Prefix": self._root + prefix}
         try:
             self._call(prefix, partial(_abort_uploads, where=where))
-        except UserError as error:  # a right that publishing can do without
-            logger.warning("unfinished uploads under %s/%s may be left: %s", self.uri, prefix, error)
+        except UserError as error:  # publishing works without this permission
+            logger.warning("cannot clean up unfinished uploads under %s/%s: %s", self.uri, prefix, error)
 
     def delete(self, prefix: str) -> None:
         for stored in list(self.list(prefix)):
@@ -185,7 +185,7 @@ def _delete(client: Any, *, bucket: str, key: str) -> None:
 
 
 def _checksums(client: Any) -> dict[str, str]:
-    """The server checks the SHA-256 of what arrives and keeps it; left out for those that know no checksums."""
+    """Upload settings: the server checks and keeps each part's SHA-256, except servers without checksums."""
     wanted = client.meta.config.request_checksum_calculation == "when_supported"
     return {"ChecksumAlgorithm": "SHA256"} if wanted else {}
 
@@ -200,11 +200,11 @@ def _sha256_of(client: Any, *, bucket: str, key: str) -> str:
 def _abort_uploads(client: Any, *, where: dict[str, str]) -> None:
     for page in client.get_paginator("list_multipart_uploads").paginate(**where):
         for upload in page.get("Uploads", []):
-            if upload["Key"].startswith(where["Prefix"]):  # some servers list more than they were asked for
+            if upload["Key"].startswith(where["Prefix"]):  # some servers list more than the prefix asks for
                 client.abort_multipart_upload(Bucket=where["Bucket"], Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 @lru_cache(maxsize=1)
 def _client(_process: int) -> Any:
-    """One client for all threads of a process; connections do not survive a fork, hence the argument."""
+    """The client of this process, for all its threads; a fork needs its own connections, hence the argument."""
     return boto3.session.Session().client("s3", config=_CLIENT)

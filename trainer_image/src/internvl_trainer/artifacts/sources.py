@@ -1,4 +1,4 @@
-"""What a run reads: checkpoints, annotation files and media, wherever they are."""
+"""The inputs of a run: checkpoints, annotation files and media from s3://, hf://, https://, PVCs and paths."""
 
 from __future__ import annotations
 
@@ -12,23 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
-from internvl_trainer.artifacts.downloads import announced
+from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
-from internvl_trainer.artifacts.manifest import sha256_of
-from internvl_trainer.artifacts.storage import (
-    AccessDenied,
-    Storage,
-    StoredFile,
-    Unavailable,
-    inside,
-    local_path,
-    open_storage,
-)
-from internvl_trainer.errors import BadFile, UserError
+from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage, sha256_of
+from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 
 _PARALLEL_FILES = 8
 
-# Pickles may hold code and are never read; the rest only costs time. Weights in safetensors are what remains.
+# Pickles may hold code and are never read; the other formats would only cost time. Weights come as safetensors.
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
 
@@ -44,10 +35,10 @@ def list_directory(uri: str, *, field: str) -> list[str]:
 
 
 def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -> dict[str, str]:
-    """The wanted files of a checkpoint URI, relative, each to a text that changes when its content does.
+    """The wanted files of a checkpoint URI: relative name to a text that changes with the content.
 
-    That is a digest where there is one, as for local files and on the Hub, else ETag and size: nothing remote is read.
-    A commit of the Hub never changes and is not asked about: {"commit": its hash}.
+    The text is a digest for local files and on the Hub, else ETag and size; remote contents are not read. A commit of
+    the Hub never changes and costs no request: {"commit": its hash}.
     """
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
@@ -112,7 +103,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
 def open_media(root: str, relative: str) -> bytes:
     """The bytes of a picture or video `relative` to `root`, a folder or an archive.
 
-    Media are taken to be immutable: a cached one is not asked for again. Raises FileNotFoundError where there is none,
+    Media are immutable: a cached file costs no request. Raises FileNotFoundError where there is none,
     and BadFile for one that must not be read.
     """
     field = "data.root"
@@ -142,7 +133,7 @@ def parent_uri(uri: str) -> str:
 
 @lru_cache(maxsize=64)
 def _archive(root: str, _process: int) -> Archive:
-    """One for all threads of a process; positions in a file are shared with a fork, hence the argument."""
+    """The archive for all threads of this process; a fork would share the file position, hence the argument."""
     field = "data.root"
     place = root.partition("?")[0]
     path = fetch_file(root.rstrip("/"), field=field)
@@ -185,7 +176,7 @@ def _fetch_from_hub(uri: str, field: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _commit(repo: hub.Repository) -> str:
-    """Asked once a process, not once a picture."""
+    """The commit of the repository's revision, looked up once in each process."""
     return hub.commit_of(repo)
 
 
@@ -193,7 +184,7 @@ def _read_inside(root: Path, name: str) -> bytes:
     try:
         path = (root / name).resolve()
         found = path.is_file()
-    except (OSError, RuntimeError) as error:  # a name longer than the file system's, or links in a circle
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a loop of links
         raise FileNotFoundError(f"{root}/{name}") from error
     if not path.is_relative_to(root.resolve()):
         raise BadFile("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
@@ -208,7 +199,7 @@ def _read_inside(root: Path, name: str) -> bytes:
 def _download(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> None:
     def download(file: StoredFile) -> None:
         path = folder / inside(file.key, field=storage.uri)
-        if path.exists():  # an earlier attempt brought it
+        if path.exists():  # an earlier attempt downloaded it
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         arriving = path.with_name(f".arriving-{digest_of(path.name)}")

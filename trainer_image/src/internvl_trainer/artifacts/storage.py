@@ -1,4 +1,4 @@
-"""One small interface over a folder and over S3, rooted at a URI."""
+"""Storage: one interface over a folder and over S3, rooted at a URI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +23,8 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-class AccessDenied(UserError):
-    """The other side refused the credentials; mending the secret and starting again helps."""
-
-
-class Unavailable(UserError):
-    """Storage or network did not answer; starting again later may help."""
-
-
 def patiently(seconds: float) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
-    """Decorator: call again while storage is away, for so long; then the last Unavailable is raised."""
+    """Decorator: retry while storage is unavailable, for that many seconds; then raise the last Unavailable."""
     return retry(
         retry=retry_if_exception_type(Unavailable),
         wait=wait_exponential(max=30),
@@ -42,7 +34,7 @@ def patiently(seconds: float) -> Callable[[Callable[P, Result]], Callable[P, Res
     )
 
 
-# For what keeps the work of all GPUs, checkpoints and results of training: an attempt's end costs more than the wait.
+# For checkpoints and results of training: ending the attempt would cost more GPU time than the wait.
 persistently = patiently(600)
 
 
@@ -84,7 +76,7 @@ class Storage(Protocol):
         ...
 
     def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
-        """Stream `path` to a file; `sha256` (hex) is written down with it where the server can."""
+        """Stream `path` to a file; the server stores `sha256` (hex) with it where it can."""
         ...
 
     def copy(self, source: str, key: str) -> None:
@@ -92,15 +84,15 @@ class Storage(Protocol):
         ...
 
     def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
-        """Whether that file is there, with this content (`size` in bytes, `sha256` in hex).
+        """Whether the file exists with this content (`size` in bytes, `sha256` in hex).
 
-        It is read back only where the server's own checksums do not tell. `like` is the key of a file with that
+        It is read back only where the server's checksums cannot decide. `like` is the key of a file with that
         content, which this one was copied from: large files are compared with it.
         """
         ...
 
     def drop_unfinished(self, prefix: str) -> None:
-        """Delete what killed writers left half sent under `prefix`; nobody else may be writing there."""
+        """Delete partial writes of killed processes under `prefix`; nobody else may be writing there."""
         ...
 
     def delete(self, prefix: str) -> None:
@@ -140,7 +132,7 @@ def inside(relative: str, *, field: str) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk, or somebody's share of it, is full."""
+    """Whether the error says that a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -183,7 +175,7 @@ class FolderStorage:
         try:
             shutil.copyfile(self._path(key), path)
         except OSError as error:
-            if is_full(error):  # that is the disk of `path`, and for the caller to name
+            if is_full(error):  # the disk of `path`; the caller names it
                 raise
             raise self._failure(error, key) from error
 
@@ -199,7 +191,7 @@ class FolderStorage:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             os.link(origin, target)
-        except OSError:  # a file system without hard links, or whatever copying will name
+        except OSError:  # no hard links here, or an error that copying will report
             self.upload(origin, key)
 
     def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
@@ -207,7 +199,7 @@ class FolderStorage:
         if found is None or found.size != size:
             return False
         try:
-            return sha256_of(self._path(key)) == sha256  # a file system keeps no checksums that could be asked for
+            return sha256_of(self._path(key)) == sha256  # a file system stores no checksums
         except OSError as error:
             raise self._failure(error, key) from error
 
@@ -255,6 +247,6 @@ class FolderStorage:
             return AccessDenied("AccessDenied", f"{place}: {error.strerror}; check the owner and mode", self._field)
         if is_full(error):
             return Unavailable(
-                "DiskFull", f"{place}: {error.strerror}; free some space there. What was stored stays", self._field
+                "DiskFull", f"{place}: {error.strerror}; free some space there; stored files are kept", self._field
             )
         return Unavailable("StorageUnavailable", f"{place}: {error.strerror or error}", self._field)

@@ -12,13 +12,13 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import read_manifest
+from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.dataset import DatasetDescription, SampleSettings, read_meta
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.errors import UserError
+from internvl_trainer.stage_store import StageStore
 
 VALIDATION = "validation/"
 """Before a held-out dataset's name wherever datasets of both kinds are listed."""
@@ -101,11 +101,10 @@ def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
     """Dataset to lines that preflight told to skip; empty without `badRows: skip`."""
     if config.data.bad_rows != "skip":
         return {}
-    folder = stage_folder("preflight")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
+    stages = StageStore(config, storage)
+    if stages.manifest("preflight") is None:
         raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
-    lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
+    lines: dict[str, list[int]] = json.loads(storage.read(stages.key("preflight", PREFLIGHT)))["skippedLines"]
     return lines
 
 

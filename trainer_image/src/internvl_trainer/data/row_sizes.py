@@ -9,9 +9,8 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from safetensors.numpy import load, save_file
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.stage_store import StageStore
 
 ROW_SIZES = "row-sizes.safetensors"
 
@@ -26,8 +25,7 @@ def write_row_sizes(path: Path, sizes: RowSizes) -> None:
 
 def read_row_sizes(config: RunConfig, storage: Storage) -> RowSizes | None:
     """What preflight counted for this very run; None when it has not."""
-    folder = stage_folder("preflight")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
+    stages = StageStore(config, storage)
+    if stages.manifest("preflight") is None:
         return None
-    return load(storage.read(f"{folder}/{ROW_SIZES}"))
+    return load(storage.read(stages.key("preflight", ROW_SIZES)))

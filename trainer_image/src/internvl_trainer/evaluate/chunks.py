@@ -1,7 +1,7 @@
-"""Answers stored a few rows at a time, so that an evaluation that was ended goes on where it was.
+"""Answers are stored in chunks of a few rows, so that an interrupted evaluation resumes where it was.
 
-A chunk holds the same rows whatever the number of processes, and is answered by one of them: any world size gives the
-same answers, and may go on with what another began.
+A chunk's rows do not depend on the world size, and one rank answers all of them: any world size gives the same answers
+and can resume another's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ChunkStore:
         return rows
 
     def clear(self) -> None:
-        """Delete all, those of other versions too."""
+        """Delete all chunks, including those of other versions."""
         self._storage.delete(f"{self._folder}/")
 
 
@@ -85,7 +85,7 @@ def chunks_of(tasks: Sequence[OpenTask]) -> Iterator[Chunk]:
 
 
 def to_lines(rows: Sequence[Row]) -> bytes:
-    """JSONL, one row a line for whoever splits it: JSON allows line ends of Unicode inside of a text."""
+    """JSONL with one row a line for every reader: escapes the Unicode line ends that JSON allows inside a text."""
     return "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows).encode()
 
 

@@ -7,25 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UserError
-from ..model.retrieval.model import RetrievalModel, Variant, normalise
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.retrieval.model import RetrievalModel, Variant, normalise
 
 RANKS = (1, 5, 10)
 _BLOCK_BYTES = 256 << 20
 _BYTES_PER_PAIR = 12  # a score, its copy without the wrong pairs, and masks
-
-
-@dataclass(frozen=True)
-class Recall:
-    """For each k, the share of queries that have a right answer among the k best.
-
-    Attributes:
-        image_to_text: queries are images; any of an image's captions is right. Upstream's "text retrieval".
-        text_to_image: queries are captions. Upstream's "image retrieval".
-    """
-
-    image_to_text: dict[int, float]
-    text_to_image: dict[int, float]
 
 
 @torch.inference_mode()
@@ -51,7 +38,8 @@ class Ranks:
     """The place, from 1, of each query's best right answer among the wrong ones.
 
     Attributes:
-        image_to_text: (N,) of images. text_to_image: (M,) of captions.
+        image_to_text: (N,) of images; any of an image's captions is right. Upstream's "text retrieval".
+        text_to_image: (M,) of captions. Upstream's "image retrieval".
         best_texts: (N,) positions of the captions most like each image.
     """
 
@@ -62,20 +50,6 @@ class Ranks:
     def by_way(self) -> dict[str, torch.Tensor]:
         """The ranks by the names that metrics have."""
         return {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
-
-
-def recall(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    image_ids: torch.Tensor,
-    text_image_ids: torch.Tensor,
-    *,
-    ranks: Sequence[int] = RANKS,
-    block_bytes: int = _BLOCK_BYTES,
-) -> Recall:
-    """R@k both ways, by cosine; for arguments and errors see `rank`."""
-    found = rank(images, texts, image_ids, text_image_ids, block_bytes=block_bytes)
-    return Recall(shares(found.image_to_text, ranks), shares(found.text_to_image, ranks))
 
 
 def rank(
@@ -125,7 +99,7 @@ def _best_ranks(
         )
     rows = max(1, block_bytes // (_BYTES_PER_PAIR * len(answers)))
     ranks, firsts = [], []
-    for block, block_ids in zip(features.split(rows), ids.split(rows), strict=True):
+    for block, block_ids in zip(torch.split(features, rows), torch.split(ids, rows), strict=True):
         scores = block @ answers.T
         right = block_ids[:, None] == answer_ids[None, :]
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
@@ -134,6 +108,6 @@ def _best_ranks(
     return torch.cat(ranks), torch.cat(firsts)
 
 
-def shares(found: torch.Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
-    """For each k, the part of queries whose first right answer is among the k best; `found`: (Q,) ranks from 1."""
-    return {rank: int((found <= rank).sum()) / len(found) for rank in ranks}
+def shares(places: torch.Tensor) -> dict[int, float]:
+    """R@k for each k of RANKS: the share of queries with a right answer among the k best; `places`: (Q,) from 1."""
+    return {k: int((places <= k).sum()) / len(places) for k in RANKS}

@@ -1,4 +1,4 @@
-"""The evaluation stages: rows answered by all processes, gathered and scored by one."""
+"""The evaluation stages: all ranks answer rows, rank 0 scores the answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName, StageResult
 
-from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import MANIFEST, commit, upload_files
-from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
 from internvl_trainer.data.datasets import sample_settings
-from internvl_trainer.distributed import Group
 from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
@@ -31,42 +28,41 @@ from internvl_trainer.evaluate.weights import Evaluated, find_trained, load_eval
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.run_context import GroupContext, RunContext
 
 logger = logging.getLogger(__name__)
-
-SCORES = "scores.json"
-PREDICTIONS = "predictions"
 
 Figures = dict[str, dict[str, float]]
 """Task to metric to value."""
 
 
-def evaluate(stage: StageName, config: RunConfig, group: Group, storage: Storage, reporter: Reporter) -> StageResult:
+def evaluate(context: GroupContext) -> StageResult:
     """Answer every row that has no answer yet, then score all. All ranks call it; rank 0 writes the result.
 
     Raises:
         UserError: a task, the model or a tool cannot be used.
     """
+    stage, config, group, reporter = context.stage, context.config, context.group, context.reporter
     reporter.doing("reading the tasks")
     tasks = open_tasks(config)
     if needs_tools(tasks):
         check_tools()
-    trained = find_trained(stage, config, storage)
-    version = fingerprint(config, stage) + (trained.sha256 if trained else "")
-    store = ChunkStore(storage, stage_folder(stage), version)
+    trained = find_trained(context)
+    version = context.stages.fingerprint(stage) + (trained.sha256 if trained else "")
+    store = ChunkStore(context.storage, context.stages.key(stage), version)
     done = set(group.first(sorted(store.stored())))
     pending = [chunk for chunk in chunks_of(tasks) if store.key(chunk) not in done]
     if pending:
         reporter.doing("loading the model")
-        evaluated = load_evaluated(config, storage, trained, group)
+        evaluated = load_evaluated(context, trained)
         if group.leads:
-            claim_output(storage, config)
-        answer_chunks(make_answerer(config, evaluated), pending, store, group, reporter)
+            context.stages.claim_output()
+        answer_chunks(context, make_answerer(config, evaluated), pending, store)
     group.barrier()
     figures: Figures | None = None
     if group.leads:
         reporter.doing("scoring")
-        figures = write_result(stage, config, storage, tasks, store)
+        figures = write_result(context, tasks, store)
     figures = group.first(figures)
     return StageResult(
         stage=stage,
@@ -103,10 +99,9 @@ def make_answerer(config: RunConfig, evaluated: Evaluated) -> AnyAnswerer:
     return Answerer(loaded, settings, batch_size)
 
 
-def answer_chunks(
-    answerer: AnyAnswerer, pending: Sequence[Chunk], store: ChunkStore, group: Group, reporter: Reporter
-) -> None:
-    """This rank's share of the chunks, each stored when it is done."""
+def answer_chunks(context: GroupContext, answerer: AnyAnswerer, pending: Sequence[Chunk], store: ChunkStore) -> None:
+    """Answer this rank's share of the chunks, each stored when it is done."""
+    group, reporter = context.group, context.reporter
     own = pending[group.rank :: group.world_size]
     pace = Pace(reporter, rows=sum(len(chunk.questions) for chunk in pending), ranks=group.world_size)
     logger.info("%d chunks to answer, %d of them here", len(pending), len(own))
@@ -117,12 +112,12 @@ def answer_chunks(
             store.write(chunk, answerer.answers(chunk.task, [prompt.result() for prompt in prompts]))
             pace.answered(len(prompts))
     finally:
-        pool.shutdown(cancel_futures=True)  # who is told to stop reads no more pictures
+        pool.shutdown(cancel_futures=True)  # stop reading pictures when told to stop
 
 
 @dataclass
 class Pace:
-    """Says how far all ranks are, taking the others to be as fast as this one."""
+    """Progress of all ranks, assuming that the others are as fast as this one."""
 
     reporter: Reporter
     rows: int
@@ -134,7 +129,7 @@ class Pace:
         self.reporter.update(step=0, total_steps=self.rows)
 
     def answered(self, rows: int) -> None:
-        """So many more."""
+        """Count this many more rows."""
         self.done = min(self.rows, self.done + rows * self.ranks)
         rate = self.done / (time.monotonic() - self.began)
         self.reporter.update(
@@ -143,12 +138,10 @@ class Pace:
         logger.info("answered %d of %d rows, %.2f a second", self.done, self.rows, rate)
 
 
-def write_result(
-    stage: StageName, config: RunConfig, storage: Storage, tasks: Sequence[OpenTask], store: ChunkStore
-) -> Figures:
-    """Predictions with their scores, and scores.json; the manifest last, then the chunks go."""
-    folder, figures = stage_folder(stage), Figures()
-    storage.delete(f"{folder}/{MANIFEST}")
+def write_result(context: RunContext, tasks: Sequence[OpenTask], store: ChunkStore) -> Figures:
+    """Store predictions with scores, and scores.json; then the manifest; then delete the chunks."""
+    stage, stages, figures = context.stage, context.stages, Figures()
+    stages.withdraw(stage)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         files: dict[str, Path] = {}
         for task in tasks:
@@ -157,8 +150,8 @@ def write_result(
             path.write_bytes(to_lines(rows))
         path = files[SCORES] = Path(scratch) / SCORES
         path.write_text(json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8")
-        described = upload_files(storage, folder, files)
-    commit(storage, folder, described, fingerprint(config, stage), evaluation=status_of(stage, figures).to_dict())
+        described = stages.upload(stage, files)
+    stages.commit(stage, described, evaluation=status_of(stage, figures).to_dict())
     store.clear()
     return figures
 
@@ -172,7 +165,7 @@ def score_task(task: OpenTask, rows: Sequence[Row]) -> tuple[dict[str, float], l
 
 
 def status_of(stage: StageName, figures: Figures) -> EvaluationStatus:
-    """The figures as status has them."""
+    """The figures in the form of the status."""
     return EvaluationStatus(baseline=figures) if stage == "baseline-evaluate" else EvaluationStatus(final=figures)
 
 

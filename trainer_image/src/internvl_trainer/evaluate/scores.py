@@ -1,4 +1,4 @@
-"""Answers to figures: of a task as a whole, and of each row."""
+"""Metrics of a task's answers: of the task as a whole and of each row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BY_ROW: dict[str, dict[str, RowScore]] = {
 
 
 def score(name: str, kind: TaskKind, rows: Sequence[Mapping[str, Any]]) -> Scores:
-    """Figures of predictions (`prediction`, `references`), in all and by row.
+    """Metrics of predictions (`prediction`, `references`), in total and by row.
 
     Raises:
         UserError: a figure is no number, or cannot be computed.

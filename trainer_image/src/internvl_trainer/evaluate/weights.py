@@ -1,4 +1,4 @@
-"""The model that a stage evaluates: the base, or the base with what training made of it."""
+"""The model that a stage evaluates: the base model, or what was trained from it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ from pathlib import Path
 
 import torch
 from internvl_api.run_config import RunConfig
-from internvl_api.status import StageName
 
-from internvl_trainer.artifacts.finished import finished_training
-from internvl_trainer.artifacts.identity import stage_folder
-from internvl_trainer.artifacts.manifest import Manifest, check_sizes
+from internvl_trainer.artifacts.manifest import Manifest
 from internvl_trainer.artifacts.sources import fetch_directory
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.distributed import Group
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.run_context import GroupContext, RunContext
 
 
-def find_trained(stage: StageName, config: RunConfig, storage: Storage) -> Manifest | None:
-    """The manifest of what is to be evaluated; None for the base model. Raises UserError when nothing was trained."""
-    if stage == "baseline-evaluate":
+def find_trained(context: RunContext) -> Manifest | None:
+    """The train stage's manifest; None for the base model. Raises UserError when nothing was trained."""
+    if context.stage == "baseline-evaluate":
         return None
-    manifest = finished_training(config, storage)
-    check_sizes(storage, stage_folder("train"), manifest)
+    manifest = context.stages.require("train")
+    context.stages.check_sizes("train", manifest)
     return manifest
 
 
@@ -38,14 +34,15 @@ class Evaluated:
     directory: Path
 
 
-def load_evaluated(config: RunConfig, storage: Storage, trained: Manifest | None, group: Group) -> Evaluated:
+def load_evaluated(context: GroupContext, trained: Manifest | None) -> Evaluated:
     """The base, or the base with what was trained.
 
     Raises:
         UserError: the base is not the one that was trained on, or a file is missing or damaged.
     """
+    config, group = context.config, context.group
     kind = None if trained is None else trained.extra["kind"]
-    made = f"{storage.uri}/{stage_folder('train')}/{kind}"
+    made = context.stages.uri("train", kind or "")
     if kind == "model":
         evaluated = _load(config, fetch_directory(made, field="spec.output"))
     else:

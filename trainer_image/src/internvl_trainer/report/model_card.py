@@ -13,12 +13,11 @@ from internvl_api.models.catalogue import find_model
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.report.figures import metric_rows
 from internvl_trainer.report.page import difference, facts, figure, lineage, redact
-from internvl_trainer.report.record import Record, finished, read_record
+from internvl_trainer.report.plots import metric_rows
+from internvl_trainer.report.record import Record, read_record
+from internvl_trainer.stage_store import StageStore
 
-CARD = "README.md"
 _HUB = re.compile(r"^hf://(datasets/)?(?P<name>[^/]+/[^/@]+)")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#])")
 
@@ -38,7 +37,7 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies beside the card."""
+    """The formats that are stored beside the card."""
 
     adapter: bool
     upstream: bool
@@ -50,27 +49,29 @@ class Contents:
         return Contents(**{name: name == chosen for name in ("adapter", "upstream", "hf")})
 
 
-def model_card(config: RunConfig, storage: Storage) -> str:
-    """The card of what this run's stages have made so far; works without an evaluation."""
-    return render_card(read_record(config, storage), contents(config, storage))
+def model_card(stages: StageStore) -> str:
+    """The card of this run's results so far; works without an evaluation."""
+    return render_card(read_record(stages), contents(stages))
 
 
-def hub_card(config: RunConfig, storage: Storage) -> str:
+def hub_card(stages: StageStore) -> str:
     """The same for the Hub, where there is one model, at the root of publish.hub.repository."""
-    there = contents(config, storage).at_root(config.merge.formats)
+    config = stages.config
+    there = contents(stages).at_root(config.merge.formats)
     repository = config.publish.hub.repository if config.publish.hub else None
-    return render_card(read_record(config, storage), there, repository)
+    return render_card(read_record(stages), there, repository)
 
 
-def contents(config: RunConfig, storage: Storage) -> Contents:
+def contents(stages: StageStore) -> Contents:
     """The folders that publishing writes: adapter/ and model/ of training, model/ and model-hf/ of merging."""
+    config = stages.config
     formats = config.merge.formats
     if config.method == "lora":
         return Contents(adapter=True, upstream="upstream" in formats, hf="hf" in formats)
-    trained = finished("train", config, storage)
+    trained = stages.find("train")
     has_config = trained is not None and trained.named("model/config.json")
-    document = json.loads(storage.read("stages/train/model/config.json")) if has_config else {}
-    # A base in transformers' format comes out in it. InternVL 1.0's own model_type is the same word.
+    document = json.loads(stages.storage.read(stages.key("train", "model/config.json"))) if has_config else {}
+    # A base in transformers' format keeps it. InternVL 1.0 in upstream's format has the same model_type.
     is_native = document.get("model_type") == "internvl" and config.model.kind == "chat"
     return Contents(adapter=False, upstream="upstream" in formats or not is_native, hf="hf" in formats)
 
@@ -102,7 +103,7 @@ def render_card(record: Record, there: Contents, repository: str | None = None) 
 
 
 def metadata(record: Record, there: Contents) -> ModelCardData:
-    """What the Hub files the model under. A base model or data that are not on the Hub are left out."""
+    """The Hub's metadata of the model, without a base model or data that are not on the Hub."""
     config = record.config
     sources = [dataset.annotation for dataset in config.data.train.values()]
     datasets = [match["name"] for source in sources if (match := _HUB.match(source)) and match[1]]
@@ -116,7 +117,8 @@ def metadata(record: Record, there: Contents) -> ModelCardData:
         pipeline_tag=_PURPOSES[config.model.kind].pipeline,
         tags=tags,
         datasets=list(dict.fromkeys(datasets)) or None,
-        **({"model_name": name_of(config), "eval_results": _results(record)} if record.final else {}),
+        model_name=name_of(config) if record.final else None,
+        eval_results=_results(record) if record.final else None,
     )
 
 
@@ -135,7 +137,7 @@ def name_of(config: RunConfig) -> str:
 
 
 def plain(text: object) -> str:
-    """Data in Markdown as what it is: no markup, no new line, no cell of its own."""
+    """Text as one line of Markdown, with all markup escaped."""
     return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
 
 

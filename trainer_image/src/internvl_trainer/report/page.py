@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no other file."""
+"""The report as one self-contained HTML page: no network, no script, no other file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from internvl_trainer.report.figures import metric_rows
+from internvl_trainer.report.plots import metric_rows
 from internvl_trainer.report.record import Record
 from internvl_trainer.report.samples import Sample, data_uri
 
@@ -29,7 +29,7 @@ _CAPTIONS = {
     "learning-rate.png": "Learning rate and gradient norm over the optimizer steps",
     "throughput.png": "Tokens a second and time spent waiting for data",
 }
-# A link may carry a signature or a password: both are left out of whatever is shown.
+# A link may hold a signature or a password; neither is ever shown.
 _QUERY = re.compile(r"(https?://[^\s?\"'<>]*)\?[^\s\"'<>]+")
 _PASSWORD = re.compile(r"(https?://)[^\s/@\"'<>]+@")
 
@@ -67,7 +67,7 @@ def render_page(
 
 
 def banner(record: Record) -> tuple[str, str, str]:
-    """(kind: good, bad or open; headline; explanation) of where the run stands."""
+    """(kind: good, bad or open; headline; explanation) of the run's state."""
     verdict = record.verdict
     if verdict and verdict.met is False:
         kept = "adapter" if record.config.method == "lora" else "model"
@@ -89,7 +89,7 @@ def banner(record: Record) -> tuple[str, str, str]:
 
 
 def facts(record: Record) -> list[tuple[str, str, str]]:
-    """(name, value, note) of what a reader wants to know first."""
+    """(name, value, note) of the main facts of a run."""
     config, steps = record.config, record.steps
     found = [("Base model", config.model.name or config.model.source.rstrip("/").rpartition("/")[2], _how(config))]
     if steps:
@@ -106,7 +106,7 @@ def facts(record: Record) -> list[tuple[str, str, str]]:
 
 
 def findings(record: Record) -> dict[str, Any]:
-    """What preflight said of the data: counts by reason, and the first in full."""
+    """Preflight's findings: counts by reason, and the first ones in full."""
     every = (record.preflight or {}).get("findings", [])
     counts = Counter((each["severity"], each["reason"], each["dataset"]) for each in every)
     return {
@@ -117,7 +117,7 @@ def findings(record: Record) -> dict[str, Any]:
 
 
 def lineage(record: Record) -> list[tuple[str, str]]:
-    """(what, which): everything needed to say what this model was made of, and by what."""
+    """(what, which): the inputs, settings and versions that this model was made from."""
     config = record.config
     preflight = record.preflight or {}
     rows = [("Base model", config.model.source)]
@@ -143,7 +143,7 @@ def lineage(record: Record) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float | timedelta) -> str:
-    """In words that fit the size.
+    """A duration in words: seconds, minutes or hours.
 
     >>> duration(42.3), duration(754), duration(14_580)
     ('42 s', '12 min 34 s', '4 h 3 min')
@@ -158,7 +158,7 @@ def duration(seconds: float | timedelta) -> str:
 
 
 def redact(text: str) -> str:
-    """Links without what may give access: queries (signatures) and passwords.
+    """The text with links stripped of signatures (queries) and passwords.
 
     >>> redact("https://me:pw@data.example/x.jsonl?X-Amz-Signature=abc and s3://bucket/key")
     'https://data.example/x.jsonl?… and s3://bucket/key'

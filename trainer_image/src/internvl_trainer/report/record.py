@@ -1,4 +1,4 @@
-"""Everything the report tells, read from what the stages left in storage. What is not there yet is left out."""
+"""The data of the report, read from the stages' results in storage. Missing stages are left out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from internvl_api.publish_condition import ConditionError, Figures, holds
 from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, read_manifest
-from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.pipeline import stages_of
-
-METRICS = "metrics.jsonl"
-PREFLIGHT = "preflight.json"
+from internvl_trainer.artifacts.manifest import Manifest, ManifestError, read_manifest
+from internvl_trainer.artifacts.output_layout import JOURNAL, METRICS_FILE, PREDICTIONS, PREFLIGHT, stored_checkpoints
+from internvl_trainer.stage_store import StageStore, stages_of
 
 Row = dict[str, Any]
 """A line of metrics.jsonl, or of a predictions file."""
@@ -27,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the publishing condition; `met` is None while it cannot be told."""
+    """The result of the publishing condition; `met` is None while it is unknown."""
 
     condition: str
     met: bool | None
@@ -56,7 +52,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its stages left it.
+    """The stored results of a run.
 
     Attributes:
         steps: rows of metrics.jsonl; those up to the newest checkpoint while training has not ended.
@@ -97,36 +93,29 @@ class Record:
         return [(row["step"], row["validation_loss"]) for row in self.steps if "validation_loss" in row]
 
 
-def read_record(config: RunConfig, storage: Storage) -> Record:
-    """What there is of this run under its output; stages of another run count as not there."""
-    # The report is a part of what publishing publishes, so that stage is never over while it is written.
-    manifests = {stage: finished(stage, config, storage) for stage in stages_of(config) if stage != "publish"}
+def read_record(stages: StageStore) -> Record:
+    """This run's results under its output; stages of another run are ignored."""
+    # The report is one of the published files, so publish is never done while it is written.
+    config = stages.config
+    shown = [stage for stage in stages_of(config) if stage != "publish"]
+    manifests: dict[StageName, Manifest | None] = {stage: stages.find(stage) for stage in shown}
     before, after = (_figures(manifests.get(stage)) for stage in ("baseline-evaluate", "evaluate"))
     return Record(
         config=config,
-        steps=_read_steps(config, storage, manifests["train"]),
+        steps=_read_steps(stages, manifests["train"]),
         trained=manifests["train"],
         baseline=before.baseline,
         final=after.final,
         predictions={
             task: (
-                _read_predictions("baseline-evaluate", task, storage, manifests.get("baseline-evaluate")),
-                _read_predictions("evaluate", task, storage, manifests.get("evaluate")),
+                _read_predictions(stages, "baseline-evaluate", task, manifests.get("baseline-evaluate")),
+                _read_predictions(stages, "evaluate", task, manifests.get("evaluate")),
             )
             for task in config.evaluation.tasks
         },
-        preflight=_read_preflight(storage),
+        preflight=_read_preflight(stages),
         stages=list(_ends(manifests)),
     )
-
-
-def finished(stage: StageName, config: RunConfig, storage: Storage) -> Manifest | None:
-    """The manifest of a stage that is done for this very configuration."""
-    try:
-        manifest = read_manifest(storage, stage_folder(stage))
-    except ManifestError:
-        return None
-    return manifest if manifest is not None and manifest.fingerprint == fingerprint(config, stage) else None
 
 
 def read_lines(data: bytes) -> list[Row]:
@@ -138,35 +127,34 @@ def _figures(manifest: Manifest | None) -> EvaluationStatus:
     return EvaluationStatus.model_validate((manifest.extra.get("evaluation") if manifest else None) or {})
 
 
-def _read_steps(config: RunConfig, storage: Storage, trained: Manifest | None) -> list[Row]:
-    """Of the train stage, else of the newest checkpoint of this run."""
+def _read_steps(stages: StageStore, trained: Manifest | None) -> list[Row]:
+    """The rows of the train stage, else of the newest checkpoint of this run."""
+    storage = stages.storage
     if trained is not None:
-        return read_lines(storage.read(f"{stage_folder('train')}/{METRICS}"))
-    keys = [file.key for file in storage.list("checkpoints/") if file.key.endswith(f"/{MANIFEST}")]
-    for key in sorted(keys, reverse=True):
-        folder = key.removesuffix(f"/{MANIFEST}")
+        return read_lines(storage.read(stages.key("train", METRICS_FILE)))
+    for folder in stored_checkpoints(storage):
         try:
             manifest = read_manifest(storage, folder)
         except ManifestError:
             continue
-        if manifest is not None and manifest.fingerprint == fingerprint(config):
-            return read_lines(storage.read(f"{folder}/journal/{METRICS}"))
+        if manifest is not None and manifest.fingerprint == stages.fingerprint("train"):
+            return read_lines(storage.read(f"{folder}/{JOURNAL}/{METRICS_FILE}"))
     return []
 
 
-def _read_predictions(stage: str, task: str, storage: Storage, manifest: Manifest | None) -> list[Row] | None:
-    name = f"predictions/{task}.jsonl"
+def _read_predictions(stages: StageStore, stage: StageName, task: str, manifest: Manifest | None) -> list[Row] | None:
+    name = f"{PREDICTIONS}/{task}.jsonl"
     if manifest is None or name not in {file.path for file in manifest.files}:
         return None
-    return read_lines(storage.read(f"{stage_folder(stage)}/{name}"))
+    return read_lines(stages.storage.read(stages.key(stage, name)))
 
 
-def _read_preflight(storage: Storage) -> dict[str, Any] | None:
-    """Also of a preflight that refused the rows: its findings are what a person wants to see."""
-    key = f"{stage_folder('preflight')}/{PREFLIGHT}"
-    if storage.stat(key) is None:
+def _read_preflight(stages: StageStore) -> dict[str, Any] | None:
+    """preflight.json, also of a preflight that refused the rows: its findings are what a person wants to see."""
+    key = stages.key("preflight", PREFLIGHT)
+    if stages.storage.stat(key) is None:
         return None
-    document: dict[str, Any] = json.loads(storage.read(key))
+    document: dict[str, Any] = json.loads(stages.storage.read(key))
     return document
 
 

@@ -82,7 +82,7 @@ def thumbnail(root: str, relative: str, read_media: OpenMedia) -> str:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The data as an address that needs no network."""
+    """The data as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -138,7 +138,7 @@ def _sample(before: Row | None, after: Row | None, why: str, task: EvaluationTas
 
 
 def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, str | None]:
-    """The first picture of a row, or why it cannot be shown: a report is worth having without it."""
+    """The first picture of a row as a data URI, or the reason why it cannot be shown."""
     paths = images_of(row)
     if not paths:
         return None, None
@@ -150,6 +150,6 @@ def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, st
 
 
 def _text(value: Any) -> str:
-    """What a model said, control characters made visible: an untrained one says many."""
+    """A model's answer with control characters made visible."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.translate(_VISIBLE)

@@ -1,15 +1,14 @@
 """Resumable state in object storage: safetensors only, independent of world size and ZeRO stage.
 
-`checkpoints/step-00000020/` holds, for each rank, files with the ranges of the parameters that the rank owned (fp32
-weights and Adam moments), the journal of all steps so far, and a manifest, written last, that says which range is in
-which file. Nothing else is state: the order of the data, dropout and augmentation are functions of seed and position,
-and frozen weights come from the base model.
+`checkpoints/step-00000020/` holds files of each rank with the parameter ranges that it owned (fp32 weights and Adam
+moments), the metrics log of all steps so far, and a manifest, written last, that maps ranges to files. Nothing else is
+state: data order, dropout and augmentation are functions of seed and position, and frozen weights come from the base
+model.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from internvl_trainer.artifacts.manifest import (
-    MANIFEST,
     Manifest,
     ManifestError,
     ManifestFile,
@@ -37,10 +35,17 @@ from internvl_trainer.artifacts.manifest import (
     read_manifest,
     upload_files,
 )
+from internvl_trainer.artifacts.output_layout import (
+    CHECKPOINT_KEY,
+    CHECKPOINTS,
+    JOURNAL,
+    checkpoint_folder,
+    stored_checkpoints,
+)
 from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
-from internvl_trainer.train.state import (
+from internvl_trainer.train.optimizer_shards import (
     KINDS,
     Fragment,
     local_fragments,
@@ -51,53 +56,44 @@ from internvl_trainer.train.state import (
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-JOURNAL = "journal"
-_NAME = re.compile(rf"^{FOLDER}/step-(\d+)/")
-_FILE_BYTES = 2 << 30  # so much is held in memory and on the scratch disk at a time
+_FILE_BYTES = 2 << 30  # held in memory and on the scratch disk at a time
 
-# Which range of which parameter is in a file: file to parameter to [start, length].
+# The parameter ranges in each file: file to parameter to [start, length].
 Layout = dict[str, dict[str, list[int]]]
 
 
-def stored_folders(storage: Storage) -> list[str]:
-    """Checkpoints that have a manifest, newest first."""
-    keys = (file.key for file in storage.list(f"{FOLDER}/") if file.key.endswith(f"/{MANIFEST}"))
-    return sorted((key.removesuffix(f"/{MANIFEST}") for key in keys if _NAME.match(key)), reverse=True)
-
-
 class Checkpoints:
-    """The checkpoints of one run. Every method is called by all ranks together."""
+    """The checkpoints of one run. All ranks call every method together."""
 
     def __init__(self, storage: Storage, group: Group, *, fingerprint: str, keep: int) -> None:
         self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
         self.newest: CheckpointStatus | None = None
         self.newest_bytes = 0
 
-    def save(self, engine: Any, step: int, journal: dict[str, Path]) -> None:
-        """Store the state after `step` steps; when this returns, the checkpoint is verified and counts.
+    def save(self, engine: Any, step: int, log: dict[str, Path]) -> None:
+        """Store the state after `step` steps; when this returns, the checkpoint is complete and verified.
 
-        Each rank writes what it owns; rank 0 adds the journal and, after all are done, the manifest.
+        Each rank writes what it owns; rank 0 adds the files of the metrics log and, after all are done, the manifest.
         """
-        folder = _folder(step)
+        folder = checkpoint_folder(step)
         if self._group.leads:
-            persistently(discard)(self._storage, folder)  # what an attempt left that was killed here
+            persistently(discard)(self._storage, folder)  # left by an attempt that was killed while it saved
         self._group.barrier()
         files, layout = self._store_fragments(folder, local_fragments(engine, self._group.rank))
         if self._group.leads:
-            files += self._upload(folder, {f"{JOURNAL}/{name}": path for name, path in journal.items()})
+            files += self._upload(folder, {f"{JOURNAL}/{name}": path for name, path in log.items()})
         shares = self._group.gather({"files": [asdict(file) for file in files], "layout": layout})
         if self._group.leads:
             persistently(self._finish)(folder, step, shares, trainable_shapes(engine))
         self._group.barrier()
 
     def restore(self, engine: Any, scratch: Path) -> int:
-        """Load the newest checkpoint that verifies; the step it was made after, 0 when there is none.
+        """Load the newest intact checkpoint; its step, or 0 when there is none.
 
-        `scratch` receives the journal (as `scratch`/journal, on rank 0). A broken checkpoint is skipped with a
+        `scratch`/journal receives the metrics log, on rank 0. A broken checkpoint is skipped with a
         warning that names it.
         """
-        for folder in self._group.first(stored_folders(self._storage) if self._group.leads else None):
+        for folder in self._group.first(stored_checkpoints(self._storage) if self._group.leads else None):
             if (step := self._restore_one(engine, folder, scratch)) is not None:
                 return step
         return 0
@@ -144,15 +140,19 @@ class Checkpoints:
         )
 
     def _prune(self) -> None:
-        """Delete what is older than the newest `keep`, and what killed attempts left between."""
-        kept = stored_folders(self._storage)[: self._keep]
-        found = {match[0].rstrip("/") for file in self._storage.list(f"{FOLDER}/") if (match := _NAME.match(file.key))}
+        """Delete checkpoints older than the newest `keep`, and partial ones of killed attempts."""
+        kept = stored_checkpoints(self._storage)[: self._keep]
+        found = {
+            match[0].rstrip("/")
+            for file in self._storage.list(f"{CHECKPOINTS}/")
+            if (match := CHECKPOINT_KEY.match(file.key))
+        }
         for folder in sorted(found):
             if folder not in kept and folder < kept[0]:
                 discard(self._storage, folder)
 
     def _restore_one(self, engine: Any, folder: str, scratch: Path) -> int | None:
-        """The step of `folder`'s checkpoint, loaded; None when it is broken for any rank."""
+        """Load the checkpoint in `folder`; its step, or None when it is broken for any rank."""
         manifest = None
         target = scratch / f"restore-{self._group.rank}"
         fragments = local_fragments(engine, self._group.rank)
@@ -175,7 +175,7 @@ class Checkpoints:
         return step
 
     def _fetch(self, folder: str, fragments: list[Fragment], shapes: dict[str, list[int]], target: Path) -> Manifest:
-        """Download what this rank needs of a checkpoint, checked; together, the ranks check every file."""
+        """Download and check the files that this rank needs; together the ranks check every file."""
         manifest = read_manifest(self._storage, folder)
         if manifest is None:
             raise ManifestError("CheckpointBroken", f"{folder} lost its manifest")
@@ -215,7 +215,7 @@ class Overlap(NamedTuple):
 
 
 def _overlaps(part: Fragment, layout: Layout) -> Iterator[Overlap]:
-    """The pieces of stored files that make up a fragment; they may come from a world of another size."""
+    """The pieces of stored files that make up a fragment; the files may come from another world size."""
     for file, ranges in layout.items():
         if part.name not in ranges:
             continue
@@ -239,7 +239,7 @@ def _load(fragments: list[Fragment], layout: Layout, folder: Path) -> None:
 
 
 def _batches(fragments: list[Fragment]) -> Iterator[list[Fragment]]:
-    """Runs of fragments of about _FILE_BYTES; never an empty one."""
+    """Consecutive fragments of about _FILE_BYTES together; no batch is empty."""
     batch: list[Fragment] = []
     size = 0
     for fragment in fragments:
@@ -250,7 +250,3 @@ def _batches(fragments: list[Fragment]) -> Iterator[list[Fragment]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _folder(step: int) -> str:
-    return f"{FOLDER}/step-{step:08d}"

@@ -1,4 +1,4 @@
-"""RunConfig to DeepSpeed's configuration, equal to upstream's published JSON files where they say something."""
+"""DeepSpeed's configuration of a run, equal to upstream's published JSON files in every field they set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ALLOCATED_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """What deepspeed.initialize gets. The optimizer and the learning rate are ours, so neither is in it.
+    """The configuration for deepspeed.initialize, without optimizer and learning rate, which are ours.
 
     `training.deepspeed` is merged over it, object by object.
     """
@@ -65,7 +65,7 @@ def fit_buckets(settings: dict[str, Any], trainable: int) -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, objects merged key by key."""
+    """`under` with the values of `over`; nested objects are merged key by key."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)

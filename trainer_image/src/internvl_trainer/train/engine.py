@@ -13,7 +13,7 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
-from internvl_trainer.train.state import begin_optimizer_state
+from internvl_trainer.train.optimizer_shards import begin_optimizer_state
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[str, Any]], group: Group) -> Any:
@@ -40,7 +40,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[st
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: bool) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (norms, biases, layer scales) do not. Upstream decays all of them."""
+    """The optimizer's groups: matrices decay; vectors (norms, biases) decay only with `decay_all`, as upstream."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
@@ -54,7 +54,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: 
 def run_backward(
     engine: Any, window: Window, weights: Sequence[float], config: RunConfig, group: Group, step: int
 ) -> float:
-    """Gradients of one optimizer step, up to its last micro-batch; this rank's weighted sum of token losses.
+    """Compute the gradients of one optimizer step; this rank's weighted sum of token losses.
 
     `weights` are the sums of loss weights of each micro-batch over all ranks.
     """
@@ -67,14 +67,14 @@ def run_backward(
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)
         total += float(output.loss_sum.detach())
         if number < last:
-            engine.step()  # only counts; the caller takes the step that updates weights
+            engine.step()  # counts the micro-batch; the caller's step updates the weights
     return total
 
 
 def loss_shares(own: Sequence[float], everywhere: Sequence[float], world_size: int, config: RunConfig) -> list[float]:
-    """What to multiply each micro-batch's weighted SUM of token losses with.
+    """The factor of each micro-batch's weighted SUM of token losses.
 
-    A token counts by its weight, whatever micro-batch it is in: the divisor is the sum of weights in the whole step
+    A token counts by its weight in any micro-batch: the divisor is the sum of weights in the whole step
     over all ranks, so that the gradients are those of one big batch. (DeepSpeed divides by the world size once more.)
     `compat: upstream` takes the mean of means instead: each micro-batch by its own weights, or, packed, by the average
     of the ranks' weights in this micro-batch (loss_reduction_all_gather).
@@ -97,16 +97,16 @@ def apply_step(engine: Any, rate: float) -> float:
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Every group has this rate, times its own `lr_scale` where it has one."""
+    """Set this rate in every group, times the group's `lr_scale` where it has one."""
     for group in groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Dropout and drop path of a micro-batch depend on its place in the run alone: not on attempts, not on ranks."""
+    """Seed dropout and drop path by the micro-batch's place in the run, so that attempts and world sizes agree."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the model is."""
+    """The batch on the model's device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

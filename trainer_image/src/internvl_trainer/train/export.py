@@ -28,7 +28,7 @@ from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 
 
 def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group) -> Iterator[Path]:
-    """Files of the adapter, and of the other weights that learned. All ranks go through it; rank 0 gets the files."""
+    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it."""
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
@@ -41,9 +41,9 @@ def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group)
 def export_model(
     engine: Any, loaded: LoadedModel, base: Path, directory: Path, config: RunConfig, group: Group
 ) -> Iterator[Path]:
-    """Files of a model directory like the base's: the same shards with new weights, all other files carried over.
+    """Write a model directory like the base's: the same shards with new weights, all other files copied.
 
-    All ranks go through it; rank 0 gets each file when it is whole, and may delete it. About a shard is in memory.
+    All ranks iterate over it; rank 0 gets each complete file and may delete it. About one shard is in memory.
     """
     tensors = _native_names(full_tensors(engine, group, only_trainable=False))
     if not group.leads:
@@ -66,7 +66,7 @@ def export_model(
 def export_retrieval_model(
     engine: Any, loaded: LoadedRetrievalModel, base: Path, directory: Path, group: Group
 ) -> Iterator[Path]:
-    """The same for a retrieval model, whose format is always upstream's."""
+    """Like export_model, for a retrieval model, whose format is always upstream's."""
     tensors = full_tensors(engine, group, only_trainable=False)
     if not group.leads:
         for _ in tensors:
@@ -98,7 +98,7 @@ def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator
 
 
 def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Under the plain native model's names; tensors of adapters are left out."""
+    """The tensors under the native model's names, without those of adapters."""
     for name, tensor in tensors:
         if (native := native_name(name)) is not None:
             yield native, tensor
@@ -117,7 +117,7 @@ def _carry_over(base: Path, directory: Path) -> None:
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> Iterator[Path]:
-    """Each tensor into the file that holds it in the base, written when its last tensor has come."""
+    """Write each tensor into the file that holds it in the base; yields a file when its last tensor is there."""
     files = {entry.name: entry.file.name for entry in list_tensors(base)}
     waiting: dict[str, set[str]] = defaultdict(set)
     for name, file in files.items():

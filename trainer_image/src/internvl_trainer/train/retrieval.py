@@ -9,7 +9,6 @@ from internvl_api.run_config import RunConfig
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.datasets import read_bad_lines
 from internvl_trainer.data.pairs import (
     OpenPairs,
@@ -22,13 +21,13 @@ from internvl_trainer.data.pairs import (
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
-from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.retrieval.layer_decay import LayerDecay, describe_groups, layer_groups
 from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.retrieval.methods import apply_retrieval_method
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.run_context import GroupContext
+from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.export import export_adapter, export_retrieval_model
-from internvl_trainer.train.parts import Export, Parts, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,9 @@ logger = logging.getLogger(__name__)
 _LISTED = 20  # parameters that are named in the log one by one
 
 
-def retrieval_parts(config: RunConfig, base: Path, group: Group, storage: Storage, reporter: Reporter) -> Parts:
-    """Load the model, choose what learns, read the pairs. Raises UserError for what the user must mend."""
+def retrieval_components(context: GroupContext, base: Path) -> Components:
+    """Load the model, choose what learns, read the pairs. Raises UserError for what the user must correct."""
+    config, group, reporter = context.config, context.group, context.reporter
     training = config.training
     reporter.doing("loading the model")
     loaded = load_retrieval_model(
@@ -59,10 +59,10 @@ def retrieval_parts(config: RunConfig, base: Path, group: Group, storage: Storag
         logger.info("learning rates after the warm-up:\n%s", describe_groups(groups, training.learning_rate))
     reporter.doing("reading the pairs")
     tokenizer = read_tokenizer(base)
-    bad_lines = read_bad_lines(config, storage)
+    bad_lines = read_bad_lines(config, context.storage)
     reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
     rows = _rows(config, open_pairs(config), loaded, tokenizer, bad_lines, "spec.data.train", training.seed)
-    return Parts(
+    return Components(
         model=loaded.model,
         groups=groups,
         dataset=rows,

@@ -9,7 +9,7 @@ from internvl_api.spec import Training
 
 
 def warmup_steps(training: Training, total_steps: int) -> int:
-    """Steps of the warm-up: those the spec gives, else its part of all, rounded up."""
+    """Steps of the warm-up: warmupSteps, else warmupRatio of all steps, rounded up."""
     given = training.warmup_steps
     return math.ceil(total_steps * training.warmup_ratio) if given is None else given
 

@@ -1,7 +1,7 @@
-"""The loss on held-out rows (data.validation), taken between two steps and without a trace in the training curve.
+"""The loss on held-out rows (data.validation), taken between two steps without changing the training curve.
 
-Nothing of training's state is touched: dropout is off, no gradient is made, and the seed of dropout and drop path is
-set anew before each micro-batch of training.
+Training's state stays the same: dropout is off, there are no gradients, and each micro-batch of training sets the seed
+of dropout and drop path itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from internvl_trainer.train.engine import on_device
 
 
 class Validation:
-    """All rows of data.validation, dealt out to the ranks in batches that do not depend on how many ranks there are.
+    """All rows of data.validation, distributed over the ranks in batches that do not depend on the world size.
 
-    The loss is therefore the same for any world size: it is a sum over the same batches, added without rounding.
+    The loss is therefore the same for any world size: an exact sum over the same batches.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Validation:
     def loss(self, engine: Any, is_stopping: Callable[[], bool]) -> float | None:
         """Mean loss of a supervised token, or of a pair. All ranks call it, and get the same number.
 
-        None when any rank was asked to stop meanwhile. Raises UserError for a row that cannot be read.
+        None when any rank was stopped meanwhile. Raises UserError for a row that cannot be read.
         """
         engine.eval()
         try:
@@ -70,17 +70,17 @@ class Validation:
         return sums
 
     def _batches_of(self, rank: int) -> list[list[Position]]:
-        """What a rank has to count: every world-size-th batch."""
+        """The batches that a rank counts: every world-size-th one."""
         starts = range(rank * self._micro_batch, len(self._rows), self._group.world_size * self._micro_batch)
         last = len(self._rows)
         return [[Position(0, row) for row in range(start, min(last, start + self._micro_batch))] for start in starts]
 
     def _in_step(self, batches: list[list[Position]]) -> Iterator[list[Position]]:
-        """The same number of batches on every rank, as ZeRO-3 gathers weights in every forward: the first row fills."""
+        """The rank's batches, filled up with the first row: ZeRO-3 needs the same number of forwards on every rank."""
         yield from batches
         yield from [[Position(0, 0)]] * (self._rounds - len(batches))
 
     @property
     def _rounds(self) -> int:
-        """Forwards of each rank: those of the first, which has the most."""
+        """Forwards of each rank: as many as rank 0 has batches, which has the most."""
         return len(self._batches_of(0))

@@ -1,0 +1,59 @@
+"""Progress of downloads, by any client: counts the bytes that have arrived in the target folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_INTERVAL = 1.0  # seconds
+_listeners: list[Callable[[str], object]] = []
+
+
+@contextmanager
+def told_to(listener: Callable[[str], object]) -> Iterator[None]:
+    """Within the block, call `listener` about once a second with the progress of each download of this process."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextmanager
+def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
+    """Within the block, report how `folder` grows to `total` bytes."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.is_set():
+            _tell(uri, _size(folder), total)
+            done.wait(_INTERVAL)
+
+    thread = threading.Thread(target=follow, name="download", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tell(uri: str, arrived: int, total: int) -> None:
+    for listener in _listeners:
+        listener(f"downloading {uri}: {_text(min(arrived, total))} of {_text(total)}")
+
+
+def _text(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return total

@@ -1,0 +1,41 @@
+"""Names of what a run keeps under spec.output, and the checkpoints that are there."""
+
+from __future__ import annotations
+
+import re
+
+from internvl_trainer.artifacts.manifest import MANIFEST
+from internvl_trainer.artifacts.storage import Storage
+
+RUN_FILE = "run.json"
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_KEY = re.compile(rf"^{CHECKPOINTS}/step-(\d+)/")
+JOURNAL = "journal"
+"""A checkpoint's copy of the metrics log."""
+
+PREFLIGHT = "preflight.json"
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+PREDICTIONS = "predictions"
+SCORES = "scores.json"
+
+ARTIFACTS = "artifacts"
+EVALUATION = "evaluation.json"
+HUB_CARD = "README.hub.md"
+MODEL_CARD = "README.md"
+REPORT = "report"
+REPORT_PAGE = "index.html"
+RUN_CONFIG = "run.yaml"
+MODEL_FOLDERS = {"upstream": "model/", "hf": "model-hf/"}
+
+
+def checkpoint_folder(step: int) -> str:
+    """Where the checkpoint after `step` steps is."""
+    return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def stored_checkpoints(storage: Storage) -> list[str]:
+    """Folders of the checkpoints that have a manifest, newest first."""
+    keys = (file.key for file in storage.list(f"{CHECKPOINTS}/") if file.key.endswith(f"/{MANIFEST}"))
+    return sorted((key.removesuffix(f"/{MANIFEST}") for key in keys if CHECKPOINT_KEY.match(key)), reverse=True)

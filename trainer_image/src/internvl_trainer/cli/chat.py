@@ -1,0 +1,164 @@
+"""`internvl-trainer chat`: try a model by hand, with one question or in a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from internvl_trainer.cli.options import count
+from internvl_trainer.data.conversation import TEMPLATES, Turn
+from internvl_trainer.data.rows import IMAGE_MARK
+from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
+from internvl_trainer.distributed import prepare_environment
+from internvl_trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from internvl_trainer.model.load import LoadedModel
+
+DESCRIPTION = """\
+Ask a model about pictures: one question with --question, or a conversation on the terminal. It runs on a GPU
+where there is one, else on the processor.
+"""
+EXAMPLES = """\
+examples:
+  internvl-trainer chat --model InternVL2-2B --image photo.jpg --question "Describe the image."
+  internvl-trainer chat --model InternVL2-2B --image before.jpg --image after.jpg      asks until Ctrl-D
+  internvl-trainer chat --model InternVL2-2B --adapter artifacts/adapter --image photo.jpg
+
+The directory may be in upstream's or in transformers' format; none of its code is run. Pictures are cut into tiles as
+the model's config.json says. <image> in a question places a picture; without it they come before the first question.
+
+exit codes: 0 answered   65 the model or a picture cannot be used
+"""
+_MAX_TILES = 12  # when config.json does not say; the model cards' number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a checkpoint's directory")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="a trained adapter, put on the model")
+    parser.add_argument(
+        "--image", action="append", default=[], type=Path, metavar="FILE", help="a picture; may be given several times"
+    )
+    parser.add_argument(
+        "--question", metavar="TEXT", help="ask this and end; without it, questions are read from stdin"
+    )
+    parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
+    parser.add_argument("--max-tiles", type=count, metavar="N", help="tiles of a picture; default: the model's")
+    parser.add_argument(
+        "--max-new-tokens", type=count, default=1024, metavar="N", help="length of an answer (default: 1024)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer the question, or each line of stdin. Raises UserError for a model or picture that cannot be used."""
+    images = [read_image(path) for path in options.image]
+    prepare_environment("cuda", 1)
+    conversation = Conversation(_load(options), images, options)
+    if options.question is not None:
+        print(conversation.ask(options.question))
+        return 0
+    with suppress(KeyboardInterrupt):
+        for question in _questions(conversation.loaded):
+            try:
+                print(conversation.ask(question), flush=True)
+            except UserError as error:  # the conversation goes on
+                print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
+    return 0
+
+
+def read_image(path: Path) -> Any:
+    """A picture; raises UserError naming the file."""
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise UserError("ImageMissing", f"cannot be read: {error.strerror}; check the path", str(path)) from error
+    except ImageProblem as error:
+        raise UserError("ImageUndecodable", str(error), str(path)) from error
+
+
+@dataclass
+class Conversation:
+    """A model, its pictures and the turns so far; a refused question is not remembered."""
+
+    loaded: LoadedModel
+    images: Sequence[Any]
+    options: argparse.Namespace
+    turns: list[Turn] = field(default_factory=list)
+
+    def ask(self, question: str) -> str:
+        """The answer, which is remembered with the question."""
+        from internvl_trainer.model.answer import answer_all, make_prompt
+
+        turns = [*self.turns, Turn("human", self._with_marks(question))]
+        groups = [cut(image, self.loaded, self.options.max_tiles) for image in self.images]
+        tiles = np.concatenate(groups) if groups else None
+        template = self.options.template
+        prompt = make_prompt(self.loaded, turns, tiles, [len(group) for group in groups], template=template)
+        (text,) = answer_all(
+            self.loaded, [prompt], template=template, max_new_tokens=self.options.max_new_tokens, min_new_tokens=1
+        )
+        self.turns = [*turns, Turn("gpt", text)]
+        return text
+
+    def _with_marks(self, question: str) -> str:
+        """All pictures have their mark in the first question: where the user put them, else before it."""
+        marks = question.count(IMAGE_MARK)
+        wanted = 0 if self.turns else len(self.images)
+        if marks in (0, wanted):
+            return question if marks else f"{IMAGE_MARK}\n" * wanted + question
+        raise UserError(
+            "ImageMarkMismatch",
+            f"found {marks} {IMAGE_MARK} marks for {wanted} pictures; write one for each in the first question or none",
+            "question",
+        )
+
+
+def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
+    """(n, 3, S, S) uint8 tiles of a picture, cut as the model's config.json says."""
+    config = loaded.upstream_config or {}
+    if not config.get("dynamic_image_size", True):
+        return stack_tiles([fit_tile(image, loaded.image_size)])
+    return cut_tiles(
+        image,
+        loaded.image_size,
+        config.get("min_dynamic_patch", 1),
+        max_tiles or config.get("max_dynamic_patch", _MAX_TILES),
+        thumbnail=config.get("use_thumbnail", True),
+    )
+
+
+def _load(options: argparse.Namespace) -> LoadedModel:
+    """The model, on a GPU in bf16 where there is one, else on the CPU in fp32."""
+    import torch
+
+    from internvl_trainer.model.load import load_chat_model
+    from internvl_trainer.model.trained_weights import load_trained
+
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    loaded = load_chat_model(options.model, dtype=dtype)
+    if options.adapter is not None:
+        load_trained(loaded.model, options.adapter)
+    loaded.model.to(device).eval()
+    return loaded
+
+
+def _questions(loaded: LoadedModel) -> Iterator[str]:
+    """Lines of stdin that are not blank, until its end; a person is shown a prompt."""
+    is_person = sys.stdin.isatty()
+    if is_person:
+        print(f"{loaded.kind} model, template {loaded.template}. Ask; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            question = input("> " if is_person else "").strip()
+        except EOFError:
+            return
+        if question:
+            yield question

@@ -1,0 +1,253 @@
+"""`internvl-trainer inspect`: each row's tokens, labels and tiles as the model sees them; optionally its loss."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from internvl_trainer.data.conversation import IGNORED, IMAGE_CONTEXT, TEMPLATES
+from internvl_trainer.data.dataset import DatasetDescription, RowError, Sample, SampleSettings, build_sample
+from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.rows import parse_row
+from internvl_trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from internvl_trainer.model.load import LoadedModel
+
+_LAST_POSITIONS = 16
+_LONGEST_CHARACTER = 4  # bytes in UTF-8
+_SUPERVISED, _PLAIN, _CONTEXT = ("bold green", "bold bright_green"), ("", "dim"), "cyan"
+
+
+DESCRIPTION = """\
+Show what the model sees of each row of an annotation file: its tokens, which of them are supervised (green), and its
+tiles; with --with-loss its loss too.
+"""
+EXAMPLES = """\
+examples:
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --root images --rows 5
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --with-loss --quiet
+  internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --out rows.npz       arrays for NumPy
+
+exit codes: 0 every row could be shown   1 some rows could not   65 the model or the file cannot be used
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="checkpoint directory, upstream's or native format"
+    )
+    parser.add_argument("--annotation", required=True, type=Path, metavar="FILE", help="JSONL file of rows")
+    parser.add_argument("--root", default=".", metavar="DIR", help="directory of the images and videos (default: .)")
+    parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
+    )
+    parser.add_argument("--min-tiles", type=int, default=1, metavar="N", help="tiles of an image at least (default: 1)")
+    parser.add_argument(
+        "--max-tiles", type=int, default=12, metavar="N", help="tiles of an image at most (default: 12)"
+    )
+    parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
+    parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
+    parser.add_argument(
+        "--video-frames", type=int, default=8, metavar="N", help="frames of a video, evenly spread (default: 8)"
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=8192, metavar="N", help="tokens; longer rows are cut (default: 8192)"
+    )
+    parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels to show")
+    parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32 and show the loss")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows from the start of the file (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the arrays of every row to this .npz file")
+    parser.add_argument("--quiet", action="store_true", help="do not show the tokens")
+
+
+def run(args: argparse.Namespace, console: Console | None = None) -> int:
+    """0 when every row could be shown, 1 when some could not.
+
+    Raises:
+        UserError: the model or the annotation file cannot be used.
+    """
+    console = console or Console()
+    subject = _load(args)
+    arrays: dict[str, np.ndarray] = {}
+    broken = 0
+    for number, line, outcome in _samples(args, subject):
+        if isinstance(outcome, list):
+            broken += any(finding.severity == "error" for finding in outcome)
+            for finding in outcome:
+                console.print(str(finding.at(str(args.annotation), line)), style="red", markup=False, highlight=False)
+            continue
+        values = _arrays(outcome)
+        if subject.loaded:
+            values |= _losses(subject.loaded, outcome)
+        arrays |= {f"s{number}.{key}": value for key, value in values.items()}
+        if not args.quiet:
+            console.print(_headline(number, line, outcome, values), _view(outcome, subject.tokenizer), sep="\n")
+    if args.out:
+        _save(args.out, arrays)
+        console.print(f"{len(arrays)} arrays in {args.out}", highlight=False)
+    return 1 if broken else 0
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is inspected with: settings, tokenizer, and the model where losses are wanted."""
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: SampleSettings
+    loaded: LoadedModel | None
+
+
+def _load(args: argparse.Namespace) -> _Subject:
+    from internvl_trainer.model.checkpoint_format.config import count_context_tokens
+    from internvl_trainer.model.load import describe_checkpoint, load_chat_model
+    from internvl_trainer.model.tokenizer import load_tokenizer
+
+    loaded = None
+    if args.with_loss:
+        import torch
+
+        loaded = load_chat_model(args.model, dtype=torch.float32, image_size=args.image_size)
+        loaded.model.eval()
+    architecture = describe_checkpoint(args.model)
+    image_size = args.image_size or architecture.image_size
+    settings = SampleSettings(
+        template=args.template or architecture.template,
+        image_size=image_size,
+        context_tokens=count_context_tokens(image_size, architecture.patch_size, architecture.downsample_ratio),
+        dynamic_tiles=not args.no_tiling,
+        min_tiles=args.min_tiles,
+        max_tiles=args.max_tiles,
+        thumbnail=not args.no_thumbnail,
+        min_frames=args.video_frames,
+        max_frames=args.video_frames,
+        frame_sampling="middle",
+        max_length=args.max_length,
+        compat=args.compat,
+    )
+    return _Subject(load_tokenizer(args.model), settings, loaded)
+
+
+def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int, int, Sample | list[Finding]]]:
+    """(row, line, sample or what is wrong with it)."""
+    index = RowIndex.build(args.annotation)
+    dataset = DatasetDescription(args.annotation.stem, args.root, str(args.annotation))
+    for number in range(min(len(index), args.rows or len(index))):
+        row, findings = parse_row(index[number])
+        line = index.line_number(number)
+        if row is None or any(finding.severity == "error" for finding in findings):
+            yield number, line, findings
+            continue
+        try:
+            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, _read_file)
+        except RowError as error:
+            yield number, line, error.findings
+            continue
+        sample.findings[:0] = findings
+        yield number, line, sample
+
+
+def _read_file(root: str, relative: str) -> bytes:
+    return (Path(root) / relative).read_bytes()
+
+
+def _arrays(sample: Sample) -> dict[str, np.ndarray]:
+    import torch
+
+    from internvl_trainer.model.chat_model import normalise_tiles
+
+    return {
+        "input_ids": sample.input_ids.astype(np.int32),
+        "labels": sample.labels.astype(np.int32),
+        "image_flags": sample.image_flags.astype(np.int32),
+        "pixel_values": normalise_tiles(torch.from_numpy(sample.tiles)).numpy(),
+    }
+
+
+def _losses(loaded: LoadedModel, sample: Sample) -> dict[str, np.ndarray]:
+    """The row's mean loss (nan where nothing is supervised) and the logits of its last positions."""
+    import torch
+
+    from internvl_trainer.data.collate import collate
+
+    with torch.no_grad():
+        output = loaded.model(**collate([sample], 0), return_logits=True)
+    if output.loss_sum is None or output.weight_sum is None or output.logits is None:
+        raise RuntimeError("the model gave no loss although labels were given")
+    return {
+        "loss": (output.loss_sum / output.weight_sum).numpy(),
+        "logits_last16": output.logits[0, -_LAST_POSITIONS:].numpy(),
+    }
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **_keywords(arrays))
+    except OSError as error:
+        raise UserError("OutputNotWritable", f"cannot be written: {error.strerror}", str(path)) from error
+
+
+def _keywords(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """savez takes array names as keywords; its stub gives one of its own parameters no room among them."""
+    return dict(arrays)
+
+
+def _headline(number: int, line: int, sample: Sample, values: dict[str, np.ndarray]) -> Text:
+    supervised = int((sample.labels != IGNORED).sum())
+    facts = [f"{sample.length} tokens", f"{supervised} supervised", f"{int(sample.image_flags.sum())} tiles"]
+    if "loss" in values:
+        facts.append(f"loss {float(values['loss']):.6f}")
+    text = Text(f"\nrow {number} (line {line}): {', '.join(facts)}", style="bold")
+    for finding in sample.findings:
+        text.append(f"\n{finding.reason}: {finding.message}", style="yellow")
+    return text
+
+
+def _view(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Supervised tokens in green; neighbours in two shades, to tell them apart; image tokens as a count."""
+    view = Text()
+    context = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+    tokens = zip(sample.input_ids.tolist(), (sample.labels != IGNORED).tolist(), strict=True)
+    kinds = groupby(tokens, key=lambda token: (token[0] == context, token[1]))
+    for (is_context, supervised), group in kinds:
+        ids = [token for token, _ in group]
+        if is_context:
+            view.append(f"{IMAGE_CONTEXT}×{len(ids)}", style=_CONTEXT)
+            continue
+        for shade, text in enumerate(_texts(tokenizer, ids)):
+            view.append(text, style=(_SUPERVISED if supervised else _PLAIN)[shade % 2])
+    return view
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
+    """The text of each token, or of the few tokens that are the bytes of one character."""
+    waiting: list[int] = []
+    for token in ids:
+        waiting.append(token)
+        text = _decode(tokenizer, waiting)
+        if "\ufffd" not in text or len(waiting) == _LONGEST_CHARACTER:
+            yield text
+            waiting = []
+    if waiting:
+        yield _decode(tokenizer, waiting)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """A token's own text; a space at its start, which decoding alone would drop, is kept."""
+    text = str(tokenizer.decode(ids))
+    first = str(tokenizer.convert_ids_to_tokens(ids[0]))
+    return f" {text}" if first.startswith("▁") and not text.startswith(" ") else text

@@ -1,0 +1,66 @@
+"""What several commands share: run.yaml as an option, numbers as options, and how a command reports a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from internvl_api.constants import CONFIG_PATH, ENV_DEVICE, ExitCode
+from internvl_api.run_config import RunConfig
+from pydantic import ValidationError
+
+
+class CommandError(Exception):
+    """Ends a command: the message goes to stderr, `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config."""
+    parser.add_argument(
+        "--config", type=Path, default=Path(CONFIG_PATH), metavar="RUN.YAML", help=f"the run (default: {CONFIG_PATH})"
+    )
+
+
+def load_config(path: Path) -> RunConfig:
+    """The run's configuration. Raises CommandError naming the file and every field that is wrong."""
+    try:
+        return RunConfig.load(path)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise CommandError(f"{path} cannot be used: {_explain(error)}", ExitCode.CONFIG) from error
+
+
+def on_chosen_device(config: RunConfig) -> RunConfig:
+    """The run on the device of $INTERNVL_DEVICE: `cpu` rehearses a GPU run on a machine without GPUs."""
+    chosen = os.environ.get(ENV_DEVICE, config.device)
+    if chosen not in ("cpu", config.device):
+        raise CommandError(
+            f"{ENV_DEVICE}: found {chosen!r}, expected cpu, or unset it to use the run's own device", ExitCode.CONFIG
+        )
+    if chosen != config.device:
+        print(f"{ENV_DEVICE}=cpu: training runs on the processor; the GPUs of this pod stay idle", file=sys.stderr)
+    return config.model_copy(update={"device": chosen})
+
+
+def count(text: str) -> int:
+    """The type of an option that counts things: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+    return value
+
+
+def _explain(error: Exception) -> str:
+    """One line for each wrong field of a run.yaml; the text of any other error."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    wrong = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+    if "apiVersion" in dict(wrong):
+        return "it is a manifest for Kubernetes; `internvl-trainer resolve CR.yaml > run.yaml` makes a run.yaml of it"
+    return "".join(f"\n  {field}: {message}" if field else message for field, message in wrong)

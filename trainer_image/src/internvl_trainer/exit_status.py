@@ -1,0 +1,162 @@
+"""The end of a stage: its exit code, the termination message for the operator, and one line for a person."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
+from internvl_api.status import StageName, StageResult
+
+from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
+from internvl_trainer.signals import StopRequested
+
+logger = logging.getLogger(__name__)
+
+ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
+_SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
+# Messages of gloo and NCCL when another process is gone or does not answer in time.
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "collective operation timeout",
+    "NCCL communicator was aborted",
+    "ncclRemoteError",
+)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Outcome(NamedTuple):
+    """Exit code and StageResult of one stage."""
+
+    code: int
+    result: StageResult
+
+
+def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
+    """Do a stage's work; whatever happens becomes an exit code and a StageResult."""
+    try:
+        result = work()
+    except StopRequested as stopped:
+        return Outcome(ExitCode.RESUME, _failed(stage, "Stopped", f"stopped by {stopped}; start me again", "resume"))
+    except Rejected as error:
+        return Outcome(ExitCode.REJECTED, error.result)
+    except UserError as error:
+        return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
+    except Exception as error:
+        logger.error("%s failed", stage, exc_info=True)
+        if is_peer_lost(error):
+            message = "another process of the run is gone; its own log says why. The last checkpoint is whole"
+            return Outcome(ExitCode.INTERNAL, _failed(stage, "PeerLost", message))
+        return Outcome(ExitCode.INTERNAL, _failed(stage, _fault_of(error), _first_line(error)))
+    return Outcome(ExitCode.RESUME if result.outcome == "resume" else ExitCode.OK, result)
+
+
+def leave(stage: StageName) -> NoReturn:
+    """End this process at once, with the last word of one that was asked to stop and has nothing to save."""
+    report(Outcome(ExitCode.RESUME, _failed(stage, "Stopped", "stopped; start me again", "resume")))
+    logging.shutdown()
+    os._exit(ExitCode.RESUME)
+
+
+def exit_code_of(error: UserError) -> ExitCode:
+    """Who can help: a new secret, time, or the user."""
+    if isinstance(error, AccessDenied):
+        return ExitCode.ACCESS_DENIED
+    return ExitCode.UNAVAILABLE if isinstance(error, Unavailable) else ExitCode.USER_ERROR
+
+
+def _fault_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return "DiskFull"
+    torch = sys.modules.get("torch")  # a stage that has not imported it cannot have filled a GPU
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "GpuOutOfMemory"
+    return "InternalError"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def is_peer_lost(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone, which is not this rank's fault."""
+    return any(text in str(error) for text in _PEER_LOST)
+
+
+def report(outcome: Outcome) -> None:
+    """Say it to a person (stderr) and to the operator (termination message)."""
+    result = outcome.result
+    if result.outcome == "failed":
+        print(f"{result.stage}: {result.reason}: {redact(result.message)}", file=sys.stderr, flush=True)
+    else:
+        logger.info("%s: %s: %s", result.stage, result.reason, result.message)
+    path = termination_path()
+    if path is not None:
+        path.write_bytes(termination_message(result))
+
+
+def termination_path() -> Path | None:
+    """Where the last word goes; None outside of a pod."""
+    path = Path(os.environ.get(ENV_TERMINATION_LOG, TERMINATION_MESSAGE_PATH))
+    return path if path.exists() else None
+
+
+def termination_message(result: StageResult) -> bytes:
+    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then the figures go."""
+    message = redact(result.message)
+    data = _encode(result, message)
+    while len(data) > TERMINATION_MESSAGE_LIMIT:
+        if not message and result.evaluation is not None:  # dozens of tasks; their figures are in storage
+            result = result.model_copy(update={"evaluation": None})
+        message = message[: len(message) * 9 // 10]
+        data = _encode(result, f"{message} …")
+    return data
+
+
+def _encode(result: StageResult, message: str) -> bytes:
+    return result.model_copy(update={"message": message}).model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def redact(text: str) -> str:
+    """`text` without the credentials of this process."""
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A log line, tracebacks included, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure_logging(handler: logging.Handler | None = None) -> None:
+    """Plain lines on stderr, of one process a machine; from the others and the libraries only what is wrong."""
+    handler = handler or logging.StreamHandler()
+    local_rank = os.environ.get("LOCAL_RANK")
+    rank = f" rank {os.environ['RANK']}" if local_rank else ""
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s %(levelname)s{rank} %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("internvl_trainer").setLevel(logging.INFO if local_rank in (None, "0") else logging.WARNING)
+    # deprecations inside DeepSpeed and transformers, which users cannot change
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _failed(stage: StageName, reason: str, message: str, outcome: str = "failed") -> StageResult:
+    return StageResult.model_validate({"stage": stage, "outcome": outcome, "reason": reason, "message": message})

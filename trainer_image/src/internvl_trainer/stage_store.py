@@ -1,0 +1,152 @@
+"""What the stages of one run keep in storage: where, under which fingerprint, and whether a stage is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from internvl_api.pipeline import stage_names
+from internvl_api.run_config import RunConfig
+from internvl_api.status import StageName, StageResult
+
+from internvl_trainer.artifacts import manifest as manifests
+from internvl_trainer.artifacts.fingerprint import fingerprint, first_difference, identity
+from internvl_trainer.artifacts.manifest import Manifest, ManifestError, ManifestFile
+from internvl_trainer.artifacts.output_layout import RUN_FILE
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import UserError
+
+
+def stages_of(config: RunConfig) -> tuple[StageName, ...]:
+    """The stages of this run, in their order."""
+    return stage_names(config.method, config.evaluation, config.merge)
+
+
+def stage_key(stage: StageName, path: str = "") -> str:
+    """The storage key, under any output, of a stage's folder or of a path in it."""
+    return f"stages/{stage}/{path}" if path else f"stages/{stage}"
+
+
+class StageStore:
+    """The stages of one run under its output. A stage is done when its manifest has this run's fingerprint."""
+
+    def __init__(self, config: RunConfig, storage: Storage) -> None:
+        self.config, self.storage = config, storage
+
+    def key(self, stage: StageName, path: str = "") -> str:
+        """The storage key of a stage's folder, or of a path in it."""
+        return stage_key(stage, path)
+
+    def uri(self, stage: StageName, path: str = "") -> str:
+        """The same as a URI, for messages and results."""
+        return f"{self.storage.uri}/{self.key(stage, path)}"
+
+    def fingerprint(self, stage: StageName) -> str:
+        """The digest of what decides this stage's result."""
+        return fingerprint(self.config, stage)
+
+    def manifest(self, stage: StageName) -> Manifest | None:
+        """The manifest of a stage that is done for this configuration. Raises ManifestError for a broken one."""
+        found = manifests.read_manifest(self.storage, self.key(stage))
+        return found if found is not None and found.fingerprint == self.fingerprint(stage) else None
+
+    def find(self, stage: StageName) -> Manifest | None:
+        """The same, with None for a broken one: the stage has to be done again."""
+        try:
+            return self.manifest(stage)
+        except ManifestError:
+            return None
+
+    def has_manifest(self, stage: StageName) -> bool:
+        """Whether any run has finished this stage here, whatever its configuration."""
+        return self.storage.stat(self.key(stage, manifests.MANIFEST)) is not None
+
+    def require(self, stage: StageName) -> Manifest:
+        """The manifest of a stage that must be done. Raises UserError when it is not."""
+        found = self.manifest(stage)
+        if found is None:
+            raise UserError(
+                "StageMissing",
+                f"found no finished {stage} stage of this run under {self.storage.uri}; "
+                f"run `internvl-trainer {stage}` first",
+                "spec.output",
+            )
+        return found
+
+    def result(self, stage: StageName) -> StageResult | None:
+        """The result of an earlier attempt that finished the stage."""
+        found = self.find(stage)
+        if found is None:
+            return None
+        return StageResult(
+            stage=stage,
+            outcome="succeeded",
+            reason="AlreadyDone",
+            message=f"done at {found.created}",
+            progress=found.extra.get("progress"),
+            artifacts=found.extra.get("artifacts", {}),
+            evaluation=found.extra.get("evaluation"),
+        )
+
+    def upload(self, stage: StageName, files: Mapping[str, Path]) -> list[ManifestFile]:
+        """Store local files in the stage's folder; their entries for its manifest."""
+        return manifests.upload_files(self.storage, self.key(stage), files)
+
+    def commit(self, stage: StageName, files: list[ManifestFile], **extra: Any) -> Manifest:
+        """Write the manifest of files that are already stored; the stage is done from here on."""
+        return manifests.commit(self.storage, self.key(stage), files, self.fingerprint(stage), **extra)
+
+    def fetch(self, stage: StageName, files: Iterable[ManifestFile], target: Path) -> None:
+        """Download files of a stage into `target` and check them. Raises ManifestError for one that differs."""
+        manifests.fetch_files(self.storage, self.key(stage), files, target)
+
+    def check_sizes(self, stage: StageName, manifest: Manifest) -> None:
+        """Raises ManifestError for the first file of the stage that is absent or has another size."""
+        manifests.check_sizes(self.storage, self.key(stage), manifest)
+
+    def discard(self, stage: StageName) -> None:
+        """Delete everything that an earlier attempt left of the stage, its manifest first."""
+        manifests.discard(self.storage, self.key(stage))
+
+    def withdraw(self, stage: StageName) -> None:
+        """Delete only the manifest: the stage is no longer done, its files stay."""
+        self.storage.delete(self.key(stage, manifests.MANIFEST))
+
+    def claim_output(self) -> None:
+        """Write down whose output this is; called before the first file worth keeping is stored."""
+        document = {
+            "job": self.config.job,
+            "fingerprint": self.fingerprint("train"),
+            "identity": identity(self.config),
+        }
+        self.storage.write(RUN_FILE, json.dumps(document, indent=1, sort_keys=True).encode())
+
+    def check_output(self) -> None:
+        """Raises UserError when another run has already stored checkpoints or results here."""
+        if self.storage.stat(RUN_FILE) is None:
+            return
+        place = f"{self.storage.uri}/{RUN_FILE}"
+        try:
+            stored = json.loads(self.storage.read(RUN_FILE))
+            other, owner = stored["identity"], stored["job"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                "OutputHoldsAnotherRun",
+                f"{place} cannot be read ({error!r}); choose another output or delete that one",
+                "spec.output",
+            ) from error
+        difference = first_difference(other, identity(self.config))
+        if difference is not None:
+            field, theirs, ours = difference
+            raise UserError(
+                "OutputHoldsAnotherRun",
+                f"{self.storage.uri} holds the run of {owner}, which differs in spec.{field}: it has "
+                f"{_shown(theirs)}, this run {_shown(ours)}; choose another output, or delete that one",
+                "spec.output",
+            )
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else repr(value)

@@ -1,0 +1,1 @@
+"""The stages of a run, in one shape: `run(context) -> StageResult`."""

@@ -1,0 +1,159 @@
+"""What a chat model brings to training: conversations, adapters, and the export in the base model's format."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.artifacts.sources import open_media
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation, read_bad_lines, sample_settings
+from internvl_trainer.data.loader import Collation, PackDataset, RowDataset
+from internvl_trainer.data.packing import PackedOrder, PackLimits
+from internvl_trainer.data.row_sizes import read_row_sizes
+from internvl_trainer.data.sampler import GlobalOrder, Order
+from internvl_trainer.distributed import Group
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.adapters import Freeze, apply_method
+from internvl_trainer.model.load import LoadedModel, load_chat_model
+from internvl_trainer.model.quantize import quantize_language_model
+from internvl_trainer.run_context import GroupContext, RunContext
+from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
+from internvl_trainer.train.engine import parameter_groups
+from internvl_trainer.train.export import export_adapter, export_model
+from internvl_trainer.train.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+
+def chat_components(context: GroupContext, base: Path) -> Components:
+    """Load the chat model, add its adapters, and index the conversations."""
+    config, group, reporter = context.config, context.group, context.reporter
+    training = config.training
+    reporter.doing("loading the model")
+    loaded = load_model(config, base, group)
+    if config.lora.quantize is not None:
+        quantize_language_model(loaded.model, group.device)
+    report = apply_method(
+        loaded.model, config.method, freeze=freeze(config), lora=lora_settings(config), seed=training.seed
+    )
+    loaded.model.set_gradient_checkpointing(training.gradient_checkpointing)
+    if group.leads:
+        logger.info("%s", report)
+    reporter.doing("indexing the data")
+    rows = open_rows(context, loaded)
+    order = make_order(
+        config, rows, context.storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens
+    )
+    return Components(
+        model=loaded.model,
+        groups=parameter_groups(loaded.model, training.weight_decay, decay_all=config.data.compat == "upstream"),
+        dataset=PackDataset(rows, training.packing.max_tokens) if training.packing.enabled else rows,
+        order=order,
+        collation=Collation(
+            pad_token_id=loaded.tokenizer.pad_token_id or 0,
+            weighting=training.loss_weighting,
+            flat=loaded.attn_implementation == "flash_attention_2",
+        ),
+        validation=open_held_out(context, loaded),
+        export=_export(config, base, loaded, group),
+    )
+
+
+def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
+    if config.method == "lora":
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group)
+    return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
+
+
+def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, image_tokens: int) -> Order[Any]:
+    """The order of rows or packs, decided by the configuration and the sizes that preflight stored.
+
+    Args:
+        image_tokens: tokens of a picture, for estimated lengths where preflight has not run.
+    """
+    training, packing = config.training, config.training.packing
+    needed = packing.enabled or training.group_by_length
+    counted = read_row_sizes(config, storage) if needed else None
+    if not packing.enabled:
+        lengths = None
+        if training.group_by_length:
+            lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
+        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths)
+    if counted is None:
+        raise UserError(
+            "PreflightMissing",
+            "packing needs the sizes of rows that the preflight stage counts; run it first",
+            "spec.training.packing",
+        )
+    limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
+    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed)
+
+
+def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
+    """The base model in training's precision, partitioned from the start under ZeRO-3."""
+    return load_chat_model(
+        base,
+        dtype=weights_dtype(config),
+        image_size=config.image.tile_size,
+        drop_path_rate=config.model.drop_path_rate,
+        zero3_config=partitioning(config, group),
+    )
+
+
+def freeze(config: RunConfig) -> Freeze:
+    """The spec's freeze flags."""
+    chosen = config.training.freeze
+    return Freeze(vision=chosen.vision, projector=chosen.projector, language=chosen.language)
+
+
+def open_rows(context: RunContext, loaded: LoadedModel) -> RowDataset:
+    """The rows of an epoch, without those that preflight found bad."""
+    config = context.config
+    bad_lines = read_bad_lines(config, context.storage)
+    context.reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
+    return _rows(open_datasets(config), config, loaded, bad_lines, seed=config.training.seed)
+
+
+def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | None:
+    """Takes the loss on data.validation; None where the spec names no such rows."""
+    config = context.config
+    if not config.data.validation:
+        return None
+    rows = _rows(open_validation(config), config, loaded, read_bad_lines(config, context.storage), seed=None)
+    if len(rows) == 0:
+        raise UserError("NoRowsLeft", "no row is left to validate on", "spec.data.validation")
+    return Validation(
+        rows,
+        context.group,
+        collation=Collation(loaded.tokenizer.pad_token_id or 0),
+        micro_batch=config.training.micro_batch_size,
+        workers=config.training.data_workers,
+    )
+
+
+def _rows(
+    datasets: Sequence[OpenDataset],
+    config: RunConfig,
+    loaded: LoadedModel,
+    bad_lines: Mapping[str, Sequence[int]],
+    *,
+    seed: int | None,
+) -> RowDataset:
+    return RowDataset(
+        datasets,
+        sample_settings(
+            config,
+            template=loaded.template,
+            image_size=loaded.image_size,
+            context_tokens=loaded.context_tokens,
+        ),
+        loaded.tokenizer,
+        open_media,
+        seed=seed,
+        bad_lines=bad_lines,
+    )

@@ -1,0 +1,121 @@
+"""The metrics of every step: metrics.jsonl (full precision) and TensorBoard events.
+
+Both live in one folder that goes into every checkpoint. A resumed run starts from the checkpoint's copy, which ends at
+the checkpoint's step, so no step is ever recorded twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from internvl_api.constants import ENV_ATTEMPT
+
+from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE
+
+_VALIDATION_EVENT = "validation/loss"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step.
+
+    `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
+    `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
+    after which it was taken.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    supervised_tokens: int
+    tokens: int
+    places: int
+    samples: int
+    step_seconds: float
+    data_wait_seconds: float
+    world_size: int
+    validation_loss: float | None = None
+
+
+class MetricsLog:
+    """Appends to the files in `folder`. Each row of metrics.jsonl names the attempt that took the step."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only rank 0 needs it
+
+        self.folder = folder
+        (folder / EVENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._attempt = count_attempts(folder / METRICS_FILE)
+        self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / EVENTS_FOLDER), flush_secs=30)
+
+    def record(self, step: StepRecord) -> None:
+        """Add one step."""
+        known = {name: value for name, value in asdict(step).items() if value is not None}
+        self._metrics.write(json.dumps({**known, "attempt": self._attempt}) + "\n")
+        scalars = {
+            "train/loss": step.loss,
+            "train/learning_rate": step.learning_rate,
+            "train/gradient_norm": step.gradient_norm,
+            "train/step_seconds": step.step_seconds,
+            "train/data_wait_seconds": step.data_wait_seconds,
+            "train/tokens_per_second": step.tokens / step.step_seconds,
+            "train/packing_efficiency": step.tokens / step.places,
+        }
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step.step)
+        if step.validation_loss is not None:
+            self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the last step's row has a validation loss."""
+        return "validation_loss" in self._rows()[-1]
+
+    def add_validation(self, loss: float) -> None:
+        """Add the loss on held-out rows to the last step's row."""
+        *earlier, last = self._rows()
+        self._metrics.close()
+        path = self.folder / METRICS_FILE
+        lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, "validation_loss": loss}]]
+        path.write_text("".join(lines), encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8")
+        self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        self._metrics.flush()
+        lines = (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def files(self) -> dict[str, Path]:
+        """Relative name to path of the flushed files."""
+        self._metrics.flush()
+        self._events.flush()
+        return {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
+
+    def close(self) -> None:
+        """Close both files."""
+        self._metrics.close()
+        self._events.close()
+
+
+def count_attempts(metrics: Path) -> int:
+    """The number of this attempt: the operator's, else one more than the last row's."""
+    if said := os.environ.get(ENV_ATTEMPT):
+        return int(said)
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
+
+
+def restore_metrics_log(folder: Path, saved: Path) -> None:
+    """Replace `folder` with the checkpoint's copy, if there is one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if saved.is_dir():
+        shutil.copytree(saved, folder)
