@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from internvl_trainer.data.dataset import DatasetDescription, Sample, SampleSettings, build_sample
+from internvl_trainer.data.sample import DatasetDescription, Sample, SampleSettings, build_sample
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.tokenizer import load_tokenizer
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from golden import checkpoint, load, read_file, settings, tokenizer_of
 from internvl_trainer.data.collate import collate, collate_packs
-from internvl_trainer.data.conversation import IGNORED
-from internvl_trainer.data.dataset import DatasetDescription, Sample, build_sample
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.packing import PackedOrder, PackLimits
-from internvl_trainer.data.preflight import Checker, check_rows
+from internvl_trainer.data.row_checks import Checker, check_rows
+from internvl_trainer.data.sample import DatasetDescription, Sample, build_sample
 from internvl_trainer.data.sampler import GlobalOrder
+from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.model.chat_model import ChatModel
 from PIL import Image
 from rich.console import Console

@@ -23,8 +23,8 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.merge import TOLERANCES, merge
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.adapter_files import Adapter
+from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.model.reformat import convert_checkpoint
 from safetensors.torch import load_file, save_file
 from trainer.merge.finished import expected_weights, finish_training, golden_base, trained_adapter, whole_logits
 from trainer.merge.test_merge import BOTH, run, weights

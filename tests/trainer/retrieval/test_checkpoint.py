@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_trainer.model.checkpoint_format.files import CheckpointError, list_tensors, read_tensors
-from internvl_trainer.model.retrieval.load import load_retrieval_model
+from internvl_trainer.retrieval.load import load_retrieval_model
 from retrieval_golden import CASES, batch, checkpoint, load, save_retrieval_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import ADAMW, LOSS, assert_close
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
 from retrieval_golden import CASES, arrays, batch, load, results
 
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]

@@ -10,14 +10,20 @@ import torch
 from internvl_api.retrieval import RETRIEVAL_METRICS
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.data.captions import CAPTION_PROMPT, SUMMARIZE, encode_caption, encode_prompt, normalise_caption
-from internvl_trainer.data.retrieval_batch import pad_captions, resize_image
 from internvl_trainer.data.tiling import decode_image
 from internvl_trainer.evaluate import retrieval_answers, run
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore
-from internvl_trainer.evaluate.retrieval_scores import recall
-from internvl_trainer.model.retrieval.load import load_retrieval_model
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.retrieval.caption_text import (
+    CAPTION_PROMPT,
+    SUMMARIZE,
+    encode_caption,
+    encode_prompt,
+    normalise_caption,
+)
+from internvl_trainer.retrieval.load import load_retrieval_model
+from internvl_trainer.retrieval.pair_batch import pad_captions, resize_image
+from internvl_trainer.retrieval.recall import recall
 from internvl_trainer.signals import StopRequested
 from trainer.evaluations import predictions, run_evaluation
 from trainer.retrieval.pair_runs import pair_config, write_pairs

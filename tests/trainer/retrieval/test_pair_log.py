@@ -10,9 +10,9 @@ import torch
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Group
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.model.retrieval.methods import HEAD
 from internvl_trainer.preflight import preflight
-from internvl_trainer.train.retrieval import retrieval_parts
+from internvl_trainer.retrieval.methods import HEAD
+from internvl_trainer.retrieval.training import retrieval_parts
 from trainer.retrieval.pair_runs import pair_config
 
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from closeness import assert_close
 from internvl_api.resolve import parse_spec, resolve
-from internvl_trainer.model.retrieval.load import load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.retrieval.load import load_retrieval_model
 from ivft_cluster.paths import CHECKOUT
 from ivft_demo.checkpoint import write_retrieval_checkpoint
 from ivft_demo.photographs import write_dataset

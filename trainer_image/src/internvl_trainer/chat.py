@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvl_trainer.data.row_schema import IMAGE_MARK
+from internvl_trainer.data.tokenize import TEMPLATES, Turn
+
 from .catalogue_cli import count
-from .data.conversation import TEMPLATES, Turn
-from .data.rows import IMAGE_MARK
 from .data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
 from .distributed import prepare_environment
 from .errors import UserError
@@ -89,7 +90,7 @@ class Conversation:
 
     def ask(self, question: str) -> str:
         """The answer, which is remembered with the question."""
-        from .model.answer import answer_all, make_prompt
+        from internvl_trainer.model.greedy_answers import answer_all, make_prompt
 
         turns = [*self.turns, Turn("human", self._with_marks(question))]
         groups = [cut(image, self.loaded, self.options.max_tiles) for image in self.images]

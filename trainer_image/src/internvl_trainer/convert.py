@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert; 65 with one line on stderr where that cannot be done."""
-    from internvl_trainer.model.reformat import convert_checkpoint
+    from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 
     try:
         done = convert_checkpoint(

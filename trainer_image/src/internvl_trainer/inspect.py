@@ -13,11 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from .data.conversation import IGNORED, IMAGE_CONTEXT, TEMPLATES
-from .data.dataset import DatasetDescription, RowError, Sample, SampleSettings, build_sample
-from .data.findings import Finding
+from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.row_schema import parse_row
+from internvl_trainer.data.sample import DatasetDescription, RowError, Sample, SampleSettings, build_sample
+from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
+
 from .data.index import RowIndex
-from .data.rows import parse_row
 from .errors import UserError
 
 if TYPE_CHECKING:

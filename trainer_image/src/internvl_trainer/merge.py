@@ -31,18 +31,18 @@ from internvl_trainer.artifacts.manifest import (
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.artifacts.space import check_space, naming_full_disk
 from internvl_trainer.artifacts.storage import FolderStorage, Storage
-from internvl_trainer.data.first_row import FirstRow, first_row
+from internvl_trainer.data.reference_row import FirstRow, first_row
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format import Architecture
-from internvl_trainer.model.layerwise import layerwise_logits
+from internvl_trainer.model.convert_checkpoint import Edit, Format, write_checkpoint
+from internvl_trainer.model.exported_config import trained_config
 from internvl_trainer.model.load import Source, open_checkpoint
-from internvl_trainer.model.reformat import Edit, Format, write_checkpoint
+from internvl_trainer.model.streamed_logits import layerwise_logits
 from internvl_trainer.model.tokenizer import load_tokenizer
-from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
-from internvl_trainer.model.verify import find_wrong_tensor
+from internvl_trainer.model.verify_merge import find_wrong_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -100,7 +100,7 @@ def _check_gate(config: RunConfig, storage: Storage, result: StageResult) -> Non
 def _merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResult:
     with stop_by_exception():
         if config.model.kind == "retrieval":
-            from internvl_trainer.merge_retrieval import merge_retrieval
+            from internvl_trainer.retrieval.merge import merge_retrieval
 
             return merge_retrieval(config, storage, reporter)
         from internvl_trainer.merge import merge

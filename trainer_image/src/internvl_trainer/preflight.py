@@ -23,17 +23,17 @@ from internvl_trainer.artifacts.identity import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.dataset import DatasetDescription, SampleSettings
-from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.pair_preflight import check_captions
-from internvl_trainer.data.pairs import OpenPairs, open_pairs, open_validation_pairs
-from internvl_trainer.data.preflight import Checker, check_rows, findings_table
-from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
+from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
+from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
+from internvl_trainer.data.row_checks import Checker, check_rows, findings_table
+from internvl_trainer.data.sample import DatasetDescription, SampleSettings
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.check import check_tasks
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.retrieval.pair_checks import check_captions
+from internvl_trainer.retrieval.pair_dataset import OpenPairs, open_pairs, open_validation_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,8 +103,8 @@ def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
     """The same for a retrieval model."""
     directory = check_files(config)
 
-    from internvl_trainer.model.retrieval.load import describe_retrieval_checkpoint
     from internvl_trainer.model.tokenizer import read_tokenizer
+    from internvl_trainer.retrieval.load import describe_retrieval_checkpoint
 
     architecture = describe_retrieval_checkpoint(directory, config.image.tile_size)
     tokenizer = read_tokenizer(directory)

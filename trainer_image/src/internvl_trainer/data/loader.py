@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.collate import Weighting, collate, collate_packs
-from internvl_trainer.data.conversation import IGNORED
-from internvl_trainer.data.dataset import OpenMedia, RowError, Sample, SampleSettings, build_sample
-from internvl_trainer.data.datasets import OpenDataset, estimate_lengths
+from internvl_trainer.data.open_datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.packing import Pack
-from internvl_trainer.data.row_sizes import RowSizes
+from internvl_trainer.data.preflight_results import RowSizes
+from internvl_trainer.data.sample import OpenMedia, RowError, Sample, SampleSettings, build_sample
 from internvl_trainer.data.sampler import Position
+from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.errors import UserError
 from internvl_trainer.signals import die_with_parent
 

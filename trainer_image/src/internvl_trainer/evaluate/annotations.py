@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.rows import Row, media_path, parse_row
+from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.row_schema import Row, media_path, parse_row
 from internvl_trainer.errors import UserError
 
 _MEDIA = ("image", "video", "clip")

@@ -9,9 +9,9 @@ from functools import lru_cache
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.dataset import DatasetDescription, RowError, fetch_media
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.rows import image_fields, images_of, video_of
+from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.row_schema import image_fields, images_of, video_of
+from internvl_trainer.data.sample import DatasetDescription, RowError, fetch_media
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError

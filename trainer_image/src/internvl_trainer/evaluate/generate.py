@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.conversation import Turn
-from internvl_trainer.data.dataset import RowError, SampleSettings, read_media, settings_for
+from internvl_trainer.data.sample import RowError, SampleSettings, read_media, settings_for
+from internvl_trainer.data.tokenize import Turn
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Chunk
 from internvl_trainer.evaluate.tasks import OpenTask, with_marks
-from internvl_trainer.model.answer import Prompt, answer_all, make_prompt
+from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt
 from internvl_trainer.model.load import LoadedModel
 
 Item = TypeVar("Item")

@@ -19,18 +19,18 @@ from internvl_api.status import EvaluationStatus, StageName, StageResult
 from internvl_trainer.artifacts.identity import claim_output, fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import MANIFEST, commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.datasets import sample_settings
+from internvl_trainer.data.open_datasets import sample_settings
 from internvl_trainer.distributed import Group
 from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
-from internvl_trainer.evaluate.retrieval_answers import RetrievalAnswerer, retrieval_figures
 from internvl_trainer.evaluate.scores import score
 from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
 from internvl_trainer.evaluate.weights import Evaluated, find_trained, load_evaluated
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.retrieval.answers import RetrievalAnswerer, retrieval_figures
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
 
 logger = logging.getLogger(__name__)
 

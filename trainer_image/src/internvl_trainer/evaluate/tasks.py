@@ -11,13 +11,13 @@ from internvl_api.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
-from internvl_trainer.data.captions import CAPTION_PROMPT
-from internvl_trainer.data.dataset import DatasetDescription
-from internvl_trainer.data.retrieval import Caption, read_captions
-from internvl_trainer.data.rows import IMAGE_MARK, place_marks
+from internvl_trainer.data.row_schema import IMAGE_MARK, place_marks
+from internvl_trainer.data.sample import DatasetDescription
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question, read_questions
 from internvl_trainer.evaluate.boxes import find_box
+from internvl_trainer.retrieval.caption_files import Caption, read_captions
+from internvl_trainer.retrieval.caption_text import CAPTION_PROMPT
 
 CAPTION_BEAMS = 5
 """Of a retrieval model's captions, as upstream's evaluate_caption.py has them."""

@@ -17,8 +17,8 @@ from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 
 
 def find_trained(stage: StageName, config: RunConfig, storage: Storage) -> Manifest | None:

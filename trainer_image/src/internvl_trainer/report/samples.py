@@ -14,8 +14,8 @@ from internvl_api.gate import METRICS
 from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri
-from internvl_trainer.data.dataset import OpenMedia
-from internvl_trainer.data.rows import IMAGE_MARK, images_of, media_path
+from internvl_trainer.data.row_schema import IMAGE_MARK, images_of, media_path
+from internvl_trainer.data.sample import OpenMedia
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.record import Record, Row

@@ -12,10 +12,16 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation, read_bad_lines, sample_settings
 from internvl_trainer.data.loader import Collation, Loader, PackDataset, RowDataset
+from internvl_trainer.data.open_datasets import (
+    OpenDataset,
+    open_datasets,
+    open_validation,
+    read_bad_lines,
+    sample_settings,
+)
 from internvl_trainer.data.packing import PackedOrder, PackLimits
-from internvl_trainer.data.row_sizes import read_row_sizes
+from internvl_trainer.data.preflight_results import read_row_sizes
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
@@ -24,10 +30,10 @@ from internvl_trainer.model.adapters import Freeze, apply_method
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import check_quantization, quantize_language_model
+from internvl_trainer.retrieval.training import retrieval_parts
 from internvl_trainer.train.engine import build_engine, parameter_groups
 from internvl_trainer.train.export import export_adapter, export_model
 from internvl_trainer.train.parts import Export, Parts, lora_settings, partitioning, weights_dtype
-from internvl_trainer.train.retrieval import retrieval_parts
 from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)

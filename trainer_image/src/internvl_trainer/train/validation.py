@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from internvl_trainer.data.loader import Collate, Loader, RowDataset
-from internvl_trainer.data.pairs import PairRows
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
+from internvl_trainer.retrieval.pair_dataset import PairRows
 from internvl_trainer.train.engine import on_device
 
 

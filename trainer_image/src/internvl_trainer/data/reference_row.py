@@ -1,0 +1,79 @@
+"""A real row of the run's own data, small enough to compute on a CPU: what weights are compared on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from internvl_api.run_config import RunConfig
+from transformers import PreTrainedTokenizerBase
+
+from internvl_trainer.artifacts.sources import open_media
+from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.collate import collate
+from internvl_trainer.data.open_datasets import OpenDataset, open_datasets, read_bad_lines, sample_settings
+from internvl_trainer.data.sample import RowError, Sample, build_sample
+from internvl_trainer.data.tokenize import IMAGE_CONTEXT
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.checkpoint_format import Architecture
+
+_MOST_TOKENS, _AFTER_IMAGES = 128, 64
+_ROWS_TRIED = 1000
+
+
+@dataclass(frozen=True)
+class FirstRow:
+    """A batch of one row (see collate), and where the row is: file:line."""
+
+    batch: dict[str, torch.Tensor]
+    place: str
+
+
+def first_row(
+    config: RunConfig, storage: Storage, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
+) -> FirstRow:
+    """The first usable row of an epoch, one tile for each image, cut after 128 tokens, or 64 behind the last image.
+
+    Raises:
+        UserError: none of the first rows can be used, or the data are not there.
+    """
+    settings = sample_settings(
+        config,
+        template=architecture.template,
+        image_size=architecture.image_size,
+        context_tokens=architecture.context_tokens,
+    )
+    settings = replace(settings, min_tiles=1, max_tiles=1, thumbnail=False)
+    problem = "there is none"
+    for dataset, row in _rows(config, storage):
+        description = replace(dataset.description, max_tiles=None)
+        place = f"{description.annotation}:{dataset.index.line_number(row)}"
+        try:
+            sample = build_sample(json.loads(dataset.index[row]), description, settings, tokenizer, open_media)
+        except RowError as error:
+            problem = f"{place}: {error}"
+            continue
+        return FirstRow(_as_batch(sample, tokenizer), place)
+    raise UserError(
+        "NoRowsLeft", f"found no usable row to check the model on; the last one tried: {problem}", "spec.data"
+    )
+
+
+def _rows(config: RunConfig, storage: Storage) -> Iterator[tuple[OpenDataset, int]]:
+    bad_lines = read_bad_lines(config, storage)
+    tried = 0
+    for dataset in open_datasets(config):
+        for row in dataset.epoch_rows(bad_lines.get(dataset.description.name, ())):
+            if tried == _ROWS_TRIED:
+                return
+            tried += 1
+            yield dataset, int(row)
+
+
+def _as_batch(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    context = sample.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+    images_end = int(context.nonzero()[0][-1]) + 1 if context.any() else 0
+    kept = slice(max(_MOST_TOKENS, images_end + _AFTER_IMAGES))
+    return collate([replace(sample, input_ids=sample.input_ids[kept], labels=sample.labels[kept])], pad_token_id=0)
