@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from golden import DATASET, GOLDEN, checkpoint, read_file, settings, tokenizer_of
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, errors_of, findings_table
 from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.row_checks import Checker, check_dataset, check_row, check_rows, findings_table
-from internvl_trainer.data.sample import DatasetDescription
+from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.row_checks import Checker, check_length, check_rows
 from rich.console import Console
 
 MEDIA = GOLDEN / "data"
@@ -43,6 +44,16 @@ def checker(root: Path, **changes: object) -> Checker:
     return Checker(
         dataset, settings("Hermes-2", compat="default", **changes), open_media, tokenizer_of(checkpoint("qwen2"))
     )
+
+
+def check_row(row: object, checker: Checker, folder: Path) -> list[Finding]:
+    """Findings of one row (or of a line as it stands) without their place, which is the first line of rows.jsonl."""
+    path = folder / "rows.jsonl"
+    text = row if isinstance(row, bytes | str) else json.dumps(row)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    findings = check_rows(RowIndex.build(path), checker)
+    assert {(finding.file, finding.line) for finding in findings} <= {("rows.jsonl", 1)}
+    return [finding.at(None, None) for finding in findings]
 
 
 ROOT = "{root}"
@@ -233,9 +244,8 @@ BROKEN = [
     ("reason", "message", "row"),
     [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(BROKEN)],
 )
-def test_a_broken_row(root: Path, reason: str, message: str, row: object) -> None:
-    line = row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else json.dumps(row).encode()
-    (finding,) = check_row(line, checker(root))
+def test_a_broken_row(root: Path, tmp_path: Path, reason: str, message: str, row: object) -> None:
+    (finding,) = check_row(row, checker(root), tmp_path)
     assert (finding.reason, finding.severity) == (reason, "error")
     assert str(finding).startswith(message.replace(ROOT, str(root)))
 
@@ -257,8 +267,7 @@ def test_a_member_of_an_archive_that_cannot_be_read(tmp_path: Path, member: str,
         link = zipfile.ZipInfo("link.jpg")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    row = json.dumps({"image": member, "conversations": marked(1)}).encode()
-    (finding,) = check_row(row, checker(tmp_path / "x.zip"))
+    (finding,) = check_row({"image": member, "conversations": marked(1)}, checker(tmp_path / "x.zip"), tmp_path)
     assert (finding.reason, str(finding)) == (reason, message.replace(ROOT, str(tmp_path)))
 
 
@@ -280,10 +289,10 @@ def test_a_member_of_an_archive_that_cannot_be_read(tmp_path: Path, member: str,
         ),
     ],
 )
-def test_a_row_that_does_not_fit(root: Path, message: str, options: dict[str, object], row: object) -> None:
-    errors = [
-        found for found in check_row(json.dumps(row).encode(), checker(root, **options)) if found.severity == "error"
-    ]
+def test_a_row_that_does_not_fit(
+    root: Path, tmp_path: Path, message: str, options: dict[str, object], row: object
+) -> None:
+    errors = errors_of(check_row(row, checker(root, **options), tmp_path))
     assert [str(error) for error in errors] == [message]
 
 
@@ -314,9 +323,9 @@ def test_a_row_that_does_not_fit(root: Path, message: str, options: dict[str, ob
     ],
 )
 def test_a_row_with_a_warning_can_be_trained_on(
-    root: Path, reason: str, message: str, options: dict[str, object], row: object
+    root: Path, tmp_path: Path, reason: str, message: str, options: dict[str, object], row: object
 ) -> None:
-    (finding,) = check_row(json.dumps(row).encode(), checker(root, **options))
+    (finding,) = check_row(row, checker(root, **options), tmp_path)
     assert (finding.reason, finding.severity, str(finding)) == (reason, "warning", message)
 
 
@@ -335,23 +344,22 @@ def write_rows(folder: Path, *rows: object) -> DatasetDescription:
     return DatasetDescription("shop", str(MEDIA), str(path), length=len(rows))
 
 
+def check_all(dataset: DatasetDescription, open_media: OpenMedia, threads: int = 1) -> list[Finding]:
+    checks = Checker(dataset, settings("Hermes-2"), open_media, tokenizer_of(checkpoint("qwen2")))
+    return check_rows(RowIndex.build(dataset.annotation), checks, threads=threads)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_findings_name_file_and_line_in_order(tmp_path: Path, threads: int) -> None:
     good, bad = {"conversations": [HUMAN, GPT]}, {"image": "none.jpg", "conversations": marked(1)}
     dataset = write_rows(tmp_path, *([good] * 30), bad, *([good] * 700), bad, {"id": 1})
-    found = check_dataset(dataset, settings("Hermes-2"), read_file, threads=threads)
+    found = check_all(dataset, read_file, threads=threads)
     assert [(finding.file, finding.line, finding.reason) for finding in found] == [
         (dataset.annotation, 31, "ImageMissing"),
         (dataset.annotation, 732, "ImageMissing"),
         (dataset.annotation, 733, "ConversationsMissing"),
     ]
     assert str(found[0]) == f"{dataset.annotation}:31: image: none.jpg is not below {MEDIA}"
-
-
-def test_a_limit_stops_early(tmp_path: Path) -> None:
-    dataset = write_rows(tmp_path, *[{"id": number} for number in range(50)])
-    index = RowIndex.build(dataset.annotation)
-    assert len(check_rows(index, Checker(dataset, settings("Hermes-2"), read_file), limit=3)) == 3
 
 
 def test_an_image_of_many_rows_is_decoded_once(tmp_path: Path) -> None:
@@ -362,41 +370,17 @@ def test_an_image_of_many_rows_is_decoded_once(tmp_path: Path) -> None:
         return read_file(root, relative)
 
     dataset = write_rows(tmp_path, *[{"image": "images/wide.png", "conversations": marked(1)}] * 20)
-    assert check_dataset(dataset, settings("Hermes-2"), open_media) == []
+    assert check_all(dataset, open_media) == []
     assert opened == ["images/wide.png"]
 
 
 @pytest.mark.parametrize(
-    ("length", "text", "expected"),
-    [
-        pytest.param(
-            5,
-            '{"conversations": []}\n',
-            [
-                (
-                    "LengthMismatch",
-                    "shop.length",
-                    "length is 5, but the annotation file has 1 rows; is the file complete?",
-                )
-            ],
-            id="length",
-        ),
-        pytest.param(None, "", [("AnnotationEmpty", None, "the annotation file has no rows")], id="empty"),
-        pytest.param(
-            None, None, [("AnnotationMissing", None, "the annotation file is not there; check the path")], id="absent"
-        ),
-    ],
+    ("length", "found"), [(None, []), (3, []), (5, ["length is 5, the file has 3 rows; is it complete?"])]
 )
-def test_the_annotation_file_itself(
-    tmp_path: Path, length: int | None, text: str | None, expected: list[tuple[str, str | None, str]]
-) -> None:
-    path = tmp_path / "rows.jsonl"
-    if text is not None:
-        path.write_text(text)
-    dataset = DatasetDescription("shop", str(MEDIA), str(path), length=length)
-    found = [finding for finding in check_dataset(dataset, settings("Hermes-2"), read_file) if finding.line is None]
-    assert [(finding.reason, finding.field, finding.message) for finding in found] == expected
-    assert all(finding.file == str(path) for finding in found)
+def test_the_expected_number_of_rows(length: int | None, found: list[str]) -> None:
+    findings = check_length(DatasetDescription("shop", "/data", "rows.jsonl", length=length), 3)
+    assert [finding.message for finding in findings] == found
+    assert [str(finding) for finding in findings] == [f"rows.jsonl: length: {message}" for message in found]
 
 
 def test_a_table_for_the_terminal() -> None:

@@ -1,16 +1,17 @@
 import pytest
 from golden import checkpoint, tokenizer_of
+from internvl_trainer.data.row_schema import Role, Turn
 from internvl_trainer.data.tokenize import IGNORED, TEMPLATES, EncodedRow, encode
 
 KIND_OF = {"Hermes-2": "qwen2", "internlm2-chat": "internlm2", "phi3-chat": "phi3", "internvl2_5": "qwen2"}
 TEMPLATE_PARAMS = [pytest.param(name, id=name) for name in TEMPLATES]
 
 
-def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"from": role, "value": text} for role, text in pairs]
+def turns(*pairs: tuple[Role, str]) -> list[Turn]:
+    return [Turn(role, text) for role, text in pairs]
 
 
-def encode_for(template: str, conversation: list[dict[str, str]], **options: object) -> EncodedRow:
+def encode_for(template: str, conversation: list[Turn], **options: object) -> EncodedRow:
     tokenizer = tokenizer_of(checkpoint(KIND_OF[template]))
     return encode(conversation, tokenizer, template, context_tokens=4, **options)  # type: ignore[arg-type]
 

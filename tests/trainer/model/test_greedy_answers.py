@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden import KINDS, load, sample
-from internvl_trainer.data.tokenize import Turn
+from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt, plan_batches
 from internvl_trainer.model.load import LoadedModel
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.errors import UserError
-from internvl_trainer.retrieval.caption_files import Caption, read_captions
+from internvl_trainer.retrieval.caption_files import PairRow, read_captions
 from internvl_trainer.retrieval.caption_text import normalise_caption
 
 FLICKR = "image,caption\n1000.jpg,Two dogs, one brown, run.\n1000.jpg,Dogs.\n\n36.JPG , A man in a hat.jpg,ok\n"
@@ -21,16 +21,16 @@ def test_flickr(tmp_path: Path) -> None:
     """Commas stay in captions; blank lines count; an id is an image's."""
     found = read_captions(write(tmp_path, FLICKR), "flickr")
     assert found.findings == []
-    assert found.captions == [
-        Caption("1000.jpg", 0, "Two dogs, one brown, run.", 2),
-        Caption("1000.jpg", 0, "Dogs.", 3),
-        Caption("36.JPG", 1, "A man in a hat.jpg,ok", 5),
+    assert found.rows == [
+        PairRow("1000.jpg", 0, "Two dogs, one brown, run.", str(tmp_path / "captions"), 2),
+        PairRow("1000.jpg", 0, "Dogs.", str(tmp_path / "captions"), 3),
+        PairRow("36.JPG", 1, "A man in a hat.jpg,ok", str(tmp_path / "captions"), 5),
     ]
 
 
 def test_flickr_cn_from_windows(tmp_path: Path) -> None:
     found = read_captions(write(tmp_path, "\ufeffimage,caption\r\n1.jpg,一只狗\r\n2.jpg,两只猫\r\n"), "flickr")
-    assert [caption.text for caption in found.captions] == ["一只狗", "两只猫"]
+    assert [row.caption for row in found.rows] == ["一只狗", "两只猫"]
     assert found.findings == []
 
 
@@ -43,14 +43,14 @@ def test_coco_train_and_test_files(tmp_path: Path) -> None:
     wanted = [("val2014/a.jpg", 522418, "A dog."), ("val2014/b.jpg", 7, "A cat."), ("val2014/b.jpg", 7, "Two cats.")]
     for indent, lines in ((None, [1, 1, 1]), (1, [2, 7, 7])):
         found = read_captions(write(tmp_path, json.dumps(rows, indent=indent)), "coco")
-        assert [(each.image, each.image_id, each.text) for each in found.captions] == wanted
-        assert [each.line for each in found.captions] == lines
+        assert [(each.image, each.image_id, each.caption) for each in found.rows] == wanted
+        assert [each.line for each in found.rows] == lines
         assert found.findings == []
 
 
 def test_coco_without_ids_counts_images(tmp_path: Path) -> None:
     rows = [{"image": name, "caption": caption} for name, caption in (("b.jpg", "B"), ("a.jpg", "A"), ("b.jpg", "C"))]
-    assert [each.image_id for each in read_captions(write(tmp_path, json.dumps(rows)), "coco").captions] == [0, 1, 0]
+    assert [each.image_id for each in read_captions(write(tmp_path, json.dumps(rows)), "coco").rows] == [0, 1, 0]
 
 
 TWO = "image,caption\n1.jpg,a\n2.jpg,b\n"
@@ -106,7 +106,7 @@ def test_findings(
 
 def test_usable_rows_stay_beside_findings(tmp_path: Path) -> None:
     found = read_captions(write(tmp_path, "1.jpg,a\n2.jpg,\n3.jpg,c\n1.jpg,a\n"), "flickr")
-    assert [each.image for each in found.captions] == ["1.jpg", "3.jpg"]
+    assert [each.image for each in found.rows] == ["1.jpg", "3.jpg"]
     assert [(each.reason, each.line) for each in found.findings] == [
         ("HeaderMissing", 1),
         ("CaptionMissing", 2),

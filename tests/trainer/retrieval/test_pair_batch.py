@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from internvl_trainer.model.tokenizer import read_tokenizer
-from internvl_trainer.retrieval.caption_files import Caption
+from internvl_trainer.retrieval.caption_files import PairRow
 from internvl_trainer.retrieval.caption_text import SUMMARIZE, encode_caption, encode_prompt
 from internvl_trainer.retrieval.pair_batch import (
     augment_image,
-    build_pair,
+    build_pair_sample,
     choose_crop,
     choose_negative,
     collate_pairs,
@@ -22,7 +22,10 @@ from sentencepiece import SentencePieceProcessor
 
 CHECKPOINT = Path(__file__).parents[2] / "data" / "golden" / "checkpoints" / "internlm2"
 PHOTO = Path(__file__).parents[2] / "data" / "golden" / "data" / "images" / "photo.jpg"
-CAPTIONS = [Caption("a.jpg", 1, "Two DOGS run.", 2), Caption("b.jpg", 2, "A cat, asleep on a warm stone.", 3)]
+ROWS = [
+    PairRow("a.jpg", 1, "Two DOGS run.", "captions.txt", 2),
+    PairRow("b.jpg", 2, "A cat, asleep on a warm stone.", "captions.txt", 3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_a_batch_is_what_the_model_takes(tokenizer) -> None:
     """Texts are normalised, prompts where they belong, padding masked; a loss comes out."""
     rng = np.random.default_rng(0)
     image = Image.open(PHOTO).convert("RGB")
-    pairs = [build_pair(image, own, other, tokenizer, rng, image_size=42) for own, other in (CAPTIONS, CAPTIONS[::-1])]
+    pairs = [build_pair_sample(image, own, other, tokenizer, rng, image_size=42) for own, other in (ROWS, ROWS[::-1])]
     batch = collate_pairs(pairs)
     assert batch["pixel_values"].shape == (2, 3, 42, 42)
     assert batch["pixel_values"].dtype == torch.uint8

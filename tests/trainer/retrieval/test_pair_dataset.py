@@ -11,21 +11,21 @@ from internvl_trainer.data.loader import Failure
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.caption_text import encode_caption, normalise_caption
-from internvl_trainer.retrieval.pair_batch import Pair
-from internvl_trainer.retrieval.pair_dataset import OpenPairs, PairRows, collate_micro_batch, open_pairs
+from internvl_trainer.retrieval.pair_batch import PairSample
+from internvl_trainer.retrieval.pair_dataset import OpenPairs, PairDataset, collate_micro_batch, open_pairs
 from trainer.retrieval.pair_runs import IMAGES, pair_config
 
 
-def open_rows(folder: Path, seed: int | None = 1, *, twice: bool = False) -> tuple[list[OpenPairs], PairRows]:
+def open_rows(folder: Path, seed: int | None = 1, *, twice: bool = False) -> tuple[list[OpenPairs], PairDataset]:
     config = pair_config(folder, str(folder / "out"))
     datasets = open_pairs(config) * (2 if twice else 1)
     tokenizer = read_tokenizer(folder / "model")
-    return datasets, PairRows(datasets, tokenizer, open_media, image_size=42, max_tokens=80, seed=seed, bad_lines={})
+    return datasets, PairDataset(datasets, tokenizer, open_media, image_size=42, max_tokens=80, seed=seed, bad_lines={})
 
 
-def draw(rows: PairRows, row: int, epoch: int = 0) -> Pair:
+def draw(rows: PairDataset, row: int, epoch: int = 0) -> PairSample:
     pair = rows[Position(epoch, row)]
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PairSample)
     return pair
 
 
@@ -46,7 +46,7 @@ def test_what_is_held_out_is_the_same_in_each_epoch(tmp_path: Path) -> None:
 def test_negatives_are_captions_of_other_pictures(tmp_path: Path) -> None:
     (dataset,), rows = open_rows(tmp_path)
     tokenizer = read_tokenizer(tmp_path / "model")
-    ids = [tuple(encode_caption(tokenizer, normalise_caption(caption.text))) for caption in dataset.index]
+    ids = [tuple(encode_caption(tokenizer, normalise_caption(row.caption))) for row in dataset.index]
     for row, caption in enumerate(dataset.index):
         of_others = {text for text, other in zip(ids, dataset.index, strict=True) if other.image != caption.image}
         assert tuple(draw(rows, row).negative) in of_others

@@ -11,9 +11,9 @@ from internvl_api.retrieval import RETRIEVAL_METRICS
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.tiling import decode_image
-from internvl_trainer.evaluate import retrieval_answers, run
+from internvl_trainer.evaluate import run
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore
-from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.model.tokenizer import decode_answer, read_tokenizer
 from internvl_trainer.retrieval.caption_text import (
     CAPTION_PROMPT,
     SUMMARIZE,
@@ -134,6 +134,6 @@ def test_captions_are_searched_with_five_beams(tmp_path: Path, monkeypatch: pyte
         pixels = torch.from_numpy(resize_image(decode_image((tmp_path / "data" / name).read_bytes()), 42))[None]
         search = {"num_beams": 5, "do_sample": False, "min_new_tokens": 8, "max_new_tokens": 30}
         ids = loaded.model.eval().generate(pixels, prompt, torch.ones_like(prompt), pad_token_id=0, **search)[0]
-        assert row["prediction"] == retrieval_answers.decode_answer(tokenizer, ids.tolist()).strip()
+        assert row["prediction"] == decode_answer(tokenizer, ids.tolist()).strip()
         assert row["question"] == CAPTION_PROMPT
         assert len(tokenizer(row["prediction"], add_special_tokens=False).input_ids) >= 8

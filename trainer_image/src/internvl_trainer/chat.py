@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from internvl_trainer.data.row_schema import IMAGE_MARK
-from internvl_trainer.data.tokenize import TEMPLATES, Turn
+from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
+from internvl_trainer.data.tokenize import TEMPLATES
 
 from .catalogue_cli import count
 from .data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles

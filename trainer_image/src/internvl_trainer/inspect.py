@@ -13,9 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.row_schema import parse_row
-from internvl_trainer.data.sample import DatasetDescription, RowError, Sample, SampleSettings, build_sample
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
+from internvl_trainer.data.row_schema import parse_chat_row
+from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
 
 from .data.index import RowIndex
@@ -123,9 +124,9 @@ def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int,
     index = RowIndex.build(args.annotation)
     dataset = DatasetDescription(args.annotation.stem, args.root, str(args.annotation))
     for number in range(min(len(index), args.rows or len(index))):
-        row, findings = parse_row(index[number])
         line = index.line_number(number)
-        if row is None or any(finding.severity == "error" for finding in findings):
+        row, findings = parse_chat_row(index[number], dataset.annotation, line)
+        if row is None:
             yield number, line, findings
             continue
         try:

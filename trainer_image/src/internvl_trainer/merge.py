@@ -31,7 +31,7 @@ from internvl_trainer.artifacts.manifest import (
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.artifacts.space import check_space, naming_full_disk
 from internvl_trainer.artifacts.storage import FolderStorage, Storage
-from internvl_trainer.data.reference_row import FirstRow, first_row
+from internvl_trainer.data.reference_row import ReferenceRow, reference_row
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
@@ -103,7 +103,7 @@ def merge(config: RunConfig, storage: Storage, reporter: Reporter) -> StageResul
     discard(storage, folder)  # what a killed attempt left
     with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
         work = _prepare(config, storage, trained, Path(scratch), reporter)
-        row = first_row(config, storage, work.architecture, load_tokenizer(work.directory))
+        row = reference_row(config, storage, work.architecture, load_tokenizer(work.directory))
         formats = _formats(config, work)
         needed = check_room(storage, work.source(), Path(scratch), len(formats))
         files: list[ManifestFile] = []
@@ -136,7 +136,7 @@ def _give_memory_back() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
+def check_written(work: Work, directory: Path, row: ReferenceRow) -> Check:
     """Compare a written model with the unmerged one, by tensor and by logits. Raises UserError when they differ."""
     written = open_checkpoint(directory)
     if wrong := find_wrong_tensor(written, work.source(), work.weights):

@@ -23,11 +23,11 @@ from internvl_trainer.artifacts.identity import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import commit, discard, sha256_of, upload_files
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.diagnostics import Finding, findings_table
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
-from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
-from internvl_trainer.data.row_checks import Checker, check_rows, findings_table
-from internvl_trainer.data.sample import DatasetDescription, SampleSettings
+from internvl_trainer.data.preflight_results import REPORT, ROW_SIZES, write_row_sizes
+from internvl_trainer.data.row_checks import Checker, check_length, check_rows
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.check import check_tasks
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPORT = "preflight.json"
 _CHUNK_ROWS = 5000  # between two looks at the progress
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
@@ -203,14 +202,6 @@ def check_pairs(
     )
     found = check_length(description, len(dataset.index)) + dataset.findings + of_rows
     return sorted(found, key=lambda finding: finding.line or 0)
-
-
-def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
-    """The rows that the user counted, against those of the file."""
-    if description.length is None or description.length == rows:
-        return []
-    message = f"length is {description.length}, the file has {rows} rows; is it complete?"
-    return [Finding("LengthMismatch", message, "length", file=description.annotation)]
 
 
 def make_report(

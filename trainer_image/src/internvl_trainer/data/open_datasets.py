@@ -1,9 +1,8 @@
-"""The datasets of a run: those of the spec and of a meta JSON, their annotation files here and indexed."""
+"""The datasets of a run, from the spec and a meta JSON, with their annotation files fetched and indexed."""
 
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,29 +11,33 @@ import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
-from internvl_trainer.artifacts.identity import fingerprint, stage_folder
-from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
-from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
+from internvl_trainer.data.diagnostics import Finding
 from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.sample import DatasetDescription, SampleSettings, read_meta
+from internvl_trainer.data.row_schema import ChatRow, parse_chat_row
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
 
 VALIDATION = "validation/"
-"""Before a held-out dataset's name wherever datasets of both kinds are listed."""
+"""Prefix of a held-out dataset's name wherever datasets of both kinds are listed."""
 
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset with its rows at hand. `description.annotation` and `.root` are the user's URIs."""
+    """A dataset whose rows can be read; `description` holds the user's URIs."""
 
     description: DatasetDescription
     index: RowIndex
 
     @property
     def path(self) -> Path:
-        """Of the annotation file on this machine."""
+        """The annotation file on this machine."""
         return self.index.path
+
+    def parse_row(self, row: int) -> tuple[ChatRow | None, list[Finding]]:
+        """Row number `row` of the file, as `parse_chat_row` gives it."""
+        return parse_chat_row(self.index[row], self.description.annotation, self.index.line_number(row))
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
@@ -50,12 +53,12 @@ def open_datasets(config: RunConfig) -> list[OpenDataset]:
 
 
 def open_validation(config: RunConfig) -> list[OpenDataset]:
-    """The same for data.validation, under names that tell them from training's. Raises UserError."""
+    """Fetch and index every annotation file of data.validation, under names with the prefix VALIDATION."""
     return [_open(description, field) for description, field in describe_validation(config)]
 
 
 def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
-    """Every dataset of the spec and of the meta JSON, with the field to name in errors."""
+    """Every training dataset of the spec and of the meta JSON, each with the field to name in errors."""
     described = {
         name: (_from_spec(name, dataset), f"spec.data.train.{name}") for name, dataset in config.data.train.items()
     }
@@ -72,7 +75,7 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
 
 
 def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
-    """Every dataset of data.validation under its longer name, with the field to name in errors."""
+    """Every dataset of data.validation with its prefixed name, each with the field to name in errors."""
     return [
         (replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}"), f"spec.data.validation.{name}")
         for name, dataset in config.data.validation.items()
@@ -80,7 +83,7 @@ def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str
 
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
-    """How a row becomes a sample; what the spec leaves open comes from the checkpoint."""
+    """Settings from the spec; the arguments are the checkpoint's, for what the spec leaves open."""
     image = config.image
     return SampleSettings(
         template=config.model.template or template,
@@ -97,18 +100,6 @@ def sample_settings(config: RunConfig, *, template: str, image_size: int, contex
     )
 
 
-def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
-    """Dataset to lines that preflight told to skip; empty without `badRows: skip`."""
-    if config.data.bad_rows != "skip":
-        return {}
-    folder = stage_folder("preflight")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
-        raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
-    lines: dict[str, list[int]] = json.loads(storage.read(f"{folder}/preflight.json"))["skippedLines"]
-    return lines
-
-
 def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
     return DatasetDescription(
         name=name,
@@ -122,7 +113,7 @@ def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
 
 
 def _read_meta(uri: str) -> list[DatasetDescription]:
-    """Relative paths of a meta JSON start at its own folder."""
+    """The datasets of a meta JSON; relative paths start at its folder."""
     try:
         text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,12 +132,12 @@ def _open(description: DatasetDescription, field: str) -> OpenDataset:
     path = fetch_file(description.annotation, field=f"{field}.annotation")
     try:
         return OpenDataset(description, RowIndex.build(path))
-    except UserError as error:  # say the user's URI, not the place in the cache
+    except UserError as error:  # name the user's URI, not the path in the cache
         raise UserError(error.reason, error.message, description.annotation) from error
 
 
 def estimate_lengths(rows: Iterable[bytes], image_tokens: int) -> np.ndarray:
-    """(n,) rough tokens of raw rows: four bytes a token, and `image_tokens` where there is a picture or video."""
+    """(n,) int64 estimated tokens of raw rows: four bytes a token, plus `image_tokens` for a row with media."""
     return np.array(
         [len(row) // 4 + image_tokens * (b'"image"' in row or b'"video"' in row) for row in rows], dtype=np.int64
     )

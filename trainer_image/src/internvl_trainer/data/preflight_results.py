@@ -1,7 +1,8 @@
-"""How many tokens and tiles each row has: counted by preflight, which encodes every row anyway, read by training."""
+"""Results of the preflight stage that training reads: bad lines to skip, and the size of each row."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,22 +13,40 @@ from safetensors.numpy import load, save_file
 from internvl_trainer.artifacts.identity import fingerprint, stage_folder
 from internvl_trainer.artifacts.manifest import read_manifest
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.errors import UserError
 
+REPORT = "preflight.json"
 ROW_SIZES = "row-sizes.safetensors"
 
 RowSizes = Mapping[str, np.ndarray]
-"""Dataset to (rows, 2) int32: tokens and tiles of each row of its file that an epoch uses; 0 for a bad one."""
+"""Dataset to (rows, 2) int32 tokens and tiles of each row of its file that an epoch uses; 0 for a bad row."""
 
 
 def write_row_sizes(path: Path, sizes: RowSizes) -> None:
-    """8 bytes a row."""
+    """Write the sizes to a file, 8 bytes a row."""
     save_file(dict(sizes), path)
 
 
 def read_row_sizes(config: RunConfig, storage: Storage) -> RowSizes | None:
-    """What preflight counted for this very run; None when it has not."""
-    folder = stage_folder("preflight")
-    manifest = read_manifest(storage, folder)
-    if manifest is None or manifest.fingerprint != fingerprint(config, "preflight"):
-        return None
-    return load(storage.read(f"{folder}/{ROW_SIZES}"))
+    """The sizes that this run's preflight counted; None when it has not run."""
+    return load(storage.read(f"{stage_folder('preflight')}/{ROW_SIZES}")) if _is_done(config, storage) else None
+
+
+def read_bad_lines(config: RunConfig, storage: Storage) -> dict[str, list[int]]:
+    """Dataset to the lines that training skips; empty without `badRows: skip`.
+
+    Raises:
+        UserError: `badRows: skip` without a finished preflight.
+    """
+    if config.data.bad_rows != "skip":
+        return {}
+    if not _is_done(config, storage):
+        raise UserError("PreflightMissing", "badRows: skip needs the list of the preflight stage; run it first")
+    report = json.loads(storage.read(f"{stage_folder('preflight')}/{REPORT}"))
+    lines: dict[str, list[int]] = report["skippedLines"]
+    return lines
+
+
+def _is_done(config: RunConfig, storage: Storage) -> bool:
+    manifest = read_manifest(storage, stage_folder("preflight"))
+    return manifest is not None and manifest.fingerprint == fingerprint(config, "preflight")

@@ -1,8 +1,7 @@
-"""A real row of the run's own data, small enough to compute on a CPU: what weights are compared on."""
+"""A row of the run's own data, short enough for a CPU, on which merged weights are compared."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.collate import collate
-from internvl_trainer.data.open_datasets import OpenDataset, open_datasets, read_bad_lines, sample_settings
-from internvl_trainer.data.sample import RowError, Sample, build_sample
+from internvl_trainer.data.diagnostics import RowError, errors_of
+from internvl_trainer.data.open_datasets import OpenDataset, open_datasets, sample_settings
+from internvl_trainer.data.preflight_results import read_bad_lines
+from internvl_trainer.data.sample import Sample, build_sample
 from internvl_trainer.data.tokenize import IMAGE_CONTEXT
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import Architecture
@@ -24,20 +25,20 @@ _ROWS_TRIED = 1000
 
 
 @dataclass(frozen=True)
-class FirstRow:
-    """A batch of one row (see collate), and where the row is: file:line."""
+class ReferenceRow:
+    """A batch of one row, as `collate` makes it, and the row's file:line."""
 
     batch: dict[str, torch.Tensor]
     place: str
 
 
-def first_row(
+def reference_row(
     config: RunConfig, storage: Storage, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
-) -> FirstRow:
-    """The first usable row of an epoch, one tile for each image, cut after 128 tokens, or 64 behind the last image.
+) -> ReferenceRow:
+    """The first usable row of an epoch with one tile for each image, cut after 128 tokens or 64 after the last image.
 
     Raises:
-        UserError: none of the first rows can be used, or the data are not there.
+        UserError: none of the first 1000 rows is usable, or the data are missing.
     """
     settings = sample_settings(
         config,
@@ -50,12 +51,16 @@ def first_row(
     for dataset, row in _rows(config, storage):
         description = replace(dataset.description, max_tiles=None)
         place = f"{description.annotation}:{dataset.index.line_number(row)}"
+        content, findings = dataset.parse_row(row)
+        if content is None:
+            problem = str(errors_of(findings)[0])
+            continue
         try:
-            sample = build_sample(json.loads(dataset.index[row]), description, settings, tokenizer, open_media)
+            sample = build_sample(content, description, settings, tokenizer, open_media)
         except RowError as error:
             problem = f"{place}: {error}"
             continue
-        return FirstRow(_as_batch(sample, tokenizer), place)
+        return ReferenceRow(_as_batch(sample, tokenizer), place)
     raise UserError(
         "NoRowsLeft", f"found no usable row to check the model on; the last one tried: {problem}", "spec.data"
     )

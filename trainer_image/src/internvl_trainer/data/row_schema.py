@@ -1,26 +1,146 @@
-"""A JSONL line to a row, checked field by field; what it says about images, videos and turns. No media, no tokens."""
+"""The schema of an annotation's rows: a line of JSONL becomes a checked ChatRow, or findings with file and line.
+
+Only the text of the row is checked here. `row_checks` also decodes its media and counts its tokens.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
-from internvl_trainer.data.diagnostics import Finding
+from .diagnostics import Finding, errors_of
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
-ROLES = ("human", "gpt", "system")
 
-Row = Mapping[str, Any]
-Turns = Sequence[Mapping[str, Any]]
+Role = Literal["human", "gpt", "system"]
 
 
-def parse_row(line: bytes) -> tuple[Row | None, list[Finding]]:
-    """The row, or None when the line is no JSON object; findings of its shape either way."""
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A file that a row names.
+
+    Attributes:
+        path: below the dataset's root.
+        field: the row's field, for messages: image, image[2] or video.
+    """
+
+    path: str
+    field: str
+
+
+@dataclass(frozen=True)
+class RowMedia:
+    """The images of a row, or its video; both are empty for a text-only row.
+
+    Attributes:
+        clip: (start, end) of the video in seconds; None is the whole video.
+    """
+
+    images: tuple[MediaFile, ...] = ()
+    video: MediaFile | None = None
+    clip: tuple[float, float] | None = None
+
+    @classmethod
+    def from_fields(cls, row: Mapping[str, Any]) -> RowMedia:
+        """The media of a row whose fields are valid; an empty path or list counts as no media, as upstream has it."""
+        image, video, clip = row.get("image"), row.get("video"), row.get("clip")
+        if not image:
+            images: tuple[MediaFile, ...] = ()
+        elif isinstance(image, str):
+            images = (MediaFile(image, "image"),)
+        else:
+            images = tuple(MediaFile(path, f"image[{position}]") for position, path in enumerate(image))
+        return cls(images, MediaFile(video, "video") if video else None, (clip[0], clip[1]) if clip else None)
+
+    @property
+    def files(self) -> tuple[MediaFile, ...]:
+        """Every file, in the row's order."""
+        return self.images if self.video is None else (*self.images, self.video)
+
+    @property
+    def has_image_list(self) -> bool:
+        """Whether the row gives its images as a list."""
+        return any(image.field != "image" for image in self.images)
+
+    def image_value(self) -> str | list[str] | None:
+        """The value of the row's field `image`."""
+        paths = [image.path for image in self.images]
+        return paths if self.has_image_list else paths[0] if paths else None
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """A conversation with its media, valid by construction: `parse_chat_row` makes it.
+
+    Attributes:
+        turns: human and gpt alternate, after a system turn or none; a gpt turn may come first.
+        file, line: where the row stands; line is None where `file` names an entry of a document that is not JSONL.
+    """
+
+    turns: tuple[Turn, ...]
+    media: RowMedia
+    file: str
+    line: int | None
+
+
+def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | None, list[Finding]]:
+    """The row, or None when it has an error, and its findings with their place."""
+    row, findings = _parse_object(text)
+    if row is not None:
+        findings = [*_check_turns(row), *_check_media(row)]
+        if not errors_of(findings):
+            findings += _check_marks(_turns_of(row), RowMedia.from_fields(row))
+    placed = [finding.at(file, line) for finding in findings]
+    if row is None or errors_of(findings):
+        return None, placed
+    return ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line), placed
+
+
+def media_path(relative: str) -> str:
+    """A row's path, normalised.
+
+    Raises:
+        ValueError: the path is absolute, is a URL or leaves the dataset's root.
+    """
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or "://" in relative or "\0" in relative or not path.parts:
+        raise ValueError(f"{relative!r} leaves the dataset's root; expected a path below it")
+    return str(path)
+
+
+def place_marks(turns: Sequence[Turn], media: RowMedia, frames: int = 0) -> list[Turn]:
+    """The turns with one `<image>` mark for each image or video frame.
+
+    As upstream, the only image of a row, or its video, gets a mark before the first question when the turns have none,
+    and a video's mark becomes one line for each frame.
+    """
+    marked = list(turns)
+    mark = IMAGE_MARK if media.images else VIDEO_MARK
+    has_video = media.video is not None and not media.images
+    if (len(media.images) == 1 or has_video) and not any(mark in turn.text for turn in marked):
+        first = next((index for index, turn in enumerate(marked) if turn.role == "human"), 0)
+        marked[first] = replace(marked[first], text=f"{mark}\n{marked[first].text}")
+    if has_video:
+        lines = "\n".join(f"Frame-{number}: {IMAGE_MARK}" for number in range(1, frames + 1))
+        marked = [replace(turn, text=re.sub(rf"{VIDEO_MARK}\n?", f"{lines}\n", turn.text)) for turn in marked]
+    return marked
+
+
+def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
     try:
-        row = json.loads(line)
+        row = json.loads(text)
     except json.JSONDecodeError as error:
         return None, [Finding("InvalidJson", f"not valid JSON: {error.msg} (column {error.colno})")]
     except UnicodeDecodeError as error:
@@ -29,62 +149,11 @@ def parse_row(line: bytes) -> tuple[Row | None, list[Finding]]:
         return None, [Finding("InvalidJson", "nested too deeply to be read")]
     if not isinstance(row, dict):
         return None, [Finding("NotAnObject", f"expected a JSON object, found {_kind(row)}")]
-    findings = [*_check_turns(row), *_check_media(row)]
-    if not any(finding.severity == "error" for finding in findings):
-        findings += _check_marks(row)
-    return row, findings
+    return row, []
 
 
-def images_of(row: Row) -> list[str]:
-    """Relative paths; empty for a text-only row (upstream also takes an empty list or text for none)."""
-    image = row.get("image")
-    if not image:
-        return []
-    return [image] if isinstance(image, str) else list(image)
-
-
-def image_fields(row: Row) -> list[str]:
-    """The name of each image's field, for messages."""
-    images = images_of(row)
-    if images and isinstance(row["image"], str):
-        return ["image"]
-    return [f"image[{position}]" for position in range(len(images))]
-
-
-def video_of(row: Row) -> str | None:
-    """Relative path."""
-    return row.get("video") or None
-
-
-def media_path(relative: str) -> str:
-    """A path of a row, checked to stay inside the dataset's root.
-
-    Raises:
-        ValueError: it is absolute, a URL, or climbs out.
-    """
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "://" in relative or "\0" in relative or not path.parts:
-        raise ValueError(f"{relative!r} leaves the dataset's root; expected a path below it")
-    return str(path)
-
-
-def place_marks(row: Row, frames: int = 0) -> list[Mapping[str, Any]]:
-    """The row's turns with one `<image>` mark for each image or frame.
-
-    Upstream puts the mark of a row's only image, or of its video, before the first question when it is nowhere, and
-    turns a video's mark into one line for each frame.
-    """
-    turns = list(row["conversations"])
-    video, images = video_of(row), images_of(row)
-    mark = IMAGE_MARK if images else VIDEO_MARK
-    has_one = len(images) == 1 or (video and not images)
-    if has_one and not any(mark in turn["value"] for turn in turns):
-        first = next((index for index, turn in enumerate(turns) if turn["from"] == "human"), 0)
-        turns[first] = {**turns[first], "value": f"{mark}\n{turns[first]['value']}"}
-    if video and not images:
-        lines = "\n".join(f"Frame-{number}: {IMAGE_MARK}" for number in range(1, frames + 1))
-        turns = [{**turn, "value": re.sub(rf"{VIDEO_MARK}\n?", f"{lines}\n", turn["value"])} for turn in turns]
-    return turns
+def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    return tuple(Turn(turn["from"], turn["value"]) for turn in row["conversations"])
 
 
 def _kind(value: Any) -> str:
@@ -92,7 +161,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _check_turns(row: Row) -> Iterator[Finding]:
+def _check_turns(row: Mapping[str, Any]) -> Iterator[Finding]:
     turns = row.get("conversations")
     if "conversations" not in row:
         yield Finding("ConversationsMissing", "expected a list of turns, found nothing", "conversations")
@@ -102,7 +171,7 @@ def _check_turns(row: Row) -> Iterator[Finding]:
         yield Finding("ConversationsEmpty", "the list of turns is empty", "conversations")
     else:
         broken = [finding for position, turn in enumerate(turns) for finding in _check_turn(turn, position)]
-        yield from broken or _check_order(turns)
+        yield from broken or _check_order([turn["from"] for turn in turns])
 
 
 def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
@@ -110,7 +179,7 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
     if not isinstance(turn, dict):
         yield Finding("TurnInvalid", f"expected an object with from and value, found {_kind(turn)}", place)
         return
-    if turn.get("from") not in ROLES:
+    if turn.get("from") not in get_args(Role):
         found = f"{turn['from']!r}" if "from" in turn else "nothing"
         yield Finding("UnknownRole", f"found {found}; expected human, gpt or system", f"{place}.from")
     if not isinstance(turn.get("value"), str):
@@ -120,8 +189,7 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
         yield from _check_characters(turn["value"], f"{place}.value")
 
 
-def _check_order(turns: Turns) -> Iterator[Finding]:
-    roles = [turn["from"] for turn in turns]
+def _check_order(roles: Sequence[Role]) -> Iterator[Finding]:
     start = 1 if roles[0] == "system" else 0
     if "system" in roles[start:]:
         position = roles.index("system", start)
@@ -151,7 +219,7 @@ def _check_order(turns: Turns) -> Iterator[Finding]:
         )
 
 
-def _check_media(row: Row) -> Iterator[Finding]:
+def _check_media(row: Mapping[str, Any]) -> Iterator[Finding]:
     image, video = row.get("image"), row.get("video")
     if image is not None and not isinstance(image, str):
         if not isinstance(image, list):
@@ -166,14 +234,12 @@ def _check_media(row: Row) -> Iterator[Finding]:
         return
     if image and video:
         yield Finding("ImageAndVideo", "a row has images or a video, not both", "video")
-    yield from _check_clip(row)
-    for path, name in [*zip(images_of(row), image_fields(row), strict=True), (video, "video")]:
-        if path:
-            yield from _check_path(path, name)
+    yield from _check_clip(row.get("clip"))
+    for media in RowMedia.from_fields({"image": image, "video": video}).files:
+        yield from _check_path(media)
 
 
-def _check_clip(row: Row) -> Iterator[Finding]:
-    clip = row.get("clip")
+def _check_clip(clip: Any) -> Iterator[Finding]:
     if clip is None:
         return
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(value) in (int, float) for value in clip)
@@ -181,35 +247,35 @@ def _check_clip(row: Row) -> Iterator[Finding]:
         yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)}", "clip")
 
 
-def _check_characters(text: str, name: str) -> Iterator[Finding]:
-    """JSON can write half of a surrogate pair, which neither a tokenizer nor a file system takes."""
+def _check_characters(text: str, field: str) -> Iterator[Finding]:
+    """JSON can hold half of a surrogate pair, which neither a tokenizer nor a file system accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        yield Finding("InvalidText", f"found {half}, half of a surrogate pair; write the whole character", name)
+        yield Finding("InvalidText", f"found {half}, half of a surrogate pair; write the whole character", field)
 
 
-def _check_path(path: str, name: str) -> Iterator[Finding]:
-    yield from _check_characters(path, name)
+def _check_path(media: MediaFile) -> Iterator[Finding]:
+    yield from _check_characters(media.path, media.field)
     try:
-        media_path(path)
+        media_path(media.path)
     except ValueError as error:
-        yield Finding("PathLeavesRoot", str(error), name)
+        yield Finding("PathLeavesRoot", str(error), media.field)
 
 
-def _check_marks(row: Row) -> Iterator[Finding]:
-    """As many marks as images, counted as they are placed."""
-    turns, images, video = row["conversations"], images_of(row), video_of(row)
-    if video:
-        marks = sum(turn["value"].count(VIDEO_MARK) for turn in turns)
+def _check_marks(turns: Sequence[Turn], media: RowMedia) -> Iterator[Finding]:
+    """Every image has one mark, counted after the missing mark of a single image is placed."""
+    if media.video is not None:
+        marks = sum(turn.text.count(VIDEO_MARK) for turn in turns)
         if marks > 1:
             yield Finding("VideoMarkMismatch", f"{marks} {VIDEO_MARK} marks for 1 video", "conversations")
-    marks = sum(turn["value"].count(IMAGE_MARK) for turn in place_marks(row))
-    if marks != len(images):
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in place_marks(turns, media))
+    images = len(media.images)
+    if marks != images:
         yield Finding(
             "ImageMarkMismatch",
-            f"{marks} {IMAGE_MARK} marks for {len(images)} {'image' if len(images) == 1 else 'images'}; "
+            f"{marks} {IMAGE_MARK} marks for {images} {'image' if images == 1 else 'images'}; "
             f"expected one for each image",
             "conversations",
         )

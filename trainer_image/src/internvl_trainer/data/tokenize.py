@@ -1,20 +1,19 @@
-"""A conversation to token ids and labels, in upstream's templates.
+"""A conversation becomes token ids and labels, in upstream's templates.
 
-Ids are upstream's in every case. Labels differ from upstream's only where upstream loses supervision: with
-compat="upstream" a row whose turns do not add up to the whole (always so for phi3-chat with two turns or more) is not
-supervised at all.
+Ids always equal upstream's. Labels differ only where upstream loses supervision: with compat="upstream", a row whose
+pieces do not add up to the length of the whole text is not supervised (always so for phi3-chat with two turns or more).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from internvl_trainer.data.diagnostics import Finding, Severity
-from internvl_trainer.data.row_schema import IMAGE_MARK
+from internvl_trainer.data.row_schema import IMAGE_MARK, Role, Turn
 from internvl_trainer.data.upstream_labels import label_like_upstream
 
 if TYPE_CHECKING:
@@ -33,7 +32,12 @@ _SYSTEM_2_5 = (
 
 @dataclass(frozen=True)
 class Template:
-    """How turns become text. `by_turn` templates are tokenized turn by turn, the others as one text."""
+    """How turns become text: each turn is its opening, its text and `end`.
+
+    Attributes:
+        system, user, assistant: openings of turns.
+        by_turn: each turn is tokenized alone, instead of the whole text at once.
+    """
 
     name: str
     system_message: str
@@ -43,7 +47,8 @@ class Template:
     end: str
     by_turn: bool = False
 
-    def open_turn(self, role: str) -> str:
+    def open_turn(self, role: Role) -> str:
+        """The text before a turn's own."""
         return {"system": self.system, "human": self.user, "gpt": self.assistant}[role]
 
 
@@ -63,17 +68,9 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-@dataclass(frozen=True)
-class Turn:
-    """role is system, human or gpt."""
-
-    role: str
-    text: str
-
-
 @dataclass
 class EncodedRow:
-    """input_ids, labels: (L,) int64, unshifted; labels are -100 where nothing is supervised."""
+    """(L,) int64 ids and unshifted labels of one row; labels are -100 where nothing is supervised."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -86,19 +83,19 @@ class EncodedRow:
 
 
 def image_tokens(tiles: int, context_tokens: int) -> str:
-    """What one `<image>` mark becomes."""
+    """The text that replaces one `<image>` mark."""
     return f"{IMAGE_START}{IMAGE_CONTEXT * (tiles * context_tokens)}{IMAGE_END}"
 
 
 def with_system_turn(turns: Sequence[Turn], template: Template) -> list[Turn]:
-    """The row's own system turn, or the template's."""
+    """The turns with a system turn first: the row's own, else the template's."""
     if turns and turns[0].role == "system":
         return list(turns)
     return [Turn("system", template.system_message), *turns]
 
 
 def encode(
-    conversations: Sequence[Mapping[str, Any]],
+    turns: Sequence[Turn],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     tiles_per_image: Sequence[int] = (),
@@ -106,72 +103,25 @@ def encode(
     compat: str = "default",
     max_length: int | None = None,
 ) -> EncodedRow:
-    """Ids and labels of one row whose shape preflight's checks accept.
+    """Ids and labels of one conversation.
 
     Args:
-        conversations: [{from: human|gpt|system, value}], alternating, a system turn first or not at all.
         tiles_per_image: tiles of each image, in the order of the `<image>` marks; empty for a text-only row, whose
-            marks stay as they are (as upstream leaves them).
+            marks stay text, as upstream leaves them.
         context_tokens: `<IMG_CONTEXT>` tokens for each tile.
-        max_length: longer rows are cut at the end (finding RowTruncated).
+        max_length: tokens; a longer row is cut at the end (finding RowTruncated).
     """
     style = TEMPLATES[template]
-    turns = [Turn(turn["from"], turn["value"]) for turn in conversations]
     turns = with_system_turn(_skip_leading_answer(turns), style)
-    compact = compat != "upstream" and _is_compact(turns)
-    turns = _place_images(
-        turns, [1] * len(tiles_per_image) if compact else tiles_per_image, 1 if compact else context_tokens
-    )
+    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=compat != "upstream")
+    turns = images.place(turns)
     if style.by_turn:
         ids, labels = _encode_by_turn(turns, tokenizer, style)
     else:
         ids, labels = _encode_as_one(turns, tokenizer, style)
         if compat == "upstream":
             labels = label_like_upstream(_render(turns, style), ids, tokenizer, style, max_length)
-    if compact:
-        counts = [tiles * context_tokens for tiles in tiles_per_image]
-        ids, labels = _repeat_context(ids, labels, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), counts)
-    return _finish(ids, labels, max_length, compat)
-
-
-def _is_compact(turns: Sequence[Turn]) -> bool:
-    """A tokenizer takes thousands of equal context tokens one by one: it is given one for each image, repeated later.
-
-    Not where a text has such a token of its own.
-    """
-    return not any(IMAGE_CONTEXT in turn.text for turn in turns)
-
-
-def _repeat_context(
-    ids: np.ndarray, labels: np.ndarray, context_id: int, counts: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's one context token, repeated as often as the image has context tokens."""
-    repeats = np.ones(len(ids), np.int64)
-    places = np.flatnonzero(ids == context_id)
-    repeats[places] = counts[: len(places)]
-    return np.repeat(ids, repeats), np.repeat(labels, repeats)
-
-
-def _skip_leading_answer(turns: list[Turn]) -> list[Turn]:
-    """Upstream drops an answer that no question precedes."""
-    return turns[1:] if turns and turns[0].role == "gpt" else turns
-
-
-def _place_images(turns: list[Turn], tiles_per_image: Sequence[int], context_tokens: int) -> list[Turn]:
-    """`<image>` marks become image tokens, one for each image, from the first mark on."""
-    remaining = list(tiles_per_image)
-    placed = []
-    for turn in turns:
-        first, *rest = turn.text.split(IMAGE_MARK)
-        text = first
-        for piece in rest:
-            text += (image_tokens(remaining.pop(0), context_tokens) if remaining else IMAGE_MARK) + piece
-        placed.append(Turn(turn.role, text))
-    return placed
-
-
-def _render(turns: Sequence[Turn], template: Template) -> str:
-    return "".join(template.open_turn(turn.role) + turn.text + template.end for turn in turns)
+    return _finish(images.expand(ids, ids, tokenizer), images.expand(labels, ids, tokenizer), max_length, compat)
 
 
 def encode_prompt(
@@ -181,23 +131,75 @@ def encode_prompt(
     tiles_per_image: Sequence[int] = (),
     context_tokens: int = 256,
 ) -> np.ndarray:
-    """(L,) ids of the text that asks for an answer: the turns so far, then the assistant's mark."""
+    """(L,) int64 ids of the text that asks for an answer: the turns, then the assistant's opening.
+
+    Args:
+        tiles_per_image, context_tokens: as for `encode`.
+    """
     style = TEMPLATES[template]
     turns = with_system_turn(turns, style)
-    compact = _is_compact(turns)
-    written = ([1] * len(tiles_per_image), 1) if compact else (tiles_per_image, context_tokens)
-    placed = _place_images(turns, *written)
-    ids = np.array(tokenizer(_render(placed, style) + style.assistant)["input_ids"], np.int64)
-    if compact:
-        counts = [tiles * context_tokens for tiles in tiles_per_image]
-        ids, _ = _repeat_context(ids, ids, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), counts)
-    return ids
+    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=True)
+    ids = np.array(tokenizer(_render(images.place(turns), style) + style.assistant)["input_ids"], np.int64)
+    return images.expand(ids, ids, tokenizer)
+
+
+@dataclass(frozen=True)
+class _ImageTokens:
+    """Image tokens of a conversation, written short for the tokenizer where that gives the same ids.
+
+    Tokenizers take equal context tokens one by one, thousands for a row. Compact text has one for each image, and
+    `expand` repeats it. A text that holds a context token of its own is written in full.
+    """
+
+    tiles_per_image: Sequence[int]
+    context_tokens: int
+    is_compact: bool
+
+    @classmethod
+    def plan(
+        cls, turns: Sequence[Turn], tiles_per_image: Sequence[int], context_tokens: int, *, may_compact: bool
+    ) -> _ImageTokens:
+        is_compact = may_compact and not any(IMAGE_CONTEXT in turn.text for turn in turns)
+        return cls(tiles_per_image, context_tokens, is_compact)
+
+    def place(self, turns: Sequence[Turn]) -> list[Turn]:
+        """The turns with image tokens in place of `<image>` marks, one for each image, from the first mark on."""
+        texts = [
+            image_tokens(1, 1) if self.is_compact else image_tokens(tiles, self.context_tokens)
+            for tiles in self.tiles_per_image
+        ]
+        placed = []
+        for turn in turns:
+            first, *rest = turn.text.split(IMAGE_MARK)
+            text = first
+            for piece in rest:
+                text += (texts.pop(0) if texts else IMAGE_MARK) + piece
+            placed.append(Turn(turn.role, text))
+        return placed
+
+    def expand(self, values: np.ndarray, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+        """(L',) values of the tokens `ids` (L,), repeated where an image's one context token stands for all."""
+        if not self.is_compact:
+            return values
+        places = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT))
+        repeats = np.ones(len(ids), np.int64)
+        repeats[places] = [tiles * self.context_tokens for tiles in self.tiles_per_image][: len(places)]
+        return np.repeat(values, repeats)
+
+
+def _skip_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """Upstream drops an answer that no question precedes."""
+    return turns[1:] if turns and turns[0].role == "gpt" else turns
+
+
+def _render(turns: Sequence[Turn], template: Template) -> str:
+    return "".join(template.open_turn(turn.role) + turn.text + template.end for turn in turns)
 
 
 def _encode_as_one(
     turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize the whole text; what begins inside an answer or its end mark is supervised."""
+    """Tokenize the whole text; tokens that begin inside an answer or its end mark are supervised."""
     encoded = tokenizer(_render(turns, template), return_offsets_mapping=True)
     ids = np.array(encoded["input_ids"], np.int64)
     starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
@@ -216,7 +218,7 @@ def _encode_as_one(
 def _encode_by_turn(
     turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize each turn on its own; an answer is supervised without its mark and without the last newline."""
+    """Tokenize each turn alone; an answer is supervised without its opening and without its last newline."""
     bos = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
     opening = len(tokenizer(template.assistant, add_special_tokens=False)["input_ids"])
     ids, labels = list(bos), [IGNORED] * len(bos)
@@ -243,7 +245,7 @@ def _finish(ids: np.ndarray, labels: np.ndarray, max_length: int | None, compat:
         )
         ids, labels = ids[:max_length], labels[:max_length]
     if not (labels != IGNORED).any():
-        # With compat="upstream" lost rows are wanted: they are part of the number to reproduce.
+        # With compat="upstream" lost rows stay: they are part of the number to reproduce.
         severity: Severity = "warning" if compat == "upstream" else "error"
         findings.append(
             Finding("NothingSupervised", "no token is supervised; the row teaches nothing", "conversations", severity)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from internvl_trainer.data.tokenize import TEMPLATES, Turn, encode_prompt
+from internvl_trainer.data.row_schema import Turn
+from internvl_trainer.data.tokenize import TEMPLATES, encode_prompt
 from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.tokenizer import decode_answer
 

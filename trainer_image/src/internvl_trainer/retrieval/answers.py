@@ -19,7 +19,8 @@ from internvl_api.retrieval import RETRIEVAL_METRICS
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.sample import RowError, fetch_media
+from internvl_trainer.data.diagnostics import RowError
+from internvl_trainer.data.media import fetch_media
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
@@ -69,7 +70,7 @@ class RetrievalAnswerer:
 
     def _picture(self, task: OpenTask, question: Question) -> Picture:
         try:
-            image = decode_image(fetch_media(task.dataset.root, question.media["image"], "image", open_media))
+            image = decode_image(fetch_media(question.media.images[0], task.dataset.root, open_media))
         except RowError as error:
             raise UserError(error.findings[0].reason, str(error), question.place) from error
         except ImageProblem as error:

@@ -1,6 +1,6 @@
-"""Image-caption files of the retrieval guides, read line by line, with a finding for whatever cannot be used.
+"""Image-caption files of the retrieval guides become checked PairRows, and findings for unusable lines.
 
-`flickr` (Flickr30K, Flickr30K-CN): the line `image,caption`, then `<file name>,<caption>` lines, a caption each.
+`flickr` (Flickr30K, Flickr30K-CN): the header `image,caption`, then a line `<file name>,<caption>` for each caption.
 `coco` (COCO Karpathy): a JSON array of {"image", "caption", "image_id"}; a caption may be a list of captions.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.row_schema import MediaFile
 from internvl_trainer.errors import UserError
 from internvl_trainer.retrieval.caption_text import normalise_caption
 
@@ -25,61 +26,66 @@ _COCO_EXAMPLE = '{"image": "val2014/….jpg", "caption": "…", "image_id": "coc
 
 
 @dataclass(frozen=True)
-class Caption:
-    """One caption of one image.
+class PairRow:
+    """One caption of one image, valid by construction: `read_captions` makes it.
 
     Attributes:
         image: path below the dataset's root.
-        image_id: a number that all captions of the image share, and no other image's has.
-        text: as it stands in the file.
-        line: counts from 1.
+        image_id: shared by all captions of the image and by no other image.
+        caption: as it stands in the file.
+        file, line: where the row stands; lines count from 1.
     """
 
     image: str
     image_id: int
-    text: str
+    caption: str
+    file: str
     line: int
+
+    @property
+    def media(self) -> MediaFile:
+        """The image as a file of the row."""
+        return MediaFile(self.image, "image")
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """The usable captions of a file, in its order, and what is wrong with the others or the whole."""
+    """The usable rows of a file, in its order, and the findings of the file."""
 
-    captions: list[Caption]
+    rows: list[PairRow]
     findings: list[Finding]
 
 
 def read_captions(path: str | Path, format: str, *, name: str | None = None) -> CaptionFile:
-    """Read a whole file.
+    """The rows and findings of a whole file.
 
     Args:
         format: one of FORMATS.
-        name: what findings call the file; None: its path.
+        name: the file's name in findings; None: its path.
 
     Raises:
-        UserError: an unknown format, or the file is not there.
+        UserError: the format is unknown, or the file does not exist.
     """
+    file = name or str(path)
     if format not in FORMATS:
-        raise UserError("UnknownFormat", f"format is {format!r}; expected {' or '.join(FORMATS)}", name or str(path))
+        raise UserError("UnknownFormat", f"format is {format!r}; expected {' or '.join(FORMATS)}", file)
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise UserError(
-            "AnnotationMissing", "the annotation file is not there; check the path", name or str(path)
-        ) from error
-    rows = list(_flickr_rows(data) if format == "flickr" else _coco_rows(data))
-    captions = [row for row in rows if isinstance(row, Caption)]
-    findings = [row for row in rows if isinstance(row, Finding)]
-    captions, repeated = _drop_repeated(captions)
-    findings += repeated + _check_ids(captions) + _check_whole(captions, findings)
+        raise UserError("AnnotationMissing", "the annotation file is not there; check the path", file) from error
+    parsed = list(_flickr_rows(data, file) if format == "flickr" else _coco_rows(data, file))
+    rows = [each for each in parsed if isinstance(each, PairRow)]
+    findings = [each for each in parsed if isinstance(each, Finding)]
+    rows, repeated = _drop_repeated(rows)
+    findings += repeated + _check_ids(rows) + _check_whole(rows, findings)
     findings.sort(key=lambda finding: finding.line or 0)
-    return CaptionFile(captions, [finding.at(name or str(path), finding.line) for finding in findings])
+    return CaptionFile(rows, [finding.at(file, finding.line) for finding in findings])
 
 
-Row = Caption | Finding
+Parsed = PairRow | Finding
 
 
-def _flickr_rows(data: bytes) -> Iterator[Row]:
+def _flickr_rows(data: bytes, file: str) -> Iterator[Parsed]:
     ids: dict[str, int] = {}
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
@@ -99,7 +105,7 @@ def _flickr_rows(data: bytes) -> Iterator[Row]:
             yield Finding("InvalidLine", message, line=number)
         else:
             image = found["image"].strip()
-            yield _caption(image, ids.setdefault(image, len(ids)), found["caption"].strip(), number)
+            yield _pair_row(image, ids.setdefault(image, len(ids)), found["caption"].strip(), file, number)
 
 
 def _header_missing(line: str) -> Finding:
@@ -107,14 +113,14 @@ def _header_missing(line: str) -> Finding:
     return Finding("HeaderMissing", message, line=1)
 
 
-def _caption(image: str, image_id: int, text: Any, line: int) -> Row:
-    if not isinstance(text, str) or not normalise_caption(text):
-        message = f"{image} has no caption (found {text!r}); add one or remove the row"
+def _pair_row(image: str, image_id: int, caption: Any, file: str, line: int) -> Parsed:
+    if not isinstance(caption, str) or not normalise_caption(caption):
+        message = f"{image} has no caption (found {caption!r}); add one or remove the row"
         return Finding("CaptionMissing", message, "caption", line=line)
-    return Caption(image, image_id, text, line)
+    return PairRow(image, image_id, caption, file, line)
 
 
-def _coco_rows(data: bytes) -> Iterator[Row]:
+def _coco_rows(data: bytes, file: str) -> Iterator[Parsed]:
     try:
         text = data.decode("utf-8-sig")
         value = json.loads(text)
@@ -134,11 +140,11 @@ def _coco_rows(data: bytes) -> Iterator[Row]:
         return
     ids: dict[str, int] = {}
     for row, line in zip(value, _element_lines(text), strict=True):
-        yield from _coco_captions(row, line, ids)
+        yield from _coco_captions(row, ids, file, line)
 
 
 def _element_lines(text: str) -> Iterator[int]:
-    """The line on which each element of a JSON array (known to be valid) begins."""
+    """The line on which each element of a valid JSON array begins."""
     decoder, place, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     while True:
         while text[place] in " \t\r\n,":
@@ -151,7 +157,7 @@ def _element_lines(text: str) -> Iterator[int]:
         place = decoder.raw_decode(text, place)[1]
 
 
-def _coco_captions(row: Any, line: int, ids: dict[str, int]) -> Iterator[Row]:
+def _coco_captions(row: Any, ids: dict[str, int], file: str, line: int) -> Iterator[Parsed]:
     if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
         yield Finding("InvalidRow", f"expected {_COCO_EXAMPLE}, found {str(row)[:60]}", "image", line=line)
         return
@@ -163,50 +169,53 @@ def _coco_captions(row: Any, line: int, ids: dict[str, int]) -> Iterator[Row]:
         return
     texts = row.get("caption")
     for text in texts if isinstance(texts, list) and texts else [texts]:
-        yield _caption(image, image_id, text, line)
+        yield _pair_row(image, image_id, text, file, line)
 
 
 def _number(value: Any) -> int | None:
-    """Upstream reads what stands after the last underscore."""
+    """The number after the last underscore, as upstream reads it."""
     found = re.fullmatch(r"(?:.*_)?(\d+)", str(value))
     return int(found[1]) if found else None
 
 
-def _drop_repeated(captions: list[Caption]) -> tuple[list[Caption], list[Finding]]:
-    """Each (image, caption) once: another image's negative must not be its own caption, nor a figure count it twice."""
-    first: dict[tuple[str, str], Caption] = {}
+def _drop_repeated(rows: list[PairRow]) -> tuple[list[PairRow], list[Finding]]:
+    """Each (image, caption) once.
+
+    A repeated caption could be drawn as its own negative, and recall would count it twice.
+    """
+    first: dict[tuple[str, str], PairRow] = {}
     findings = []
-    for caption in captions:
-        before = first.setdefault((caption.image, caption.text), caption)
-        if before is not caption:
-            message = f"{caption.image} has this caption on line {before.line} already; it is left out here"
-            findings.append(Finding("CaptionRepeated", message, "caption", "warning", line=caption.line))
+    for row in rows:
+        before = first.setdefault((row.image, row.caption), row)
+        if before is not row:
+            message = f"{row.image} has this caption on line {before.line} already; it is left out here"
+            findings.append(Finding("CaptionRepeated", message, "caption", "warning", line=row.line))
     return list(first.values()), findings
 
 
-def _check_ids(captions: list[Caption]) -> list[Finding]:
-    """Two images with one id would count as one photograph: each other's captions would be right answers."""
+def _check_ids(rows: list[PairRow]) -> list[Finding]:
+    """Each image has its own id: with a shared one, each image's captions would be right answers for the other."""
     owners: dict[int, str] = {}
     findings = []
-    for caption in captions:
-        owner = owners.setdefault(caption.image_id, caption.image)
-        if owner != caption.image:
-            message = f"{caption.image_id} is the id of {owner} and of {caption.image}; give each image its own"
-            findings.append(Finding("ImageIdRepeated", message, "image_id", line=caption.line))
+    for row in rows:
+        owner = owners.setdefault(row.image_id, row.image)
+        if owner != row.image:
+            message = f"{row.image_id} is the id of {owner} and of {row.image}; give each image its own"
+            findings.append(Finding("ImageIdRepeated", message, "image_id", line=row.line))
     images: dict[str, set[int]] = defaultdict(set)
-    for caption in captions:
-        known = images[caption.image]
-        if known and caption.image_id not in known:
-            message = f"{caption.image} has the ids {min(known)} and {caption.image_id}; give it one"
-            findings.append(Finding("ImageIdChanged", message, "image_id", line=caption.line))
-        known.add(caption.image_id)
+    for row in rows:
+        known = images[row.image]
+        if known and row.image_id not in known:
+            message = f"{row.image} has the ids {min(known)} and {row.image_id}; give it one"
+            findings.append(Finding("ImageIdChanged", message, "image_id", line=row.line))
+        known.add(row.image_id)
     return findings
 
 
-def _check_whole(captions: list[Caption], findings: list[Finding]) -> list[Finding]:
-    if not captions and not findings:
+def _check_whole(rows: list[PairRow], findings: list[Finding]) -> list[Finding]:
+    if not rows and not findings:
         return [Finding("EmptySplit", "the file has no captions; is it the right split and language?")]
-    if captions and len({caption.image for caption in captions}) == 1:
-        message = f"all captions are of {captions[0].image}; matching needs captions of other images"
+    if rows and len({row.image for row in rows}) == 1:
+        message = f"all captions are of {rows[0].image}; matching needs captions of other images"
         return [Finding("OneImage", message)]
     return []

@@ -1,4 +1,4 @@
-"""Retrieval rows to the arguments of the model: an augmented image, its caption, and another image's caption."""
+"""PairRows become PairSamples (an augmented image, its caption, another image's caption), and samples a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from internvl_trainer.retrieval.caption_files import Caption
+from internvl_trainer.retrieval.caption_files import PairRow
 from internvl_trainer.retrieval.caption_text import MAX_TOKENS, PADDING, SUMMARIZE, encode_caption, normalise_caption
 
 # torchvision's RandomResizedCrop with upstream's scale: area of the crop, its aspect ratio, and attempts to fit one.
@@ -19,8 +19,8 @@ _AREA, _ASPECT, _ATTEMPTS = (0.5, 1.0), (3 / 4, 4 / 3), 10
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One training row.
+class PairSample:
+    """One training row as arrays.
 
     Attributes:
         pixels: (3, S, S) uint8.
@@ -35,35 +35,39 @@ class Pair:
 
 
 def choose_negative(image_ids: np.ndarray, row: int, rng: np.random.Generator) -> int:
-    """A row of another image, every one as likely as the next; `image_ids` has at least two different values."""
+    """A uniformly drawn row of another image; `image_ids` must hold two different values."""
     while image_ids[found := int(rng.integers(len(image_ids)))] == image_ids[row]:
         pass
     return found
 
 
-def build_pair(
+def build_pair_sample(
     image: Image.Image,
-    caption: Caption,
-    negative: Caption,
+    row: PairRow,
+    negative: PairRow,
     tokenizer: PreTrainedTokenizerBase,
     rng: np.random.Generator,
     *,
     image_size: int,
     max_tokens: int = MAX_TOKENS,
-) -> Pair:
-    """A row with its random crop; captions are normalised here."""
-    text, other = normalise_caption(caption.text), normalise_caption(negative.text)
-    return Pair(
+) -> PairSample:
+    """The sample of an RGB image and its caption, with another image's row as the negative.
+
+    Args:
+        rng: draws the crop and the mirroring.
+    """
+    text, other = normalise_caption(row.caption), normalise_caption(negative.caption)
+    return PairSample(
         pixels=augment_image(image, image_size, rng),
-        image_id=caption.image_id,
+        image_id=row.image_id,
         positive=encode_caption(tokenizer, text, max_tokens),
         negative=encode_caption(tokenizer, other, max_tokens),
         summarize=encode_caption(tokenizer, SUMMARIZE + text, max_tokens),
     )
 
 
-def collate_pairs(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
-    """Keyword arguments of RetrievalModel.forward; each kind of text is padded to its own longest."""
+def collate_pairs(pairs: Sequence[PairSample]) -> dict[str, torch.Tensor]:
+    """Keyword arguments of RetrievalModel.forward; each kind of text is padded to its longest."""
     batch = {
         "pixel_values": torch.from_numpy(np.stack([pair.pixels for pair in pairs])),
         "image_ids": torch.tensor([pair.image_id for pair in pairs]),
@@ -75,7 +79,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
 
 
 def pad_captions(captions: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L) ids and their mask of 1 and 0, padded on the right to the longest."""
+    """(B, L) int64 ids, padded on the right to the longest, and their mask of 1 and 0."""
     lengths = torch.tensor([len(caption) for caption in captions])
     ids = torch.full((len(captions), int(lengths.max())), PADDING)
     for row, caption in zip(ids, captions, strict=True):
@@ -85,12 +89,12 @@ def pad_captions(captions: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
 
 
 def resize_image(image: Image.Image, image_size: int) -> np.ndarray:
-    """(3, S, S) uint8 of an RGB image as evaluation sees it: the whole of it, made square."""
+    """(3, S, S) uint8 of a whole RGB image resized to a square, for evaluation."""
     return _channels_first(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def augment_image(image: Image.Image, image_size: int, rng: np.random.Generator) -> np.ndarray:
-    """(3, S, S) uint8 of an RGB image as training sees it: a random crop of at least half of it, mirrored or not."""
+    """(3, S, S) uint8 of a random crop of at least half of an RGB image, mirrored at random, for training."""
     left, top, width, height = choose_crop(*image.size, rng)
     crop = image.crop((left, top, left + width, top + height))
     crop = crop.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -100,7 +104,7 @@ def augment_image(image: Image.Image, image_size: int, rng: np.random.Generator)
 
 
 def choose_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, width, height): a random area and aspect ratio; where none fits, the middle."""
+    """(left, top, width, height) of a crop of random area and aspect ratio; the middle when no draw fits."""
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*_AREA)
         aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))

@@ -1,4 +1,4 @@
-"""Every pair of a dataset checked before anything is trained: its line, its picture, its tokens."""
+"""Checks of a dataset's pairs before training: images and tokens."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.sample import DatasetDescription, OpenMedia, RowError, fetch_media
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
+from internvl_trainer.data.media import OpenMedia, fetch_media
+from internvl_trainer.data.row_schema import MediaFile
 from internvl_trainer.data.tiling import ImageProblem, decode_image
-from internvl_trainer.retrieval.caption_files import Caption
+from internvl_trainer.retrieval.caption_files import PairRow
 from internvl_trainer.retrieval.caption_text import SUMMARIZE, encode_caption, normalise_caption
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_UNCUT = 1 << 20  # tokens, more than any caption has
+_UNCUT = 1 << 20  # tokens, more than any caption
 
 
 def check_captions(
     dataset: DatasetDescription,
-    captions: list[Caption],
+    rows: list[PairRow],
     open_media: OpenMedia,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -31,24 +33,24 @@ def check_captions(
     threads: int,
     sizes: np.ndarray,
 ) -> list[Finding]:
-    """Findings of captions whose line could be read, in the file's order; each picture is decoded once.
+    """Findings of the rows, in their order; each image is decoded once.
 
     Args:
-        max_tokens: of a caption behind its prompt, with its start and end; what is beyond is a warning.
-        sizes: (captions, 2), filled in with tokens, and 1 for the picture.
+        max_tokens: of a caption with its prompt, start and end; a longer one gets a warning.
+        sizes: (rows, 2) int32, filled with tokens, and 1 for the image.
     """
-    images = list(dict.fromkeys(caption.image for caption in captions))
+    images = list(dict.fromkeys(row.media for row in rows))
     with ThreadPoolExecutor(threads) as pool:
         problems = dict(zip(images, pool.map(partial(_problem, dataset, open_media), images), strict=True))
     return [
-        finding.at(dataset.annotation, caption.line)
-        for caption, size in zip(captions, sizes, strict=True)
-        for finding in _check(caption, problems[caption.image], tokenizer, max_tokens, size)
+        finding.at(row.file, row.line)
+        for row, size in zip(rows, sizes, strict=True)
+        for finding in _check(row, problems[row.media], tokenizer, max_tokens, size)
     ]
 
 
 def _check(
-    caption: Caption,
+    row: PairRow,
     problem: Finding | None,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
@@ -56,18 +58,18 @@ def _check(
 ) -> Iterator[Finding]:
     if problem is not None:
         yield problem
-    tokens = len(encode_caption(tokenizer, SUMMARIZE + normalise_caption(caption.text), _UNCUT))
+    tokens = len(encode_caption(tokenizer, SUMMARIZE + normalise_caption(row.caption), _UNCUT))
     size[:] = min(tokens, max_tokens), 1
     if tokens > max_tokens:
         message = f"{tokens} tokens with its prompt, of which {max_tokens} fit (training.maxSeqLength); its end is cut"
         yield Finding("CaptionCut", message, "caption", "warning")
 
 
-def _problem(dataset: DatasetDescription, open_media: OpenMedia, image: str) -> Finding | None:
+def _problem(dataset: DatasetDescription, open_media: OpenMedia, image: MediaFile) -> Finding | None:
     try:
-        decode_image(fetch_media(dataset.root, image, "image", open_media))
+        decode_image(fetch_media(image, dataset.root, open_media))
     except RowError as error:
         return error.findings[0]
     except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{image}: {error}", "image")
+        return Finding("ImageUndecodable", f"{image.path}: {error}", image.field)
     return None

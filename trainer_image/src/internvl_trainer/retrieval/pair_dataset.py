@@ -1,8 +1,8 @@
-"""The pairs of a run: its caption files read, their rows drawn by position, and batches with their figures."""
+"""The pairs of a run: its caption files, their samples by position, and batches with their counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,40 +13,41 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import fetch_file
 from internvl_trainer.artifacts.storage import patiently
-from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
+from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch, row_changed
+from internvl_trainer.data.media import OpenMedia, fetch_media
 from internvl_trainer.data.open_datasets import describe_datasets, describe_validation
-from internvl_trainer.data.sample import DatasetDescription, OpenMedia, RowError, fetch_media
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
-from internvl_trainer.retrieval.caption_files import Caption, read_captions
-from internvl_trainer.retrieval.pair_batch import Pair, build_pair, choose_negative, collate_pairs
+from internvl_trainer.retrieval.caption_files import PairRow, read_captions
+from internvl_trainer.retrieval.pair_batch import PairSample, build_pair_sample, choose_negative, collate_pairs
 
 
 @dataclass(frozen=True)
 class OpenPairs:
-    """A dataset with its captions at hand.
+    """A dataset whose caption file has been read.
 
     Attributes:
-        path: of the caption file on this machine.
-        index: the usable captions, in the file's order.
-        findings: what is wrong with the others.
+        path: the caption file on this machine.
+        index: the usable rows, in the file's order.
+        findings: problems of the other rows and of the file.
     """
 
     description: DatasetDescription
     path: Path
-    index: list[Caption]
+    index: list[PairRow]
     findings: list[Finding]
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
-        """(n,) int32 captions of one epoch, in the file's order: repeatTime applied, bad lines left out."""
+        """(n,) int32 positions in `index` of one epoch: repeatTime applied, bad lines left out."""
         if not self.index:
             return np.empty(0, np.int32)
         rows = self.description.source_rows(len(self.index))
         if not bad_lines:
             return rows
-        lines = np.array([caption.line for caption in self.index])
+        lines = np.array([row.line for row in self.index])
         return rows[~np.isin(lines[rows], list(bad_lines))]
 
 
@@ -59,7 +60,7 @@ def open_pairs(config: RunConfig) -> list[OpenPairs]:
 
 
 def open_validation_pairs(config: RunConfig) -> list[OpenPairs]:
-    """The same for data.validation. Raises UserError."""
+    """Fetch and read every caption file of data.validation. Raises UserError naming the dataset's field or file."""
     formats = [dataset.format for dataset in config.data.validation.values()]
     return [_open(*described, form) for described, form in zip(describe_validation(config), formats, strict=True)]
 
@@ -67,21 +68,21 @@ def open_validation_pairs(config: RunConfig) -> list[OpenPairs]:
 def _open(description: DatasetDescription, field: str, form: str) -> OpenPairs:
     path = fetch_file(description.annotation, field=f"{field}.annotation")
     read = read_captions(path, form, name=description.annotation)
-    return OpenPairs(description, path, read.captions, read.findings)
+    return OpenPairs(description, path, read.rows, read.findings)
 
 
 def refuse_bad_lines(dataset: OpenPairs, bad_lines: Sequence[int]) -> None:
-    """Raises UserError for an error that preflight did not list to be skipped."""
+    """Raises UserError for an error on a line that preflight did not list for skipping."""
     for finding in dataset.findings:
         if finding.severity == "error" and finding.line not in bad_lines:
             raise UserError(finding.reason, f"{finding}; did the file change after preflight?")
 
 
-class PairRows(Dataset[Pair | Failure]):
-    """All pairs of one epoch; drawn by position, so that every attempt crops alike and has the same negatives.
+class PairDataset(Dataset[PairSample | Failure]):
+    """All pairs of one epoch, by position, so that every attempt draws the same crops and negatives.
 
-    Pictures are told apart by their place: one that two datasets name counts as one. With `seed` None each epoch has
-    the crops and negatives of the first.
+    A file that two datasets name counts as one image. With `seed` None every epoch has the crops and negatives of the
+    first.
     """
 
     def __init__(
@@ -107,60 +108,52 @@ class PairRows(Dataset[Pair | Failure]):
 
     @property
     def images(self) -> int:
-        """How many different pictures there are."""
+        """Number of different images."""
         return len(np.unique(self._image_ids))
 
-    def __getitem__(self, position: Position) -> Pair | Failure:
+    def __getitem__(self, position: Position) -> PairSample | Failure:
         epoch = 0 if self._seed is None else position.epoch
         rng = np.random.default_rng([self._seed or 0, epoch, position.row])
-        description, caption = self._find(position.row)
+        description, row = self._find(position.row)
         _, negative = self._find(choose_negative(self._image_ids, position.row, rng))
         try:
-            data = patiently(PATIENCE_SECONDS)(fetch_media)(description.root, caption.image, "image", self._open_media)
+            data = patiently(PATIENCE_SECONDS)(fetch_media)(row.media, description.root, self._open_media)
             image = decode_image(data)
         except RowError as error:
-            return _failure(error.findings[0], description, caption)
+            return row_changed(error.findings[0].at(row.file, row.line))
         except ImageProblem as error:
-            return _failure(Finding("ImageUndecodable", f"{caption.image}: {error}", "image"), description, caption)
+            finding = Finding("ImageUndecodable", f"{row.image}: {error}", "image")
+            return row_changed(finding.at(row.file, row.line))
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
-        pair = build_pair(
-            image, caption, negative, self._tokenizer, rng, image_size=self._image_size, max_tokens=self._max_tokens
+        sample = build_pair_sample(
+            image, row, negative, self._tokenizer, rng, image_size=self._image_size, max_tokens=self._max_tokens
         )
-        return replace(pair, image_id=int(self._image_ids[position.row]))
+        return replace(sample, image_id=int(self._image_ids[position.row]))
 
-    def _find(self, row: int) -> tuple[DatasetDescription, Caption]:
+    def _find(self, row: int) -> tuple[DatasetDescription, PairRow]:
         dataset = self._datasets[int(self._dataset[row])]
         return dataset.description, dataset.index[int(self._row[row])]
 
     def _number_images(self) -> np.ndarray:
         numbers: dict[tuple[str, str], int] = {}
         found = (self._find(row) for row in range(len(self)))
-        places = ((description.root, caption.image) for description, caption in found)
+        places = ((description.root, row.image) for description, row in found)
         return np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
 
 
-def _failure(finding: Finding, description: DatasetDescription, caption: Caption) -> Failure:
-    found = finding.at(description.annotation, caption.line)
-    return Failure(found.reason, f"{found}; did it change after preflight?", None)
-
-
-def collate_micro_batch(draws: Sequence[Pair | Failure]) -> MicroBatch | Failure:
-    """Every pair weighs 1, and is what the others call a supervised token: the loss is a mean over pairs."""
+def collate_micro_batch(draws: Sequence[PairSample | Failure]) -> MicroBatch | Failure:
+    """The batch of pairs, each counted as one supervised token of weight 1, as the loss is a mean over pairs."""
     if failure := next((draw for draw in draws if isinstance(draw, Failure)), None):
         return failure
-    pairs = [draw for draw in draws if isinstance(draw, Pair)]
+    pairs = [draw for draw in draws if isinstance(draw, PairSample)]
     tensors = collate_pairs(pairs)
-    texts = [tensors[f"{kind}_attention_mask"] for kind in ("positive", "negative", "summarize")]
+    masks = [tensors[f"{kind}_attention_mask"] for kind in ("positive", "negative", "summarize")]
     return MicroBatch(
         tensors=tensors,
         rows=len(pairs),
-        tokens=_total(int(mask.sum()) for mask in texts),
-        places=_total(mask.numel() for mask in texts),
+        tokens=sum(int(mask.sum()) for mask in masks),
+        places=sum(mask.numel() for mask in masks),
         supervised_tokens=len(pairs),
         weight=float(len(pairs)),
     )
-
-
-def _total(counts: Iterable[int]) -> int:
-    return sum(counts)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.open_datasets import read_bad_lines
+from internvl_trainer.data.preflight_results import read_bad_lines
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
@@ -21,7 +21,7 @@ from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval
 from internvl_trainer.retrieval.methods import apply_retrieval_method
 from internvl_trainer.retrieval.pair_dataset import (
     OpenPairs,
-    PairRows,
+    PairDataset,
     collate_micro_batch,
     open_pairs,
     open_validation_pairs,
@@ -88,11 +88,11 @@ def _rows(
     bad_lines: dict[str, list[int]],
     field: str,
     seed: int | None,
-) -> PairRows:
+) -> PairDataset:
     """Raises UserError for a line that preflight did not list, or where there is nothing to tell pictures from."""
     for dataset in datasets:
         refuse_bad_lines(dataset, bad_lines.get(dataset.description.name, ()))
-    rows = PairRows(
+    rows = PairDataset(
         datasets,
         tokenizer,
         open_media,

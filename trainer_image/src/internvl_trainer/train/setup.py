@@ -17,11 +17,10 @@ from internvl_trainer.data.open_datasets import (
     OpenDataset,
     open_datasets,
     open_validation,
-    read_bad_lines,
     sample_settings,
 )
 from internvl_trainer.data.packing import PackedOrder, PackLimits
-from internvl_trainer.data.preflight_results import read_row_sizes
+from internvl_trainer.data.preflight_results import read_bad_lines, read_row_sizes
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
