@@ -23,7 +23,7 @@ from internvl_trainer.retrieval.caption_text import (
 )
 from internvl_trainer.retrieval.load import load_retrieval_model
 from internvl_trainer.retrieval.pair_batch import pad_captions, resize_image
-from internvl_trainer.retrieval.recall import recall
+from internvl_trainer.retrieval.recall import rank, shares
 from internvl_trainer.signals import StopRequested
 from trainer.evaluations import predictions, run_evaluation
 from trainer.retrieval.pair_runs import pair_config, write_pairs
@@ -52,10 +52,11 @@ def by_hand(folder: Path, *, normalised: bool) -> dict[str, float]:
         texts = torch.nn.functional.normalize(torch.cat([model.encode_texts(each) for each in ids]))
         pictures = [resize_image(decode_image((folder / "data" / name).read_bytes()), 42) for name in names]
         for variant in ("C", "G"):
-            images = torch.cat([model.encode_images(torch.from_numpy(each)[None], variant) for each in pictures])
-            found = recall(torch.nn.functional.normalize(images), texts, torch.arange(len(names)), owners)
-            for way in ("image_to_text", "text_to_image"):
-                figures |= {f"{variant}_{way}_R{k}": share for k, share in getattr(found, way).items()}
+            pixels = [torch.from_numpy(each)[None] for each in pictures]
+            images = torch.cat([model.encode_images(each, [variant])[variant] for each in pixels])
+            found = rank(torch.nn.functional.normalize(images), texts, torch.arange(len(names)), owners)
+            for way, ranks in found.by_way().items():
+                figures |= {f"{variant}_{way}_R{k}": share for k, share in shares(ranks).items()}
     return figures
 
 

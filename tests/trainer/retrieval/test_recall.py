@@ -7,7 +7,7 @@ import pytest
 import torch
 from closeness import assert_close
 from internvl_trainer.errors import UserError
-from internvl_trainer.retrieval.recall import RANKS, Recall, image_features, recall, text_features
+from internvl_trainer.retrieval.recall import RANKS, image_features, rank, shares, text_features
 from retrieval_golden import arrays, batch, load
 
 
@@ -16,9 +16,9 @@ def by_hand(queries: torch.Tensor, ids: list[int], answers: torch.Tensor, answer
     found = dict.fromkeys(RANKS, 0)
     for query, own in zip(queries, ids, strict=True):
         scored = [(-float(query @ answer), of == own) for answer, of in zip(answers, answer_ids, strict=True)]
-        for rank in RANKS:
-            found[rank] += any(right for _, right in sorted(scored)[:rank])
-    return {rank: count / len(ids) for rank, count in found.items()}
+        for k in RANKS:
+            found[k] += any(right for _, right in sorted(scored)[:k])
+    return {k: count / len(ids) for k, count in found.items()}
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -33,11 +33,9 @@ def test_equals_brute_force(seed: int) -> None:
     image_ids = torch.randperm(100, generator=generator)[:count]
     owners = torch.cat([torch.arange(count), torch.randint(0, count, (captions - count,), generator=generator)])
     text_ids = image_ids[owners[torch.randperm(captions, generator=generator)]]
-    wanted = Recall(
-        by_hand(images, image_ids.tolist(), texts, text_ids.tolist()),
-        by_hand(texts, text_ids.tolist(), images, image_ids.tolist()),
-    )
-    assert recall(images, texts, image_ids, text_ids, block_bytes=12 * captions * 3) == wanted
+    found = rank(images, texts, image_ids, text_ids, block_bytes=12 * captions * 3)
+    assert shares(found.image_to_text) == by_hand(images, image_ids.tolist(), texts, text_ids.tolist())
+    assert shares(found.text_to_image) == by_hand(texts, text_ids.tolist(), images, image_ids.tolist())
 
 
 IDS = torch.tensor([1, 2])
@@ -52,12 +50,13 @@ IDS = torch.tensor([1, 2])
     ],
 )
 def test_ties_count_against_the_model(images: list[list[float]], to_text: float) -> None:
-    assert recall(torch.tensor(images), torch.eye(2), IDS, IDS, ranks=(1,)).image_to_text == {1: to_text}
+    assert shares(rank(torch.tensor(images), torch.eye(2), IDS, IDS).image_to_text)[1] == to_text
 
 
 def test_two_right_captions_do_not_push_each_other_down() -> None:
-    found = recall(torch.eye(2), torch.eye(2)[[0, 0, 1]], IDS, torch.tensor([1, 1, 2]), ranks=(1,))
-    assert found == Recall({1: 1.0}, {1: 1.0})
+    found = rank(torch.eye(2), torch.eye(2)[[0, 0, 1]], IDS, torch.tensor([1, 1, 2]))
+    assert found.image_to_text.tolist() == [1, 1]
+    assert found.text_to_image.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -72,21 +71,21 @@ def test_two_right_captions_do_not_push_each_other_down() -> None:
 )
 def test_what_cannot_be_scored(images: torch.Tensor, image_ids: torch.Tensor, reason: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        recall(images, torch.eye(2), image_ids, IDS)
+        rank(images, torch.eye(2), image_ids, IDS)
     assert error.value.reason == reason
 
 
 MEMORY = """
 import resource, torch
-from internvl_trainer.retrieval.recall import recall
+from internvl_trainer.retrieval.recall import rank
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 images = torch.nn.functional.normalize(torch.randn(5000, 768, generator=generator), dim=1)
 ids = torch.arange(5000)
 texts = images.repeat_interleave(5, 0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = recall(images, texts, ids, ids.repeat_interleave(5))
-assert found.image_to_text[1] == found.text_to_image[1] == 1.0
+found = rank(images, texts, ids, ids.repeat_interleave(5))
+assert (found.image_to_text == 1).all() and (found.text_to_image == 1).all()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 

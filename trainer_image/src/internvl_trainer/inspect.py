@@ -91,7 +91,8 @@ class _Subject:
 
 def _load(args: argparse.Namespace) -> _Subject:
     from .model.checkpoint_format.config import count_context_tokens
-    from .model.load import describe_checkpoint, load_chat_model
+    from .model.checkpoint_source import describe_checkpoint
+    from .model.load import load_chat_model
     from .model.tokenizer import load_tokenizer
 
     loaded = None

@@ -36,9 +36,9 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format import Architecture
+from internvl_trainer.model.checkpoint_source import Source, open_checkpoint
 from internvl_trainer.model.convert_checkpoint import Edit, Format, write_checkpoint
 from internvl_trainer.model.exported_config import trained_config
-from internvl_trainer.model.load import Source, open_checkpoint
 from internvl_trainer.model.streamed_logits import layerwise_logits
 from internvl_trainer.model.tokenizer import load_tokenizer
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
@@ -191,7 +191,7 @@ def _prepare(config: RunConfig, storage: Storage, trained: Manifest, scratch: Pa
     if config.method == "full":
         directory = scratch / kind
         return Work(directory, open_checkpoint(directory).architecture, None, Edit())
-    check_base(config, trained.extra.get("base"))
+    check_base(config, trained.extra["base"])
     reporter.doing("fetching the base model")
     base = fetch_directory(config.model.source, field="spec.model.source")
     source = open_checkpoint(base)

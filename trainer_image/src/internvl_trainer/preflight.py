@@ -148,7 +148,7 @@ def check_weight_files(names: set[str], directory: Path, source: str) -> None:
 
 def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
     """How rows become samples, from the spec and the checkpoint's config.json."""
-    from internvl_trainer.model.load import describe_checkpoint
+    from internvl_trainer.model.checkpoint_source import describe_checkpoint
 
     architecture = describe_checkpoint(directory)
     if config.image.tile_size is not None:

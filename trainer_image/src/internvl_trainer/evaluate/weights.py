@@ -50,7 +50,7 @@ def load_evaluated(config: RunConfig, storage: Storage, trained: Manifest | None
         evaluated = _load(config, fetch_directory(made, field="spec.output"))
     else:
         if trained is not None and group.leads:
-            check_base(config, trained.extra.get("base"))
+            check_base(config, trained.extra["base"])
         evaluated = _load(config, fetch_directory(config.model.source, field="spec.model.source"))
         if trained is not None:
             load_trained(evaluated.loaded.model, fetch_directory(made, field="spec.output"))

@@ -30,8 +30,9 @@ from internvl_trainer.model.checkpoint_format.shards import (
     unchanged,
     write_shards,
 )
-from internvl_trainer.model.image_processor import write_image_processor
-from internvl_trainer.model.load import CONFIG_FILE, KEPT_FOLDER, Source, check_checkpoint, open_checkpoint
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER, Source, open_checkpoint
+from internvl_trainer.model.exported_config import write_image_processor
+from internvl_trainer.model.parameters import check_checkpoint
 from internvl_trainer.model.tokenizer import CONTEXT_TOKEN, load_tokenizer
 
 Format = Literal["upstream", "hf"]

@@ -19,7 +19,9 @@ from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.checkpoint_format import Architecture
 from internvl_trainer.model.checkpoint_format.files import read_tensor
 from internvl_trainer.model.checkpoint_format.shards import Change, unchanged
-from internvl_trainer.model.load import Source, empty_parameters, settle_config
+from internvl_trainer.model.checkpoint_source import Source
+from internvl_trainer.model.load import settle_config
+from internvl_trainer.model.parameters import empty_parameters
 
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _HEAD_ROWS = 8192  # of the vocabulary, multiplied at a time
@@ -82,7 +84,7 @@ def layerwise_logits(
         use_cache=False,
     ).last_hidden_state[:, -positions:]
     head = weights.stored(_HEAD)
-    return torch.cat([functional.linear(hidden, rows.float()) for rows in head.split(_HEAD_ROWS)], dim=-1)
+    return torch.cat([functional.linear(hidden, rows.float()) for rows in torch.split(head, _HEAD_ROWS)], dim=-1)
 
 
 def _read_as_needed(model: ChatModel, weights: NativeWeights) -> None:

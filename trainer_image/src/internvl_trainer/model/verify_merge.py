@@ -9,7 +9,7 @@ import torch
 
 from internvl_trainer.model.checkpoint_format.files import read_tensor
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
-from internvl_trainer.model.load import Source
+from internvl_trainer.model.checkpoint_source import Source
 from internvl_trainer.model.trained_weights import TrainedWeights
 
 _ROWS = 128  # of each merged matrix, evenly spread: float64 is slow, and what goes wrong is not a single row

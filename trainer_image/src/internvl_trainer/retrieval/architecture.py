@@ -37,7 +37,7 @@ _QLLAMA_FIELDS = (
 )
 
 
-class QLlamaConfig(LlamaConfig):
+class QLlamaConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # its base's __init_subclass__
     """LLaMA's config with what cross-attention needs.
 
     Attributes:

@@ -12,7 +12,9 @@ import torch
 
 from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, to_native
 from internvl_trainer.model.checkpoint_format.files import CheckpointError, list_tensors, read_json
-from internvl_trainer.model.load import CONFIG_FILE, Source, choose_attention, empty_parameters, fill_parameters
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source
+from internvl_trainer.model.load import choose_attention
+from internvl_trainer.model.parameters import empty_parameters, fill_parameters
 from internvl_trainer.retrieval.architecture import RetrievalArchitecture, read_retrieval_architecture
 from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, VISION_REFERENCE
 from internvl_trainer.retrieval.model import RetrievalModel

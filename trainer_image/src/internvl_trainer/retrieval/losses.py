@@ -37,7 +37,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """
     if not torch.is_grad_enabled() or _is_alone():
         return rows
-    gathered: torch.Tensor = _GatherWithGradient.apply(rows)
+    gathered: torch.Tensor = _GatherWithGradient.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -22,8 +22,8 @@ from internvl_trainer.merge import check_failed, check_room, store_directory
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format.shards import plan_upstream, write_shards
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source
 from internvl_trainer.model.convert_checkpoint import copy_files, files_as_before
-from internvl_trainer.model.load import CONFIG_FILE, Source
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
 from internvl_trainer.model.verify_merge import find_wrong_tensor
 from internvl_trainer.retrieval.load import changed_config, open_retrieval_checkpoint
@@ -39,7 +39,7 @@ def merge_retrieval(config: RunConfig, storage: Storage, reporter: Reporter) -> 
     with tempfile.TemporaryDirectory(prefix="merge-") as name:
         scratch = Path(name)
         fetch_files(storage, stage_folder("train"), trained.named("adapter/"), scratch)
-        check_base(config, trained.extra.get("base"))
+        check_base(config, trained.extra["base"])
         reporter.doing("fetching the base model")
         base = open_retrieval_checkpoint(fetch_directory(config.model.source, field="spec.model.source"))
         size = config.image.tile_size or base.architecture.image_size

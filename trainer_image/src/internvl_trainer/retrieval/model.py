@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from internvl_trainer.model.chat_model import add_drop_path, normalise_tiles
 from internvl_trainer.retrieval.architecture import RetrievalArchitecture
+from internvl_trainer.retrieval.attention import AttentionPool
 from internvl_trainer.retrieval.losses import contrastive_loss, gather_tokens, matching_loss, mine_negatives
-from internvl_trainer.retrieval.pooling import AttentionPool
 from internvl_trainer.retrieval.qllama import QLlamaForCausalLM, additive_mask, causal
 
 Variant = Literal["C", "G"]
@@ -141,12 +141,11 @@ class RetrievalModel(nn.Module):
             rows=len(image_ids),
         )
 
-    def encode_images(self, pixel_values: torch.Tensor, variant: Variant) -> torch.Tensor:
-        """(B, C) features as upstream gives them: InternVL-G's are the sum of the queries' and C's, each normalised."""
-        return self.encode_variants(pixel_values, (variant,))[variant]
+    def encode_images(self, pixel_values: torch.Tensor, variants: Sequence[Variant]) -> dict[Variant, torch.Tensor]:
+        """(B, C) features for each variant, with one pass through the vision tower.
 
-    def encode_variants(self, pixel_values: torch.Tensor, variants: Sequence[Variant]) -> dict[Variant, torch.Tensor]:
-        """`encode_images` for several variants, with one pass through the vision tower."""
+        As upstream, InternVL-G's are the sum of the queries' and of InternVL-C's, each normalised.
+        """
         image_features = self._see(pixel_values)
         found: dict[Variant, torch.Tensor] = {"C": self.clip_projector(image_features)}
         if "G" in variants:
@@ -163,11 +162,6 @@ class RetrievalModel(nn.Module):
         visible = mask[:, None, None, :] & causal(mask.shape[1], mask.shape[1], mask.device)
         hidden = self._decode(embeddings, additive_mask(visible, embeddings.dtype), None)
         return self._project_last(hidden, mask)
-
-    def compare(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """(images, texts) fp32 logits: cosines over the temperature, rounded once."""
-        cosines = normalise(images.double()) @ normalise(texts.double()).T
-        return (self.logit_scale.double().exp() * cosines).float()
 
     @torch.no_grad()
     def generate(
@@ -267,8 +261,9 @@ class RetrievalModel(nn.Module):
 
 
 def normalise(features: torch.Tensor) -> torch.Tensor:
-    """(B, C) rows of length 1."""
-    return features / features.norm(dim=1, keepdim=True)
+    """(B, C) rows scaled to length 1."""
+    unit: torch.Tensor = features / features.norm(dim=1, keepdim=True)
+    return unit
 
 
 def _pad(tokens: torch.Tensor, length: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaPreTrainedModel, LlamaRMSNorm
 
 from internvl_trainer.retrieval.architecture import QLlamaConfig
-from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, scaled_scores
+from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, merge_heads, scaled_scores, split_heads
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -69,18 +69,15 @@ class CrossAttention(nn.Module):
         Row i of the slots belongs to image i modulo B.
         """
         vision = self.norm2(vision)
-        query = self._split(self.q_proj(self.norm1(slots)))
+        query = split_heads(self.q_proj(self.norm1(slots)), self.heads)
         repeats = len(slots) // len(vision)
-        key = self._split(self.k_proj(vision)).repeat(repeats, 1, 1, 1)
-        value = self._split(self.v_proj(vision)).repeat(repeats, 1, 1, 1)
-        projected: torch.Tensor = self.o_proj(self.attend(query, key, value).transpose(1, 2).flatten(2))
+        key = split_heads(self.k_proj(vision), self.heads).repeat(repeats, 1, 1, 1)
+        value = split_heads(self.v_proj(vision), self.heads).repeat(repeats, 1, 1, 1)
+        projected: torch.Tensor = self.o_proj(merge_heads(self.attend(query, key, value)))
         return projected
 
-    def _split(self, features: torch.Tensor) -> torch.Tensor:
-        return features.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-
-class QLlamaLayer(LlamaDecoderLayer):
+class QLlamaLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]  # its base's __init_subclass__
     """A LLaMA layer with cross-attention between its self-attention and its feed-forward part."""
 
     def __init__(self, config: QLlamaConfig, layer_idx: int) -> None:
@@ -88,7 +85,7 @@ class QLlamaLayer(LlamaDecoderLayer):
         self.slots = config.cross_attention_slots
         self.cross_attn = CrossAttention(config)
 
-    def forward(
+    def forward(  # type: ignore[override]  # positional arguments are keywords here
         self, hidden_states: torch.Tensor, *, vision_hidden_states: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
@@ -96,10 +93,11 @@ class QLlamaLayer(LlamaDecoderLayer):
         if vision_hidden_states is not None and hidden_states.shape[1] >= self.slots:
             slots, text = hidden_states[:, : self.slots], hidden_states[:, self.slots :]
             hidden_states = torch.cat([slots + self.cross_attn(slots, vision_hidden_states), text], dim=1)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        output: torch.Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return output
 
 
-class QLlamaModel(LlamaModel):
+class QLlamaModel(LlamaModel):  # type: ignore[no-untyped-call]
     """`attention_mask` is (B, columns) while generating, or (B, 1, rows, columns) and additive."""
 
     config: QLlamaConfig
@@ -109,7 +107,7 @@ class QLlamaModel(LlamaModel):
         for index in range(0, config.num_hidden_layers, config.cross_attention_frequency):
             self.layers[index] = QLlamaLayer(config, index)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -136,7 +134,7 @@ class QLlamaModel(LlamaModel):
         )
 
 
-class QLlamaForCausalLM(LlamaForCausalLM):
+class QLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """QLLaMA with its language head."""
 
     config: QLlamaConfig
@@ -146,8 +144,8 @@ class QLlamaForCausalLM(LlamaForCausalLM):
         self.model = QLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(self, *args: Any, vision_hidden_states: torch.Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, vision_hidden_states: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """As LlamaForCausalLM's, with (B, patches, width) image features as an argument that generate sees."""
         return super().forward(*args, vision_hidden_states=vision_hidden_states, **kwargs)
