@@ -45,9 +45,8 @@ def test_position_embeddings_grow_and_the_directory_says_so(tmp_path: Path) -> N
     assert again.image_size == 70
     pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(
-            again.model.encode_images(pixels, ["G"])["G"], resized.model.encode_images(pixels, ["G"])["G"]
-        )
+        found, wanted = (each.model.encode_images(pixels, ["G"])["G"] for each in (again, resized))
+        assert torch.equal(found, wanted)
 
 
 def test_weights_in_bf16_leave_rotary_frequencies_alone() -> None:
