@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from internvl_trainer.data.dataset import DatasetDescription, Sample, SampleSettings, build_sample
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.row_schema import ChatRow, parse_chat_row
+from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.tokenizer import load_tokenizer
 
@@ -51,10 +53,19 @@ def read_file(root: str, relative: str) -> bytes:
     return (Path(root) / relative).read_bytes()
 
 
+def chat_row(content: dict[str, Any]) -> ChatRow:
+    """A row that has no errors."""
+    row, findings = parse_chat_row(json.dumps(content).encode(), "rows.jsonl", 1)
+    if row is None:
+        raise ValueError("; ".join(str(finding) for finding in findings))
+    return row
+
+
 def sample(case: str, row: int, **changes: Any) -> Sample:
     """A golden row through this project's own data path."""
     kind, template = case.split("/")
-    return build_sample(ROWS[row], DATASET, settings(template, **changes), tokenizer_of(checkpoint(kind)), read_file)
+    tokenizer = tokenizer_of(checkpoint(kind))
+    return build_sample(chat_row(ROWS[row]), DATASET, settings(template, **changes), tokenizer, read_file)
 
 
 @cache

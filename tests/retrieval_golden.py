@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from internvl_trainer.model.checkpoint_format import to_upstream
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 
 torch.set_num_threads(1)  # models this small lose more to waking threads than they win
 

@@ -11,14 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from golden import checkpoint, load, read_file, settings, tokenizer_of
+from golden import chat_row, checkpoint, load, read_file, settings, tokenizer_of
 from internvl_trainer.data.collate import collate, collate_packs
-from internvl_trainer.data.conversation import IGNORED
-from internvl_trainer.data.dataset import DatasetDescription, Sample, build_sample
+from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.packing import PackedOrder, PackLimits
-from internvl_trainer.data.preflight import Checker, check_rows
+from internvl_trainer.data.row_checks import Checker, check_rows
+from internvl_trainer.data.sample import Sample, build_sample
 from internvl_trainer.data.sampler import GlobalOrder
+from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.model.chat_model import ChatModel
 from PIL import Image
 from rich.console import Console
@@ -110,7 +111,10 @@ def bench_rows(tmp_path: Path) -> None:
     tokenizer, index = tokenizer_of(checkpoint("qwen2")), RowIndex.build(annotation)
 
     began, cpu = time.monotonic(), time.process_time()
-    samples = [build_sample(json.loads(index[row]), dataset, wanted, tokenizer, read_file) for row in range(len(index))]
+    samples = [
+        build_sample(chat_row(json.loads(index[row])), dataset, wanted, tokenizer, read_file)
+        for row in range(len(index))
+    ]
     sampled = len(index) / (time.process_time() - cpu), len(index) / (time.monotonic() - began)
     assert all(len(sample.tiles) == 7 for sample in samples)
     began, cpu = time.monotonic(), time.process_time()

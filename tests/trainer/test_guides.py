@@ -15,7 +15,7 @@ from internvl_trainer.__main__ import main
 from internvl_trainer.data.tiling import cut_tiles, decode_image
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, is_adapter
-from internvl_trainer.model.answer import answer
+from internvl_trainer.model.greedy_answers import answer
 from safetensors.torch import save_file
 
 PAGE = Path(__file__).parents[2] / "docs/guides/loading.md"

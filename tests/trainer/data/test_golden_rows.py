@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from golden import CASES, ROWS, arrays, checkpoint, pixels, sample, tokenizer_of
-from internvl_trainer.data.conversation import IGNORED
+from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.model.chat_model import normalise_tiles
 
 ALL_ROWS = [pytest.param(case, row, id=f"{case}-{row}") for case in CASES for row in range(len(ROWS))]

@@ -44,14 +44,6 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'no.jsonl'}: the annotation file is not there; check the path"
 
 
-def test_other_processes_read_saved_offsets(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"a":1}\n\n{"b":2}\n')
-    RowIndex.build(path).save(tmp_path / "a.npy")
-    index = RowIndex.open_saved(path, tmp_path / "a.npy")
-    assert [index[row] for row in range(2)] == [b'{"a":1}', b'{"b":2}']
-    assert index.line_number(1) == 3
-
-
 def test_an_index_travels_to_worker_processes_after_use(tmp_path: Path) -> None:
     index = RowIndex.build(write(tmp_path / "a.jsonl", '{"a":1}\n{"b":2}\n'))
     assert index[0]

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.collate import Weighting, collate, collate_packs, row_weight
-from internvl_trainer.data.dataset import RowError, Sample
-from internvl_trainer.data.datasets import open_datasets, sample_settings
+from internvl_trainer.data.diagnostics import RowError
 from internvl_trainer.data.loader import Collation, Failure, Loader, PackDataset, RowDataset, Window
+from internvl_trainer.data.open_datasets import open_datasets, sample_settings
 from internvl_trainer.data.packing import Pack, PackedOrder, PackLimits, pack_rows
-from internvl_trainer.data.row_sizes import read_row_sizes
+from internvl_trainer.data.preflight_results import read_row_sizes
+from internvl_trainer.data.sample import Sample
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
 from internvl_trainer.stages.preflight import run as preflight

@@ -9,7 +9,6 @@ from internvl_trainer.data.tiling import (
     cut_tiles,
     decode_image,
     degrade_jpeg,
-    fit_tile,
     stack_tiles,
 )
 from PIL import Image
@@ -73,12 +72,6 @@ def test_tiles_come_row_by_row_with_the_whole_image_last() -> None:
     assert [tuple(tile[:, 28, 28]) for tile in tiles[:4]] == colours
     assert len(tiles) == 5
     assert tuple(tiles[4][:, 5, 5]) == colours[0]
-
-
-def test_padding_to_a_square_keeps_the_picture_whole() -> None:
-    tile = fit_tile(Image.new("RGB", (100, 50), (0, 0, 255)), 100, pad_to_square=True)
-    assert tile.getpixel((50, 5)) == (123, 116, 103)
-    assert tile.getpixel((50, 50)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

@@ -123,7 +123,7 @@ TALKS = [
 )
 def test_formats(tmp_path: Path, content: Any, kind: str, name: str, wanted: list[Any]) -> None:
     task = opened(tmp_path, content, kind, name)
-    found = [(each.id, each.media["image"], each.text, each.references) for each in task.questions]
+    found = [(each.id, each.media.image_value(), each.text, each.references) for each in task.questions]
     assert found == wanted
 
 
@@ -146,8 +146,7 @@ def test_formats(tmp_path: Path, content: Any, kind: str, name: str, wanted: lis
 )
 def test_what_is_asked(tmp_path: Path, row: dict[str, Any], prompt: str | None, wanted: str) -> None:
     (question,) = opened(tmp_path, [row], prompt=prompt).questions
-    images = question.media.get("image") or []
-    assert with_marks(question, 1 if isinstance(images, str) else len(images)) == wanted
+    assert with_marks(question, len(question.media.images)) == wanted
 
 
 def test_a_system_turn_is_kept(tmp_path: Path) -> None:

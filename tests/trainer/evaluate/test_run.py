@@ -20,8 +20,8 @@ from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, to_lines
 from internvl_trainer.evaluate.vqa import exact_match
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
-from internvl_trainer.model.answer import answer
 from internvl_trainer.model.base_identity import describe_base
+from internvl_trainer.model.greedy_answers import answer
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.signals import StopRequested

@@ -74,10 +74,6 @@ def test_what_does_not_decide_the_model_may_change(tmp_path: Path) -> None:
     check_base(with_base(base), recorded)
 
 
-def test_a_run_of_a_version_that_noted_no_base_goes_on() -> None:
-    check_base(make_config("/out"), None)
-
-
 @pytest.mark.integration
 def test_a_changed_base_in_a_bucket_is_refused(bucket: str, s3_env: S3Server) -> None:
     sources._open.cache_clear()

@@ -20,8 +20,8 @@ from internvl_trainer.artifacts import disk_space
 from internvl_trainer.data.collate import collate
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import Adapter
+from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.model.reformat import convert_checkpoint
 from internvl_trainer.stages.merge.chat import TOLERANCES, merge_chat_model
 from safetensors.torch import load_file, save_file
 from trainer.contexts import context_of

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from internvl_trainer.model.adapter_files import (
     load_adapter,
     read_adapter,
     save_adapter,
-    to_upstream_adapter,
 )
 from internvl_trainer.model.adapters import (
     Freeze,
@@ -26,8 +24,8 @@ from internvl_trainer.model.adapters import (
 )
 from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.checkpoint_format import Architecture, native_config, read_architecture, to_upstream
-from internvl_trainer.model.checkpoint_format.tensors import match_upstream, split_fused
-from internvl_trainer.model.load import CheckpointError
+from internvl_trainer.model.checkpoint_format.files import CheckpointError
+from internvl_trainer.model.checkpoint_format.tensors import join_fused, match_upstream
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
@@ -164,13 +162,22 @@ def test_dora_learns_a_length_for_each_row() -> None:
     assert_close(logits(dora), wanted)  # lengths start as they are
 
 
+def fused(adapter: Adapter, name: str, architecture: Architecture, *others: str) -> list[torch.Tensor]:
+    """The one A of an upstream projection, and its parts' B (and others) joined as its weight is."""
+    match = match_upstream(f"{name}.weight", architecture.kind)
+    modules = [f"base_model.model.{native.removesuffix('.weight')}" for native in match.native_names]
+    down, *same = (adapter.tensors[f"{module}.lora_A.weight"] for module in modules)
+    assert all(torch.equal(down, other) for other in same)
+    parts = [tuple(adapter.tensors[f"{module}.{part}"] for module in modules) for part in ("lora_B.weight", *others)]
+    return [down, *(join_fused(each, match.rule, architecture) for each in parts)]
+
+
 @pytest.mark.parametrize("tower", ["vision", "language"])
 def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_path: Path) -> None:
     """Lengths are of rows, and rows only move: joined parts are what upstream's one layer would have."""
     model = adapted("internlm2", DORA)
     save_adapter(model, tmp_path)
     adapter = read_adapter(tmp_path)
-    fused = to_upstream_adapter(adapter.tensors, model.architecture)
     merged = dict(
         to_upstream(merge_into(load("internlm2").model.native.state_dict(), adapter).items(), model.architecture)
     )
@@ -179,8 +186,9 @@ def test_a_fused_dora_is_the_same_change_of_the_fused_weight(tower: str, tmp_pat
         "vision": "vision_model.encoder.layers.0.attn.qkv",
     }[tower]
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
-    changed = base + 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
-    lengths = fused[f"{name}.lora_magnitude_vector"] / changed.norm(dim=1)
+    down, up, lengths = fused(adapter, name, model.architecture, "lora_magnitude_vector")
+    changed = base + 2.0 * up @ down
+    lengths = lengths / changed.norm(dim=1)
     assert_close(merged[f"{name}.weight"], changed * lengths[:, None])
 
 
@@ -316,30 +324,6 @@ def test_merged_weights_give_the_same_logits(kind: str, settings: LoraSettings, 
     assert_close(logits(merged), logits(model))
 
 
-def to_native_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
-    """The way back from `to_upstream_adapter`."""
-    result = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.partition(".lora_")
-        match = match_upstream(f"{module}.weight", architecture.kind)
-        fused = len(match.native_names) > 1 and not part.startswith("A")
-        parts = split_fused(tensor, match.rule, architecture) if fused else (tensor,) * len(match.native_names)
-        for native, value in zip(match.native_names, parts, strict=True):
-            result[f"base_model.model.{native.removesuffix('.weight')}.lora_{part}"] = value
-    return result
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_goes_to_upstreams_layout_and_back(kind: str, settings: LoraSettings) -> None:
-    model = adapted(kind, settings)
-    tensors, architecture = adapter_state_dict(model), model.architecture
-    upstream = to_upstream_adapter(tensors, architecture)
-    back = to_native_adapter(upstream, architecture)
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
-
-
 def test_upstreams_fused_adapter_is_the_same_change_of_the_fused_weight(tmp_path: Path) -> None:
     """Adding upstream's B x A to wqkv is merging natively and going back."""
     model = adapted("internlm2")
@@ -347,19 +331,10 @@ def test_upstreams_fused_adapter_is_the_same_change_of_the_fused_weight(tmp_path
     adapter = read_adapter(tmp_path)
     native = load("internlm2").model.native.state_dict()
     merged = dict(to_upstream(merge_into(native, adapter).items(), model.architecture))
-    fused = to_upstream_adapter(adapter.tensors, model.architecture)
     name = "language_model.model.layers.0.attention.wqkv"
     base = load_file(checkpoint("internlm2") / "model.safetensors")[f"{name}.weight"]
-    delta = 2.0 * fused[f"{name}.lora_B.weight"] @ fused[f"{name}.lora_A.weight"]
-    assert_close(merged[f"{name}.weight"], base + delta)
-
-
-def test_an_adapter_with_different_as_has_no_fused_form() -> None:
-    model = adapted("internlm2")
-    tensors = adapter_state_dict(model)
-    name = next(name for name in tensors if name.endswith("layers.0.self_attn.k_proj.lora_A.weight"))
-    with pytest.raises(ValueError, match=r"layers\.0\.attention\.wqkv do not share their A; upstream has one"):
-        to_upstream_adapter(tensors | {name: tensors[name] + 1}, model.architecture)
+    down, up = fused(adapter, name, model.architecture)
+    assert_close(merged[f"{name}.weight"], base + 2.0 * up @ down)
 
 
 def test_gathered_state_with_a_shared_a_in_it_once_is_enough() -> None:

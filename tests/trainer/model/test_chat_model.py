@@ -7,7 +7,7 @@ import torch
 from closeness import GRADIENTS, LOSS, assert_close, assert_each_close
 from golden import load, sample
 from internvl_trainer.data.collate import collate
-from internvl_trainer.data.dataset import Sample
+from internvl_trainer.data.sample import Sample
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel, ChatOutput, normalise_tiles
 

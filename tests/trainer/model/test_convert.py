@@ -323,7 +323,7 @@ def test_without_upstreams_files_the_way_back_needs_a_base(tmp_path: Path, capsy
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-from internvl_trainer.model.reformat import convert_checkpoint
+from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 warm, source, folder = map(Path, sys.argv[1:])
 convert_checkpoint(warm, folder / "warm", "hf")
 convert_checkpoint(folder / "warm", folder / "warm-back", "upstream")

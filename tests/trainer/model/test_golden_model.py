@@ -9,8 +9,8 @@ import torch
 from closeness import ADAMW, LOSS, another_order, assert_close, distance
 from golden import CASES, RESULTS, ROWS, arrays, load, sample
 from internvl_trainer.data.collate import collate
-from internvl_trainer.model.answer import answer
 from internvl_trainer.model.chat_model import ChatModel, ChatOutput
+from internvl_trainer.model.greedy_answers import answer
 from internvl_trainer.model.load import LoadedModel
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 import torch
 from closeness import assert_close
 from golden import checkpoint, load
-from internvl_trainer.model.load import CheckpointError, load_chat_model
+from internvl_trainer.model.checkpoint_format.files import CheckpointError
+from internvl_trainer.model.load import load_chat_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 

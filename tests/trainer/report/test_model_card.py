@@ -15,8 +15,8 @@ from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers
+from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.model.reformat import convert_checkpoint
 from internvl_trainer.report.model_card import Contents, contents, hub_card, model_card, plain
 from safetensors.torch import load_file, save_file
 from trainer.report.outputs import TASK, Output, evaluated, prediction

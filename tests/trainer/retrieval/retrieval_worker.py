@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import deepspeed
 import torch
 from internvl_trainer.model.adapters import LoraSettings
-from internvl_trainer.model.retrieval.methods import apply_retrieval_method
+from internvl_trainer.retrieval.methods import apply_retrieval_method
 from retrieval_golden import batch, load
 
 STEPS = 3

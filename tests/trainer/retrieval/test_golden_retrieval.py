@@ -3,7 +3,8 @@
 import pytest
 import torch
 from closeness import ADAMW, LOSS, assert_close
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.retrieval.model import normalise
 from retrieval_golden import CASES, arrays, batch, load, results
 
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
@@ -27,9 +28,10 @@ def test_features_and_logits(loaded: tuple[str, LoadedRetrievalModel], variant: 
     case, each = loaded
     inputs, golden = batch(case), arrays(case)
     with torch.no_grad():
-        images = each.model.encode_images(inputs["pixel_values"], variant)
+        images = each.model.encode_images(inputs["pixel_values"], [variant])[variant]
         texts = each.model.encode_texts(inputs["summarize_input_ids"])
-        logits = each.model.compare(images, texts)
+        cosines = normalise(images.double()) @ normalise(texts.double()).T
+        logits = (each.model.logit_scale.double().exp() * cosines).float()
     for name, found in (("image_features", images), ("text_features", texts), ("logits_per_image", logits)):
         assert_close(found, golden[f"{name}_{variant}"], name=name)
 
@@ -98,5 +100,5 @@ def test_eight_bit_pixels_are_normalised() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     normalised = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
-        found, wanted = (model.encode_images(each, "C") for each in (pixels, normalised))
+        found, wanted = (model.encode_images(each, ["C"])["C"] for each in (pixels, normalised))
     assert_close(found, wanted)

@@ -4,8 +4,8 @@ import math
 
 import torch
 from closeness import LOSS, assert_close
-from internvl_trainer.model.retrieval.losses import contrastive_loss, matching_loss, mine_negatives
-from internvl_trainer.model.retrieval.model import RetrievalModel
+from internvl_trainer.retrieval.losses import contrastive_loss, matching_loss, mine_negatives
+from internvl_trainer.retrieval.model import RetrievalModel
 from retrieval_golden import batch, load
 
 EYE = torch.eye(2)

@@ -9,15 +9,15 @@ from deepspeed.runtime.lr_schedules import WarmupDecayLR
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import adapter_state_dict, load_adapter, read_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings
-from internvl_trainer.model.retrieval.layer_decay import (
+from internvl_trainer.retrieval.layer_decay import (
     LayerDecay,
     describe_groups,
     group_key,
     layer_groups,
     learning_rate_scale,
 )
-from internvl_trainer.model.retrieval.methods import HEAD, apply_retrieval_method
-from internvl_trainer.model.retrieval.model import RetrievalModel
+from internvl_trainer.retrieval.methods import HEAD, apply_retrieval_method
+from internvl_trainer.retrieval.model import RetrievalModel
 from internvl_trainer.train.engine import set_learning_rate
 from retrieval_golden import batch, load
 

@@ -10,14 +10,20 @@ import torch
 from internvl_api.publish_condition import RETRIEVAL_METRICS
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.data.captions import CAPTION_PROMPT, SUMMARIZE, encode_caption, encode_prompt, normalise_caption
-from internvl_trainer.data.retrieval_batch import pad_captions, resize_image
 from internvl_trainer.data.tiling import decode_image
-from internvl_trainer.evaluate import retrieval_answers, run
+from internvl_trainer.evaluate import run
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore
-from internvl_trainer.evaluate.retrieval_scores import rank, shares
-from internvl_trainer.model.retrieval.load import load_retrieval_model
-from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.model.tokenizer import decode_answer, read_tokenizer
+from internvl_trainer.retrieval.caption_text import (
+    CAPTION_PROMPT,
+    SUMMARIZE,
+    encode_caption,
+    encode_prompt,
+    normalise_caption,
+)
+from internvl_trainer.retrieval.load import load_retrieval_model
+from internvl_trainer.retrieval.pair_batch import pad_captions, resize_image
+from internvl_trainer.retrieval.recall import rank, shares
 from internvl_trainer.signals import StopRequested
 from trainer.evaluations import predictions, run_evaluation
 from trainer.retrieval.pair_runs import pair_config, write_pairs
@@ -48,10 +54,11 @@ def by_hand(folder: Path, *, normalised: bool) -> dict[str, float]:
         texts = torch.nn.functional.normalize(torch.cat([model.encode_texts(each) for each in ids]))
         pictures = [resize_image(decode_image((folder / "data" / name).read_bytes()), 42) for name in names]
         for variant in ("C", "G"):
-            images = torch.cat([model.encode_images(torch.from_numpy(each)[None], variant) for each in pictures])
+            pixels = [torch.from_numpy(each)[None] for each in pictures]
+            images = torch.cat([model.encode_images(each, [variant])[variant] for each in pixels])
             found = rank(torch.nn.functional.normalize(images), texts, torch.arange(len(names)), owners)
-            for way, places in found.by_way().items():
-                figures |= {f"{variant}_{way}_R{k}": share for k, share in shares(places).items()}
+            for way, ranks in found.by_way().items():
+                figures |= {f"{variant}_{way}_R{k}": share for k, share in shares(ranks).items()}
     return figures
 
 
@@ -130,6 +137,6 @@ def test_captions_are_searched_with_five_beams(tmp_path: Path, monkeypatch: pyte
         pixels = torch.from_numpy(resize_image(decode_image((tmp_path / "data" / name).read_bytes()), 42))[None]
         search = {"num_beams": 5, "do_sample": False, "min_new_tokens": 8, "max_new_tokens": 30}
         ids = loaded.model.eval().generate(pixels, prompt, torch.ones_like(prompt), pad_token_id=0, **search)[0]
-        assert row["prediction"] == retrieval_answers.decode_answer(tokenizer, ids.tolist()).strip()
+        assert row["prediction"] == decode_answer(tokenizer, ids.tolist()).strip()
         assert row["question"] == CAPTION_PROMPT
         assert len(tokenizer(row["prediction"], add_special_tokens=False).input_ids) >= 8

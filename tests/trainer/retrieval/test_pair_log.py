@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_trainer.distributed import Group
-from internvl_trainer.model.retrieval.methods import HEAD
+from internvl_trainer.retrieval.methods import HEAD
 from internvl_trainer.stages.preflight import run as preflight
 from internvl_trainer.train.retrieval import retrieval_components
 from trainer.contexts import context_of, group_context

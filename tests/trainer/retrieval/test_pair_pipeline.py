@@ -13,8 +13,8 @@ import torch
 import yaml
 from closeness import assert_close
 from internvl_api.recipes.resolve import parse_spec, resolve
-from internvl_trainer.model.retrieval.load import load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.retrieval.load import load_retrieval_model
 from ivft_cluster.paths import CHECKOUT
 from ivft_demo.checkpoint import write_retrieval_checkpoint
 from ivft_demo.photographs import write_dataset
@@ -84,7 +84,7 @@ def test_a_lora_is_trained_measured_merged_and_published(tmp_path: Path) -> None
     merged = load_retrieval_model(artifacts / "model", dtype=torch.float32).model
     pixels = torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted, found, before = (each.eval().encode_images(pixels, "G") for each in (adapted, merged, base))
+        wanted, found, before = (each.eval().encode_images(pixels, ["G"])["G"] for each in (adapted, merged, base))
     assert "They are merged in `model/`." in (artifacts / "README.md").read_text()
     assert_close(found, wanted)
     assert (before - wanted).abs().max() > 0.01

@@ -7,7 +7,7 @@ import pytest
 import torch
 from closeness import assert_each_close
 from internvl_trainer.model.adapters import LoraSettings
-from internvl_trainer.model.retrieval.methods import apply_retrieval_method
+from internvl_trainer.retrieval.methods import apply_retrieval_method
 from retrieval_golden import batch, load
 from trainer.two_ranks import run_on_two_ranks
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from golden import checkpoint
 from internvl_trainer.distributed import Group
+from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.model.reformat import convert_checkpoint
 from internvl_trainer.train.export import export_model
 from trainer.runs import make_config
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from golden import checkpoint, settings, tokenizer_of
 from internvl_trainer.data import loader as loader_module
-from internvl_trainer.data.dataset import DatasetDescription, Sample
-from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation
+from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.loader import Collation, Loader, RowDataset, Window
+from internvl_trainer.data.open_datasets import OpenDataset, open_datasets, open_validation
+from internvl_trainer.data.sample import Sample
 from internvl_trainer.data.sampler import GlobalOrder, Position
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from trainer.runs import GOLDEN, make_config

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from internvl_trainer.cli.options import count
-from internvl_trainer.data.conversation import TEMPLATES, Turn
-from internvl_trainer.data.rows import IMAGE_MARK
+from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
 from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
+from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.distributed import prepare_environment
 from internvl_trainer.errors import UserError
 
@@ -95,7 +95,7 @@ class Conversation:
 
     def ask(self, question: str) -> str:
         """The answer, which is remembered with the question."""
-        from internvl_trainer.model.answer import answer_all, make_prompt
+        from internvl_trainer.model.greedy_answers import answer_all, make_prompt
 
         turns = [*self.turns, Turn("human", self._with_marks(question))]
         groups = [cut(image, self.loaded, self.options.max_tiles) for image in self.images]

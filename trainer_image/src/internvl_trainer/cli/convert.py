@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print what was written."""
-    from internvl_trainer.model.reformat import convert_checkpoint
+    from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 
     try:
         done = convert_checkpoint(

@@ -13,11 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from internvl_trainer.data.conversation import IGNORED, IMAGE_CONTEXT, TEMPLATES
-from internvl_trainer.data.dataset import DatasetDescription, RowError, Sample, SampleSettings, build_sample
-from internvl_trainer.data.findings import Finding
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.rows import parse_row
+from internvl_trainer.data.row_schema import parse_chat_row
+from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
+from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
 from internvl_trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class _Subject:
 
 def _load(args: argparse.Namespace) -> _Subject:
     from internvl_trainer.model.checkpoint_format.config import count_context_tokens
-    from internvl_trainer.model.load import describe_checkpoint, load_chat_model
+    from internvl_trainer.model.checkpoint_source import describe_checkpoint
+    from internvl_trainer.model.load import load_chat_model
     from internvl_trainer.model.tokenizer import load_tokenizer
 
     loaded = None
@@ -146,9 +148,9 @@ def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int,
     index = RowIndex.build(args.annotation)
     dataset = DatasetDescription(args.annotation.stem, args.root, str(args.annotation))
     for number in range(min(len(index), args.rows or len(index))):
-        row, findings = parse_row(index[number])
         line = index.line_number(number)
-        if row is None or any(finding.severity == "error" for finding in findings):
+        row, findings = parse_chat_row(index[number], dataset.annotation, line)
+        if row is None:
             yield number, line, findings
             continue
         try:

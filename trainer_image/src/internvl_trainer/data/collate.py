@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .conversation import IGNORED
-from .dataset import Sample
+from internvl_trainer.data.sample import Sample
+from internvl_trainer.data.tokenize import IGNORED
 
 Weighting = Literal["token", "sample", "square"]
 

@@ -1,4 +1,4 @@
-"""A JSONL file as an array of byte offsets: rows are read when asked for, never held."""
+"""A JSONL file as an array of byte offsets; rows are read on demand and never held."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from ..errors import UserError
 
 _CHUNK = 1 << 24
-_LONGEST_BLANK = 16  # a longer line of spaces is a row, and preflight calls it broken JSON
+_LONGEST_BLANK = 16  # bytes; a longer line of spaces counts as a row, which preflight reports as invalid JSON
 
 
 class RowIndex:
-    """Random access to the lines of a file; 8 bytes a row in memory (80 MB for 10 million), or none when memory-mapped.
+    """Random access to the lines of a file, with 8 bytes a row in memory (80 MB for 10 million rows).
 
-    Blank lines are no rows; `line_number` still counts them, as an editor does.
+    Blank lines are not rows, but `line_number` counts them, as an editor does.
     """
 
     def __init__(self, path: str | Path, offsets: np.ndarray, line_numbers: np.ndarray | None) -> None:
@@ -28,7 +28,7 @@ class RowIndex:
 
     @classmethod
     def build(cls, path: str | Path) -> RowIndex:
-        """Scan the file once.
+        """The index of a file, from one scan.
 
         Raises:
             UserError: the file is absent, or has no rows.
@@ -47,19 +47,6 @@ class RowIndex:
             return cls(path, offsets, None)
         rows = np.delete(np.arange(len(offsets) - 1), blank)
         return cls(path, np.append(offsets[rows], offsets[-1]), rows + 1)
-
-    def save(self, path: str | Path) -> None:
-        """Write the offsets as .npy, for `open_saved` in other processes."""
-        numbers = self._line_numbers if self._line_numbers is not None else np.empty(0, np.int64)
-        np.save(path, np.concatenate([[len(self)], self._offsets, numbers]).astype(np.int64))
-
-    @classmethod
-    def open_saved(cls, path: str | Path, saved: str | Path) -> RowIndex:
-        """Memory-map saved offsets: processes of one machine share them."""
-        stored = np.load(saved, mmap_mode="r")
-        rows = int(stored[0])
-        numbers = stored[rows + 2 :]
-        return cls(path, stored[1 : rows + 2], numbers if len(numbers) else None)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -82,12 +69,12 @@ class RowIndex:
         return self._map
 
     def __getstate__(self) -> dict[str, object]:
-        """A memory map does not travel to worker processes; each opens its own."""
+        """Without the memory map, which cannot be pickled; each worker process opens its own."""
         return {**self.__dict__, "_map": None}
 
 
 def _scan_lines(path: Path) -> np.ndarray:
-    """Start of every line, then the end of the file."""
+    """(lines + 1,) int64 start of every line, then the end of the file."""
     breaks, position = [np.zeros(1, np.int64)], 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -99,7 +86,7 @@ def _scan_lines(path: Path) -> np.ndarray:
 
 
 def _blank_lines(path: Path, offsets: np.ndarray) -> np.ndarray:
-    """Positions of lines with nothing in them; only short lines need a look."""
+    """Positions of blank lines; only short lines are read."""
     short = np.flatnonzero(np.diff(offsets) <= _LONGEST_BLANK)
     with path.open("rb") as file:
         blank = [line for line in short.tolist() if not _line(file, offsets, line).strip()]

@@ -1,8 +1,7 @@
-"""Batches for the training loop: rows are read, tiled and tokenized in worker processes, ahead of the steps."""
+"""Batches for the training loop; worker processes read, tile and tokenize rows ahead of the steps."""
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,24 +15,26 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.collate import Weighting, collate, collate_packs
-from internvl_trainer.data.conversation import IGNORED
-from internvl_trainer.data.dataset import OpenMedia, RowError, Sample, SampleSettings, build_sample
-from internvl_trainer.data.datasets import OpenDataset, estimate_lengths
+from internvl_trainer.data.diagnostics import Finding, RowError, errors_of
+from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.open_datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.packing import Pack
-from internvl_trainer.data.row_sizes import RowSizes
+from internvl_trainer.data.preflight_results import RowSizes
+from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.sampler import Position
+from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.errors import UserError
 from internvl_trainer.signals import die_with_parent
 
-_PREFETCHED = 4  # micro-batches that each worker may be ahead
-PATIENCE_SECONDS = 60  # for storage that is away when a row's media are read
+_PREFETCHED = 4  # micro-batches that each worker prepares ahead
+PATIENCE_SECONDS = 60  # to retry while storage is unavailable and a row's media are read
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of a worker as plain data, as exceptions do not travel well between processes."""
+    """An error of a worker process as plain data, because exceptions do not pickle reliably."""
 
     reason: str
     message: str
@@ -41,12 +42,12 @@ class Failure:
     kind: type[UserError] = UserError
 
     def error(self) -> UserError:
-        """The error, for the process that can end the run."""
+        """The error, to raise in the process that ends the run."""
         return self.kind(self.reason, self.message, self.where)
 
 
 class RowDataset(Dataset[Sample | Failure]):
-    """All rows of one epoch, over all datasets; drawn by position, so that every attempt augments alike.
+    """All rows of one epoch over all datasets, by position, so that every attempt draws the same augmentation.
 
     With `seed` None nothing is random: no augmentation, and the middle frames of a video.
     """
@@ -70,16 +71,16 @@ class RowDataset(Dataset[Sample | Failure]):
         return int(self._ends[-1])
 
     def __getitem__(self, position: Position) -> Sample | Failure:
-        dataset, row = self._find(position.row)
-        description = dataset.description
+        dataset, number = self._find(position.row)
         rng = None if self._seed is None else np.random.default_rng([self._seed, position.epoch, position.row])
+        row, findings = dataset.parse_row(number)
+        if row is None:
+            return row_changed(errors_of(findings)[0])
         try:
-            content = json.loads(dataset.index[row])
             build = patiently(PATIENCE_SECONDS)(build_sample)
-            return build(content, description, self._settings, self._tokenizer, self._open_media, rng)
+            return build(row, dataset.description, self._settings, self._tokenizer, self._open_media, rng)
         except RowError as error:
-            finding = error.findings[0].at(description.annotation, dataset.index.line_number(row))
-            return Failure(finding.reason, f"{finding}; did it change after preflight?", None)
+            return row_changed(error.findings[0].at(row.file, row.line))
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
 
@@ -90,7 +91,7 @@ class RowDataset(Dataset[Sample | Failure]):
         )
 
     def estimate_lengths(self, image_tokens: int) -> np.ndarray:
-        """(rows,) rough lengths in tokens, to group rows by where preflight has not counted them."""
+        """(rows,) estimated lengths in tokens, to group rows by length when preflight has not run."""
         return np.concatenate(
             [
                 estimate_lengths((dataset.index[int(row)] for row in rows), image_tokens)
@@ -104,8 +105,13 @@ class RowDataset(Dataset[Sample | Failure]):
         return self._datasets[which], int(self._rows[which][row - first])
 
 
+def row_changed(finding: Finding) -> Failure:
+    """The failure of a row that preflight accepted and that cannot be read now."""
+    return Failure(finding.reason, f"{finding}; did it change after preflight?", None)
+
+
 class PackDataset(Dataset[list[Sample] | Failure]):
-    """Packs of rows, drawn by the positions of their rows."""
+    """Packs of rows, by the positions of their rows."""
 
     def __init__(self, rows: RowDataset, max_tokens: int) -> None:
         self._rows, self._max_tokens = rows, max_tokens
@@ -126,7 +132,7 @@ class PackDataset(Dataset[list[Sample] | Failure]):
 
 @dataclass(frozen=True)
 class Collation:
-    """How samples become tensors. `flat`: all rows of a micro-batch in one sequence, for flash attention."""
+    """How samples become tensors; `flat` makes one sequence of all rows of a micro-batch, for flash attention."""
 
     pad_token_id: int
     weighting: Weighting = "token"
@@ -146,7 +152,7 @@ class Collation:
 
 
 class MicroBatch(NamedTuple):
-    """What one forward gets, and figures of it: `weight` sums the loss weights, `places` counts padding too."""
+    """The tensors of one forward pass and its counts: `weight` sums the loss weights, `places` includes padding."""
 
     tensors: Batch
     rows: int
@@ -157,14 +163,16 @@ class MicroBatch(NamedTuple):
 
 
 Collate = Callable[[Sequence[Any]], MicroBatch | Failure]
-"""What a dataset gave, as one batch; it travels to worker processes."""
+"""Draws of a dataset to one batch; it is pickled for worker processes."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The micro-batches of one optimizer step on one rank; counts are of this rank, `waited` is in seconds.
+    """The micro-batches of one optimizer step on one rank, with this rank's counts.
 
-    `weights` are the sums of loss weights, micro-batch by micro-batch.
+    Attributes:
+        weights: sum of the loss weights of each micro-batch.
+        waited: seconds.
     """
 
     batches: list[Batch]
@@ -177,7 +185,7 @@ class Window:
 
 
 class Loader:
-    """Windows of micro-batches, in the order the sampler gives."""
+    """Windows of micro-batches, in the sampler's order."""
 
     def __init__(
         self,
@@ -238,7 +246,7 @@ def _counted(tensors: Batch, samples: Sequence[Sample]) -> MicroBatch:
 
 
 def _own_signals(_worker: int) -> Any:
-    """A worker ends when the loop tells it to or dies, not by a Ctrl-C that is meant for the run."""
+    """A worker ends with the loop, not by the Ctrl-C that stops the run."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

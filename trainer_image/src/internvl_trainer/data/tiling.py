@@ -1,4 +1,4 @@
-"""One image to square tiles, decision by decision and pixel by pixel as upstream cuts it."""
+"""One image becomes square tiles, equal to upstream's in every decision and pixel."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 BLANK = (255, 255, 255)
-"""Colour of the tile that stands in for the missing image of a text-only row."""
+"""RGB colour of the blank tile of a text-only row."""
 
-# ImageNet's mean as the 8-bit colour that upstream pads non-square images with.
-_PAD_COLOUR = (123, 116, 103)
 JPEG_QUALITIES = range(75, 101)
-"""Qualities that upstream's data_augment draws from."""
+"""JPEG qualities that upstream's data_augment draws from."""
 
 
 class ImageProblem(ValueError):
-    """The bytes are no image that can be decoded to the end."""
+    """The bytes cannot be decoded to the end as an image."""
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """RGB, fully decoded.
+    """The RGB image, fully decoded.
 
     Raises:
-        ImageProblem: empty, no known format, or cut short (a half-decoded image is never trained on).
+        ImageProblem: the bytes are empty, of unknown format or cut short; training never sees half an image.
     """
     if not data:
         raise ImageProblem("the file is empty")
@@ -34,7 +32,7 @@ def decode_image(data: bytes) -> Image.Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text has an address in memory, new each time
+        unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address, which changes each time
         said = "cannot identify image file" if unknown else error
         raise ImageProblem(f"cannot be decoded ({said}), {len(data)} bytes") from error
 
@@ -43,8 +41,8 @@ def decode_image(data: bytes) -> Image.Image:
 def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """(columns, rows) of every grid with a permitted number of tiles, fewest tiles first.
 
-    The order among grids of one size decides ties between equally good aspect ratios. Upstream sorts a set of pairs, so
-    its order there is that of the set's iteration; building the same set gives the same order.
+    The order among grids of one size decides ties between equal aspect ratios. Upstream sorts a set of pairs, so equal
+    keys keep the order of the set's iteration; building the same set gives the same order.
     """
     found = {
         (columns, rows)
@@ -57,7 +55,7 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) with the aspect ratio nearest the image's; of equals, a larger one if half of it is filled."""
+    """(columns, rows) of the grid nearest in aspect ratio; a tie goes to the larger if the image fills half of it."""
     aspect = width / height
     best, best_distance = (1, 1), float("inf")
     for columns, rows in grids(min_tiles, max_tiles):
@@ -69,15 +67,15 @@ def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_ti
 
 
 def count_tiles(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool) -> int:
-    """Tiles that `cut_tiles` will give, without touching a pixel."""
+    """The number of tiles that `cut_tiles` gives for an image of this size."""
     columns, rows = choose_grid(width, height, image_size, min_tiles, max_tiles)
     return columns * rows + (1 if thumbnail and columns * rows > 1 else 0)
 
 
 def cut_tiles(image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, *, thumbnail: bool) -> np.ndarray:
-    """(n, 3, S, S) uint8: the image resized to the chosen grid and cut row by row.
+    """(n, 3, S, S) uint8 tiles: the image resized to the chosen grid and cut row by row.
 
-    A small copy of the whole image comes last if there are several.
+    With `thumbnail`, several tiles are followed by a small copy of the whole image.
     """
     columns, rows = choose_grid(*image.size, image_size, min_tiles, max_tiles)
     cut = columns * rows
@@ -89,20 +87,15 @@ def cut_tiles(image: Image.Image, image_size: int, min_tiles: int, max_tiles: in
 
 
 def _fill(tiles: np.ndarray, image: Image.Image, columns: int, rows: int) -> None:
-    """Copy a grid's picture into its tiles; colour by colour, so that whole rows of a tile are moved at once."""
+    """Copy the picture of a grid into its tiles, colour by colour, which moves whole rows of a tile at once."""
     size = tiles.shape[-1]
     grid = tiles.reshape(rows, columns, 3, size, size)
     for colour, plane in enumerate(image.split()):
         grid[:, :, colour] = np.asarray(plane).reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
 
 
-def fit_tile(image: Image.Image, image_size: int, *, pad_to_square: bool = False) -> Image.Image:
-    """The whole image as one tile: bicubic, after padding to a square where asked."""
-    if pad_to_square and image.width != image.height:
-        side = max(image.size)
-        padded = Image.new("RGB", (side, side), _PAD_COLOUR)
-        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = padded
+def fit_tile(image: Image.Image, image_size: int) -> Image.Image:
+    """The whole image as one tile, resized with bicubic interpolation."""
     if image.size == (image_size, image_size):
         return image
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -114,17 +107,17 @@ def blank_tile(image_size: int) -> Image.Image:
 
 
 def degrade_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """What data_augment does to a tile: one trip through JPEG at a random quality."""
+    """The image after JPEG compression: upstream's data_augment."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 def stack_tiles(tiles: list[Image.Image]) -> np.ndarray:
-    """(n, 3, S, S) uint8."""
+    """(n, 3, S, S) uint8 array of RGB images of one size."""
     return np.ascontiguousarray(np.stack([np.asarray(tile) for tile in tiles]).transpose(0, 3, 1, 2))
 
 
 def as_image(tile: np.ndarray) -> Image.Image:
-    """The picture of a (3, S, S) tile."""
+    """The RGB image of a (3, S, S) uint8 tile."""
     return Image.fromarray(np.ascontiguousarray(tile.transpose(1, 2, 0)))

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .conversation import Template
+    from internvl_trainer.data.tokenize import Template
 
 _IGNORED = -100
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.rows import Row, media_path, parse_row
+from internvl_trainer.data.diagnostics import Finding, errors_of
+from internvl_trainer.data.row_schema import MediaFile, RowMedia, media_path, parse_chat_row
 from internvl_trainer.errors import UserError
 
-_MEDIA = ("image", "video", "clip")
 # How upstream's scripts ask for what a row of these formats holds.
 _VQA_QUESTION = "{} Answer the question using a single word or phrase."
 _REFCOCO_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
@@ -31,13 +30,16 @@ class _Problem(ValueError):
         self.finding = Finding(reason, message, field)
 
 
+Row = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Question:
     """One thing to ask of some media, and what may be answered.
 
     Attributes:
         id: the row's own, else its image.
-        media: the row's `image`, `video` and `clip`, as in training.
+        media: the row's images, or its video, as in training.
         text: what is asked; None where the file only has pictures.
         plain: the bare question inside `text`, which a prompt's `{}` stands for.
         system: the row's own system message.
@@ -45,7 +47,7 @@ class Question:
     """
 
     id: str | int
-    media: Row
+    media: RowMedia
     references: tuple[str, ...]
     place: str
     text: str | None = None
@@ -123,7 +125,7 @@ def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return parse_row(line)[1]  # it knows how to say what is wrong
+        return _unplaced(parse_chat_row(line, place, None)[1])
     try:
         if not isinstance(row, dict) or "conversations" in row:
             return _from_conversation(line, place)
@@ -132,7 +134,7 @@ def _read_line(line: bytes, place: str) -> Question | list[Finding]:
         if "sent" in row:
             return _from_refcoco(row, place)
         if "caption" in row:
-            return _question(row, place, _texts(row["caption"], "caption"))
+            return _question(row, _checked_media(row), place, _texts(row["caption"], "caption"))
     except _Problem as error:
         return [error.finding]
     names = "conversations, question, sent (with bbox) or caption"
@@ -141,19 +143,24 @@ def _read_line(line: bytes, place: str) -> Question | list[Finding]:
 
 def _from_conversation(line: bytes, place: str) -> Question | list[Finding]:
     """The first question of a training row, and its answer."""
-    row, findings = parse_row(line)
-    if row is None or (errors := [finding for finding in findings if finding.severity == "error"]):
-        return findings if row is None else errors
-    turns = list(row["conversations"])
-    system = turns[0]["value"] if turns[0]["from"] == "system" else None
-    first = next((position for position, turn in enumerate(turns) if turn["from"] == "human"), None)
+    parsed, findings = parse_chat_row(line, place, None)
+    if parsed is None:
+        return _unplaced(errors_of(findings))
+    row, turns = json.loads(line), parsed.turns
+    system = turns[0].text if turns[0].role == "system" else None
+    first = next((position for position, turn in enumerate(turns) if turn.role == "human"), None)
     if first is None:
-        return _question(row, place, (_text(turns[-1]["value"], "conversations"),), system=system)
-    answers = [turn["value"] for turn in turns[first + 1 : first + 2]]
+        return _question(row, parsed.media, place, (_text(turns[-1].text, "conversations"),), system=system)
+    answers = [turn.text for turn in turns[first + 1 : first + 2]]
     if not answers:
         return [Finding("ReferencesMissing", "the first question has no answer to compare with", "conversations")]
-    asked = turns[first]["value"]
-    return _question(row, place, (_text(answers[0], "conversations"),), text=asked, plain=asked, system=system)
+    asked, answer = turns[first].text, _text(answers[0], "conversations")
+    return _question(row, parsed.media, place, (answer,), text=asked, plain=asked, system=system)
+
+
+def _unplaced(findings: list[Finding]) -> list[Finding]:
+    """Findings without their place, which the error that reports them names."""
+    return [finding.at(None, None) for finding in findings]
 
 
 def _from_vqa(row: Row, place: str) -> Question:
@@ -163,7 +170,7 @@ def _from_vqa(row: Row, place: str) -> Question:
     if field is None:
         raise _Problem("ReferencesMissing", "expected an answer to compare with, found none", "answer")
     text = _VQA_QUESTION.format(question)
-    return _question(row, place, _texts(row[field], field), text=text, plain=question)
+    return _question(row, _checked_media(row), place, _texts(row[field], field), text=text, plain=question)
 
 
 def _from_refcoco(row: Row, place: str) -> Question:
@@ -178,7 +185,8 @@ def _from_refcoco(row: Row, place: str) -> Question:
         raise _Problem("BoxInvalid", "expected bbox [x1, y1, x2, y2], width and height, in pixels", "bbox") from error
     sentence = _text(row["sent"], "sent")
     reference = f"<box>[[{left:.6g}, {top:.6g}, {right:.6g}, {bottom:.6g}]]</box>"
-    return _question(row, place, (reference,), text=_REFCOCO_QUESTION.format(sentence), plain=sentence)
+    text = _REFCOCO_QUESTION.format(sentence)
+    return _question(row, _checked_media(row), place, (reference,), text=text, plain=sentence)
 
 
 def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[Finding]]]:
@@ -214,31 +222,31 @@ def _from_image(image: Any, captions: dict[Any, list[str]], place: str) -> Quest
         raise _Problem("ImageMissing", "expected file_name or image, found neither; is this the file of the pictures?")
     if not captions.get(image["id"]):
         raise _Problem("ReferencesMissing", f"no annotation has the image_id {image['id']!r}", "id")
-    return _question({"image": name, "id": image["id"]}, place, tuple(captions[image["id"]]))
+    row = {"image": name, "id": image["id"]}
+    return _question(row, _checked_media(row), place, tuple(captions[image["id"]]))
 
 
 def _has_id(image: Any) -> bool:
     return isinstance(image, dict) and isinstance(image.get("id"), str | int)
 
 
-def _question(row: Row, place: str, references: tuple[str, ...], **texts: str | None) -> Question:
-    media = {name: row[name] for name in _MEDIA if row.get(name)}
-    if "conversations" not in row:  # those rows were checked with their turns
-        _check_image(media.get("image"))
+def _question(row: Row, media: RowMedia, place: str, references: tuple[str, ...], **texts: str | None) -> Question:
     identity = next((row[name] for name in ("question_id", "image_id", "id") if row.get(name) is not None), None)
     if not isinstance(identity, str | int):
-        image = media.get("image") or media.get("video") or place
-        identity = image if isinstance(image, str) else ", ".join(image)
+        identity = ", ".join(file.path for file in media.files) or place
     return Question(identity, media, references, place, **texts)
 
 
-def _check_image(image: Any) -> None:
+def _checked_media(row: Row) -> RowMedia:
+    """The media of a row without turns, which has one image."""
+    image = row.get("image") or None
     if not isinstance(image, str):
         raise _Problem("ImageInvalid", "expected a path", "image")
     try:
         media_path(image)
     except ValueError as error:
         raise _Problem("PathLeavesRoot", str(error), "image") from error
+    return RowMedia((MediaFile(image, "image"),))
 
 
 def _texts(value: Any, field: str) -> tuple[str, ...]:

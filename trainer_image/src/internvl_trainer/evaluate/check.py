@@ -9,9 +9,10 @@ from functools import lru_cache
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.dataset import DatasetDescription, RowError, fetch_media
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.rows import image_fields, images_of, video_of
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
+from internvl_trainer.data.media import fetch_media
+from internvl_trainer.data.row_schema import MediaFile
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
@@ -40,17 +41,14 @@ def check_tasks(config: RunConfig, reporter: Reporter) -> list[OpenTask]:
 
 def _check_media(task: OpenTask) -> Iterator[tuple[Question, Finding]]:
     @lru_cache(maxsize=_REMEMBERED)
-    def look(path: str, field: str) -> Finding | None:
-        return _problem(task.dataset, path, field)
+    def look(media: MediaFile) -> Finding | None:
+        return _problem(task.dataset, media)
 
     def check(question: Question) -> list[Finding]:
-        row = question.media
-        places = list(zip(images_of(row), image_fields(row), strict=True))
-        if video := video_of(row):
-            places.append((video, "video"))
-        else:
-            with_marks(question, len(places))
-        return [finding for path, field in places if (finding := look(path, field)) is not None]
+        media = question.media
+        if media.video is None:
+            with_marks(question, len(media.images))
+        return [finding for file in media.files if (finding := look(file)) is not None]
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for question, findings in zip(task.questions, pool.map(check, task.questions), strict=True):
@@ -58,15 +56,15 @@ def _check_media(task: OpenTask) -> Iterator[tuple[Question, Finding]]:
                 yield question, finding
 
 
-def _problem(dataset: DatasetDescription, path: str, field: str) -> Finding | None:
+def _problem(dataset: DatasetDescription, media: MediaFile) -> Finding | None:
     try:
-        data = fetch_media(dataset.root, path, field, open_media)
-        if field != "video":
+        data = fetch_media(media, dataset.root, open_media)
+        if media.field != "video":
             decode_image(data)
     except RowError as error:
         return error.findings[0]
     except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{path}: {error}", field)
+        return Finding("ImageUndecodable", f"{media.path}: {error}", media.field)
     return None
 
 

@@ -92,8 +92,8 @@ def to_lines(rows: Sequence[Row]) -> bytes:
 def _row(question: Question, answer: Answer) -> Row:
     return {
         "id": question.id,
-        "image": question.media.get("image"),
-        **({"video": question.media["video"]} if "video" in question.media else {}),
+        "image": question.media.image_value(),
+        **({"video": question.media.video.path} if question.media.video else {}),
         "question": question.text,
         **({"prediction": answer} if isinstance(answer, str) else {"features": answer}),
         "references": list(question.references),

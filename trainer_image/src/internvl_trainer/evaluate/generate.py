@@ -10,13 +10,15 @@ from typing import TypeVar
 import numpy as np
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.conversation import Turn
-from internvl_trainer.data.dataset import RowError, SampleSettings, read_media, settings_for
+from internvl_trainer.data.diagnostics import RowError
+from internvl_trainer.data.media import read_media
+from internvl_trainer.data.row_schema import Turn
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Chunk
 from internvl_trainer.evaluate.tasks import OpenTask, with_marks
-from internvl_trainer.model.answer import Prompt, answer_all, make_prompt
+from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt
 from internvl_trainer.model.load import LoadedModel
 
 Item = TypeVar("Item")
@@ -37,9 +39,9 @@ class Answerer:
 
     def prompt(self, task: OpenTask, question: Question) -> Prompt:
         """Tiles as in training, and the question with a mark for each. Raises UserError naming the row."""
-        settings = settings_for(task.dataset, self.settings)
+        settings = self.settings.for_dataset(task.dataset)
         try:
-            groups = read_media(question.media, task.dataset, settings, open_media)
+            groups = read_media(question.media, settings, task.dataset.root, open_media)
         except RowError as error:
             raise UserError(error.findings[0].reason, str(error), question.place) from error
         turns = [Turn("human", with_marks(question, len(groups)))]

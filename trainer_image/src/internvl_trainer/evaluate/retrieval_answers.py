@@ -19,18 +19,19 @@ from internvl_api.publish_condition import RETRIEVAL_METRICS
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.captions import PADDING, SUMMARIZE, encode_caption, encode_prompt, normalise_caption
-from internvl_trainer.data.dataset import RowError, fetch_media
-from internvl_trainer.data.retrieval_batch import pad_captions, resize_image
+from internvl_trainer.data.diagnostics import RowError
+from internvl_trainer.data.media import fetch_media
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Answer, Chunk, Row
-from internvl_trainer.evaluate.retrieval_scores import RANKS, Ranks, image_features, rank, shares, text_features
 from internvl_trainer.evaluate.tasks import OpenTask
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
-from internvl_trainer.model.retrieval.model import Variant
 from internvl_trainer.model.tokenizer import decode_answer
+from internvl_trainer.retrieval.caption_text import PADDING, SUMMARIZE, encode_caption, encode_prompt, normalise_caption
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.retrieval.model import Variant
+from internvl_trainer.retrieval.pair_batch import pad_captions, resize_image
+from internvl_trainer.retrieval.recall import RANKS, Ranks, image_features, rank, shares, text_features
 
 _VARIANTS: tuple[Variant, ...] = ("C", "G")
 _TEXTS = "texts"
@@ -69,7 +70,7 @@ class RetrievalAnswerer:
 
     def _picture(self, task: OpenTask, question: Question) -> Picture:
         try:
-            image = decode_image(fetch_media(task.dataset.root, question.media["image"], "image", open_media))
+            image = decode_image(fetch_media(question.media.images[0], task.dataset.root, open_media))
         except RowError as error:
             raise UserError(error.findings[0].reason, str(error), question.place) from error
         except ImageProblem as error:

@@ -17,7 +17,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName, StageResult
 
 from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
-from internvl_trainer.data.datasets import sample_settings
+from internvl_trainer.data.open_datasets import sample_settings
 from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
@@ -26,8 +26,8 @@ from internvl_trainer.evaluate.scores import score
 from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
 from internvl_trainer.evaluate.weights import Evaluated, find_trained, load_evaluated
 from internvl_trainer.metrics import Reporter
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.run_context import GroupContext, RunContext
 
 logger = logging.getLogger(__name__)

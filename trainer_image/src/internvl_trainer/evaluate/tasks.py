@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,14 @@ from internvl_api.run_config import RunConfig
 from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
 
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
-from internvl_trainer.data.captions import CAPTION_PROMPT
-from internvl_trainer.data.dataset import DatasetDescription
-from internvl_trainer.data.retrieval import Caption, read_captions
-from internvl_trainer.data.rows import IMAGE_MARK, place_marks
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import errors_of
+from internvl_trainer.data.row_schema import IMAGE_MARK, MediaFile, RowMedia, Turn, place_marks
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question, read_questions
 from internvl_trainer.evaluate.boxes import find_box
+from internvl_trainer.retrieval.caption_files import PairRow, read_captions
+from internvl_trainer.retrieval.caption_text import CAPTION_PROMPT
 
 CAPTION_BEAMS = 5
 """Of a retrieval model's captions, as upstream's evaluate_caption.py has them."""
@@ -92,18 +92,18 @@ def _prompted(task: EvaluationTask) -> EvaluationTask:
 def read_pictures(path: Path, task: EvaluationTask) -> list[Question]:
     """A question for each picture of a caption file, its captions the references. Raises UserError naming the line."""
     found = read_captions(path, task.format or TASK_DEFAULTS[task.task].format or "", name=task.annotation)
-    errors = [finding for finding in found.findings if finding.severity == "error"]
+    errors = errors_of(found.findings)
     if errors:
         more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
         raise UserError(errors[0].reason, f"{errors[0]}{more}")
-    captions: dict[str, list[Caption]] = {}
-    for caption in found.captions:
-        captions.setdefault(caption.image, []).append(caption)
+    captions: dict[str, list[PairRow]] = {}
+    for row in found.rows:
+        captions.setdefault(row.image, []).append(row)
     return [
         Question(
             id=image,
-            media={"image": image},
-            references=tuple(caption.text for caption in own),
+            media=RowMedia((MediaFile(image, "image"),)),
+            references=tuple(row.caption for row in own),
             place=f"{task.annotation}:{own[0].line}",
         )
         for image, own in captions.items()
@@ -135,9 +135,9 @@ def decide_text(question: Question, prompt: str | None, default: str | None) -> 
 
 def group_captions(questions: Iterable[Question]) -> list[Question]:
     """Questions that show and ask the same become one with the references of all, in the file's order."""
-    grouped: dict[str, Question] = {}
+    grouped: dict[tuple[RowMedia, str | None, str | None], Question] = {}
     for question in questions:
-        key = json.dumps([question.media, question.text, question.system], sort_keys=True)
+        key = question.media, question.text, question.system
         first = grouped.get(key)
         references = (*first.references, *question.references) if first else question.references
         grouped[key] = replace(first or question, references=references)
@@ -159,11 +159,10 @@ def with_marks(question: Question, pictures: int) -> str:
     Raises:
         UserError: it has marks, but not as many.
     """
-    text, images = question.text or "", question.media.get("image")
-    if isinstance(images, list) and IMAGE_MARK not in text:
-        text = f"{IMAGE_MARK}\n" * len(images) + text
-    row = {**question.media, "conversations": [{"from": "human", "value": text}]}
-    placed: str = place_marks(row, frames=pictures)[0]["value"]
+    text, media = question.text or "", question.media
+    if media.has_image_list and IMAGE_MARK not in text:
+        text = f"{IMAGE_MARK}\n" * len(media.images) + text
+    placed = place_marks([Turn("human", text)], media, frames=pictures)[0].text
     if (marks := placed.count(IMAGE_MARK)) != pictures:
         message = f"the question has {marks} {IMAGE_MARK} marks for {pictures} pictures: {question.text!r}"
         raise UserError("ImageMarkMismatch", message, question.place)

@@ -12,8 +12,8 @@ from internvl_trainer.artifacts.manifest import Manifest
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.load import LoadedModel, load_chat_model
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.model.trained_weights import load_trained
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.run_context import GroupContext, RunContext
 
 
@@ -47,7 +47,7 @@ def load_evaluated(context: GroupContext, trained: Manifest | None) -> Evaluated
         evaluated = _load(config, fetch_directory(made, field="spec.output"))
     else:
         if trained is not None and group.leads:
-            check_base(config, trained.extra.get("base"))
+            check_base(config, trained.extra["base"])
         evaluated = _load(config, fetch_directory(config.model.source, field="spec.model.source"))
         if trained is not None:
             load_trained(evaluated.loaded.model, fetch_directory(made, field="spec.output"))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .adapters import ADAPTER, Adaptable, add_lora, fused_projections, lora_layers, name_prefix
 from .checkpoint_format import Architecture
 from .checkpoint_format.files import CheckpointError, StoredTensors
-from .checkpoint_format.tensors import join_fused, match_native, match_upstream
+from .checkpoint_format.tensors import match_native
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
@@ -165,32 +165,3 @@ def read_adapter(directory: str | Path) -> Adapter:
     except (ValueError, TypeError) as error:
         raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(directory)) from error
     return Adapter(config, tensors)
-
-
-def to_upstream_adapter(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
-    """Native adapter tensors (PEFT's file names) to `<upstream module>.lora_A.weight` and `.lora_B.weight`.
-
-    Raises:
-        ValueError: the parts of a fused projection have different A's, which upstream's one A cannot hold.
-    """
-    groups: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-    order: dict[tuple[str, str], tuple[str, ...]] = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
-        match = match_native(f"{module}.weight", architecture.kind)
-        key = (match.upstream_name.removesuffix(".weight"), part)
-        groups.setdefault(key, {})[f"{module}.weight"] = tensor
-        order[key] = match.native_names
-    result = {}
-    for (module, part), parts in groups.items():
-        ordered = tuple(parts[name] for name in order[module, part])
-        if len(ordered) == 1:
-            joined = ordered[0]
-        elif part.startswith("A"):
-            if not all(torch.equal(ordered[0], other) for other in ordered[1:]):
-                raise ValueError(f"the adapter's projections in {module} do not share their A; upstream has one")
-            joined = ordered[0]
-        else:
-            joined = join_fused(ordered, match_upstream(f"{module}.weight", architecture.kind).rule, architecture)
-        result[f"{module}.lora_{part}"] = joined
-    return result

@@ -170,7 +170,7 @@ def fused_projections(model: Adaptable) -> Iterator[tuple[LoraLayer, LoraLayer, 
     """(q, k, v) adapter layers that are one fused projection upstream."""
     attentions = [layer.attention for layer in model.vision_tower.encoder.layer]
     if model.architecture.kind == "internlm2":
-        attentions += [layer.self_attn for layer in model.language_model.layers]
+        attentions += [layer.self_attn for layer in model.native.model.language_model.layers]
     for attention in attentions:
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
         if all(isinstance(layer, LoraLayer) for layer in layers):

@@ -1,4 +1,4 @@
-"""Which base model a run was trained on: told by the content of its files, so that a changed one is noticed."""
+"""Identity of the base model that a run was trained on, from its files, to refuse a changed one."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import describe_directory
 from internvl_trainer.errors import UserError
-from internvl_trainer.model.load import KEPT_FOLDER
+from internvl_trainer.model.checkpoint_source import KEPT_FOLDER
 
 _FIELD = "spec.model.source"
-# What decides how a model computes: weights, configuration, tokenizer. A mended model card or *.py changes nothing.
+# Files that decide what a model computes: weights, configuration, tokenizer. Model card and *.py do not.
 _DECIDING = {".safetensors", ".json", ".model", ".txt"}
 
 
 def describe_base(config: RunConfig) -> dict[str, Any]:
     """{"source": URI, "digest": hex sha256 of `files`, "files": {name: version}}, as JSON for a manifest.
 
-    Cheap for the Hub (a commit, or its digests) and for s3:// and https:// (ETag and size). A folder's files are read
-    and hashed, at about a gigabyte a second and core: call it on one rank only.
+    The Hub answers with a commit or digests, s3:// and https:// with ETag and size. A local folder's files are hashed
+    at about 1 GB/s, so call it on one rank only.
     """
     files = describe_directory(config.model.source, _decides, field=_FIELD)
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return {"source": config.model.source, "digest": digest, "files": files}
 
 
-def check_base(config: RunConfig, recorded: Mapping[str, Any] | None) -> None:
-    """Raises UserError BaseModelChanged unless the base is what `describe_base` found when the run was trained.
+def check_base(config: RunConfig, recorded: Mapping[str, Any]) -> None:
+    """Raises UserError BaseModelChanged unless the base model equals the one that the run was trained on.
 
     Args:
-        recorded: `extra.get("base")` of the train stage's manifest; None passes, as an older version wrote none.
+        recorded: `extra["base"]` of the train stage's manifest.
     """
-    if recorded is None:
-        return
     found = describe_base(config)
     if found["digest"] == recorded["digest"]:
         return

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from .adapter_files import Adapter, load_adapter, read_adapter
 from .adapters import Adaptable
 from .checkpoint_format.files import CheckpointError, StoredTensors
-from .load import POSITION_EMBEDDINGS, resize_position_embeddings
+from .parameters import POSITION_EMBEDDINGS, resize_position_embeddings
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
 """Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""

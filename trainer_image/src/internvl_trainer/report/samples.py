@@ -14,8 +14,8 @@ from internvl_api.spec.evaluation import EvaluationTask
 from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri
-from internvl_trainer.data.dataset import OpenMedia
-from internvl_trainer.data.rows import IMAGE_MARK, images_of, media_path
+from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.row_schema import IMAGE_MARK, RowMedia, media_path
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.record import Record, Row
@@ -138,8 +138,8 @@ def _sample(before: Row | None, after: Row | None, why: str, task: EvaluationTas
 
 
 def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, str | None]:
-    """The first picture of a row as a data URI, or the reason why it cannot be shown."""
-    paths = images_of(row)
+    """The first picture of a row, or why it cannot be shown: a report is worth having without it."""
+    paths = [image.path for image in RowMedia.from_fields(row).images]
     if not paths:
         return None, None
     problems: tuple[type[Exception], ...] = (UserError, ImageProblem, OSError, ValueError)

@@ -22,17 +22,17 @@ from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
-from internvl_trainer.data.dataset import DatasetDescription, SampleSettings
-from internvl_trainer.data.datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
-from internvl_trainer.data.findings import Finding
-from internvl_trainer.data.pair_preflight import check_captions
-from internvl_trainer.data.pairs import OpenPairs, open_pairs, open_validation_pairs
-from internvl_trainer.data.preflight import Checker, check_rows, findings_table
-from internvl_trainer.data.row_sizes import ROW_SIZES, write_row_sizes
+from internvl_trainer.data.diagnostics import Finding, findings_table
+from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
+from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
+from internvl_trainer.data.row_checks import Checker, check_length, check_rows
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.check import check_tasks
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.retrieval.pair_checks import check_captions
+from internvl_trainer.retrieval.pair_dataset import OpenPairs, open_pairs, open_validation_pairs
 from internvl_trainer.run_context import RunContext
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a retrieval model. Raises UserError for a checkpoint that training cannot load."""
     directory = check_files(config)
 
-    from internvl_trainer.model.retrieval.load import describe_retrieval_checkpoint
     from internvl_trainer.model.tokenizer import read_tokenizer
+    from internvl_trainer.retrieval.load import describe_retrieval_checkpoint
 
     architecture = describe_retrieval_checkpoint(directory, config.image.tile_size)
     tokenizer = read_tokenizer(directory)
@@ -155,7 +155,7 @@ def check_weight_files(names: set[str], directory: Path, source: str) -> None:
 
 def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
     """How rows become samples, from the spec and the checkpoint's config.json."""
-    from internvl_trainer.model.load import describe_checkpoint
+    from internvl_trainer.model.checkpoint_source import describe_checkpoint
 
     architecture = describe_checkpoint(directory)
     if config.image.tile_size is not None:
@@ -209,14 +209,6 @@ def check_pairs(
     )
     found = check_length(description, len(dataset.index)) + dataset.findings + of_rows
     return sorted(found, key=lambda finding: finding.line or 0)
-
-
-def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
-    """A finding when the dataset's `length` differs from the rows of the file."""
-    if description.length is None or description.length == rows:
-        return []
-    message = f"length is {description.length}, the file has {rows} rows; is it complete?"
-    return [Finding("LengthMismatch", message, "length", file=description.annotation)]
 
 
 def make_report(

@@ -11,10 +11,15 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Storage
-from internvl_trainer.data.datasets import OpenDataset, open_datasets, open_validation, read_bad_lines, sample_settings
 from internvl_trainer.data.loader import Collation, PackDataset, RowDataset
+from internvl_trainer.data.open_datasets import (
+    OpenDataset,
+    open_datasets,
+    open_validation,
+    sample_settings,
+)
 from internvl_trainer.data.packing import PackedOrder, PackLimits
-from internvl_trainer.data.row_sizes import read_row_sizes
+from internvl_trainer.data.preflight_results import read_bad_lines, read_row_sizes
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError

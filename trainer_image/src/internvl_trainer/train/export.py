@@ -21,10 +21,11 @@ from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
-from internvl_trainer.model.load import CONFIG_FILE, KEPT_FOLDER, LoadedModel
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel
-from internvl_trainer.model.trained_config import trained_config
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER
+from internvl_trainer.model.exported_config import trained_config
+from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
 
 
 def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group) -> Iterator[Path]:

@@ -9,22 +9,22 @@ from internvl_api.run_config import RunConfig
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.datasets import read_bad_lines
-from internvl_trainer.data.pairs import (
+from internvl_trainer.data.preflight_results import read_bad_lines
+from internvl_trainer.data.sampler import GlobalOrder
+from internvl_trainer.distributed import Group
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.tokenizer import read_tokenizer
+from internvl_trainer.retrieval.layer_decay import LayerDecay, describe_groups, layer_groups
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
+from internvl_trainer.retrieval.methods import apply_retrieval_method
+from internvl_trainer.retrieval.pair_dataset import (
     OpenPairs,
-    PairRows,
+    PairDataset,
     collate_micro_batch,
     open_pairs,
     open_validation_pairs,
     refuse_bad_lines,
 )
-from internvl_trainer.data.sampler import GlobalOrder
-from internvl_trainer.distributed import Group
-from internvl_trainer.errors import UserError
-from internvl_trainer.model.retrieval.layer_decay import LayerDecay, describe_groups, layer_groups
-from internvl_trainer.model.retrieval.load import LoadedRetrievalModel, load_retrieval_model
-from internvl_trainer.model.retrieval.methods import apply_retrieval_method
-from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.run_context import GroupContext
 from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.export import export_adapter, export_retrieval_model
@@ -88,11 +88,11 @@ def _rows(
     bad_lines: dict[str, list[int]],
     field: str,
     seed: int | None,
-) -> PairRows:
+) -> PairDataset:
     """Raises UserError for a line that preflight did not list, or where there is nothing to tell pictures from."""
     for dataset in datasets:
         refuse_bad_lines(dataset, bad_lines.get(dataset.description.name, ()))
-    rows = PairRows(
+    rows = PairDataset(
         datasets,
         tokenizer,
         open_media,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from internvl_trainer.data.loader import Collate, Loader, RowDataset
-from internvl_trainer.data.pairs import PairRows
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
+from internvl_trainer.retrieval.pair_dataset import PairDataset
 from internvl_trainer.train.engine import on_device
 
 
@@ -26,7 +26,7 @@ class Validation:
     """
 
     def __init__(
-        self, rows: RowDataset | PairRows, group: Group, *, collation: Collate, micro_batch: int, workers: int
+        self, rows: RowDataset | PairDataset, group: Group, *, collation: Collate, micro_batch: int, workers: int
     ) -> None:
         self._rows, self._group = rows, group
         self._collation = collation

@@ -169,7 +169,7 @@ def _write_shard(planned: Sequence[Planned], path: Path) -> None:
         file.write(text)
         for tensor in ordered:
             values = tensor.make(read_tensor).contiguous().reshape(-1)
-            file.write(memoryview(values.view(torch.uint8).numpy()))
+            file.write(values.view(torch.uint8).numpy().data)
 
 
 _ALIGNMENT = 8  # bytes, of the header's length and its end (safetensors' format)

@@ -20,16 +20,16 @@ from internvl_api.status import StageResult
 from internvl_trainer.artifacts.disk_space import check_space, naming_full_disk
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile
 from internvl_trainer.artifacts.sources import fetch_directory
-from internvl_trainer.data.first_row import FirstRow, first_row
+from internvl_trainer.data.reference_row import ReferenceRow, reference_row
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format import Architecture
-from internvl_trainer.model.layerwise import layerwise_logits
-from internvl_trainer.model.load import Source, open_checkpoint
-from internvl_trainer.model.reformat import Edit, Format, write_checkpoint
+from internvl_trainer.model.checkpoint_source import Source, open_checkpoint
+from internvl_trainer.model.convert_checkpoint import Edit, Format, write_checkpoint
+from internvl_trainer.model.exported_config import trained_config
+from internvl_trainer.model.streamed_logits import layerwise_logits
 from internvl_trainer.model.tokenizer import load_tokenizer
-from internvl_trainer.model.trained_config import trained_config
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
-from internvl_trainer.model.verify import find_wrong_tensor
+from internvl_trainer.model.verify_merge import find_wrong_tensor
 from internvl_trainer.run_context import RunContext
 from internvl_trainer.stages.merge.shared import MARGIN, check_failed, check_room, store_directory
 
@@ -91,7 +91,7 @@ def merge_chat_model(context: RunContext) -> StageResult:
     stages.discard("merge")  # left by a killed attempt
     with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
         work = _prepare(context, trained, Path(scratch))
-        row = first_row(config, context.storage, work.architecture, load_tokenizer(work.directory))
+        row = reference_row(config, context.storage, work.architecture, load_tokenizer(work.directory))
         formats = _formats(config, work)
         needed = check_room(context.storage, work.source(), Path(scratch), len(formats))
         files: list[ManifestFile] = []
@@ -124,7 +124,7 @@ def _give_memory_back() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def check_written(work: Work, directory: Path, row: FirstRow) -> Check:
+def check_written(work: Work, directory: Path, row: ReferenceRow) -> Check:
     """Compare a written model with the unmerged one, by tensor and by logits. Raises UserError when they differ."""
     written = open_checkpoint(directory)
     if wrong := find_wrong_tensor(written, work.source(), work.weights):
@@ -171,7 +171,7 @@ def _prepare(context: RunContext, trained: Manifest, scratch: Path) -> Work:
     if config.method == "full":
         directory = scratch / kind
         return Work(directory, open_checkpoint(directory).architecture, None, Edit())
-    check_base(config, trained.extra.get("base"))
+    check_base(config, trained.extra["base"])
     context.reporter.doing("fetching the base model")
     base = fetch_directory(config.model.source, field="spec.model.source")
     source = open_checkpoint(base)

@@ -15,11 +15,11 @@ from internvl_trainer.artifacts.disk_space import naming_full_disk
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format.shards import plan_upstream, write_shards
-from internvl_trainer.model.load import CONFIG_FILE, Source
-from internvl_trainer.model.reformat import copy_files, files_as_before
-from internvl_trainer.model.retrieval.load import changed_config, open_retrieval_checkpoint
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source
+from internvl_trainer.model.convert_checkpoint import copy_files, files_as_before
 from internvl_trainer.model.trained_weights import TrainedWeights, read_trained_weights
-from internvl_trainer.model.verify import find_wrong_tensor
+from internvl_trainer.model.verify_merge import find_wrong_tensor
+from internvl_trainer.retrieval.load import changed_config, open_retrieval_checkpoint
 from internvl_trainer.run_context import RunContext
 from internvl_trainer.stages.merge.shared import check_failed, check_room, store_directory
 
@@ -34,7 +34,7 @@ def merge_retrieval_model(context: RunContext) -> StageResult:
     with tempfile.TemporaryDirectory(prefix="merge-") as name:
         scratch = Path(name)
         stages.fetch("train", trained.named("adapter/"), scratch)
-        check_base(config, trained.extra.get("base"))
+        check_base(config, trained.extra["base"])
         reporter.doing("fetching the base model")
         base = open_retrieval_checkpoint(fetch_directory(config.model.source, field="spec.model.source"))
         size = config.image.tile_size or base.architecture.image_size

@@ -9,7 +9,7 @@ from internvl_trainer.artifacts.disk_space import check_space
 from internvl_trainer.artifacts.manifest import ManifestFile
 from internvl_trainer.artifacts.storage import FolderStorage, Storage
 from internvl_trainer.errors import UserError
-from internvl_trainer.model.load import Source
+from internvl_trainer.model.checkpoint_source import Source
 from internvl_trainer.stage_store import StageStore
 
 MARGIN = 256 << 20  # bytes on disk beyond the weights: tokenizer, configuration, other programs' needs

@@ -1,0 +1,72 @@
+"""Findings: what is wrong with a row or an annotation file, in one form for checks, errors and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from rich.table import Table
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one row, or of a whole annotation file when `line` is None.
+
+    Attributes:
+        reason: one CamelCase word.
+        message: what was found, what is expected and what to do.
+        field: the row's field, such as conversations[1].from.
+        severity: an error keeps the row out of training; with a warning the row is used.
+        line: counts from 1.
+    """
+
+    reason: str
+    message: str
+    field: str | None = None
+    severity: Severity = "error"
+    file: str | None = None
+    line: int | None = None
+
+    def at(self, file: str | None, line: int | None) -> Finding:
+        """The same finding at another place."""
+        return replace(self, file=file, line=line)
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        return ": ".join(part for part in (place, self.field, self.message) if part)
+
+
+class RowError(Exception):
+    """The row cannot become a sample; `findings` holds at least one error."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        super().__init__("; ".join(str(finding) for finding in findings))
+        self.findings = list(findings)
+
+    @classmethod
+    def single(cls, reason: str, message: str, field: str) -> RowError:
+        """An error with one finding."""
+        return cls([Finding(reason, message, field)])
+
+
+def errors_of(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings that keep their row out of training."""
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """A table for a terminal with one line for each finding."""
+    table = Table("severity", "file", "line", "field", "reason", "message")
+    for finding in findings:
+        cells = finding.severity, finding.file, finding.line, finding.field, finding.reason, finding.message
+        table.add_row(
+            *("" if cell is None else str(cell) for cell in cells), style="red" if finding.severity == "error" else ""
+        )
+    return table

@@ -1,0 +1,143 @@
+"""The datasets of a run, from the spec and a meta JSON, with their annotation files fetched and indexed."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from internvl_api.run_config import RunConfig
+from internvl_api.spec import Dataset
+
+from internvl_trainer.artifacts.sources import fetch_file, parent_uri
+from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
+from internvl_trainer.data.diagnostics import Finding
+from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.row_schema import ChatRow, parse_chat_row
+from internvl_trainer.data.sample import SampleSettings
+from internvl_trainer.errors import UserError
+
+VALIDATION = "validation/"
+"""Prefix of a held-out dataset's name wherever datasets of both kinds are listed."""
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """A dataset whose rows can be read; `description` holds the user's URIs."""
+
+    description: DatasetDescription
+    index: RowIndex
+
+    @property
+    def path(self) -> Path:
+        """The annotation file on this machine."""
+        return self.index.path
+
+    def parse_row(self, row: int) -> tuple[ChatRow | None, list[Finding]]:
+        """Row number `row` of the file, as `parse_chat_row` gives it."""
+        return parse_chat_row(self.index[row], self.description.annotation, self.index.line_number(row))
+
+    def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
+        """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
+        count = len(self.index)
+        rows = self.description.source_rows(count)
+        bad = [bisect.bisect_left(range(count), line, key=self.index.line_number) for line in bad_lines]
+        return rows[~np.isin(rows, bad)] if bad else rows
+
+
+def open_datasets(config: RunConfig) -> list[OpenDataset]:
+    """Fetch and index every annotation file. Raises UserError naming the dataset's field or file."""
+    return [_open(description, field) for description, field in describe_datasets(config)]
+
+
+def open_validation(config: RunConfig) -> list[OpenDataset]:
+    """Fetch and index every annotation file of data.validation, under names with the prefix VALIDATION."""
+    return [_open(description, field) for description, field in describe_validation(config)]
+
+
+def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
+    """Every training dataset of the spec and of the meta JSON, each with the field to name in errors."""
+    described = {
+        name: (_from_spec(name, dataset), f"spec.data.train.{name}") for name, dataset in config.data.train.items()
+    }
+    for description in _read_meta(config.data.meta) if config.data.meta else ():
+        if description.name in described:
+            raise UserError(
+                "DatasetTwice", f"found dataset {description.name!r} in meta and in train; rename one", "spec.data.meta"
+            )
+        described[description.name] = description, f"spec.data.meta: {description.name}"
+    if reserved := next((name for name in described if name.startswith(VALIDATION)), None):
+        message = f"found {reserved!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
+        raise UserError("DatasetNameReserved", message, described[reserved][1])
+    return list(described.values())
+
+
+def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
+    """Every dataset of data.validation with its prefixed name, each with the field to name in errors."""
+    return [
+        (replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}"), f"spec.data.validation.{name}")
+        for name, dataset in config.data.validation.items()
+    ]
+
+
+def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
+    """Settings from the spec; the arguments are the checkpoint's, for what the spec leaves open."""
+    image = config.image
+    return SampleSettings(
+        template=config.model.template or template,
+        image_size=image_size,
+        context_tokens=context_tokens,
+        dynamic_tiles=image.dynamic,
+        min_tiles=image.min_dynamic_patch,
+        max_tiles=image.max_dynamic_patch,
+        thumbnail=image.thumbnail,
+        min_frames=image.video_frames,
+        max_frames=image.video_frames,
+        max_length=config.training.max_seq_length,
+        compat=config.data.compat,
+    )
+
+
+def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
+    return DatasetDescription(
+        name=name,
+        root=dataset.root or parent_uri(dataset.annotation),
+        annotation=dataset.annotation,
+        max_tiles=dataset.max_dynamic_patch,
+        repeat_time=dataset.repeat_time,
+        data_augment=dataset.data_augment,
+        length=dataset.length,
+    )
+
+
+def _read_meta(uri: str) -> list[DatasetDescription]:
+    """The datasets of a meta JSON; relative paths start at its folder."""
+    try:
+        text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("InvalidMeta", f"not valid UTF-8 (byte {error.start})", uri) from error
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("/") or "://" in path else f"{parent_uri(uri)}/{path}".rstrip("/")
+
+    return [
+        replace(description, root=absolute(description.root), annotation=absolute(description.annotation))
+        for description in read_meta(text, uri)
+    ]
+
+
+def _open(description: DatasetDescription, field: str) -> OpenDataset:
+    path = fetch_file(description.annotation, field=f"{field}.annotation")
+    try:
+        return OpenDataset(description, RowIndex.build(path))
+    except UserError as error:  # name the user's URI, not the path in the cache
+        raise UserError(error.reason, error.message, description.annotation) from error
+
+
+def estimate_lengths(rows: Iterable[bytes], image_tokens: int) -> np.ndarray:
+    """(n,) int64 estimated tokens of raw rows: four bytes a token, plus `image_tokens` for a row with media."""
+    return np.array(
+        [len(row) // 4 + image_tokens * (b'"image"' in row or b'"video"' in row) for row in rows], dtype=np.int64
+    )

@@ -1,0 +1,138 @@
+"""Checks of a dataset's rows before training: text, media and tokens. Imports no torch.
+
+An error keeps a row out of training; a warning says that upstream's rule changes the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .dataset_meta import DatasetDescription
+from .diagnostics import Finding, RowError
+from .index import RowIndex
+from .media import OpenMedia, fetch_media, read_video, tiles_per_image
+from .row_schema import ChatRow, MediaFile, RowMedia, parse_chat_row
+from .sample import SampleSettings, encode_row
+from .tiling import ImageProblem, count_tiles, decode_image
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 512  # rows in flight; bounds memory, not the result
+_REMEMBERED_IMAGES = 1 << 18  # several captions share an image, and a decoded size is a few bytes
+
+Size = tuple[int, int]
+SizeOf = Callable[[str], "Size | Finding"]
+
+
+@dataclass(frozen=True)
+class Checker:
+    """The inputs of `check_rows` that are the same for every row of a dataset."""
+
+    dataset: DatasetDescription
+    settings: SampleSettings
+    open_media: OpenMedia
+    tokenizer: PreTrainedTokenizerBase
+
+
+def check_rows(
+    index: RowIndex,
+    checker: Checker,
+    *,
+    rows: Sequence[int] | None = None,
+    threads: int = 1,
+    sizes: np.ndarray | None = None,
+) -> list[Finding]:
+    """Findings of the rows (all, or the given positions), in the file's order.
+
+    Args:
+        threads: share the decoding and tokenizing, which release Python's lock.
+        sizes: (rows of the file, 2) int32, filled with tokens and tiles of each row that could be encoded.
+    """
+    wanted = range(len(index)) if rows is None else rows
+    return list(_findings(index, checker, wanted, threads, sizes))
+
+
+def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
+    """A finding when the file does not have the number of rows that the user expects."""
+    if description.length is None or description.length == rows:
+        return []
+    message = f"length is {description.length}, the file has {rows} rows; is it complete?"
+    return [Finding("LengthMismatch", message, "length", file=description.annotation)]
+
+
+def _findings(
+    index: RowIndex, checker: Checker, rows: Sequence[int], threads: int, sizes: np.ndarray | None
+) -> Iterator[Finding]:
+    size_of = lru_cache(maxsize=_REMEMBERED_IMAGES)(partial(_image_size, checker))
+
+    def check(position: int) -> list[Finding]:
+        findings, size = _measure(index[position], index.line_number(position), checker, size_of)
+        if sizes is not None and size is not None:
+            sizes[position] = size
+        return findings
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(rows), _BATCH):
+            for found in pool.map(check, rows[start : start + _BATCH]):
+                yield from found
+
+
+def _measure(text: bytes, line: int, checker: Checker, size_of: SizeOf) -> tuple[list[Finding], Size | None]:
+    """Findings of one line, and its tokens and tiles when it could be encoded."""
+    row, findings = parse_chat_row(text, checker.dataset.annotation, line)
+    if row is None:
+        return findings, None
+    tiles, problems = _check_media(row.media, checker, size_of)
+    size = None
+    if not problems:
+        problems, size = _count_tokens(row, tiles, checker)
+    return findings + [finding.at(row.file, row.line) for finding in problems], size
+
+
+def _count_tokens(row: ChatRow, tiles: list[int], checker: Checker) -> tuple[list[Finding], Size | None]:
+    try:
+        encoded = encode_row(row, tiles, checker.settings.for_dataset(checker.dataset), checker.tokenizer)
+    except RowError as error:
+        return error.findings, None
+    return encoded.findings, (len(encoded.input_ids), sum(tiles))
+
+
+def _image_size(checker: Checker, path: str) -> Size | Finding:
+    """Width and height of an image that decodes to its end, else the problem."""
+    try:
+        return decode_image(fetch_media(MediaFile(path, "image"), checker.dataset.root, checker.open_media)).size
+    except ImageProblem as error:
+        return Finding("ImageUndecodable", f"{path}: {error}")
+    except RowError as error:
+        return error.findings[0]
+
+
+def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[list[int], list[Finding]]:
+    """Tiles of each image or frame, and problems."""
+    settings = checker.settings.for_dataset(checker.dataset)
+    if media.video is not None:
+        try:
+            frames = read_video(media.video, media.clip, settings, checker.dataset.root, checker.open_media)
+        except RowError as error:
+            return [], error.findings
+        return [1] * len(frames), []
+    limit = tiles_per_image(settings, len(media.images))
+    tiles, findings = [], []
+    for image in media.images:
+        size = size_of(image.path)
+        if isinstance(size, Finding):
+            findings.append(replace(size, field=image.field))
+        elif settings.dynamic_tiles:
+            tiles.append(
+                count_tiles(*size, settings.image_size, settings.min_tiles, limit, thumbnail=settings.thumbnail)
+            )
+        else:
+            tiles.append(1)
+    return tiles, findings

@@ -1,0 +1,281 @@
+"""The schema of an annotation's rows: a line of JSONL becomes a checked ChatRow, or findings with file and line.
+
+Only the text of the row is checked here. `row_checks` also decodes its media and counts its tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal, get_args
+
+from .diagnostics import Finding, errors_of
+
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+
+Role = Literal["human", "gpt", "system"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A file that a row names.
+
+    Attributes:
+        path: below the dataset's root.
+        field: the row's field, for messages: image, image[2] or video.
+    """
+
+    path: str
+    field: str
+
+
+@dataclass(frozen=True)
+class RowMedia:
+    """The images of a row, or its video; both are empty for a text-only row.
+
+    Attributes:
+        clip: (start, end) of the video in seconds; None is the whole video.
+    """
+
+    images: tuple[MediaFile, ...] = ()
+    video: MediaFile | None = None
+    clip: tuple[float, float] | None = None
+
+    @classmethod
+    def from_fields(cls, row: Mapping[str, Any]) -> RowMedia:
+        """The media of a row whose fields are valid; an empty path or list counts as no media, as upstream has it."""
+        image, video, clip = row.get("image"), row.get("video"), row.get("clip")
+        if not image:
+            images: tuple[MediaFile, ...] = ()
+        elif isinstance(image, str):
+            images = (MediaFile(image, "image"),)
+        else:
+            images = tuple(MediaFile(path, f"image[{position}]") for position, path in enumerate(image))
+        return cls(images, MediaFile(video, "video") if video else None, (clip[0], clip[1]) if clip else None)
+
+    @property
+    def files(self) -> tuple[MediaFile, ...]:
+        """Every file, in the row's order."""
+        return self.images if self.video is None else (*self.images, self.video)
+
+    @property
+    def has_image_list(self) -> bool:
+        """Whether the row gives its images as a list."""
+        return any(image.field != "image" for image in self.images)
+
+    def image_value(self) -> str | list[str] | None:
+        """The value of the row's field `image`."""
+        paths = [image.path for image in self.images]
+        return paths if self.has_image_list else paths[0] if paths else None
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """A conversation with its media, valid by construction: `parse_chat_row` makes it.
+
+    Attributes:
+        turns: human and gpt alternate, after a system turn or none; a gpt turn may come first.
+        file, line: where the row stands; line is None where `file` names an entry of a document that is not JSONL.
+    """
+
+    turns: tuple[Turn, ...]
+    media: RowMedia
+    file: str
+    line: int | None
+
+
+def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | None, list[Finding]]:
+    """The row, or None when it has an error, and its findings with their place."""
+    row, findings = _parse_object(text)
+    if row is not None:
+        findings = [*_check_turns(row), *_check_media(row)]
+        if not errors_of(findings):
+            findings += _check_marks(_turns_of(row), RowMedia.from_fields(row))
+    placed = [finding.at(file, line) for finding in findings]
+    if row is None or errors_of(findings):
+        return None, placed
+    return ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line), placed
+
+
+def media_path(relative: str) -> str:
+    """A row's path, normalised.
+
+    Raises:
+        ValueError: the path is absolute, is a URL or leaves the dataset's root.
+    """
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or "://" in relative or "\0" in relative or not path.parts:
+        raise ValueError(f"{relative!r} leaves the dataset's root; expected a path below it")
+    return str(path)
+
+
+def place_marks(turns: Sequence[Turn], media: RowMedia, frames: int = 0) -> list[Turn]:
+    """The turns with one `<image>` mark for each image or video frame.
+
+    As upstream, the only image of a row, or its video, gets a mark before the first question when the turns have none,
+    and a video's mark becomes one line for each frame.
+    """
+    marked = list(turns)
+    mark = IMAGE_MARK if media.images else VIDEO_MARK
+    has_video = media.video is not None and not media.images
+    if (len(media.images) == 1 or has_video) and not any(mark in turn.text for turn in marked):
+        first = next((index for index, turn in enumerate(marked) if turn.role == "human"), 0)
+        marked[first] = replace(marked[first], text=f"{mark}\n{marked[first].text}")
+    if has_video:
+        lines = "\n".join(f"Frame-{number}: {IMAGE_MARK}" for number in range(1, frames + 1))
+        marked = [replace(turn, text=re.sub(rf"{VIDEO_MARK}\n?", f"{lines}\n", turn.text)) for turn in marked]
+    return marked
+
+
+def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        return None, [Finding("InvalidJson", f"not valid JSON: {error.msg} (column {error.colno})")]
+    except UnicodeDecodeError as error:
+        return None, [Finding("InvalidJson", f"not valid UTF-8 (byte {error.start})")]
+    except RecursionError:
+        return None, [Finding("InvalidJson", "nested too deeply to be read")]
+    if not isinstance(row, dict):
+        return None, [Finding("NotAnObject", f"expected a JSON object, found {_kind(row)}")]
+    return row, []
+
+
+def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    return tuple(Turn(turn["from"], turn["value"]) for turn in row["conversations"])
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _check_turns(row: Mapping[str, Any]) -> Iterator[Finding]:
+    turns = row.get("conversations")
+    if "conversations" not in row:
+        yield Finding("ConversationsMissing", "expected a list of turns, found nothing", "conversations")
+    elif not isinstance(turns, list):
+        yield Finding("ConversationsMissing", f"expected a list of turns, found {_kind(turns)}", "conversations")
+    elif not turns:
+        yield Finding("ConversationsEmpty", "the list of turns is empty", "conversations")
+    else:
+        broken = [finding for position, turn in enumerate(turns) for finding in _check_turn(turn, position)]
+        yield from broken or _check_order([turn["from"] for turn in turns])
+
+
+def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
+    place = f"conversations[{position}]"
+    if not isinstance(turn, dict):
+        yield Finding("TurnInvalid", f"expected an object with from and value, found {_kind(turn)}", place)
+        return
+    if turn.get("from") not in get_args(Role):
+        found = f"{turn['from']!r}" if "from" in turn else "nothing"
+        yield Finding("UnknownRole", f"found {found}; expected human, gpt or system", f"{place}.from")
+    if not isinstance(turn.get("value"), str):
+        found = _kind(turn["value"]) if "value" in turn else "nothing"
+        yield Finding("ValueNotText", f"expected text, found {found}", f"{place}.value")
+    else:
+        yield from _check_characters(turn["value"], f"{place}.value")
+
+
+def _check_order(roles: Sequence[Role]) -> Iterator[Finding]:
+    start = 1 if roles[0] == "system" else 0
+    if "system" in roles[start:]:
+        position = roles.index("system", start)
+        yield Finding("SystemTurnMisplaced", "a system turn may only come first", f"conversations[{position}].from")
+        return
+    if roles[start : start + 1] == ["gpt"]:
+        yield Finding(
+            "AnswerWithoutQuestion",
+            "no question comes before this answer; the turn is skipped, as upstream skips it",
+            f"conversations[{start}].from",
+            "warning",
+        )
+        start += 1
+    for position in range(start + 1, len(roles)):
+        if roles[position] == roles[position - 1]:
+            yield Finding(
+                "RolesNotAlternating",
+                f"a second {roles[position]} turn in a row; human and gpt must alternate",
+                f"conversations[{position}].from",
+            )
+            return
+    if "gpt" not in roles[start:]:
+        yield Finding("NothingSupervised", "there is no gpt turn to learn from", "conversations")
+    elif roles[-1] == "human":
+        yield Finding(
+            "QuestionWithoutAnswer", "the last question has no answer", f"conversations[{len(roles) - 1}]", "warning"
+        )
+
+
+def _check_media(row: Mapping[str, Any]) -> Iterator[Finding]:
+    image, video = row.get("image"), row.get("video")
+    if image is not None and not isinstance(image, str):
+        if not isinstance(image, list):
+            yield Finding("ImageInvalid", f"expected a path or a list of paths, found {_kind(image)}", "image")
+            return
+        for position, path in enumerate(image):
+            if not isinstance(path, str) or not path:
+                yield Finding("ImageInvalid", f"expected a path, found {_kind(path)}", f"image[{position}]")
+                return
+    if video is not None and not isinstance(video, str):
+        yield Finding("VideoInvalid", f"expected a path, found {_kind(video)}", "video")
+        return
+    if image and video:
+        yield Finding("ImageAndVideo", "a row has images or a video, not both", "video")
+    yield from _check_clip(row.get("clip"))
+    for media in RowMedia.from_fields({"image": image, "video": video}).files:
+        yield from _check_path(media)
+
+
+def _check_clip(clip: Any) -> Iterator[Finding]:
+    if clip is None:
+        return
+    numbers = isinstance(clip, list) and len(clip) == 2 and all(type(value) in (int, float) for value in clip)
+    if not numbers or not 0 <= clip[0] < clip[1]:
+        yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)}", "clip")
+
+
+def _check_characters(text: str, field: str) -> Iterator[Finding]:
+    """JSON can hold half of a surrogate pair, which neither a tokenizer nor a file system accepts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        yield Finding("InvalidText", f"found {half}, half of a surrogate pair; write the whole character", field)
+
+
+def _check_path(media: MediaFile) -> Iterator[Finding]:
+    yield from _check_characters(media.path, media.field)
+    try:
+        media_path(media.path)
+    except ValueError as error:
+        yield Finding("PathLeavesRoot", str(error), media.field)
+
+
+def _check_marks(turns: Sequence[Turn], media: RowMedia) -> Iterator[Finding]:
+    """Every image has one mark, counted after the missing mark of a single image is placed."""
+    if media.video is not None:
+        marks = sum(turn.text.count(VIDEO_MARK) for turn in turns)
+        if marks > 1:
+            yield Finding("VideoMarkMismatch", f"{marks} {VIDEO_MARK} marks for 1 video", "conversations")
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in place_marks(turns, media))
+    images = len(media.images)
+    if marks != images:
+        yield Finding(
+            "ImageMarkMismatch",
+            f"{marks} {IMAGE_MARK} marks for {images} {'image' if images == 1 else 'images'}; "
+            f"expected one for each image",
+            "conversations",
+        )

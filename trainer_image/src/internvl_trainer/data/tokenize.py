@@ -1,0 +1,253 @@
+"""A conversation becomes token ids and labels, in upstream's templates.
+
+Ids always equal upstream's. Labels differ only where upstream loses supervision: with compat="upstream", a row whose
+pieces do not add up to the length of the whole text is not supervised (always so for phi3-chat with two turns or more).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from internvl_trainer.data.diagnostics import Finding, Severity
+from internvl_trainer.data.row_schema import IMAGE_MARK, Role, Turn
+from internvl_trainer.data.upstream_labels import label_like_upstream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+
+_SYSTEM_2 = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+_SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text: each turn is its opening, its text and `end`.
+
+    Attributes:
+        system, user, assistant: openings of turns.
+        by_turn: each turn is tokenized alone, instead of the whole text at once.
+    """
+
+    name: str
+    system_message: str
+    system: str
+    user: str
+    assistant: str
+    end: str
+    by_turn: bool = False
+
+    def open_turn(self, role: Role) -> str:
+        """The text before a turn's own."""
+        return {"system": self.system, "human": self.user, "gpt": self.assistant}[role]
+
+
+def _chatml(name: str, system_message: str, end: str, *, by_turn: bool = False) -> Template:
+    system, user, assistant = (f"<|im_start|>{role}\n" for role in ("system", "user", "assistant"))
+    return Template(name, system_message, system, user, assistant, end, by_turn)
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        _chatml("Hermes-2", _SYSTEM_2, "<|im_end|>"),
+        _chatml("internlm2-chat", _SYSTEM_2, "<|im_end|>"),
+        Template("phi3-chat", _SYSTEM_2, "<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>"),
+        _chatml("internvl2_5", _SYSTEM_2_5, "<|im_end|>\n", by_turn=True),
+    )
+}
+
+
+@dataclass
+class EncodedRow:
+    """(L,) int64 ids and unshifted labels of one row; labels are -100 where nothing is supervised."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return int((self.labels != IGNORED).sum())
+
+
+def image_tokens(tiles: int, context_tokens: int) -> str:
+    """The text that replaces one `<image>` mark."""
+    return f"{IMAGE_START}{IMAGE_CONTEXT * (tiles * context_tokens)}{IMAGE_END}"
+
+
+def with_system_turn(turns: Sequence[Turn], template: Template) -> list[Turn]:
+    """The turns with a system turn first: the row's own, else the template's."""
+    if turns and turns[0].role == "system":
+        return list(turns)
+    return [Turn("system", template.system_message), *turns]
+
+
+def encode(
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    tiles_per_image: Sequence[int] = (),
+    context_tokens: int = 256,
+    compat: str = "default",
+    max_length: int | None = None,
+) -> EncodedRow:
+    """Ids and labels of one conversation.
+
+    Args:
+        tiles_per_image: tiles of each image, in the order of the `<image>` marks; empty for a text-only row, whose
+            marks stay text, as upstream leaves them.
+        context_tokens: `<IMG_CONTEXT>` tokens for each tile.
+        max_length: tokens; a longer row is cut at the end (finding RowTruncated).
+    """
+    style = TEMPLATES[template]
+    turns = with_system_turn(_skip_leading_answer(turns), style)
+    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=compat != "upstream")
+    turns = images.place(turns)
+    if style.by_turn:
+        ids, labels = _encode_by_turn(turns, tokenizer, style)
+    else:
+        ids, labels = _encode_as_one(turns, tokenizer, style)
+        if compat == "upstream":
+            labels = label_like_upstream(_render(turns, style), ids, tokenizer, style, max_length)
+    return _finish(images.expand(ids, ids, tokenizer), images.expand(labels, ids, tokenizer), max_length, compat)
+
+
+def encode_prompt(
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    tiles_per_image: Sequence[int] = (),
+    context_tokens: int = 256,
+) -> np.ndarray:
+    """(L,) int64 ids of the text that asks for an answer: the turns, then the assistant's opening.
+
+    Args:
+        tiles_per_image, context_tokens: as for `encode`.
+    """
+    style = TEMPLATES[template]
+    turns = with_system_turn(turns, style)
+    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=True)
+    ids = np.array(tokenizer(_render(images.place(turns), style) + style.assistant)["input_ids"], np.int64)
+    return images.expand(ids, ids, tokenizer)
+
+
+@dataclass(frozen=True)
+class _ImageTokens:
+    """Image tokens of a conversation, written short for the tokenizer where that gives the same ids.
+
+    Tokenizers take equal context tokens one by one, thousands for a row. Compact text has one for each image, and
+    `expand` repeats it. A text that holds a context token of its own is written in full.
+    """
+
+    tiles_per_image: Sequence[int]
+    context_tokens: int
+    is_compact: bool
+
+    @classmethod
+    def plan(
+        cls, turns: Sequence[Turn], tiles_per_image: Sequence[int], context_tokens: int, *, may_compact: bool
+    ) -> _ImageTokens:
+        is_compact = may_compact and not any(IMAGE_CONTEXT in turn.text for turn in turns)
+        return cls(tiles_per_image, context_tokens, is_compact)
+
+    def place(self, turns: Sequence[Turn]) -> list[Turn]:
+        """The turns with image tokens in place of `<image>` marks, one for each image, from the first mark on."""
+        texts = [
+            image_tokens(1, 1) if self.is_compact else image_tokens(tiles, self.context_tokens)
+            for tiles in self.tiles_per_image
+        ]
+        placed = []
+        for turn in turns:
+            first, *rest = turn.text.split(IMAGE_MARK)
+            text = first
+            for piece in rest:
+                text += (texts.pop(0) if texts else IMAGE_MARK) + piece
+            placed.append(Turn(turn.role, text))
+        return placed
+
+    def expand(self, values: np.ndarray, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+        """(L',) values of the tokens `ids` (L,), repeated where an image's one context token stands for all."""
+        if not self.is_compact:
+            return values
+        places = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT))
+        repeats = np.ones(len(ids), np.int64)
+        repeats[places] = [tiles * self.context_tokens for tiles in self.tiles_per_image][: len(places)]
+        return np.repeat(values, repeats)
+
+
+def _skip_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """Upstream drops an answer that no question precedes."""
+    return turns[1:] if turns and turns[0].role == "gpt" else turns
+
+
+def _render(turns: Sequence[Turn], template: Template) -> str:
+    return "".join(template.open_turn(turn.role) + turn.text + template.end for turn in turns)
+
+
+def _encode_as_one(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenize the whole text; tokens that begin inside an answer or its end mark are supervised."""
+    encoded = tokenizer(_render(turns, template), return_offsets_mapping=True)
+    ids = np.array(encoded["input_ids"], np.int64)
+    starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
+    ends = np.array([end for _, end in encoded["offset_mapping"]], np.int64)
+    labels = np.full_like(ids, IGNORED)
+    position = 0
+    for turn in turns:
+        answer = position + len(template.open_turn(turn.role))
+        position = answer + len(turn.text) + len(template.end)
+        if turn.role == "gpt":
+            inside = (starts >= answer) & (starts < position) & (ends > answer)
+            labels[inside] = ids[inside]
+    return ids, labels
+
+
+def _encode_by_turn(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenize each turn alone; an answer is supervised without its opening and without its last newline."""
+    bos = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
+    opening = len(tokenizer(template.assistant, add_special_tokens=False)["input_ids"])
+    ids, labels = list(bos), [IGNORED] * len(bos)
+    for turn in turns:
+        text = template.open_turn(turn.role) + turn.text + template.end
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = turn.role == "gpt"
+        ids += tokens
+        labels += [IGNORED] * opening + tokens[opening:-1] + [IGNORED] if answer else [IGNORED] * len(tokens)
+    return np.array(ids, np.int64), np.array(labels, np.int64)
+
+
+def _finish(ids: np.ndarray, labels: np.ndarray, max_length: int | None, compat: str) -> EncodedRow:
+    findings = []
+    if max_length is not None and len(ids) > max_length:
+        findings.append(
+            Finding(
+                "RowTruncated",
+                f"{len(ids)} tokens are more than the maximum length {max_length}; "
+                f"the last {len(ids) - max_length} are cut",
+                "conversations",
+                "warning",
+            )
+        )
+        ids, labels = ids[:max_length], labels[:max_length]
+    if not (labels != IGNORED).any():
+        # With compat="upstream" lost rows stay: they are part of the number to reproduce.
+        severity: Severity = "warning" if compat == "upstream" else "error"
+        findings.append(
+            Finding("NothingSupervised", "no token is supervised; the row teaches nothing", "conversations", severity)
+        )
+    return EncodedRow(ids, labels, findings)

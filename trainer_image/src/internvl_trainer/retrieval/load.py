@@ -1,0 +1,112 @@
+"""From a checkpoint directory in upstream's layout to a retrieval model in memory. Safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, to_native
+from internvl_trainer.model.checkpoint_format.files import CheckpointError, list_tensors, read_json
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source
+from internvl_trainer.model.load import choose_attention
+from internvl_trainer.model.parameters import empty_parameters, fill_parameters
+from internvl_trainer.retrieval.architecture import RetrievalArchitecture, read_retrieval_architecture
+from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, VISION_REFERENCE
+from internvl_trainer.retrieval.model import RetrievalModel
+
+
+@dataclass(frozen=True)
+class LoadedRetrievalModel:
+    """A model and the config.json it came with, changed only where loading changed the model."""
+
+    model: RetrievalModel
+    architecture: RetrievalArchitecture
+    upstream_config: dict[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side."""
+        return self.architecture.image_size
+
+
+def load_retrieval_model(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    attn_implementation: str | None = None,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    hard_negatives: bool = False,
+    zero3_config: Mapping[str, Any] | None = None,
+) -> LoadedRetrievalModel:
+    """Read a directory in upstream's layout (model_type internvl with a qllama_config).
+
+    Args:
+        attn_implementation: of the vision tower, and of QLLaMA, which takes sdpa for flash_attention_2 (its masks rule
+            that out). None: the best there is on a GPU, and upstream's own arithmetic without one.
+        image_size: another size than the checkpoint's resizes the position embeddings (upstream's 224 to 364).
+        hard_negatives: matching trains on mined negatives rather than on the batch's random ones.
+        zero3_config: as for `load_chat_model`.
+
+    Raises:
+        CheckpointError: with the file and what to do.
+    """
+    source = open_retrieval_checkpoint(directory, image_size)
+    architecture = source.architecture
+    _choose_attention(architecture, attn_implementation)
+    with empty_parameters(zero3_config, dtype):
+        model = RetrievalModel(architecture)
+    fill_parameters(model, source, dtype, partitioned=zero3_config is not None)
+    if drop_path_rate > 0:
+        model.set_drop_path(drop_path_rate)
+    model.hard_negatives = hard_negatives
+    return LoadedRetrievalModel(
+        model, architecture, changed_config(source.upstream_config or {}, architecture.image_size)
+    )
+
+
+def open_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> Source:
+    """What a directory holds, from config.json and the weights' headers. Raises CheckpointError."""
+    directory = Path(directory)
+    config = _read_config(directory)
+    architecture = _architecture(config, directory, image_size)
+    rename = partial(to_native, architecture=architecture)  # type: ignore[arg-type]
+    return Source(directory, False, architecture, architecture, config, list_tensors(directory), rename)
+
+
+def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> RetrievalArchitecture:
+    """What config.json says, without the weights. Raises CheckpointError."""
+    directory = Path(directory)
+    return _architecture(_read_config(directory), directory, image_size)
+
+
+def _choose_attention(architecture: RetrievalArchitecture, asked: str | None) -> None:
+    if asked is None and not torch.cuda.is_available():
+        vision, qllama = VISION_REFERENCE, QLLAMA_REFERENCE
+    else:
+        vision = asked or choose_attention()
+        qllama = "sdpa" if vision == "flash_attention_2" else vision
+    architecture.vision._attn_implementation = vision
+    architecture.qllama._attn_implementation = qllama
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    return read_json(directory / CONFIG_FILE, missing="give the directory of a checkpoint")
+
+
+def _architecture(config: Mapping[str, Any], directory: Path, image_size: int | None) -> RetrievalArchitecture:
+    try:
+        return read_retrieval_architecture(config, image_size)
+    except (UnsupportedArchitecture, ValueError) as error:
+        raise CheckpointError("UnsupportedArchitecture", str(error), str(directory / CONFIG_FILE)) from error
+
+
+def changed_config(config: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """Upstream reads a changed image size from force_image_size; vision_config keeps the first one."""
+    stored = config.get("force_image_size") or config["vision_config"].get("image_size")
+    return config if stored == image_size else {**config, "force_image_size": image_size}

@@ -1,0 +1,75 @@
+"""Checks of a dataset's pairs before training: images and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.diagnostics import Finding, RowError
+from internvl_trainer.data.media import OpenMedia, fetch_media
+from internvl_trainer.data.row_schema import MediaFile
+from internvl_trainer.data.tiling import ImageProblem, decode_image
+from internvl_trainer.retrieval.caption_files import PairRow
+from internvl_trainer.retrieval.caption_text import SUMMARIZE, encode_caption, normalise_caption
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_UNCUT = 1 << 20  # tokens, more than any caption
+
+
+def check_captions(
+    dataset: DatasetDescription,
+    rows: list[PairRow],
+    open_media: OpenMedia,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    threads: int,
+    sizes: np.ndarray,
+) -> list[Finding]:
+    """Findings of the rows, in their order; each image is decoded once.
+
+    Args:
+        max_tokens: of a caption with its prompt, start and end; a longer one gets a warning.
+        sizes: (rows, 2) int32, filled with tokens, and 1 for the image.
+    """
+    images = list(dict.fromkeys(row.media for row in rows))
+    with ThreadPoolExecutor(threads) as pool:
+        problems = dict(zip(images, pool.map(partial(_problem, dataset, open_media), images), strict=True))
+    return [
+        finding.at(row.file, row.line)
+        for row, size in zip(rows, sizes, strict=True)
+        for finding in _check(row, problems[row.media], tokenizer, max_tokens, size)
+    ]
+
+
+def _check(
+    row: PairRow,
+    problem: Finding | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    size: np.ndarray,
+) -> Iterator[Finding]:
+    if problem is not None:
+        yield problem
+    tokens = len(encode_caption(tokenizer, SUMMARIZE + normalise_caption(row.caption), _UNCUT))
+    size[:] = min(tokens, max_tokens), 1
+    if tokens > max_tokens:
+        message = f"{tokens} tokens with its prompt, of which {max_tokens} fit (training.maxSeqLength); its end is cut"
+        yield Finding("CaptionCut", message, "caption", "warning")
+
+
+def _problem(dataset: DatasetDescription, open_media: OpenMedia, image: MediaFile) -> Finding | None:
+    try:
+        decode_image(fetch_media(image, dataset.root, open_media))
+    except RowError as error:
+        return error.findings[0]
+    except ImageProblem as error:
+        return Finding("ImageUndecodable", f"{image.path}: {error}", image.field)
+    return None
