@@ -14,7 +14,7 @@ from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator import metrics
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
-from internvl_operator.core.reconcile import reconcile, rejected
+from internvl_operator.core.reconcile import child_refused, reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.run import Key, Run, read_run, read_status
 from internvl_operator.core.timestamps import to_text
@@ -202,7 +202,8 @@ class Controller:
         try:
             made = self._applier.carry_out(run, plan)
         except Refused as error:
-            self._explain(run, error.reason, error.message, now)
+            problem = error.reason, error.message
+            self._explain(run, problem, child_refused(run, plan, self._observe(key), problem, now, self._config), now)
             raise
         except ApiError as error:
             if error.gone and not run.deleting:
@@ -211,7 +212,8 @@ class Controller:
             if error.refused:  # only a change of the run or of its CRD can help
                 self._warn(run, "ApiServerError", text, now)
             if error.status and self._failures.get(key, 0) >= _PATIENCE:
-                self._explain(run, "ApiServerError", text, now)
+                problem = "ApiServerError", text
+                self._explain(run, problem, rejected(run, *problem, now, self._config), now)
             raise
         self._tell(run, plan, now, made)
         self._follow(key, run, plan, observed)
@@ -220,13 +222,12 @@ class Controller:
         if plan.requeue_after is not None:
             self._queue.add(key, after=plan.requeue_after)
 
-    def _explain(self, run: Run, reason: str, message: str, now: datetime) -> None:
-        """Write into status why the run does not proceed."""
-        answer = rejected(run, reason, message, now, self._config)
+    def _explain(self, run: Run, problem: tuple[str, str], answer: Plan, now: datetime) -> None:
+        """Write into status why the run does not proceed; `problem`: reason and message."""
         try:
             self._applier.carry_out(run, answer)
         except ApiError:
-            self._warn(run, reason, message, now)
+            self._warn(run, *problem, now)
             raise
         self._tell(run, answer, now, made=0)
 

@@ -11,6 +11,7 @@ from internvl_operator.core.events import events_between
 from internvl_operator.core.observe import Observed, Pod, owner
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies import sidecars
 from internvl_operator.core.policies.run_policy import force_left
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
@@ -71,6 +72,12 @@ class ReconcileContext:
         return [pod for pod in self.own_pods if pod.uid not in current and pod.stage not in keep]
 
     @property
+    def pods_of_done_stages(self) -> list[Pod]:
+        """Pods of completed stages, kept for their logs."""
+        done = stages.done_names(self.status.stages)
+        return [pod for pod in self.own_pods if pod.stage in done]
+
+    @property
     def children_of_earlier_run(self) -> list[str]:
         """Names of children of an earlier run of the same name: they occupy the names this run needs."""
         pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.run.uid]
@@ -107,6 +114,17 @@ class ReconcileContext:
                 self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
             else:
                 self.wait(left)
+
+    def release(self, pods: list[Pod]) -> None:
+        """Delete pods whose trainer has exited and whose sidecars do not follow it."""
+        for pod in pods:
+            left = sidecars.seconds_left(pod, self.now)
+            if left is None:
+                continue
+            if left > 0:
+                self.wait(left)
+            else:
+                self.remove([pod])
 
     def set_phase(self, phase: Phase, reason: str, message: str) -> None:
         """Set the phase and the conditions that summarise it."""

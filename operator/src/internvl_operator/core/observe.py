@@ -74,8 +74,8 @@ class Pod:
 
     @property
     def active(self) -> bool:
-        """It occupies a node, or waits for one."""
-        return not self.finished
+        """It occupies a node, or waits for one: a sidecar may still run when the trainer has exited."""
+        return self.phase not in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)

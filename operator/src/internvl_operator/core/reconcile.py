@@ -12,7 +12,7 @@ Rules that are decided here:
 
 from datetime import datetime
 
-from internvl_api.status import Progress, Restarts, Workers
+from internvl_api.status import Progress, Restarts, StageStatus, Workers
 
 from internvl_operator.core import attempt, progress, stages
 from internvl_operator.core.conditions import is_true, with_note_on_ready
@@ -38,21 +38,55 @@ def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfi
     if _stays_finished(run):
         _keep_finished(context)
     elif error := run.mistake:
-        context.set_phase("Stalled", error.reason, f"{error.field}: {error.message}")
+        _keep_invalid(context, error.reason, f"{error.field}: {error.message}")
     elif words := gang.not_enabled(run.spec.scheduling, config):
         context.set_phase("Stalled", "GangNotEnabled", words)
     else:
         _follow_spec(context)
         _advance(context)
+        context.release(context.pods_of_done_stages)
     return context.plan()
 
 
 def rejected(run: Run, reason: str, message: str, now: datetime, config: OperatorConfig) -> Plan:
-    """The plan after the API server refused a child: the recorded status, Stalled with the server's message."""
+    """The plan after the API server refused a write: the recorded status, Stalled with the server's message."""
     context = ReconcileContext.begin(run, Observed(), now, config)
     context.status.attempt = run.status.attempt
     context.set_phase("Stalled", reason, message)
     return context.plan()
+
+
+def child_refused(
+    run: Run, refused: Plan, observed: Observed, problem: tuple[str, str], now: datetime, config: OperatorConfig
+) -> Plan:
+    """The plan after the API server refused a child of the plan `refused`; `problem`: reason and message.
+
+    Status keeps what that pass recorded. A group that was created in part ends: its pods are deleted, so that they hold
+    no GPUs, and it is tried again after a growing pause. `observed` includes the pods that were created.
+    """
+    context = ReconcileContext.begin(run, observed, now, config)
+    if refused.status is None:
+        return rejected(run, *problem, now, config)
+    context.status = refused.status.model_copy(deep=True)
+    stage = context.stage
+    if stage and context.workers and any(child["kind"] == "Pod" for child in refused.apply):
+        attempt.end(context, stage, Outcome("stall", *problem))
+    else:
+        if stage:
+            _not_created(context, stage)
+        context.set_phase("Stalled", *problem)
+    return context.plan()
+
+
+def _not_created(context: ReconcileContext, stage: Stage) -> None:
+    """Record that the group has no pod yet, so that the next pass creates it; a group that runs stays as it is."""
+    if not context.workers:
+        recorded = {entry.name: entry for entry in context.run.status.stages}
+        context.status.stages = [
+            entry if entry.name != stage.name else recorded.get(entry.name, StageStatus(name=stage.name))
+            for entry in context.status.stages
+        ]
+        context.status.workers = Workers()
 
 
 def _stays_finished(run: Run) -> bool:
@@ -70,7 +104,8 @@ def _keep_finished(context: ReconcileContext) -> None:
     spec = run.resolved.spec
     clean = spec.run_policy.clean_pod_policy if spec else "Running"
     if clean != "None":
-        context.remove([pod for pod in context.own_pods if clean == "All" or pod.active])
+        context.remove([pod for pod in context.own_pods if clean == "All" or not pod.finished])
+        context.release(context.own_pods)
     if spec is None:
         return
     left = run_policy.ttl_left(context.run.spec.run_policy, context.status, context.now)
@@ -80,6 +115,39 @@ def _keep_finished(context: ReconcileContext) -> None:
         context.wait(left)
     else:
         context.delete[context.run.uid] = Ref("InternVLFineTune", context.run.name, context.run.uid)
+
+
+def _keep_invalid(context: ReconcileContext, reason: str, message: str) -> None:
+    """Obey suspension and deadline, and record what the current group does; start nothing new.
+
+    The size of the group is the one recorded when it was created.
+    """
+    policy, stage = context.run.run_policy, context.stage
+    left = run_policy.deadline_left(policy, context.status, context.now)
+    if stage is None:
+        context.set_phase("Stalled", reason, message)
+    elif policy.suspend:
+        _suspend(context, stage, f"; the spec is invalid: {message}")
+    elif left is not None and left <= 0:
+        _fail(context, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, None))
+    else:
+        progress.collect(context)
+        _record_invalid(context, stage, reason, message)
+        if left is not None:
+            context.wait(left)
+
+
+def _record_invalid(context: ReconcileContext, stage: Stage, reason: str, message: str) -> None:
+    recorded = context.status.workers or Workers()
+    size = recorded.active + recorded.succeeded + recorded.failed
+    running = sum(pod.running for pod in context.workers)
+    if context.created(stage) and 0 < size == sum(pod.succeeded for pod in context.workers):
+        _succeed(context, stage)
+        message = f"{message} ({stage.name} has succeeded; the next stage starts when the spec is valid)"
+    elif running:
+        context.status.workers = attempt.count(context)
+        message = f"{message} ({stage.name}: {running} workers of the earlier spec run on)"
+    context.set_phase("Stalled", reason, message)
 
 
 def _follow_spec(context: ReconcileContext) -> None:
@@ -162,15 +230,15 @@ def _go_on(context: ReconcileContext, stage: Stage) -> None:
         attempt.start(context, stage)
 
 
-def _suspend(context: ReconcileContext, stage: Stage) -> None:
-    """Delete every pod with its grace period, in which a worker saves a checkpoint."""
+def _suspend(context: ReconcileContext, stage: Stage, note: str = "") -> None:
+    """Delete every pod with its grace period, in which a worker saves a checkpoint; `note` ends the message."""
     _close_attempt(context)
     context.remove(context.old_pods)
     context.status.workers, context.status.retry_at, context.status.failures = Workers(), None, 0
     context.status.started_at = None  # resets activeDeadlineSeconds
     leaving = len(context.old_pods)
     text = f"{leaving} pods save their state and terminate" if leaving else "no pod is left"
-    context.set_phase("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}")
+    context.set_phase("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}{note}")
 
 
 def _succeed(context: ReconcileContext, stage: Stage) -> None:

@@ -5,19 +5,20 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from internvl_api.recipes.resolve import resolve
 from internvl_api.run_config import RunConfig
-from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.spec import InternVLFineTuneSpec, RunPolicy
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.violations import SpecError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from internvl_operator.core.timestamps import from_text
 
+M = TypeVar("M", bound=BaseModel)
 _OWN_LIFE = ("runPolicy",)
 _POD_PART = ("podTemplate", "secrets", "scheduling")
 
@@ -50,6 +51,7 @@ class Run:
     created: datetime | None
     deleting: bool
     resolved: Resolved
+    run_policy: RunPolicy
     run_digest: str
     pod_digest: str
     status: InternVLFineTuneStatus
@@ -84,6 +86,7 @@ def read_run(raw: dict[str, Any]) -> Run:
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
         resolved=_resolve(job, metadata["uid"], _canonical(spec), InCluster.of(status)),
+        run_policy=_read_run_policy(parts.get("runPolicy")),
         run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
         status=status,
@@ -93,10 +96,19 @@ def read_run(raw: dict[str, Any]) -> Run:
 
 def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
     """The fields of a status that this version understands; all others have their defaults."""
+    return _read_in_part(InternVLFineTuneStatus, raw)
+
+
+def _read_run_policy(raw: object) -> RunPolicy:
+    """The valid fields of spec.runPolicy; they apply also while the rest of the spec is invalid."""
+    return _read_in_part(RunPolicy, raw if isinstance(raw, dict) else {})
+
+
+def _read_in_part(model: type[M], raw: dict[str, Any]) -> M:
     known = dict(raw)
     while True:
         try:
-            return InternVLFineTuneStatus.model_validate(known)
+            return model.model_validate(known)
         except ValidationError as error:
             strange = {str(problem["loc"][0]) for problem in error.errors()}
             known = {key: value for key, value in known.items() if key not in strange}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from internvl_api.constants import API_VERSION, KIND
 from internvl_api.status import InternVLFineTuneStatus
 
-from internvl_operator.core.observe import owner
+from internvl_operator.core.observe import Pod, owner
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.run import Key, Run
 from internvl_operator.kube.cache import Collection, RunCache, contains
@@ -114,15 +114,20 @@ class Applier:
         self._asked.pop(uid, None)
 
     def _there(self, obj: Raw) -> bool:
-        found = self._children[resource_of(obj)].get(_key(obj))
+        found = self._own(obj)
         if found is None or obj["kind"] == "Pod":  # pods are immutable: an existing one is as it was created
             return found is not None
         wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists omit them
         return contains(found, wanted)
 
+    def _own(self, obj: Raw) -> Any:
+        """The cached child of this name, if this run owns it; another run's child is never taken for ours."""
+        found = self._children[resource_of(obj)].get(_key(obj))
+        return found if found is not None and _owner_uid(found) == _owner_uid(obj) else None
+
     def _apply(self, obj: Raw) -> None:
         collection = self._children[resource_of(obj)]
-        seen = collection.get(_key(obj)) is not None
+        seen = self._own(obj) is not None
         if not seen and obj["kind"] != "Pod":  # an apply would merge into a foreign object; pods are immutable
             self._check_name_is_free(obj)
         try:
@@ -186,6 +191,13 @@ def owned_alike(one: Raw, other: Raw) -> bool:
     """Whether two children belong to runs of the same name, such as an earlier run whose children are being deleted."""
     first, second = owner(one), owner(other)
     return first is not None and second is not None and first[0] == second[0]
+
+
+def _owner_uid(child: Pod | Raw) -> str | None:
+    if isinstance(child, Pod):
+        return child.owner_uid
+    found = owner(child)
+    return found[1] if found else None
 
 
 def _key(obj: Raw) -> Key:

@@ -17,16 +17,20 @@ LABEL_LIMIT = 63  # characters of a DNS label, and of a label value
 # Leaves room for "-baseline-evaluate-1023", so that every pod name is a DNS label (it is also the pod's hostname).
 BASE_LIMIT = 38
 _DIGEST = 8
+# Runs whose names could be read as another run's name and stage, or as a shortened name. They get a digest.
+_AMBIGUOUS = re.compile(rf"-(?:baseline|[0-9a-f]{{{_DIGEST}}})$")
 
 
 def base(run: str) -> str:
-    """A DNS label prefix for the run: its name when short and without dots, else a shortened name with a digest.
+    """A DNS label prefix for the run: its name when that is short and unambiguous, else a shortened name with a digest.
 
-    >>> base("coco-lora"), base("v1.5")
-    ('coco-lora', 'v1-5-23a9684d')
+    No two runs have the same worker name: `x`, baseline-evaluate and `x-baseline`, evaluate would.
+
+    >>> base("coco-lora"), base("v1.5"), base("x-baseline")
+    ('coco-lora', 'v1-5-23a9684d', 'x-baseline-bac1a4ef')
     """
     cleaned = re.sub(r"[^a-z0-9-]", "-", run)
-    if cleaned == run and len(run) <= BASE_LIMIT:
+    if cleaned == run and len(run) <= BASE_LIMIT and not _AMBIGUOUS.search(run):
         return run
     return f"{cleaned[: BASE_LIMIT - _DIGEST - 1].rstrip('-')}-{_digest(run)}"
 
