@@ -1,6 +1,8 @@
 """The program kubectl-ivft, which kubectl runs for `kubectl ivft …`."""
 
 import argparse
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from internvl_api.status import StageName
 from rich.console import Console
 
 from internvl_operator.core.run import read_status
-from internvl_operator.kubectl_ivft import logs, render, report
+from internvl_operator.kubectl_ivft import logs, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
 
@@ -23,25 +25,28 @@ examples:
   kubectl ivft why coco-lora            the reason it does not run, and the next step
   kubectl ivft logs coco-lora -f        the log of rank 0, through all stages, until the run ends
   kubectl ivft logs coco-lora --rank 3 --stage train --tail 100
+  kubectl ivft wait coco-lora --timeout 24h && echo published
   kubectl ivft suspend coco-lora        save a checkpoint and free every GPU
   kubectl ivft report coco-lora --out report.html
 
 It uses your own rights: get and list on internvlfinetunes, list on pods, get on pods/log, and get on workloads for
-Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error.
+Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error; `wait` ends with
+0 for a succeeded run, 3 for a failed one, 4 for a suspended one, and 5 when the time is over.
 """
-_WIDE = 100_000  # columns: output to a file or another program is never folded
+_PIPED = 120  # columns of output to a file or another program
+_WIDE = 1000  # the same for `list`: programs read its rows, which are therefore never folded
 
 Options = argparse.Namespace
+Act = Callable[[Runs, argparse.Namespace, Console], int | None]
 _Parser = argparse.ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 with a message on stderr."""
+    """The exit code: 0, 1 with a message on stderr, or that of `wait`."""
     options = _parser().parse_args(argv)
-    act: Callable[[Runs, Options, Console], None] = options.act
     try:
         runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
-        act(runs, options, Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE))
+        return _act(runs, options) or 0
     except UserError as error:
         print(f"kubectl ivft: {error}", file=sys.stderr)
         return 1
@@ -50,7 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
-    return 0
+
+
+def _act(runs: Runs, options: Options) -> int | None:
+    act: Act = options.act
+    if sys.stdout.isatty():
+        return act(runs, options, Console(highlight=False))
+    text = io.StringIO()
+    code = act(runs, options, Console(file=text, highlight=False, width=_WIDE if options.command == "list" else _PIPED))
+    for line in text.getvalue().splitlines():
+        print(line.rstrip())
+    return code
 
 
 def _list(runs: Runs, options: Options, console: Console) -> None:
@@ -79,6 +94,16 @@ def _logs(runs: Runs, options: Options, _: Console) -> None:
     for line in lines:
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _wait(runs: Runs, options: Options, _: Console) -> int:
+    def tell(line: str) -> None:
+        print(f"{options.name}: {line}", flush=True)
+
+    code = wait.wait(runs, options.name, timeout=options.timeout, tell=tell)
+    if code == wait.TIMED_OUT:
+        print(f"kubectl ivft: {options.name} has not ended after {options.timeout:.0f} s", file=sys.stderr)
+    return code
 
 
 def _suspend(runs: Runs, options: Options, _: Console) -> None:
@@ -112,6 +137,14 @@ def _tell(text: str) -> None:
     print(f"--- {text}", file=sys.stderr)
 
 
+def _duration(text: str) -> float:
+    """Seconds of `90s`, `30m`, `24h`, `2d` or a plain number."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a time such as 90s, 30m or 24h")
+    return float(int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -137,7 +170,7 @@ def _parser() -> _Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, text: str, act: Callable[[Runs, Options, Console], None], *, named: bool = True) -> _Parser:
+    def command(name: str, text: str, act: Act, *, named: bool = True) -> _Parser:
         made = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", parents=[_place(argparse.SUPPRESS)]
         )
@@ -157,6 +190,8 @@ def _parser() -> _Parser:
         "-f", "--follow", action="store_true", help="continue over stages and attempts until the run ends"
     )
     reading.add_argument("--tail", type=int, metavar="LINES", help="only the last lines of the log")
+    waiting = command("wait", "wait until a run has succeeded, failed or is suspended", _wait)
+    waiting.add_argument("--timeout", type=_duration, metavar="TIME", help="such as 90s, 30m or 24h; default: no limit")
     command("suspend", "save a checkpoint and delete every pod", _suspend)
     command("resume", "continue a suspended run", _suspend)
     fetching = command("report", "the location of a finished run's report", _report)

@@ -24,6 +24,10 @@ class UserError(Exception):
     """An error message for the user, printed without a traceback."""
 
 
+class Unreachable(UserError):
+    """The API server does not answer."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Cluster and namespace, as given by kubectl's flags."""
@@ -127,7 +131,7 @@ class Runs:
 
     def _explained(self, error: ApiError, what: str, hint: str = "") -> UserError:
         if error.status == 0:
-            return UserError(f"the API server at {self._host} does not answer: {error.message}")
+            return Unreachable(f"the API server at {self._host} does not answer: {error.message}")
         if error.status == 401:
             return UserError(
                 f"{self._host} does not accept your credentials: log in again, or choose another --context"
