@@ -10,6 +10,7 @@ Source = Annotated[
     str,
     Field(
         pattern=SOURCE_PATTERN,
+        max_length=2048,
         description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
     ),
 ]

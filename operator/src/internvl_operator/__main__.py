@@ -32,6 +32,11 @@ Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volu
 """
 
 
+# Levels of nested JSON that can be decoded. An API server refuses more than 10,000, so no object of a tenant can raise
+# RecursionError in kopf's decoder, which would end the process. 8 MiB of stack suffice for three times as many.
+_NESTING = 12_000
+
+
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 after SIGTERM, 2 for an invalid setting, 1 for an unreachable cluster or a port in use.
 
@@ -44,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
+    sys.setrecursionlimit(_NESTING)
     try:
         settings = Settings.from_env()
         _set_up_logging(settings)

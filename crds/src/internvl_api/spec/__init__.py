@@ -4,7 +4,6 @@
 `default` for them: an API server would fill them in, and a recipe could not tell what the user wrote.
 """
 
-import re
 from collections.abc import Iterator
 
 from pydantic import Field, field_validator
@@ -55,6 +54,7 @@ class InternVLFineTuneSpec(ApiModel):
     publish: Publish = Field(default_factory=Publish)
     output: str = Field(
         pattern=OUTPUT_PATTERN,
+        max_length=1024,
         description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume",
     )
     secrets: Secrets = Field(default_factory=Secrets)
@@ -65,7 +65,7 @@ class InternVLFineTuneSpec(ApiModel):
     @field_validator("output")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
-        return re.sub(r"/+$", "", value)
+        return value.rstrip("/")
 
     @property
     def processes_per_worker(self) -> int:

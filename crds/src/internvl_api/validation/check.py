@@ -10,6 +10,7 @@ from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.validation import cross_field, evaluation
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
+from internvl_api.validation.limits import over_limits
 from internvl_api.validation.messages import shape_violations
 from internvl_api.validation.model_kind import wrong_kind
 from internvl_api.validation.pod_template import wrong_pod_template
@@ -42,6 +43,8 @@ def check_spec(raw: object, cluster: InCluster | None = None) -> Checked:
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else type(raw).__name__
         return Checked(None, (Violation("spec", f"found {found}, expected an object"),))
+    if beyond := over_limits(raw):
+        return Checked(None, (beyond,))
     if unknown := _unknown_recipe(raw.get("recipe")):
         return Checked(None, (unknown,))
     try:

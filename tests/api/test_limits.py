@@ -1,0 +1,56 @@
+"""Limits that hold for every spec, before anything else looks at it."""
+
+import time
+from typing import Any
+
+import pytest
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.limits import MAX_DEPTH, MAX_TEXT, over_limits
+
+
+def nested(levels: int, value: Any = 1) -> Any:
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def test_a_value_at_the_limits_is_accepted() -> None:
+    assert over_limits({"x": "y" * MAX_TEXT, "z" * MAX_TEXT: 1}) is None
+    assert over_limits(nested(MAX_DEPTH - 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "message"),
+    [
+        ({"output": "x" * (MAX_TEXT + 1)}, "spec.output", "found a text of 32,769 characters, expected at most 32,768"),
+        ({"a": [1, {"b": "x" * 40_000}]}, "spec.a[1].b", "found a text of 40,000 characters, expected at most 32,768"),
+        ({"k" * 40_000: 1}, "spec", "found a text of 40,000 characters, expected at most 32,768"),
+        (nested(MAX_DEPTH), "spec.a.a.a.a…", "nested deeper than 32 levels; remove the levels that have no use"),
+        (nested(9000), "spec.a.a.a.a…", "nested deeper than 32 levels; remove the levels that have no use"),
+        ([[[[[]]]]] * 2, None, None),
+    ],
+)
+def test_a_value_beyond_the_limits_is_named(raw: Any, field: str | None, message: str | None) -> None:
+    found = over_limits(raw)
+    assert (found and found.field, found and found.message) == (field, message)
+
+
+@pytest.mark.parametrize("field", ["output", "recipe", "method"])
+def test_every_check_works_on_small_values_only(field: str) -> None:
+    (violation,) = check_spec({"data": {}, "output": "s3://out/run", field: "/" * 1_000_000}).violations
+    assert violation.field == f"spec.{field}"
+
+
+def test_an_output_of_slashes_takes_linear_time() -> None:
+    sources = {"data": {"meta": "s3://a/b"}, "model": {"source": "s3://a/b"}}
+
+    def seconds(count: int) -> float:
+        began = time.process_time()
+        for _ in range(20):
+            check_spec(
+                {"data": {"meta": "s3://a/b"}, "model": {"source": "s3://a/b"}, "output": f"s3://o/{'/' * count}x"}
+            )
+        return time.process_time() - began
+
+    seconds(10)
+    assert seconds(1000) < 20 * seconds(500) + 1.0  # a quadratic pattern takes minutes for 32,768 characters
