@@ -1,4 +1,4 @@
-"""Samples to a batch of tensors."""
+"""Samples, or packs of samples, become a batch of tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def collate_packs(
 
 
 def row_weight(labels: np.ndarray, weighting: Weighting) -> float:
-    """What each supervised token of a row weighs: 1, 1/n or 1/sqrt(n) for n of them, as upstream's loss_reduction."""
+    """Weight of each of the n supervised tokens of a row: 1, 1/n or 1/sqrt(n), as upstream's loss_reduction."""
     count = int((labels[1:] != IGNORED).sum())
     if count == 0 or weighting == "token":
         return 1.0
@@ -88,7 +88,7 @@ def _media(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
 
 
 def _pictured(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Without the blank tiles of text-only rows where there is a real one: the vision tower need not see them."""
+    """The samples with real tiles, or the first when there is none, to save the vision tower blank tiles."""
     return [sample for sample in samples if sample.image_flags.any()] or samples[:1]
 
 

@@ -1,4 +1,4 @@
-"""Labels as upstream counts them, its mistakes included: for reproducing a number that upstream published.
+"""Labels as upstream computes them, with its errors, to reproduce numbers that upstream published.
 
 Upstream finds each answer by tokenizing the pieces of the text again and adding up their lengths. Where the sum misses
 the length of the whole, it drops the row's supervision. The corrections by one below are its own.

@@ -1,4 +1,4 @@
-"""Frames of a video: which ones, as upstream samples them, and their pixels through PyAV."""
+"""Frames of a video, sampled as in upstream and decoded with PyAV."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def _clip_range(clip: Sequence[float] | None, total: int, fps: float) -> tuple[i
 
 
 def _count_frames(data: bytes) -> int:
-    """For containers whose header has no frame count."""
+    """The number of frames, for containers whose header has none."""
     with av.open(io.BytesIO(data), mode="r") as container:
         return len([None for _ in container.decode(video=0)])
 
 
 def _decode(container: av.container.InputContainer, wanted: set[int]) -> dict[int, Image.Image]:
-    """Decodes in order up to the last wanted frame: exact for every codec, where seeking is not."""
+    """The wanted frames, decoded in order up to the last one, as seeking is not exact for every codec."""
     frames: dict[int, Image.Image] = {}
     last = max(wanted)
     for index, frame in enumerate(container.decode(video=0)):

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT's files, upstream's fused layout and back, and merging into a weight."""
+"""Adapters on disk in PEFT's format, and their merge into weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .checkpoint_format.files import CheckpointError, StoredTensors
 from .checkpoint_format.tensors import match_native
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."  # what PEFT puts before the wrapped model's own names
+_PREFIX = "base_model.model."  # PEFT's prefix of the wrapped model's names
 _MAGNITUDE = ".lora_magnitude_vector"
 
 
@@ -27,8 +27,8 @@ def adapter_state_dict(model: Adaptable, state: Mapping[str, torch.Tensor] | Non
     """Adapter tensors under PEFT's file names, on the CPU; a shared A is written once for each of its layers.
 
     Args:
-        state: the model's parameter name to full tensor, where the model's own parameters are partitioned. One name of
-            each shared parameter is enough.
+        state: parameter name to full tensor, for a model whose parameters are partitioned. A shared parameter needs
+            one of its names.
     """
     shared = {id(layer): query for query, *others in fused_projections(model) for layer in others}
     names = {id(layer): name for name, layer in lora_layers(model)}
@@ -46,7 +46,7 @@ def adapter_state_dict(model: Adaptable, state: Mapping[str, torch.Tensor] | Non
 
 
 def save_adapter(model: Adaptable, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, as PEFT reads them."""
+    """Write adapter_model.safetensors and adapter_config.json in PEFT's format."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state_dict(model, state), directory / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -56,7 +56,7 @@ def save_adapter(model: Adaptable, directory: str | Path, state: Mapping[str, to
 
 
 def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = False) -> None:
-    """Put a saved adapter on a model that has none.
+    """Add a saved adapter to a model that has none.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the model.
@@ -76,12 +76,12 @@ def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = F
 
 
 def file_name(name: str) -> str:
-    """The name in a file of an adapter's parameter in the native model."""
+    """The name in PEFT's file of an adapter parameter of the native model."""
     return _peft_name(_PREFIX + name.replace(f".{ADAPTER}", ""))
 
 
 def _peft_name(name: str) -> str:
-    """DoRA's lengths are a layer's `weight` in memory and a bare name in PEFT's files; PEFT reads both from files."""
+    """PEFT writes DoRA's magnitudes without the `.weight` that they have in memory, and reads both forms."""
     return name.removesuffix(".weight") if name.endswith(f"{_MAGNITUDE}.weight") else name
 
 
@@ -92,12 +92,12 @@ def _file_names(model: Adaptable) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 
 def _own_parameters(layer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The adapter's parameters of an adapted layer, without the layer's own."""
+    """The adapter parameters of an adapted layer, without the layer's own."""
     return ((part, parameter) for part, parameter in layer.named_parameters() if part.startswith("lora_"))
 
 
 class LoraPair(NamedTuple):
-    """weight + scaling x up @ down; with DoRA, rows of that direction and of the learned lengths."""
+    """The change of one weight: weight + scaling x up @ down; DoRA then scales each row to its magnitude."""
 
     down: torch.Tensor  # (lora_rank, in), PEFT's lora_A
     up: torch.Tensor  # (out, lora_rank), PEFT's lora_B
@@ -107,13 +107,13 @@ class LoraPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A saved adapter: PEFT's config, and its tensors by PEFT's file names, each read when it is asked for."""
+    """A saved adapter: PEFT's config, and its tensors by PEFT's file names, read on access."""
 
     config: LoraConfig
     tensors: Mapping[str, torch.Tensor]
 
     def shares_a(self, architecture: Architecture) -> bool:
-        """Whether fused projections have one A, as adapters made here and upstream have."""
+        """Whether the parts of each fused projection share one A, as in adapters of this project and of upstream."""
         groups: dict[str, list[torch.Tensor]] = {}
         for name, tensor in self.tensors.items():
             module, _, part = name.removeprefix(_PREFIX).partition(".lora_A")
@@ -128,7 +128,7 @@ class Adapter:
         return {name.removeprefix(_PREFIX).partition(".lora_A")[0] for name in self.tensors if ".lora_A" in name}
 
     def pair(self, module: str) -> LoraPair | None:
-        """What is learned for a native module's weight; None where it has no adapter."""
+        """The LoRA pair of a native module; None when it has no adapter."""
         key = f"{_PREFIX}{module}"
         if f"{key}.lora_A.weight" not in self.tensors:
             return None
@@ -136,7 +136,7 @@ class Adapter:
         return LoraPair(down, up, self._alpha(module) / down.shape[0], self.tensors.get(f"{key}{_MAGNITUDE}"))
 
     def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
-        """The weight with its adapter in it, computed in fp32 and rounded once to the weight's dtype."""
+        """The weight merged with its adapter, computed in fp32 and rounded once to the weight's dtype."""
         if weight.is_meta or (pair := self.pair(module)) is None:
             return weight
         merged = torch.addmm(weight.float(), pair.up.float(), pair.down.float(), alpha=pair.scaling)
@@ -152,7 +152,7 @@ class Adapter:
 
 
 def read_adapter(directory: str | Path) -> Adapter:
-    """Raises CheckpointError when a file is missing or damaged."""
+    """The adapter in a directory. Raises CheckpointError when a file is missing or damaged."""
     directory = Path(directory)
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         if not (directory / file).exists():

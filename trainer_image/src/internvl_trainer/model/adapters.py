@@ -1,9 +1,8 @@
-"""Which parameters learn: freezing by tower, and LoRA in upstream's shape.
+"""Trainable parameters: freezing by tower, and LoRA in upstream's shape.
 
-Upstream puts one LoRA pair on a fused query-key-value projection (InternLM2's wqkv, InternViT's qkv). Native layers
-have three projections: they share ONE A here, and the rows of their three B's together are those of upstream's B.
-Counts and functions are then equal, and an adapter goes both ways (see `adapter_files`). One difference stays: each
-projection draws its own dropout mask.
+Upstream has one LoRA pair on a fused query-key-value projection (InternLM2's wqkv, InternViT's qkv). The three native
+projections share one A here, and the rows of their three B's together are those of upstream's B, so parameter counts
+and functions are equal. One difference remains: each projection draws its own dropout mask.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _TOWERS = {
 
 
 class Adaptable(Protocol):
-    """A model that adapters go into: ChatModel, or the retrieval model, which is its own native one."""
+    """A model that accepts adapters: ChatModel, or RetrievalModel, which is its own native model."""
 
     @property
     def native(self) -> Any: ...
@@ -54,20 +53,23 @@ class Adaptable(Protocol):
 
 @dataclass(frozen=True)
 class Freeze:
-    """True keeps a part as it is. Where a tower has an adapter, its own weights are frozen whatever is said here."""
+    """Parts that do not learn. The own weights of a tower with an adapter are always frozen."""
 
     vision: bool = False
     projector: bool = False
     language: bool = False
-    lm_head: bool | None = None  # None: as `language`
-    vision_last_layers: int = 0  # this many last vision layers learn although `vision` is frozen
+    lm_head: bool | None = None  # None follows `language`
+    vision_last_layers: int = 0  # number of last vision layers that learn although `vision` is frozen
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Ranks of 0 mean no adapter on that tower. An alpha of None means upstream's 2 x that tower's rank.
+    """LoRA of both towers.
 
-    `language_targets` and `vision_targets` are regular expressions on native module names; None: upstream's layers.
+    Attributes:
+        language_rank, vision_rank: 0 means no adapter on that tower.
+        language_alpha, vision_alpha: None means 2 x the tower's rank, as upstream.
+        language_targets, vision_targets: regular expressions on native module names; None means upstream's layers.
     """
 
     language_rank: int = 0
@@ -82,7 +84,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class TrainableReport:
-    """Parameter counts of the whole model and by tower (vision, projector, language): (trainable, total)."""
+    """Parameter counts of the whole model, and (trainable, total) of each tower: vision, projector, language."""
 
     trainable: int
     total: int
@@ -106,11 +108,11 @@ def apply_method(
     lora: LoraSettings | None = None,
     seed: int = 0,
 ) -> TrainableReport:
-    """Put adapters in and set requires_grad, in place; the global random state is left as it was.
+    """Add adapters and set requires_grad, in place; the global random state does not change.
 
     Args:
         method: "full" or "lora".
-        seed: adapters start from it, equally on every rank.
+        seed: of the adapters' initial values, the same on every rank.
 
     Raises:
         UserError: nothing would learn, or "lora" without a rank.
@@ -130,7 +132,7 @@ def apply_method(
 
 
 def lora_config(model: Adaptable, settings: LoraSettings) -> LoraConfig:
-    """One PEFT config for both towers; it loads on the exported native model as it is."""
+    """One PEFT config for both towers, which PEFT can load on the exported native model."""
     language, vision = _language_targets(model, settings), settings.vision_targets or _VISION_TARGETS
     towers = (
         (language, settings.language_rank, settings.language_alpha),
@@ -139,7 +141,7 @@ def lora_config(model: Adaptable, settings: LoraSettings) -> LoraConfig:
     (_, rank, alpha), *others = chosen = [(targets, rank, alpha or 2 * rank) for targets, rank, alpha in towers if rank]
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; a fraction is as good
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank, so a float works
         lora_dropout=settings.dropout,
         use_dora=settings.use_dora,
         target_modules="|".join(f"({targets})" for targets, _, _ in chosen),
@@ -156,7 +158,7 @@ def _language_targets(model: Adaptable, settings: LoraSettings) -> str:
 
 
 def add_lora(model: Adaptable, config: LoraConfig, *, seed: int, share: bool = True) -> None:
-    """Inject adapters; `share` gives fused projections their one A."""
+    """Inject adapters; with `share`, the parts of each fused projection share one A."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.native, adapter_name=ADAPTER)
@@ -167,7 +169,7 @@ def add_lora(model: Adaptable, config: LoraConfig, *, seed: int, share: bool = T
 
 
 def fused_projections(model: Adaptable) -> Iterator[tuple[LoraLayer, LoraLayer, LoraLayer]]:
-    """(q, k, v) adapter layers that are one fused projection upstream."""
+    """The (q, k, v) adapter layers of each projection that upstream fuses."""
     attentions = [layer.attention for layer in model.vision_tower.encoder.layer]
     if model.architecture.kind == "internlm2":
         attentions += [layer.self_attn for layer in model.native.model.language_model.layers]
@@ -178,14 +180,14 @@ def fused_projections(model: Adaptable) -> Iterator[tuple[LoraLayer, LoraLayer, 
 
 
 def lora_layers(model: Adaptable) -> Iterator[tuple[str, LoraLayer]]:
-    """Adapter layers under their native names."""
+    """Adapter layers with their native names."""
     for name, module in model.native.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 def name_prefix(model: Adaptable) -> str:
-    """What parameters' names have before the native model's own."""
+    """The prefix of parameter names before the native model's names."""
     return "" if model.native is model else "native."
 
 
@@ -220,10 +222,10 @@ def _unfreeze_weights(module: nn.Module) -> None:
 
 
 def trainable_report(model: nn.Module, towers: Mapping[str, tuple[str, ...]] = _TOWERS) -> TrainableReport:
-    """Count parameters (full sizes, also under ZeRO-3), each shared one once.
+    """Parameter counts with full sizes, also under ZeRO-3; a shared parameter counts once.
 
     Args:
-        towers: name to prefixes of parameter names; the first that fits counts.
+        towers: name to prefixes of parameter names; the first match counts.
     """
     by_tower = dict.fromkeys(towers, (0, 0))
     for name, parameter in model.named_parameters():
@@ -239,13 +241,13 @@ def trainable_report(model: nn.Module, towers: Mapping[str, tuple[str, ...]] = _
 
 
 def _count(parameter: nn.Parameter) -> int:
-    """Elements of the weight that a parameter stands for: whole under ZeRO-3, unpacked where it is quantized."""
+    """Elements of a parameter: of the whole tensor under ZeRO-3, and unpacked when it is quantized."""
     state = getattr(parameter, "quant_state", None)
     return int(getattr(parameter, "ds_numel", parameter.numel()) if state is None else state.shape.numel())
 
 
 def native_name(name: str) -> str | None:
-    """A ChatModel parameter's name in the plain native model, or None for an adapter's own parameter."""
+    """The native model's name of a ChatModel parameter; None for an adapter parameter."""
     if is_adapter(name):
         return None
     return re.sub(r"\.base_layer\.", ".", name.removeprefix("native."))

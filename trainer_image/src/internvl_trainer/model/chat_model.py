@@ -1,4 +1,4 @@
-"""The native InternVL model with what transformers leaves out: blank tiles, drop path, pixel shuffle v1, exact loss."""
+"""The native InternVL model with what transformers lacks: blank tiles, drop path, pixel shuffle v1, exact loss."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .checkpoint_format import Architecture
 IGNORED = -100
 """Label of a position that is not supervised."""
 
-# Channel means and deviations of ImageNet, as torchvision publishes them; upstream normalises every tile with them.
+# Channel means and deviations of ImageNet from torchvision, with which upstream normalises every tile.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
-    """(tiles, 3, S, S) uint8 to fp32: / 255, - mean, / deviation, each rounded as torchvision rounds it.
+    """(tiles, 3, S, S) fp32 from uint8: / 255, - mean, / deviation, each step rounded as in torchvision.
 
-    The divisors are tensors on the tiles' device because CUDA turns a division by a Python number into a multiplication
-    by its reciprocal, which rounds differently.
+    The divisors are tensors on the tiles' device because CUDA replaces a division by a Python number with a
+    multiplication by its reciprocal, which rounds differently.
     """
     device = tiles.device
     scale = torch.tensor(255.0, device=device)
@@ -34,7 +34,7 @@ def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole residual branch for a tile with probability `rate`, in training only."""
+    """Stochastic depth: drops the residual branch of a tile with probability `rate`, in training only."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class DropPath(nn.Module):
 
 
 def add_drop_path(tower: Any, rate: float) -> None:
-    """Stochastic depth in transformers' InternVLVisionModel, growing linearly from 0 to `rate` over its layers.
+    """Add stochastic depth to transformers' InternVLVisionModel, growing linearly from 0 to `rate` over its layers.
 
-    The two dropouts that sit at the end of each residual branch are no-ops in every published model and give way to
-    it; scaling a branch commutes with the layer scale that follows.
+    It replaces the dropout at the end of each residual branch, a no-op in every published model. Scaling a branch
+    commutes with the layer scale that follows.
     """
     layers = tower.encoder.layer
     rates = torch.linspace(0, rate, len(layers), device="cpu").tolist()
@@ -66,7 +66,7 @@ def add_drop_path(tower: Any, rate: float) -> None:
 
 @dataclass
 class ChatOutput:
-    """What one forward pass gives.
+    """The result of one forward pass.
 
     Attributes:
         loss_sum: fp32 scalar, the SUM of (weighted) cross entropies over the supervised positions of this batch. Divide
@@ -83,9 +83,9 @@ class ChatOutput:
 
 
 class ChatModel(nn.Module):
-    """`native` is transformers' InternVLForConditionalGeneration; parameter names are `native.` + its own names."""
+    """InternVL for training; `native` is transformers' model, and parameter names are `native.` + its names."""
 
-    native: Any  # transformers' own type hints do not describe its models' parts
+    native: Any  # transformers has no type hints for the parts of its models
     architecture: Architecture
 
     def __init__(self, native: InternVLForConditionalGeneration, architecture: Architecture) -> None:
@@ -120,12 +120,12 @@ class ChatModel(nn.Module):
         loss_weights: torch.Tensor | None = None,
         return_logits: bool = False,
     ) -> ChatOutput:
-        """One pass, without a key-value cache (with one, packed rows would see each other).
+        """Loss and logits of one pass, without a key-value cache, with which packed rows would see each other.
 
         Args:
             input_ids: (B, L) int64.
             pixel_values: (tiles, 3, S, S), uint8 (normalised here, on the device) or float (already normalised).
-            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row; None: all are real.
+            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row; None means all are real.
             attention_mask: (B, L) bool, True on real tokens; None when nothing is padded or when rows are packed.
             position_ids: (B, L); reset to 0 at each packed row's start.
             labels: (B, L) int64, -100 where nothing is supervised; unshifted.
@@ -133,7 +133,7 @@ class ChatModel(nn.Module):
             return_logits: also compute logits at every position.
 
         Raises:
-            ValueError: the batch has not as many `<IMG_CONTEXT>` tokens as its tiles need.
+            ValueError: the number of `<IMG_CONTEXT>` tokens differs from what the tiles need.
         """
         hidden = self.language_model(
             inputs_embeds=self.embed(input_ids, pixel_values, image_flags),
@@ -151,7 +151,7 @@ class ChatModel(nn.Module):
     def _add_loss(
         self, output: ChatOutput, hidden: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None
     ) -> None:
-        """Cross entropy in fp32, with logits only where a next token is supervised."""
+        """Add the fp32 cross entropy; logits are computed only where the next token is supervised."""
         targets = labels[:, 1:]
         supervised = targets != IGNORED
         logits = self.native.lm_head(hidden[:, :-1][supervised]).float()
@@ -171,9 +171,9 @@ class ChatModel(nn.Module):
     ) -> torch.Tensor:
         """(B, L, hidden) token embeddings with tile features in place of the `<IMG_CONTEXT>` tokens.
 
-        A batch without tiles sends one blank tile through the vision tower and uses none of its features: every rank
-        then runs the same modules and has a gradient for the same parameters, without which ZeRO hangs (stage 3) or
-        aborts (stage 1).
+        A batch without tiles runs one blank tile through the vision tower and drops its features, so that every rank
+        runs the same modules and has gradients for the same parameters. Otherwise ZeRO hangs (stage 3) or aborts
+        (stage 1).
         """
         embeddings: torch.Tensor = self.language_model.get_input_embeddings()(input_ids)
         if pixel_values is None or len(pixel_values) == 0:
@@ -201,7 +201,7 @@ class ChatModel(nn.Module):
         tower = self.vision_tower
         hidden = tower.embeddings(pixel_values)
         layers = tower.encoder.layer
-        # Hidden states count from the embeddings (0), so -1 is what the last layer gives.
+        # Hidden state 0 is the embeddings, so -1 is the output of the last layer.
         index = self.architecture.select_layer
         count = index if index >= 0 else len(layers) + 1 + index
         for layer in layers[:count]:
@@ -216,7 +216,7 @@ class ChatModel(nn.Module):
         side = int(patches.shape[1] ** 0.5)
         grid = patches.reshape(len(patches), side, side, -1)
         shuffled: torch.Tensor = self.native.model.pixel_shuffle(grid, scale_factor=self.native.config.downsample_ratio)
-        if self.architecture.pixel_shuffle_version == "v1":  # the first release forgot to swap height and width back
+        if self.architecture.pixel_shuffle_version == "v1":  # v1 does not swap height and width back
             shuffled = shuffled.transpose(1, 2)
         return shuffled.flatten(1, 2)
 
@@ -229,7 +229,7 @@ class ChatModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **settings: Any,
     ) -> torch.Tensor:
-        """(B, new tokens) ids; `settings` go to transformers' generate. Pad prompts on the left."""
+        """(B, new tokens) int64 ids for prompts padded on the left; `settings` are those of transformers' generate."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         embeddings = self.embed(input_ids, pixel_values, image_flags)
@@ -237,21 +237,21 @@ class ChatModel(nn.Module):
         return new
 
     def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; in training only."""
+        """Add stochastic depth to the vision tower, growing linearly from 0 to `rate` over the layers."""
         add_drop_path(self.vision_tower, rate)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, in both towers."""
+        """Choose whether both towers recompute activations in the backward pass."""
         if enabled:
             self.native.activation_checkpointing_enable({"use_reentrant": False})
-            # transformers makes embeddings require gradients, which re-entrant checkpointing needs; here it would only
-            # have a frozen vision tower keep its activations and be back-propagated for nothing.
+            # transformers makes embeddings require gradients for re-entrant checkpointing. Here that would only make a
+            # frozen vision tower keep activations and run a useless backward pass.
             self.native.disable_input_require_grads()
         else:
             self.native.activation_checkpointing_disable()
 
     def reset_rotary(self) -> None:
-        """Compute the rotary frequencies anew, in fp32, on the model's device."""
+        """Recompute the rotary frequencies in fp32 on the model's device."""
         old = self.language_model.rotary_emb
         device = next(old.buffers()).device
         with torch.device("cpu"):
@@ -259,7 +259,7 @@ class ChatModel(nn.Module):
         self.language_model.rotary_emb = fresh.to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChatModel:
-        """Rotary frequencies stay fp32 whatever the weights are cast to (DeepSpeed calls module.bfloat16())."""
+        """Keep rotary frequencies in fp32 when the weights are cast, as DeepSpeed does with module.bfloat16()."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reset_rotary()
         return self

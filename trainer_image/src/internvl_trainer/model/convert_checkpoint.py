@@ -1,7 +1,7 @@
-"""A checkpoint directory in either format, upstream's or transformers' own (hf), from one in either; values may change.
+"""Writes a checkpoint directory in upstream's or transformers' format (hf) from one in either, with optional changes.
 
-The hf directory loads with plain `AutoModelForImageTextToText` and `AutoTokenizer`. Upstream's own files (config.json,
-tokenizer, *.py) lie in its folder `upstream/`, byte for byte, for the way back. No code among them is ever run.
+The hf directory loads with plain `AutoModelForImageTextToText` and `AutoTokenizer`. Its folder `upstream/` keeps
+upstream's files (config.json, tokenizer, *.py) byte for byte for the way back. None of that code is ever run.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msg
 
 @dataclass(frozen=True)
 class Edit:
-    """What a copy has different.
+    """Changes to make while a checkpoint is written.
 
     Attributes:
-        change: values of native tensors.
+        change: of the values of native tensors.
         settings: of upstream's config.json.
-        image_size: pixels of a tile's side, where it is another; `change` then resizes the position embeddings.
+        image_size: another tile size in pixels; `change` must then resize the position embeddings.
     """
 
     change: Change = unchanged
@@ -59,7 +59,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: tensors, their bytes, and the files of weights."""
+    """Number of written tensors, their bytes, and the weight files."""
 
     tensors: int
     nbytes: int
@@ -69,15 +69,15 @@ class Converted:
 def convert_checkpoint(
     source: Path, target: Path, to: Format, *, shard_size: int | None = None, base: Path | None = None
 ) -> Converted:
-    """Write `source` in the other format to `target`, which appears when it is whole.
+    """Write `source` in the other format to `target`, which appears only when it is complete.
 
     Args:
-        shard_size: bytes of a weight file; None: 5 GB, or on the way back the files that upstream had.
-        base: for an hf directory that does not keep upstream's files: a directory in upstream's format of the same
-            model, whose config.json, tokenizer and *.py are taken.
+        shard_size: bytes of a weight file; None means 5 GB, or upstream's original files on the way back.
+        base: a directory of the same model in upstream's format, for its config.json, tokenizer and *.py, when an hf
+            directory does not keep them.
 
     Raises:
-        UserError: the directories cannot be used, with the file and what to do.
+        UserError: a directory cannot be used; names the file and the next step.
     """
     _check_target(target)
     opened = open_checkpoint(source)
@@ -176,7 +176,7 @@ def _write_upstream(source: Source, target: Path, edit: Edit, shard_size: int | 
         architecture, config = read_architecture(upstream), native_config(upstream, image_token_id=-1)
     except (UnsupportedArchitecture, KeyError, ValueError) as error:
         raise CheckpointError("UnsupportedArchitecture", str(error), str(path)) from error
-    load_tokenizer(kept)  # says which of its files is absent
+    load_tokenizer(kept)  # raises with the name of a missing file
     source = replace(source, architecture=architecture)
     check_checkpoint(source, config)
     planned = plan_upstream(source.pieces(), architecture, edit.change)
@@ -188,7 +188,7 @@ def _write_upstream(source: Source, target: Path, edit: Edit, shard_size: int | 
 
 
 def files_as_before(planned: Sequence[Planned]) -> Mapping[str, Sequence[Planned]]:
-    """Each tensor in the file that its first piece is in."""
+    """Source file to the tensors whose first piece is in it."""
     files: dict[str, list[Planned]] = {}
     for tensor in planned:
         files.setdefault(tensor.pieces[0].entry.file.name, []).append(tensor)
@@ -196,7 +196,7 @@ def files_as_before(planned: Sequence[Planned]) -> Mapping[str, Sequence[Planned
 
 
 def _upstream_files(planned: Sequence[Planned], kept: Path, shard_size: int | None) -> Mapping[str, Sequence[Planned]]:
-    """The files that upstream had, where its index is kept and no size is asked for."""
+    """Upstream's original files when its index is kept and no size is asked for, else files by size."""
     if shard_size is None and (kept / INDEX_FILE).exists():
         weight_map = read_json(kept / INDEX_FILE, missing="").get("weight_map")
         if isinstance(weight_map, dict) and all(_is_plain(file) for file in weight_map.values()):
@@ -217,7 +217,7 @@ def _write(files: Mapping[str, Sequence[Planned]], target: Path) -> Converted:
 
 
 def _write_settings(settings: dict[str, Any], upstream: dict[str, Any], directory: Path) -> None:
-    """config.json, where it is another; else it is copied with the other files, byte for byte."""
+    """Write config.json only when it changed; otherwise it is copied with the other files, byte for byte."""
     if settings != upstream:
         directory.mkdir(exist_ok=True)
         (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

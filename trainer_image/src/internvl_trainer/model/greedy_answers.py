@@ -1,4 +1,4 @@
-"""Greedy answers with a key-value cache: upstream's `chat`, for evaluation and for looking at a model."""
+"""Greedy answers with a key-value cache, equal to upstream's `chat`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is answered: (L,) int64 ids, and (n, 3, S, S) uint8 tiles of all its images in order, or None."""
+    """A prompt to answer: (L,) int64 ids, and (n, 3, S, S) uint8 tiles of all its images in order, or None."""
 
     ids: np.ndarray
     tiles: np.ndarray | None = None
@@ -57,7 +57,7 @@ def make_prompt(
     *,
     template: str | None = None,
 ) -> Prompt:
-    """The turns so far, the last of them a question, with one `<image>` mark for each image."""
+    """The prompt of a conversation that ends with a question and has one `<image>` mark for each image."""
     name = template or loaded.template
     return Prompt(encode_prompt(turns, loaded.tokenizer, name, tiles_per_image, loaded.context_tokens), tiles)
 
@@ -71,9 +71,9 @@ def answer_all(
     max_new_tokens: int = 30,
     min_new_tokens: int = 0,
 ) -> list[str]:
-    """The greedy answer to each prompt, without surrounding space; so many are worked on at a time."""
+    """The greedy answer to each prompt, without surrounding space, computed in batches of up to `batch_size`."""
     end = end_of_answer(loaded, template or loaded.template)
-    # Upstream's generate puts the language model's bos first; it is a special token, not seen, in published models.
+    # Upstream's generate returns the language model's bos first; decoding skips it in published models.
     bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
     answers = [""] * len(prompts)
@@ -82,7 +82,7 @@ def answer_all(
     while waiting:
         places = waiting.popleft()
         if limit is not None:
-            loaded.model.reset_rotary()  # dynamic scaling keeps the frequencies of the longest row so far
+            loaded.model.reset_rotary()  # dynamic scaling keeps the frequencies of the longest row it has seen
         generated = _generate(
             loaded,
             [prompts[place] for place in places],
@@ -95,16 +95,16 @@ def answer_all(
             waiting.extendleft([places[half:], places[:half]])
             continue
         for place, ids in zip(places, generated, strict=True):
-            own = ids[: ids.index(end)] if end in ids else ids  # what follows only fills the batch
+            own = ids[: ids.index(end)] if end in ids else ids  # the rest only fills the batch
             answers[place] = decode_answer(loaded.tokenizer, start + own).strip()
     return answers
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, limit: int | None) -> Iterator[list[int]]:
-    """Places of the rows of each batch: neighbours in length, so that little is padded.
+    """Positions of the rows of each batch, grouped by length to save padding.
 
-    A row longer than `limit`, from where rotary frequencies depend on the longest row of a batch, goes by itself: an
-    answer never depends on what is answered beside it.
+    Above `limit` tokens, rotary frequencies depend on the longest row of a batch. Such a row is a batch by itself, so
+    that an answer never depends on other rows.
     """
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     alone = [place for place in order if limit is not None and lengths[place] > limit]
@@ -116,7 +116,7 @@ def plan_batches(lengths: Sequence[int], batch_size: int, limit: int | None) -> 
 
 
 def _limit(loaded: LoadedModel) -> int | None:
-    """Tokens up to which the rotary frequencies are constant; None where they always are."""
+    """Tokens up to which the rotary frequencies are constant; None when they always are."""
     text = loaded.model.native.config.text_config
     rope = text.rope_parameters
     if rope["rope_type"] not in ("dynamic", "longrope"):
@@ -127,7 +127,7 @@ def _limit(loaded: LoadedModel) -> int | None:
 def _generate(
     loaded: LoadedModel, prompts: Sequence[Prompt], end: int, *, max_new_tokens: int, min_new_tokens: int
 ) -> list[list[int]] | None:
-    """New ids of each prompt; None when the GPU's memory does not hold so many at a time.
+    """New ids of each prompt; None when the batch does not fit in the GPU's memory.
 
     Prompts are padded on the left, and the padding is masked.
     """

@@ -1,4 +1,4 @@
-"""QLoRA: the language model's frozen weights in 4 bits, by bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314)."""
+"""QLoRA: frozen 4-bit weights of the language model with bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIELD = "spec.lora.quantize"
 
 
 def check_quantization(device: torch.device) -> None:
-    """Raises UserError where weights in 4 bits cannot be had, before a model is loaded for it."""
+    """Raises UserError, before a model is loaded, when 4-bit weights are not available here."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "QuantizeNotPossible",
@@ -31,10 +31,10 @@ def check_quantization(device: torch.device) -> None:
 
 
 def quantize_language_model(model: ChatModel, device: torch.device) -> None:
-    """Replace the decoder's linear layers, in place, by layers of NF4 weights on `device`, one at a time.
+    """Replace the decoder's linear layers in place with NF4 layers on `device`, one at a time.
 
-    Embeddings, norms, the head, the projector and the vision tower stay as they are. What a layer computes with is the
-    dtype that its weights had. To be called before adapters are put in, which then are PEFT's for 4-bit layers.
+    Embeddings, norms, the head, the projector and the vision tower do not change. A layer computes in the dtype that
+    its weights had. Call this before adapters are added, so that PEFT chooses its 4-bit layers.
     """
     from bitsandbytes.nn import Linear4bit  # type: ignore[import-not-found]  # an extra
 
@@ -42,7 +42,7 @@ def quantize_language_model(model: ChatModel, device: torch.device) -> None:
         if type(module) is nn.Linear:
             owner, _, leaf = name.rpartition(".")
             setattr(model.language_model.layers.get_submodule(owner), leaf, _quantized(module, Linear4bit, device))
-    model.native.is_loaded_in_4bit = True  # where PEFT looks, to choose its own layers
+    model.native.is_loaded_in_4bit = True  # PEFT reads this to choose its 4-bit layers
 
 
 def _quantized(linear: nn.Linear, make: type[nn.Module], device: torch.device) -> nn.Module:
@@ -61,4 +61,4 @@ def _quantized(linear: nn.Linear, make: type[nn.Module], device: torch.device) -
         linear.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
     )
     layer.bias = linear.bias
-    return layer.to(device)  # quantizes on the way
+    return layer.to(device)  # moving quantizes

@@ -1,4 +1,4 @@
-"""What a checkpoint computes, with one layer in memory at a time: a check for models larger than this machine."""
+"""Logits of a checkpoint with one layer in memory at a time, to check models larger than the machine's memory."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _HEAD_ROWS = 8192  # of the vocabulary, multiplied at a time
 
 
 class NativeWeights(Mapping[str, torch.Tensor]):
-    """A checkpoint's tensors, and an adapter's, under the names of a model that has them; each read when asked for."""
+    """Tensors of a checkpoint and an adapter under the model's names, read on access."""
 
     def __init__(self, source: Source, change: Change, adapter: Adapter | None) -> None:
         self._pieces = {piece.name: piece for piece in source.pieces()}
         self._source, self._change, self._adapter = source, change, adapter
 
     def stored(self, name: str) -> torch.Tensor:
-        """A native tensor in the dtype it has."""
+        """A native tensor in its stored dtype."""
         return self._change(name, self._pieces[name].make(read_tensor, self._source.architecture))
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """In fp32, which adds no rounding to that of the file."""
+        """The tensor in fp32, which adds no rounding to the file's."""
         if is_adapter(name) and self._adapter is not None:
             return self._adapter.tensors[file_name(name)].float()
         return self.stored(native_name(name) or name).float()
@@ -65,9 +65,9 @@ def layerwise_logits(
     """(B, positions, vocab) fp32 logits of the last positions of a batch, as `collate` makes it, on the CPU.
 
     Args:
-        architecture: the source's, or with another tile size.
+        architecture: the source's, possibly with another tile size.
         change: of the checkpoint's tensors.
-        adapter: put on the model and computed by PEFT, not merged.
+        adapter: added to the model and computed by PEFT, without a merge.
     """
     config: Any = settle_config(source.config, architecture, tokenizer, torch.float32)
     config._attn_implementation = "sdpa"
@@ -88,7 +88,7 @@ def layerwise_logits(
 
 
 def _read_as_needed(model: ChatModel, weights: NativeWeights) -> None:
-    """Each layer reads its weights before it runs and drops them after; of the embeddings only rows are read."""
+    """Make each layer read its weights before it runs and drop them afterwards; embeddings are read row by row."""
     model.language_model.get_input_embeddings().forward = lambda ids: weights.stored(_EMBEDDINGS)[ids].float()
     for name, module in _units(model.native.model, "model"):
         hook = AlignDevicesHook(
@@ -98,7 +98,7 @@ def _read_as_needed(model: ChatModel, weights: NativeWeights) -> None:
 
 
 def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The layers, and else the smallest modules that have weights of their own."""
+    """The layers, and outside of them the smallest modules with weights of their own."""
     for leaf, child in module.named_children():
         inner = f"{name}.{leaf}"
         if isinstance(module, nn.ModuleList) or next(child.parameters(recurse=False), None) is not None:

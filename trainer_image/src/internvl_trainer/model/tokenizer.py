@@ -1,4 +1,4 @@
-"""Tokenizers from a checkpoint's own files, without its code."""
+"""Tokenizers loaded from a checkpoint's files, without running its code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .checkpoint_format.files import CheckpointError, read_json
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
 IMAGE_START, IMAGE_END = "<img>", "</img>"
 
-# The tokenizer classes that are a sentencepiece model underneath; InternLM2's own class is remote code and not needed.
+# Tokenizer classes that wrap a sentencepiece model; InternLM2's own class is remote code and not needed.
 _SENTENCEPIECE_CLASSES = ("InternLM2Tokenizer", "LlamaTokenizer")
 _SENTENCEPIECE_FILE = "tokenizer.model"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -24,7 +24,7 @@ _BYTE_LEVEL_FILES = ("vocab.json", "merges.txt")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Raises CheckpointError when a file is absent or the image tokens are not in the vocabulary."""
+    """The tokenizer of a chat model. Raises CheckpointError when a file or an image token is missing."""
     tokenizer = read_tokenizer(directory)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if absent := [token for token in (IMAGE_START, IMAGE_END, CONTEXT_TOKEN) if token not in vocabulary]:
@@ -37,7 +37,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of any model here, padding on the right. Raises CheckpointError when a file is absent."""
+    """The tokenizer of any supported model, padding on the right. Raises CheckpointError when a file is missing."""
     path = directory / _CONFIG_FILE
     config = read_json(path, missing="copy the tokenizer's files from the model's repository")
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
@@ -58,7 +58,7 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:
-    """True when the files, or the one file that replaces them all, are there."""
+    """True when the files, or tokenizer.json in their place, exist. Raises CheckpointError otherwise."""
     if (directory / "tokenizer.json").exists():
         return True
     for file in files or ["tokenizer.json"]:
@@ -72,7 +72,7 @@ def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:
 
 
 def _load_sentencepiece(directory: Path, *, add_bos: bool) -> Any:
-    """Whether a space goes before the text is what tokenizer.model itself says; the class would always add one."""
+    """The tokenizer with the leading space that tokenizer.model asks for; the class would always add one."""
     options: dict[str, Any] = {"add_bos_token": add_bos}
     path = directory / _SENTENCEPIECE_FILE
     if path.exists():
@@ -105,9 +105,9 @@ codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text without special tokens, equal to what the checkpoints' own (sentencepiece) tokenizers give.
+    """The text of token ids without special tokens, equal to the sentencepiece tokenizers of the checkpoints.
 
-    The fast decoder drops every byte of a run that is not valid UTF-8 as a whole; theirs keeps the valid ones.
+    The fast decoder drops all bytes of a run that is not valid UTF-8 as a whole; sentencepiece keeps the valid ones.
     """
     tokens = tokenizer.convert_ids_to_tokens(list(ids), skip_special_tokens=True)
     if not any(_BYTE_TOKEN.fullmatch(token) for token in tokens):

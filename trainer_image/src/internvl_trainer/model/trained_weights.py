@@ -1,4 +1,4 @@
-"""What training learned, laid over a base model's tensors one by one as they are read, or on a model in memory."""
+"""Trained weights, applied to a base model's tensors while they are read, or to a model in memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .checkpoint_format.files import CheckpointError, StoredTensors
 from .parameters import POSITION_EMBEDDINGS, resize_position_embeddings
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
-"""Beside an adapter: weights that learned without one (an unfrozen projector), under native names."""
+"""File beside an adapter with weights that learned without one (an unfrozen projector), under native names."""
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """A Change of native tensors (see checkpoint_format.shards).
+    """A checkpoint_format.shards.Change that turns the base's native tensors into the trained ones.
 
     Attributes:
-        adapter: merged into the weights it is for; None leaves them.
-        others: put in the place of the base's.
-        positions: that the vision tower's embeddings are resized to, as training does for another tile size.
+        adapter: merged into its weights; None leaves them.
+        others: replace the base's tensors.
+        positions: number of position embeddings, to which the base's are resized as in training.
     """
 
     adapter: Adapter | None
@@ -43,11 +43,11 @@ class TrainedWeights:
         return self.adapter.merge(name.removesuffix(".weight"), tensor)
 
     def without_adapter(self) -> TrainedWeights:
-        """What the model has under its adapter."""
+        """The weights under the adapter."""
         return replace(self, adapter=None)
 
     def check_all_used(self, names: Collection[str], place: str) -> None:
-        """Raises CheckpointError when something that was learned has no tensor in the base."""
+        """Raises CheckpointError when a trained tensor has no tensor in the base."""
         modules = self.adapter.modules if self.adapter else set()
         if unused := ({f"{module}.weight" for module in modules} | set(self.others)) - set(names):
             raise CheckpointError(
@@ -59,13 +59,13 @@ class TrainedWeights:
 
 
 def read_trained_weights(directory: Path, *, positions: int) -> TrainedWeights:
-    """Of an exported adapter's directory. Raises CheckpointError when a file is missing or damaged."""
+    """The weights in an exported adapter's directory. Raises CheckpointError when a file is missing or damaged."""
     others = directory / OTHER_WEIGHTS
     return TrainedWeights(read_adapter(directory), StoredTensors(others) if others.exists() else {}, positions)
 
 
 def load_trained(model: Adaptable, directory: str | Path) -> None:
-    """Put an adapter on its base, and beside it the other weights that learned, where there are any.
+    """Add an exported adapter, and other trained weights if there are any, to its base model.
 
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit the model.

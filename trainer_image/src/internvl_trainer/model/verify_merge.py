@@ -1,6 +1,6 @@
-"""Every tensor of a merged model, read back and computed again in float64: finds what logits are too coarse for.
+"""Check of a merged model: every tensor is read back and computed again in float64.
 
-A small adapter moves the logits of a model in bf16 by less than rounding may; the tensors tell all the same.
+It finds errors that logits cannot show, as a small adapter moves the logits of a bf16 model by less than rounding.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.checkpoint_source import Source
 from internvl_trainer.model.trained_weights import TrainedWeights
 
-_ROWS = 128  # of each merged matrix, evenly spread: float64 is slow, and what goes wrong is not a single row
-_ARITHMETIC = 1e-6  # of a row's largest value: fp32 sums and products, before they are rounded to the stored dtype
+_ROWS = 128  # of each merged matrix, evenly spread: float64 is slow, and an error is never in a single row
+_ARITHMETIC = 1e-6  # of a row's largest value: error of fp32 arithmetic before the rounding to the stored dtype
 
 
 def find_wrong_tensor(written: Source, source: Source, weights: TrainedWeights | None) -> str | None:
-    """Name of the first native tensor that is not source + scaling x B x A (or DoRA's length of it), rounded once.
+    """Name of the first native tensor that is not source + scaling x B x A (or DoRA's scaling of it), rounded once.
 
-    What has no adapter must be equal to the last bit, all of it; of the others some rows are computed. Memory: one
-    tensor of each checkpoint.
+    A tensor without an adapter must be bit-equal; of a merged one 128 rows are computed. Memory: one tensor of each
+    checkpoint.
     """
     pieces = {piece.name: piece for piece in source.pieces()}
     for piece in written.pieces():

@@ -1,6 +1,7 @@
 """InternVL 1.0 stage 2 (InternVL-14B-224px): image-text retrieval and captioning.
 
-`architecture` reads config.json; `qllama` and `pooling` are the parts that transformers does not have, and `model` puts
-them together; `losses` says what training minimises; `load` reads and writes upstream's checkpoint layout; `methods`
-and `layer_decay` say what learns and how fast.
+Rows: `caption_files` reads and checks them, `pair_checks` checks their images and tokens, `pair_batch` and
+`pair_dataset` make batches. Model: `architecture` reads config.json, `attention` and `qllama` add what transformers
+lacks, `model` joins the parts, `losses` are the training losses, `load` reads upstream's checkpoint layout. Training:
+`methods` chooses the parameters that learn, `layer_decay` their learning rates. Evaluation: `recall`.
 """

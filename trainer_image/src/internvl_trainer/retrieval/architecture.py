@@ -1,4 +1,4 @@
-"""Upstream's config.json (model_type internvl) as what the retrieval model is built from."""
+"""The retrieval model's architecture, read from upstream's config.json (model_type internvl)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers.models.internvl import InternVLVisionConfig
 
 from internvl_trainer.model.checkpoint_format.config import UnsupportedArchitecture, sub_config, vision_config
 
-# What upstream's InternVLConfig assumes where config.json is silent.
+# Defaults of upstream's InternVLConfig.
 _DEFAULTS = {"clip_embed_dim": 768, "attn_pool_num_heads": 16, "num_query_token": 96}
 _DEFAULT_FREQUENCY = 2
-# Upstream's QLLaMA layers have these as numbers, whatever config.json says: how many leading positions cross-attend
-# (and only where a sequence has that many), and how wide the image features are. Directories made by this project may
-# set them, so that a small model can have cross-attention that runs.
+# Upstream hard-codes these two in QLLaMA's layers: the number of leading positions that cross-attend (in sequences that
+# have as many), and the width of the image features. Here config.json may set them, so that cross-attention also runs
+# in a small model.
 _CROSS_ATTENTION_SLOTS = 96
 _CROSS_ATTENTION_WIDTH = 3200
-# Fields of qllama_config that upstream's layers read. Others of LLaMA's (num_key_value_heads, rope_theta, rope_scaling,
-# attention_bias) may stand in config.json but change nothing there, so they are left at the first LLaMA's values.
+# Fields of qllama_config that upstream's layers read. They ignore LLaMA's others (num_key_value_heads, rope_theta,
+# rope_scaling, attention_bias), which therefore keep the values of the first LLaMA.
 _QLLAMA_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -38,12 +38,12 @@ _QLLAMA_FIELDS = (
 
 
 class QLlamaConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # its base's __init_subclass__
-    """LLaMA's config with what cross-attention needs.
+    """LLaMA's config with the settings of cross-attention.
 
     Attributes:
-        num_query_token: learned queries, which stand before the text.
-        cross_attention_frequency: every n-th layer has cross-attention, the first among them.
-        cross_attention_slots: leading positions that cross-attend; shorter sequences do not at all.
+        num_query_token: learned queries before the text.
+        cross_attention_frequency: every n-th layer has cross-attention, starting with the first.
+        cross_attention_slots: leading positions that cross-attend; shorter sequences do not cross-attend.
         cross_attention_width: of the image features.
     """
 
@@ -57,7 +57,7 @@ class QLlamaConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # its base's 
 
 @dataclass(frozen=True)
 class RetrievalArchitecture:
-    """Everything the model is built from.
+    """Configs of the retrieval model's parts.
 
     Attributes:
         embed_dim: of the space in which images and texts are compared.
@@ -78,10 +78,10 @@ class RetrievalArchitecture:
 
 
 def read_retrieval_architecture(upstream: Mapping[str, Any], image_size: int | None = None) -> RetrievalArchitecture:
-    """What config.json describes.
+    """The architecture that config.json describes.
 
     Args:
-        image_size: pixels of a side; None: as the checkpoint has it.
+        image_size: pixels of an image's side; None means the checkpoint's.
 
     Raises:
         UnsupportedArchitecture: not a stage-2 InternVL, or one whose LoRA is not merged.
@@ -113,7 +113,7 @@ def read_retrieval_architecture(upstream: Mapping[str, Any], image_size: int | N
 
 
 def _frequency(upstream: Mapping[str, Any], qllama: Mapping[str, Any]) -> int:
-    """Upstream takes it as an argument of the whole config but stores it in qllama_config."""
+    """The cross-attention frequency, which upstream reads from the whole config and stores in qllama_config."""
     for config in (upstream, qllama):
         if (value := config.get("cross_attention_frequency")) is not None:
             return int(value)

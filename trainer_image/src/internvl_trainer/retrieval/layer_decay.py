@@ -1,8 +1,8 @@
-"""Learning rates that fall with depth, as optimizer groups whose rate really is their own.
+"""Layer-wise learning rates, as optimizer groups.
 
-The deeper below the heads a layer is, the less it moves: its rate is the run's times decay^distance. A scheduler must
-multiply each group's `lr_scale` in (`train.engine.set_learning_rate` does). Upstream computes the same groups, but its
-DeepSpeed scheduler then sets one rate for all of them.
+The rate of a layer is the run's rate times decay^(distance below the heads). A scheduler must multiply it by each
+group's `lr_scale`, as `train.engine.set_learning_rate` does. Upstream computes the same groups, but its DeepSpeed
+scheduler then sets one rate for all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INPUTS = ("query_tokens", "logit_scale", "vision_tower.embeddings.", "qllama.mo
 
 @dataclass(frozen=True)
 class LayerDecay:
-    """The factor from a layer to the one below it; the guides' full fine-tuning takes 0.9 for both, 1.0 is none."""
+    """Factor from a layer's rate to that of the layer below; 1.0 is no decay, upstream's full fine-tuning uses 0.9."""
 
     vision: float = 0.9
     qllama: float = 0.9
@@ -32,7 +32,7 @@ class LayerDecay:
 
 @dataclass(frozen=True)
 class GroupKey:
-    """Where a parameter belongs.
+    """The optimizer group of a parameter.
 
     Attributes:
         depth: 0 for embeddings, queries and temperature; n + 1 for layer n; None for heads and final norms.
@@ -44,16 +44,16 @@ class GroupKey:
 
     @property
     def name(self) -> str:
-        """Such as vision/layer 3/no weight decay."""
+        """The group's name, such as vision/layer 3/no weight decay."""
         place = "head" if self.depth is None else "inputs" if self.depth == 0 else f"layer {self.depth - 1}"
         return f"{self.tower}/{place}" + ("" if self.decays else "/no weight decay")
 
 
 def group_key(name: str, dimensions: int) -> GroupKey:
-    """Where a parameter of the retrieval model belongs, by its name and number of dimensions.
+    """The group of a retrieval model's parameter, from its name and number of dimensions.
 
-    Matrices decay; vectors and the temperature do not, nor does what no gradient reaches, which weight decay alone
-    would shrink.
+    Matrices decay. Vectors and the temperature do not, nor do parameters without a gradient, which weight decay would
+    shrink.
     """
     tower = next(tower for tower, prefixes in TOWERS.items() if name.startswith(prefixes))
     layer = _LAYER.search(name)
@@ -62,7 +62,7 @@ def group_key(name: str, dimensions: int) -> GroupKey:
 
 
 def learning_rate_scale(key: GroupKey, layers: Mapping[str, int], decay: LayerDecay) -> float:
-    """decay^(layers + 1 - depth): 1 for heads, decay^1 for the last layer, decay^(layers + 1) for the inputs."""
+    """decay^(layers + 1 - depth): 1 for heads, decay for the last layer, decay^(layers + 1) for the inputs."""
     if key.depth is None:
         return 1.0
     factor: float = getattr(decay, key.tower)
@@ -70,7 +70,7 @@ def learning_rate_scale(key: GroupKey, layers: Mapping[str, int], decay: LayerDe
 
 
 def layer_groups(model: RetrievalModel, weight_decay: float, decay: LayerDecay) -> list[dict[str, Any]]:
-    """Optimizer groups of what learns, from the inputs up: name, params, lr_scale, weight_decay."""
+    """Optimizer groups of the trainable parameters, from inputs to heads: name, params, lr_scale, weight_decay."""
     layers = {
         "vision": model.architecture.vision.num_hidden_layers,
         "qllama": model.architecture.qllama.num_hidden_layers,
@@ -92,7 +92,7 @@ def layer_groups(model: RetrievalModel, weight_decay: float, decay: LayerDecay) 
 
 
 def describe_groups(groups: Sequence[Mapping[str, Any]], learning_rate: float) -> str:
-    """A line for each group: its name, its rate when the run's is `learning_rate`, its weight decay."""
+    """One line for each group: name, learning rate, weight decay and number of tensors."""
     width = max(len(group["name"]) for group in groups)
     return "\n".join(
         f"{group['name']:<{width}}  lr {learning_rate * group['lr_scale']:.4e} (x{group['lr_scale']:.4f})  "

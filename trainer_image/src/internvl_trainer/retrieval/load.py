@@ -1,4 +1,4 @@
-"""From a checkpoint directory in upstream's layout to a retrieval model in memory. Safetensors only."""
+"""A retrieval model loaded from a checkpoint directory in upstream's layout. Safetensors only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from internvl_trainer.retrieval.model import RetrievalModel
 
 @dataclass(frozen=True)
 class LoadedRetrievalModel:
-    """A model and the config.json it came with, changed only where loading changed the model."""
+    """A model with its config.json, changed only where loading changed the model."""
 
     model: RetrievalModel
     architecture: RetrievalArchitecture
@@ -44,17 +44,17 @@ def load_retrieval_model(
     hard_negatives: bool = False,
     zero3_config: Mapping[str, Any] | None = None,
 ) -> LoadedRetrievalModel:
-    """Read a directory in upstream's layout (model_type internvl with a qllama_config).
+    """The model of a directory in upstream's layout (model_type internvl with a qllama_config).
 
     Args:
-        attn_implementation: of the vision tower, and of QLLaMA, which takes sdpa for flash_attention_2 (its masks rule
-            that out). None: the best there is on a GPU, and upstream's own arithmetic without one.
-        image_size: another size than the checkpoint's resizes the position embeddings (upstream's 224 to 364).
+        attn_implementation: of the vision tower and of QLLaMA, which uses sdpa instead of flash_attention_2 because of
+            its masks. None means the fastest on a GPU, and upstream's exact arithmetic without one.
+        image_size: pixels of an image's side; another size than the checkpoint's resizes the position embeddings.
         hard_negatives: matching trains on mined negatives rather than on the batch's random ones.
         zero3_config: as for `load_chat_model`.
 
     Raises:
-        CheckpointError: with the file and what to do.
+        CheckpointError: with the file and the next step.
     """
     source = open_retrieval_checkpoint(directory, image_size)
     architecture = source.architecture
@@ -71,7 +71,7 @@ def load_retrieval_model(
 
 
 def open_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> Source:
-    """What a directory holds, from config.json and the weights' headers. Raises CheckpointError."""
+    """The source in a retrieval model's directory, from config.json and weight headers. Raises CheckpointError."""
     directory = Path(directory)
     config = _read_config(directory)
     architecture = _architecture(config, directory, image_size)
@@ -80,7 +80,7 @@ def open_retrieval_checkpoint(directory: str | Path, image_size: int | None = No
 
 
 def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> RetrievalArchitecture:
-    """What config.json says, without the weights. Raises CheckpointError."""
+    """The architecture in config.json; no weight file is read. Raises CheckpointError."""
     directory = Path(directory)
     return _architecture(_read_config(directory), directory, image_size)
 
@@ -107,6 +107,6 @@ def _architecture(config: Mapping[str, Any], directory: Path, image_size: int | 
 
 
 def changed_config(config: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """Upstream reads a changed image size from force_image_size; vision_config keeps the first one."""
+    """config.json for an image size, which upstream reads from force_image_size; vision_config keeps the original."""
     stored = config.get("force_image_size") or config["vision_config"].get("image_size")
     return config if stored == image_size else {**config, "force_image_size": image_size}

@@ -1,4 +1,4 @@
-"""What retrieval training minimises: contrast of images and texts over all ranks, and matching of pairs."""
+"""Losses of retrieval training: contrast of images and texts over all ranks (ITC), and matching of pairs (ITM)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Every rank's rows, in the order of ranks; each rank's rows get the sum of all ranks' gradients for them."""
+    """All ranks' rows in rank order; the backward pass sums all ranks' gradients for each rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -30,10 +30,10 @@ def _is_alone() -> bool:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of each rank to (world x B, ...), with gradient; B is the same on every rank.
+    """(world x B, ...) rows of all ranks from (B, ...) of each, with gradient; B is the same on every rank.
 
-    The same rows when alone, and where there is no gradient: what is held out is contrasted batch by batch, so that its
-    loss does not depend on how many ranks there are.
+    Without gradient the rows are returned as they are: held-out rows are contrasted batch by batch, so that their loss
+    does not depend on the world size.
     """
     if not torch.is_grad_enabled() or _is_alone():
         return rows
@@ -42,7 +42,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """`gather_rows` of (B, L) ids or masks, L being each rank's own: all are padded with 0 to the longest."""
+    """`gather_rows` of (B, L) ids or masks, padded with 0 to the longest L of all ranks."""
     if not torch.is_grad_enabled() or _is_alone():
         return tokens
     length = torch.tensor(tokens.shape[1], device=tokens.device)
@@ -53,11 +53,11 @@ def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
 def contrastive_loss(
     visions: torch.Tensor, queries: torch.Tensor, texts: torch.Tensor, image_ids: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """ITC: the mean over this rank's rows; averaged over ranks it is the loss of the whole global batch.
+    """ITC, the mean over this rank's rows; its mean over ranks is the loss of the global batch.
 
-    Each row's candidates are all ranks' rows, and its target is shared evenly among those with its image id (captions
-    of one photograph are all right answers). Half of it compares the vision tower's features with the texts, half the
-    queries', each in both directions (upstream: internvl_stage2_retrieval).
+    The candidates of a row are all ranks' rows; its target is spread evenly over those with its image id, as all
+    captions of an image are right. Both the vision tower's and the queries' features are compared with the texts, in
+    both directions. Formula: upstream's internvl_stage2_retrieval.
 
     Args:
         visions, queries, texts: (B, C), normalised.
@@ -80,7 +80,7 @@ def _soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
 
 
 def matching_loss(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    """ITM: cross entropy of (B, 2) logits, the classes being 0 (another image's text) and 1 (its own)."""
+    """ITM, the cross entropy of (B, 2) logits with the classes 0 (another image's text) and 1 (its own)."""
     logits = torch.cat([negatives, positives])
     labels = torch.arange(2, device=logits.device).repeat_interleave(len(negatives))
     return functional.cross_entropy(logits, labels)
@@ -89,10 +89,10 @@ def matching_loss(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Ten
 def mine_negatives(
     images: torch.Tensor, texts: torch.Tensor, image_ids: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """(B,) for each image a text that is not its own, likelier the more alike they are; -1: there is none.
+    """(B,) int64 position of a text of another image for each image, or -1 when there is none.
 
-    Positions among all ranks' texts, as contrast has them. Drawn from the softmax of ITC similarities over other
-    images' texts, as ALBEF and BLIP do.
+    Positions count all ranks' texts. They are drawn from the softmax of ITC similarities over other images' texts, as
+    in ALBEF (arXiv:2107.07651) and BLIP (arXiv:2201.12086).
 
     Args:
         images, texts: (B, C), this rank's, normalised; no gradient flows.

@@ -1,4 +1,4 @@
-"""What learns under each method of the retrieval guides: full, head, lora."""
+"""Trainable parameters of each method of upstream's retrieval guides: full, head and lora."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from internvl_trainer.model.adapters import (
 from internvl_trainer.retrieval.model import RetrievalModel
 
 HEAD = ("qllama.lm_head.weight", "text_projection")
-"""What upstream's --unfreeze_qllama_head trains (0.2B parameters of InternVL-14B); its LoRA trains it as well.
+"""Parameters that upstream's --unfreeze_qllama_head and its LoRA train (0.2B of InternVL-14B).
 
-Neither contrast nor matching reaches the language head, so that of the two only text_projection changes.
+Neither loss reaches the language head, so only text_projection changes.
 """
 UNREACHED = ("qllama.lm_head.weight",)
-"""Parameters that no loss of this stage has a gradient for."""
+"""Parameters for which no loss of this stage has a gradient."""
 TOWERS = {"vision": ("vision_tower.", "clip_projector."), "qllama": ("",)}
-"""Prefixes of parameter names; the first tower that fits has it."""
+"""Tower to prefixes of parameter names; the first match counts."""
 
 # Upstream's LoRA layers: all of InternViT's, and of QLLaMA's all but those of cross-attention.
 _VISION_TARGETS = (
@@ -34,17 +34,17 @@ _QLLAMA_TARGETS = (
     r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
 )
 GUIDE_LORA = LoraSettings(language_rank=16, vision_rank=16)
-"""Rank 16 on both towers, alpha 32, dropout 0.05."""
+"""Upstream's LoRA: rank 16 on both towers, alpha 32, dropout 0.05."""
 
 
 def apply_retrieval_method(
     model: RetrievalModel, method: str, *, lora: LoraSettings = GUIDE_LORA, seed: int = 0
 ) -> TrainableReport:
-    """Put adapters in and set requires_grad, in place.
+    """Add adapters and set requires_grad, in place.
 
     Args:
-        method: "full"; "head": only HEAD; or "lora": adapters and HEAD.
-        seed: adapters start from it, equally on every rank.
+        method: "full", "head" (only HEAD) or "lora" (adapters and HEAD).
+        seed: of the adapters' initial values, the same on every rank.
 
     Raises:
         UserError: an unknown method, or "lora" without a rank.

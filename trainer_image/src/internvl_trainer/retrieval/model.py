@@ -1,4 +1,4 @@
-"""InternVL 1.0 stage 2: InternViT and QLLaMA with learned queries, for retrieval (InternVL-C and -G) and captions."""
+"""The model of InternVL 1.0 stage 2: InternViT and QLLaMA with learned queries, for retrieval and captions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Texts = tuple[torch.Tensor, torch.Tensor]  # ids and mask, (B, L) each
 
 @dataclass
 class RetrievalOutput(ModelOutput):
-    """fp32 losses of one pass, as means over this rank's rows: the mean over ranks is the global batch's loss.
+    """fp32 losses of one pass as means over this rank's rows; their mean over ranks is the global batch's loss.
 
-    A ModelOutput because ZeRO-3 looks for tensors in dictionaries: from them it learns when to gather the model's own
-    parameters for the backward pass.
+    It is a ModelOutput because ZeRO-3 searches dictionaries for tensors, to know when to gather parameters for the
+    backward pass.
 
     Attributes:
         loss: itc + itm.
-        rows: how many pairs the means are over.
-        negatives_found, positives_found: shares of the pairs that matching got right.
+        rows: number of pairs.
+        negatives_found, positives_found: share of pairs that matching classified correctly.
     """
 
     loss: torch.Tensor | None = None
@@ -47,23 +47,23 @@ class RetrievalOutput(ModelOutput):
 
     @property
     def loss_sum(self) -> torch.Tensor | None:
-        """The loss as a sum over this rank's pairs, as the training loop adds it up."""
+        """The loss as a sum over this rank's pairs, which the training loop adds up."""
         return None if self.loss is None or self.rows is None else self.loss * self.rows
 
 
 @dataclass
 class _Pass:
-    """What QLLaMA makes of query slots and texts: (B, slots, hidden) and (B, L, hidden)."""
+    """QLLaMA's hidden states of query slots, (B, slots, hidden), and of texts, (B, L, hidden)."""
 
     queries: torch.Tensor
     texts: torch.Tensor
 
 
 class RetrievalModel(nn.Module):
-    """Names are upstream's, but for `vision_tower`, which is transformers' InternVLVisionModel."""
+    """The retrieval model; names are upstream's, except `vision_tower`, transformers' InternVLVisionModel."""
 
     architecture: RetrievalArchitecture
-    vision_tower: Any  # transformers' own type hints do not describe its models' parts
+    vision_tower: Any  # transformers has no type hints for the parts of its models
     qllama: Any
 
     def __init__(self, architecture: RetrievalArchitecture) -> None:
@@ -79,7 +79,7 @@ class RetrievalModel(nn.Module):
         self.clip_projector2 = AttentionPool(qllama.hidden_size, architecture.pool_heads, architecture.embed_dim)
         self.itm_head = nn.Linear(qllama.hidden_size, 2)
         self.hard_negatives = False
-        for layer in self.vision_tower.encoder.layer:  # transformers leaves these two at 1e-6 whatever the config says
+        for layer in self.vision_tower.encoder.layer:  # transformers fixes these two at 1e-6
             for norm in (layer.attention.q_norm, layer.attention.k_norm):
                 if not isinstance(norm, nn.Identity):
                     norm.variance_epsilon = vision.layer_norm_eps
@@ -87,7 +87,7 @@ class RetrievalModel(nn.Module):
 
     @property
     def native(self) -> RetrievalModel:
-        """The module that adapters go into, as ChatModel has one."""
+        """The module that adapters are added to, as for ChatModel."""
         return self
 
     def forward(
@@ -107,11 +107,11 @@ class RetrievalModel(nn.Module):
         Args:
             pixel_values: (B, 3, S, S), uint8 (normalised here, on the device) or float (already normalised).
             positive_input_ids: the image's caption, for matching.
-            negative_input_ids: another image's caption; with `hard_negatives`, taken only where no rank has one.
+            negative_input_ids: another image's caption; with `hard_negatives`, used only where mining finds none.
             summarize_input_ids: the image's caption behind its prompt, for contrast.
             image_ids: (B,) or (B, 1); equal ids are one image.
-            _caption: input_ids, attention_mask and labels, which upstream's dataset also makes and whose retrieval
-                stage, like this one, has no loss for.
+            _caption: input_ids, attention_mask and labels of upstream's dataset; the retrieval stage has no loss for
+                them.
         """
         image_ids = image_ids.reshape(-1)
         image_features = self._see(pixel_values)
@@ -120,7 +120,7 @@ class RetrievalModel(nn.Module):
         summary = summarize_input_ids, summarize_attention_mask
         negative = negative_input_ids, negative_attention_mask
         positive = positive_input_ids, positive_attention_mask
-        if self.hard_negatives:  # contrast has to be known before its negatives can be read
+        if self.hard_negatives:  # mining needs the contrast features first
             (contrast,) = self._read(image_features, apart=[summary])
             queries, texts = self._contrasted(contrast, summarize_attention_mask)
             mined = mine_negatives(queries + visions, texts, image_ids, scale)
@@ -156,7 +156,7 @@ class RetrievalModel(nn.Module):
         return {variant: found[variant] for variant in variants}
 
     def encode_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, C) features of (B, L) texts padded with 0 on the right; the same for both variants."""
+        """(B, C) features of (B, L) int64 texts padded with 0 on the right, the same for both variants."""
         mask = input_ids > 0
         embeddings = self.qllama.model.embed_tokens(input_ids)
         visible = mask[:, None, None, :] & causal(mask.shape[1], mask.shape[1], mask.device)
@@ -167,11 +167,11 @@ class RetrievalModel(nn.Module):
     def generate(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: Any
     ) -> torch.Tensor:
-        """(B, 1 + new tokens) ids: the start token, as upstream gives it, and what follows the prompt.
+        """(B, 1 + new tokens) int64 ids: the start token, as upstream returns it, and the continuation of the prompt.
 
         Args:
-            input_ids, attention_mask: (B, L) prompts, which come after the query slots; pad them on the left.
-            settings: transformers' generate takes them (num_beams, max_new_tokens, …).
+            input_ids, attention_mask: (B, L) prompts, padded on the left.
+            settings: of transformers' generate (num_beams, max_new_tokens, …).
         """
         image_features = self._see(pixel_values)
         embeddings, mask = self._join(input_ids, attention_mask)
@@ -182,14 +182,14 @@ class RetrievalModel(nn.Module):
         return torch.cat([start, new], dim=1)
 
     def _see(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 1 + patches, width), class token first."""
+        """(B, 1 + patches, width) image features, class token first."""
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalise_tiles(pixel_values)
         features: torch.Tensor = self.vision_tower(pixel_values).last_hidden_state
         return features
 
     def _join(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query slots before the text's embeddings, and the mask of both."""
+        """(B, slots + L, hidden) embeddings of query slots and text, and the mask of both."""
         embeddings = self.qllama.model.embed_tokens(input_ids)
         queries = self.query_tokens.expand(len(input_ids), -1, -1)
         mask = torch.cat([attention_mask.new_ones(queries.shape[:2]), attention_mask], dim=1)
@@ -202,11 +202,11 @@ class RetrievalModel(nn.Module):
         return hidden
 
     def _read(self, vision: torch.Tensor, apart: Sequence[Texts] = (), together: Sequence[Texts] = ()) -> list[_Pass]:
-        """One pass for several texts of each image, in their order.
+        """Hidden states of several texts of each image, in their order, from one pass.
 
         Args:
-            apart: queries see only queries, text sees the text before it, for contrast.
-            together: queries and text all see one another, in both directions, for matching.
+            apart: for contrast; queries see only queries, and text sees earlier text.
+            together: for matching; queries and text see one another in both directions.
         """
         texts = (*apart, *together)
         length = max(ids.shape[1] for ids, _ in texts)
@@ -227,26 +227,26 @@ class RetrievalModel(nn.Module):
         return queries, normalise(self._project_last(contrast.texts, attention_mask).float())
 
     def _project_last(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The last token's hidden state (the end of the text), in the space of images."""
+        """(B, C) projection of the last token's hidden state into the space of images."""
         last = attention_mask.sum(1) - 1
         projected: torch.Tensor = hidden[torch.arange(len(hidden), device=hidden.device), last] @ self.text_projection
         return projected
 
     def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth in the vision tower, growing linearly from 0 to `rate` over the layers; in training only."""
+        """Add stochastic depth to the vision tower, growing linearly from 0 to `rate` over the layers."""
         add_drop_path(self.vision_tower, rate)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, in both towers."""
+        """Choose whether both towers recompute activations in the backward pass."""
         for tower in (self.vision_tower, self.qllama):
             if enabled:
                 tower.activation_checkpointing_enable({"use_reentrant": False})
-                tower.disable_input_require_grads()  # which only re-entrant checkpointing needs
+                tower.disable_input_require_grads()  # only re-entrant checkpointing needs it
             else:
                 tower.activation_checkpointing_disable()
 
     def reset_rotary(self) -> None:
-        """Compute the rotary frequencies anew, in fp32, on the model's device."""
+        """Recompute the rotary frequencies in fp32 on the model's device."""
         old = self.qllama.model.rotary_emb
         device = next(old.buffers()).device
         with torch.device("cpu"):
@@ -254,7 +254,7 @@ class RetrievalModel(nn.Module):
         self.qllama.model.rotary_emb = fresh.to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> RetrievalModel:
-        """Rotary frequencies stay fp32 whatever the weights are cast to (DeepSpeed calls module.bfloat16())."""
+        """Keep rotary frequencies in fp32 when the weights are cast, as DeepSpeed does with module.bfloat16()."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reset_rotary()
         return self
@@ -271,7 +271,7 @@ def _pad(tokens: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _exchange(negative: Texts, candidates: Texts, mined: torch.Tensor) -> Texts:
-    """The mined rows of the candidates where there are some; elsewhere the negatives stay."""
+    """The mined candidates, and the given negatives where none was mined."""
     length = max(negative[0].shape[1], candidates[0].shape[1])
     found = (mined >= 0)[:, None]
     ids, mask = (

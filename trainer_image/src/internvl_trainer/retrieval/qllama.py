@@ -1,6 +1,6 @@
-"""QLLaMA: LLaMA whose every n-th layer lets the leading query slots attend to image features.
+"""QLLaMA: a LLaMA in which the leading query slots attend to image features in every n-th layer.
 
-Built on transformers' own Llama, its cache and its generation. What it adds to a pass is `vision_hidden_states`.
+It extends transformers' Llama, with its cache and generation, by the argument `vision_hidden_states`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, merge_heads, 
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a position is visible and the dtype's lowest number where it is not.
+    """A mask to add to scores: 0 where a position is visible, else the dtype's lowest number.
 
-    Not minus infinity: a row that sees nothing (padding) would become NaN.
+    With minus infinity, a row that sees nothing (padding) would become NaN.
     """
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def causal(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """(rows, columns) bool: the last `rows` of `columns` positions see themselves and what is before them."""
+    """(rows, columns) bool: each of the last `rows` of `columns` positions sees itself and earlier ones."""
     positions = torch.arange(columns, device=device)
     return positions <= positions[columns - rows :, None]
 
 
 def generation_mask(attention_mask: torch.Tensor, rows: int, slots: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, rows, columns): causal, but that the query slots all see one another.
+    """(B, 1, rows, columns) additive mask: causal, except that all query slots see one another.
 
     Args:
-        attention_mask: (B, columns), 1 on what is not padding; the last `rows` of them are new.
+        attention_mask: (B, columns), 0 on padding; the last `rows` positions are new.
     """
     columns = attention_mask.shape[1]
     positions = torch.arange(columns, device=attention_mask.device)
@@ -49,7 +49,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 
 class CrossAttention(nn.Module):
-    """Query slots attend to image features; no mask, no positions."""
+    """Attention of query slots to image features, without mask or positions."""
 
     def __init__(self, config: QLlamaConfig) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class CrossAttention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, slots: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
-        """(B x n, slots, hidden) for slots of that shape and (B, patches, width) image features.
+        """(B x n, slots, hidden) from slots of that shape and (B, patches, width) image features.
 
-        Row i of the slots belongs to image i modulo B.
+        Row i of the slots attends to image i modulo B.
         """
         vision = self.norm2(vision)
         query = split_heads(self.q_proj(self.norm1(slots)), self.heads)
@@ -78,7 +78,7 @@ class CrossAttention(nn.Module):
 
 
 class QLlamaLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]  # its base's __init_subclass__
-    """A LLaMA layer with cross-attention between its self-attention and its feed-forward part."""
+    """A LLaMA layer with cross-attention between self-attention and feed-forward."""
 
     def __init__(self, config: QLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -98,7 +98,7 @@ class QLlamaLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]  # its ba
 
 
 class QLlamaModel(LlamaModel):  # type: ignore[no-untyped-call]
-    """`attention_mask` is (B, columns) while generating, or (B, 1, rows, columns) and additive."""
+    """QLLaMA's decoder; `attention_mask` is (B, columns) during generation, else additive (B, 1, rows, columns)."""
 
     config: QLlamaConfig
 
@@ -120,11 +120,11 @@ class QLlamaModel(LlamaModel):  # type: ignore[no-untyped-call]
             inputs_embeds = self.embed_tokens(input_ids)
         if attention_mask is not None and attention_mask.ndim == 2:
             rows, slots = inputs_embeds.shape[1], self.config.num_query_token
-            # Padding stands between the slots and the prompt, and must not move the two apart.
+            # Padding between the slots and the prompt must not shift the prompt's positions.
             kwargs["position_ids"] = (attention_mask.cumsum(1) - 1)[:, -rows:]
             attention_mask = generation_mask(attention_mask, rows, slots, inputs_embeds.dtype)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            vision_hidden_states = None  # the query slots, which alone attend to it, are in the cache
+            vision_hidden_states = None  # only the query slots attend to it, and they are in the cache
         return super().forward(
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
@@ -140,12 +140,12 @@ class QLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     config: QLlamaConfig
 
     def __init__(self, config: QLlamaConfig) -> None:
-        LlamaPreTrainedModel.__init__(self, config)  # LlamaForCausalLM's own would make a second, plain decoder
+        LlamaPreTrainedModel.__init__(self, config)  # LlamaForCausalLM's would build a second, plain decoder
         self.model = QLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, vision_hidden_states: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As LlamaForCausalLM's, with (B, patches, width) image features as an argument that generate sees."""
+        """LlamaForCausalLM's forward with (B, patches, width) image features; generate needs the named argument."""
         return super().forward(*args, vision_hidden_states=vision_hidden_states, **kwargs)

@@ -1,4 +1,4 @@
-"""Upstream's checkpoint format (model_type internvl_chat) and transformers' native one, both ways.
+"""Conversion between upstream's checkpoint format (model_type internvl_chat) and transformers' native one.
 
 `config` maps config.json, `tensors` maps names and tensors as streams, `files` reads and writes directories shard by
 shard. All of it is data handling: no code that a checkpoint ships is ever run.

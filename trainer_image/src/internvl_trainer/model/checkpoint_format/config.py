@@ -1,4 +1,4 @@
-"""Upstream's config.json to the native InternVLConfig."""
+"""The native InternVLConfig of upstream's config.json."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ DEFAULT_TEMPLATES: dict[str, str] = {
     "llama": "internlm2-chat",
     "phi3": "phi3-chat",
 }
-"""Only for directories whose config.json names no template."""
+"""Templates of directories whose config.json names none."""
 
 
 class UnsupportedArchitecture(ValueError):
-    """config.json describes a model that has no native counterpart here."""
+    """config.json describes a model without a native counterpart."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the tensor mapping and the forward pass need to know beyond the native config.
+    """Properties that the tensor mapping and the forward pass need beyond the native config.
 
     Attributes:
         kind: family of the language model, as upstream names it.
@@ -54,12 +54,16 @@ class Architecture:
 
 
 def count_context_tokens(image_size: int, patch_size: int, downsample_ratio: float) -> int:
-    """Patches of one tile after the pixel shuffle: (image_size / patch_size x downsample_ratio) squared."""
+    """`<IMG_CONTEXT>` tokens of one tile: (image_size / patch_size x downsample_ratio) squared."""
     return int((image_size // patch_size) ** 2 * downsample_ratio**2)
 
 
 def read_architecture(upstream: Mapping[str, Any]) -> Architecture:
-    """Raises UnsupportedArchitecture when config.json is not an internvl_chat with a known language model."""
+    """The architecture in upstream's config.json.
+
+    Raises:
+        UnsupportedArchitecture: not an internvl_chat, or an unknown language model.
+    """
     if upstream.get("model_type") != "internvl_chat":
         raise UnsupportedArchitecture(
             f"model_type is {upstream.get('model_type')!r}; expected 'internvl_chat' (upstream's format) "
@@ -92,7 +96,7 @@ def language_kind(name: object, field: str) -> LanguageKind:
 
 
 def native_config(upstream: Mapping[str, Any], image_token_id: int) -> InternVLConfig:
-    """The native config of the same model; weights are never tied (upstream stores both matrices)."""
+    """The native config of the same model; weights are not tied, as upstream stores both matrices."""
     architecture = read_architecture(upstream)
     return InternVLConfig(
         vision_config=vision_config(sub_config(upstream, "vision_config")),
@@ -108,14 +112,14 @@ def native_config(upstream: Mapping[str, Any], image_token_id: int) -> InternVLC
 
 
 def sub_config(upstream: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object inside config.json. Raises UnsupportedArchitecture."""
+    """An object inside config.json. Raises UnsupportedArchitecture when it is missing."""
     value = upstream.get(key)
     if not isinstance(value, Mapping):
         raise UnsupportedArchitecture(f"{key} is missing or not an object")
     return value
 
 
-# Values that upstream's InternVisionConfig assumes where config.json is silent: InternViT-6B at 224 pixels.
+# Defaults of upstream's InternVisionConfig: InternViT-6B at 224 pixels.
 _VISION_DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "patch_size": 14,
@@ -201,7 +205,7 @@ def _rope_parameters(upstream: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(upstream.get("rope_scaling") or {})
     rope_type = rope.pop("type", None) or rope.pop("rope_type", None) or "default"
     rope.pop("rope_type", None)
-    # "su" is the name that Phi-3's first release gave to longrope.
+    # Phi-3's first release calls longrope "su".
     return {
         **rope,
         "rope_type": "longrope" if rope_type == "su" else rope_type,

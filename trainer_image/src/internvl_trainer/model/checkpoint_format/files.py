@@ -1,4 +1,4 @@
-"""Checkpoint directories: safetensors read shard by shard, checked before a byte of a tensor is used."""
+"""Checkpoint directories: safetensors, checked by their headers and read shard by shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPE_NAMES = {dtype: name for name, dtype in _WEIGHT_DTYPES.items()}
-"""Of the plain floats that weights may be, as safetensors writes them."""
+"""safetensors' name of each dtype that weights may have."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -29,7 +29,7 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor is and what it looks like; nothing of its data is read yet."""
+    """A stored tensor's file, shape and dtype, without its data."""
 
     name: str
     file: Path
@@ -38,12 +38,12 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        """Of its data."""
+        """Bytes of the tensor's data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
-    """A JSON object, or CheckpointError; `missing` says what to do when the file is not there."""
+    """The JSON object in a file. Raises CheckpointError; `missing` is the next step when the file does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -58,7 +58,7 @@ def read_json(path: Path, *, missing: str) -> dict[str, Any]:
 
 
 def list_tensors(directory: Path) -> list[TensorEntry]:
-    """Every tensor of a checkpoint, shard by shard, from the shards' headers.
+    """Every tensor of a checkpoint, shard by shard, from the shards' headers alone.
 
     Raises:
         CheckpointError: no safetensors, a shard missing or cut short, a tensor that is not where the index says, a
@@ -137,7 +137,7 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
 
 
 def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in the order of `entries`, each shard opened once; at most one tensor is held."""
+    """Names and tensors, grouped by shard, each shard opened once; at most one tensor is in memory."""
     by_file: dict[Path, list[TensorEntry]] = {}
     for entry in entries:
         by_file.setdefault(entry.file, []).append(entry)
@@ -148,17 +148,17 @@ def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor
 
 
 def read_tensor(entry: TensorEntry) -> torch.Tensor:
-    """One tensor. Its pages are the file's, and nothing of that stays in memory when the tensor goes."""
+    """One tensor, mapped from its file; its memory is freed with the tensor."""
     with safe_open(entry.file, framework="pt") as shard:
         tensor: torch.Tensor = shard.get_tensor(entry.name)
     return tensor
 
 
 class StoredTensors(Mapping[str, torch.Tensor]):
-    """The tensors of one file, each read when it is asked for. Raises CheckpointError for a broken file.
+    """The tensors of one file, read on access. Raises CheckpointError for a damaged file.
 
     Args:
-        rename: a name in the file to the one that is asked for.
+        rename: turns a name in the file into the key of the mapping.
     """
 
     def __init__(self, path: Path, rename: Callable[[str], str] = str) -> None:
@@ -175,6 +175,6 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
 
 def shape_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same stream as `read_tensors` with tensors on the meta device: shapes without data."""
+    """Names and tensors in the order of `entries`, on the meta device: shapes without data."""
     for entry in entries:
         yield entry.name, torch.empty(entry.shape, dtype=entry.dtype, device="meta")

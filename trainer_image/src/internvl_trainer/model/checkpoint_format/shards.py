@@ -1,4 +1,4 @@
-"""A checkpoint rewritten under other names or with other values, a tensor at a time, whatever the model's size."""
+"""Rewrites checkpoints under other names or with other values, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .files import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE, TensorEntry, read_tenso
 from .tensors import DERIVED, IncompleteTensor, Rule, join_fused, match_native, match_upstream, split_fused
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
-"""A native name and its tensor to what is stored in its place; asked on the meta device too, for shape and dtype."""
+"""(native name, tensor) to the tensor to store; also called on the meta device, for shape and dtype."""
 
 Read = Callable[[TensorEntry], torch.Tensor]
 
 
 def unchanged(_: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The Change of a checkpoint that is only moved."""
+    """The Change that keeps every tensor."""
     return tensor
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A native tensor: a stored one, or a part of one.
+    """A native tensor that is a stored tensor or a part of one.
 
     Attributes:
-        name: the native model's; of a buffer that it does not have, the stored one.
-        rule, part: how the stored tensor is split, and which part this is; None where there is nothing to split.
+        name: the native name, or the stored one of a buffer that the native model lacks.
+        rule, part: how the stored tensor is split, and the number of this part; rule is None when it is not split.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Piece:
     part: int = 0
 
     def make(self, read: Read, architecture: Architecture) -> torch.Tensor:
-        """The tensor."""
+        """The native tensor, given a reader of stored ones."""
         stored = read(self.entry)
         return stored if self.rule is None else split_fused(stored, self.rule, architecture)[self.part]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written: the pieces it is joined of, each changed before."""
+    """A tensor to write: its pieces are changed, then joined."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -56,7 +56,7 @@ class Planned:
     rule: Rule | None = None
 
     def make(self, read: Read) -> torch.Tensor:
-        """The tensor, from stored ones."""
+        """The tensor, given a reader of stored ones."""
         parts = tuple(self.change(piece.name, piece.make(read, self.architecture)) for piece in self.pieces)
         return parts[0] if self.rule is None else join_fused(parts, self.rule, self.architecture)
 
@@ -78,7 +78,7 @@ class Planned:
 
 
 def upstream_pieces(entries: Iterable[TensorEntry], architecture: Architecture) -> Iterator[Piece]:
-    """Upstream's tensors as native ones, in their order; derived buffers stay whole and keep their names."""
+    """The native pieces of upstream's tensors, in their order; derived buffers keep their names."""
     for entry in entries:
         if DERIVED.search(entry.name):
             yield Piece(entry.name, entry)
@@ -89,15 +89,15 @@ def upstream_pieces(entries: Iterable[TensorEntry], architecture: Architecture) 
 
 
 def plan_native(pieces: Iterable[Piece], architecture: Architecture, change: Change = unchanged) -> list[Planned]:
-    """Native tensors as they are; derived buffers are left out."""
+    """Plan to write native tensors; derived buffers are left out."""
     return [Planned(piece.name, (piece,), architecture, change) for piece in pieces if not DERIVED.search(piece.name)]
 
 
 def plan_upstream(pieces: Iterable[Piece], architecture: Architecture, change: Change = unchanged) -> list[Planned]:
-    """Native tensors as upstream's, in the order in which they come first.
+    """Plan to write native tensors in upstream's layout, in the order of their first pieces.
 
     Raises:
-        IncompleteTensor: a part of a fused tensor is not there.
+        IncompleteTensor: a part of a fused tensor is missing.
     """
     by_name = {piece.name: piece for piece in pieces}
     planned: dict[str, Planned] = {}
@@ -116,7 +116,7 @@ def plan_upstream(pieces: Iterable[Piece], architecture: Architecture, change: C
 
 
 def split_by_size(planned: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:
-    """File name to tensors, in order, no file over `limit` bytes unless one tensor is; one file has the plain name."""
+    """File name to tensors, in order, with at most `limit` bytes a file unless a single tensor is larger."""
     groups: list[list[Planned]] = [[]]
     size = 0
     for tensor in planned:
@@ -132,7 +132,7 @@ def split_by_size(planned: Sequence[Planned], limit: int) -> dict[str, list[Plan
 
 
 def split_as_before(planned: Sequence[Planned], weight_map: Mapping[str, str]) -> dict[str, list[Planned]] | None:
-    """File name to tensors as an earlier index had it; None when that does not know one of them."""
+    """File name to tensors as in an earlier index; None when the index lacks a tensor."""
     if any(tensor.name not in weight_map for tensor in planned):
         return None
     files: dict[str, list[Planned]] = {}
@@ -142,7 +142,7 @@ def split_as_before(planned: Sequence[Planned], weight_map: Mapping[str, str]) -
 
 
 def write_shards(files: Mapping[str, Sequence[Planned]], directory: Path) -> Iterator[str]:
-    """Write the files, giving each name when it is there, and their index. One tensor at a time is in memory."""
+    """Write the files and their index, yielding each file's name once it is complete; one tensor is in memory."""
     for file, planned in files.items():
         _write_shard(planned, directory / file)
         yield file
@@ -151,7 +151,7 @@ def write_shards(files: Mapping[str, Sequence[Planned]], directory: Path) -> Ite
 
 
 def _write_shard(planned: Sequence[Planned], path: Path) -> None:
-    """Byte for byte what safetensors' save_file writes, which wants all tensors at once."""
+    """Write the same bytes as safetensors' save_file, which needs all tensors in memory."""
     ordered = sorted(planned, key=lambda tensor: (-_RANKS[tensor.dtype], tensor.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,7 +1,7 @@
-"""Tensor names and layouts, upstream to native and back, as streams of (name, tensor).
+"""Tensor names and layouts, converted between upstream's and the native model's as streams of (name, tensor).
 
-Every rule is one row of a table that is read in both directions, so the way back is the way there. Splitting and
-joining only move rows of a matrix: values are never touched and the round trip is equal to the last bit.
+Every rule is one row of a table that is read in both directions. Splitting and joining only move rows of a matrix, so
+the round trip is bit-equal.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Kind = LanguageKind | Literal["qllama"]
 
 
 class UnknownTensor(KeyError):
-    """A tensor name that belongs to no rule of this architecture."""
+    """No rule of the architecture matches the tensor name."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class IncompleteTensor(ValueError):
-    """Some parts of a fused tensor never came."""
+    """Parts of a fused tensor are missing."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One upstream name and the native names it becomes; `{n}` is a layer number, `{leaf}` is weight or bias."""
+    """One upstream name and its native names; `{n}` is a layer number, `{leaf}` is weight or bias."""
 
     upstream: str
     native: tuple[str, ...]
@@ -129,7 +129,7 @@ _POOL_PARTS = (
     *(f"cross_attn.{part}_bias" for part in "qkv"),
 )
 _CROSS_ATTENTION = tuple(f"cross_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "norm1", "norm2"))
-# The retrieval model keeps upstream's names but for the vision tower, which is the chat models'.
+# The retrieval model keeps upstream's names, except that its vision tower is that of the chat models.
 _RETRIEVAL_RULES = (
     *(replace(rule, native=tuple(name.removeprefix("model.") for name in rule.native)) for rule in _VISION_RULES),
     *_same("query_tokens", "text_projection", "itm_head.{leaf}"),
@@ -140,11 +140,11 @@ _RETRIEVAL_RULES = (
 )
 
 DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
-"""Buffers that old checkpoints store although they follow from the config; never loaded."""
+"""Buffers that old checkpoints store although the config determines them; never loaded."""
 
 
 def rules_for(kind: Kind) -> tuple[Rule, ...]:
-    """The whole table of one architecture."""
+    """All rules of one architecture."""
     if kind == "qllama":
         return _RETRIEVAL_RULES
     language = _INTERNLM2_RULES if kind == "internlm2" else _LLAMA_RULES
@@ -166,7 +166,7 @@ def _join_thirds(parts: tuple[torch.Tensor, ...], _: Architecture) -> torch.Tens
 
 
 def _split_kv_groups(fused: torch.Tensor, architecture: Architecture) -> tuple[torch.Tensor, ...]:
-    """wqkv's rows are, for each KV head: its query heads, then its key, then its value (each head_dim rows)."""
+    """(q, k, v) of wqkv, whose rows are for each KV head its query heads, key and value, head_dim rows each."""
     per_group = architecture.heads // architecture.kv_heads
     grouped = fused.reshape(architecture.kv_heads, per_group + 2, -1, *fused.shape[1:])
     parts = grouped[:, :per_group], grouped[:, per_group], grouped[:, per_group + 1]
@@ -203,7 +203,7 @@ def join_fused(parts: tuple[torch.Tensor, ...], rule: Rule, architecture: Archit
 
 @dataclass(frozen=True)
 class Match:
-    """A rule that fits a name, with the layer number and leaf it had."""
+    """A rule that matches a name, with the name's layer number and leaf."""
 
     rule: Rule
     layer: str
@@ -219,12 +219,12 @@ class Match:
 
 
 def match_upstream(name: str, kind: Kind) -> Match:
-    """Raises UnknownTensor."""
+    """The rule for an upstream name. Raises UnknownTensor."""
     return _match(name, _compiled(kind)[0], kind)
 
 
 def match_native(name: str, kind: Kind) -> Match:
-    """Raises UnknownTensor."""
+    """The rule for a native name. Raises UnknownTensor."""
     return _match(name, _compiled(kind)[1], kind)
 
 
@@ -250,10 +250,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def to_native(tensors: NamedTensors, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
-    """Upstream's tensors under native names. Needs one tensor in memory at a time.
+    """Upstream's tensors under native names, with one tensor in memory at a time.
 
     Raises:
-        UnknownTensor: a name that no rule knows.
+        UnknownTensor: no rule matches a name.
     """
     for name, tensor in tensors:
         if DERIVED.search(name):
@@ -263,10 +263,10 @@ def to_native(tensors: NamedTensors, architecture: Architecture) -> Iterator[tup
 
 
 def to_upstream(tensors: NamedTensors, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
-    """Native tensors under upstream's names. Holds the parts of a fused tensor until the last has come.
+    """Native tensors under upstream's names, holding the parts of a fused tensor until all have come.
 
     Raises:
-        UnknownTensor: a name that no rule knows.
+        UnknownTensor: no rule matches a name.
         IncompleteTensor: the stream ended with a fused tensor's part missing.
     """
     waiting: dict[str, dict[str, torch.Tensor]] = {}
