@@ -76,3 +76,36 @@ def test_columns_and_names_are_those_a_user_types() -> None:
 def test_schema_and_model_have_the_same_fields() -> None:
     assert set(SPEC["properties"]) == {f.alias for f in InternVLFineTuneSpec.model_fields.values()}
     assert structural(InternVLFineTuneSpec)["required"] == SPEC["required"]
+
+
+# Parts in Kubernetes' own format, and settings in DeepSpeed's: they have no schema here. Their depth and the length of
+# their texts are bounded by internvl_api.validation.limits, their size by the API server's limit of a request.
+FREE_FORM = {
+    "spec.podTemplate.tolerations[]", "spec.podTemplate.affinity", "spec.podTemplate.resources",
+    "spec.podTemplate.imagePullSecrets[]", "spec.podTemplate.volumes[]", "spec.podTemplate.volumeMounts[]",
+    "spec.podTemplate.env[]", "spec.training.deepspeed",
+}  # fmt: skip
+
+
+def unbounded(path: str, node: dict[str, Any]) -> Iterator[str]:
+    kind = node.get("type")
+    if node.get("x-kubernetes-preserve-unknown-fields"):
+        yield f"{path}: free-form"
+    if kind == "string" and "maxLength" not in node and "enum" not in node:
+        yield f"{path}: a string without maxLength"
+    if kind == "array":
+        if "maxItems" not in node:
+            yield f"{path}: a list without maxItems"
+        yield from unbounded(f"{path}[]", node["items"])
+    if "additionalProperties" in node:
+        if "maxProperties" not in node:
+            yield f"{path}: a map without maxProperties"
+        yield from unbounded(f"{path}.*", node["additionalProperties"])
+    for name, part in node.get("properties", {}).items():
+        yield from unbounded(f"{path}.{name}", part)
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_value_is_bounded(part: str) -> None:
+    found = set(unbounded(part, SCHEMA["properties"][part]))
+    assert found == {f"{path}: free-form" for path in FREE_FORM if path.startswith(part)}

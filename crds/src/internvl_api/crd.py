@@ -100,7 +100,10 @@ def spec_schema() -> Schema:
         schema["properties"][section] = _without_defaults(schema["properties"][section])
     # A rule reads the name of a variable; the rest of the entry stays Kubernetes' own.
     env = schema["properties"]["podTemplate"]["properties"]["env"]["items"]
-    env |= {"properties": {"name": {"type": "string", "description": "Name of the variable"}}, "required": ["name"]}
+    env |= {
+        "properties": {"name": {"type": "string", "maxLength": 1024, "description": "Name of the variable"}},
+        "required": ["name"],
+    }
     schema["properties"]["merge"]["properties"]["formats"]["x-kubernetes-list-type"] = "set"
     add_rules(schema, RULES)
     return schema

@@ -1,6 +1,6 @@
 """What the operator writes, `status` of an InternVLFineTune, and the documents that a pod reports with."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -16,6 +16,14 @@ ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complet
 UNOBSERVED = -1
 
 
+Time = Annotated[str, Field(max_length=64)]  # RFC 3339
+Uri = Annotated[str, Field(max_length=8192)]
+Text = Annotated[str, Field(max_length=32_768)]  # as of a condition's message
+Word = Annotated[str, Field(max_length=256)]
+Metrics = Annotated[dict[str, float], Field(max_length=1000)]
+Artifacts = Annotated[dict[str, Uri], Field(max_length=10_000)]
+
+
 class _Reported(ApiModel):
     # A newer operator may have written fields that this version does not know: ignore them.
     model_config = ConfigDict(extra="ignore")
@@ -28,7 +36,7 @@ class Condition(_Reported):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds")
     reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=128, description="Cause, as one CamelCase word")
     message: str = Field("", max_length=32768, description="Details: what, where, found, expected, next step")
-    last_transition_time: str = Field(description="When `status` last changed")
+    last_transition_time: Time = Field(description="When `status` last changed")
     observed_generation: int | None = Field(None, description="metadata.generation that the condition is about")
 
 
@@ -36,7 +44,7 @@ class Progress(_Reported):
     """Progress of the current stage; also the body of the trainer's GET /progress."""
 
     stage: StageName | None = Field(None, description="Stage that reports")
-    detail: str | None = Field(None, description="Current activity of the stage: downloading, step, checkpoint")
+    detail: Text | None = Field(None, description="Current activity of the stage: downloading, step, checkpoint")
     step: int | None = Field(None, description="Steps done")
     total_steps: int | None = Field(None, description="Steps in all")
     epoch: float | None = Field(None, description="Passes over the training data done")
@@ -67,9 +75,9 @@ class CheckpointStatus(_Reported):
     """The newest checkpoint with a verified manifest."""
 
     step: int = Field(description="Step at which it was saved")
-    uri: str = Field(description="Folder of the checkpoint")
-    sha256: str = Field(description="sha256 of the manifest, which holds the sha256 of each file")
-    verified_at: str = Field(description="When the checkpoint was verified")
+    uri: Uri = Field(description="Folder of the checkpoint")
+    sha256: Word = Field(description="sha256 of the manifest, which holds the sha256 of each file")
+    verified_at: Time = Field(description="When the checkpoint was verified")
 
 
 class StageStatus(_Reported):
@@ -78,11 +86,11 @@ class StageStatus(_Reported):
     name: StageName = Field(description="Name of the stage")
     state: StageState = Field("Pending", description="State of the stage")
     attempt: int = Field(0, description="Number of the current or last attempt")
-    started_at: str | None = Field(None, description="When the first attempt started")
-    finished_at: str | None = Field(None, description="When the stage finished")
-    reason: str | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
-    message: str | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
-    artifacts: dict[str, str] = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
+    started_at: Time | None = Field(None, description="When the first attempt started")
+    finished_at: Time | None = Field(None, description="When the stage finished")
+    reason: Word | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
+    message: Text | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
+    artifacts: Artifacts = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
 
 
 class Workers(_Reported):
@@ -103,11 +111,11 @@ class Restarts(_Reported):
 class EvaluationStatus(_Reported):
     """Metrics by task: {"coco": {"CIDEr": 1.31}}."""
 
-    baseline: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="Task -> metric -> value of the base model"
+    baseline: dict[str, Metrics] = Field(
+        default_factory=dict, max_length=1000, description="Task -> metric -> value of the base model"
     )
-    final: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="Task -> metric -> value of the trained model"
+    final: dict[str, Metrics] = Field(
+        default_factory=dict, max_length=1000, description="Task -> metric -> value of the trained model"
     )
 
 
@@ -120,20 +128,22 @@ class InternVLFineTuneStatus(_Reported):
     phase: Phase | None = Field(None, description="Summary of the conditions")
     stage: StageName | None = Field(None, description="Current stage")
     attempt: int = Field(0, description="Number of the current stage's attempt")
-    progress_text: str | None = Field(None, description="Text of the Progress column: 120/400 loss 1.234")
-    conditions: list[Condition] = Field(default_factory=list, description="Conditions by type")
-    stages: list[StageStatus] = Field(default_factory=list, description="Stages of the run in their order")
+    progress_text: Text | None = Field(None, description="Text of the Progress column: 120/400 loss 1.234")
+    conditions: list[Condition] = Field(default_factory=list, max_length=32, description="Conditions by type")
+    stages: list[StageStatus] = Field(
+        default_factory=list, max_length=32, description="Stages of the run in their order"
+    )
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
     evaluation: EvaluationStatus | None = None
-    artifacts: dict[str, str] = Field(
+    artifacts: Artifacts = Field(
         default_factory=dict, description="Name -> URI of everything that was written or published"
     )
     workers: Workers = Field(default_factory=Workers)
     restarts: Restarts = Field(default_factory=Restarts)
-    started_at: str | None = Field(None, description="When the run started")
-    finished_at: str | None = Field(None, description="When the run succeeded or failed")
-    retry_at: str | None = Field(None, description="When a stalled or failed group is started again")
+    started_at: Time | None = Field(None, description="When the run started")
+    finished_at: Time | None = Field(None, description="When the run succeeded or failed")
+    retry_at: Time | None = Field(None, description="When a stalled or failed group is started again")
     failures: int = Field(0, description="Consecutive failures of the current stage; sets the backoff")
     infrastructure_failures: int = Field(
         0,
@@ -143,18 +153,19 @@ class InternVLFineTuneStatus(_Reported):
         None,
         description="Micro batch size after a GPU ran out of memory (runPolicy.onOutOfMemory); overrides the spec",
     )
-    progress_at: str | None = Field(
+    progress_at: Time | None = Field(
         None, description="When the current attempt last made progress; progressDeadlineSeconds counts from here"
     )
-    unscheduled_since: str | None = Field(
+    unscheduled_since: Time | None = Field(
         None, description="When the scheduler began to look for nodes; schedulingDeadlineSeconds counts from here"
     )
-    containers: list[str] = Field(
+    containers: list[Word] = Field(
         default_factory=list,
+        max_length=1024,
         description="Last characters of each worker's container id, by rank, once the whole attempt runs; they reveal "
         "a container that its node restarted",
     )
-    run_digest: str | None = Field(
+    run_digest: Word | None = Field(
         None, description="Digest of the part of the spec that decides the result; a change restarts the stages"
     )
 

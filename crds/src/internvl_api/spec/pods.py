@@ -1,6 +1,6 @@
 """The sections of a spec about its pods: `secrets`, `runPolicy`, `scheduling` and `podTemplate`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 # Passed to the pod unchanged; the API server validates it when the pod is created.
 KubernetesObject = dict[str, Any]
+Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=100)]
+# All annotations of an object have at most 256 KiB together.
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=16_384)]], Field(max_length=100)]
 
 
 class Secrets(ApiModel):
@@ -19,10 +22,13 @@ class Secrets(ApiModel):
     object_storage: str | None = Field(
         None,
         pattern=SECRET_PATTERN,
+        max_length=253,
         description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and, where needed, "
         "AWS_ENDPOINT_URL and AWS_REGION",
     )
-    hugging_face: str | None = Field(None, pattern=SECRET_PATTERN, description="Secret with the key HF_TOKEN")
+    hugging_face: str | None = Field(
+        None, pattern=SECRET_PATTERN, max_length=253, description="Secret with the key HF_TOKEN"
+    )
 
 
 class RunPolicy(ApiModel):
@@ -98,8 +104,10 @@ class Scheduling(ApiModel):
 class PodTemplate(ApiModel):
     """Settings of every worker pod, in Kubernetes' own format."""
 
-    image: str | None = Field(None, min_length=1, description="Trainer image; default: the operator's setting")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that a pod's node must have")
+    image: str | None = Field(
+        None, min_length=1, max_length=1024, description="Trainer image; default: the operator's setting"
+    )
+    node_selector: Labels = Field(default_factory=dict, description="Labels that a pod's node must have")
     tolerations: list[KubernetesObject] = Field(
         default_factory=list, max_length=100, description="Node taints that the pods tolerate"
     )
@@ -107,9 +115,9 @@ class PodTemplate(ApiModel):
     resources: KubernetesObject | None = Field(
         None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
     )
-    priority_class_name: str | None = Field(None, description="PriorityClass of the pods")
-    service_account_name: str | None = Field(None, description="ServiceAccount of the pods")
-    runtime_class_name: str | None = Field(None, description="RuntimeClass of the pods")
+    priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
+    service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")
+    runtime_class_name: str | None = Field(None, max_length=253, description="RuntimeClass of the pods")
     image_pull_secrets: list[KubernetesObject] = Field(
         default_factory=list,
         max_length=20,
@@ -124,9 +132,11 @@ class PodTemplate(ApiModel):
     env: list[KubernetesObject] = Field(
         default_factory=list, max_length=200, description="Environment variables added to the trainer's container"
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels added to the pods")
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations added to the pods")
-    shm_size: str = Field("8Gi", pattern=BYTES_PATTERN, description="Size limit of the memory-backed /dev/shm")
+    labels: Labels = Field(default_factory=dict, description="Labels added to the pods")
+    annotations: Annotations = Field(default_factory=dict, description="Annotations added to the pods")
+    shm_size: str = Field(
+        "8Gi", pattern=BYTES_PATTERN, max_length=32, description="Size limit of the memory-backed /dev/shm"
+    )
     termination_grace_period_seconds: int = Field(
         120, ge=1, le=3600, description="Seconds that a pod has after SIGTERM to save a checkpoint"
     )
