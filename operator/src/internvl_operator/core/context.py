@@ -30,6 +30,7 @@ class ReconcileContext:
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid, so that repeated requests are one
     waits: list[float] = field(default_factory=list)
     probe: tuple[Pod, ...] = ()
+    delete_anyway: bool = False  # the pods must go even when the API server refuses the status
 
     @classmethod
     def begin(cls, run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> "ReconcileContext":
@@ -134,7 +135,7 @@ class ReconcileContext:
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),
-            delete_anyway=self.status.phase == "Suspended",
+            delete_anyway=self.delete_anyway,
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events_between(self.run.status, self.status),
