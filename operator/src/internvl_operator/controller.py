@@ -121,6 +121,7 @@ class Controller:
         metrics.publish_runs(self._statuses)
         self._events.start()
         self._poller.start()
+        self._rank_probe.start()
         for resync in self._resyncs:
             resync.start()
         for worker in self._workers:
