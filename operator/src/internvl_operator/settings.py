@@ -103,6 +103,11 @@ class Settings(BaseModel):
         description="Folder of the webhook's tls.crt and tls.key; reloaded when they change",
     )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Port of Prometheus metrics; 0: any free port")
+    metrics_secret: Path | None = Field(
+        None,
+        description="Folder with tls.crt, tls.key and token; /metrics is then served over TLS, to clients that send "
+        "the token (Authorization: Bearer)",
+    )
     liveness_port: int = Field(8080, ge=1, le=65535, description="Port of GET /healthz and /readyz")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["plain", "json"] = Field("plain", description="plain or json")

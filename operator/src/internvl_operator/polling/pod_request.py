@@ -33,7 +33,8 @@ def get(address: str, port: int, path: str, *, deadline: float = DEADLINE) -> by
 
 def _read(connection: socket.socket, ends: float) -> bytes:
     """Everything until the pod closes. Raises TimeoutError at the deadline, ValueError above the limit."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         left = ends - time.monotonic()
         if left <= 0:

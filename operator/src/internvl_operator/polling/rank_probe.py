@@ -18,7 +18,7 @@ _LONGEST_PROBE = 20.0  # seconds from the first request of a probe; then the rem
 class _Question(NamedTuple):
     namespace: str
     name: str
-    index: int
+    process: int  # its place in the probe
 
 
 @dataclass
@@ -83,11 +83,11 @@ class RankProbe:
         with self._lock:
             probe = self._probes[key]
             probe.ends = probe.ends or time.monotonic() + _LONGEST_PROBE
-        pod, local_rank = probe.processes[question.index]
+        pod, local_rank = probe.processes[question.process]
         late = time.monotonic() > probe.ends
         state = ProcessState(pod.rank, local_rank) if late else _state(pod, local_rank)
         with self._lock:
-            probe.states[question.index] = state
+            probe.states[question.process] = state
             if len(probe.states) < len(probe.processes):
                 return
             del self._probes[key]
