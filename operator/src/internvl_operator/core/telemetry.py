@@ -70,14 +70,17 @@ def clean_text(text: object, limit: int = TEXT_LIMIT) -> str:
         return ""
     # Cut first: the work stays proportional to the limit.
     cut = text if len(text) <= 2 * limit else text[: 2 * limit]
-    shown = "".join(_printable(character) for character in cut).strip()
+    shown = printable(cut).strip()
     return shown if len(shown) <= limit and len(cut) == len(text) else shown[: limit - 1] + "…"
 
 
-def _printable(character: str) -> str:
-    if character in "\n\t":
-        return character
-    return "" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+def printable(text: str) -> str:
+    """The text without control and formatting characters; lines and tabs stay."""
+    return text if text.isprintable() else "".join(filter(_is_printable, text))
+
+
+def _is_printable(character: str) -> bool:
+    return character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

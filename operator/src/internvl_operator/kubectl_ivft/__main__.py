@@ -14,6 +14,7 @@ from internvl_operator.core.run import read_status
 from internvl_operator.kubectl_ivft import logs, render, report
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
+from internvl_operator.kubectl_ivft.terminal import plain, plain_line
 
 _ABOUT = "List, explain, suspend and resume InternVLFineTunes."
 _EXAMPLES = """\
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     act: Callable[[Runs, Options, Console], None] = options.act
     try:
         runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
-        act(runs, options, Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE))
+        act(runs, options, _console())
     except UserError as error:
-        print(f"kubectl ivft: {error}", file=sys.stderr)
+        print(f"kubectl ivft: {plain(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -51,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     return 0
+
+
+def _console() -> Console:
+    """Text of others is printed as it is: no markup, no emoji codes."""
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def _list(runs: Runs, options: Options, console: Console) -> None:
@@ -77,7 +84,7 @@ def _logs(runs: Runs, options: Options, _: Console) -> None:
     read = logs.follow if options.follow else logs.read
     lines = read(runs, options.name, stage=options.stage, rank=options.rank, tail=options.tail, tell=_tell)
     for line in lines:
-        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.write(plain_line(line) + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -109,7 +116,7 @@ def _report(runs: Runs, options: Options, _: Console) -> None:
 
 def _tell(text: str) -> None:
     """Print to stderr, so that the log on stdout stays unchanged."""
-    print(f"--- {text}", file=sys.stderr)
+    print(f"--- {plain(text)}", file=sys.stderr)
 
 
 def _now() -> datetime:
