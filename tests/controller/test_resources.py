@@ -8,7 +8,7 @@ import yaml
 from controller.builders import CONFIG, UID, Raw, a_run
 from internvl_api.run_config import RunConfig
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.resources import config_map, pods, service
+from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 
 PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
@@ -295,3 +295,31 @@ def test_every_child_goes_with_its_run_and_is_found_by_label(child: Raw) -> None
     assert child["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"
     assert child["metadata"]["labels"]["internvl.dev/job"] == "run"
     assert yaml.safe_load(yaml.safe_dump(child)) == child  # plain data, ready for the wire
+
+
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def test_only_its_own_group_and_the_peers_reach_a_run() -> None:
+    config = OperatorConfig(network_policy_peers=(PROMETHEUS,))
+    (policy,) = network_policy.build(a_run(gpusPerWorker=4), config)
+    own = {"podSelector": {"matchLabels": {"internvl.dev/job-uid": UID}}}
+    assert policy["metadata"]["name"] == "ivft-run"
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert policy["spec"] == own | {
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [own]},
+            {"from": [PROMETHEUS], "ports": [{"protocol": "TCP", "port": 9400, "endPort": 9403}]},
+        ],
+    }
+    assert own["podSelector"]["matchLabels"].items() <= build()["metadata"]["labels"].items()
+
+
+def test_without_peers_no_rule_admits_everybody() -> None:
+    (policy,) = network_policy.build(a_run(), OperatorConfig(network_policy_peers=()))
+    assert [list(rule) for rule in policy["spec"]["ingress"]] == [["from"]]
+
+
+def test_no_network_policy_unless_the_operator_has_them() -> None:
+    assert network_policy.build(a_run(), OperatorConfig()) == []

@@ -76,8 +76,8 @@ class ReconcileContext:
         """Names of children of an earlier run of the same name: they occupy the names this run needs."""
         pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.run.uid]
         seen = self.observed
-        shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
-        owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
+        shared = [seen.services, seen.config_maps, seen.network_policies, seen.pod_groups]
+        owners = ((raw["metadata"]["name"], owner(raw)) for by_name in shared for raw in by_name.values())
         return pods + [name for name, found in owners if found and found[1] != self.run.uid]
 
     def entry(self, stage: Stage) -> StageStatus:

@@ -113,6 +113,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    network_policies: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     rank_answers: RankAnswers | None = None
