@@ -151,8 +151,8 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         ip=status.get("podIP"),
         deletion_timestamp=from_text(metadata.get("deletionTimestamp")),
         start_time=from_text(status.get("startTime")),
-        pod_reason=status.get("reason", ""),
-        pod_message=clean_text(status.get("message", "")),
+        pod_reason=clean_text(status.get("reason")),
+        pod_message=clean_text(status.get("message")),
         **_conditions(status),
         **_container(status),
     )
@@ -165,18 +165,18 @@ def _is_number(label: str) -> bool:
 def _conditions(status: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for condition in status.get("conditions") or ():
-        kind, state, reason = condition.get("type"), condition.get("status"), condition.get("reason", "")
+        kind, state, reason = condition.get("type"), condition.get("status"), clean_text(condition.get("reason"))
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
-            found["unschedulable"] = clean_text(condition.get("message", "")) or reason
+            found["unschedulable"] = clean_text(condition.get("message")) or reason
         elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
-            found["scheduling_gated"] = clean_text(condition.get("message", "")) or reason
+            found["scheduling_gated"] = clean_text(condition.get("message")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disruption_reason"] = reason or "Disrupted"
-            found["disruption_message"] = clean_text(condition.get("message", ""))
+            found["disruption_message"] = clean_text(condition.get("message"))
         elif kind == "PodReadyToStartContainers" and state in ("True", "False"):
             found["ready_to_start"], found["ready_to_start_message"] = (
                 state == "True",
-                clean_text(condition.get("message", "")),
+                clean_text(condition.get("message")),
             )
         elif kind == "TerminationTarget" and state == "True":  # set by Kueue on a group it evicts
             found["disruption_reason"] = "KueueEviction"
@@ -186,13 +186,13 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
 def _container(status: dict[str, Any]) -> dict[str, Any]:
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
-            state, ident = container.get("state") or {}, {"container_id": container.get("containerID", "")}
+            state, ident = container.get("state") or {}, {"container_id": clean_text(container.get("containerID"))}
             if terminated := state.get("terminated"):
                 return ident | _terminated(terminated)
             waiting = state.get("waiting") or {}
             return ident | {
-                "waiting_reason": waiting.get("reason", ""),
-                "waiting_message": clean_text(waiting.get("message", "")),
+                "waiting_reason": clean_text(waiting.get("reason")),
+                "waiting_message": clean_text(waiting.get("message")),
             }
     return {}
 
@@ -202,7 +202,7 @@ def _terminated(state: dict[str, Any]) -> dict[str, Any]:
     result = read_result(message)
     return {
         "exit_code": state.get("exitCode"),
-        "exit_reason": state.get("reason", ""),
+        "exit_reason": clean_text(state.get("reason")),
         "finished_at": from_text(state.get("finishedAt")),
         "result": result,
         "termination_message": "" if result else clean_text(message),
