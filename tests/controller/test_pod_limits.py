@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from controller.builders import member
 from internvl_operator.core.run import Key
-from internvl_operator.polling import pod_request, progress_poller
+from internvl_operator.polling import pod_request, progress_poller, rank_probe
 from internvl_operator.polling.fair_queue import FairQueue
 from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
@@ -158,3 +158,18 @@ def test_slow_processes_of_one_namespace_leave_others_their_probe(pods: Pods, mo
     found = probe.latest(Key("team", "run"))
     assert found is not None
     assert found.states[0].progress is not None
+
+
+def test_a_probe_has_an_end_however_many_processes_are_silent(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    pods.add(HEALTHY, counts())
+    monkeypatch.setattr(progress_poller, "METRICS_PORT", pods.port)
+    monkeypatch.setattr(rank_probe, "_LONGEST_PROBE", -1.0)  # over as soon as it begins
+    told = threading.Event()
+    probe = RankProbe(lambda key: told.set(), threads=2)
+    probe.start()
+    probe.ask(Key("team", "run"), [member(rank, ip=HEALTHY) for rank in range(64)], processes=8)
+    assert told.wait(timeout=15)
+    probe.stop()
+    found = probe.latest(Key("team", "run"))
+    assert found is not None
+    assert [state.progress for state in found.states] == [None] * 512

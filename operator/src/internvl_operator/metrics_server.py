@@ -1,4 +1,8 @@
-"""Serve GET /metrics; with a Secret's folder over TLS, to clients that send its token."""
+"""Serve GET /metrics; with a Secret's folder over TLS, to clients that send its token.
+
+A token of its own needs no right to review tokens and access, which are cluster-wide rights that an operator of single
+namespaces does not have.
+"""
 
 import hmac
 import logging
