@@ -102,10 +102,11 @@ def test_the_progress_column_is_one_short_line() -> None:
     assert len(world.status.get("progressText") or "") <= 120
 
 
-def test_an_attempt_beyond_every_number_is_not_ours() -> None:
+@pytest.mark.parametrize("attempt", ["9" * 40, "9" * 18, "9" * 9])
+def test_a_forged_attempt_does_not_become_the_runs(attempt: str) -> None:
     world = World()
     world.reach("train")
     name = world.pods("train")[0]
-    world.server.pods[name]["metadata"]["labels"]["internvl.dev/attempt"] = "9" * 40
+    world.server.pods[name]["metadata"]["labels"]["internvl.dev/attempt"] = attempt
     world.operator.settle()
     assert world.status["attempt"] < 10

@@ -16,6 +16,8 @@ from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
+_LEAP = 1_000_000  # attempts that a lost status may lack; a pod further ahead has a forged label
+
 
 @dataclass
 class ReconcileContext:
@@ -40,8 +42,9 @@ class ReconcileContext:
             status.stages = stages.in_order(run.resolved.spec, status.stages)
         context = cls(run, observed, now, config, status)
         done = stages.done_names(status.stages)
-        seen = [pod.attempt for pod in context.own_pods if pod.stage not in done]
-        status.attempt = max([status.attempt, 1, *seen])
+        known = max(status.attempt, 1)
+        seen = [pod.attempt for pod in context.own_pods if pod.stage not in done and pod.attempt <= known + _LEAP]
+        status.attempt = max([known, *seen])
         return context
 
     # --- queries

@@ -20,7 +20,7 @@ from internvl_operator.core.telemetry import clean_text, read_result
 from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
-_DIGITS = 9  # of a number in a label; status holds 64 bits
+_DIGITS = 18  # of a number in a label; status holds 64 bits, and another attempt may follow
 
 
 @dataclass(frozen=True, slots=True)
