@@ -14,7 +14,7 @@ STARTED := $(shell date +%s)
 # `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
 
-.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
+.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify fuzz bench bench-scale setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ verify: lint typecheck ## check lint, types, import contracts and generated file
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
 	$(PY) -m internvl_api.memory.tables --check docs/memory.md
 	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
+
+fuzz: $(STAMP) ## random reports, statuses and pods, many more than the tests have (FUZZ_EXAMPLES=20000)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PY) -m pytest -q -s tests/controller/test_fuzz.py --timeout 7200
 
 bench: setup ## measure time to first pod, merge memory and trainer throughput
 	$(PY) -m pytest -q -s tests/bench --ignore tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600

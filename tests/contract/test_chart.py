@@ -23,6 +23,7 @@ from pydantic.alias_generators import to_camel
 OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
     "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
+    "metrics_secret", "network_policy_peers",
 }  # fmt: skip
 
 
@@ -164,6 +165,7 @@ def test_default_values_are_the_operators_defaults() -> None:
         "lease_namespace": helm.NAMESPACE,
         "lease_name": "internvl-operator",
         "lease_identity": POD_NAME,
+        "network_policy_peers": read.network_policy_peers,
     }
     assert read == Settings(trainer_image=read.trainer_image, **leading)
     assert read.trainer_image == "internvl-trainer:0.1.0"
@@ -361,7 +363,8 @@ def test_service_monitor_only_on_request() -> None:
 
 
 def test_chart_uses_only_apis_of_the_oldest_supported_release() -> None:
-    floor = {"v1", "apps/v1", "policy/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
+    core = {"v1", "apps/v1", "policy/v1", "networking.k8s.io/v1"}
+    floor = core | {"rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
     assert {each["apiVersion"] for each in helm.template()} <= floor
 
 

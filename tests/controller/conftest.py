@@ -5,39 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from controller.operator_process import POD_GROUPS, Cluster, OperatorProcess
+from controller.operator_process import Cluster, OperatorProcess
+from controller.pod_groups import install_pod_groups
 from controller.story import Story
 from ivft_cluster.api_server import ApiServer
-from ivft_cluster.crds import install_crd
 from ivft_cluster.fake_kubelet import FakeKubelet
 from kubernetes import client
-
-POD_GROUP_SPEC = Path(__file__).parents[1] / "data/crds/volcano-podgroup.yaml"
 
 
 @pytest.fixture(scope="session")
 def volcano(served: ApiServer) -> Any:
     """A client of PodGroups, on a server that from now on knows volcano's."""
-    spec = yaml.safe_load(POD_GROUP_SPEC.read_text())
-    del spec["properties"]["minResources"]  # not ours, and its int-or-string is not in the excerpt
-    group, version, plural = POD_GROUPS
-    properties = {"spec": spec, "status": {"type": "object"}}
-    schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
-    install_crd(
-        served,
-        {
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.{group}"},
-            "spec": {
-                "group": group,
-                "scope": "Namespaced",
-                "names": {"kind": "PodGroup", "plural": plural, "singular": "podgroup"},
-                "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
-            },
-        },
-    )
+    install_pod_groups(served)
     return client.CustomObjectsApi(served.api)
 
 

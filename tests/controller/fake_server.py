@@ -30,7 +30,9 @@ class Server:
     timeout = 30.0
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Raw]] = {"Pod": {}, "Service": {}, "ConfigMap": {}, KIND: {}, POD_GROUP: {}}
+        self.objects: dict[str, dict[str, Raw]] = {
+            kind: {} for kind in ("Pod", "Service", "ConfigMap", "NetworkPolicy", KIND, POD_GROUP)
+        }
         self.log: list[tuple[str, str, Raw]] = []
         self.now = NOW
         self.writes: list[tuple[str, str, str]] = []
@@ -115,7 +117,7 @@ class Server:
         self._stamp(raw)
         self.log.append(("DELETED", kind, clone(raw)))
         if kind == KIND:
-            for child_kind in ("Pod", "Service", "ConfigMap", POD_GROUP):
+            for child_kind in ("Pod", "Service", "ConfigMap", "NetworkPolicy", POD_GROUP):
                 for child, found in list(self.objects[child_kind].items()):
                     if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
                         self.remove(child_kind, child)

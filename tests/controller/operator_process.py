@@ -43,6 +43,11 @@ class Cluster:
         found: Raw = self.runs.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
         return found
 
+    def names(self) -> list[str]:
+        """Names of the namespace's runs."""
+        found = self.runs.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
+        return [raw["metadata"]["name"] for raw in found]
+
     def edit(self, change: Raw, name: str = "run") -> None:
         """A merge patch of the spec."""
         self.patch({"spec": change}, name)

@@ -20,8 +20,10 @@ from internvl_operator.kube.client import list_path
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
-SETTINGS = Settings.from_env({"INTERNVL_OPERATOR_GANG_SCHEDULERS": "volcano"})
-CHILDREN = ("Pod", "Service", "ConfigMap", POD_GROUP)
+SETTINGS = Settings.from_env(
+    {"INTERNVL_OPERATOR_GANG_SCHEDULERS": "volcano", "INTERNVL_OPERATOR_NETWORK_POLICY_PEERS": "[]"}
+)
+CHILDREN = ("Pod", "Service", "ConfigMap", "NetworkPolicy", POD_GROUP)
 STAGES = ("preflight", "train", "publish")
 
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_operator.kube.client import ApiError
 
-KINDS = ("Pod", "Service", "ConfigMap", KIND)
+KINDS = ("Pod", "Service", "ConfigMap", "NetworkPolicy", KIND)
 
 
 class AnyOrder(RuleBasedStateMachine):

@@ -23,7 +23,9 @@ def test_a_missing_secret_is_named_and_the_run_goes_on_when_it_appears() -> None
     assert world.server.attempts("preflight") == {"1"}
 
 
-@pytest.mark.parametrize(("kind", "name"), [("ConfigMap", "ivft-run"), ("Service", "ivft-run")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ConfigMap", "ivft-run"), ("Service", "ivft-run"), ("NetworkPolicy", "ivft-run")]
+)
 def test_what_somebody_deleted_is_made_again(kind: str, name: str) -> None:
     world = World()
     world.reach("train")
@@ -53,7 +55,7 @@ def test_a_run_of_a_name_that_is_still_held_by_an_earlier_run_waits_for_its_pods
     world.operator.settle()
     assert set(world.server.pods) == set(old)
     assert world.server.condition("Reconciling")["reason"] == "WaitingForOldPods"
-    for kind in ("Pod", "Service", "ConfigMap"):
+    for kind in ("Pod", "Service", "ConfigMap", "NetworkPolicy"):
         for name in list(world.server.objects[kind]):
             world.server.remove(kind, name)
     world.operator.settle()

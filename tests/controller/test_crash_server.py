@@ -36,6 +36,7 @@ SPEC: dict[str, Any] = {"scheduling": {"gang": "volcano"}, "runPolicy": {"ttlSec
 # minutes, does not hold it up.
 SETTINGS = {
     "GANG_SCHEDULERS": "volcano",
+    "NETWORK_POLICY_PEERS": "[]",
     "LEADER_ELECTION": "true",
     "LEASE_IDENTITY": "operator-0",
     "LEASE_SECONDS": "600",
@@ -171,6 +172,7 @@ def test_the_undisturbed_run_makes_every_kind_of_write(undisturbed: Telling) -> 
         "POST leases": 1,
         "PATCH configmaps": 1,
         "PATCH services": 1,
+        "PATCH networkpolicies": 1,
         "PATCH podgroups": 3,
         "PATCH pods": 6,
         "PATCH internvlfinetunes/status": 15,
@@ -182,6 +184,7 @@ def test_the_undisturbed_run_makes_every_kind_of_write(undisturbed: Telling) -> 
         f"{KIND} run": 1,
         "ConfigMap ivft-run": 1,
         "Service ivft-run": 1,
+        "NetworkPolicy ivft-run": 1,
         "PodGroup ivft-run-preflight": 1,
         "PodGroup ivft-run-train": 1,
         "PodGroup ivft-run-publish": 1,

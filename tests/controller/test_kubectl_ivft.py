@@ -13,9 +13,10 @@ from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run, read_status
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kubectl_ivft import humanize, logs, render, report
-from internvl_operator.kubectl_ivft.__main__ import main
+from internvl_operator.kubectl_ivft.__main__ import _console, main
 from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
+from internvl_operator.kubectl_ivft.terminal import plain_line, plain_object
 from kubernetes import client
 from rich.console import Console, RenderableType
 
@@ -35,6 +36,24 @@ def shown(what: RenderableType, width: int = 120) -> str:
     sink = io.StringIO()
     Console(file=sink, width=width, highlight=False).print(what)
     return sink.getvalue()
+
+
+def test_text_of_a_run_is_neither_markup_nor_obeyed_by_a_terminal() -> None:
+    nasty = "[bold]x[/nope] :boom: \x1b[31mred\x1b]0;title\x07"
+    raw = plain_object(run(status("Stalled", "Reason", nasty, progress_text=nasty, artifacts={nasty: nasty})))
+    console = _console()
+    console.file = io.StringIO()
+    console.print(render.run_list([raw], NOW, namespaces=True))
+    console.print(render.run_status(raw, NOW))
+    console.print(render.explanation("run", explain(raw, read_status(raw["status"]), NOW)))
+    shown = console.file.getvalue()
+    assert shown.count("[bold]x[/nope] :boom: red") >= 5
+    assert "\x1b" not in shown
+    assert "title" not in shown
+
+
+def test_a_log_keeps_its_words_and_loses_its_escapes() -> None:
+    assert plain_line(b"\tloss \x1b[1;31m0.5\x1b[0m\x1b]52;c;cm0=\x07 \xff\r") == "\tloss 0.5 \ufffd".encode()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from controller.builders import NOW, Raw, at, custom_resource, raw_pod, result, terminated, text, waiting
 from hypothesis import given
 from hypothesis import strategies as st
-from internvl_operator.core.observe import observe, read_pod
+from internvl_operator.core.observe import read_pod
 from internvl_operator.core.run import read_run, read_status
 
 
@@ -134,7 +134,6 @@ def test_a_stranger_with_our_labels_is_left_out(change: Raw) -> None:
     raw = raw_pod()
     raw["metadata"] |= change
     assert read_pod(raw) is None
-    assert observe([raw]).pods == ()
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import math
 import subprocess
 import threading
 from collections import Counter
@@ -225,6 +226,22 @@ def test_progress_is_copied_into_status(run: Story, operator: OperatorProcess) -
     assert status["checkpoint"] == checkpoint
     assert operator.metric("internvl_job_step", name="run") == 120
     assert operator.metric("internvl_job_loss", name="run") == 1.234
+
+
+def test_figures_that_no_status_can_hold_cost_only_themselves(run: Story, operator: OperatorProcess) -> None:
+    """A status with any of them is refused (500), and would keep the run from everything else."""
+    cluster = run.cluster
+    cluster.create()
+    run.to_training()
+    pod = cluster.core.read_namespaced_pod("run-train-0", cluster.namespace)
+    nasty = {"step": 120, "totalSteps": 10**26, "loss": math.nan, "epoch": math.inf, "detail": "\x1b[31mred\x00"}
+    with _serving(pod.status.pod_ip, nasty):
+        status = cluster.wait("the step is told", lambda status: status.get("progressText") == "step 120")
+    assert status["progress"] == {"step": 120, "detail": "[31mred"}
+    words = result("train", checkpoint={"step": math.inf}, evaluation={"final": {"coco": {"CIDEr": math.nan}}})
+    for rank in (0, 1):
+        run.kubelet.finish(cluster.namespace, f"run-train-{rank}", message=json.dumps(words))
+    cluster.wait("training is done", lambda status: status["stage"] == "publish")
 
 
 def test_the_api_server_may_be_away_for_a_while(run: Story, operator: OperatorProcess) -> None:

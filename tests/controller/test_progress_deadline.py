@@ -176,6 +176,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_all_processes_are_asked_and_a_stopped_one_is_not_waited_for(port: int) -> None:
     told = threading.Event()
     caller = RankProbe(lambda key: told.set(), threads=4)
+    caller.start()
     pods = [member(0, ip="127.0.0.1"), member(1, ip="127.0.0.2"), member(2)]
     caller.ask(KEY, pods, processes=1)
     assert told.wait(timeout=30)

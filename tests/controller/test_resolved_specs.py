@@ -4,7 +4,7 @@ import json
 
 from controller.builders import spec
 from internvl_api.validation.cluster import InCluster
-from internvl_operator.core.run import ResolvedSpecs
+from internvl_operator.resolved_specs import ResolvedSpecs
 
 CLUSTER = InCluster()
 

@@ -8,7 +8,7 @@ import yaml
 from controller.builders import CONFIG, UID, Raw, a_run
 from internvl_api.run_config import RunConfig
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.resources import config_map, pods, service
+from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 
 PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
@@ -150,10 +150,40 @@ def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:
     assert len(pod["spec"]["volumes"]) == 4 + 4
 
 
-def test_secrets_are_handed_over_by_name_only() -> None:
-    pod = build(secrets={"objectStorage": "s3", "huggingFace": "hub"})
-    assert container(pod)["envFrom"] == [{"secretRef": {"name": "s3"}}, {"secretRef": {"name": "hub"}}]
-    assert container(build(secrets={}))["envFrom"] == []
+HUB = {"hub": {"repository": "team/model"}}
+
+
+def from_secrets(pod: Raw) -> set[tuple[str, str]]:
+    """(Secret, key) of each variable; its name is the key."""
+    assert "envFrom" not in container(pod)
+    named = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container(pod)["env"] if "valueFrom" in each}
+    assert all(name == reference["key"] for name, reference in named.items())
+    return {(reference["name"], reference["key"]) for reference in named.values() if not reference.get("optional")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "publish", "token"),
+    [
+        pytest.param("preflight", "s3://models/tiny", HUB, False, id="nothing-of-the-hub-is-read"),
+        pytest.param("train", "s3://models/tiny", HUB, False, id="training-does-not-write-to-the-hub"),
+        pytest.param("train", "hf://OpenGVLab/InternVL2-1B", {}, True, id="a-source-of-the-hub"),
+        pytest.param("publish", "s3://models/tiny", HUB, True, id="publish-to-the-hub"),
+        pytest.param("publish", "hf://OpenGVLab/InternVL2-1B", {}, False, id="publish-reads-no-source"),
+    ],
+)
+def test_a_stage_gets_the_keys_that_it_needs(stage: Any, model: str, publish: Raw, token: bool) -> None:
+    secrets = {"objectStorage": "s3", "huggingFace": "hub"}
+    pod = build(Stage(stage), secrets=secrets, model={"source": model}, publish=publish)
+    storage = {("s3", "AWS_ACCESS_KEY_ID"), ("s3", "AWS_SECRET_ACCESS_KEY")}
+    assert from_secrets(pod) == (storage | {("hub", "HF_TOKEN")} if token else storage)
+    assert from_secrets(build(Stage(stage), secrets={}, model={"source": model})) == set()
+
+
+def test_a_variable_of_the_user_replaces_a_key_of_a_secret() -> None:
+    pod = build(podTemplate={"env": [{"name": "AWS_REGION", "value": "eu-1"}]})
+    assert [each for each in container(pod)["env"] if each["name"] == "AWS_REGION"] == [
+        {"name": "AWS_REGION", "value": "eu-1"}
+    ]
 
 
 TEMPLATE = {
@@ -265,3 +295,31 @@ def test_every_child_goes_with_its_run_and_is_found_by_label(child: Raw) -> None
     assert child["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "internvl-operator"
     assert child["metadata"]["labels"]["internvl.dev/job"] == "run"
     assert yaml.safe_load(yaml.safe_dump(child)) == child  # plain data, ready for the wire
+
+
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def test_only_its_own_group_and_the_peers_reach_a_run() -> None:
+    config = OperatorConfig(network_policy_peers=(PROMETHEUS,))
+    (policy,) = network_policy.build(a_run(gpusPerWorker=4), config)
+    own = {"podSelector": {"matchLabels": {"internvl.dev/job-uid": UID}}}
+    assert policy["metadata"]["name"] == "ivft-run"
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert policy["spec"] == own | {
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [own]},
+            {"from": [PROMETHEUS], "ports": [{"protocol": "TCP", "port": 9400, "endPort": 9403}]},
+        ],
+    }
+    assert own["podSelector"]["matchLabels"].items() <= build()["metadata"]["labels"].items()
+
+
+def test_without_peers_no_rule_admits_everybody() -> None:
+    (policy,) = network_policy.build(a_run(), OperatorConfig(network_policy_peers=()))
+    assert [list(rule) for rule in policy["spec"]["ingress"]] == [["from"]]
+
+
+def test_no_network_policy_unless_the_operator_has_them() -> None:
+    assert network_policy.build(a_run(), OperatorConfig()) == []

@@ -42,6 +42,14 @@ WAITS: dict[str, Any] = {"phase": "Pending", "waiting_reason": "ContainerCreatin
         ),
         pytest.param(
             "CreateContainerConfigError",
+            "couldn't find key AWS_ACCESS_KEY_ID in Secret team/s3-credentials",
+            "SecretMissing",
+            True,
+            "spec.secrets.objectStorage: couldn't find key AWS_ACCESS_KEY_ID",
+            id="key-of-a-secret",
+        ),
+        pytest.param(
+            "CreateContainerConfigError",
             'secret "mine" not found',
             "SecretMissing",
             True,

@@ -2,6 +2,7 @@
 
 import pytest
 from controller.builders import terminated
+from controller.fake_server import clock
 from controller.simulator import World
 from internvl_api.constants import KIND
 from internvl_operator.kube.client import ApiError
@@ -83,4 +84,22 @@ def test_a_refused_status_does_not_keep_the_pods_of_a_suspended_run(error: ApiEr
     world.operator.settle()
     world.collect()
     assert (world.status["phase"], world.pods("train")) == ("Suspended", [])
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 0}
+
+
+def test_a_refused_status_does_not_keep_the_pods_of_a_run_beyond_its_deadline() -> None:
+    world = World(runPolicy={"activeDeadlineSeconds": 60})
+    world.reach("train")
+    error = ApiError(500, "InternalError", "json: unsupported value: NaN")
+    world.server.refuse = lambda obj: error if obj["kind"] == KIND else None
+    clock(world.server, 61)
+    world.operator.hear()
+    world.operator.run_pass()
+    assert world.status["phase"] == "Running"
+    assert all("deletionTimestamp" in world.server.pods[name]["metadata"] for name in world.pods("train"))
+    world.server.refuse = lambda obj: None
+    world.operator.settle()
+    world.collect()
+    assert (world.status["phase"], world.pods("train")) == ("Failed", [])
+    assert world.server.condition("Failed")["reason"] == "DeadlineExceeded"
     assert world.status["restarts"] == {"user": 0, "infrastructure": 0}

@@ -31,6 +31,10 @@ class Witness:
             "PodGroup": (objects.list_namespaced_custom_object, (group, version, self._namespace, plural)),
             "Pod": (cluster.core.list_namespaced_pod, (self._namespace,)),
             "Service": (cluster.core.list_namespaced_service, (self._namespace,)),
+            "NetworkPolicy": (
+                client.NetworkingV1Api(cluster.server.api).list_namespaced_network_policy,
+                (self._namespace,),
+            ),
             "ConfigMap": (cluster.core.list_namespaced_config_map, (self._namespace,)),
         }
         self._since = cluster.since

@@ -44,12 +44,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- if .Values.networkPolicy.enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]        # one for each run
+  verbs: [get, list, watch, create, patch]
+{{- end }}
 {{- $groups := dict "volcano" "scheduling.volcano.sh" "coscheduling" "scheduling.x-k8s.io" }}
 {{- range .Values.gangSchedulers }}
 - apiGroups: [{{ get $groups . }}]
   resources: [podgroups]
   verbs: [get, list, watch, create, patch]
 {{- end }}
+{{- end -}}
+
+{{/* Who may reach /metrics and /progress of a run's pods: this operator, and Prometheus. */}}
+{{- define "internvl-operator.peers" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $pods := dict "matchLabels" (include "internvl-operator.selectorLabels" . | fromYaml) -}}
+{{- prepend .Values.networkPolicy.prometheus (dict "namespaceSelector" $namespace "podSelector" $pods) | toJson -}}
 {{- end -}}
 
 {{- define "internvl-operator.subject" -}}

@@ -11,10 +11,10 @@ import uuid
 
 import kopf
 from kubernetes.config import ConfigException
-from prometheus_client import start_http_server
 
 from internvl_operator import (
     handlers,  # noqa: F401  registers the handlers with kopf
+    metrics_server,
     webhook,
 )
 from internvl_operator.controller import Controller
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     health = Health()
     for name, serve in (
-        ("metrics_port", start_http_server),
+        ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
         ("liveness_port", health.serve),
         ("webhook_port", lambda port: webhook.serve(port, settings.webhook_certificates)),
     ):

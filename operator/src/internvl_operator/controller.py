@@ -26,6 +26,7 @@ from internvl_operator.kube.informer import Informer
 from internvl_operator.kube.resync import Resync
 from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
+from internvl_operator.resolved_specs import ResolvedSpecs
 from internvl_operator.settings import Settings
 from internvl_operator.work_queue import WorkQueue
 
@@ -73,9 +74,10 @@ class Controller:
         self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
         self._queue, self._events = parts.queue, parts.events
         self._poller, self._rank_probe = parts.poller, parts.rank_probe
-        self._runs = RunCache()
+        self._runs, self._resolved = RunCache(), ResolvedSpecs()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
+        self._network_policies = RawCollection(_owner_name)
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._failures: dict[Key, int] = {}
         self._warned: set[Key] = set()  # runs with an Event about their failures in a row
@@ -121,6 +123,7 @@ class Controller:
         metrics.publish_runs(self._statuses)
         self._events.start()
         self._poller.start()
+        self._rank_probe.start()
         for resync in self._resyncs:
             resync.start()
         for worker in self._workers:
@@ -196,7 +199,7 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        run, now = read_run(raw), self._now()
+        run, now = read_run(raw, self._resolved.get), self._now()
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:
@@ -244,6 +247,7 @@ class Controller:
             pods=tuple(sorted(self._pods.of(key), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
             services={raw["metadata"]["name"]: raw for raw in self._services.of(key)},
             config_maps={raw["metadata"]["name"]: raw for raw in self._config_maps.of(key)},
+            network_policies={raw["metadata"]["name"]: raw for raw in self._network_policies.of(key)},
             pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
             rank_answers=self._rank_probe.latest(key),
@@ -299,8 +303,9 @@ class Controller:
             yield raw["metadata"]["namespace"], raw["metadata"]["name"], read_status(raw.get("status") or {})
 
     def _collections(self) -> tuple[tuple[str, Collection[Any]], ...]:
-        shared = ("Service", self._services), ("ConfigMap", self._config_maps)
-        return ("Pod", self._pods), *shared, *self._pod_groups.items()
+        always = ("Pod", self._pods), ("Service", self._services), ("ConfigMap", self._config_maps)
+        policies = [("NetworkPolicy", self._network_policies)] if self._config.network_policy_peers is not None else []
+        return *always, *policies, *self._pod_groups.items()
 
 
 def _owner_name(raw: dict[str, Any]) -> str | None:

@@ -4,12 +4,11 @@ The thread watches the event loop from outside: a coroutine records a beat each 
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from internvl_operator import metrics
+from internvl_operator.http_server import Handler, Server
 
 _BEAT = 1.0  # seconds between two beats of the event loop
 _LONGEST_LAG = 30.0  # seconds after which the event loop counts as hung
@@ -42,26 +41,16 @@ class Health:
             self._beat = time.monotonic()
             await asyncio.sleep(_BEAT)
 
-    def serve(self, port: int) -> ThreadingHTTPServer:
+    def serve(self, port: int) -> Server:
         """Start answering probes. Raises OSError when the port cannot be opened."""
         health = self
 
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10
-
+        class Probes(Handler):
             def do_GET(self) -> None:
-                found = health.answer(self.path)
-                self.send_response(found[0])
-                self.end_headers()
-                self.wfile.write(found[1].encode())
+                status, text = health.answer(self.path)
+                self.answer(status, text.encode())
 
-            def log_message(self, *_: object) -> None:
-                """Log nothing: probes come every few seconds."""
-
-        server = ThreadingHTTPServer(("", port), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
-        return server
+        return Server(port, Probes, name="health").start()
 
     def answer(self, path: str) -> tuple[int, str]:
         """HTTP status and body for a GET."""

@@ -58,6 +58,11 @@ class Settings(BaseModel):
         None,
         description="Memory of one GPU, such as 80Gi; runs estimated not to fit get MemoryEstimate=False",
     )
+    network_policy_peers: Annotated[tuple[dict[str, Any], ...] | None, BeforeValidator(_json)] = Field(
+        None,
+        description="JSON; NetworkPolicyPeers (the operator, Prometheus) that may reach /metrics and /progress "
+        "of runs; default: no NetworkPolicy is made",
+    )
     progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Concurrent requests to /progress")
     retry_base_seconds: Seconds = Field(
@@ -103,6 +108,11 @@ class Settings(BaseModel):
         description="Folder of the webhook's tls.crt and tls.key; reloaded when they change",
     )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Port of Prometheus metrics; 0: any free port")
+    metrics_secret: Path | None = Field(
+        None,
+        description="Folder with tls.crt, tls.key and token; /metrics is then served over TLS, to clients that send "
+        "the token (Authorization: Bearer)",
+    )
     liveness_port: int = Field(8080, ge=1, le=65535, description="Port of GET /healthz and /readyz")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["plain", "json"] = Field("plain", description="plain or json")
@@ -139,6 +149,7 @@ class Settings(BaseModel):
             cache_host_path=self.cache_host_path,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
             gang_schedulers=self.gang_schedulers,
+            network_policy_peers=self.network_policy_peers,
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
             retry_base=self.retry_base_seconds,

@@ -38,8 +38,7 @@ class WorkQueue(Generic[K]):
         with self._changed:
             while not self._closed:
                 pause = self._promote()
-                if self._ready:
-                    key = self._ready.popleft()
+                if (key := self._pop()) is not None:
                     self._waiting.discard(key)
                     self._busy.add(key)
                     self._due.pop(key, None)
@@ -52,7 +51,7 @@ class WorkQueue(Generic[K]):
         with self._changed:
             self._busy.discard(key)
             if key in self._waiting:
-                self._ready.append(key)
+                self._push(key)
                 self._changed.notify()
 
     def close(self) -> None:
@@ -68,7 +67,14 @@ class WorkQueue(Generic[K]):
         if key not in self._waiting:
             self._waiting.add(key)
             if key not in self._busy:
-                self._ready.append(key)
+                self._push(key)
+
+    def _push(self, key: K) -> None:
+        self._ready.append(key)
+
+    def _pop(self) -> K | None:
+        """The ready key whose turn it is; None when none may start."""
+        return self._ready.popleft() if self._ready else None
 
     def _delay(self, key: K, when: float) -> None:
         if when < self._due.get(key, float("inf")):

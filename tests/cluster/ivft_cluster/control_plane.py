@@ -16,6 +16,14 @@ from ivft_cluster.shell import tail, wait_for
 SERVICE_CIDR = "10.96.0.0/16"
 KUBERNETES_SERVICE_IP = "10.96.0.1"
 NO_PORT = "--secure-port=0"  # several clusters share one machine
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
+  - {level: None}
+"""
 CLIENTS = {
     "admin": ("admin", ADMIN_GROUP),
     "kube-controller-manager": ("system:kube-controller-manager", None),
@@ -39,6 +47,7 @@ class ControlPlane:
     netns: tuple[str, ...] = ()
     die_with_parent: bool = False
     disabled_admission: Sequence[str] = field(default=())
+    audited: bool = False
 
     @property
     def pki(self) -> Path:
@@ -47,6 +56,11 @@ class ControlPlane:
     @property
     def server(self) -> str:
         return f"https://{self.address}:{self.port}"
+
+    @property
+    def audit_log(self) -> Path:
+        """One JSON event a line, for each request of a service account."""
+        return self.state / "audit.log"
 
     def issue_certificates(self, more_hosts: Iterable[str] = ()) -> Authority:
         authority = Authority.create(self.pki)
@@ -105,6 +119,10 @@ class ControlPlane:
             flags.append("--endpoint-reconciler-type=none")  # loopback may not be an endpoint of the Service kubernetes
         if self.disabled_admission:
             flags.append(f"--disable-admission-plugins={','.join(self.disabled_admission)}")
+        if self.audited:
+            policy = self.state / "audit-policy.yaml"
+            policy.write_text(AUDIT_POLICY, encoding="utf-8")
+            flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
         self._start("kube-apiserver", *flags)
 
     def start_controller_manager(self, controllers: Iterable[str] = ("*",)) -> None:

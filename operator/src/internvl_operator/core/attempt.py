@@ -22,7 +22,7 @@ from internvl_operator.core.policies import (
 )
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
-from internvl_operator.core.resources import config_map, gang, names, pods, service
+from internvl_operator.core.resources import config_map, gang, names, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
@@ -72,7 +72,7 @@ def start(context: ReconcileContext, stage: Stage) -> None:
 
 
 def watch(context: ReconcileContext, stage: Stage) -> None:
-    """Report the state of a created group in status, and restore its Service."""
+    """Report the state of a created group in status, and restore its Service and NetworkPolicy."""
     entry, size = context.entry(stage), stage.size(context.run.spec)
     context.status.containers = context.status.containers or container_restart.containers(context.workers, size)
     context.status.workers = count(context)
@@ -143,8 +143,9 @@ def count(context: ReconcileContext) -> Workers:
 
 
 def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = False) -> list[dict[str, Any]]:
-    """Service, PodGroup and ConfigMap; run.yaml changes only between attempts, so that all pods read the same one."""
-    always = [service.build(context.run), *gang.pod_groups(context.run, stage)]
+    """Everything but the pods; run.yaml changes only between attempts, so that all pods read the same one."""
+    run = context.run
+    always = [*network_policy.build(run, context.config), service.build(run), *gang.pod_groups(run, stage)]
     if only_missing and names.config_map(context.run.name) in context.observed.config_maps:
         return always
     return [config_map.build(context.run, oom_policy.run_yaml(context.run, context.status)), *always]

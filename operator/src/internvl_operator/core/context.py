@@ -17,6 +17,8 @@ from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
+_LEAP = 1_000_000  # attempts that a lost status may lack; a pod further ahead has a forged label
+
 
 @dataclass
 class ReconcileContext:
@@ -31,6 +33,7 @@ class ReconcileContext:
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid, so that repeated requests are one
     waits: list[float] = field(default_factory=list)
     probe: tuple[Pod, ...] = ()
+    delete_anyway: bool = False  # the pods must go even when the API server refuses the status
 
     @classmethod
     def begin(cls, run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> "ReconcileContext":
@@ -40,8 +43,9 @@ class ReconcileContext:
             status.stages = stages.in_order(run.resolved.spec, status.stages)
         context = cls(run, observed, now, config, status)
         done = stages.done_names(status.stages)
-        seen = [pod.attempt for pod in context.own_pods if pod.stage not in done]
-        status.attempt = max([status.attempt, 1, *seen])
+        known = max(status.attempt, 1)
+        seen = [pod.attempt for pod in context.own_pods if pod.stage not in done and pod.attempt <= known + _LEAP]
+        status.attempt = max([known, *seen])
         return context
 
     # --- queries
@@ -82,8 +86,8 @@ class ReconcileContext:
         """Names of children of an earlier run of the same name: they occupy the names this run needs."""
         pods = [f"pod {pod.name}" for pod in self.observed.pods if pod.owner_uid != self.run.uid]
         seen = self.observed
-        shared = [*seen.services.values(), *seen.config_maps.values(), *seen.pod_groups.values()]
-        owners = ((raw["metadata"]["name"], owner(raw)) for raw in shared)
+        shared = [seen.services, seen.config_maps, seen.network_policies, seen.pod_groups]
+        owners = ((raw["metadata"]["name"], owner(raw)) for by_name in shared for raw in by_name.values())
         return pods + [name for name, found in owners if found and found[1] != self.run.uid]
 
     def entry(self, stage: Stage) -> StageStatus:
@@ -152,7 +156,7 @@ class ReconcileContext:
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),
-            delete_anyway=self.status.phase == "Suspended",
+            delete_anyway=self.delete_anyway,
             status=self.status,
             requeue_after=min(self.waits, default=None),
             events=events_between(self.run.status, self.status),

@@ -1,6 +1,6 @@
 """Read raw children into the types of the core. Malformed objects never raise; they are ignored or read in part."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,13 +14,13 @@ from internvl_api.constants import (
     LABEL_STAGE,
 )
 from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
-from pydantic import ValidationError
 
 from internvl_operator.core.resources import names
+from internvl_operator.core.telemetry import clean_text, read_result
 from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
-_TEXT_LIMIT = 1024  # of a message that is copied into status
+_DIGITS = 18  # of a number in a label; status holds 64 bits, and another attempt may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +113,10 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     services: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     config_maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    network_policies: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     rank_answers: RankAnswers | None = None
-
-
-def observe(
-    pods: Iterable[dict[str, Any]],
-    services: Iterable[dict[str, Any]] = (),
-    config_maps: Iterable[dict[str, Any]] = (),
-    live: LiveProgress | None = None,
-) -> Observed:
-    """Raw objects of one run -> Observed; pods without our labels are left out."""
-    workers = (read_pod(raw) for raw in pods)
-    return Observed(
-        pods=tuple(sorted((pod for pod in workers if pod), key=lambda pod: (pod.stage, pod.rank, pod.uid))),
-        services={raw["metadata"]["name"]: raw for raw in services},
-        config_maps={raw["metadata"]["name"]: raw for raw in config_maps},
-        live=live,
-    )
 
 
 def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
@@ -148,7 +133,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     controller = owner(raw)
     stage, attempt, rank = (labels.get(label, "") for label in (LABEL_STAGE, LABEL_ATTEMPT, LABEL_NODE_RANK))
-    if controller is None or not (attempt.isascii() and attempt.isdigit() and rank.isascii() and rank.isdigit()):
+    if controller is None or not (_is_number(attempt) and _is_number(rank)):
         return None
     if metadata["name"] != names.pod(controller[0], stage, int(rank)):  # somebody copied our labels and owner
         return None
@@ -166,28 +151,32 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         ip=status.get("podIP"),
         deletion_timestamp=from_text(metadata.get("deletionTimestamp")),
         start_time=from_text(status.get("startTime")),
-        pod_reason=status.get("reason", ""),
-        pod_message=_short(status.get("message", "")),
+        pod_reason=clean_text(status.get("reason")),
+        pod_message=clean_text(status.get("message")),
         **_conditions(status),
         **_container(status),
     )
 
 
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit() and len(label) <= _DIGITS
+
+
 def _conditions(status: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for condition in status.get("conditions") or ():
-        kind, state, reason = condition.get("type"), condition.get("status"), condition.get("reason", "")
+        kind, state, reason = condition.get("type"), condition.get("status"), clean_text(condition.get("reason"))
         if kind == "PodScheduled" and state == "False" and reason == "Unschedulable":
-            found["unschedulable"] = _short(condition.get("message", "")) or reason
+            found["unschedulable"] = clean_text(condition.get("message")) or reason
         elif kind == "PodScheduled" and state == "False" and reason == "SchedulingGated":
-            found["scheduling_gated"] = _short(condition.get("message", "")) or reason
+            found["scheduling_gated"] = clean_text(condition.get("message")) or reason
         elif kind == "DisruptionTarget" and state == "True":
             found["disruption_reason"] = reason or "Disrupted"
-            found["disruption_message"] = _short(condition.get("message", ""))
+            found["disruption_message"] = clean_text(condition.get("message"))
         elif kind == "PodReadyToStartContainers" and state in ("True", "False"):
             found["ready_to_start"], found["ready_to_start_message"] = (
                 state == "True",
-                _short(condition.get("message", "")),
+                clean_text(condition.get("message")),
             )
         elif kind == "TerminationTarget" and state == "True":  # set by Kueue on a group it evicts
             found["disruption_reason"] = "KueueEviction"
@@ -197,38 +186,24 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
 def _container(status: dict[str, Any]) -> dict[str, Any]:
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
-            state, ident = container.get("state") or {}, {"container_id": container.get("containerID", "")}
+            state, ident = container.get("state") or {}, {"container_id": clean_text(container.get("containerID"))}
             if terminated := state.get("terminated"):
                 return ident | _terminated(terminated)
             waiting = state.get("waiting") or {}
             return ident | {
-                "waiting_reason": waiting.get("reason", ""),
-                "waiting_message": _short(waiting.get("message", "")),
+                "waiting_reason": clean_text(waiting.get("reason")),
+                "waiting_message": clean_text(waiting.get("message")),
             }
     return {}
 
 
 def _terminated(state: dict[str, Any]) -> dict[str, Any]:
     message = state.get("message", "")
-    result = _stage_result(message)
+    result = read_result(message)
     return {
         "exit_code": state.get("exitCode"),
-        "exit_reason": state.get("reason", ""),
+        "exit_reason": clean_text(state.get("reason")),
         "finished_at": from_text(state.get("finishedAt")),
         "result": result,
-        "termination_message": "" if result else _short(message),
+        "termination_message": "" if result else clean_text(message),
     }
-
-
-def _stage_result(message: str) -> StageResult | None:
-    if not message.lstrip().startswith("{"):
-        return None
-    try:
-        return StageResult.model_validate_json(message)
-    except ValidationError:
-        return None
-
-
-def _short(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"

@@ -13,6 +13,7 @@ class OperatorConfig:
     cache_host_path: str | None = None
     gpu_memory: int | None = None  # bytes of one GPU
     gang_schedulers: tuple[str, ...] = ()  # whose PodGroups the operator may write and watch
+    network_policy_peers: tuple[dict[str, Any], ...] | None = None  # who may reach /metrics; None: no NetworkPolicy
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     retry_base: float = 10.0

@@ -31,7 +31,8 @@ class Event:
 class Plan:
     """What to write and when to look again. `status`: None when there is none to write; `requeue_after`: seconds.
 
-    `delete_anyway`: delete even when the API server refuses the status, because the user asked to free the pods.
+    `delete_anyway`: delete even when the API server refuses the status, because the user asked to free the pods: by
+    suspend, or by a deadline that has passed. The next pass comes to the same decision without the recorded status.
     `probe`: ask every process of these pods for its progress, and make another pass with the answers.
     """
 

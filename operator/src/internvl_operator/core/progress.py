@@ -3,6 +3,10 @@
 from internvl_api.status import CheckpointStatus, EvaluationStatus, Progress
 
 from internvl_operator.core.context import ReconcileContext
+from internvl_operator.core.telemetry import clean_text
+
+_COLUMN = 120  # characters of the Progress column
+_ARTIFACTS = 256  # names in status; a run that reports ever new ones gets no more
 
 
 def collect(context: ReconcileContext) -> None:
@@ -30,8 +34,12 @@ def text(progress: Progress) -> str | None:
     'uploading'
     """
     if progress.stage not in (None, "train"):  # steps and loss are from an earlier stage
-        return progress.detail
-    return figures(progress) or progress.detail
+        return _line(progress.detail)
+    return figures(progress) or _line(progress.detail)
+
+
+def _line(detail: str | None) -> str | None:
+    return " ".join(clean_text(detail, _COLUMN).split()) or None
 
 
 def figures(progress: Progress) -> str | None:
@@ -45,6 +53,10 @@ def figures(progress: Progress) -> str | None:
 def _take_artifacts(context: ReconcileContext, made: dict[str, str]) -> None:
     """Record artifacts under their stage and by name; a published artifact replaces its source of the same name."""
     if context.stage and made:
+        known = context.status.artifacts
+        room = max(0, _ARTIFACTS - len(known))
+        new = [name for name in made if name not in known][:room]
+        made = {name: uri for name, uri in made.items() if name in known or name in new}
         entry = context.entry(context.stage)
         entry.artifacts = entry.artifacts | made
         context.status.artifacts = context.status.artifacts | made

@@ -208,6 +208,7 @@ def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None
     elif left is not None and left <= 0:
         found = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
         _fail(context, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, found))
+        context.delete_anyway = True
     elif ended is None:
         _go_on(context, stage)
     else:
@@ -234,6 +235,7 @@ def _suspend(context: ReconcileContext, stage: Stage, note: str = "") -> None:
     """Delete every pod with its grace period, in which a worker saves a checkpoint; `note` ends the message."""
     _close_attempt(context)
     context.remove(context.old_pods)
+    context.delete_anyway = True
     context.status.workers, context.status.retry_at, context.status.failures = Workers(), None, 0
     context.status.started_at = None  # resets activeDeadlineSeconds
     leaving = len(context.old_pods)

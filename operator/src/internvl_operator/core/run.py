@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from internvl_api.recipes.resolve import resolve
@@ -40,6 +39,9 @@ class Resolved(NamedTuple):
     error: SpecError | None
 
 
+Resolve = Callable[[str, str, str, InCluster], Resolved]
+
+
 @dataclass(frozen=True)
 class Run:
     """One InternVLFineTune. The digests cover the spec as written, so that an operator upgrade changes neither."""
@@ -71,8 +73,11 @@ class Run:
         return self.resolved.error
 
 
-def read_run(raw: dict[str, Any]) -> Run:
-    """The run. Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part."""
+def read_run(raw: dict[str, Any], resolve: Resolve | None = None) -> Run:
+    """The run; `resolve`: a cached `resolve_spec`.
+
+    Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part.
+    """
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), raw.get("status") or {}
     status = read_status(raw_status)
@@ -86,7 +91,7 @@ def read_run(raw: dict[str, Any]) -> Run:
         generation=metadata.get("generation", 1),
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
-        resolved=_RESOLVED.get(job, metadata["uid"], _canonical(spec), InCluster.of(status)),
+        resolved=(resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), InCluster.of(status)),
         run_policy=_read_run_policy(parts.get("runPolicy")),
         run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
@@ -115,52 +120,14 @@ def _read_in_part(model: type[M], raw: dict[str, Any]) -> M:
             known = {key: value for key, value in known.items() if key not in strange}
 
 
-def _resolve(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:
+def resolve_spec(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:
+    """The resolved spec, from its JSON text."""
     spec, violations = check_spec(json.loads(spec_json), cluster)
     error = SpecError(*violations) if violations else None
     if spec is None:
         return Resolved(None, None, "", error)
     run_config = resolve(spec, job=job, job_uid=uid)
     return Resolved(spec, run_config, run_config.to_yaml(), error)
-
-
-class ResolvedSpecs:
-    """The newest resolved spec of each run: a run has many passes between two edits, and resolving takes milliseconds.
-
-    Bounded by the specs' total length, the least recently used go first; an edit replaces the entry of its run.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """`limit`: characters of all specs together."""
-        self._limit, self._length, self._lock = limit, 0, Lock()
-        self._entries: OrderedDict[str, tuple[object, int, Resolved]] = OrderedDict()
-
-    def get(self, job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:
-        """The resolved spec of the run with this uid."""
-        wanted = job, hashlib.sha256(spec_json.encode()).digest(), cluster
-        with self._lock:
-            found = self._entries.get(uid)
-            if found and found[0] == wanted:
-                self._entries.move_to_end(uid)
-                return found[2]
-        resolved = _resolve(job, uid, spec_json, cluster)
-        with self._lock:
-            self._drop(uid)
-            self._entries[uid] = wanted, len(spec_json), resolved
-            self._length += len(spec_json)
-            while self._length > self._limit:
-                self._drop(next(iter(self._entries)))
-        return resolved
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def _drop(self, uid: str) -> None:
-        if entry := self._entries.pop(uid, None):
-            self._length -= entry[1]
-
-
-_RESOLVED = ResolvedSpecs(limit=4 * 2**20)  # two thousand usual specs, or four of the largest
 
 
 def _canonical(value: object) -> str:

@@ -14,6 +14,6 @@ def from_text(text: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # no date, or one beyond the calendar in UTC
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 from internvl_api.status import StageName
 from rich.console import Console
@@ -16,6 +16,7 @@ from internvl_operator.core.run import read_status
 from internvl_operator.kubectl_ivft import logs, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
+from internvl_operator.kubectl_ivft.terminal import plain, plain_line
 
 _ABOUT = "List, explain, suspend and resume InternVLFineTunes."
 _EXAMPLES = """\
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
         return _act(runs, options) or 0
     except UserError as error:
-        print(f"kubectl ivft: {error}", file=sys.stderr)
+        print(f"kubectl ivft: {plain(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -57,12 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console that prints the text of others as it is: no markup, no emoji codes."""
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
+
+
 def _act(runs: Runs, options: Options) -> int | None:
     act: Act = options.act
     if sys.stdout.isatty():
-        return act(runs, options, Console(highlight=False))
+        return act(runs, options, _console())
     text = io.StringIO()
-    code = act(runs, options, Console(file=text, highlight=False, width=_WIDE if options.command == "list" else _PIPED))
+    code = act(runs, options, _console(text, _WIDE if options.command == "list" else _PIPED))
     for line in text.getvalue().splitlines():
         print(line.rstrip())
     return code
@@ -92,13 +98,13 @@ def _logs(runs: Runs, options: Options, _: Console) -> None:
     read = logs.follow if options.follow else logs.read
     lines = read(runs, options.name, stage=options.stage, rank=options.rank, tail=options.tail, tell=_tell)
     for line in lines:
-        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.write(plain_line(line) + b"\n")
         sys.stdout.buffer.flush()
 
 
 def _wait(runs: Runs, options: Options, _: Console) -> int:
     def tell(line: str) -> None:
-        print(f"{options.name}: {line}", flush=True)
+        print(plain(f"{options.name}: {line}"), flush=True)
 
     code = wait.wait(runs, options.name, timeout=options.timeout, tell=tell)
     if code == wait.TIMED_OUT:
@@ -134,7 +140,7 @@ def _report(runs: Runs, options: Options, _: Console) -> None:
 
 def _tell(text: str) -> None:
     """Print to stderr, so that the log on stdout stays unchanged."""
-    print(f"--- {text}", file=sys.stderr)
+    print(f"--- {plain(text)}", file=sys.stderr)
 
 
 def _duration(text: str) -> float:

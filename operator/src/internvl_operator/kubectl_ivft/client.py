@@ -12,11 +12,13 @@ from kubernetes import client, config
 
 from internvl_operator.core.resources.names import queue_group, run_label
 from internvl_operator.kube.client import Api, ApiError, list_path, object_path
+from internvl_operator.kubectl_ivft.terminal import plain, plain_object
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"
 _TIMEOUT = 20.0  # seconds of one request
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # newest first
+_LONGEST_LINE = 1024 * 1024  # bytes of a log's line; a longer one comes in parts
 _MERGE = "application/merge-patch+json"
 
 
@@ -63,7 +65,7 @@ class Runs:
     def get(self, name: str) -> Raw:
         """One run; the error for an unknown name suggests a similar one."""
         try:
-            return self._api.get(object_path(KIND, self.namespace, name))
+            return plain_object(self._api.get(object_path(KIND, self.namespace, name)))
         except ApiError as error:
             if error.status == 404 and f'"{name}"' in error.message:
                 raise UserError(self._absent(name)) from error
@@ -73,7 +75,7 @@ class Runs:
         """Every run of the namespace, or of all namespaces."""
         try:
             pages = self._api.list_pages(list_path(KIND, None if everywhere else self.namespace))
-            return [raw for page in pages for raw in page["items"]]
+            return [plain_object(raw) for page in pages for raw in page["items"]]
         except ApiError as error:
             hint = "\nYou may have rights in one namespace: omit -A, or give -n." if everywhere else ""
             raise self._explained(error, "list runs", hint) from error
@@ -83,7 +85,7 @@ class Runs:
         selector = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_JOB}={run_label(name)}"
         try:
             pages = self._api.list_pages(list_path("Pod", self.namespace), selector=selector)
-            return [raw for page in pages for raw in page["items"]]
+            return [plain_object(raw) for page in pages for raw in page["items"]]
         except ApiError as error:
             raise self._explained(error, "list pods") from error
 
@@ -97,7 +99,7 @@ class Runs:
                 continue
             conditions = (workload.get("status") or {}).get("conditions") or []
             held = [each for each in conditions if (each["type"], each["status"]) == ("QuotaReserved", "False")]
-            return str(held[0].get("message", "")) if held else ""
+            return plain(str(held[0].get("message", ""))) if held else ""
         return ""
 
     def set_suspended(self, name: str, suspended: bool) -> Raw:
@@ -161,6 +163,9 @@ class _UserApi(Api):
             for chunk in response.stream(amt=None):
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
+                if len(rest) > _LONGEST_LINE:
+                    yield rest
+                    rest = b""
             if rest:
                 yield rest
         except urllib3.exceptions.HTTPError as error:

@@ -1,41 +1,18 @@
 """Poll /progress of node rank 0 of every running group, at a bounded rate; missing answers are tolerated."""
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import urllib3
 from internvl_api.constants import METRICS_PORT
-from internvl_api.status import CheckpointStatus, Heartbeat, Progress
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from internvl_operator.core.observe import LiveProgress
 from internvl_operator.core.run import Key
-from internvl_operator.work_queue import WorkQueue
+from internvl_operator.core.telemetry import Answer, read_answer
+from internvl_operator.polling import pod_request
+from internvl_operator.polling.fair_queue import FairQueue
 
-_TIMEOUT = urllib3.Timeout(connect=1.0, read=2.0)
-_BODY_LIMIT = 64 * 1024
 _LONGEST_INTERVAL = 60.0  # seconds between two requests to a pod that does not answer
-
-logger = logging.getLogger(__name__)
-
-
-class Answer(NamedTuple):
-    """One training process's answer."""
-
-    progress: Progress
-    checkpoint: CheckpointStatus | None
-    heartbeat: Heartbeat | None
-
-
-class _Beside(BaseModel):
-    """The fields beside those of Progress in the same body."""
-
-    model_config = ConfigDict(extra="ignore")
-    checkpoint: CheckpointStatus | None = None
-    heartbeat: Heartbeat | None = None
 
 
 @dataclass
@@ -53,8 +30,7 @@ class ProgressPoller:
         self._lock = threading.Lock()
         self._targets: dict[Key, _Target] = {}
         self._latest: dict[Key, LiveProgress] = {}
-        self._queue: WorkQueue[Key] = WorkQueue()
-        self._http = urllib3.PoolManager(num_pools=threads * 4, maxsize=1, retries=False)
+        self._queue: FairQueue[Key] = FairQueue(threads)
         self._threads = [threading.Thread(target=self._run, name=f"progress-{n}", daemon=True) for n in range(threads)]
 
     def start(self) -> None:
@@ -98,7 +74,7 @@ class ProgressPoller:
             target = self._targets.get(key)
         if target is None:
             return
-        answer = ask(self._http, target.address)
+        answer = ask(target.address)
         found = LiveProgress(target.pod_uid, answer.progress, answer.checkpoint) if answer else None
         target.interval = self._interval if found else min(_LONGEST_INTERVAL, target.interval * 2)
         self._queue.add(key, after=target.interval)
@@ -109,30 +85,7 @@ class ProgressPoller:
         self._changed(key)
 
 
-def ask(http: urllib3.PoolManager, address: str, local_rank: int = 0) -> Answer | None:
+def ask(address: str, local_rank: int = 0) -> Answer | None:
     """The answer of one process of a pod; None without a readable answer in time."""
-    host = f"[{address}]" if ":" in address else address
-    url = f"http://{host}:{METRICS_PORT + local_rank}/progress"
-    body = _fetch(http, url)
-    if body is None:
-        return None
-    try:
-        progress, beside = Progress.model_validate_json(body), _Beside.model_validate_json(body)
-    except ValidationError as error:
-        logger.debug("no progress from %s: %s", url, error)
-        return None
-    return Answer(progress, beside.checkpoint, beside.heartbeat)
-
-
-def _fetch(http: urllib3.PoolManager, url: str) -> bytes | None:
-    """The body of an answer, cut at 64 KiB; None without a 200 answer in time."""
-    try:
-        response = http.request("GET", url, timeout=_TIMEOUT, redirect=False, preload_content=False)
-        try:
-            body: bytes = response.read(_BODY_LIMIT)
-        finally:
-            response.release_conn()
-    except urllib3.exceptions.HTTPError as error:
-        logger.debug("no answer from %s: %s", url, error)
-        return None
-    return body if response.status == 200 else None
+    body = pod_request.get(address, METRICS_PORT + local_rank, "/progress")
+    return None if body is None else read_answer(body)

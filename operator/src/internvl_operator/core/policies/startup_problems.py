@@ -76,6 +76,9 @@ def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProble
                 "the run then continues by itself"
             )
             return StartupProblem("SecretMissing", text, stalled=True)
+        if name is not None and message.endswith(f"/{name}"):  # "couldn't find key KEY in Secret NAMESPACE/NAME"
+            text = f"{field}: {message}; add the key; the run then continues by itself"
+            return StartupProblem("SecretMissing", text, stalled=True)
     return StartupProblem(
         "SecretMissing", f"spec.podTemplate: {message}; create it, and the run continues by itself", stalled=True
     )

@@ -50,6 +50,11 @@ def config_map(run: str) -> str:
     return f"ivft-{base(run)}"
 
 
+def network_policy(run: str) -> str:
+    """The NetworkPolicy of all groups."""
+    return f"ivft-{base(run)}"
+
+
 def pod_group(run: str, stage: str) -> str:
     """volcano's and coscheduling's PodGroup of a stage."""
     return f"ivft-{base(run)}-{stage}"

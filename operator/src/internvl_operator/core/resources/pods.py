@@ -22,7 +22,7 @@ from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.resources import gang, names
+from internvl_operator.core.resources import credentials, gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
@@ -96,9 +96,6 @@ def _container(run: Run, stage: Stage, attempt: int, rank: int, config: Operator
         "imagePullPolicy": config.image_pull_policy,
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
         "env": _env(run, stage, attempt, rank, config),
-        "envFrom": [
-            {"secretRef": {"name": name}} for name in (spec.secrets.object_storage, spec.secrets.hugging_face) if name
-        ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "resources": _resources(spec, stage, config),
         "securityContext": {
@@ -135,8 +132,10 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         "HOME": SCRATCH_PATH,
         "TMPDIR": SCRATCH_PATH,
     }
-    # Each name must be unique (server-side apply keys on it): the user's last entry wins, ours override the user's.
-    users = {item.get("name"): item for item in run.spec.pod_template.env}
+    # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
+    # Secret's key, ours override both.
+    secret = {item["name"]: item for item in credentials.env(run, stage)}
+    users = secret | {item.get("name"): item for item in run.spec.pod_template.env}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]

@@ -1,0 +1,281 @@
+"""Random reports, statuses and pods: nothing raises, and twice the input takes about twice the work.
+
+The seed is fixed; FUZZ_EXAMPLES sets the number of inputs of each test (`make fuzz` has many).
+"""
+
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from controller.builders import CONFIG, NOW, Raw, custom_resource, raw_pod, result, terminated
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from internvl_operator.core.observe import LiveProgress, Observed, read_pod
+from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.run import read_run, read_status
+from internvl_operator.core.telemetry import read_answer, read_result
+from internvl_operator.kubectl_ivft import render
+from internvl_operator.kubectl_ivft.__main__ import _console
+from internvl_operator.kubectl_ivft.explain import explain
+from internvl_operator.kubectl_ivft.terminal import plain, plain_line, plain_object
+
+INPUTS: Counter[str] = Counter()
+fuzz = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")),
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+NASTY = ["\x1b[31m", "\x1b]0;x\x07", "[bold]x[/nope]", ":boom:", "\x00", "\u202e", "\n", "🐶", "{run}", "%s", "\x9b2J"]
+NUMBERS = st.sampled_from([0, -1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**26, 10**4000]) | st.integers()
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+TIMES = st.sampled_from(
+    ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "now", ""]
+)
+WORDS = st.sampled_from(NASTY) | st.text(max_size=40) | TIMES
+LEAVES = st.none() | st.booleans() | NUMBERS | FLOATS | WORDS
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4), max_leaves=12
+)
+
+
+def some(fields: dict[str, Any]) -> st.SearchStrategy[Raw]:
+    """An object with any of these fields, each of its kind or of any other."""
+    return st.fixed_dictionaries({}, optional={name: kind | VALUES for name, kind in fields.items()})
+
+
+STAGES = st.sampled_from(["preflight", "train", "publish", "no-such-stage"])
+PROGRESS = some(
+    {"stage": STAGES, "detail": WORDS, "step": NUMBERS, "totalSteps": NUMBERS, "loss": FLOATS, "etaSeconds": FLOATS}
+)
+CHECKPOINT = some({"step": NUMBERS, "uri": WORDS, "sha256": WORDS, "verifiedAt": TIMES})
+HEARTBEAT = some({"phase": st.sampled_from(["data", "meeting"]), "idleSeconds": FLOATS})
+EVALUATION = some({"final": st.dictionaries(WORDS, st.dictionaries(WORDS, FLOATS, max_size=3), max_size=3)})
+RESULT = some(
+    {
+        "stage": STAGES,
+        "outcome": st.sampled_from(["succeeded", "failed", "resume"]),
+        "reason": st.sampled_from(["Succeeded", "Preempted", "R" * 4000]) | WORDS,
+        "message": WORDS,
+        "progress": PROGRESS,
+        "checkpoint": CHECKPOINT,
+        "artifacts": st.dictionaries(WORDS, WORDS, max_size=4),
+        "evaluation": EVALUATION,
+    }
+)
+CONDITION = some(
+    {
+        "type": st.sampled_from(["Ready", "Stalled", "Failed", "Complete"]),
+        "status": st.sampled_from(["True", "False"]),
+        "reason": st.sampled_from(["SecretMissing", "Reason"]),
+        "message": WORDS,
+        "lastTransitionTime": TIMES,
+    }
+)
+STATUS = some(
+    {
+        "phase": st.sampled_from(["Running", "Stalled", "Failed", "Succeeded", "Suspended", "Pending"]),
+        "stage": STAGES,
+        "attempt": NUMBERS,
+        "observedGeneration": NUMBERS,
+        "progressText": WORDS,
+        "conditions": st.lists(CONDITION, max_size=4),
+        "stages": st.lists(
+            some(
+                {
+                    "name": STAGES,
+                    "state": st.sampled_from(["Running", "Failed"]),
+                    "startedAt": TIMES,
+                    "attempt": NUMBERS,
+                }
+            ),
+            max_size=3,
+        ),
+        "progress": PROGRESS,
+        "checkpoint": CHECKPOINT,
+        "evaluation": EVALUATION,
+        "artifacts": st.dictionaries(WORDS, WORDS, max_size=3),
+        "startedAt": TIMES,
+        "finishedAt": TIMES,
+        "retryAt": TIMES,
+        "progressAt": TIMES,
+    }
+)
+PLAIN_TEXT = st.text(max_size=200)
+POD_STATUS = st.fixed_dictionaries(  # the API server checks the types of a pod, not its words
+    {},
+    optional={
+        "phase": st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
+        "reason": PLAIN_TEXT,
+        "message": PLAIN_TEXT,
+        "podIP": PLAIN_TEXT,
+        "startTime": TIMES,
+        "conditions": st.lists(
+            st.fixed_dictionaries(
+                {"type": st.sampled_from(["PodScheduled", "DisruptionTarget", "PodReadyToStartContainers"])},
+                optional={"status": st.sampled_from(["True", "False"]), "reason": PLAIN_TEXT, "message": PLAIN_TEXT},
+            ),
+            max_size=3,
+        ),
+    },
+)
+LABELS = st.dictionaries(
+    st.sampled_from(["internvl.dev/stage", "internvl.dev/attempt", "internvl.dev/node-rank"]),
+    st.sampled_from(["0", "1", "2", "9" * 63, "train", "-1", "²", ""]) | st.text(max_size=63),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _print_inputs(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nfuzzed {sum(INPUTS.values())} inputs: {dict(INPUTS)}")
+
+
+def assert_storable(value: Any) -> None:
+    """JSON as an API server takes it: finite numbers of 64 bits, bounded text without control characters."""
+    written = json.dumps(value, allow_nan=False)
+    assert len(written) < 1_000_000
+
+    def walk(part: Any) -> None:
+        if isinstance(part, dict):
+            for key, inner in part.items():
+                walk(key)
+                walk(inner)
+        elif isinstance(part, list):
+            for inner in part:
+                walk(inner)
+        elif isinstance(part, int):
+            assert -(2**63) <= part < 2**63
+        elif isinstance(part, str):
+            assert "\x1b" not in part
+            assert "\x00" not in part
+            part.encode()
+
+    walk(value)
+
+
+@fuzz
+@given(st.binary(max_size=300) | (PROGRESS | VALUES).map(lambda value: json.dumps(value).encode()))
+def test_answers_of_pods(body: bytes) -> None:
+    INPUTS["answers"] += 1
+    if answer := read_answer(body):
+        for part in answer:
+            assert_storable(part.to_dict() if part else None)
+
+
+@fuzz
+@given(st.text(max_size=300) | (RESULT | VALUES).map(json.dumps))
+def test_termination_messages(message: str) -> None:
+    INPUTS["termination messages"] += 1
+    if found := read_result(message):
+        assert_storable(found.to_dict())
+
+
+@fuzz
+@given(POD_STATUS, LABELS, st.none() | RESULT.map(json.dumps) | PLAIN_TEXT, st.integers(-1, 255), PROGRESS)
+def test_pods_with_any_report(status: Raw, labels: Raw, message: str | None, code: int, progress: Raw) -> None:
+    """A pass over a run whose pods say anything makes a plan with a status that can be stored."""
+    INPUTS["pods"] += 1
+    raw = raw_pod(status=status | ({} if message is None else terminated(code, message)))
+    raw["metadata"]["labels"] |= labels
+    pod = read_pod(raw)
+    answer = read_answer(json.dumps(progress).encode())
+    live = LiveProgress("pod-train-1-0", answer.progress, answer.checkpoint) if answer else None
+    stages = [{"name": "preflight", "state": "Succeeded", "attempt": 1}, {"name": "train", "state": "Running"}]
+    recorded = {"attempt": 1, "stages": stages, "phase": "Running", "observedGeneration": 1}
+    run = read_run(custom_resource(status=recorded, runPolicy={"suspend": code == 0}))
+    plan = reconcile(run, Observed(pods=(pod,) if pod else (), live=live), NOW, CONFIG)
+    assert plan.status is not None
+    assert_storable(plan.status.to_dict())
+
+
+@fuzz
+@given(STATUS)
+def test_statuses(status: Raw) -> None:
+    """Whatever somebody wrote into a status, it is read in part, and a pass follows."""
+    INPUTS["statuses"] += 1
+    read_status(status)
+    stored = json.loads(json.dumps(status))
+    reconcile(read_run(custom_resource(status=stored)), Observed(), NOW, CONFIG)
+
+
+@fuzz
+@given(STATUS, WORDS)
+def test_what_kubectl_shows(status: Raw, queue: str) -> None:
+    """Markup is printed as it is, and nothing that a terminal obeys comes from a run."""
+    INPUTS["shown runs"] += 1
+    run = plain_object(custom_resource(status=status))
+    sink = io.StringIO()
+    console = _console()
+    console.file = sink
+    console.print(render.run_list([run], NOW, namespaces=True))
+    console.print(render.run_status(run, NOW))
+    told = explain(run, read_status(run["status"]), NOW, queue=plain(queue))
+    console.print(render.explanation("run", told))
+    assert not set(sink.getvalue()) & set("\x1b\x00\x07\x9b\u202e")
+
+
+@fuzz
+@given(st.binary(max_size=300) | WORDS.map(lambda text: text.encode(errors="replace")))
+def test_lines_of_logs(line: bytes) -> None:
+    INPUTS["log lines"] += 1
+    assert not set(plain_line(line).decode()) & set("\x1b\x00\x07\x9b\u202e")
+
+
+def nested(size: int) -> bytes:
+    return b'{"detail": ' + b"[" * size
+
+
+def repeated(text: str) -> Callable[[int], bytes]:
+    return lambda size: json.dumps({"detail": text * (size // len(text)), "artifacts": {"a": text * size}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("act", "make"),
+    [
+        pytest.param(read_answer, nested, id="answer-nested"),
+        pytest.param(read_answer, repeated("\x1b["), id="answer-escapes"),
+        pytest.param(read_answer, lambda size: b'{"step": ' + b"9" * size + b"}", id="answer-digits"),
+        pytest.param(read_answer, lambda size: json.dumps({str(n): n for n in range(size)}).encode(), id="answer-keys"),
+        pytest.param(
+            lambda body: read_result(body.decode()),
+            lambda size: json.dumps(result("train", message="http://" * size)).encode(),
+            id="result-addresses",
+        ),
+        pytest.param(plain_line, lambda size: b"\x1b[" * size, id="log-unfinished-escapes"),
+        pytest.param(plain_line, lambda size: b"\x1b]" * size, id="log-unfinished-titles"),
+        pytest.param(plain_line, lambda size: b"\x1b[" + b"1;" * size, id="log-endless-parameters"),
+    ],
+)
+def test_work_grows_with_the_input_and_not_with_its_square(
+    act: Callable[[bytes], object], make: Callable[[int], bytes]
+) -> None:
+    """Counted in calls of Python functions and lines, so that no clock decides; regexes by a generous size."""
+
+    def work(body: bytes) -> int:
+        count = 0
+
+        def trace(*_: Any) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            act(body)
+        finally:
+            sys.settrace(before)
+        return count
+
+    small, large = work(make(2_000)), work(make(4_000))
+    assert large <= 2.5 * small + 100
+    act(make(200_000))  # a quadratic one would take minutes: the test's time-out
