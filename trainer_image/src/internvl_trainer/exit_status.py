@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from internvl_api.address import redact as redact_addresses
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
+SOURCE_VARIABLES = "SOURCE_"  # variables that an address may name as its query, $(SOURCE_NAME)
 _SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
 # Messages of gloo and NCCL when another process is gone or does not answer in time.
 _PEER_LOST = (
@@ -131,12 +133,13 @@ def _encode(result: StageResult, message: str) -> bytes:
 
 
 def redact(text: str) -> str:
-    """`text` without the credentials of this process."""
-    for name in _SECRET_VARIABLES:
+    """`text` without the credentials of this process and the secret parts of addresses."""
+    sources = [name for name in os.environ if name.startswith(SOURCE_VARIABLES)]
+    for name in (*_SECRET_VARIABLES, *sources):
         value = os.environ.get(name, "")
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, f"<{name}>")
-    return text
+    return redact_addresses(text)
 
 
 class RedactingFormatter(logging.Formatter):

@@ -110,7 +110,7 @@ def _resolve(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved
     if spec is None:
         return Resolved(None, None, "", error)
     run_config = resolve(spec, job=job, job_uid=uid)
-    return Resolved(spec, run_config, run_config.to_yaml(), error)
+    return Resolved(spec, run_config, run_config.to_yaml(reveal=True), error)
 
 
 def _canonical(value: object) -> str:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from internvl_api.address import Address, reveal
+
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
@@ -25,6 +27,7 @@ UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*
 
 def list_directory(uri: str, *, field: str) -> list[str]:
     """Names of the files under a checkpoint URI, relative, without downloading any."""
+    uri = Address(uri)
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
         names = [file.path for file in hub.list_files(repo, hub.commit_of(repo))]
@@ -40,6 +43,7 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
     The text is a digest for local files and on the Hub, else ETag and size; remote contents are not read. A commit of
     the Hub never changes and costs no request: {"commit": its hash}.
     """
+    uri = Address(uri)
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
         commit = hub.commit_of(repo)
@@ -62,6 +66,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
 
     `weights=False` leaves the safetensors out, which is all that preflight needs.
     """
+    uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_repository(hub.repository(uri, field=field), weights)
     if not uri.startswith(("s3://", "https://")):
@@ -69,7 +74,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     storage = _open(uri, field)
     wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not _is_weights(file.key))]
     files = _present(storage, wanted, field)
-    name = "\n".join([uri, *(f"{file.key} {file.etag}" for file in files)])
+    name = "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
 
     def make(folder: Path) -> None:
         with announced(storage.uri, folder, sum(file.size for file in files)):
@@ -80,6 +85,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
 
 def fetch_file(uri: str, *, field: str) -> Path:
     """A local path of one file: an annotation, a meta JSON or an archive."""
+    uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_from_hub(uri, field)
     if not uri.startswith(("s3://", "https://")):
@@ -97,7 +103,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
         with announced(uri.partition("?")[0], path.parent, found.size):
             storage.download(key, path)
 
-    return _cache().file(f"{uri}\n{found.etag}\n{found.size}", make)
+    return _cache().file(f"{reveal(uri)}\n{found.etag}\n{found.size}", make)
 
 
 def open_media(root: str, relative: str) -> bytes:
@@ -106,7 +112,7 @@ def open_media(root: str, relative: str) -> bytes:
     Media are immutable: a cached file costs no request. Raises FileNotFoundError where there is none,
     and BadFile for one that must not be read.
     """
-    field = "data.root"
+    field, root = "data.root", Address(root)
     name = inside(relative, field=field)
     if is_archive(root) and not _is_local_folder(root, field):
         return _archive(root, os.getpid()).read(name)
@@ -115,7 +121,7 @@ def open_media(root: str, relative: str) -> bytes:
             return _fetch_from_hub(f"{root.rstrip('/')}/{name}", field).read_bytes()
         if root.startswith(("s3://", "https://")):
             root = root if root.startswith("https://") else root.rstrip("/")
-            return _cache().bytes_of(f"{root}\n{name}", lambda: _open(root, field).read(name))
+            return _cache().bytes_of(f"{reveal(root)}\n{name}", lambda: _open(root, field).read(name))
         return _read_inside(local_path(root, field=field), name)
     except UserError as error:
         if error.reason == "NotFound":
@@ -123,12 +129,12 @@ def open_media(root: str, relative: str) -> bytes:
         raise
 
 
-def parent_uri(uri: str) -> str:
+def parent_uri(uri: str) -> Address:
     """The folder of a file's URI: where relative media paths start unless a root is given."""
     if uri.startswith("https://"):
-        parts = urlsplit(uri)
-        return urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, ""))
-    return uri.rpartition("/")[0]
+        parts = urlsplit(reveal(uri))
+        return Address(urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, "")))
+    return Address(uri.rpartition("/")[0])
 
 
 @lru_cache(maxsize=64)
@@ -136,7 +142,7 @@ def _archive(root: str, _process: int) -> Archive:
     """The archive for all threads of this process; a fork would share the file position, hence the argument."""
     field = "data.root"
     place = root.partition("?")[0]
-    path = fetch_file(root.rstrip("/"), field=field)
+    path = fetch_file(Address(reveal(root).rstrip("/")), field=field)
     name = f"{path}\n{path.stat().st_size} {path.stat().st_mtime_ns}"
     if is_packed_tar(root):
         packed = path

@@ -106,7 +106,7 @@ def _here(stage: StageName, config: RunConfig, display: Display) -> Outcome:
 def _in_children(stage: StageName, config: RunConfig, scratch: Path, display: Display) -> Outcome:
     """Run a stage in child processes, so that this process can report a crash of theirs."""
     path, result_path = scratch / "run.yaml", scratch / f"{stage}.json"
-    path.write_text(config.to_yaml(), encoding="utf-8")
+    path.write_text(config.to_yaml(reveal=True), encoding="utf-8")
     port = int(os.environ.setdefault("INTERNVL_METRICS_PORT", str(free_port())))
     count = config.processes_per_worker
     rendezvous = Rendezvous("127.0.0.1", free_port(), world_size=count, rank=0, local_rank=0, processes=count)
