@@ -29,7 +29,7 @@ def run_config(annotation: str) -> RunConfig:
         repr,
         json.dumps,
         "{}".format,
-        lambda address: "%s" % address,
+        lambda address: "".join(["at ", address]),
         lambda address: address + "/x",
         lambda address: "\n".join([address]),
         lambda address: str(copy.deepcopy({"a": address})),

@@ -56,7 +56,8 @@ class CheckedConnection(HTTPSConnection):
         name = self._dns_host
         failure: Exception | None = None
         try:
-            for self._dns_host in self._permitted(name.strip("[]")):
+            for address in self._permitted(name.strip("[]")):
+                self._dns_host = address
                 try:
                     return super()._new_conn()
                 except (NewConnectionError, ConnectTimeoutError) as error:
@@ -75,7 +76,8 @@ class CheckedConnection(HTTPSConnection):
         permitted = [address for address in addresses if refusal(address) is None]
         if not permitted:
             address = next(iter(addresses))
-            raise UserError("AddressRefused", f"{name} is {address}, {refusal(address)}", "https://")
+            place = name if name == address else f"{name} ({address})"
+            raise UserError("AddressRefused", f"{place} is {refusal(address)}", "https://")
         yield from permitted
 
 

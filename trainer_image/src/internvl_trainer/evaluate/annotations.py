@@ -15,6 +15,7 @@ from typing import Any
 from internvl_trainer.data.diagnostics import Finding, errors_of
 from internvl_trainer.data.row_schema import MediaFile, RowMedia, media_path, parse_chat_row
 from internvl_trainer.errors import UserError
+from internvl_trainer.json_text import parse_json
 
 # How upstream's scripts ask for what a row of these formats holds.
 _VQA_QUESTION = "{} Answer the question using a single word or phrase."
@@ -109,15 +110,7 @@ def _is_lines(text: bytes, uri: str) -> bool:
 
 
 def _parse(text: bytes, uri: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"not valid JSON: {error.msg} (column {error.colno})"
-        raise UserError("InvalidJson", message, f"{uri}:{error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise UserError("InvalidJson", f"not valid UTF-8 (byte {error.start})", uri) from error
-    except RecursionError as error:
-        raise UserError("InvalidJson", "nested too deeply to be read", uri) from error
+    return parse_json(text, uri)
 
 
 def _read_line(line: bytes, place: str) -> Question | list[Finding]:

@@ -134,6 +134,9 @@ def _coco_rows(data: bytes, file: str) -> Iterator[Parsed]:
     except RecursionError:
         yield Finding("InvalidJson", f"nested too deeply; expected an array of {_COCO_EXAMPLE}")
         return
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        yield Finding("InvalidJson", "it has a number of more than 4300 digits; shorten it")
+        return
     if not isinstance(value, list):
         message = f"expected an array of {_COCO_EXAMPLE}, found {type(value).__name__}; is this the format flickr?"
         yield Finding("InvalidRow", message, line=1)
