@@ -87,6 +87,7 @@ def test_a_row_is_a_finding_with_file_and_line(line: bytes, reason: str, message
         ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify image file"),
         ("photo [/2].jpg", b"no picture", "cannot identify image file"),
     ],
+    ids=["pixels", "postscript", "markup"],
 )
 def test_a_picture_is_a_finding_that_can_be_shown(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -126,9 +127,9 @@ def test_no_json_is_one_error(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidJson):
         parse_json(text)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         read_json(tmp_path / "config.json", missing="")
-    with pytest.raises(UserError, match="meta.json"):
+    with pytest.raises(UserError, match=r"meta\.json"):
         read_meta(text, "meta.json")
 
 

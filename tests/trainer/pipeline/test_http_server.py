@@ -50,7 +50,7 @@ def test_it_answers_on_ipv4_and_ipv6(server: tuple[Reporter, int], host: str) ->
 def test_idle_connections_are_few_and_end(server: tuple[Reporter, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """400 idle connections made 400 threads that never ended."""
     monkeypatch.setattr(http_server, "DEADLINE_SECONDS", 1.0)
-    reporter, port = server
+    _, port = server
     threads = threading.active_count()
     with ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)) for _ in range(60)]
