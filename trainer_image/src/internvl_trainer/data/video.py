@@ -76,6 +76,8 @@ def read_frames(
             if not container.streams.video:
                 raise VideoProblem("there is no video stream in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # a codec that FFmpeg does not know
+                raise VideoProblem("its codec is not known")
             _check_frame(stream.codec_context.width, stream.codec_context.height)
             fps = float(stream.average_rate or 1)
             total = stream.frames or _count_frames(data)
