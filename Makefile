@@ -14,7 +14,7 @@ STARTED := $(shell date +%s)
 # `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
 
-.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify bench bench-scale setup clean
+.PHONY: help demo demo-down test test-floor test-unit chaos soak fuzz lint typecheck generate verify bench bench-scale setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ chaos: setup ## break nodes, servers and storage under eight runs; docs/chaos.md
 
 soak: ## run chaos with twenty runs (make test has eight)
 	$(MAKE) --no-print-directory chaos RUNS=20
+
+fuzz: $(STAMP) ## feed the trainer's readers random and mutated input for ten minutes (FUZZ_SECONDS=3600)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PY) -m pytest -q tests/trainer/fuzz --timeout 7200
 
 lint: $(STAMP) ## check with ruff and the import contracts
 	$(VENV)/bin/ruff check .

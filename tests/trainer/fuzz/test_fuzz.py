@@ -12,7 +12,7 @@ import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from internvl_trainer.data.row_schema import parse_chat_row
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.data.video import VideoProblem, read_frames
 from internvl_trainer.errors import UserError
-from internvl_trainer.evaluate.annotations import _is_lines, _parse, _read_line
+from internvl_trainer.evaluate.annotations import _is_lines, _parse, _read_coco, _read_line
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_source import describe_checkpoint
 from internvl_trainer.report.model_card import plain
 from internvl_trainer.retrieval.caption_files import read_captions
+from internvl_trainer.retrieval.load import describe_retrieval_checkpoint
 from internvl_trainer.terminal import printable
 from PIL import Image
 from rich.console import Console
@@ -86,6 +87,18 @@ def _dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+_counts: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _show_counts(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Print the number of inputs of each target, whatever pytest captures."""
+    yield
+    with capsys.disabled():
+        while _counts:
+            print(f"\n{_counts.pop()}", end=" ")
+
+
 def fuzz(name: str, strategy: st.SearchStrategy[Any], target: Target, *allowed: type[Exception]) -> None:
     """Feed the target until its share of FUZZ_SECONDS is over; print the number of inputs."""
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "66")) / 11
@@ -105,7 +118,7 @@ def fuzz(name: str, strategy: st.SearchStrategy[Any], target: Target, *allowed: 
     while time.monotonic() < end:
         seed(round_number)(quiet(given(strategy)(run)))()
         round_number += 1
-    print(f"fuzz {name}: {inputs} inputs, {round_number} seeds")
+    _counts.append(f"fuzz {name}: {inputs} inputs, {round_number} seeds")
     assert inputs > 0
 
 
@@ -134,7 +147,9 @@ def test_annotations_of_tasks() -> None:
         if _is_lines(data, "tasks.json"):
             _read_line(data, "tasks.jsonl:1")
         else:
-            _parse(data, "tasks.json")
+            document = _parse(data, "tasks.json")
+            if isinstance(document, dict) and isinstance(document.get("images"), list):
+                list(_read_coco(document, "tasks.json"))
 
     names = (
         "image",
@@ -149,7 +164,10 @@ def test_annotations_of_tasks() -> None:
         "from",
         "value",
     )
-    fuzz("annotations of tasks", st.one_of(documents(*names), mutated(_dump(ROW))), read)
+    coco = _dump({"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": "b"}]})
+    coco_documents = documents("images", "annotations", "id", "image_id", "file_name", "caption")
+    strategy = st.one_of(documents(*names), coco_documents, mutated(_dump(ROW), coco))
+    fuzz("annotations of tasks", strategy, read)
 
 
 def test_caption_files(tmp_path: Path) -> None:
@@ -189,7 +207,11 @@ def test_config_json(tmp_path: Path) -> None:
 
     def describe(data: bytes) -> None:
         (tmp_path / "config.json").write_bytes(data)
-        describe_checkpoint(tmp_path)
+        for use in (describe_checkpoint, describe_retrieval_checkpoint):
+            try:
+                use(tmp_path)
+            except UserError:
+                continue
 
     fuzz("config.json", st.one_of(st.builds(changed, paths, values), mutated(original)), describe)
 

@@ -6,6 +6,7 @@ The formats are those of training and of upstream's evaluation scripts (OpenGVLa
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -172,9 +173,9 @@ def _from_refcoco(row: Row, place: str) -> Question:
         width, height = float(row["width"]), float(row["height"])
         corners = [float(value) for value in row["bbox"]]
         left, top, right, bottom = (
-            value * _BOX_SCALE / side for value, side in zip(corners, (width, height) * 2, strict=True)
+            _finite(value * _BOX_SCALE / side) for value, side in zip(corners, (width, height) * 2, strict=True)
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise _Problem("BoxInvalid", "expected bbox [x1, y1, x2, y2], width and height, in pixels", "bbox") from error
     sentence = _text(row["sent"], "sent")
     reference = f"<box>[[{left:.6g}, {top:.6g}, {right:.6g}, {bottom:.6g}]]</box>"
@@ -240,6 +241,12 @@ def _checked_media(row: Row) -> RowMedia:
     except ValueError as error:
         raise _Problem("PathLeavesRoot", str(error), "image") from error
     return RowMedia((MediaFile(image, "image"),))
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 def _texts(value: Any, field: str) -> tuple[str, ...]:
