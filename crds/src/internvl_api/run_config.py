@@ -67,8 +67,10 @@ class RunConfig(ApiModel):
     processes_per_worker: int = Field(ge=1)
     device: Literal["cuda", "cpu"]
     gradient_accumulation: int = Field(ge=1)
-    allow_private_addresses: bool = Field(
-        False, description="Whether https:// sources may be on private and loopback addresses"
+    allow_private_addresses: bool | None = Field(
+        None,
+        description="Whether https:// sources may be on private and loopback addresses; default: the variable "
+        "INTERNVL_ALLOW_PRIVATE_ADDRESSES, which the operator sets",
     )
 
     @model_validator(mode="after")

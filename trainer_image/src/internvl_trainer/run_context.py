@@ -48,5 +48,6 @@ class GroupContext(RunContext):
 def open_context(stage: StageName, config: RunConfig, reporter: Reporter) -> RunContext:
     """The context of a stage. Raises UserError when spec.output cannot be opened."""
     os.environ[ENV_NAMESPACE] = config.job.rpartition("/")[0]
-    permit_private_addresses(config.allow_private_addresses)
+    if config.allow_private_addresses is not None:
+        permit_private_addresses(config.allow_private_addresses)
     return RunContext(stage, config, open_storage(config.output, field="spec.output"), reporter)

@@ -13,8 +13,8 @@ def parse_spec(raw: object) -> InternVLFineTuneSpec:
     return check_spec(raw).require()
 
 
-def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str, allow_private_addresses: bool = False) -> RunConfig:
-    """The RunConfig of a checked spec; `allow_private_addresses` is the administrator's setting."""
+def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
+    """The RunConfig of a checked spec."""
     training = spec.training
     return RunConfig(
         job=job,
@@ -36,7 +36,6 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str, allow_private
         processes_per_worker=spec.processes_per_worker,
         device="cuda" if spec.gpus_per_worker else "cpu",
         gradient_accumulation=training.global_batch_size // (spec.world_size * training.micro_batch_size),
-        allow_private_addresses=allow_private_addresses,
     )
 
 

@@ -10,13 +10,14 @@ import os
 import socket
 from collections.abc import Iterator
 
+from internvl_api.constants import ENV_ALLOW_PRIVATE_ADDRESSES
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from internvl_trainer.errors import UserError
 
-ENV_ALLOW_PRIVATE = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"
+ENV_ALLOW_PRIVATE = ENV_ALLOW_PRIVATE_ADDRESSES
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
