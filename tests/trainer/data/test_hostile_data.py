@@ -20,8 +20,10 @@ from internvl_trainer.data.row_checks import Checker, check_rows
 from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.data.video import VideoProblem, read_frames
 from internvl_trainer.errors import UserError
+from internvl_trainer.evaluate.annotations import read_questions
 from internvl_trainer.json_text import InvalidJson, parse_json
 from internvl_trainer.model.checkpoint_format.files import CheckpointError, read_json
+from internvl_trainer.retrieval.caption_files import read_captions
 from rich.console import Console
 
 LONG_NUMBER = "9" * 5000
@@ -138,6 +140,17 @@ def test_a_repeat_time_is_a_finite_number(value: str) -> None:
     meta = f'{{"a": {{"root": "/r", "annotation": "/a.jsonl", "repeat_time": {value}}}}}'
     with pytest.raises(UserError, match=r"repeat_time: expected a number"):
         read_meta(meta, "meta.json")
+
+
+def test_a_long_line_of_a_task_or_of_captions_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"caption": "' + b"x" * (17 << 20) + b'"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: found more than 16 MiB in one line"):
+        read_questions(path, "rows.jsonl")
+    path.write_bytes(b"image,caption\na.jpg," + b"x" * (17 << 20) + b"\na.jpg,short\n")
+    captions = read_captions(path, "flickr", name="rows.csv")
+    assert ("RowTooLong", "rows.csv", 2) in [(found.reason, found.file, found.line) for found in captions.findings]
+    assert [row.caption for row in captions.rows] == ["short"]
 
 
 def test_a_picture_at_the_bound_is_judged_by_its_size_alone() -> None:

@@ -17,6 +17,7 @@ from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
+from internvl_trainer.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def report(outcome: Outcome) -> None:
     """Say it to a person (stderr) and to the operator (termination message)."""
     result = outcome.result
     if result.outcome == "failed":
-        print(f"{result.stage}: {result.reason}: {redact(result.message)}", file=sys.stderr, flush=True)
+        print(f"{result.stage}: {result.reason}: {printable(redact(result.message))}", file=sys.stderr, flush=True)
     else:
         logger.info("%s: %s: %s", result.stage, result.reason, result.message)
     path = termination_path()
@@ -118,7 +119,7 @@ def termination_path() -> Path | None:
 
 def termination_message(result: StageResult) -> bytes:
     """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then the figures go."""
-    message = redact(result.message)
+    message = printable(redact(result.message))
     data = _encode(result, message)
     while len(data) > TERMINATION_MESSAGE_LIMIT:
         if not message and result.evaluation is not None:  # dozens of tasks; their figures are in storage
@@ -143,10 +144,10 @@ def redact(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A log line, tracebacks included, without credentials."""
+    """A log line, tracebacks included, without credentials and control sequences."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 def configure_logging(handler: logging.Handler | None = None) -> None:

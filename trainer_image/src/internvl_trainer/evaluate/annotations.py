@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding, errors_of
-from internvl_trainer.data.row_schema import MediaFile, RowMedia, media_path, parse_chat_row
+from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, media_path, parse_chat_row
 from internvl_trainer.errors import UserError
 from internvl_trainer.json_text import parse_json
 
@@ -116,6 +116,8 @@ def _parse(text: bytes, uri: str) -> Any:
 
 def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     """A row in any of the formats."""
+    if len(line) > LONGEST_ROW:
+        return _unplaced(parse_chat_row(line, place, None)[1])
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
