@@ -73,8 +73,9 @@ verify: lint typecheck ## check lint, types, import contracts and generated file
 	$(PY) -m internvl_api.memory.tables --check docs/memory.md
 	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
 
-fuzz: $(STAMP) ## random reports, statuses and pods, many more than the tests have (FUZZ_EXAMPLES=20000)
+fuzz: $(STAMP) ## random input for the operator and the trainer, many more than make test has (FUZZ_EXAMPLES, FUZZ_SECONDS)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PY) -m pytest -q -s tests/controller/test_fuzz.py --timeout 7200
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PY) -m pytest -q tests/trainer/fuzz --timeout 7200
 
 bench: setup ## measure time to first pod, merge memory and trainer throughput
 	$(PY) -m pytest -q -s tests/bench --ignore tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 3600

@@ -56,7 +56,7 @@ def make_config(output: str, base: str = "qwen2", workers: int = 1, **sections: 
 def write_config(config: RunConfig, folder: Path) -> Path:
     """The configuration as run.yaml."""
     path = folder / "run.yaml"
-    path.write_text(config.to_yaml(), encoding="utf-8")
+    path.write_text(config.to_yaml(reveal=True), encoding="utf-8")
     return path
 
 

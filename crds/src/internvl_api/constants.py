@@ -36,6 +36,7 @@ METRICS_PORT = 9400  # /metrics and /progress of a pod's first rank; its other r
 ENV_ATTEMPT = "INTERNVL_ATTEMPT"
 ENV_JOB_UID = "INTERNVL_JOB_UID"
 ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks for
+ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
+from internvl_api.address import WHOLE, Addressed
 from internvl_api.models.kinds import ModelKind
 from internvl_api.spec import (
     Checkpoint,
@@ -37,7 +38,7 @@ class ResolvedModel(ApiModel):
 
     name: str | None = None
     kind: ModelKind = "chat"
-    source: str
+    source: Addressed
     template: Template | None = Field(
         None, description="Conversation template; None: the one in the checkpoint's config.json"
     )
@@ -66,6 +67,11 @@ class RunConfig(ApiModel):
     processes_per_worker: int = Field(ge=1)
     device: Literal["cuda", "cpu"]
     gradient_accumulation: int = Field(ge=1)
+    allow_private_addresses: bool | None = Field(
+        None,
+        description="Whether https:// sources may be on private and loopback addresses; default: the variable "
+        "INTERNVL_ALLOW_PRIVATE_ADDRESSES, which the operator sets",
+    )
 
     @model_validator(mode="after")
     def _sections_are_consistent(self) -> "RunConfig":
@@ -83,10 +89,14 @@ class RunConfig(ApiModel):
         """Number format of weights and activations; optimizer state is always fp32."""
         return self.training.precision
 
-    def to_yaml(self) -> str:
-        """The text of run.yaml. Equal configurations have equal text."""
+    def to_yaml(self, *, reveal: bool = False) -> str:
+        """The text of run.yaml. Equal configurations have equal text.
+
+        With `reveal`, addresses keep their queries: for the file that a stage reads, never for one that is published.
+        """
+        document = self.model_dump(mode="json", by_alias=True, exclude_none=True, context=WHOLE if reveal else None)
         # libyaml: PyYAML's Python emitter took a quarter of the time of all passes
-        return yaml.dump(self.to_dict(), Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True)
+        return yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True)
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":

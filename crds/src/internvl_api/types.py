@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-SOURCE_PATTERN = r"^(s3://[^/]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+from internvl_api.address import HOLD, OPEN, SHOW
+
+SOURCE_PATTERN = r"^(s3://[^/@:]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/@]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
 Source = Annotated[
     str,
     Field(
@@ -13,6 +15,9 @@ Source = Annotated[
         max_length=2048,
         description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
     ),
+    HOLD,
+    OPEN,
+    SHOW,
 ]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 
@@ -26,6 +31,7 @@ class ApiModel(BaseModel):
         extra="forbid",
         validate_default=False,
         protected_namespaces=(),
+        hide_input_in_errors=True,
     )
 
     def to_dict(self) -> dict[str, object]:

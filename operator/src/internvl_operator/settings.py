@@ -50,6 +50,9 @@ class Settings(BaseModel):
     cache_host_path: str | None = Field(
         None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
     )
+    allow_private_addresses: bool = Field(
+        False, description="true: https:// sources may be on private and loopback addresses (link-local: never)"
+    )
     gang_schedulers: tuple[Literal["volcano", "coscheduling"], ...] = Field(
         (),
         description="Schedulers whose PodGroups runs may use, comma-separated: volcano, coscheduling",
@@ -147,6 +150,7 @@ class Settings(BaseModel):
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
             cache_host_path=self.cache_host_path,
+            allow_private_addresses=self.allow_private_addresses,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
             gang_schedulers=self.gang_schedulers,
             network_policy_peers=self.network_policy_peers,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import https, sources
+from internvl_trainer.artifacts.checked_connection import ENV_ALLOW_PRIVATE
 from internvl_trainer.artifacts.download_progress import told_to
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from ivft_cluster.pki import Authority
@@ -23,6 +24,7 @@ FIELD = "spec.data.train.coco.annotation"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(ENV_ALLOW_PRIVATE, "true")
     for cached in (sources._cache, sources._open, https._pool):
         cached.cache_clear()
 
@@ -107,9 +109,43 @@ def test_a_redirect_to_plain_http_is_refused(server: WebServer, tmp_path: Path) 
     plain = WebServer()
     plain.files["/rows.jsonl"] = ROWS
     with serving(plain):
-        server.redirects["/data/rows.jsonl"] = f"{plain.url}/rows.jsonl"
+        server.redirects["/data/rows.jsonl"] = f"{plain.url}/rows.jsonl".replace("http", "HTTP", 1)
         with pytest.raises(UserError, match="redirects away from https://"):
             fetch(server)
+    assert plain.requests == []
+
+
+def test_a_redirect_to_a_refused_address_is_not_followed(server: WebServer) -> None:
+    server.redirects["/data/rows.jsonl"] = "https://169.254.169.254/latest/meta-data"
+    with pytest.raises(UserError, match=r"rows\.jsonl: 169\.254\.169\.254 is a link-local address"):
+        fetch(server)
+
+
+def test_redirects_without_end_are_refused(server: WebServer) -> None:
+    server.redirects["/data/rows.jsonl"] = "/data/rows.jsonl"
+    with pytest.raises(UserError, match="redirects more than 5 times"):
+        fetch(server)
+
+
+def test_a_redirect_is_followed(server: WebServer) -> None:
+    server.redirects["/data/new.jsonl"] = "rows.jsonl?signature=secret"
+    assert fetch(server, "/data/new.jsonl").read_bytes() == ROWS
+
+
+def test_a_signature_comes_from_the_environment(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"set SOURCE_QUERY in podTemplate\.env from a Secret"):
+        fetch(server, "/data/rows.jsonl?$(SOURCE_QUERY)")
+    sources._open.cache_clear()
+    monkeypatch.setenv("SOURCE_QUERY", "signature=secret")
+    assert fetch(server, "/data/rows.jsonl?$(SOURCE_QUERY)").read_bytes() == ROWS
+    assert server.queries[-1] == "signature=secret"
+
+
+def test_a_private_address_is_refused_before_a_request(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV_ALLOW_PRIVATE)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 is a loopback address"):
+        fetch(server)
+    assert server.requests == []
 
 
 def test_an_unknown_authority_is_said_so(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -92,14 +93,29 @@ def test_a_repository_comes_without_pickles_and_only_once(hub: HubStandIn, clien
     }
     asked = len(hub.requests)
     assert client.model()["found"] == str(folder)
-    assert [request.path for request in hub.requests[asked:]] == ["/api/models/team/tiny/revision/main"]
+    assert [request.path for request in hub.requests[asked:]] == [
+        "/api/models/team/tiny/revision/main",
+        f"/api/models/team/tiny/tree/{COMMIT}",
+    ]
 
 
-def test_a_commit_that_is_cached_needs_no_hub(hub: HubStandIn, client: Client) -> None:
+def test_a_commit_that_is_cached_costs_the_list_of_its_digests(hub: HubStandIn, client: Client) -> None:
     folder = client.model(f"hf://team/tiny@{COMMIT}")["found"]
     asked = len(hub.requests)
     assert client.model(f"hf://team/tiny@{COMMIT}")["found"] == folder
-    assert len(hub.requests) == asked
+    assert [request.path for request in hub.requests[asked:]] == [f"/api/models/team/tiny/tree/{COMMIT}"]
+
+
+def test_code_planted_in_the_cache_is_replaced(hub: HubStandIn, client: Client, tmp_path: Path) -> None:
+    """Also when the planter wrote the record of its digests."""
+    folder = Path(client.model()["found"])
+    (folder / "modeling_internvl_chat.py").write_text("import os")
+    (record,) = (folder.parent.parent / "records").iterdir()
+    digests = json.loads(record.read_text())
+    digests["modeling_internvl_chat.py"] = hashlib.sha256(b"import os").hexdigest()
+    record.write_text(json.dumps(digests))
+    assert Path(client.model()["found"]) == folder
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_preflight_takes_no_weights(hub: HubStandIn, client: Client) -> None:

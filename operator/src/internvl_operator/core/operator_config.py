@@ -11,6 +11,7 @@ class OperatorConfig:
     trainer_image: str = "localhost/internvl-trainer:dev"
     image_pull_policy: str = "IfNotPresent"
     cache_host_path: str | None = None
+    allow_private_addresses: bool = False  # for https:// sources
     gpu_memory: int | None = None  # bytes of one GPU
     gang_schedulers: tuple[str, ...] = ()  # whose PodGroups the operator may write and watch
     network_policy_peers: tuple[dict[str, Any], ...] | None = None  # who may reach /metrics; None: no NetworkPolicy

@@ -127,7 +127,7 @@ def resolve_spec(job: str, uid: str, spec_json: str, cluster: InCluster) -> Reso
     if spec is None:
         return Resolved(None, None, "", error)
     run_config = resolve(spec, job=job, job_uid=uid)
-    return Resolved(spec, run_config, run_config.to_yaml(), error)
+    return Resolved(spec, run_config, run_config.to_yaml(reveal=True), error)
 
 
 def _canonical(value: object) -> str:

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +27,13 @@ _CHUNK = 1 << 20
 # A member of more than this, or that unpacks to so many times its size, is a bomb or a mistake. Videos stay below.
 _LARGEST_MEMBER = 1 << 30
 _SUSPECT_SIZE, _LARGEST_RATIO = 64 << 20, 200
+
+
+# What zipfile and tarfile raise for bytes that are no archive; both let errors of parsing through.
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, struct.error, NotImplementedError,
+    OverflowError, IndexError, OSError, RecursionError,
+)  # fmt: skip
 
 
 class Archive(Protocol):
@@ -56,7 +64,7 @@ def open_archive(path: Path, uri: str, index: Callable[[Callable[[Path], None]],
         if uri.lower().endswith(_ZIP):
             return ZipArchive(path)
         return TarArchive(path, index(partial(_write_index, path)))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
+    except _BROKEN as error:
         raise UserError("ArchiveBroken", f"cannot be read as an archive ({error}); is it complete?", uri) from error
 
 
@@ -96,7 +104,7 @@ class ZipArchive:
         _check_size(name, info.file_size, info.compress_size)
         try:
             return self._file.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (*_BROKEN, RuntimeError) as error:
             raise BadFile("MemberBroken", f"{name} cannot be unpacked ({error})") from error
 
 

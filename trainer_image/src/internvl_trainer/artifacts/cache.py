@@ -1,21 +1,28 @@
 """A bounded disk cache that several processes of a node share: entries are made once and thrown out oldest first.
 
-Layout: `entries/<digest>` (a file or a folder), `partial/<digest>` while a folder is made, and two locks of a folder:
+Layout: `entries/<digest>` (a file or a folder), `records/<digest>` (the sha256 of each file of a folder),
+`partial/<digest>` while a folder is made, and two locks of a folder:
 `locks/<digest>`, shared by its users for as long as they live, and `locks/<digest>.making`. They are two, because
 flock(2) does not turn a shared lock into an exclusive one in one step: of two processes that found no entry, one would
 make it and keep it in use, and the other would wait for that use to end.
-An entry is named by a digest of where it came from and of its etag, so that a changed source is another entry.
+An entry is named by a digest of the run's namespace, of where it came from and of its etag, so that a changed source is
+another entry and namespaces share none. Whoever can write to the folder can change an entry, so none is used unchecked:
+media are stored after their sha256, and the user of a folder gives a check of its files against their source.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
+import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,29 +32,41 @@ _GIB = 1 << 30
 _DEFAULT_GIB = 100
 _ABANDONED_SECONDS = 3 * 24 * 3600
 _MAKING = ".making"
+_DIGEST_BYTES = 32
+ENV_NAMESPACE = "INTERNVL_CACHE_NAMESPACE"
+logger = logging.getLogger(__name__)
 
 
 class Cache:
     """Entries under `root`, together at most about `limit` bytes (checked after each twentieth of it was added)."""
 
-    def __init__(self, root: Path, limit: int) -> None:
-        self.root, self._limit = root, limit
+    def __init__(self, root: Path, limit: int, namespace: str = "") -> None:
+        self.root, self._limit, self._namespace = root, limit, namespace
+        self._checked: set[str] = set()  # folder entries that this process made or checked
         self._added = 0
         self._held: dict[str, int] = {}  # folder entries in use by this process: digest to the lock's descriptor
         self._mutex = threading.Lock()
-        for name in ("entries", "locks", "partial"):
+        for name in ("entries", "locks", "partial", "records"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def bytes_of(self, name: str, load: Callable[[], bytes]) -> bytes:
         """The content named `name`; `load` is asked only when it is not here."""
-        path = self.root / "entries" / digest_of(name)
+        path = self.root / "entries" / self._digest(name)
         try:
             os.utime(path)
-            return path.read_bytes()
+            stored = path.read_bytes()
+            digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+            if hashlib.sha256(data).digest() == digest:
+                return data
+            logger.warning("the cached file %s was changed; it is loaded again", path)
         except FileNotFoundError:
-            data = load()
-            self._place(path, lambda temporary: temporary.write_bytes(data))
-            return data
+            pass
+        data = load()
+        self._place(path, lambda temporary: temporary.write_bytes(hashlib.sha256(data).digest() + data))
+        return data
+
+    def _digest(self, name: str) -> str:
+        return digest_of(f"{self._namespace}\n{name}" if self._namespace else name)
 
     def file(self, name: str, make: Callable[[Path], object]) -> Path:
         """The path of the file named `name`; `make` writes it to the path it is given when it is not here."""
@@ -57,16 +76,21 @@ class Cache:
 
         return self.folder(name, make_in) / "content"
 
-    def folder(self, name: str, make: Callable[[Path], object]) -> Path:
+    def folder(
+        self, name: str, make: Callable[[Path], object], is_intact: Callable[[Path], bool] | None = None
+    ) -> Path:
         """The folder named `name`, kept from eviction while this process lives.
+
+        An entry that was there is used only if its files have the digests that were recorded when it was made and
+        `is_intact` agrees; else it is made again. Each process checks an entry once.
 
         `make` fills the folder it is given. After a failure the next caller gets the same half-filled folder, so
         that a download can go on; two processes never make the same entry at once.
         """
-        digest = digest_of(name)
+        digest = self._digest(name)
         entry, descriptor = self.root / "entries" / digest, self._open_lock(digest)
         try:
-            while not self._is_there(entry, descriptor):
+            while not self._is_there(entry, descriptor) or not self._is_checked(digest, entry, is_intact):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
                 self._make(digest, descriptor, make)
             os.utime(entry)
@@ -88,11 +112,26 @@ class Cache:
             if not entry.exists():  # nobody made it while this process waited
                 partial.mkdir(parents=True, exist_ok=True)
                 make(partial)
+                record = self.root / "records" / digest
+                self._place(record, lambda path: path.write_text(json.dumps(_digests(partial)), encoding="utf-8"))
                 os.replace(partial, entry)
+                self._checked.add(digest)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)  # in use, before room is made for it
                 self._count(_size(entry))
         finally:
             os.close(making)
+
+    def _is_checked(self, digest: str, entry: Path, is_intact: Callable[[Path], bool] | None) -> bool:
+        """Whether the entry is what was stored; one that was changed is moved away, to be evicted as a partial one."""
+        if digest in self._checked:
+            return True
+        if _matches(self.root / "records" / digest, entry) and (is_intact is None or is_intact(entry)):
+            self._checked.add(digest)
+            return True
+        logger.warning("the cached folder %s was changed; it is loaded again", entry)
+        with contextlib.suppress(FileNotFoundError):  # another process moved it
+            os.replace(entry, self.root / "partial" / f"changed-{uuid.uuid4().hex}")
+        return False
 
     def _open_lock(self, name: str) -> int:
         return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -152,6 +191,7 @@ class Cache:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(entry, ignore_errors=True)
+            (self.root / "records" / entry.name).unlink(missing_ok=True)
         except BlockingIOError:
             return False
         finally:
@@ -165,7 +205,7 @@ def open_cache() -> Cache:
     $INTERNVL_CACHE_GIB bounds it (100 unless told).
     """
     limit = int(float(os.environ.get("INTERNVL_CACHE_GIB", _DEFAULT_GIB)) * _GIB)
-    return Cache(cache_root(), limit)
+    return Cache(cache_root(), limit, os.environ.get(ENV_NAMESPACE, ""))
 
 
 def cache_root() -> Path:
@@ -189,3 +229,23 @@ def _size(entry: Path) -> int:
         return entry.stat().st_size
     except FileNotFoundError:  # another process threw it out
         return 0
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Relative name to sha256 of every file. A link has none, so that it never matches."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = "link" if path.is_symlink() else hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = digest
+    return found
+
+
+def _matches(record: Path, entry: Path) -> bool:
+    """Whether an entry's files are those that were recorded."""
+    try:
+        digests = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(digests, dict) and "link" not in digests.values() and digests == _digests(entry)

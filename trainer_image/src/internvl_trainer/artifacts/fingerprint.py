@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from internvl_api.address import IDENTIFIED
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from internvl_api.types import ApiModel
@@ -21,7 +22,7 @@ _WITHOUT_EFFECT = {
 
 
 def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
-    return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without)
+    return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without, context=IDENTIFIED)
 
 
 def _without_effect(config: RunConfig) -> set[str]:

@@ -1,23 +1,33 @@
-"""Files over https://: streamed, resumed after a broken connection, and identified by their ETag."""
+"""Files over https://: streamed, resumed after a broken connection, and identified by their ETag.
+
+Redirects are followed one by one: each target is https:// and passes `checked_connection` before a request goes out.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import urllib3
+from internvl_api.address import Address, credentials_message, has_credentials
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
+from internvl_trainer.artifacts.checked_connection import CheckedPool
 from internvl_trainer.artifacts.storage import StoredFile, inside
-from internvl_trainer.errors import AccessDenied, Unavailable, UserError
+from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
+from internvl_trainer.json_text import parse_json
 
 _CHUNK = 1 << 16  # the most that is read again after a broken connection
 _ATTEMPTS = 6
+_LARGEST_SMALL_FILE = 1 << 30  # of what is read at once: an index, a picture or a video
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_VARIABLE = re.compile(r"\$\((SOURCE_[A-Z0-9_]+)\)")
 # Plain HTTP cannot list a folder: these are the files a checkpoint may have, beside the shards its index names.
 _INDEX = "model.safetensors.index.json"
 _CHECKPOINT_FILES = (
@@ -31,15 +41,18 @@ class HttpsSource:
     """Read-only files under a URL; the key "" is the file of the URL itself. Messages leave a signature out."""
 
     def __init__(self, uri: str, *, field: str) -> None:
-        self._parts, self._field = urlsplit(uri), field
-        self.uri = urlunsplit((self._parts.scheme, self._parts.netloc, self._parts.path, "", "")).rstrip("/")
+        address = Address(uri)
+        if has_credentials(address.reveal()):
+            raise UserError("UnsupportedSource", credentials_message(address.reveal()), field)
+        self._parts, self._field = urlsplit(_filled_in(address.reveal(), field)), field
+        self.uri = re.split(r"[?#;]", address, maxsplit=1)[0].rstrip("/")
 
     def list(self) -> Iterator[StoredFile]:
         """The files of a checkpoint that the server has; each possible one costs a request."""
         found = [file for name in _CHECKPOINT_FILES if (file := self.stat(name))]
         yield from found
         if any(file.key == _INDEX for file in found):
-            shards = set(json.loads(self.read(_INDEX)).get("weight_map", {}).values())
+            shards = shard_names(self.read(_INDEX), self._place(_INDEX))
             yield from (file for name in sorted(shards) if (file := self.stat(inside(name, field=self._field))))
 
     def stat(self, key: str = "") -> StoredFile | None:
@@ -62,7 +75,14 @@ class HttpsSource:
             if response.status != 200:
                 response.close()
                 raise self._failure(key, response.status)
-            return response.read()
+            data = response.read(_LARGEST_SMALL_FILE + 1)
+            if len(data) > _LARGEST_SMALL_FILE:
+                response.close()
+                raise BadFile("FileTooLarge", f"{self._place(key)} has more than {_LARGEST_SMALL_FILE} bytes")
+            if (told := response.headers.get("Content-Length")) and int(told) != len(data):
+                raise urllib3.exceptions.ProtocolError("cut short")
+            response.release_conn()
+            return data
 
         try:
             return _retrying()(get)
@@ -101,15 +121,26 @@ class HttpsSource:
 
     def _get(self, key: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         headers = {"Accept-Encoding": "identity", **headers}
-        try:
-            response = _pool(os.getpid()).request("GET", self._url(key), headers=headers, preload_content=False)
-        except HTTPError as error:
-            raise self._lost(key, error) from error
-        history = response.retries.history if response.retries else ()
-        if any((step.redirect_location or "").startswith("http://") for step in history):
+        url = self._url(key)
+        for _ in range(_MOST_REDIRECTS + 1):
+            try:
+                response = _pool(os.getpid()).request(
+                    "GET", url, headers=headers, preload_content=False, redirect=False
+                )
+            except HTTPError as error:
+                raise self._lost(key, error) from error
+            except UserError as error:  # the address was refused
+                raise UserError(error.reason, f"{self._place(key)}: {error.message}", self._field) from error
+            target = response.headers.get("Location") if response.status in _REDIRECTS else None
+            if target is None:
+                return response
             response.close()
-            raise UserError("UnsupportedSource", f"{self._place(key)} redirects away from https://", self._field)
-        return response
+            url = urljoin(url, target)
+            if urlsplit(url).scheme != "https":
+                raise UserError("UnsupportedSource", f"{self._place(key)} redirects away from https://", self._field)
+        raise UserError(
+            "UnsupportedSource", f"{self._place(key)} redirects more than {_MOST_REDIRECTS} times", self._field
+        )
 
     def _size(self, key: str, response: urllib3.BaseHTTPResponse) -> int:
         told = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
@@ -149,6 +180,28 @@ class HttpsSource:
         return Unavailable("ServerUnavailable", message, self._field)
 
 
+def shard_names(index: bytes, place: str) -> set[str]:
+    """File names in a model.safetensors.index.json. Raises UserError for a file of another form."""
+    document = parse_json(index, place)
+    names = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError("InvalidIndex", "expected an object with weight_map: {tensor: file}", place)
+    return set(names.values())
+
+
+def _filled_in(uri: str, field: str) -> str:
+    """The address with $(SOURCE_NAME) in its query replaced by that variable of the environment."""
+
+    def value(match: re.Match[str]) -> str:
+        if (found := os.environ.get(match[1])) is None:
+            message = f"{match[0]} is not set; set {match[1]} in podTemplate.env from a Secret"
+            raise UserError("VariableMissing", message, field)
+        return found.removeprefix("?")
+
+    path, mark, query = uri.partition("?")
+    return path + mark + _VARIABLE.sub(value, query)
+
+
 def _version(response: urllib3.BaseHTTPResponse) -> str:
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
 
@@ -166,6 +219,8 @@ def _retrying() -> Retrying:
 def _pool(_process: int) -> urllib3.PoolManager:
     """A connection pool for each process: connections do not survive a fork."""
     retries = urllib3.Retry(
-        total=5, redirect=5, backoff_factor=0.2, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+        total=5, redirect=0, backoff_factor=0.2, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
     )
-    return urllib3.PoolManager(maxsize=32, retries=retries, timeout=urllib3.Timeout(connect=10, read=60))
+    pool = urllib3.PoolManager(maxsize=32, retries=retries, timeout=urllib3.Timeout(connect=10, read=60))
+    pool.pool_classes_by_scheme = {"https": CheckedPool}
+    return pool

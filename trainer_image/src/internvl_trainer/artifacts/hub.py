@@ -92,6 +92,21 @@ def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: P
     shutil.rmtree(arriving, ignore_errors=True)
 
 
+def has_files(repo: Repository, commit: str, folder: Path) -> bool:
+    """Whether every file in `folder`, but hidden ones, is one of the commit with the Hub's digest.
+
+    Files that the Hub lists and the folder lacks were not asked for.
+    """
+    listed = {file.path: file for file in list_files(repo, commit)}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name.startswith("."):
+            continue
+        if name not in listed or path.is_symlink() or _digest(listed[name], path) != digest_of(listed[name]):
+            return False
+    return True
+
+
 def digest_of(file: RepoFile) -> str:
     """The Hub's digest: sha256 for large files, git's blob digest for the others."""
     return str(file.lfs.sha256 if file.lfs else file.blob_id)
@@ -113,7 +128,18 @@ def _fetch(repo: Repository, commit: str, path: str, folder: Path) -> Path:
 
 
 def _check(repo: Repository, file: RepoFile, path: Path) -> None:
-    expected = digest_of(file)
+    expected, found = digest_of(file), _digest(file, path)
+    if found != expected:
+        path.unlink()
+        raise Unavailable(
+            "DownloadCorrupt",
+            f"{repo.uri}: {file.path} has digest {found}, the Hub says {expected}; try again",
+            repo.field,
+        )
+
+
+def _digest(file: RepoFile, path: Path) -> str:
+    """The digest of a local file, of the kind that the Hub has for it."""
     if file.lfs:
         digest = hashlib.sha256()
     else:
@@ -121,13 +147,7 @@ def _check(repo: Repository, file: RepoFile, path: Path) -> None:
     with path.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != expected:
-        path.unlink()
-        raise Unavailable(
-            "DownloadCorrupt",
-            f"{repo.uri}: {file.path} has digest {digest.hexdigest()}, the Hub says {expected}; try again",
-            repo.field,
-        )
+    return digest.hexdigest()
 
 
 def _ask(repo: Repository, ask: Callable[[], Result]) -> Result:

@@ -127,6 +127,6 @@ def _parse(text: bytes, place: str) -> Manifest:
         files = [ManifestFile(**file) for file in document.pop("files")]
         known = {name: document.pop(name) for name in ("fingerprint", "created")}
         document.pop("version")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ManifestError("ManifestBroken", f"{place} is not a manifest: {error!r}") from error
     return Manifest(files=files, extra=document, sha256=hashlib.sha256(text).hexdigest(), **known)

@@ -9,22 +9,29 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from internvl_api.address import Address, reveal
+
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
 from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
+from internvl_trainer.artifacts.links import files_below
 from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage, sha256_of
 from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 
 _PARALLEL_FILES = 8
 
 # Pickles may hold code and are never read; the other formats would only cost time. Weights come as safetensors.
+_CARRIED_FOLDERS = (".", "upstream")
+_CARRIED_SUFFIXES = (".json", ".txt", ".model", ".py", ".md", ".jinja", ".tiktoken")
+_CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README", "COPYING")
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
 
 def list_directory(uri: str, *, field: str) -> list[str]:
     """Names of the files under a checkpoint URI, relative, without downloading any."""
+    uri = Address(uri)
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
         names = [file.path for file in hub.list_files(repo, hub.commit_of(repo))]
@@ -40,6 +47,7 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
     The text is a digest for local files and on the Hub, else ETag and size; remote contents are not read. A commit of
     the Hub never changes and costs no request: {"commit": its hash}.
     """
+    uri = Address(uri)
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
         commit = hub.commit_of(repo)
@@ -51,7 +59,7 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
         files = _present(storage, storage.list(), field)
         return {file.key: f"{file.etag} {file.size}" for file in files if wanted(file.key)}
     folder = _present_folder(local_path(uri, field=field), uri, field)
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
     names = [name for name in names if wanted(name)]
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
@@ -62,24 +70,29 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
 
     `weights=False` leaves the safetensors out, which is all that preflight needs.
     """
+    uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_repository(hub.repository(uri, field=field), weights)
     if not uri.startswith(("s3://", "https://")):
-        return _present_folder(local_path(uri, field=field), uri, field)
+        folder = _present_folder(local_path(uri, field=field), uri, field)
+        for _ in files_below(folder):  # refuses links that lead out of it
+            pass
+        return folder
     storage = _open(uri, field)
     wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not _is_weights(file.key))]
     files = _present(storage, wanted, field)
-    name = "\n".join([uri, *(f"{file.key} {file.etag}" for file in files)])
+    name = "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
 
     def make(folder: Path) -> None:
         with announced(storage.uri, folder, sum(file.size for file in files)):
             _download(storage, files, folder)
 
-    return _cache().folder(name, make)
+    return _cache().folder(name, make, lambda folder: _has_small_files_of(storage, files, folder))
 
 
 def fetch_file(uri: str, *, field: str) -> Path:
     """A local path of one file: an annotation, a meta JSON or an archive."""
+    uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_from_hub(uri, field)
     if not uri.startswith(("s3://", "https://")):
@@ -97,7 +110,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
         with announced(uri.partition("?")[0], path.parent, found.size):
             storage.download(key, path)
 
-    return _cache().file(f"{uri}\n{found.etag}\n{found.size}", make)
+    return _cache().file(f"{reveal(uri)}\n{found.etag}\n{found.size}", make)
 
 
 def open_media(root: str, relative: str) -> bytes:
@@ -106,7 +119,7 @@ def open_media(root: str, relative: str) -> bytes:
     Media are immutable: a cached file costs no request. Raises FileNotFoundError where there is none,
     and BadFile for one that must not be read.
     """
-    field = "data.root"
+    field, root = "data.root", Address(root)
     name = inside(relative, field=field)
     if is_archive(root) and not _is_local_folder(root, field):
         return _archive(root, os.getpid()).read(name)
@@ -115,7 +128,7 @@ def open_media(root: str, relative: str) -> bytes:
             return _fetch_from_hub(f"{root.rstrip('/')}/{name}", field).read_bytes()
         if root.startswith(("s3://", "https://")):
             root = root if root.startswith("https://") else root.rstrip("/")
-            return _cache().bytes_of(f"{root}\n{name}", lambda: _open(root, field).read(name))
+            return _cache().bytes_of(f"{reveal(root)}\n{name}", lambda: _open(root, field).read(name))
         return _read_inside(local_path(root, field=field), name)
     except UserError as error:
         if error.reason == "NotFound":
@@ -123,12 +136,12 @@ def open_media(root: str, relative: str) -> bytes:
         raise
 
 
-def parent_uri(uri: str) -> str:
+def parent_uri(uri: str) -> Address:
     """The folder of a file's URI: where relative media paths start unless a root is given."""
     if uri.startswith("https://"):
-        parts = urlsplit(uri)
-        return urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, ""))
-    return uri.rpartition("/")[0]
+        parts = urlsplit(reveal(uri))
+        return Address(urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, "")))
+    return Address(uri.rpartition("/")[0])
 
 
 @lru_cache(maxsize=64)
@@ -136,7 +149,7 @@ def _archive(root: str, _process: int) -> Archive:
     """The archive for all threads of this process; a fork would share the file position, hence the argument."""
     field = "data.root"
     place = root.partition("?")[0]
-    path = fetch_file(root.rstrip("/"), field=field)
+    path = fetch_file(Address(reveal(root).rstrip("/")), field=field)
     name = f"{path}\n{path.stat().st_size} {path.stat().st_mtime_ns}"
     if is_packed_tar(root):
         packed = path
@@ -157,7 +170,12 @@ def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
         with announced(repo.uri, folder, sum(file.size for file in wanted)):
             hub.download(repo, commit, wanted, folder)
 
-    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} {'all' if weights else 'without weights'}", make)
+    def is_intact(folder: Path) -> bool:
+        return hub.has_files(repo, commit, folder)
+
+    return _cache().folder(
+        f"hf {repo.kind} {repo.name} {commit} {'all' if weights else 'without weights'}", make, is_intact
+    )
 
 
 def _fetch_from_hub(uri: str, field: str) -> Path:
@@ -171,7 +189,8 @@ def _fetch_from_hub(uri: str, field: str) -> Path:
         with announced(uri, folder, file.size):
             hub.download(repo, commit, [file], folder)
 
-    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} file {path}", make) / path
+    name = f"hf {repo.kind} {repo.name} {commit} file {path}"
+    return _cache().folder(name, make) / path
 
 
 @lru_cache(maxsize=64)
@@ -194,6 +213,15 @@ def _read_inside(root: Path, name: str) -> bytes:
         return path.read_bytes()
     except PermissionError as error:
         raise AccessDenied("AccessDenied", f"{path}: {error.strerror}", "data.root") from error
+
+
+def _has_small_files_of(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> bool:
+    """Whether code, tokenizer and configuration in a cached folder equal their source, which is read for that."""
+    wanted = [file for file in files if not _is_weights(file.key)]
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    if not found <= {file.key for file in wanted}:
+        return False
+    return all((folder / file.key).read_bytes() == storage.read(file.key) for file in wanted)
 
 
 def _download(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> None:
@@ -227,6 +255,17 @@ def _present_folder(path: Path, uri: str, field: str) -> Path:
 
 def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
+
+
+def is_carried(name: str) -> bool:
+    """Whether a file of a base model, by its relative name, belongs into a model made from it: an allow-list.
+
+    It has what upstream's and transformers' formats read, the model card and the licence.
+    """
+    path = Path(name)
+    if any(part.startswith(".") for part in path.parts) or path.parent.as_posix() not in _CARRIED_FOLDERS:
+        return False
+    return path.suffix in _CARRIED_SUFFIXES or path.name.upper().startswith(_CARRIED_NAMES)
 
 
 def is_unused(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from internvl_trainer.artifacts.links import check_inside
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,12 @@ class FolderStorage:
             self._remove_empty_parents(path)
 
     def _path(self, key: str) -> Path:
-        return self._root / inside(key, field=self._field)
+        path = self._root / inside(key, field=self._field)
+        try:
+            check_inside(path, self._root)
+        except (OSError, RuntimeError) as error:  # a loop of links
+            raise UserError("NotFound", f"{path} cannot be followed; remove the link", self._field) from error
+        return path
 
     def _store(self, key: str, write: Callable[[Path], object]) -> None:
         target = self._path(key)

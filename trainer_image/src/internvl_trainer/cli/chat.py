@@ -18,6 +18,7 @@ from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, 
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.distributed import prepare_environment
 from internvl_trainer.errors import UserError
+from internvl_trainer.terminal import printable
 
 if TYPE_CHECKING:
     from internvl_trainer.model.load import LoadedModel
@@ -63,12 +64,12 @@ def run(options: argparse.Namespace) -> int:
     prepare_environment("cuda", 1)
     conversation = Conversation(_load(options), images, options)
     if options.question is not None:
-        print(conversation.ask(options.question))
+        print(_shown(conversation.ask(options.question)))
         return 0
     with suppress(KeyboardInterrupt):
         for question in _questions(conversation.loaded):
             try:
-                print(conversation.ask(question), flush=True)
+                print(_shown(conversation.ask(question)), flush=True)
             except UserError as error:  # the conversation goes on
                 print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
     return 0
@@ -162,3 +163,8 @@ def _questions(loaded: LoadedModel) -> Iterator[str]:
             return
         if question:
             yield question
+
+
+def _shown(answer: str) -> str:
+    """An answer as a terminal may show it; a pipe gets every character."""
+    return printable(answer) if sys.stdout.isatty() else answer

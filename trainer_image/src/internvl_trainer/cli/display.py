@@ -11,6 +11,9 @@ from internvl_api.status import Progress, StageName, StageResult
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
+
+from internvl_trainer.terminal import printable
 
 _REFRESH_SECONDS = 0.5
 
@@ -25,7 +28,7 @@ class Display:
             TextColumn("[bold]{task.fields[stage]:<17}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False, style="default"),
             TimeElapsedColumn(),
             console=console,
         )
@@ -46,7 +49,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Show a line of a log, above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def follow(self, stage: StageName, read: Callable[[], Progress | None]) -> Iterator[None]:
@@ -70,12 +73,12 @@ class Display:
     def finish(self, stage: StageName, result: StageResult) -> None:
         """Leave the stage's result on its line."""
         color = {"succeeded": "green", "resume": "yellow", "failed": "red"}[result.outcome]
-        self._bars.update(self._tasks[stage], description=f"[{color}]{result.reason}[/]", total=1, completed=1)
-        self._console.print(f"[{color}]{stage}: {result.reason}:[/] ", end="")
-        self._console.print(result.message, markup=False, highlight=False, soft_wrap=True)
+        self._bars.update(self._tasks[stage], description=printable(result.reason), total=1, completed=1)
+        self._console.print(Text(f"{stage}: {printable(result.reason)}: ", style=color), end="")
+        self._console.print(printable(result.message), markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, stage: StageName, progress: Progress) -> None:
-        words = [progress.detail or ""]
+        words = [printable(progress.detail or "")]
         if progress.loss is not None:
             words.append(f"loss {progress.loss:.4f}")
         if progress.validation_loss is not None:

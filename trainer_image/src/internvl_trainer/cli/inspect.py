@@ -20,6 +20,7 @@ from internvl_trainer.data.row_schema import parse_chat_row
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
 from internvl_trainer.errors import UserError
+from internvl_trainer.terminal import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,9 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
         if isinstance(outcome, list):
             broken += any(finding.severity == "error" for finding in outcome)
             for finding in outcome:
-                console.print(str(finding.at(str(args.annotation), line)), style="red", markup=False, highlight=False)
+                console.print(
+                    printable(str(finding.at(str(args.annotation), line))), style="red", markup=False, highlight=False
+                )
             continue
         values = _arrays(outcome)
         if subject.loaded:
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
             console.print(_headline(number, line, outcome, values), _view(outcome, subject.tokenizer), sep="\n")
     if args.out:
         _save(args.out, arrays)
-        console.print(f"{len(arrays)} arrays in {args.out}", highlight=False)
+        console.print(f"{len(arrays)} arrays in {args.out}", markup=False, highlight=False)
     return 1 if broken else 0
 
 
@@ -215,7 +218,7 @@ def _headline(number: int, line: int, sample: Sample, values: dict[str, np.ndarr
         facts.append(f"loss {float(values['loss']):.6f}")
     text = Text(f"\nrow {number} (line {line}): {', '.join(facts)}", style="bold")
     for finding in sample.findings:
-        text.append(f"\n{finding.reason}: {finding.message}", style="yellow")
+        text.append(printable(f"\n{finding.reason}: {finding.message}"), style="yellow")
     return text
 
 
@@ -231,7 +234,7 @@ def _view(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Text:
             view.append(f"{IMAGE_CONTEXT}×{len(ids)}", style=_CONTEXT)
             continue
         for shade, text in enumerate(_texts(tokenizer, ids)):
-            view.append(text, style=(_SUPERVISED if supervised else _PLAIN)[shade % 2])
+            view.append(printable(text), style=(_SUPERVISED if supervised else _PLAIN)[shade % 2])
     return view
 
 

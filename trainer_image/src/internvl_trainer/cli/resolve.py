@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.path} cannot be used: {error}", ExitCode.CONFIG) from error
     except SpecError as error:
         raise CommandError(f"{options.path}: {error.reason}: {error}", ExitCode.USER_ERROR) from error
-    print(config.to_yaml(), end="")
+    print(config.to_yaml(reveal=True), end="")
     return ExitCode.OK
 
 

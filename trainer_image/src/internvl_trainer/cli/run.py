@@ -14,6 +14,7 @@ from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import Progress, StageName, StageResult
 from rich.console import Console
+from rich.text import Text
 
 from internvl_trainer.cli.display import Display
 from internvl_trainer.cli.launcher import launch, own_command
@@ -61,7 +62,7 @@ def run_stages(config: RunConfig, processes: int | None) -> int:
     try:
         config = for_this_machine(config, processes)
     except UserError as error:
-        console.print(f"[bold red]{error.reason}[/]: ", end="")
+        console.print(Text(f"{error.reason}: ", style="bold red"), end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return ExitCode.CONFIG
     prepare_environment(config.device, config.processes_per_worker)
@@ -106,7 +107,7 @@ def _here(stage: StageName, config: RunConfig, display: Display) -> Outcome:
 def _in_children(stage: StageName, config: RunConfig, scratch: Path, display: Display) -> Outcome:
     """Run a stage in child processes, so that this process can report a crash of theirs."""
     path, result_path = scratch / "run.yaml", scratch / f"{stage}.json"
-    path.write_text(config.to_yaml(), encoding="utf-8")
+    path.write_text(config.to_yaml(reveal=True), encoding="utf-8")
     port = int(os.environ.setdefault("INTERNVL_METRICS_PORT", str(free_port())))
     count = config.processes_per_worker
     rendezvous = Rendezvous("127.0.0.1", free_port(), world_size=count, rank=0, local_rank=0, processes=count)

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..json_text import InvalidJson, parse_json
+
+_LARGEST_NUMBER = 1e9
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,9 @@ def read_meta(text: str, path: str) -> list[DatasetDescription]:
         UserError: naming the dataset and the field.
     """
     try:
-        meta = json.loads(text, object_pairs_hook=partial(_refuse_duplicates, path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            "InvalidMeta", f"not valid JSON: {error.msg} (column {error.colno})", f"{path}:{error.lineno}"
-        ) from error
+        meta = parse_json(text, path, pairs=partial(_refuse_duplicates, path))
+    except InvalidJson as error:
+        raise UserError("InvalidMeta", error.message, error.where) from error
     if not isinstance(meta, dict) or not meta:
         raise UserError("InvalidMeta", "expected an object of the form {name: {root, annotation, ...}}", path)
     return [_describe(name, entry, path) for name, entry in meta.items()]
@@ -77,7 +78,7 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
         if value is None and default is None and key not in ("root", "annotation"):
             return None
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            found = "nothing" if key not in entry else json.dumps(value)
+            found = "nothing" if key not in entry else _short(value)
             raise UserError("InvalidMeta", f"expected {expected}, found {found}", f"{path}: {name}.{key}")
         return value
 
@@ -86,13 +87,15 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
         root=take("root", (str,), "a path"),
         annotation=take("annotation", (str,), "the path of a JSONL file"),
         max_tiles=take("max_dynamic_patch", (int,), "a whole number"),
-        repeat_time=float(take("repeat_time", (int, float), "a number", 1)),
+        repeat_time=_finite(take("repeat_time", (int, float), "a number", 1), f"{path}: {name}.repeat_time"),
         data_augment=take("data_augment", (bool,), "true or false", False),
         length=take("length", (int,), "a whole number"),
     )
     for key, value in (("repeat_time", description.repeat_time), ("max_dynamic_patch", description.max_tiles)):
         if value is not None and value <= 0:
-            raise UserError("InvalidMeta", f"expected a number above 0, found {entry[key]}", f"{path}: {name}.{key}")
+            raise UserError(
+                "InvalidMeta", f"expected a number above 0, found {_short(entry[key])}", f"{path}: {name}.{key}"
+            )
     if description.repeat_time > 1 and not description.repeat_time.is_integer():
         raise UserError(
             "InvalidMeta",
@@ -100,3 +103,13 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
             f"{path}: {name}.repeat_time",
         )
     return description
+
+
+def _finite(value: float, place: str) -> float:
+    if not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:  # also false for NaN
+        raise UserError("InvalidMeta", f"expected a number up to {_LARGEST_NUMBER:g}, found {_short(value)}", place)
+    return float(value)
+
+
+def _short(value: object) -> str:
+    return json.dumps(value)[:200]

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
+
+from internvl_trainer.terminal import printable
 
 Severity = Literal["error", "warning"]
 
@@ -67,6 +70,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     for finding in findings:
         cells = finding.severity, finding.file, finding.line, finding.field, finding.reason, finding.message
         table.add_row(
-            *("" if cell is None else str(cell) for cell in cells), style="red" if finding.severity == "error" else ""
+            *(Text("" if cell is None else printable(str(cell))) for cell in cells),
+            style="red" if finding.severity == "error" else "",
         )
     return table

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import UserError
+from .row_schema import LONGEST_ROW
 
 _CHUNK = 1 << 24
 _LONGEST_BLANK = 16  # bytes; a longer line of spaces counts as a row, which preflight reports as invalid JSON
@@ -52,10 +53,11 @@ class RowIndex:
         return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> bytes:
-        """The row's line, without its newline."""
+        """The row's line, without its newline; of a line longer than LONGEST_ROW, one byte more than that."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} in {self.path}")
-        text = self._data()[int(self._offsets[row]) : int(self._offsets[row + 1])]
+        start = int(self._offsets[row])
+        text = self._data()[start : min(int(self._offsets[row + 1]), start + LONGEST_ROW + 1)]
         return text.strip().split(b"\n", 1)[0].rstrip(b"\r")
 
     def line_number(self, row: int) -> int:

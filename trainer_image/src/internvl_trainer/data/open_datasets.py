@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from internvl_api.address import Address, credentials_message, has_credentials, reveal
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
@@ -119,13 +120,21 @@ def _read_meta(uri: str) -> list[DatasetDescription]:
     except UnicodeDecodeError as error:
         raise UserError("InvalidMeta", f"not valid UTF-8 (byte {error.start})", uri) from error
 
-    def absolute(path: str) -> str:
-        return path if path.startswith("/") or "://" in path else f"{parent_uri(uri)}/{path}".rstrip("/")
+    def absolute(path: str) -> Address:
+        if path.startswith("/") or "://" in path:
+            return _without_credentials(path, uri)
+        return Address(f"{reveal(parent_uri(uri))}/{path}".rstrip("/"))
 
     return [
         replace(description, root=absolute(description.root), annotation=absolute(description.annotation))
         for description in read_meta(text, uri)
     ]
+
+
+def _without_credentials(address: str, meta: str) -> Address:
+    if has_credentials(address):
+        raise UserError("InvalidMeta", credentials_message(address), meta)
+    return Address(address)
 
 
 def _open(description: DatasetDescription, field: str) -> OpenDataset:

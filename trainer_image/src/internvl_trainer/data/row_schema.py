@@ -12,8 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
+from ..json_text import InvalidJson, parse_json
 from .diagnostics import Finding, errors_of
 
+LONGEST_ROW = 16 << 20
+"""Bytes of a line; a longer one is a finding and is not parsed."""
+
+_LONGEST_CLIP = 1e7  # seconds, four months; a larger number overflows when it becomes a frame
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 Role = Literal["human", "gpt", "system"]
@@ -139,14 +144,14 @@ def place_marks(turns: Sequence[Turn], media: RowMedia, frames: int = 0) -> list
 
 
 def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
+    if len(text) > LONGEST_ROW:
+        return None, [
+            Finding("RowTooLong", f"found more than {LONGEST_ROW >> 20} MiB in one line; is a newline missing?")
+        ]
     try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        return None, [Finding("InvalidJson", f"not valid JSON: {error.msg} (column {error.colno})")]
-    except UnicodeDecodeError as error:
-        return None, [Finding("InvalidJson", f"not valid UTF-8 (byte {error.start})")]
-    except RecursionError:
-        return None, [Finding("InvalidJson", "nested too deeply to be read")]
+        row = parse_json(text)
+    except InvalidJson as error:
+        return None, [Finding("InvalidJson", error.message)]
     if not isinstance(row, dict):
         return None, [Finding("NotAnObject", f"expected a JSON object, found {_kind(row)}")]
     return row, []
@@ -243,8 +248,8 @@ def _check_clip(clip: Any) -> Iterator[Finding]:
     if clip is None:
         return
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(value) in (int, float) for value in clip)
-    if not numbers or not 0 <= clip[0] < clip[1]:
-        yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)}", "clip")
+    if not numbers or not 0 <= clip[0] < clip[1] <= _LONGEST_CLIP:
+        yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)[:200]}", "clip")
 
 
 def _check_characters(text: str, field: str) -> Iterator[Finding]:

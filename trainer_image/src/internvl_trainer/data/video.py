@@ -9,6 +9,12 @@ import av
 import numpy as np
 from PIL import Image
 
+MOST_FRAME_PIXELS = 36_000_000
+"""Of one frame of a video: 8K and a little more."""
+
+MOST_VIDEO_BYTES = 2 << 30
+"""Of all frames that are taken from a video, 3 bytes a pixel."""
+
 
 class VideoProblem(ValueError):
     """The bytes are no video that can be decoded."""
@@ -70,13 +76,18 @@ def read_frames(
             if not container.streams.video:
                 raise VideoProblem("there is no video stream in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # a codec that FFmpeg does not know
+                raise VideoProblem("its codec is not known")
+            _check_frame(stream.codec_context.width, stream.codec_context.height)
             fps = float(stream.average_rate or 1)
             total = stream.frames or _count_frames(data)
             first, total = _clip_range(clip, total, fps)
             count = max_frames if rng is None else int(rng.integers(min_frames, max_frames + 1))
             wanted = [first + index for index in frame_indices(count, total, sampling=sampling, fps=fps, rng=rng)]
             frames = _decode(container, set(wanted))
-    except av.FFmpegError as error:
+    except VideoProblem:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, MemoryError, UnicodeError) as error:
         raise VideoProblem(f"cannot be decoded ({error}), {len(data)} bytes") from error
     if lost := [index for index in wanted if index not in frames]:
         raise VideoProblem(f"frame {lost[0]} of {total} cannot be decoded; the file is cut short")
@@ -97,15 +108,31 @@ def _clip_range(clip: Sequence[float] | None, total: int, fps: float) -> tuple[i
 def _count_frames(data: bytes) -> int:
     """The number of frames, for containers whose header has none."""
     with av.open(io.BytesIO(data), mode="r") as container:
-        return len([None for _ in container.decode(video=0)])
+        return sum(_check_frame(frame.width, frame.height) >= 0 for frame in container.decode(video=0))
+
+
+def _check_frame(width: int, height: int) -> int:
+    """The bytes of a frame. Raises VideoProblem for one that would take too much memory."""
+    if width * height > MOST_FRAME_PIXELS:
+        raise VideoProblem(
+            f"its frames have {width} x {height} pixels; expected at most {MOST_FRAME_PIXELS // 1_000_000} million, "
+            "so scale it down"
+        )
+    return width * height * 3
 
 
 def _decode(container: av.container.InputContainer, wanted: set[int]) -> dict[int, Image.Image]:
     """The wanted frames, decoded in order up to the last one, as seeking is not exact for every codec."""
     frames: dict[int, Image.Image] = {}
-    last = max(wanted)
+    last, taken = max(wanted), 0
     for index, frame in enumerate(container.decode(video=0)):
+        size = _check_frame(frame.width, frame.height)
         if index in wanted:
+            taken += size
+            if taken > MOST_VIDEO_BYTES:
+                raise VideoProblem(
+                    f"{len(wanted)} frames take more than {MOST_VIDEO_BYTES >> 30} GiB; take fewer, or scale it down"
+                )
             frames[index] = Image.fromarray(frame.to_ndarray(format="rgb24"))
         if index == last:
             break

@@ -6,6 +6,7 @@ The formats are those of training and of upstream's evaluation scripts (OpenGVLa
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding, errors_of
-from internvl_trainer.data.row_schema import MediaFile, RowMedia, media_path, parse_chat_row
+from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, media_path, parse_chat_row
 from internvl_trainer.errors import UserError
+from internvl_trainer.json_text import parse_json
 
 # How upstream's scripts ask for what a row of these formats holds.
 _VQA_QUESTION = "{} Answer the question using a single word or phrase."
@@ -109,19 +111,13 @@ def _is_lines(text: bytes, uri: str) -> bool:
 
 
 def _parse(text: bytes, uri: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"not valid JSON: {error.msg} (column {error.colno})"
-        raise UserError("InvalidJson", message, f"{uri}:{error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise UserError("InvalidJson", f"not valid UTF-8 (byte {error.start})", uri) from error
-    except RecursionError as error:
-        raise UserError("InvalidJson", "nested too deeply to be read", uri) from error
+    return parse_json(text, uri)
 
 
 def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     """A row in any of the formats."""
+    if len(line) > LONGEST_ROW:
+        return _unplaced(parse_chat_row(line, place, None)[1])
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -179,9 +175,9 @@ def _from_refcoco(row: Row, place: str) -> Question:
         width, height = float(row["width"]), float(row["height"])
         corners = [float(value) for value in row["bbox"]]
         left, top, right, bottom = (
-            value * _BOX_SCALE / side for value, side in zip(corners, (width, height) * 2, strict=True)
+            _finite(value * _BOX_SCALE / side) for value, side in zip(corners, (width, height) * 2, strict=True)
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise _Problem("BoxInvalid", "expected bbox [x1, y1, x2, y2], width and height, in pixels", "bbox") from error
     sentence = _text(row["sent"], "sent")
     reference = f"<box>[[{left:.6g}, {top:.6g}, {right:.6g}, {bottom:.6g}]]</box>"
@@ -247,6 +243,12 @@ def _checked_media(row: Row) -> RowMedia:
     except ValueError as error:
         raise _Problem("PathLeavesRoot", str(error), "image") from error
     return RowMedia((MediaFile(image, "image"),))
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 def _texts(value: Any, field: str) -> tuple[str, ...]:

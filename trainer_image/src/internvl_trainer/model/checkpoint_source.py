@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig
 
+from ..errors import UserError
 from .checkpoint_format import Architecture, UnsupportedArchitecture, native_config, read_architecture, to_native
 from .checkpoint_format.config import DEFAULT_TEMPLATES, language_kind
 from .checkpoint_format.files import CheckpointError, TensorEntry, list_tensors, read_json, shape_tensors
@@ -71,17 +74,32 @@ def _read_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[st
         message = "is a retrieval model (InternVL 1.0); name it as one: model.name InternVL-14B-224px"
         raise CheckpointError("UnsupportedArchitecture", message, str(path))
     if config.get("model_type") == "internvl":
-        return _read_native_config(directory)
-    try:
+        with readable_config(path):
+            return _read_native_config(directory)
+    with readable_config(path):
         return native_config(config, _UNKNOWN_TOKEN), read_architecture(config), config
-    except (UnsupportedArchitecture, KeyError, ValueError) as error:
-        raise CheckpointError("UnsupportedArchitecture", _config_problem(error), str(path)) from error
 
 
-def _config_problem(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error.args[0]} is missing from llm_config; copy config.json from the model's repository again"
-    return f"{error}"
+@contextmanager
+def readable_config(path: Path) -> Iterator[None]:
+    """Turn what reading a config.json's values raises, transformers' checks of them too, into a CheckpointError."""
+    again = "copy config.json from the model's repository again"
+    try:
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        message = f"{error.args[0]} is missing from llm_config; {again}"
+        raise CheckpointError("UnsupportedArchitecture", message, str(path)) from error
+    except ValueError as error:
+        raise CheckpointError("UnsupportedArchitecture", _first_line(error), str(path)) from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, StrictDataclassError) as error:
+        message = f"a value cannot be used ({_first_line(error)}); {again}"
+        raise CheckpointError("InvalidConfig", message, str(path)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def _read_native_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[str, Any] | None]:

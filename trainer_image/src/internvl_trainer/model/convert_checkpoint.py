@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from internvl_trainer.artifacts.links import files_below
+from internvl_trainer.artifacts.sources import is_carried
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, native_config, read_architecture
 from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, CheckpointError, TensorEntry, read_json
@@ -39,7 +41,6 @@ Format = Literal["upstream", "hf"]
 
 SHARD_SIZE = 5_000_000_000
 GENERATION_CONFIG = "generation_config.json"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,10 @@ def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """What is not weights, byte for byte; an index that has been written already stays as it is."""
-    for path in sorted(source.rglob("*")):
+    """What `is_carried`, byte for byte; an index that has been written already stays as it is."""
+    for path in files_below(source):
         name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or path.suffix in _WEIGHT_SUFFIXES or (target / name).exists():
+        if not is_carried(name.as_posix()) or (target / name).exists():
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)

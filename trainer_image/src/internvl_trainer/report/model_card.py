@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
+from internvl_api.address import redact
 from internvl_api.models.catalogue import find_model
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from internvl_trainer.report.page import difference, facts, figure, lineage, redact
+from internvl_trainer.report.page import difference, facts, figure, lineage
 from internvl_trainer.report.plots import metric_rows
 from internvl_trainer.report.record import Record, read_record
 from internvl_trainer.stage_store import StageStore

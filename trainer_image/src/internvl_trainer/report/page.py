@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from internvl_api.address import redact
 from internvl_api.constants import ENV_IMAGE
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,9 +29,6 @@ _CAPTIONS = {
     "learning-rate.png": "Learning rate and gradient norm over the optimizer steps",
     "throughput.png": "Tokens a second and time spent waiting for data",
 }
-# A link may hold a signature or a password; neither is ever shown.
-_QUERY = re.compile(r"(https?://[^\s?\"'<>]*)\?[^\s\"'<>]+")
-_PASSWORD = re.compile(r"(https?://)[^\s/@\"'<>]+@")
 
 
 def render_page(
@@ -155,15 +152,6 @@ def duration(seconds: float | timedelta) -> str:
     if minutes:
         return f"{minutes} min {rest} s"
     return f"{total} s" if total else "below 1 s"
-
-
-def redact(text: str) -> str:
-    """The text with links stripped of signatures (queries) and passwords.
-
-    >>> redact("https://me:pw@data.example/x.jsonl?X-Amz-Signature=abc and s3://bucket/key")
-    'https://data.example/x.jsonl?… and s3://bucket/key'
-    """
-    return _PASSWORD.sub(r"\1", _QUERY.sub(r"\1?…", text))
 
 
 def _environment() -> Environment:

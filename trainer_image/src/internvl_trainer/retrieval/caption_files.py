@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.row_schema import MediaFile
+from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile
 from internvl_trainer.errors import UserError
 from internvl_trainer.retrieval.caption_text import normalise_caption
 
@@ -88,6 +88,10 @@ Parsed = PairRow | Finding
 def _flickr_rows(data: bytes, file: str) -> Iterator[Parsed]:
     ids: dict[str, int] = {}
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if len(raw) > LONGEST_ROW:
+            message = f"found more than {LONGEST_ROW >> 20} MiB in one line; is a newline missing?"
+            yield Finding("RowTooLong", message, line=number)
+            continue
         try:
             line = raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -133,6 +137,9 @@ def _coco_rows(data: bytes, file: str) -> Iterator[Parsed]:
         return
     except RecursionError:
         yield Finding("InvalidJson", f"nested too deeply; expected an array of {_COCO_EXAMPLE}")
+        return
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        yield Finding("InvalidJson", "it has a number of more than 4300 digits; shorten it")
         return
     if not isinstance(value, list):
         message = f"expected an array of {_COCO_EXAMPLE}, found {type(value).__name__}; is this the format flickr?"

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, to_native
-from internvl_trainer.model.checkpoint_format.files import CheckpointError, list_tensors, read_json
-from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source
+from internvl_trainer.model.checkpoint_format import to_native
+from internvl_trainer.model.checkpoint_format.files import list_tensors, read_json
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source, readable_config
 from internvl_trainer.model.load import choose_attention
 from internvl_trainer.model.parameters import empty_parameters, fill_parameters
 from internvl_trainer.retrieval.architecture import RetrievalArchitecture, read_retrieval_architecture
@@ -100,10 +100,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _architecture(config: Mapping[str, Any], directory: Path, image_size: int | None) -> RetrievalArchitecture:
-    try:
+    with readable_config(directory / CONFIG_FILE):
         return read_retrieval_architecture(config, image_size)
-    except (UnsupportedArchitecture, ValueError) as error:
-        raise CheckpointError("UnsupportedArchitecture", str(error), str(directory / CONFIG_FILE)) from error
 
 
 def changed_config(config: dict[str, Any], image_size: int) -> dict[str, Any]:

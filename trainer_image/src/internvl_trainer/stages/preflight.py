@@ -19,6 +19,7 @@ from internvl_api.status import StageResult
 from rich.console import Console
 
 from internvl_trainer.artifacts import hub
+from internvl_trainer.artifacts.https import shard_names
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
@@ -141,8 +142,7 @@ def identify_model(source: str) -> dict[str, str]:
 def check_weight_files(names: set[str], directory: Path, source: str) -> None:
     """Raises UserError when the shards that the index names are not all there."""
     if _INDEX in names:
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        shards = set(index.get("weight_map", {}).values())
+        shards = shard_names((directory / _INDEX).read_bytes(), f"{source}: {_INDEX}")
         if missing := sorted(shards - names):
             raise UserError(
                 "ShardMissing",
@@ -221,7 +221,7 @@ def make_report(
         "datasets": [
             {
                 "name": dataset.description.name,
-                "annotation": dataset.description.annotation,
+                "annotation": str(dataset.description.annotation),
                 "sha256": sha256_of(dataset.path),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),

@@ -14,7 +14,8 @@ from internvl_api.run_config import RunConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from internvl_trainer.artifacts.sources import is_unused
+from internvl_trainer.artifacts.links import files_below
+from internvl_trainer.artifacts.sources import is_carried
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
@@ -106,11 +107,10 @@ def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
 
 
 def _carry_over(base: Path, directory: Path) -> None:
-    """Copy what is not weights: tokenizer, configuration, the model card and upstream's *.py."""
-    for path in sorted(base.rglob("*")):
+    """Copy what `is_carried`: tokenizer, configuration, the model card and upstream's *.py."""
+    for path in files_below(base):
         name = path.relative_to(base)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or path.suffix == ".safetensors" or is_unused(path.name):
+        if not is_carried(name.as_posix()):
             continue
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)

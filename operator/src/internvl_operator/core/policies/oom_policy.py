@@ -53,4 +53,5 @@ def run_yaml(run: Run, status: InternVLFineTuneStatus) -> str:
     size = current_micro_batch(run_config, status)
     accumulation = run_config.gradient_accumulation * run_config.training.micro_batch_size // size
     training = run_config.training.model_copy(update={"micro_batch_size": size})
-    return run_config.model_copy(update={"training": training, "gradient_accumulation": accumulation}).to_yaml()
+    changed = run_config.model_copy(update={"training": training, "gradient_accumulation": accumulation})
+    return changed.to_yaml(reveal=True)

@@ -9,6 +9,7 @@ from internvl_api.constants import (
     ANNOTATION_RUN_DIGEST,
     CACHE_PATH,
     CONFIG_PATH,
+    ENV_ALLOW_PRIVATE_ADDRESSES,
     ENV_ATTEMPT,
     ENV_IMAGE,
     ENV_JOB_UID,
@@ -129,6 +130,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         ENV_ATTEMPT: attempt,
         ENV_JOB_UID: run.uid,
         ENV_IMAGE: _image(run.spec, config),
+        ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
         "HOME": SCRATCH_PATH,
         "TMPDIR": SCRATCH_PATH,
     }

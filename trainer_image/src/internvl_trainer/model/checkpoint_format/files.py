@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import UserError
+from ...json_text import InvalidJson, parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -45,12 +45,14 @@ class TensorEntry:
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError; `missing` is the next step when the file does not exist."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError("FileMissing", f"{path.name} is missing; {missing}", str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CheckpointError("InvalidJson", f"not valid UTF-8 (byte {error.start})", str(path)) from error
+    except InvalidJson as error:
         raise CheckpointError(
-            "InvalidJson", f"not valid JSON ({error}); copy the file from the model's repository again", str(path)
+            "InvalidJson", f"{error.message}; copy the file from the model's repository again", str(path)
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError("InvalidJson", f"expected a JSON object, found {type(value).__name__}", str(path))
