@@ -13,6 +13,7 @@ Source = Annotated[
         description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
     ),
 ]
+DataFormat = Literal["auto", "chat", "sharegpt", "messages", "query-response", "coco", "flickr", "vqav2"]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 
 

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
-from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.row_schema import parse_chat_row
+from internvl_trainer.data.formats.open_source import open_source
+from internvl_trainer.data.formats.source import media_opener, read_row
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
 from internvl_trainer.errors import UserError
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, type=Path, metavar="DIR", help="checkpoint directory, upstream's or native format"
     )
-    parser.add_argument("--annotation", required=True, type=Path, metavar="FILE", help="JSONL file of rows")
+    parser.add_argument("--annotation", required=True, type=Path, metavar="FILE", help="file of rows, in any format")
     parser.add_argument("--root", default=".", metavar="DIR", help="directory of the images and videos (default: .)")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
     parser.add_argument(
@@ -145,16 +145,17 @@ def _load(args: argparse.Namespace) -> _Subject:
 
 def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int, int, Sample | list[Finding]]]:
     """(row, line, sample or what is wrong with it)."""
-    index = RowIndex.build(args.annotation)
+    index = open_source(str(args.annotation), "auto", field="--annotation").rows
+    open_media = media_opener(index, _read_file)
     dataset = DatasetDescription(args.annotation.stem, args.root, str(args.annotation))
     for number in range(min(len(index), args.rows or len(index))):
         line = index.line_number(number)
-        row, findings = parse_chat_row(index[number], dataset.annotation, line)
+        row, findings = read_row(index, number, dataset.annotation)
         if row is None:
             yield number, line, findings
             continue
         try:
-            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, _read_file)
+            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, open_media)
         except RowError as error:
             yield number, line, error.findings
             continue

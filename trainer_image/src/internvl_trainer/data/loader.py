@@ -78,7 +78,8 @@ class RowDataset(Dataset[Sample | Failure]):
             return row_changed(errors_of(findings)[0])
         try:
             build = patiently(PATIENCE_SECONDS)(build_sample)
-            return build(row, dataset.description, self._settings, self._tokenizer, self._open_media, rng)
+            open_media = dataset.media_opener(self._open_media)
+            return build(row, dataset.description, self._settings, self._tokenizer, open_media, rng)
         except RowError as error:
             return row_changed(error.findings[0].at(row.file, row.line))
         except UserError as error:

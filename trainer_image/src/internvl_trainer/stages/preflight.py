@@ -183,7 +183,7 @@ def check_one(
     """Findings in the rows that an epoch uses; writes each row's tokens and tiles into `sizes` (rows, 2)."""
     description, index = dataset.description, dataset.index
     findings = check_length(description, len(index))
-    checker = Checker(description, settings, open_media, tokenizer)
+    checker = Checker(description, settings, dataset.media_opener(open_media), tokenizer)
     used = count_used(dataset)
     for start in range(0, used, _CHUNK_ROWS):
         reporter.doing(f"checking rows of {description.name}: {start} of {used}")
@@ -222,6 +222,7 @@ def make_report(
             {
                 "name": dataset.description.name,
                 "annotation": dataset.description.annotation,
+                "takenFor": dataset.taken_for,
                 "sha256": sha256_of(dataset.path),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
