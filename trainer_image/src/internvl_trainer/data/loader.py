@@ -17,6 +17,7 @@ from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.collate import Weighting, collate, collate_packs
 from internvl_trainer.data.diagnostics import Finding, RowError, errors_of
 from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.mixing import MixedRows, mixed_rows
 from internvl_trainer.data.open_datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.packing import Pack
 from internvl_trainer.data.preflight_results import RowSizes
@@ -84,6 +85,11 @@ class RowDataset(Dataset[Sample | Failure]):
             return row_changed(error.findings[0].at(row.file, row.line))
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
+
+    def mixed(self, temperature: float | None, seed: int) -> MixedRows | None:
+        """The rows of each epoch by the datasets' weights or a temperature; None: each row once."""
+        descriptions = [dataset.description for dataset in self._datasets]
+        return mixed_rows(descriptions, [len(rows) for rows in self._rows], temperature, seed)
 
     def sizes(self, counted: RowSizes) -> np.ndarray:
         """(rows, 2) tokens and tiles of each row, as preflight counted them."""

@@ -82,13 +82,14 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
         image_tokens: tokens of a picture, for estimated lengths where preflight has not run.
     """
     training, packing = config.training, config.training.packing
+    mixed = dataset.mixed(config.data.mixing_temperature, training.seed)
     needed = packing.enabled or training.group_by_length
     counted = read_row_sizes(config, storage) if needed else None
     if not packing.enabled:
         lengths = None
         if training.group_by_length:
             lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
-        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths)
+        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths, mixed)
     if counted is None:
         raise UserError(
             "PreflightMissing",
@@ -96,7 +97,7 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
             "spec.training.packing",
         )
     limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
-    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed)
+    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed, mixed)
 
 
 def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
