@@ -85,9 +85,7 @@ def test_packs_hold_the_mixture() -> None:
         ((1, 2), 2.0, "datasets have weights; remove them or mixingTemperature"),
     ],
 )
-def test_contradictions_are_refused(
-    weights: tuple[float | None, ...], temperature: float | None, message: str
-) -> None:
+def test_contradictions_are_refused(weights: tuple[float | None, ...], temperature: float | None, message: str) -> None:
     with pytest.raises(UserError) as caught:
         mixed_rows(described(*weights), (3, 4), temperature, seed=1)
     assert caught.value.message == message

@@ -35,7 +35,8 @@ class MixedRows:
         rows = [np.random.default_rng([self._seed, dataset, each]).permutation(size) for each in passes]
         drawn = np.concatenate(rows or [np.empty(0, np.int64)])
         skipped = first - passes.start * size
-        return self._starts[dataset] + drawn[skipped : skipped + count]
+        chosen: np.ndarray = self._starts[dataset] + drawn[skipped : skipped + count]
+        return chosen
 
 
 def mixed_rows(
@@ -63,11 +64,12 @@ def mixed_rows(
 def split_exactly(total: int, shares: np.ndarray) -> np.ndarray:
     """(n,) whole parts of `total`, by largest remainder."""
     exact = shares * total
-    parts = np.floor(exact).astype(np.int64)
+    parts: np.ndarray = np.floor(exact).astype(np.int64)
     missing = total - int(parts.sum())
     parts[np.argsort(parts - exact, kind="stable")[:missing]] += 1
     return parts
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
-    return values / values.sum()
+    shares: np.ndarray = values / values.sum()
+    return shares

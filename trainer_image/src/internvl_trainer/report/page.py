@@ -51,7 +51,7 @@ def render_page(
         }
         for bright, dim in zip(light, dark, strict=True)
     ]
-    return _environment().get_template("page.html.j2").render(
+    return page_environment().get_template("page.html.j2").render(
         record=record,
         config=record.config,
         banner=banner(record),
@@ -166,7 +166,7 @@ def redact(text: str) -> str:
     return _PASSWORD.sub(r"\1", _QUERY.sub(r"\1?…", text))
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Every value is data: redacted, and escaped for HTML."""
     environment = Environment(
         loader=PackageLoader("internvl_trainer.report", "templates"),
