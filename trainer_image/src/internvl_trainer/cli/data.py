@@ -81,7 +81,7 @@ def _convert(args: argparse.Namespace, console: Console) -> int:
 
 def _stats(args: argparse.Namespace, console: Console) -> int:
     stats, _ = _measure(args, load_subject(args), kept=0)
-    table = Table("figure", "value", "note")
+    table = Table("figure", "value", "note", title=stats.taken_for)
     for fact in stats.facts():
         table.add_row(*fact)
     console.print(table)

@@ -58,7 +58,6 @@ class DatasetStatistics:
     def facts(self) -> list[tuple[str, str, str]]:
         """(name, value, note) of each figure."""
         return [
-            ("Taken for", self.taken_for, ""),
             ("Rows", f"{len(self.lengths) + self.broken:,}", f"{self.broken:,} cannot be used"),
             ("Tokens of a row", *_spread(self.lengths)),
             ("Supervised tokens", *_spread(self.supervised)),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
@@ -95,25 +96,27 @@ def _with_media(record: dict[str, Any], media: dict[str, list[str]]) -> dict[str
 
 
 class _Shard:
-    """Where the members of a tar's samples are: 24 bytes a member in memory."""
+    """Where the members of a tar's samples are; the index is made once, kept in the cache and mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._members, samples = _index(path)  # (n, 3) int64: header, start and size of each member
-        self._ends = np.array(samples, np.int64)  # (samples,) member after the last of each
+        index = derived_file(path, "samples of a tar", lambda target: _write_index(path, target))
+        members = np.load(index, mmap_mode="r")
+        self._members = members[:, :3]  # (n, 3) int64 header, start and size of each member
+        self._starts = np.flatnonzero(members[:, 3])  # (samples,) first member of each
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._starts)
 
     def members(self, sample: int) -> list[tuple[str, int, int]]:
         """(name after the key, start, size) of each member of a sample."""
-        first = int(self._ends[sample - 1]) if sample else 0
-        rows = self._members[first : int(self._ends[sample])].tolist()
+        last = self._starts[sample + 1] if sample + 1 < len(self) else len(self._members)
+        rows = self._members[self._starts[sample] : last].tolist()
         return [(_split(self._name(header, start))[1], start, size) for header, start, size in rows]
 
     def read(self, start: int, size: int) -> bytes:
         """Bytes of the shard."""
-        with self.path.open("rb") as file:
+        with self.path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), size, start)
 
     def _name(self, header: int, start: int) -> str:
@@ -126,26 +129,22 @@ class _Shard:
         return info.name if info else ""
 
 
-def _index(path: Path) -> tuple[np.ndarray, list[int]]:
-    members, ends, key = array("q"), array("q"), None
+def _write_index(path: Path, target: Path) -> None:
+    """(n, 4) int64 header, start and size of each member, and 1 where a sample begins."""
+    members, key = array("q"), None
     try:
         with tarfile.open(path, "r:") as shard:
             for info in shard:
                 shard.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                if not info.isreg() or info.issparse():
-                    continue
                 found, suffix = _split(info.name)
-                if not suffix or os.path.basename(found).startswith("."):
+                if not info.isreg() or info.issparse() or not suffix or os.path.basename(found) == "":
                     continue
-                if found != key and members:
-                    ends.append(len(members) // 3)
+                members.extend((info.offset, info.offset_data, info.size, int(found != key)))
                 key = found
-                members.extend((info.offset, info.offset_data, info.size))
     except tarfile.TarError as error:
         raise UserError("AnnotationUnreadable", f"not a whole tar file: {error}", str(path)) from error
-    if members:
-        ends.append(len(members) // 3)
-    return np.frombuffer(members, np.int64).reshape(-1, 3), list(ends)
+    with target.open("wb") as file:
+        np.save(file, np.frombuffer(members, np.int64).reshape(-1, 4))
 
 
 def _split(name: str) -> tuple[str, str]:
