@@ -13,6 +13,7 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.loader import Collation, PackDataset, RowDataset
 from internvl_trainer.data.open_datasets import (
+    VALIDATION,
     OpenDataset,
     open_datasets,
     open_validation,
@@ -63,9 +64,11 @@ def chat_components(context: GroupContext, base: Path) -> Components:
             pad_token_id=loaded.tokenizer.pad_token_id or 0,
             weighting=training.loss_weighting,
             flat=loaded.attn_implementation == "flash_attention_2",
+            sources=len(rows.names) > 1,
         ),
         validation=open_held_out(context, loaded),
         export=_export(config, base, loaded, group),
+        datasets=rows.names,
     )
 
 
@@ -136,7 +139,8 @@ def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | No
     return Validation(
         rows,
         context.group,
-        collation=Collation(loaded.tokenizer.pad_token_id or 0),
+        collation=Collation(loaded.tokenizer.pad_token_id or 0, sources=len(rows.names) > 1),
+        datasets=[name.removeprefix(VALIDATION) for name in rows.names],
         micro_batch=config.training.micro_batch_size,
         workers=config.training.data_workers,
     )
