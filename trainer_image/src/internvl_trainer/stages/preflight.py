@@ -59,6 +59,8 @@ def run(context: RunContext) -> StageResult:
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
+    for dataset in report["datasets"]:
+        logger.info("%s: taken for %s, %d rows", dataset["name"], dataset["takenFor"], dataset["rows"])
     show(findings)
     stages.discard("preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
