@@ -15,7 +15,7 @@ from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
 from internvl_trainer.data.diagnostics import Finding
 from internvl_trainer.data.formats.open_source import open_source
-from internvl_trainer.data.formats.source import RowSource, media_opener, read_row
+from internvl_trainer.data.formats.source import RowSource, media_opener, read_row, shards_of
 from internvl_trainer.data.media import OpenMedia
 from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import SampleSettings
@@ -41,6 +41,11 @@ class OpenDataset:
     def path(self) -> Path:
         """The annotation file on this machine."""
         return self.index.path
+
+    @property
+    def shards(self) -> list[Path]:
+        """Every file of the annotation on this machine."""
+        return shards_of(self.index)
 
     def parse_row(self, row: int) -> tuple[ChatRow | None, list[Finding]]:
         """Row number `row` of the file, as `read_row` gives it."""

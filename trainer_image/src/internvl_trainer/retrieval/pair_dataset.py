@@ -41,6 +41,11 @@ class OpenPairs:
     findings: list[Finding]
 
     @property
+    def shards(self) -> list[Path]:
+        """Every file of the annotation on this machine."""
+        return [self.path]
+
+    @property
     def taken_for(self) -> str:
         """Kind of the rows, in words."""
         return f"{self.description.format} captions"

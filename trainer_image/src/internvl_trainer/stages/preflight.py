@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -225,7 +226,7 @@ def make_report(
                 "name": dataset.description.name,
                 "annotation": dataset.description.annotation,
                 "takenFor": dataset.taken_for,
-                "sha256": sha256_of(dataset.path),
+                "sha256": digest_files(dataset.shards),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),
@@ -235,6 +236,12 @@ def make_report(
         "skippedLines": {name: lines for name, lines in bad.items() if lines} if skip else {},
         "findings": [{"dataset": name, **finding.as_dict()} for name, found in findings.items() for finding in found],
     }
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """The sha256 of a file; of several, that of their digests in order."""
+    digests = [sha256_of(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> None:

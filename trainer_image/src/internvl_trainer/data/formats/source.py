@@ -82,6 +82,12 @@ class ConvertedRows:
         return self.records.line_number(row)
 
 
+def shards_of(source: RowSource) -> list[Path]:
+    """Every file that a source's rows come from."""
+    records = source.records if isinstance(source, ConvertedRows) else source
+    return list(getattr(records, "shards", [source.path]))
+
+
 def parse_record(text: bytes) -> Record | None:
     """The JSON object of a record; None when it is none."""
     try:
