@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from internvl_api.types import DataFormat
 
-from internvl_trainer.artifacts.sources import fetch_file, list_directory
-from internvl_trainer.artifacts.storage import local_path
+from internvl_trainer.artifacts.shards import list_shards
+from internvl_trainer.artifacts.sources import fetch_file
 from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
@@ -27,7 +26,6 @@ _LONGEST_ROW = 1 << 22  # bytes; a longer first line is a document
 _LOOKED_AT = 100  # records of a file that decide its kind
 _PARQUET, _ARROW, _STREAM, _TAR = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"ustar"
 _TAR_MARK = slice(257, 262)
-_DEFAULT_SHARDS = ("*.parquet", "*.arrow", "*.tar")
 Source = TypeVar("Source", bound=RowSource)
 
 
@@ -58,42 +56,6 @@ def open_source(annotation: str, form: DataFormat, *, field: str, questions: str
         if error.where == str(paths[0]):  # name the user's URI, not the path in the cache
             raise UserError(error.reason, error.message, annotation) from error
         raise
-
-
-def list_shards(annotation: str, *, field: str) -> list[str]:
-    """The files of an annotation: itself, or in order of name those that a pattern or a repository stands for."""
-    is_repository = annotation.startswith("hf://datasets/") and annotation.count("/") == 4
-    if not is_repository and "*" not in annotation.rpartition("/")[2]:
-        return [annotation]
-    folder, _, pattern = (annotation, "", "") if is_repository else annotation.rpartition("/")
-    base = folder
-    if folder.startswith("hf://datasets/"):
-        base = "/".join(folder.split("/")[:5])
-        pattern = "/".join([*folder.split("/")[5:], pattern])
-    names = _list(base, f"{field}.annotation")
-    wanted = [pattern] if pattern else list(_DEFAULT_SHARDS)
-    found = sorted(name for name in names if any(fnmatch(name, each) for each in wanted))
-    if not found:
-        raise UserError("AnnotationMissing", f"found no file {' or '.join(wanted)} in {base}", annotation)
-    if is_repository:
-        found = _training_split(found, annotation)
-    return [f"{base}/{name}" for name in found]
-
-
-def _list(base: str, field: str) -> list[str]:
-    if "://" in base and not base.startswith("pvc://"):
-        return list_directory(base, field=field)
-    folder = local_path(base or "/", field=field)
-    return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-
-
-def _training_split(names: list[str], annotation: str) -> list[str]:
-    """The shards of the split train. Raises UserError where the repository has several sets of them."""
-    train = [name for name in names if "train" in name.rpartition("/")[2]] or names
-    if folders := sorted({name.rpartition("/")[0] for name in train})[1:]:
-        message = f"the repository has several sets of files; name one, such as {annotation}/{folders[0]}/*"
-        raise UserError("AnnotationAmbiguous", message, annotation)
-    return train
 
 
 def _open(paths: list[Path], form: DataFormat, field: str, questions: str | None) -> Opened:
