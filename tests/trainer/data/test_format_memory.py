@@ -1,4 +1,4 @@
-"""A process that reads thousands of rows of Parquet and of WebDataset keeps none of them; the benchmark has a million."""
+"""A process that reads rows of Parquet and of WebDataset keeps none of them; the benchmark has a million."""
 
 from __future__ import annotations
 
