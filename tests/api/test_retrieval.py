@@ -94,11 +94,11 @@ CHAT = {"model": {"name": "InternVL2-1B"}, "data": {"train": {"a": {"annotation"
         pytest.param(
             {"data": {"train": {"a": {"annotation": "s3://data/a.jsonl"}}}},
             "spec.data.train.a.format",
-            "found chat; InternVL-14B-224px is a retrieval model, use flickr or coco",
+            "found auto; InternVL-14B-224px is a retrieval model, use flickr or coco",
             id="conversations",
         ),
         pytest.param(
-            CHAT | {"data": {"train": PAIRS}}, "spec.data.train.flickr.format", "found flickr; only a", id="pairs"
+            {"data": {"mixingTemperature": 2, "train": PAIRS}}, "spec.data.mixingTemperature", "found 2", id="mixing"
         ),
         pytest.param(
             {"model": NAMED | {"template": "Hermes-2"}}, "spec.model.template", "found Hermes-2", id="template"

@@ -19,6 +19,7 @@ Source = Annotated[
     OPEN,
     SHOW,
 ]
+DataFormat = Literal["auto", "chat", "sharegpt", "messages", "query-response", "coco", "flickr", "vqav2"]
 Template = Literal["Hermes-2", "internlm2-chat", "phi3-chat", "internvl2_5"]
 
 

@@ -13,12 +13,15 @@ from closeness import assert_close
 from golden import CASES, GOLDEN, KINDS, ROWS, checkpoint, load, sample
 from internvl_trainer.__main__ import main
 from internvl_trainer.data.collate import collate
+from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.model.chat_model import normalise_tiles
+from internvl_trainer.model.greedy_answers import answer_all, end_of_answer, make_prompt
 from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.model.tokenizer import decode_answer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, InternVLProcessor
 
 pytestmark = pytest.mark.slow
 
@@ -365,3 +368,48 @@ def test_memory_is_of_two_shards_and_not_of_the_model(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _MEASURE, str(checkpoint("internlm2")), str(source), str(tmp_path)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
     assert grown < 120_000_000
+
+
+@pytest.fixture
+def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """InternVLProcessor wants a video processor, which needs torchvision; pictures do not."""
+    monkeypatch.setattr(InternVLProcessor, "check_argument_for_proper_class", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_torchvision")
+@pytest.mark.parametrize("case", CASES)
+def test_plain_transformers_asks_with_the_ids_of_our_own_prompts(case: str, tmp_path: Path) -> None:
+    kind, template = case.split("/")
+    upstream = copy(kind, tmp_path / "upstream")
+    config = json.loads((upstream / "config.json").read_text())
+    (upstream / "config.json").write_text(json.dumps({**config, "template": template}))
+    assert convert(upstream, tmp_path / "hf", "hf") == 0
+    settings = json.loads((tmp_path / "hf" / "processor_config.json").read_text())
+    processor = InternVLProcessor(
+        AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil"),
+        AutoTokenizer.from_pretrained(tmp_path / "hf"),
+        None,
+        image_seq_length=settings["image_seq_length"],
+        chat_template=(tmp_path / "hf" / "chat_template.jinja").read_text(encoding="utf-8"),
+    )
+    picture = Image.open(GOLDEN / "data/images/wide.png").convert("RGB")
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what colour is the cat"}]
+    asked = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    loaded = load_chat_model(upstream, dtype=torch.float32)
+    tiles = cut_tiles(picture, loaded.image_size, 1, processor.image_processor.max_patches, thumbnail=True)
+    question = [Turn("human", "<image>\nwhat colour is the cat")]
+    ours = make_prompt(loaded, question, tiles, [len(tiles)])
+    assert asked["input_ids"][0].tolist() == ours.ids.tolist()
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    theirs = model.generate(**asked, max_new_tokens=8, do_sample=False)[0, len(ours.ids) :]
+    (text,) = answer_all(loaded, [ours], max_new_tokens=8)
+    end = end_of_answer(loaded, template)
+    ids = theirs.tolist()
+    assert end in (ends if isinstance(ends := model.generation_config.eos_token_id, list) else [ends])
+    bos = loaded.model.native.config.text_config.bos_token_id
+    start = [] if bos is None else [bos]  # our answers begin with it, as upstream's do; it is not part of what is new
+    own = ids[: ids.index(end)] if end in ids else ids
+    assert decode_answer(loaded.tokenizer, start + own).strip() == text

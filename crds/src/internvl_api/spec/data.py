@@ -4,17 +4,23 @@ from typing import Literal
 
 from pydantic import Field
 
-from internvl_api.types import ApiModel, Source
+from internvl_api.types import ApiModel, DataFormat, Source
 
 
 class Dataset(ApiModel):
     """One annotation file and its media root: an entry of upstream's meta JSON."""
 
-    annotation: Source = Field(description="JSONL file with one conversation a line, or a file in the given `format`")
-    format: Literal["chat", "flickr", "coco"] = Field(
-        "chat",
-        description="Format of the annotation; retrieval models take flickr (lines of image,caption) or coco "
-        "(Karpathy's JSON)",
+    annotation: Source = Field(
+        description="JSONL file with one conversation a line, or a file in the given `format`: also a JSON array, "
+        "Parquet, Arrow or WebDataset tar; `*` in its name, or hf://datasets/owner/name, stands for several shards"
+    )
+    format: DataFormat = Field(
+        "auto",
+        description="Kind of the rows; auto recognises it, and preflight reports what it took the file for. Retrieval "
+        "models take flickr (lines of image,caption) or coco (Karpathy's JSON), and need it named",
+    )
+    questions: Source | None = Field(
+        None, description="VQAv2's questions file; `annotation` is then its annotations file"
     )
     root: Source | None = Field(
         None,
@@ -25,6 +31,12 @@ class Dataset(ApiModel):
         1.0,
         gt=0.0,
         description="Times an epoch repeats the rows; below 1 it uses only the FIRST part of them, as upstream does",
+    )
+    weight: float | None = Field(
+        None,
+        gt=0.0,
+        description="Share of the rows of an epoch, relative to the weights of the other datasets; with a weight for "
+        "one dataset, every dataset needs one. Default: each row comes up once",
     )
     data_augment: bool = Field(
         False, description="Compress each training tile as JPEG at a random quality, as upstream does"
@@ -42,6 +54,12 @@ class Data(ApiModel):
 
     train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000, description="Training datasets by name")
     meta: Source | None = Field(None, description="Upstream's meta JSON; its datasets are added to those of data.train")
+    mixing_temperature: float | None = Field(
+        None,
+        ge=1.0,
+        description="Draw datasets in proportion to rows^(1/temperature): 1 is by size, larger values favour small "
+        "datasets; instead of weights",
+    )
     validation: dict[str, Dataset] = Field(
         default_factory=dict,
         max_length=100,

@@ -59,8 +59,9 @@ def _no_answers(name: str, task: EvaluationTask) -> Iterator[Violation]:
 def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     what = f"{spec.model.name} is a retrieval model"
     for field, form in _formats(spec):
-        if form == "chat":
-            yield _wrong(field, f"found chat; {what}, use flickr or coco")
+        if form not in ("flickr", "coco"):
+            yield _wrong(field, f"found {form}; {what}, use flickr or coco")
+    yield from _mixed(spec, what)
     for name, task in spec.evaluation.tasks.items():
         if task.task in ("vqa", "grounding"):
             field = f"spec.evaluation.tasks.{name}.task"
@@ -74,6 +75,15 @@ def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
         yield _wrong("spec.lora.quantize", f"found {spec.lora.quantize}; {what}, remove it")
     if "hf" in spec.merge.formats:
         yield _wrong("spec.merge.formats", f"found hf; {what}, which transformers does not have; use upstream")
+
+
+def _mixed(spec: InternVLFineTuneSpec, what: str) -> Iterator[Violation]:
+    for name, dataset in spec.data.train.items():
+        if dataset.weight is not None:
+            yield _wrong(f"spec.data.train.{name}.weight", f"found {dataset.weight:g}; {what}, use repeatTime")
+    if spec.data.mixing_temperature is not None:
+        found = spec.data.mixing_temperature
+        yield _wrong("spec.data.mixingTemperature", f"found {found:g}; {what}, remove it and use repeatTime")
 
 
 def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
@@ -101,9 +111,6 @@ def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 
 def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    for field, form in _formats(spec):
-        if form != "chat":
-            yield _wrong(field, f"found {form}; {_ONLY} learns from pairs, use chat")
     for name, task in spec.evaluation.tasks.items():
         field = f"spec.evaluation.tasks.{name}"
         if task.task.startswith("retrieval"):

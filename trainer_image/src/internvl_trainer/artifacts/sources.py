@@ -113,6 +113,12 @@ def fetch_file(uri: str, *, field: str) -> Path:
     return _cache().file(f"{reveal(uri)}\n{found.etag}\n{found.size}", make)
 
 
+def derived_file(path: Path, purpose: str, make: Callable[[Path], object]) -> Path:
+    """The file that `make` writes from the content of `path`, made once and kept in the cache."""
+    found = path.stat()
+    return _cache().file(f"{purpose}\n{path}\n{found.st_size} {found.st_mtime_ns}", make)
+
+
 def open_media(root: str, relative: str) -> bytes:
     """The bytes of a picture or video `relative` to `root`, a folder or an archive.
 

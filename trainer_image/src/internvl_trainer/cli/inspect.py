@@ -6,17 +6,19 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
+from internvl_api.types import DataFormat
 from rich.console import Console
 from rich.text import Text
 
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
-from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.row_schema import parse_chat_row
+from internvl_trainer.data.formats.open_source import Opened, open_source
+from internvl_trainer.data.formats.source import media_opener, read_row
+from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
 from internvl_trainer.errors import UserError
@@ -48,10 +50,19 @@ exit codes: 0 every row could be shown   1 some rows could not   65 the model or
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    add_row_arguments(parser)
+    parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32 and show the loss")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the arrays of every row to this .npz file")
+    parser.add_argument("--quiet", action="store_true", help="do not show the tokens")
+
+
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that shows rows: the file, the model and how rows become samples."""
     parser.add_argument(
         "--model", required=True, type=Path, metavar="DIR", help="checkpoint directory, upstream's or native format"
     )
-    parser.add_argument("--annotation", required=True, type=Path, metavar="FILE", help="JSONL file of rows")
+    parser.add_argument("--annotation", required=True, metavar="FILE", help="rows in a format of docs/data.md")
+    add_format_arguments(parser)
     parser.add_argument("--root", default=".", metavar="DIR", help="directory of the images and videos (default: .)")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
     parser.add_argument(
@@ -70,10 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=8192, metavar="N", help="tokens; longer rows are cut (default: 8192)"
     )
     parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels to show")
-    parser.add_argument("--with-loss", action="store_true", help="also run the model in fp32 and show the loss")
     parser.add_argument("--rows", type=int, metavar="N", help="rows from the start of the file (default: all)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the arrays of every row to this .npz file")
-    parser.add_argument("--quiet", action="store_true", help="do not show the tokens")
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
@@ -83,23 +91,22 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
         UserError: the model or the annotation file cannot be used.
     """
     console = console or Console()
-    subject = _load(args)
+    subject = load_subject(args)
     arrays: dict[str, np.ndarray] = {}
     broken = 0
-    for number, line, outcome in _samples(args, subject):
-        if isinstance(outcome, list):
-            broken += any(finding.severity == "error" for finding in outcome)
-            for finding in outcome:
-                console.print(
-                    printable(str(finding.at(str(args.annotation), line))), style="red", markup=False, highlight=False
-                )
+    for number, line, _, sample, findings in read_samples(args, open_rows(args), subject):
+        if sample is None:
+            broken += any(finding.severity == "error" for finding in findings)
+            for finding in findings:
+                text = printable(str(finding.at(str(args.annotation), line)))
+                console.print(text, style="red", markup=False, highlight=False)
             continue
-        values = _arrays(outcome)
+        values = _arrays(sample)
         if subject.loaded:
-            values |= _losses(subject.loaded, outcome)
+            values |= _losses(subject.loaded, sample)
         arrays |= {f"s{number}.{key}": value for key, value in values.items()}
         if not args.quiet:
-            console.print(_headline(number, line, outcome, values), _view(outcome, subject.tokenizer), sep="\n")
+            console.print(_headline(number, line, sample, values), _view(sample, subject.tokenizer), sep="\n")
     if args.out:
         _save(args.out, arrays)
         console.print(f"{len(arrays)} arrays in {args.out}", markup=False, highlight=False)
@@ -107,7 +114,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What is inspected with: settings, tokenizer, and the model where losses are wanted."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -115,7 +122,7 @@ class _Subject:
     loaded: LoadedModel | None
 
 
-def _load(args: argparse.Namespace) -> _Subject:
+def load_subject(args: argparse.Namespace) -> Subject:
     from internvl_trainer.model.checkpoint_format.config import count_context_tokens
     from internvl_trainer.model.checkpoint_source import describe_checkpoint
     from internvl_trainer.model.load import load_chat_model
@@ -143,26 +150,47 @@ def _load(args: argparse.Namespace) -> _Subject:
         max_length=args.max_length,
         compat=args.compat,
     )
-    return _Subject(load_tokenizer(args.model), settings, loaded)
+    return Subject(load_tokenizer(args.model), settings, loaded)
 
 
-def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int, int, Sample | list[Finding]]]:
-    """(row, line, sample or what is wrong with it)."""
-    index = RowIndex.build(args.annotation)
-    dataset = DatasetDescription(args.annotation.stem, args.root, str(args.annotation))
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what an annotation is."""
+    formats = get_args(DataFormat)
+    parser.add_argument("--format", choices=formats, default="auto", help="kind of the rows (default: auto)")
+    parser.add_argument("--questions", metavar="FILE", help="VQAv2's questions file")
+
+
+class RowOutcome(NamedTuple):
+    """A row as a sample, or, where `sample` is None, the findings of a row that cannot be used."""
+
+    number: int
+    line: int
+    row: ChatRow | None
+    sample: Sample | None
+    findings: list[Finding]
+
+
+def read_samples(args: argparse.Namespace, opened: Opened, subject: Subject) -> Iterator[RowOutcome]:
+    """The rows that the options ask for."""
+    index = opened.rows
+    open_media = media_opener(index, _read_file)
+    dataset = DatasetDescription(PurePath(args.annotation).stem, args.root, args.annotation)
     for number in range(min(len(index), args.rows or len(index))):
         line = index.line_number(number)
-        row, findings = parse_chat_row(index[number], dataset.annotation, line)
-        if row is None:
-            yield number, line, findings
-            continue
-        try:
-            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, _read_file)
-        except RowError as error:
-            yield number, line, error.findings
-            continue
-        sample.findings[:0] = findings
-        yield number, line, sample
+        row, findings = read_row(index, number, dataset.annotation)
+        sample = None
+        if row is not None:
+            try:
+                sample = build_sample(row, dataset, subject.settings, subject.tokenizer, open_media)
+                sample.findings[:0] = findings
+            except RowError as error:
+                findings = error.findings
+        yield RowOutcome(number, line, row, sample, findings)
+
+
+def open_rows(args: argparse.Namespace) -> Opened:
+    """The rows of the annotation that the options name. Raises UserError."""
+    return open_source(args.annotation, args.format, field="--annotation", questions=args.questions)
 
 
 def _read_file(root: str, relative: str) -> bytes:
@@ -225,20 +253,29 @@ def _headline(number: int, line: int, sample: Sample, values: dict[str, np.ndarr
 def _view(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Text:
     """Supervised tokens in green; neighbours in two shades, to tell them apart; image tokens as a count."""
     view = Text()
-    context = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
-    tokens = zip(sample.input_ids.tolist(), (sample.labels != IGNORED).tolist(), strict=True)
-    kinds = groupby(tokens, key=lambda token: (token[0] == context, token[1]))
-    for (is_context, supervised), group in kinds:
-        ids = [token for token, _ in group]
-        if is_context:
-            view.append(f"{IMAGE_CONTEXT}×{len(ids)}", style=_CONTEXT)
+    for kind, ids in token_runs(sample, tokenizer):
+        if kind == "context":
+            view.append(context_text(ids), style=_CONTEXT)
             continue
-        for shade, text in enumerate(_texts(tokenizer, ids)):
-            view.append(printable(text), style=(_SUPERVISED if supervised else _PLAIN)[shade % 2])
+        for shade, text in enumerate(token_texts(tokenizer, ids)):
+            view.append(printable(text), style=(_SUPERVISED if kind == "supervised" else _PLAIN)[shade % 2])
     return view
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
+def token_runs(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
+    """(supervised, plain or context; ids) of neighbouring tokens of one kind."""
+    context = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+    tokens = zip(sample.input_ids.tolist(), (sample.labels != IGNORED).tolist(), strict=True)
+    for (is_context, supervised), group in groupby(tokens, key=lambda token: (token[0] == context, token[1])):
+        yield "context" if is_context else "supervised" if supervised else "plain", [token for token, _ in group]
+
+
+def context_text(ids: Sequence[int]) -> str:
+    """What stands for a picture's tokens."""
+    return f"{IMAGE_CONTEXT}×{len(ids)}"
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
     """The text of each token, or of the few tokens that are the bytes of one character."""
     waiting: list[int] = []
     for token in ids:

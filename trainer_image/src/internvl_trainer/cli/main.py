@@ -51,6 +51,7 @@ _COMMANDS = {
     "recipes": "list the named defaults, or show one",
     "estimate": "estimate the memory that a run needs on each GPU, without a GPU",
     "inspect": "show the tokens, labels and tiles of single rows",
+    "data": "convert an annotation, show its figures, or write a page of its rows as the model sees them",
     "chat": "ask a model about pictures",
     "convert": "convert a checkpoint to transformers' format, or back",
 }

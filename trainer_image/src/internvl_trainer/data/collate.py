@@ -62,6 +62,15 @@ def collate_packs(
     }
 
 
+def source_numbers(packs: Sequence[Sequence[Sample]], *, flat: bool = False) -> torch.Tensor:
+    """(B, L) int64 number of the dataset of each position, for packs collated as `collate_packs` does."""
+    packs = [list(chain.from_iterable(packs))] if flat else packs
+    longest = max(sum(sample.length for sample in pack) for pack in packs)
+    return _pad(
+        [np.concatenate([np.full(row.length, row.source, np.int64) for row in pack]) for pack in packs], longest, 0
+    )
+
+
 def row_weight(labels: np.ndarray, weighting: Weighting) -> float:
     """Weight of each of the n supervised tokens of a row: 1, 1/n or 1/sqrt(n), as upstream's loss_reduction."""
     count = int((labels[1:] != IGNORED).sum())

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from internvl_api.types import DataFormat
 
 from ..errors import UserError
 from ..json_text import InvalidJson, parse_json
@@ -26,6 +27,9 @@ class DatasetDescription:
         max_tiles: tiles of an image; None uses the run's setting.
         repeat_time: how often an epoch uses the file; below 1 it uses that share, from the start of the file.
         length: rows that the user expects in the file; None is not checked.
+        format: kind of the rows.
+        questions: VQAv2's questions file.
+        weight: share of an epoch, relative to the other datasets; None: each row once.
     """
 
     name: str
@@ -35,6 +39,9 @@ class DatasetDescription:
     repeat_time: float = 1.0
     data_augment: bool = False
     length: int | None = None
+    format: DataFormat = "auto"
+    questions: str | None = None
+    weight: float | None = None
 
     def count_rows(self, rows: int) -> int:
         """Rows in one epoch of a file with `rows` rows."""

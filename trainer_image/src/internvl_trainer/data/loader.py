@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.storage import patiently
-from internvl_trainer.data.collate import Weighting, collate, collate_packs
+from internvl_trainer.data.collate import Weighting, collate, collate_packs, source_numbers
 from internvl_trainer.data.diagnostics import Finding, RowError, errors_of
 from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.mixing import MixedRows, mixed_rows
 from internvl_trainer.data.open_datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.packing import Pack
 from internvl_trainer.data.preflight_results import RowSizes
@@ -71,18 +72,32 @@ class RowDataset(Dataset[Sample | Failure]):
         return int(self._ends[-1])
 
     def __getitem__(self, position: Position) -> Sample | Failure:
-        dataset, number = self._find(position.row)
+        source, number = self._find(position.row)
+        dataset = self._datasets[source]
         rng = None if self._seed is None else np.random.default_rng([self._seed, position.epoch, position.row])
         row, findings = dataset.parse_row(number)
         if row is None:
             return row_changed(errors_of(findings)[0])
         try:
             build = patiently(PATIENCE_SECONDS)(build_sample)
-            return build(row, dataset.description, self._settings, self._tokenizer, self._open_media, rng)
+            open_media = dataset.media_opener(self._open_media)
+            sample = build(row, dataset.description, self._settings, self._tokenizer, open_media, rng)
         except RowError as error:
             return row_changed(error.findings[0].at(row.file, row.line))
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
+        sample.source = source
+        return sample
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the datasets, by their number."""
+        return [dataset.description.name for dataset in self._datasets]
+
+    def mixed(self, temperature: float | None, seed: int) -> MixedRows | None:
+        """The rows of each epoch by the datasets' weights or a temperature; None: each row once."""
+        descriptions = [dataset.description for dataset in self._datasets]
+        return mixed_rows(descriptions, [len(rows) for rows in self._rows], temperature, seed)
 
     def sizes(self, counted: RowSizes) -> np.ndarray:
         """(rows, 2) tokens and tiles of each row, as preflight counted them."""
@@ -99,10 +114,11 @@ class RowDataset(Dataset[Sample | Failure]):
             ]
         )
 
-    def _find(self, row: int) -> tuple[OpenDataset, int]:
+    def _find(self, row: int) -> tuple[int, int]:
+        """Number of the dataset, and row of its file."""
         which = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[which - 1]) if which else 0
-        return self._datasets[which], int(self._rows[which][row - first])
+        return which, int(self._rows[which][row - first])
 
 
 def row_changed(finding: Finding) -> Failure:
@@ -132,11 +148,15 @@ class PackDataset(Dataset[list[Sample] | Failure]):
 
 @dataclass(frozen=True)
 class Collation:
-    """How samples become tensors; `flat` makes one sequence of all rows of a micro-batch, for flash attention."""
+    """How samples become tensors; `flat` makes one sequence of all rows of a micro-batch, for flash attention.
+
+    With `sources` a batch also has `sources`, the number of each position's dataset, which is not the model's.
+    """
 
     pad_token_id: int
     weighting: Weighting = "token"
     flat: bool = False
+    sources: bool = False
 
     def __call__(self, draws: Sequence[Sample | list[Sample] | Failure]) -> MicroBatch | Failure:
         """The batch of rows or packs, or the first failure among them."""
@@ -148,6 +168,10 @@ class Collation:
             tensors = collate_packs(packs, self.pad_token_id, self.weighting, flat=self.flat)
         else:
             tensors = collate(samples, self.pad_token_id, self.weighting)
+        if self.sources:
+            tensors["sources"] = source_numbers(
+                packs or [[sample] for sample in samples], flat=bool(packs) and self.flat
+            )
         return _counted(tensors, samples)
 
 

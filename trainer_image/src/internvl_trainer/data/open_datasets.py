@@ -15,8 +15,10 @@ from internvl_api.spec import Dataset
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
 from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.row_schema import ChatRow, parse_chat_row
+from internvl_trainer.data.formats.open_source import open_source
+from internvl_trainer.data.formats.source import RowSource, media_opener, read_row, shards_of
+from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
 
@@ -26,19 +28,33 @@ VALIDATION = "validation/"
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset whose rows can be read; `description` holds the user's URIs."""
+    """A dataset whose rows can be read; `description` holds the user's URIs.
+
+    Attributes:
+        taken_for: kind of the rows and what they are in, in words.
+    """
 
     description: DatasetDescription
-    index: RowIndex
+    index: RowSource
+    taken_for: str = "chat rows in JSON Lines"
 
     @property
     def path(self) -> Path:
         """The annotation file on this machine."""
         return self.index.path
 
+    @property
+    def shards(self) -> list[Path]:
+        """Every file of the annotation on this machine."""
+        return shards_of(self.index)
+
     def parse_row(self, row: int) -> tuple[ChatRow | None, list[Finding]]:
-        """Row number `row` of the file, as `parse_chat_row` gives it."""
-        return parse_chat_row(self.index[row], self.description.annotation, self.index.line_number(row))
+        """Row number `row` of the file, as `read_row` gives it."""
+        return read_row(self.index, row, self.description.annotation)
+
+    def media_opener(self, elsewhere: OpenMedia) -> OpenMedia:
+        """Opens the media of its rows; `elsewhere` opens those that the annotation does not hold."""
+        return media_opener(self.index, elsewhere)
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
@@ -110,6 +126,9 @@ def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
         repeat_time=dataset.repeat_time,
         data_augment=dataset.data_augment,
         length=dataset.length,
+        format=dataset.format,
+        questions=dataset.questions,
+        weight=dataset.weight,
     )
 
 
@@ -138,11 +157,8 @@ def _without_credentials(address: str, meta: str) -> Address:
 
 
 def _open(description: DatasetDescription, field: str) -> OpenDataset:
-    path = fetch_file(description.annotation, field=f"{field}.annotation")
-    try:
-        return OpenDataset(description, RowIndex.build(path))
-    except UserError as error:  # name the user's URI, not the path in the cache
-        raise UserError(error.reason, error.message, description.annotation) from error
+    opened = open_source(description.annotation, description.format, field=field, questions=description.questions)
+    return OpenDataset(description, opened.rows, opened.taken_for)
 
 
 def estimate_lengths(rows: Iterable[bytes], image_tokens: int) -> np.ndarray:

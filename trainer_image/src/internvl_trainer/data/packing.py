@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from internvl_trainer.data.sampler import Order, Position, shuffle_rows
+from internvl_trainer.data.sampler import EpochRows, Order, Position, shuffle_rows
 
 _CHUNK = 1 << 16  # rows turned into Python's numbers at a time; bounds memory
 
@@ -81,12 +82,23 @@ class PackedOrder(Order[Pack]):
     two epochs.
     """
 
-    def __init__(self, sizes: np.ndarray, limits: PackLimits, global_batch: int, seed: int) -> None:
-        """`sizes`: (rows, 2) tokens and tiles of each row. Raises ValueError when there is none."""
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        limits: PackLimits,
+        global_batch: int,
+        seed: int,
+        epoch_rows: EpochRows | None = None,
+    ) -> None:
+        """`sizes`: (rows, 2) tokens and tiles of each row; `epoch_rows`: as for GlobalOrder.
+
+        Raises ValueError when there is no row.
+        """
         super().__init__(global_batch)
         if len(sizes) == 0:
             raise ValueError("there are no rows to pack")
-        self._sizes, self._limits, self._seed = sizes, limits, seed
+        self._sizes, self._limits = sizes, limits
+        self._epoch_rows = epoch_rows or partial(shuffle_rows, len(sizes), seed)
         self._starts = [0]  # first pack of each epoch planned so far, then the end of the last
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
 
@@ -129,7 +141,7 @@ class PackedOrder(Order[Pack]):
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows,) rows of an epoch, pack after pack, and (packs,) where each pack ends in it."""
         if self._planned is None or self._planned[0] != epoch:
-            order = shuffle_rows(len(self._sizes), self._seed, epoch)
+            order = self._epoch_rows(epoch)
             packed, ends, end = np.empty(len(order), np.int32), [], 0
             for rows in pack_rows(self._sizes[order, 0], self._sizes[order, 1], self._limits):
                 packed[end : end + len(rows)] = order[rows]

@@ -56,7 +56,7 @@ def reference_row(
             problem = str(errors_of(findings)[0])
             continue
         try:
-            sample = build_sample(content, description, settings, tokenizer, open_media)
+            sample = build_sample(content, description, settings, tokenizer, dataset.media_opener(open_media))
         except RowError as error:
             problem = f"{place}: {error}"
             continue

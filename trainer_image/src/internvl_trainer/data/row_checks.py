@@ -15,9 +15,9 @@ import numpy as np
 
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError
-from .index import RowIndex
+from .formats.source import RowSource, read_row
 from .media import OpenMedia, fetch_media, read_video, tiles_per_image
-from .row_schema import ChatRow, MediaFile, RowMedia, parse_chat_row
+from .row_schema import ChatRow, MediaFile, RowMedia
 from .sample import SampleSettings, encode_row
 from .tiling import ImageProblem, count_tiles, decode_image
 
@@ -42,7 +42,7 @@ class Checker:
 
 
 def check_rows(
-    index: RowIndex,
+    index: RowSource,
     checker: Checker,
     *,
     rows: Sequence[int] | None = None,
@@ -68,12 +68,12 @@ def check_length(description: DatasetDescription, rows: int) -> list[Finding]:
 
 
 def _findings(
-    index: RowIndex, checker: Checker, rows: Sequence[int], threads: int, sizes: np.ndarray | None
+    index: RowSource, checker: Checker, rows: Sequence[int], threads: int, sizes: np.ndarray | None
 ) -> Iterator[Finding]:
     size_of = lru_cache(maxsize=_REMEMBERED_IMAGES)(partial(_image_size, checker))
 
     def check(position: int) -> list[Finding]:
-        findings, size = _measure(index[position], index.line_number(position), checker, size_of)
+        findings, size = _measure(index, position, checker, size_of)
         if sizes is not None and size is not None:
             sizes[position] = size
         return findings
@@ -84,9 +84,9 @@ def _findings(
                 yield from found
 
 
-def _measure(text: bytes, line: int, checker: Checker, size_of: SizeOf) -> tuple[list[Finding], Size | None]:
-    """Findings of one line, and its tokens and tiles when it could be encoded."""
-    row, findings = parse_chat_row(text, checker.dataset.annotation, line)
+def _measure(index: RowSource, position: int, checker: Checker, size_of: SizeOf) -> tuple[list[Finding], Size | None]:
+    """Findings of one row, and its tokens and tiles when it could be encoded."""
+    row, findings = read_row(index, position, checker.dataset.annotation)
     if row is None:
         return findings, None
     tiles, problems = _check_media(row.media, checker, size_of)

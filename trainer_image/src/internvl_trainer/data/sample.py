@@ -59,6 +59,7 @@ class Sample:
         tiles: (n, 3, S, S) uint8; a text-only row has one blank tile.
         image_flags: (n,) int64; 0 for the blank tile.
         findings: warnings; errors raise RowError.
+        source: number of its dataset among the run's.
     """
 
     input_ids: np.ndarray
@@ -66,6 +67,7 @@ class Sample:
     tiles: np.ndarray
     image_flags: np.ndarray
     findings: list[Finding] = field(default_factory=list)
+    source: int = 0
 
     @property
     def length(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,6 +22,8 @@ class Position:
 
 
 Draw = TypeVar("Draw")
+EpochRows = Callable[[int], np.ndarray]
+"""Epoch to the rows that it draws, in order; as many in each epoch."""
 
 
 class Order(ABC, Generic[Draw]):
@@ -66,9 +69,18 @@ class GlobalOrder(Order[Position]):
     first, so that a batch holds rows of like length.
     """
 
-    def __init__(self, rows: int, global_batch: int, seed: int, lengths: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        global_batch: int,
+        seed: int,
+        lengths: np.ndarray | None = None,
+        epoch_rows: EpochRows | None = None,
+    ) -> None:
+        """`epoch_rows`: draws `rows` rows in each epoch; None draws each once, shuffled."""
         super().__init__(global_batch)
-        self._rows, self._seed, self._lengths = rows, seed, lengths
+        self._rows, self._lengths = rows, lengths
+        self._epoch_rows = epoch_rows or partial(shuffle_rows, rows, seed)
         self._cached: tuple[int, np.ndarray] | None = None
 
     def count_steps(self, epochs: float, max_steps: int | None) -> int:
@@ -85,7 +97,7 @@ class GlobalOrder(Order[Position]):
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != epoch:
-            order = shuffle_rows(self._rows, self._seed, epoch)
+            order = self._epoch_rows(epoch)
             if self._lengths is not None:
                 order = self._group_by_length(order, self._lengths)
             self._cached = epoch, order

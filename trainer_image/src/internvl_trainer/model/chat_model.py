@@ -74,12 +74,14 @@ class ChatOutput:
         tokens: int64 scalar tensor, supervised positions in this batch.
         weight_sum: fp32 scalar tensor, the sum of loss weights (= tokens when no weights are given).
         logits: (B, L, vocab) fp32, only with `return_logits=True`.
+        token_losses: (tokens,) fp32 cross entropy of each supervised position, without weights and gradients.
     """
 
     loss_sum: torch.Tensor | None
     tokens: torch.Tensor | None
     weight_sum: torch.Tensor | None
     logits: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
 
 
 class ChatModel(nn.Module):
@@ -156,7 +158,7 @@ class ChatModel(nn.Module):
         supervised = targets != IGNORED
         logits = self.native.lm_head(hidden[:, :-1][supervised]).float()
         losses = functional.cross_entropy(logits, targets[supervised], reduction="none")
-        output.tokens = supervised.sum()
+        output.tokens, output.token_losses = supervised.sum(), losses.detach()
         if loss_weights is None:
             output.loss_sum, output.weight_sum = losses.sum(), output.tokens.to(torch.float32)
         else:

@@ -19,6 +19,7 @@ import torch
 
 from internvl_trainer.artifacts.links import files_below
 from internvl_trainer.artifacts.sources import is_carried
+from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, native_config, read_architecture
 from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, CheckpointError, TensorEntry, read_json
@@ -33,7 +34,7 @@ from internvl_trainer.model.checkpoint_format.shards import (
     write_shards,
 )
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER, Source, open_checkpoint
-from internvl_trainer.model.exported_config import write_image_processor
+from internvl_trainer.model.exported_config import write_generation_config, write_image_processor, write_processor
 from internvl_trainer.model.parameters import check_checkpoint
 from internvl_trainer.model.tokenizer import CONTEXT_TOKEN, load_tokenizer
 
@@ -153,12 +154,14 @@ def _write_hf(source: Source, target: Path, edit: Edit, shard_size: int | None) 
         settings = edit.settings(source.upstream_config)
         _write_settings(settings, source.upstream_config, target / KEPT_FOLDER)
         write_image_processor(settings, config.vision_config.image_size[0], target)
+        template = settings.get("template") or source.architecture.template
+        write_processor(template, config.image_seq_length, target)
+        end = int(tokenizer.get_vocab()[TEMPLATES[template].end.strip()])
+        write_generation_config(source.directory, end, target)
     if source.is_native:
         copy_files(source.directory, target)
         return done
     copy_files(source.directory, target / KEPT_FOLDER)
-    if (source.directory / GENERATION_CONFIG).exists():
-        shutil.copyfile(source.directory / GENERATION_CONFIG, target / GENERATION_CONFIG)
     return done
 
 

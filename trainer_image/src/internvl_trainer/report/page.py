@@ -48,7 +48,7 @@ def render_page(
         }
         for bright, dim in zip(light, dark, strict=True)
     ]
-    return _environment().get_template("page.html.j2").render(
+    return page_environment().get_template("page.html.j2").render(
         record=record,
         config=record.config,
         banner=banner(record),
@@ -154,7 +154,7 @@ def duration(seconds: float | timedelta) -> str:
     return f"{total} s" if total else "below 1 s"
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Every value is data: redacted, and escaped for HTML."""
     environment = Environment(
         loader=PackageLoader("internvl_trainer.report", "templates"),

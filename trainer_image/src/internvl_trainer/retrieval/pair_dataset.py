@@ -40,6 +40,16 @@ class OpenPairs:
     index: list[PairRow]
     findings: list[Finding]
 
+    @property
+    def shards(self) -> list[Path]:
+        """Every file of the annotation on this machine."""
+        return [self.path]
+
+    @property
+    def taken_for(self) -> str:
+        """Kind of the rows, in words."""
+        return f"{self.description.format} captions"
+
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
         """(n,) int32 positions in `index` of one epoch: repeatTime applied, bad lines left out."""
         if not self.index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -60,6 +61,8 @@ def run(context: RunContext) -> StageResult:
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
+    for dataset in report["datasets"]:
+        logger.info("%s: taken for %s, %d rows", dataset["name"], dataset["takenFor"], dataset["rows"])
     show(findings)
     stages.discard("preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
@@ -183,7 +186,7 @@ def check_one(
     """Findings in the rows that an epoch uses; writes each row's tokens and tiles into `sizes` (rows, 2)."""
     description, index = dataset.description, dataset.index
     findings = check_length(description, len(index))
-    checker = Checker(description, settings, open_media, tokenizer)
+    checker = Checker(description, settings, dataset.media_opener(open_media), tokenizer)
     used = count_used(dataset)
     for start in range(0, used, _CHUNK_ROWS):
         reporter.doing(f"checking rows of {description.name}: {start} of {used}")
@@ -222,7 +225,8 @@ def make_report(
             {
                 "name": dataset.description.name,
                 "annotation": str(dataset.description.annotation),
-                "sha256": sha256_of(dataset.path),
+                "takenFor": dataset.taken_for,
+                "sha256": digest_files(dataset.shards),
                 "rows": len(dataset.index),
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),
@@ -232,6 +236,12 @@ def make_report(
         "skippedLines": {name: lines for name, lines in bad.items() if lines} if skip else {},
         "findings": [{"dataset": name, **finding.as_dict()} for name, found in findings.items() for finding in found],
     }
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """The sha256 of a file; of several, that of their digests in order."""
+    digests = [sha256_of(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> None:

@@ -13,6 +13,7 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.data.loader import Collation, PackDataset, RowDataset
 from internvl_trainer.data.open_datasets import (
+    VALIDATION,
     OpenDataset,
     open_datasets,
     open_validation,
@@ -63,9 +64,11 @@ def chat_components(context: GroupContext, base: Path) -> Components:
             pad_token_id=loaded.tokenizer.pad_token_id or 0,
             weighting=training.loss_weighting,
             flat=loaded.attn_implementation == "flash_attention_2",
+            sources=len(rows.names) > 1,
         ),
         validation=open_held_out(context, loaded),
         export=_export(config, base, loaded, group),
+        datasets=rows.names,
     )
 
 
@@ -82,13 +85,14 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
         image_tokens: tokens of a picture, for estimated lengths where preflight has not run.
     """
     training, packing = config.training, config.training.packing
+    mixed = dataset.mixed(config.data.mixing_temperature, training.seed)
     needed = packing.enabled or training.group_by_length
     counted = read_row_sizes(config, storage) if needed else None
     if not packing.enabled:
         lengths = None
         if training.group_by_length:
             lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
-        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths)
+        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths, mixed)
     if counted is None:
         raise UserError(
             "PreflightMissing",
@@ -96,7 +100,7 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
             "spec.training.packing",
         )
     limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
-    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed)
+    return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed, mixed)
 
 
 def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
@@ -135,7 +139,8 @@ def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | No
     return Validation(
         rows,
         context.group,
-        collation=Collation(loaded.tokenizer.pad_token_id or 0),
+        collation=Collation(loaded.tokenizer.pad_token_id or 0, sources=len(rows.names) > 1),
+        datasets=[name.removeprefix(VALIDATION) for name in rows.names],
         micro_batch=config.training.micro_batch_size,
         workers=config.training.data_workers,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Components:
         model: its forward takes what `collation` makes, and returns `loss_sum`: the sum of the rows' (weighted) losses.
         groups: the optimizer's parameter groups; a group's `lr_scale` multiplies the learning rate.
         dataset: what `order` draws from.
+        datasets: names, by the numbers in a batch's `sources`.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Components:
     collation: Collate
     validation: Validation | None
     export: Export
+    datasets: list[str] = field(default_factory=list)
 
 
 def lora_settings(config: RunConfig) -> LoraSettings | None:

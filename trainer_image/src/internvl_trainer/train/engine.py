@@ -12,6 +12,7 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
+from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.optimizer_shards import begin_optimizer_state
 
@@ -52,23 +53,40 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, decay_all: 
 
 
 def run_backward(
-    engine: Any, window: Window, weights: Sequence[float], config: RunConfig, group: Group, step: int
+    engine: Any,
+    window: Window,
+    weights: Sequence[float],
+    config: RunConfig,
+    group: Group,
+    step: int,
+    by_dataset: DatasetLosses,
 ) -> float:
     """Compute the gradients of one optimizer step; this rank's weighted sum of token losses.
 
-    `weights` are the sums of loss weights of each micro-batch over all ranks.
+    Args:
+        weights: sums of loss weights of each micro-batch over all ranks.
+        by_dataset: gets the losses of this rank's tokens.
     """
     total = 0.0
     shares = loss_shares(window.weights, weights, group.world_size, config)
     last = len(window.batches) - 1
     for number, (batch, share) in enumerate(zip(window.batches, shares, strict=True)):
         seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
-        output = engine(**on_device(batch, group.device))
+        output = forward(engine, batch, group.device, by_dataset)
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)
         total += float(output.loss_sum.detach())
         if number < last:
             engine.step()  # counts the micro-batch; the caller's step updates the weights
     return total
+
+
+def forward(engine: Any, batch: Batch, device: torch.device, by_dataset: DatasetLosses) -> Any:
+    """The engine's output for a batch, whose losses `by_dataset` gets."""
+    inputs = on_device({name: tensor for name, tensor in batch.items() if name != "sources"}, device)
+    output = engine(**inputs)
+    if "sources" in batch:
+        by_dataset.add(batch["labels"], batch["sources"], output.token_losses)
+    return output
 
 
 def loss_shares(own: Sequence[float], everywhere: Sequence[float], world_size: int, config: RunConfig) -> list[float]:

@@ -26,7 +26,8 @@ class StepRecord:
 
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
     `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
-    after which it was taken.
+    after which it was taken. `dataset_losses` and `validation_losses` are those of each dataset, where there are
+    several, without loss weights.
     """
 
     step: int
@@ -42,6 +43,8 @@ class StepRecord:
     data_wait_seconds: float
     world_size: int
     validation_loss: float | None = None
+    dataset_losses: dict[str, float] | None = None
+    validation_losses: dict[str, float] | None = None
 
 
 class MetricsLog:
@@ -71,6 +74,9 @@ class MetricsLog:
         }
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step.step)
+        for prefix, losses in (("train/loss", step.dataset_losses), (_VALIDATION_EVENT, step.validation_losses)):
+            for name, loss in (losses or {}).items():
+                self._events.add_scalar(f"{prefix}/{name}", loss, step.step)
         if step.validation_loss is not None:
             self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
 
@@ -79,12 +85,13 @@ class MetricsLog:
         """Whether the last step's row has a validation loss."""
         return "validation_loss" in self._rows()[-1]
 
-    def add_validation(self, loss: float) -> None:
-        """Add the loss on held-out rows to the last step's row."""
+    def add_validation(self, loss: float, by_dataset: dict[str, float] | None = None) -> None:
+        """Add the loss on held-out rows, and that of each dataset, to the last step's row."""
         *earlier, last = self._rows()
         self._metrics.close()
         path = self.folder / METRICS_FILE
-        lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, "validation_loss": loss}]]
+        found = {"validation_loss": loss, **({"validation_losses": by_dataset} if by_dataset else {})}
+        lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, **found}]]
         path.write_text("".join(lines), encoding="utf-8")
         self._metrics = path.open("a", encoding="utf-8")
         self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])

@@ -25,6 +25,7 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import GroupContext
 from internvl_trainer.signals import StopFlag
 from internvl_trainer.train.checkpoint import Checkpoints
+from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.metrics_log import MetricsLog, StepRecord, restore_metrics_log
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
@@ -119,12 +120,17 @@ class Trainer:
         """
         began = time.monotonic()
         self.reporter.enter("computing")
-        local = run_backward(self.setup.engine, window, weights, self.context.config, self.context.group, step)
+        by_dataset = DatasetLosses(self.setup.components.datasets)
+        local = run_backward(
+            self.setup.engine, window, weights, self.context.config, self.context.group, step, by_dataset
+        )
+        parts = by_dataset.values()
         mine = [0.0] * self.context.group.world_size
         mine[self.context.group.rank] = window.waited
-        total, supervised, rows, tokens, places, *waits = self.context.group.sum(
-            [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine]
+        total, supervised, rows, tokens, places, *others = self.context.group.sum(
+            [local, window.supervised_tokens, window.rows, window.tokens, window.places, *mine, *parts]
         )
+        waits, parts = others[: len(mine)], others[len(mine) :]
         self.loss = total / (sum(weights) or 1.0)
         self._refuse_nan(step)
         training = self.context.config.training
@@ -156,6 +162,8 @@ class Trainer:
                 data_wait_seconds=mean(waits),
                 world_size=self.context.group.world_size,
                 validation_loss=held_out,
+                dataset_losses=by_dataset.means(parts),
+                validation_losses=None if held_out is None else self._validation_losses(),
             )
         )
 
@@ -165,7 +173,7 @@ class Trainer:
         if step and self.context.group.first(self.log is not None and not self.log.is_validated):
             loss = self._validate(step)
             if loss is not None and self.log is not None:
-                self.log.add_validation(loss)
+                self.log.add_validation(loss, self._validation_losses())
 
     def save(self, step: int) -> None:
         """Store a checkpoint after `step` steps."""
@@ -248,6 +256,10 @@ class Trainer:
         if self.context.group.leads:
             logger.info("step %d validation loss %.4f", step, loss)
         return loss
+
+    def _validation_losses(self) -> dict[str, float] | None:
+        validation = self.setup.components.validation
+        return validation.by_dataset if validation is not None else None
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):

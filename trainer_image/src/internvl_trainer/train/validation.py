@@ -7,7 +7,7 @@ of dropout and drop path itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from internvl_trainer.data.loader import Collate, Loader, RowDataset
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
 from internvl_trainer.retrieval.pair_dataset import PairDataset
-from internvl_trainer.train.engine import on_device
+from internvl_trainer.train.dataset_losses import DatasetLosses
+from internvl_trainer.train.engine import forward
 
 
 class Validation:
@@ -26,14 +27,25 @@ class Validation:
     """
 
     def __init__(
-        self, rows: RowDataset | PairDataset, group: Group, *, collation: Collate, micro_batch: int, workers: int
+        self,
+        rows: RowDataset | PairDataset,
+        group: Group,
+        *,
+        collation: Collate,
+        micro_batch: int,
+        workers: int,
+        datasets: Sequence[str] = (),
     ) -> None:
-        self._rows, self._group = rows, group
+        """`datasets`: names, by the numbers in a batch's `sources`."""
+        self._rows, self._group, self._datasets = rows, group, datasets
+        self.by_dataset: dict[str, float] | None = None
         self._collation = collation
         self._micro_batch, self._workers = micro_batch, workers
 
     def loss(self, engine: Any, is_stopping: Callable[[], bool]) -> float | None:
         """Mean loss of a supervised token, or of a pair. All ranks call it, and get the same number.
+
+        `by_dataset` then has the loss of each dataset, where there are several.
 
         None when any rank was stopped meanwhile. Raises UserError for a row that cannot be read.
         """
@@ -44,12 +56,18 @@ class Validation:
             engine.train()
         if own is None:
             return None
-        sums, tokens = zip(*(pair for share in self._group.gather(own) for pair in share), strict=True)
+        shares = self._group.gather(own)
+        self.by_dataset = self._means([values for share in shares for *_, values in share])
+        sums, tokens = zip(*(pair for share in shares for *pair, _ in share), strict=True)
         return math.fsum(sums) / (sum(tokens) or 1)
 
+    def _means(self, batches: list[list[float]]) -> dict[str, float] | None:
+        """Loss of each dataset; exact sums, so that the world size does not matter."""
+        return DatasetLosses(self._datasets).means([math.fsum(values) for values in zip(*batches, strict=True)])
+
     @torch.no_grad()
-    def _own_sums(self, engine: Any, is_stopping: Callable[[], bool]) -> list[tuple[float, int]] | None:
-        """Sum of losses and number of supervised tokens of each batch of this rank; None when stopped."""
+    def _own_sums(self, engine: Any, is_stopping: Callable[[], bool]) -> list[tuple[float, int, list[float]]] | None:
+        """Losses, supervised tokens, and both by dataset, of each batch of this rank; None when stopped."""
         counted = self._batches_of(self._group.rank)
         loader = Loader(
             self._rows,
@@ -64,9 +82,10 @@ class Validation:
             if self._group.sum([is_stopping()])[0]:
                 return None
             window = loader.window()
-            output = engine(**on_device(window.batches[0], self._group.device))
+            by_dataset = DatasetLosses(self._datasets)
+            output = forward(engine, window.batches[0], self._group.device, by_dataset)
             if number < len(counted):
-                sums.append((float(output.loss_sum), window.supervised_tokens))
+                sums.append((float(output.loss_sum), window.supervised_tokens, by_dataset.values()))
         return sums
 
     def _batches_of(self, rank: int) -> list[list[Position]]:

@@ -1,0 +1,78 @@
+"""The loss of each dataset: exact sums over batches and packs, and where a run records them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from internvl_api.constants import ExitCode
+from internvl_trainer.data.collate import collate, collate_packs, source_numbers
+from internvl_trainer.data.sample import Sample
+from internvl_trainer.train.dataset_losses import DatasetLosses
+from trainer.runs import GOLDEN, environment, make_config, started, write_config
+
+
+def sample(source: int, labels: list[int]) -> Sample:
+    ids = np.arange(len(labels), dtype=np.int64)
+    blank = np.zeros((1, 3, 2, 2), np.uint8)
+    return Sample(ids, np.array(labels, np.int64), blank, np.zeros(1, np.int64), source=source)
+
+
+ROWS = [sample(1, [-100, 5, 6]), sample(0, [-100, -100, 7, 8, 9]), sample(1, [-100, 4])]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_token_counts_for_its_dataset(packed: bool) -> None:
+    packs = [ROWS[:2], ROWS[2:]] if packed else [[row] for row in ROWS]
+    labels = (collate_packs(packs, 0) if packed else collate(ROWS, 0))["labels"]
+    losses = DatasetLosses(["a", "b", "never"])
+    order = labels[:, 1:][labels[:, 1:] != -100]
+    losses.add(labels, source_numbers(packs), order.float())  # the loss of a token is its label
+    losses.add(labels, source_numbers(packs), order.float())
+    assert losses.means(losses.values()) == {"a": 8.0, "b": 5.0}
+
+
+def test_a_flat_pack_is_one_sequence() -> None:
+    assert source_numbers([ROWS[:2], ROWS[2:]], flat=True).tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 1, 1]]
+
+
+def test_ranks_add_up() -> None:
+    ranks = [DatasetLosses(["a", "b"]) for _ in range(2)]
+    labels = torch.tensor([[-100, 1, 2]])
+    for rank, loss in zip(ranks, (1.0, 3.0), strict=True):
+        rank.add(labels, torch.zeros_like(labels), torch.full((2,), loss))
+    totals = [sum(values) for values in zip(*(rank.values() for rank in ranks), strict=True)]
+    assert ranks[0].means(totals) == {"a": 2.0}
+
+
+def test_a_single_dataset_has_no_other_loss_than_the_run() -> None:
+    losses = DatasetLosses(["a"])
+    assert losses.means(losses.values()) is None
+
+
+@pytest.mark.slow
+def test_a_run_records_the_losses_of_its_datasets(tmp_path: Path) -> None:
+    rows = (GOLDEN / "data" / "samples.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, kept in (("text", rows[:2]), ("pictures", rows[2:5])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
+    datasets = {
+        name: {"annotation": str(tmp_path / f"{name}.jsonl"), "root": str(GOLDEN / "data"), "weight": weight}
+        for name, weight in (("text", 3), ("pictures", 1))
+    }
+    held = {name: {**each, "weight": None} for name, each in datasets.items()}
+    data = {"train": datasets, "validation": held}
+    sections = {"data": data, "evaluation": {"everySteps": 5}, "training": {"maxSteps": 5}}
+    config = write_config(make_config(str(tmp_path / "out"), **sections), tmp_path)
+    with started(["train", "--config", str(config)], environment(tmp_path), tmp_path / "result") as stage:
+        assert stage.wait() == ExitCode.OK, stage.output
+    steps = [json.loads(line) for line in (tmp_path / "out/stages/train/metrics.jsonl").read_text().splitlines()]
+    for step in steps:
+        own = step["dataset_losses"]
+        assert min(own.values()) - 1e-5 <= step["loss"] <= max(own.values()) + 1e-5  # sums of fp32
+    assert {"text", "pictures"} == set().union(*(step["dataset_losses"] for step in steps))
+    assert set(steps[-1]["validation_losses"]) == {"text", "pictures"}
+    own = steps[-1]["validation_losses"].values()
+    assert min(own) < steps[-1]["validation_loss"] < max(own)

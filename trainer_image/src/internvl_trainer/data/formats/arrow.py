@@ -1,0 +1,155 @@
+"""Parquet and Arrow files of Hugging Face datasets: random access to rows, with media columns read on demand.
+
+Parquet has no random access to rows, so it is copied once into an Arrow file in the node's cache, as the datasets
+library does; Arrow files are mapped into memory and only the pages of the rows that are read are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from internvl_trainer.artifacts.sources import derived_file
+from internvl_trainer.errors import UserError
+
+from .source import STORED
+
+_BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20  # of a record batch in the cache; bounds the memory of the copy
+_OPEN_SHARDS = 64
+PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
+
+
+class ArrowRecords:
+    """Records of one or several files, as one sequence; `line_number` counts records from 1.
+
+    A column of pictures (bytes, or {bytes, path}) becomes a path that `stored_media` reads.
+    """
+
+    def __init__(self, shards: list[Path]) -> None:
+        self.path, self.shards = shards[0], shards
+        self._files = [_as_arrow(shard) for shard in shards]
+        self._ends = list(accumulate(len(_open(path)) for path in self._files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, row: int) -> bytes:
+        """The record as JSON."""
+        table, place = self._find(row)
+        batch, offset = table.locate(place)
+        record = {
+            name: _plain(batch.column(position)[offset], f"{STORED}{row + 1}/{name}")
+            for position, name in enumerate(batch.schema.names)
+        }
+        return json.dumps(record, ensure_ascii=False, default=str).encode(errors="surrogatepass")
+
+    def line_number(self, row: int) -> int:
+        """1-based number of the record, over all files."""
+        return row + 1
+
+    def stored_media(self, path: str) -> bytes:
+        """The bytes of a column of a record. Raises FileNotFoundError where there is none."""
+        number, name, *position = path.removeprefix(STORED).split("/")
+        try:
+            table, place = self._find(int(number) - 1)
+            batch, offset = table.locate(place)
+            value = batch.column(name)[offset]
+            value = value.values[int(position[0])] if position else value
+            value = value["bytes"] if pa.types.is_struct(value.type) else value
+        except (KeyError, ValueError, IndexError) as error:
+            raise FileNotFoundError(path) from error
+        return bytes(value.as_buffer())
+
+    def _find(self, row: int) -> tuple[_Table, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} in {self.path}")
+        shard = bisect_right(self._ends, row)
+        return _open(self._files[shard]), row - (self._ends[shard - 1] if shard else 0)
+
+
+class _Table:
+    """The record batches of an Arrow file that is mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        source = pa.memory_map(str(path))
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        self._reader = None
+        if bytes(source.read(len(ARROW_MAGIC))) == ARROW_MAGIC:
+            self._reader = pa.ipc.open_file(source, options=options)
+            counts = [self._reader.get_batch(number).num_rows for number in range(self._reader.num_record_batches)]
+        else:
+            source.seek(0)
+            self._batches = list(pa.ipc.open_stream(source, options=options))
+            counts = [batch.num_rows for batch in self._batches]
+        self._ends = list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """The batch of a row, and the row's place in it."""
+        number = bisect_right(self._ends, row)
+        batch = self._reader.get_batch(number) if self._reader else self._batches[number]
+        return batch, row - (self._ends[number - 1] if number else 0)
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _open(path: Path) -> _Table:
+    try:
+        return _Table(path)
+    except pa.ArrowInvalid as error:
+        raise UserError("AnnotationUnreadable", f"not a whole Arrow file: {error}", str(path)) from error
+
+
+def _as_arrow(path: Path) -> Path:
+    """The file itself, or for Parquet its copy in the cache."""
+    with path.open("rb") as file:
+        if file.read(len(PARQUET_MAGIC)) != PARQUET_MAGIC:
+            return path
+    return derived_file(path, "arrow of parquet", lambda target: _copy_parquet(path, target))
+
+
+def _copy_parquet(path: Path, target: Path) -> None:
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
+            rows = _rows_of_batch(source)
+            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, source.schema_arrow) as writer:
+                for batch in source.iter_batches(batch_size=rows, use_threads=False):
+                    writer.write_batch(batch)
+    except pa.ArrowInvalid as error:
+        raise UserError("AnnotationUnreadable", f"not a whole Parquet file: {error}", str(path)) from error
+
+
+def _rows_of_batch(source: pq.ParquetFile) -> int:
+    meta = source.metadata
+    size: int = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+    rows: int = meta.num_rows
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
+
+
+def _plain(value: pa.Scalar, path: str) -> Any:
+    """A value as JSON has it; media as `path`, or as their own path when they hold no bytes."""
+    if not value.is_valid:
+        return None
+    kind = value.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return path
+    if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
+        return path if value["bytes"].is_valid else value.as_py().get("path")
+    if _holds_media(kind):
+        return [_plain(each, f"{path}/{position}") for position, each in enumerate(value.values)]
+    return value.as_py()
+
+
+def _holds_media(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    inner = kind.value_type
+    return pa.types.is_binary(inner) or (pa.types.is_struct(inner) and "bytes" in [field.name for field in inner])

@@ -1,0 +1,120 @@
+"""Captions as conversations: one question for every picture, and the caption as its answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from internvl_api.spec.evaluation import TASK_DEFAULTS
+
+from ..diagnostics import RowError
+from .json_records import JsonArray
+from .media_fields import media_of
+from .source import Record, RowSource, parse_record
+from .turns import finish_row
+
+QUESTION = TASK_DEFAULTS["caption"].prompt
+CAPTION_NAMES = ("caption", "text", "txt")
+_FLICKR_LINE = re.compile(
+    r"(?P<image>.+?\.(?:jpe?g|png|webp|bmp|gif|tiff?))(?:#\d+)?\s*[,\t](?P<caption>.*)", re.IGNORECASE
+)
+_HEADERS = ("image,caption", "image_name,comment")
+
+
+def from_caption(record: Record) -> Record:
+    """The row of a record with a picture and a caption."""
+    name = next((name for name in CAPTION_NAMES if name in record), "caption")
+    caption = record.get(name)
+    if isinstance(caption, list) and len(caption) == 1:
+        caption = caption[0]
+    if not isinstance(caption, str):
+        expected = "one caption; write a row for each" if isinstance(caption, list) else "text"
+        raise RowError.single("ValueNotText", f"expected {expected}", name)
+    media = media_of(record)
+    if not media["image"]:
+        raise RowError.single("ImageMissing", "a caption needs a picture; found none", "image")
+    turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": caption.strip()}]
+    return finish_row({key: value for key, value in record.items() if key == "id"}, turns, media)
+
+
+@dataclass(frozen=True)
+class FlickrLines:
+    """Records of a Flickr caption file: `image,caption` lines, or `image#n<TAB>caption`."""
+
+    lines: RowSource
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine."""
+        return self.lines.path
+
+    def __len__(self) -> int:
+        return len(self.lines) - self._skipped
+
+    def __getitem__(self, row: int) -> bytes:
+        """Raises RowError for a line that is no caption."""
+        text = self.lines[row + self._skipped].decode("utf-8-sig", errors="replace")
+        found = _FLICKR_LINE.fullmatch(text.strip())
+        if found is None:
+            raise RowError.single("InvalidLine", f"expected <image file>,<caption>, found {text[:60]!r}", "image")
+        caption = found["caption"].strip()
+        if caption.startswith('"') and caption.endswith('"') and len(caption) > 1:
+            caption = caption[1:-1].replace('""', '"')
+        return json.dumps({"image": found["image"], "caption": caption}).encode()
+
+    def line_number(self, row: int) -> int:
+        """1-based line."""
+        return self.lines.line_number(row + self._skipped)
+
+    @property
+    def _skipped(self) -> int:
+        return int(is_flickr_header(self.lines[0]))
+
+
+def is_flickr_header(line: bytes) -> bool:
+    """Whether a line is the header of a Flickr caption file."""
+    text = line.decode("utf-8-sig", errors="replace").replace(" ", "").replace("|", ",").lower()
+    return text in _HEADERS
+
+
+def is_flickr_line(line: bytes) -> bool:
+    """Whether a line is an image and its caption."""
+    return _FLICKR_LINE.fullmatch(line.decode("utf-8-sig", errors="replace").strip()) is not None
+
+
+@dataclass(frozen=True)
+class CocoCaptions:
+    """Records of COCO's captions_*.json: `annotations` with the file name of their `images`."""
+
+    annotations: JsonArray
+    names: dict[int, str]
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine."""
+        return self.annotations.path
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, row: int) -> bytes:
+        """Raises RowError for an annotation of no image."""
+        record = parse_record(self.annotations[row]) or {}
+        name = self.names.get(record.get("image_id", -1))
+        if name is None:
+            message = f"found {record.get('image_id')!r}, which no entry of `images` has"
+            raise RowError.single("ImageMissing", message, "image_id")
+        return json.dumps({"image": name, "caption": record.get("caption"), "id": record.get("id")}).encode()
+
+    def line_number(self, row: int) -> int:
+        """1-based line, or record."""
+        return self.annotations.line_number(row)
+
+
+def coco_captions(arrays: dict[str | None, JsonArray]) -> CocoCaptions:
+    """The captions of COCO's document, from its arrays `images` and `annotations`."""
+    images = (parse_record(arrays["images"][row]) or {} for row in range(len(arrays["images"])))
+    names = {image["id"]: image["file_name"] for image in images if "id" in image and "file_name" in image}
+    return CocoCaptions(arrays["annotations"], names)

@@ -1,0 +1,47 @@
+"""The pictures and videos that a record names, under any of the usual names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..diagnostics import RowError
+from .source import Record
+
+KINDS = ("image", "video")
+_NAMES = {
+    "image": ("images", "image", "image_path", "image_paths", "image_file", "img", "Image"),
+    "video": ("videos", "video", "video_path", "Video"),
+}
+MEDIA_NAMES = frozenset(name for names in _NAMES.values() for name in names)
+
+
+def media_of(record: Record) -> dict[str, list[str]]:
+    """Paths by kind. Raises RowError for a field that holds no path, or for two fields of one kind."""
+    return {kind: _paths(record, kind) for kind in KINDS}
+
+
+def entry_path(entry: Any) -> str | None:
+    """The path of an entry: text, or an object with `path` or `url`; None where there is none."""
+    if isinstance(entry, dict):
+        entry = next((entry[key] for key in ("path", "url") if entry.get(key)), None)
+    if not isinstance(entry, str) or not entry:
+        return None
+    return entry.removeprefix("./")
+
+
+def _paths(record: Record, kind: str) -> list[str]:
+    named = [name for name in _NAMES[kind] if record.get(name)]
+    if not named:
+        return []
+    if len(named) > 1:
+        message = f"found {named[0]} and {named[1]}; keep one of them"
+        raise RowError.single(f"{kind.capitalize()}Invalid", message, named[1])
+    value = record[named[0]]
+    paths = []
+    for position, entry in enumerate(value if isinstance(value, list) else [value]):
+        path = entry_path(entry)
+        if path is None:
+            field = f"{named[0]}[{position}]" if isinstance(value, list) else named[0]
+            raise RowError.single(f"{kind.capitalize()}Invalid", "expected a path", field)
+        paths.append(path)
+    return paths

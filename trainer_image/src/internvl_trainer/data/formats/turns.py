@@ -1,0 +1,142 @@
+"""Conversations of ShareGPT, OpenAI and ms-swift (`conversations` or `messages`) to upstream's turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..diagnostics import RowError
+from ..row_schema import IMAGE_MARK, VIDEO_MARK
+from .grounding import write_boxes
+from .media_fields import KINDS, entry_path, media_of
+from .source import Record
+
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "human"),
+    **dict.fromkeys(("gpt", "assistant", "model", "chatgpt", "bot", "bing"), "gpt"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
+_UNSUPPORTED = ("tools", "audios", "rejected_response", "rejected_messages")
+
+
+def from_sharegpt(record: Record) -> Record:
+    """The row of a record with `conversations` in ShareGPT's style."""
+    return _convert(record, "conversations")
+
+
+def from_messages(record: Record) -> Record:
+    """The row of a record with `messages` in OpenAI's or ms-swift's style."""
+    return _convert(record, "messages")
+
+
+def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, list[str]]) -> Record:
+    """Upstream's row, with a mark for each picture where the record's text has none.
+
+    Raises:
+        RowError: the record has fields whose meaning would be lost.
+    """
+    for name in _UNSUPPORTED:
+        if record.get(name):
+            raise RowError.single("FieldUnsupported", "training cannot use this field; remove it", name)
+    system = record.get("system")
+    if isinstance(system, str) and system and not any(turn["from"] == "system" for turn in turns):
+        turns.insert(0, {"from": "system", "value": system})
+    row: Record = {key: record[key] for key in ("id", "clip") if record.get(key) is not None}
+    images, videos = media["image"], media["video"]
+    if len(videos) > 1:
+        raise RowError.single("VideoInvalid", f"found {len(videos)} videos; a row has one", "videos")
+    if images:
+        row["image"] = images[0] if len(images) == 1 else images
+    if videos:
+        row["video"] = videos[0]
+    _place_missing_marks(turns, len(images))
+    return {**row, "conversations": turns}
+
+
+def _place_missing_marks(turns: list[dict[str, str]], images: int) -> None:
+    """As ms-swift: several pictures without any mark stand before the first question."""
+    first = next((turn for turn in turns if turn["from"] == "human"), None)
+    if images > 1 and first is not None and not any(IMAGE_MARK in turn["value"] for turn in turns):
+        first["value"] = f"{IMAGE_MARK}\n" * images + first["value"]
+
+
+@dataclass
+class _Inline:
+    """The media of a record, with those that its content lists name, in the order of their marks."""
+
+    rows: dict[str, list[str]]
+    found: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    unnamed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def name(self, kind: str, part: Mapping[str, Any], place: str) -> None:
+        """Take the medium of a part: the one it names, else the row's next."""
+        path = entry_path(next((part[key] for key in (kind, f"{kind}_url", "url", "path") if part.get(key)), None))
+        if path is None:
+            position = self.unnamed[kind]
+            if position >= len(self.rows[kind]):
+                message = f"found no {kind} for this part; name it here or in `{kind}s`"
+                raise RowError.single(f"{kind.capitalize()}Missing", message, place)
+            path = self.rows[kind][position]
+            self.unnamed[kind] += 1
+        self.found[kind].append(path)
+
+    def all(self) -> dict[str, list[str]]:
+        """Media of the parts when there are any, else the row's."""
+        for kind in KINDS:
+            if self.found[kind] and self.unnamed[kind] < len(self.rows[kind]):
+                message = (
+                    f"the content names {len(self.found[kind])} {kind}s, and `{kind}s` has others; use one of them"
+                )
+                raise RowError.single(f"{kind.capitalize()}Invalid", message, f"{kind}s")
+        return {kind: self.found[kind] or self.rows[kind] for kind in KINDS}
+
+
+def _convert(record: Record, key: str) -> Record:
+    found = record.get(key)
+    if not isinstance(found, list):
+        message = "expected a list of turns, found nothing" if found is None else "expected a list of turns"
+        raise RowError.single("ConversationsMissing", message, key)
+    inline = _Inline(media_of(record))
+    turns = list(_turns(found, key, inline))
+    return finish_row(record, write_boxes(record, turns), inline.all())
+
+
+def _turns(found: list[Any], key: str, inline: _Inline) -> Iterator[dict[str, str]]:
+    for position, turn in enumerate(found):
+        place = f"{key}[{position}]"
+        if not isinstance(turn, dict):
+            raise RowError.single("TurnInvalid", "expected an object with a role and a text", place)
+        role_key = "from" if "from" in turn else "role"
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in _ROLES:
+            message = f"found {role!r}; expected user, assistant or system"
+            raise RowError.single("UnknownRole", message, f"{place}.{role_key}")
+        if turn.get("tool_calls") or turn.get("loss") is False:
+            name = "tool_calls" if turn.get("tool_calls") else "loss"
+            raise RowError.single("FieldUnsupported", "training cannot use this field; remove it", f"{place}.{name}")
+        text_key = "value" if "value" in turn else "content"
+        yield {"from": _ROLES[role], "value": _text(turn.get(text_key), f"{place}.{text_key}", inline)}
+
+
+def _text(content: Any, place: str, inline: _Inline) -> str:
+    """A turn's text; a picture or video among its parts becomes a mark and a newline."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowError.single("ValueNotText", "expected text or a list of parts", place)
+    text = ""
+    for position, part in enumerate(content):
+        where = f"{place}[{position}]"
+        kind = part.get("type", "").removesuffix("_url") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            text += part
+        elif kind == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif kind in KINDS:
+            inline.name(kind, part, where)
+            text += f"{_MARKS[kind]}\n"
+        else:
+            raise RowError.single("ValueNotText", "expected a part of type text, image, image_url or video", where)
+    return text
