@@ -194,7 +194,7 @@ BROKEN = [
     pytest.param(
         write("config.json", "{"),
         "InvalidJson",
-        "config.json: not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "
+        "config.json: not valid JSON: Expecting property name enclosed in double quotes (column 2); "
         "copy the file from the model's repository again",
         id="broken config",
     ),

@@ -41,7 +41,6 @@ from internvl_trainer.model.tokenizer import CONTEXT_TOKEN, load_tokenizer
 Format = Literal["upstream", "hf"]
 
 SHARD_SIZE = 5_000_000_000
-GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
