@@ -120,6 +120,9 @@ def encode_row(
         compat=settings.compat,
         max_length=settings.max_length,
     )
+    reserved = [finding for finding in errors_of(encoded.findings) if finding.reason == "ReservedToken"]
+    if reserved:  # a context token in the text would count as an image's
+        raise RowError(reserved)
     context = int((encoded.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)).sum())
     if context != (wanted := sum(tiles_per_image) * settings.context_tokens):
         raise RowError.single(
@@ -128,6 +131,6 @@ def encode_row(
             f"raise the maximum length or lower the maximum number of tiles",
             "conversations",
         )
-    if errors := errors_of(encoded.findings):
-        raise RowError(errors)
+    if errors_of(encoded.findings):
+        raise RowError(encoded.findings)  # with the warnings: truncation is why nothing is supervised
     return encoded
