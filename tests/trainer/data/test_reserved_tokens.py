@@ -35,7 +35,7 @@ def test_a_reserved_token_in_a_turn_is_plain_text(template: str, token: str, rol
     reserved = list(reserved_tokens(tokenizer))
     texts = {"system": "be brief", "human": "what is it", "gpt": "a cat"}
 
-    def encoded(**changes: str):  # noqa: ANN202
+    def encoded(**changes: str):
         turns = [Turn(each, text) for each, text in (texts | changes).items()]  # type: ignore[arg-type]
         return encode(turns, tokenizer, template)
 

@@ -117,7 +117,8 @@ def test_the_mark_of_a_single_medium_goes_to_the_first_question_when_only_an_ans
 ) -> None:
     row, findings = parse(conversations=answered(f"{mark} a cat"), **media)
     assert findings == [
-        f"warning: conversations[1].value: found {mark} in an answer, where it stays text; media are marked in questions"
+        f"warning: conversations[1].value: found {mark} in an answer, where it stays text; "
+        "media are marked in questions"
     ]
     assert row is not None
     question, answer = place_marks(row.turns, row.media, frames=1)

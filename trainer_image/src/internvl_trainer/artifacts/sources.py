@@ -57,6 +57,29 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
         return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
 
 
+def describe_file(uri: str, digest: Callable[[Path], str], *, field: str) -> str:
+    """A text that changes with one file's content: `digest` of a local file, else the server's own; see above.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if uri.startswith("hf://"):
+        repo, path = hub.split_file(uri, field=field)
+        commit = hub.commit_of(repo)
+        file = None if commit == repo.revision else hub.find_file(repo, commit, path)
+        return f"commit {commit}" if file is None else hub.digest_of(file)
+    if not uri.startswith(("s3://", "https://")):
+        path_here = local_path(uri, field=field)
+        if not path_here.is_file():
+            raise UserError("NotFound", f"found no file {path_here}; check the path", field)
+        return digest(path_here)
+    storage, key = _object(uri, field)
+    found = storage.stat(key)
+    if found is None:
+        raise UserError("NotFound", f"found no object {uri.partition('?')[0]}; check the URI", field)
+    return f"{found.etag} {found.size}"
+
+
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     """A local folder with the files of a checkpoint URI; plain paths and PVCs are used where they are.
 
@@ -87,8 +110,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
         if not path.is_file():
             raise UserError("NotFound", f"found no file {path}; check the path", field)
         return path
-    folder, _, key = uri.rpartition("/")
-    storage, key = (HttpsSource(uri, field=field), "") if uri.startswith("https://") else (_open(folder, field), key)
+    storage, key = _object(uri, field)
     found = storage.stat(key)
     if found is None:
         raise UserError("NotFound", f"found no object {uri.partition('?')[0]}; check the URI", field)
@@ -98,6 +120,12 @@ def fetch_file(uri: str, *, field: str) -> Path:
             storage.download(key, path)
 
     return _cache().file(f"{uri}\n{found.etag}\n{found.size}", make)
+
+
+def _object(uri: str, field: str) -> tuple[Storage | HttpsSource, str]:
+    """A remote file as its storage and the key in it."""
+    folder, _, key = uri.rpartition("/")
+    return (HttpsSource(uri, field=field), "") if uri.startswith("https://") else (_open(folder, field), key)
 
 
 def open_media(root: str, relative: str) -> bytes:
