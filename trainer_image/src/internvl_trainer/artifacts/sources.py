@@ -23,15 +23,15 @@ _PARALLEL_FILES = 8
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
 
-def list_directory(uri: str, *, field: str) -> list[str]:
-    """Names of the files under a checkpoint URI, relative, without downloading any."""
+def list_sizes(uri: str, *, field: str) -> dict[str, int]:
+    """Name and size in bytes of each file under a checkpoint URI, without downloading any."""
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
-        names = [file.path for file in hub.list_files(repo, hub.commit_of(repo))]
+        sizes = {file.path: file.size for file in hub.list_files(repo, hub.commit_of(repo))}
     else:
         storage = _open(uri, field)
-        names = [file.key for file in _present(storage, storage.list(), field)]
-    return [name for name in names if not is_unused(name)]
+        sizes = {file.key: file.size for file in _present(storage, storage.list(), field)}
+    return {name: size for name, size in sizes.items() if not is_unused(name)}
 
 
 def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -> dict[str, str]:

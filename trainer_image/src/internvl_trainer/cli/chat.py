@@ -140,10 +140,12 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     import torch
 
     from internvl_trainer.model.load import load_chat_model
+    from internvl_trainer.model.tokenizer import check_template
     from internvl_trainer.model.trained_weights import load_trained
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     loaded = load_chat_model(options.model, dtype=dtype)
+    check_template(loaded.tokenizer, options.template or loaded.template, "--template")
     if options.adapter is not None:
         load_trained(loaded.model, options.adapter)
     loaded.model.to(device).eval()

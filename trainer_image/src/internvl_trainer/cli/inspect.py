@@ -116,7 +116,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     from internvl_trainer.model.checkpoint_format.config import count_context_tokens
     from internvl_trainer.model.checkpoint_source import describe_checkpoint
     from internvl_trainer.model.load import load_chat_model
-    from internvl_trainer.model.tokenizer import load_tokenizer
+    from internvl_trainer.model.tokenizer import check_template, load_tokenizer
 
     loaded = None
     if args.with_loss:
@@ -140,7 +140,9 @@ def _load(args: argparse.Namespace) -> _Subject:
         max_length=args.max_length,
         compat=args.compat,
     )
-    return _Subject(load_tokenizer(args.model), settings, loaded)
+    tokenizer = load_tokenizer(args.model)
+    check_template(tokenizer, settings.template, "--template")
+    return _Subject(tokenizer, settings, loaded)
 
 
 def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int, int, Sample | list[Finding]]]:

@@ -6,6 +6,7 @@ pieces do not add up to the length of the whole text is not supervised (always s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+_MARK = re.compile(r"<\|[a-z_]+\|>")
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 _SYSTEM_2 = (
@@ -49,6 +51,11 @@ class Template:
     end: str
     by_turn: bool = False
     strips: bool = False
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The special tokens around turns, each once."""
+        return tuple(dict.fromkeys(_MARK.findall(self.system + self.user + self.assistant + self.end)))
 
     def open_turn(self, role: Role) -> str:
         """The text before a turn's own."""

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
-from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
+from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.diagnostics import Finding, findings_table
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
@@ -44,7 +44,6 @@ _CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
 Check = Callable[[Any, Reporter, np.ndarray], list[Finding]]
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def run(context: RunContext) -> StageResult:
@@ -96,13 +95,17 @@ def check_writable(storage: Storage) -> None:
 def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerBase]:
     """How rows become samples, and the tokenizer. Raises UserError for a checkpoint that training cannot load.
 
-    Weight files are listed, not downloaded.
+    Remote weight files are listed, not downloaded.
     """
     directory = check_files(config)
 
-    from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after the quick checks
+    from internvl_trainer.model.tokenizer import check_template, load_tokenizer  # slow, so after the quick checks
+    from internvl_trainer.stages.checkpoint_checks import check_vocabulary
 
-    return read_settings(config, directory), load_tokenizer(directory)
+    settings, tokenizer = read_settings(config, directory), load_tokenizer(directory)
+    check_template(tokenizer, settings.template, "spec.model.template")
+    check_vocabulary(tokenizer, directory, config.model.source)
+    return settings, tokenizer
 
 
 def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -122,11 +125,12 @@ def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
 
 
 def check_files(config: RunConfig) -> Path:
-    """A local folder with the checkpoint except its weights. Raises UserError when weight files are missing."""
-    field, source = "spec.model.source", config.model.source
-    names = list_directory(source, field=field)
-    directory = fetch_directory(source, field=field, weights=False)
-    check_weight_files(set(names), directory, source)
+    """A local folder with the checkpoint except its weights. Raises UserError for missing or broken weight files."""
+    from internvl_trainer.stages.checkpoint_checks import check_weights
+
+    source = config.model.source
+    directory = fetch_directory(source, field="spec.model.source", weights=False)
+    check_weights(directory, source)
     return directory
 
 
@@ -136,21 +140,6 @@ def identify_model(source: str) -> dict[str, str]:
     config = fetch_directory(source, field=field, weights=False) / "config.json"
     commit = {"commit": hub.commit_of(hub.repository(source, field=field))} if source.startswith("hf://") else {}
     return {**commit, "config.json sha256": sha256_of(config)}
-
-
-def check_weight_files(names: set[str], directory: Path, source: str) -> None:
-    """Raises UserError when the shards that the index names are not all there."""
-    if _INDEX in names:
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        shards = set(index.get("weight_map", {}).values())
-        if missing := sorted(shards - names):
-            raise UserError(
-                "ShardMissing",
-                f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}",
-                source,
-            )
-    elif _SINGLE not in names:
-        raise UserError("WeightsMissing", f"found neither {_SINGLE} nor {_INDEX}; pickled weights are not read", source)
 
 
 def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
