@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from internvl_trainer.cli.options import count
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
-from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
+from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.distributed import prepare_environment
 from internvl_trainer.errors import UserError

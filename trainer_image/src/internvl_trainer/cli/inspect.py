@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.index import RowIndex
@@ -156,16 +157,12 @@ def _samples(args: argparse.Namespace, subject: _Subject) -> Iterator[tuple[int,
             yield number, line, findings
             continue
         try:
-            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, _read_file)
+            sample = build_sample(row, dataset, subject.settings, subject.tokenizer, open_media)
         except RowError as error:
             yield number, line, error.findings
             continue
         sample.findings[:0] = findings
         yield number, line, sample
-
-
-def _read_file(root: str, relative: str) -> bytes:
-    return (Path(root) / relative).read_bytes()
 
 
 def _arrays(sample: Sample) -> dict[str, np.ndarray]:

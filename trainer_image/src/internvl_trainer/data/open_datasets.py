@@ -15,6 +15,7 @@ from internvl_trainer.artifacts.sources import fetch_file, parent_uri
 from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
 from internvl_trainer.data.diagnostics import Finding
 from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.pictures import Decoding
 from internvl_trainer.data.row_schema import ChatRow, parse_chat_row
 from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
@@ -97,6 +98,10 @@ def sample_settings(config: RunConfig, *, template: str, image_size: int, contex
         max_frames=image.video_frames,
         max_length=config.training.max_seq_length,
         compat=config.data.compat,
+        decoding=Decoding(
+            apply_orientation=image.exif == "apply",
+            background="none" if config.data.compat == "upstream" else image.background,
+        ),
     )
 
 

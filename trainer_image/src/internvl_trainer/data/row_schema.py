@@ -110,6 +110,16 @@ def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | 
     return ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line), placed
 
 
+def is_inline(path: str) -> bool:
+    """Whether a row's path is a `data:` URL, which holds the file itself."""
+    return path.startswith("data:") and "," in path
+
+
+def shown_path(path: str) -> str:
+    """The path for messages; a `data:` URL is cut short."""
+    return f"{path[:40]}…" if is_inline(path) else path
+
+
 def media_path(relative: str) -> str:
     """A row's path, normalised.
 
@@ -295,6 +305,8 @@ def _check_characters(text: str, field: str) -> Iterator[Finding]:
 
 def _check_path(media: MediaFile) -> Iterator[Finding]:
     yield from _check_characters(media.path, media.field)
+    if is_inline(media.path):
+        return
     try:
         media_path(media.path)
     except ValueError as error:

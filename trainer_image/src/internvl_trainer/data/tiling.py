@@ -6,35 +6,13 @@ import io
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 BLANK = (255, 255, 255)
 """RGB colour of the blank tile of a text-only row."""
 
 JPEG_QUALITIES = range(75, 101)
 """JPEG qualities that upstream's data_augment draws from."""
-
-
-class ImageProblem(ValueError):
-    """The bytes cannot be decoded to the end as an image."""
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """The RGB image, fully decoded.
-
-    Raises:
-        ImageProblem: the bytes are empty, of unknown format or cut short; training never sees half an image.
-    """
-    if not data:
-        raise ImageProblem("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address, which changes each time
-        said = "cannot identify image file" if unknown else error
-        raise ImageProblem(f"cannot be decoded ({said}), {len(data)} bytes") from error
 
 
 @lru_cache(maxsize=32)

@@ -29,8 +29,8 @@ def check_weights(directory: Path, source: str) -> None:
     for name in weights:
         if sizes[name] < _POINTER_BYTES:
             message = (
-                f"{name} has {sizes[name]} bytes, as a git-lfs pointer or an interrupted copy has; download the weights "
-                f"themselves, with `git lfs pull` in a clone"
+                f"{name} has {sizes[name]} bytes, as a git-lfs pointer or an interrupted copy has; download the "
+                f"weights themselves, with `git lfs pull` in a clone"
             )
             raise UserError("InvalidSafetensors", message, source)
     if all((directory / name).is_file() for name in weights):
