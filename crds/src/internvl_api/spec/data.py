@@ -42,6 +42,14 @@ class Data(ApiModel):
 
     train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000, description="Training datasets by name")
     meta: Source | None = Field(None, description="Upstream's meta JSON; its datasets are added to those of data.train")
+    meta_root: Source | None = Field(
+        None,
+        description="Folder that the relative paths of meta and validationMeta start at, as upstream's start at its "
+        "working directory; default: the folder of the JSON",
+    )
+    validation_meta: Source | None = Field(
+        None, description="Meta JSON of held-out datasets; they are added to those of data.validation"
+    )
     validation: dict[str, Dataset] = Field(
         default_factory=dict,
         max_length=100,

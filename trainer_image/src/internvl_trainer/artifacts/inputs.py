@@ -10,12 +10,12 @@ from typing import Any
 
 from internvl_api.run_config import RunConfig
 
-from internvl_trainer.artifacts.sources import describe_file, fetch_file, parent_uri
+from internvl_trainer.artifacts.sources import describe_file, fetch_file, meta_path
 from internvl_trainer.artifacts.storage import sha256_of
 from internvl_trainer.errors import UserError
 
 TRAINING, VALIDATION, TASKS = "data.train", "data.validation", "evaluation.tasks"
-_META = "data.meta"
+_META, _VALIDATION_META = "data.meta", "data.validationMeta"
 
 Versions = dict[str, str]
 """`field of the spec (URI)` to the version of the file that it names."""
@@ -52,22 +52,23 @@ def _annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"{section}.{name}.annotation", dataset.annotation
     for name, task in config.evaluation.tasks.items():
         yield f"{TASKS}.{name}.annotation", task.annotation
-    if config.data.meta:
-        yield _META, config.data.meta
-        yield from _listed_in_meta(config.data.meta)
+    data = config.data
+    for section, meta in ((_META, data.meta), (_VALIDATION_META, data.validation_meta)):
+        if meta:
+            yield section, meta
+            yield from _listed_in(meta, data.meta_root, section)
 
 
-def _listed_in_meta(uri: str) -> Iterator[tuple[str, str]]:
+def _listed_in(uri: str, root: str | None, section: str) -> Iterator[tuple[str, str]]:
     """The annotations of a meta JSON; nothing for one that cannot be read, which the stage reports."""
     try:
-        meta: Any = json.loads(fetch_file(uri, field=f"spec.{_META}").read_text(encoding="utf-8-sig"))
+        meta: Any = json.loads(fetch_file(uri, field=f"spec.{section}").read_text(encoding="utf-8-sig"))
     except (UserError, ValueError):
         return
     for name, entry in meta.items() if isinstance(meta, dict) else ():
         annotation = entry.get("annotation") if isinstance(entry, dict) else None
         if isinstance(annotation, str):
-            is_absolute = annotation.startswith("/") or "://" in annotation
-            yield f"{_META}.{name}", annotation if is_absolute else f"{parent_uri(uri)}/{annotation}"
+            yield f"{section}.{name}", meta_path(annotation, uri, root)
 
 
 def _digest(path: Path) -> str:

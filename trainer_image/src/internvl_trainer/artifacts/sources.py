@@ -159,6 +159,13 @@ def parent_uri(uri: str) -> str:
     return uri.rpartition("/")[0]
 
 
+def meta_path(path: str, meta: str, root: str | None) -> str:
+    """A path in the meta JSON at `meta`; a relative one starts at `root`, else at the JSON's folder."""
+    if path.startswith("/") or "://" in path:
+        return path
+    return f"{(root or parent_uri(meta)).rstrip('/')}/{path}".rstrip("/")
+
+
 @lru_cache(maxsize=64)
 def _archive(root: str, _process: int) -> Archive:
     """The archive for all threads of this process; a fork would share the file position, hence the argument."""
