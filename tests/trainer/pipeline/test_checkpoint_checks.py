@@ -13,7 +13,7 @@ from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.tokenizer import check_template, load_tokenizer
 from internvl_trainer.stages.checkpoint_checks import check_vocabulary, check_weights
-from internvl_trainer.stages.preflight import check_model
+from internvl_trainer.stages.preflight import check_model, compare_tiling
 from safetensors.torch import load_file, save_file
 from trainer.runs import make_config
 
@@ -127,3 +127,26 @@ def test_a_template_needs_a_tokenizer_that_knows_its_marks(kind: str, template: 
 def test_preflight_refuses_the_template_of_another_family(model: Path) -> None:
     with pytest.raises(UserError, match="does not know"):
         check_model(make_config("/out", model={"source": str(model), "template": "phi3-chat"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field", "own"),
+    [
+        pytest.param("max_dynamic_patch", 12, "image.maxDynamicPatch", "6", id="most tiles"),
+        pytest.param("min_dynamic_patch", 2, "image.minDynamicPatch", "1", id="fewest tiles"),
+        pytest.param("use_thumbnail", False, "image.thumbnail", "true", id="thumbnail"),
+        pytest.param("dynamic_image_size", False, "image.dynamic", "true", id="tiling"),
+    ],
+)
+def test_a_run_that_cuts_pictures_otherwise_than_its_model_is_warned(
+    model: Path, key: str, value: object, field: str, own: str
+) -> None:
+    config = make_config("/out", model={"source": str(model)})
+    stored = json.loads((model / "config.json").read_text())
+    same = {"max_dynamic_patch": 6, "min_dynamic_patch": 1, "use_thumbnail": True, "dynamic_image_size": True}
+    (model / "config.json").write_text(json.dumps(stored | same))
+    assert compare_tiling(config) == []
+    (model / "config.json").write_text(json.dumps(stored | same | {key: value}))
+    (finding,) = compare_tiling(config)
+    assert (finding.field, finding.severity) == (field, "warning")
+    assert finding.message.startswith(f"the run has {own}, the checkpoint's config.json {json.dumps(value)};")

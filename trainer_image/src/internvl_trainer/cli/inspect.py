@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from internvl_api.constants import ExitCode
 from rich.console import Console
 from rich.text import Text
 
@@ -42,7 +43,7 @@ examples:
   internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --with-loss --quiet
   internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --out rows.npz       arrays for NumPy
 
-exit codes: 0 every row could be shown   1 some rows could not   65 the model or the file cannot be used
+exit codes: 0 every row could be shown   65 some rows could not, or the model or the file cannot be used
 """
 
 
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
-    """0 when every row could be shown, 1 when some could not.
+    """0 when every row could be shown, 65 when some could not.
 
     Raises:
         UserError: the model or the annotation file cannot be used.
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
     if args.out:
         _save(args.out, arrays)
         console.print(f"{len(arrays)} arrays in {args.out}", highlight=False)
-    return 1 if broken else 0
+    return ExitCode.USER_ERROR if broken else ExitCode.OK
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
     except json.JSONDecodeError as error:
         return None, [Finding("InvalidJson", f"not valid JSON: {error.msg} (column {error.colno})")]
     except UnicodeDecodeError as error:
-        return None, [Finding("InvalidJson", f"not valid UTF-8 (byte {error.start})")]
+        return None, [Finding("InvalidJson", f"not valid UTF-8 (byte {error.start}); convert the file: iconv -t UTF-8")]
     except RecursionError:
         return None, [Finding("InvalidJson", "nested too deeply to be read")]
     if not isinstance(row, dict):

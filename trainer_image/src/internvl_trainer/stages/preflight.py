@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from internvl_api.run_config import RunConfig
+from internvl_api.spec import Image
 from internvl_api.status import StageResult
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
-from internvl_trainer.data.diagnostics import Finding, findings_table
+from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
 from internvl_trainer.data.row_checks import Checker, check_length, check_rows
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TILING = {
+    "dynamic_image_size": "dynamic",
+    "min_dynamic_patch": "min_dynamic_patch",
+    "max_dynamic_patch": "max_dynamic_patch",
+    "use_thumbnail": "thumbnail",
+}
+"""Fields of upstream's config.json, and of the spec's section image, that say how pictures are cut."""
 _CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
@@ -55,6 +63,8 @@ def run(context: RunContext) -> StageResult:
     tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
     findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
+    if config.model.kind == "chat":
+        findings["spec.image"] = compare_tiling(config)
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
@@ -157,6 +167,23 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
     )
 
 
+def compare_tiling(config: RunConfig) -> list[Finding]:
+    """A warning for each setting of pictures in which the run differs from the checkpoint's config.json."""
+    place = fetch_directory(config.model.source, field="spec.model.source", weights=False) / "config.json"
+    stored = json.loads(place.read_text(encoding="utf-8"))
+    findings = []
+    for key, name in _TILING.items():
+        field = Image.model_fields[name].alias or name
+        own = getattr(config.image, name)
+        if key in stored and stored[key] != own:
+            message = (
+                f"the run has {json.dumps(own)}, the checkpoint's config.json {json.dumps(stored[key])}; a model "
+                f"published with its own value answers worse with another. Set spec.image.{field} to choose"
+            )
+            findings.append(Finding("TilingDiffers", message, f"image.{field}", "warning"))
+    return findings
+
+
 def count_used(dataset: OpenDataset | OpenPairs) -> int:
     """The number of the file's rows that an epoch uses: all of them or the first ones."""
     return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
@@ -178,7 +205,7 @@ def check_one(
         reporter.doing(f"checking rows of {description.name}: {start} of {used}")
         rows = range(start, min(used, start + _CHUNK_ROWS))
         findings += check_rows(index, checker, rows=rows, threads=usable_cpus(), sizes=sizes)
-    return findings
+    return fold_repeated(findings)
 
 
 def check_pairs(
