@@ -116,7 +116,7 @@ def _orient(image: Image.Image, decoding: Decoding) -> tuple[Image.Image, list[N
 def _flatten(image: Image.Image, decoding: Decoding) -> tuple[Image.Image, Note | None]:
     """The picture on the background; pixels that are all opaque need none."""
     layered = image.convert("RGBA")
-    if layered.getextrema()[3][0] == _EIGHT_BIT or decoding.background == "none":
+    if np.asarray(layered)[..., 3].min() == _EIGHT_BIT or decoding.background == "none":
         return image.convert("RGB"), None
     ground = Image.new("RGBA", image.size, decoding.background)
     message = f"it has transparent pixels, shown on {decoding.background} (image.background)"

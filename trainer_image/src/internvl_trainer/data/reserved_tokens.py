@@ -56,7 +56,7 @@ def tokenize(
     reserved = reserved_tokens(tokenizer)
     written = [
         place
-        for place in np.flatnonzero(np.isin(tokens.ids, list(reserved)))
+        for place in np.flatnonzero(np.isin(tokens.ids, list(reserved))).tolist()
         if any(start <= tokens.starts[place] < tokens.ends[place] <= end for start, end in own)
     ]
     names = [reserved[int(tokens.ids[place])] for place in written]
