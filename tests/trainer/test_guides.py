@@ -12,7 +12,8 @@ import torch
 from closeness import assert_close
 from golden import GOLDEN, checkpoint, load
 from internvl_trainer.__main__ import main
-from internvl_trainer.data.tiling import cut_tiles, decode_image
+from internvl_trainer.data.pictures import decode_image
+from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, is_adapter
 from internvl_trainer.model.greedy_answers import answer

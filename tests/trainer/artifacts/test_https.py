@@ -168,7 +168,7 @@ def test_a_checkpoint_is_found_by_its_usual_names(server: WebServer) -> None:
     folder = sources.fetch_directory(uri, field="spec.model.source")
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert found == {name: content for name, content in files.items() if name != "pytorch_model.bin"}
-    assert sources.list_directory(uri, field="spec.model.source") == [
+    assert list(sources.list_sizes(uri, field="spec.model.source")) == [
         "config.json",
         "tokenizer.model",
         "model.safetensors.index.json",

@@ -50,7 +50,7 @@ def test_a_checkpoint_comes_without_pickles_and_only_once(model: str, s3_env: S3
 def test_preflight_takes_no_weights_but_sees_their_names(model: str) -> None:
     folder = sources.fetch_directory(model, field="spec.model.source", weights=False)
     assert names(folder) == ["config.json", "tokenizer/vocab.json"]
-    assert "model.safetensors" in sources.list_directory(model, field="spec.model.source")
+    assert "model.safetensors" in sources.list_sizes(model, field="spec.model.source")
 
 
 @pytest.mark.integration

@@ -11,8 +11,9 @@ import torch
 from golden import RESULTS, load
 from internvl_api.constants import ExitCode
 from internvl_trainer.__main__ import main
+from internvl_trainer.data.pictures import decode_image
 from internvl_trainer.data.row_schema import Turn
-from internvl_trainer.data.tiling import cut_tiles, decode_image
+from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
 from internvl_trainer.model.greedy_answers import answer_all, make_prompt

@@ -81,7 +81,7 @@ def test_broken_rows_are_told_and_the_others_shown(tmp_path: Path) -> None:
     out = tmp_path / "rows.npz"
     model = checkpoint("qwen2")
     code, text = run("--model", model, "--annotation", rows, "--root", GOLDEN / "data", "--out", out)
-    assert code == 1
+    assert code == 65
     assert f"{rows}:1: image: none.png is not below {GOLDEN / 'data'}" in text
     assert f"{rows}:3: not valid JSON" in text
     assert {name.split(".")[0] for name in np.load(out)} == {"s1"}

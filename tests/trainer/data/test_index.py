@@ -62,3 +62,29 @@ def test_rows_outside_are_an_error(tmp_path: Path, row: int) -> None:
     index = RowIndex.build(write(tmp_path / "a.jsonl", '{"a":1}\n{"b":2}\n'))
     with pytest.raises(IndexError, match=f"row {row} of 2"):
         index[row]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "step"),
+    [
+        pytest.param('{"a": 1}\n'.encode("utf-16"), "AnnotationEncoding", "iconv -f UTF-16", id="utf-16"),
+        pytest.param(b"\xfe\xff" + '{"a": 1}\n'.encode("utf-16-be"), "AnnotationEncoding", "iconv", id="big endian"),
+        pytest.param(b'{"a": 1}\r{"a": 2}\r', "AnnotationEncoding", "CR alone", id="cr only"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "AnnotationIsPointer", "git lfs pull", id="lfs"),
+        pytest.param(b"PK\x03\x04 and so on", "AnnotationCompressed", "unpack it", id="zip"),
+        pytest.param(b"\x1f\x8b\x08 and so on", "AnnotationCompressed", "gunzip", id="gzip"),
+    ],
+)
+def test_a_file_that_is_not_lines_of_text_is_refused_once(
+    tmp_path: Path, content: bytes, reason: str, step: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        RowIndex.build(tmp_path / "rows.jsonl")
+    assert refused.value.reason == reason
+    assert step in str(refused.value)
+
+
+def test_lines_that_end_with_crlf_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}\r\n')
+    assert len(RowIndex.build(tmp_path / "rows.jsonl")) == 2

@@ -2,15 +2,8 @@ import io
 
 import numpy as np
 import pytest
-from internvl_trainer.data.tiling import (
-    ImageProblem,
-    choose_grid,
-    count_tiles,
-    cut_tiles,
-    decode_image,
-    degrade_jpeg,
-    stack_tiles,
-)
+from internvl_trainer.data.pictures import ImageProblem, decode_image
+from internvl_trainer.data.tiling import choose_grid, count_tiles, cut_tiles, degrade_jpeg, stack_tiles
 from PIL import Image
 
 

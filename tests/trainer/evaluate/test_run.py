@@ -14,7 +14,8 @@ from internvl_api.status import EvaluationStatus
 from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import check_sizes, commit, read_manifest, upload_files
 from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.data.tiling import cut_tiles, decode_image
+from internvl_trainer.data.pictures import decode_image
+from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, to_lines
 from internvl_trainer.evaluate.vqa import exact_match

@@ -28,9 +28,9 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
 from internvl_trainer.data.diagnostics import Finding, findings_table
 from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_checks import Checker, check_rows
 from internvl_trainer.data.row_schema import parse_chat_row
-from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.data.video import VideoProblem, read_frames
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import _is_lines, _parse, _read_coco, _read_line

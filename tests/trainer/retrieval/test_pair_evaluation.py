@@ -10,7 +10,7 @@ import torch
 from internvl_api.publish_condition import RETRIEVAL_METRICS
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.storage import open_storage
-from internvl_trainer.data.tiling import decode_image
+from internvl_trainer.data.pictures import decode_image
 from internvl_trainer.evaluate import run
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore
 from internvl_trainer.model.tokenizer import decode_answer, read_tokenizer

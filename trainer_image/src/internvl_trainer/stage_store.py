@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts import manifest as manifests
+from internvl_trainer.artifacts.cache import digest_of
 from internvl_trainer.artifacts.fingerprint import fingerprint, first_difference, identity
+from internvl_trainer.artifacts.inputs import TASKS, Versions, describe_inputs, first_changed, training_prefixes
 from internvl_trainer.artifacts.manifest import Manifest, ManifestError, ManifestFile
 from internvl_trainer.artifacts.output_layout import RUN_FILE
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
+
+# Stages that read annotation files, with the prefixes of the fields that name these; () is every field.
+_READS_ROWS: dict[StageName, tuple[str, ...]] = {
+    "preflight": (),
+    "baseline-evaluate": (TASKS,),
+    "evaluate": (TASKS,),
+}
 
 
 def stages_of(config: RunConfig) -> tuple[StageName, ...]:
@@ -46,6 +56,16 @@ class StageStore:
     def fingerprint(self, stage: StageName) -> str:
         """The digest of what decides this stage's result."""
         return fingerprint(self.config, stage)
+
+    @cached_property
+    def inputs(self) -> Versions:
+        """The versions of the annotation files when this store first looked."""
+        return describe_inputs(self.config)
+
+    def task_version(self, stage: StageName) -> str:
+        """The stage's fingerprint with a digest of the tasks' annotation files: answers to other rows are not its."""
+        tasks = {name: version for name, version in self.inputs.items() if name.startswith(TASKS)}
+        return self.fingerprint(stage) + digest_of(json.dumps(tasks, sort_keys=True))
 
     def manifest(self, stage: StageName) -> Manifest | None:
         """The manifest of a stage that is done for this configuration. Raises ManifestError for a broken one."""
@@ -78,7 +98,7 @@ class StageStore:
     def result(self, stage: StageName) -> StageResult | None:
         """The result of an earlier attempt that finished the stage."""
         found = self.find(stage)
-        if found is None:
+        if found is None or self._has_other_inputs(stage, found):
             return None
         return StageResult(
             stage=stage,
@@ -96,6 +116,8 @@ class StageStore:
 
     def commit(self, stage: StageName, files: list[ManifestFile], **extra: Any) -> Manifest:
         """Write the manifest of files that are already stored; the stage is done from here on."""
+        if stage in _READS_ROWS:
+            extra["inputs"] = self.inputs
         return manifests.commit(self.storage, self.key(stage), files, self.fingerprint(stage), **extra)
 
     def fetch(self, stage: StageName, files: Iterable[ManifestFile], target: Path) -> None:
@@ -120,17 +142,21 @@ class StageStore:
             "job": self.config.job,
             "fingerprint": self.fingerprint("train"),
             "identity": identity(self.config),
+            "inputs": self.inputs,
         }
         self.storage.write(RUN_FILE, json.dumps(document, indent=1, sort_keys=True).encode())
 
-    def check_output(self) -> None:
-        """Raises UserError when another run has already stored checkpoints or results here."""
+    def check_output(self, *, reads_rows: bool = False) -> None:
+        """Raises UserError when another run has already stored checkpoints or results here.
+
+        With `reads_rows` also when this run has, from annotation files that have changed since.
+        """
         if self.storage.stat(RUN_FILE) is None:
             return
         place = f"{self.storage.uri}/{RUN_FILE}"
         try:
             stored = json.loads(self.storage.read(RUN_FILE))
-            other, owner = stored["identity"], stored["job"]
+            other, owner, inputs = stored["identity"], stored["job"], dict(stored.get("inputs", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 "OutputHoldsAnotherRun",
@@ -146,6 +172,27 @@ class StageStore:
                 f"{_shown(theirs)}, this run {_shown(ours)}; choose another output, or delete that one",
                 "spec.output",
             )
+
+        if reads_rows and (changed := first_changed(inputs, self.inputs, *training_prefixes())):
+            raise UserError(
+                "InputChanged",
+                f"spec.{changed} has changed since {self.storage.uri} was begun with it; to train on the new file "
+                f"choose another output or delete that one, to go on put the old file back",
+                "spec.data",
+            )
+
+    def check_preflight_inputs(self) -> None:
+        """Raises UserError when a file that preflight checked has changed since."""
+        found = self.find("preflight")
+        recorded = found.extra.get("inputs", {}) if found else {}
+        if changed := first_changed(recorded, self.inputs, *training_prefixes()):
+            message = f"spec.{changed} has changed since preflight checked it; run preflight again"
+            raise UserError("InputChanged", message, "spec.data")
+
+    def _has_other_inputs(self, stage: StageName, found: Manifest) -> bool:
+        """Whether the files that a finished stage read have changed; older manifests do not record them."""
+        prefixes = _READS_ROWS.get(stage)
+        return prefixes is not None and bool(first_changed(found.extra.get("inputs", {}), self.inputs, *prefixes))
 
 
 def _shown(value: Any) -> str:

@@ -80,6 +80,7 @@ class InternVLFineTuneSpec(ApiModel):
     def sources(self) -> Iterator[tuple[str, str]]:
         """(field, address) of everything the run reads."""
         places = [("spec.model.source", self.model.source), ("spec.data.meta", self.data.meta)]
+        places.append(("spec.data.validationMeta", self.data.validation_meta))
         for section, entries in (
             ("data.train", self.data.train),
             ("data.validation", self.data.validation),

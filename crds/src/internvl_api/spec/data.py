@@ -60,6 +60,14 @@ class Data(ApiModel):
         description="Draw datasets in proportion to rows^(1/temperature): 1 is by size, larger values favour small "
         "datasets; instead of weights",
     )
+    meta_root: Source | None = Field(
+        None,
+        description="Folder that the relative paths of meta and validationMeta start at, as upstream's start at its "
+        "working directory; default: the folder of the JSON",
+    )
+    validation_meta: Source | None = Field(
+        None, description="Meta JSON of held-out datasets; they are added to those of data.validation"
+    )
     validation: dict[str, Dataset] = Field(
         default_factory=dict,
         max_length=100,

@@ -43,6 +43,16 @@ class Image(ApiModel):
         12, ge=1, le=64, description="Maximum number of tiles of an image, the thumbnail not counted"
     )
     thumbnail: bool = Field(True, description="Add the whole image as one more tile when it has several tiles")
+    exif: Literal["ignore", "apply"] = Field(
+        "ignore",
+        description="What to do with the EXIF orientation of a picture: ignore it, as upstream does, or turn the "
+        "picture upright",
+    )
+    background: Literal["white", "black", "none"] = Field(
+        "white",
+        description="Colour under the transparent pixels of a picture; none drops the transparency, as upstream and "
+        "data.compat: upstream do",
+    )
     video_frames: int = Field(8, ge=1, le=512, description="Number of frames sampled from a video, one tile each")
 
 

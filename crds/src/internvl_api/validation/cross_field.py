@@ -88,6 +88,17 @@ def training_data(data: Data) -> Values | None:
 
 @rule(
     "data",
+    "!has(self.metaRoot) || has(self.meta) || has(self.validationMeta)",
+    "metaRoot has no effect without meta or validationMeta; remove it or name the meta JSON",
+    field="metaRoot",
+)
+def meta_root(data: Data) -> Values | None:
+    """A root for a meta JSON needs one."""
+    return None if data.meta_root is None or data.meta or data.validation_meta else {}
+
+
+@rule(
+    "data",
     "self.badRows == 'skip' || self.?maxBadRows.orValue(0) == 0",
     "found maxBadRows {most:d} with badRows: fail; set badRows to skip",
     most="self.maxBadRows",
@@ -224,8 +235,8 @@ def hub_has_token(spec: InternVLFineTuneSpec) -> Values | None:
 
 
 RULES = (
-    known_recipe, known_model, base_model, training_data, bad_rows, tile_bounds, packed_or_grouped, rows_fit_packs,
-    warmup_ends, kueue_has_queue, queue_has_gang, hub_has_token, batch_divides,
+    known_recipe, known_model, base_model, training_data, meta_root, bad_rows, tile_bounds, packed_or_grouped,
+    rows_fit_packs, warmup_ends, kueue_has_queue, queue_has_gang, hub_has_token, batch_divides,
 )  # fmt: skip
 
 

@@ -68,6 +68,9 @@ def _for_retrieval(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
             yield _wrong(field, f"found {task.task}; {what}, use a caption or retrieval task")
     if spec.data.meta is not None:
         yield _wrong("spec.data.meta", f"found {spec.data.meta}; {what}, name its files under data.train")
+    if spec.data.validation_meta is not None:
+        found = spec.data.validation_meta
+        yield _wrong("spec.data.validationMeta", f"found {found}; {what}, name its files under data.validation")
     if spec.training.packing.enabled:
         yield _wrong("spec.training.packing.enabled", f"found true; {what}, which does not pack its pairs; set false")
     yield from _without_effect(spec)

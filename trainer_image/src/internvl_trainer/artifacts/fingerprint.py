@@ -37,7 +37,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     document = {
         "model": _dump(config.model, {"name"}),
-        "data": _dump(config.data, {"validation"}),
+        "data": _dump(config.data, {"validation", "validation_meta"}),
         "image": _dump(config.image),
         "method": config.method,
         "training": _dump(config.training, _without_effect(config)),
@@ -63,7 +63,11 @@ def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
     tasks = {name: _dump(task) for name, task in config.evaluation.tasks.items()}
     validation = {name: _dump(dataset) for name, dataset in config.data.validation.items()}
     sections: dict[StageName, dict[str, Any]] = {
-        "preflight": {"tasks": tasks, "validation": validation},
+        "preflight": {
+            "tasks": tasks,
+            "validation": validation,
+            "validationMeta": config.data.validation_meta,
+        },
         "baseline-evaluate": {"tasks": tasks},
         "evaluate": {"tasks": tasks},
         "merge": {"merge": _dump(config.merge)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
-from internvl_trainer.artifacts.sources import list_directory
+from internvl_trainer.artifacts.sources import list_sizes
 from internvl_trainer.artifacts.storage import local_path
 from internvl_trainer.errors import UserError
 
@@ -33,7 +33,7 @@ def list_shards(annotation: str, *, field: str) -> list[str]:
 
 def _list(base: str, field: str) -> list[str]:
     if "://" in base and not base.startswith("pvc://"):
-        return list_directory(base, field=field)
+        return list(list_sizes(base, field=field))
     folder = local_path(base or "/", field=field)
     return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
 

@@ -29,16 +29,16 @@ _CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README", "COPYING")
 UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
 
-def list_directory(uri: str, *, field: str) -> list[str]:
-    """Names of the files under a checkpoint URI, relative, without downloading any."""
+def list_sizes(uri: str, *, field: str) -> dict[str, int]:
+    """Name and size in bytes of each file under a checkpoint URI, without downloading any."""
     uri = Address(uri)
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
-        names = [file.path for file in hub.list_files(repo, hub.commit_of(repo))]
+        sizes = {file.path: file.size for file in hub.list_files(repo, hub.commit_of(repo))}
     else:
         storage = _open(uri, field)
-        names = [file.key for file in _present(storage, storage.list(), field)]
-    return [name for name in names if not is_unused(name)]
+        sizes = {file.key: file.size for file in _present(storage, storage.list(), field)}
+    return {name: size for name, size in sizes.items() if not is_unused(name)}
 
 
 def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -> dict[str, str]:
@@ -63,6 +63,29 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
     names = [name for name in names if wanted(name)]
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
+
+
+def describe_file(uri: str, digest: Callable[[Path], str], *, field: str) -> str:
+    """A text that changes with one file's content: `digest` of a local file, else the server's own; see above.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if uri.startswith("hf://"):
+        repo, path = hub.split_file(uri, field=field)
+        commit = hub.commit_of(repo)
+        file = None if commit == repo.revision else hub.find_file(repo, commit, path)
+        return f"commit {commit}" if file is None else hub.digest_of(file)
+    if not uri.startswith(("s3://", "https://")):
+        path_here = local_path(uri, field=field)
+        if not path_here.is_file():
+            raise UserError("NotFound", f"found no file {path_here}; check the path", field)
+        return digest(path_here)
+    storage, key = _object(uri, field)
+    found = storage.stat(key)
+    if found is None:
+        raise UserError("NotFound", f"found no object {uri.partition('?')[0]}; check the URI", field)
+    return f"{found.etag} {found.size}"
 
 
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
@@ -100,8 +123,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
         if not path.is_file():
             raise UserError("NotFound", f"found no file {path}; check the path", field)
         return path
-    folder, _, key = uri.rpartition("/")
-    storage, key = (HttpsSource(uri, field=field), "") if uri.startswith("https://") else (_open(folder, field), key)
+    storage, key = _object(uri, field)
     found = storage.stat(key)
     if found is None:
         raise UserError("NotFound", f"found no object {uri.partition('?')[0]}; check the URI", field)
@@ -117,6 +139,12 @@ def derived_file(path: Path, purpose: str, make: Callable[[Path], object]) -> Pa
     """The file that `make` writes from the content of `path`, made once and kept in the cache."""
     found = path.stat()
     return _cache().file(f"{purpose}\n{path}\n{found.st_size} {found.st_mtime_ns}", make)
+
+
+def _object(uri: str, field: str) -> tuple[Storage | HttpsSource, str]:
+    """A remote file as its storage and the key in it."""
+    folder, _, key = uri.rpartition("/")
+    return (HttpsSource(uri, field=field), "") if uri.startswith("https://") else (_open(folder, field), key)
 
 
 def open_media(root: str, relative: str) -> bytes:
@@ -148,6 +176,13 @@ def parent_uri(uri: str) -> Address:
         parts = urlsplit(reveal(uri))
         return Address(urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], parts.query, "")))
     return Address(uri.rpartition("/")[0])
+
+
+def meta_path(path: str, meta: str, root: str | None) -> Address:
+    """A path in the meta JSON at `meta`; a relative one starts at `root`, else at the JSON's folder."""
+    if path.startswith("/") or "://" in path:
+        return Address(path)
+    return Address(f"{reveal(root or parent_uri(meta)).rstrip('/')}/{path}".rstrip("/"))
 
 
 @lru_cache(maxsize=64)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from internvl_trainer.cli.options import count
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
-from internvl_trainer.data.tiling import ImageProblem, cut_tiles, decode_image, fit_tile, stack_tiles
+from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.distributed import prepare_environment
 from internvl_trainer.errors import UserError
@@ -141,10 +142,12 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     import torch
 
     from internvl_trainer.model.load import load_chat_model
+    from internvl_trainer.model.tokenizer import check_template
     from internvl_trainer.model.trained_weights import load_trained
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     loaded = load_chat_model(options.model, dtype=dtype)
+    check_template(loaded.tokenizer, options.template or loaded.template, "--template")
     if options.adapter is not None:
         load_trained(loaded.model, options.adapter)
     loaded.model.to(device).eval()

@@ -10,10 +10,12 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
+from internvl_api.constants import ExitCode
 from internvl_api.types import DataFormat
 from rich.console import Console
 from rich.text import Text
 
+from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.formats.open_source import Opened, open_source
@@ -44,7 +46,7 @@ examples:
   internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --with-loss --quiet
   internvl-trainer inspect --model InternVL2-2B --annotation train.jsonl --out rows.npz       arrays for NumPy
 
-exit codes: 0 every row could be shown   1 some rows could not   65 the model or the file cannot be used
+exit codes: 0 every row could be shown   65 some rows could not, or the model or the file cannot be used
 """
 
 
@@ -85,7 +87,7 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
-    """0 when every row could be shown, 1 when some could not.
+    """0 when every row could be shown, 65 when some could not.
 
     Raises:
         UserError: the model or the annotation file cannot be used.
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
     if args.out:
         _save(args.out, arrays)
         console.print(f"{len(arrays)} arrays in {args.out}", markup=False, highlight=False)
-    return 1 if broken else 0
+    return ExitCode.USER_ERROR if broken else ExitCode.OK
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     from internvl_trainer.model.checkpoint_format.config import count_context_tokens
     from internvl_trainer.model.checkpoint_source import describe_checkpoint
     from internvl_trainer.model.load import load_chat_model
-    from internvl_trainer.model.tokenizer import load_tokenizer
+    from internvl_trainer.model.tokenizer import check_template, load_tokenizer
 
     loaded = None
     if args.with_loss:
@@ -150,7 +152,9 @@ def load_subject(args: argparse.Namespace) -> Subject:
         max_length=args.max_length,
         compat=args.compat,
     )
-    return Subject(load_tokenizer(args.model), settings, loaded)
+    tokenizer = load_tokenizer(args.model)
+    check_template(tokenizer, settings.template, "--template")
+    return Subject(tokenizer, settings, loaded)
 
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +177,7 @@ class RowOutcome(NamedTuple):
 def read_samples(args: argparse.Namespace, opened: Opened, subject: Subject) -> Iterator[RowOutcome]:
     """The rows that the options ask for."""
     index = opened.rows
-    open_media = media_opener(index, _read_file)
+    opener = media_opener(index, open_media)
     dataset = DatasetDescription(PurePath(args.annotation).stem, args.root, args.annotation)
     for number in range(min(len(index), args.rows or len(index))):
         line = index.line_number(number)
@@ -181,7 +185,7 @@ def read_samples(args: argparse.Namespace, opened: Opened, subject: Subject) -> 
         sample = None
         if row is not None:
             try:
-                sample = build_sample(row, dataset, subject.settings, subject.tokenizer, open_media)
+                sample = build_sample(row, dataset, subject.settings, subject.tokenizer, opener)
                 sample.findings[:0] = findings
             except RowError as error:
                 findings = error.findings
@@ -191,10 +195,6 @@ def read_samples(args: argparse.Namespace, opened: Opened, subject: Subject) -> 
 def open_rows(args: argparse.Namespace) -> Opened:
     """The rows of the annotation that the options name. Raises UserError."""
     return open_source(args.annotation, args.format, field="--annotation", questions=args.questions)
-
-
-def _read_file(root: str, relative: str) -> bytes:
-    return (Path(root) / relative).read_bytes()
 
 
 def _arrays(sample: Sample) -> dict[str, np.ndarray]:

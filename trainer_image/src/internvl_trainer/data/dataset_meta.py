@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 from internvl_api.types import DataFormat
+from internvl_api.validation.suggest import did_you_mean
 
 from ..errors import UserError
 from ..json_text import InvalidJson, parse_json
 
 _LARGEST_NUMBER = 1e9
+
+_FIELDS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ def _refuse_duplicates(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any
 def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
     if not isinstance(entry, dict):
         raise UserError("InvalidMeta", f"expected an object, found {type(entry).__name__}", f"{path}: {name}")
+
+    if unknown := next((key for key in entry if key not in _FIELDS), None):
+        hint = did_you_mean(unknown, _FIELDS)
+        message = f"the field is not known{hint}; expected some of {', '.join(_FIELDS)}"
+        raise UserError("InvalidMeta", message, f"{path}: {name}.{unknown}")
 
     def take(key: str, kinds: tuple[type, ...], expected: str, default: Any = None) -> Any:
         value = entry.get(key, default)

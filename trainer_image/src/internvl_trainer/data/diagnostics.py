@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -62,6 +63,30 @@ class RowError(Exception):
 def errors_of(findings: Iterable[Finding]) -> list[Finding]:
     """The findings that keep their row out of training."""
     return [finding for finding in findings if finding.severity == "error"]
+
+
+_SAID_ONCE = frozenset({"UnknownField", "ImageOrientation", "ImageTransparent", "ImageScaled", "ReservedToken"})
+"""Reasons of warnings that tend to hold for every row of a file."""
+
+
+def fold_repeated(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings with a warning that many rows of a file share said once, at its first row, with their number."""
+    kept: list[Finding] = []
+    seen: dict[tuple[str, str | None, str | None], int] = {}
+    counts: Counter[int] = Counter()
+    for finding in findings:
+        folds = finding.severity == "warning" and finding.reason in _SAID_ONCE
+        field = None if finding.reason.startswith("Image") else finding.field
+        place = seen.setdefault((finding.reason, field, finding.file), len(kept)) if folds else len(kept)
+        if place == len(kept):
+            kept.append(finding)
+        counts[place] += 1
+    return [
+        replace(finding, message=f"{finding.message} ({counts[place]} times in this file)")
+        if counts[place] > 1
+        else finding
+        for place, finding in enumerate(kept)
+    ]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

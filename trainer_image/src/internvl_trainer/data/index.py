@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import mmap
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +42,7 @@ class RowIndex:
             raise UserError(
                 "AnnotationMissing", "the annotation file is not there; check the path", str(path)
             ) from error
+        _check_encoding(path, lines=len(offsets) - 1)
         blank = _blank_lines(path, offsets)
         if len(blank) == len(offsets) - 1:
             raise UserError("AnnotationEmpty", "the annotation file has no rows", str(path))
@@ -73,6 +75,27 @@ class RowIndex:
     def __getstate__(self) -> dict[str, object]:
         """Without the memory map, which cannot be pickled; each worker process opens its own."""
         return {**self.__dict__, "_map": None}
+
+
+_BEGINNINGS = {
+    codecs.BOM_UTF16_LE: ("AnnotationEncoding", "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"),
+    codecs.BOM_UTF16_BE: ("AnnotationEncoding", "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"),
+    b"version https://git-lfs": ("AnnotationIsPointer", "is a git-lfs pointer; run `git lfs pull` where it comes from"),
+    b"PK\x03\x04": ("AnnotationCompressed", "is a zip archive; unpack it and name the file inside"),
+    b"\x1f\x8b": ("AnnotationCompressed", "is compressed with gzip; unpack it with `gunzip`"),
+}
+
+
+def _check_encoding(path: Path, lines: int) -> None:
+    """Raises UserError, once for the file, where each of its lines would be called invalid JSON."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    for beginning, (reason, what) in _BEGINNINGS.items():
+        if start.startswith(beginning):
+            raise UserError(reason, f"the annotation file {what}", str(path))
+    if lines == 1 and start.rstrip(b"\r").count(b"\r"):
+        message = "the annotation file ends its lines with CR alone; convert it with `tr '\\r' '\\n'`"
+        raise UserError("AnnotationEncoding", message, str(path))
 
 
 def _scan_lines(path: Path) -> np.ndarray:

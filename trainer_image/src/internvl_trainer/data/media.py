@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
 
 from ..errors import BadFile
 from .diagnostics import RowError
-from .row_schema import MediaFile, RowMedia, media_path
-from .tiling import (
-    JPEG_QUALITIES,
-    ImageProblem,
-    as_image,
-    cut_tiles,
-    decode_image,
-    degrade_jpeg,
-    fit_tile,
-    stack_tiles,
-)
+from .pictures import Decoding, ImageProblem, decode_image
+from .row_schema import MediaFile, RowMedia, is_inline, media_path, shown_path
+from .tiling import JPEG_QUALITIES, as_image, cut_tiles, degrade_jpeg, fit_tile, stack_tiles
 from .video import VideoProblem, read_frames
 
 if TYPE_CHECKING:
@@ -52,7 +46,10 @@ def read_media(
         frames = read_video(media.video, media.clip, settings, root, open_media, rng)
         return [stack_tiles([_fit(frame, settings, quality)]) for frame in frames]
     limit = tiles_per_image(settings, len(media.images))
-    return [_tiles(_read_image(image, root, open_media), settings, limit, quality) for image in media.images]
+    return [
+        _tiles(_read_image(image, root, open_media, settings.decoding), settings, limit, quality)
+        for image in media.images
+    ]
 
 
 def tiles_per_image(settings: SampleSettings, images: int) -> int:
@@ -63,6 +60,8 @@ def tiles_per_image(settings: SampleSettings, images: int) -> int:
 def fetch_media(media: MediaFile, root: str, open_media: OpenMedia) -> bytes:
     """The bytes of one file. Raises RowError with the reason PathLeavesRoot, …Missing or …Unreadable."""
     kind = "Video" if media.field == "video" else "Image"
+    if (inline := read_inline(media)) is not None:
+        return inline
     try:
         path = media_path(media.path)
     except ValueError as error:
@@ -71,8 +70,24 @@ def fetch_media(media: MediaFile, root: str, open_media: OpenMedia) -> bytes:
         return open_media(root, path)
     except FileNotFoundError as error:
         raise RowError.single(f"{kind}Missing", f"{media.path} is not below {root}", media.field) from error
+    except IsADirectoryError as error:
+        message = f"{media.path} is a folder; expected a file"
+        raise RowError.single(f"{kind}Unreadable", message, media.field) from error
     except BadFile as error:
         raise RowError.single(f"{kind}Unreadable", error.message, media.field) from error
+
+
+def read_inline(media: MediaFile) -> bytes | None:
+    """The bytes of a `data:` URL; None for a path."""
+    if not is_inline(media.path):
+        return None
+    header, _, content = media.path.partition(",")
+    try:
+        return base64.b64decode(content, validate=True) if header.endswith(";base64") else unquote_to_bytes(content)
+    except ValueError as error:
+        kind = "Video" if media.field == "video" else "Image"
+        message = f"{media.path[:40]}… is no valid data: URL ({error}); expected data:image/png;base64,..."
+        raise RowError.single(f"{kind}Unreadable", message, media.field) from error
 
 
 def read_video(
@@ -98,11 +113,11 @@ def read_video(
         raise RowError.single("VideoUndecodable", f"{video.path}: {error}", video.field) from error
 
 
-def _read_image(image: MediaFile, root: str, open_media: OpenMedia) -> Image.Image:
+def _read_image(image: MediaFile, root: str, open_media: OpenMedia, decoding: Decoding) -> Image.Image:
     try:
-        return decode_image(fetch_media(image, root, open_media))
+        return decode_image(fetch_media(image, root, open_media), decoding)
     except ImageProblem as error:
-        raise RowError.single("ImageUndecodable", f"{image.path}: {error}", image.field) from error
+        raise RowError.single("ImageUndecodable", f"{shown_path(image.path)}: {error}", image.field) from error
 
 
 def _tiles(

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from internvl_api.address import Address, credentials_message, has_credentials, reveal
+from internvl_api.address import Address, credentials_message, has_credentials
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Dataset
 
-from internvl_trainer.artifacts.sources import fetch_file, parent_uri
+from internvl_trainer.artifacts.sources import fetch_file, meta_path, parent_uri
 from internvl_trainer.data.dataset_meta import DatasetDescription, read_meta
 from internvl_trainer.data.diagnostics import Finding
 from internvl_trainer.data.formats.open_source import open_source
 from internvl_trainer.data.formats.source import RowSource, media_opener, read_row, shards_of
 from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.pictures import Decoding
 from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
@@ -79,7 +80,7 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
     described = {
         name: (_from_spec(name, dataset), f"spec.data.train.{name}") for name, dataset in config.data.train.items()
     }
-    for description in _read_meta(config.data.meta) if config.data.meta else ():
+    for description in _read_meta(config.data.meta, config.data.meta_root, "spec.data.meta"):
         if description.name in described:
             raise UserError(
                 "DatasetTwice", f"found dataset {description.name!r} in meta and in train; rename one", "spec.data.meta"
@@ -93,10 +94,17 @@ def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]
 
 def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
     """Every dataset of data.validation with its prefixed name, each with the field to name in errors."""
-    return [
-        (replace(_from_spec(name, dataset), name=f"{VALIDATION}{name}"), f"spec.data.validation.{name}")
-        for name, dataset in config.data.validation.items()
-    ]
+    data = config.data
+    described = {
+        name: (_from_spec(name, dataset), f"spec.data.validation.{name}") for name, dataset in data.validation.items()
+    }
+    field = "spec.data.validationMeta"
+    for description in _read_meta(data.validation_meta, data.meta_root, field):
+        if description.name in described:
+            message = f"found dataset {description.name!r} in validationMeta and in validation; rename one"
+            raise UserError("DatasetTwice", message, field)
+        described[description.name] = description, f"{field}: {description.name}"
+    return [(replace(each, name=f"{VALIDATION}{each.name}"), place) for each, place in described.values()]
 
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
@@ -114,6 +122,10 @@ def sample_settings(config: RunConfig, *, template: str, image_size: int, contex
         max_frames=image.video_frames,
         max_length=config.training.max_seq_length,
         compat=config.data.compat,
+        decoding=Decoding(
+            apply_orientation=image.exif == "apply",
+            background="none" if config.data.compat == "upstream" else image.background,
+        ),
     )
 
 
@@ -132,20 +144,26 @@ def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:
     )
 
 
-def _read_meta(uri: str) -> list[DatasetDescription]:
-    """The datasets of a meta JSON; relative paths start at its folder."""
+def _read_meta(uri: str | None, root: str | None, field: str) -> list[DatasetDescription]:
+    """The datasets of a meta JSON, if there is one; relative paths start at `root`, else at its folder."""
+    if uri is None:
+        return []
     try:
-        text = fetch_file(uri, field="spec.data.meta").read_text(encoding="utf-8-sig")
+        text = fetch_file(uri, field=field).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError("InvalidMeta", f"not valid UTF-8 (byte {error.start})", uri) from error
 
     def absolute(path: str) -> Address:
         if path.startswith("/") or "://" in path:
             return _without_credentials(path, uri)
-        return Address(f"{reveal(parent_uri(uri))}/{path}".rstrip("/"))
+        return meta_path(path, uri, root)
 
     return [
-        replace(description, root=absolute(description.root), annotation=absolute(description.annotation))
+        replace(
+            description,
+            root=meta_path(description.root, uri, root),
+            annotation=meta_path(description.annotation, uri, root),
+        )
         for description in read_meta(text, uri)
     ]
 

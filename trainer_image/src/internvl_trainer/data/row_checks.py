@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .dataset_meta import DatasetDescription
-from .diagnostics import Finding, RowError
+from .diagnostics import Finding, RowError, errors_of
 from .formats.source import RowSource, read_row
 from .media import OpenMedia, fetch_media, read_video, tiles_per_image
-from .row_schema import ChatRow, MediaFile, RowMedia
+from .pictures import ImageProblem, decode_with_notes
+from .row_schema import ChatRow, MediaFile, RowMedia, shown_path
 from .sample import SampleSettings, encode_row
-from .tiling import ImageProblem, count_tiles, decode_image
+from .tiling import count_tiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ _BATCH = 512  # rows in flight; bounds memory, not the result
 _REMEMBERED_IMAGES = 1 << 18  # several captions share an image, and a decoded size is a few bytes
 
 Size = tuple[int, int]
-SizeOf = Callable[[str], "Size | Finding"]
+SizeOf = Callable[[str], "tuple[Size, list[Finding]] | Finding"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ def _measure(index: RowSource, position: int, checker: Checker, size_of: SizeOf)
         return findings, None
     tiles, problems = _check_media(row.media, checker, size_of)
     size = None
-    if not problems:
-        problems, size = _count_tokens(row, tiles, checker)
+    if not errors_of(problems):
+        more, size = _count_tokens(row, tiles, checker)
+        problems = problems + more
     return findings + [finding.at(row.file, row.line) for finding in problems], size
 
 
@@ -104,14 +106,17 @@ def _count_tokens(row: ChatRow, tiles: list[int], checker: Checker) -> tuple[lis
     return encoded.findings, (len(encoded.input_ids), sum(tiles))
 
 
-def _image_size(checker: Checker, path: str) -> Size | Finding:
-    """Width and height of an image that decodes to its end, else the problem."""
+def _image_size(checker: Checker, path: str) -> tuple[Size, list[Finding]] | Finding:
+    """Width and height of an image that decodes to its end, with warnings about it; else the problem."""
     try:
-        return decode_image(fetch_media(MediaFile(path, "image"), checker.dataset.root, checker.open_media)).size
+        data = fetch_media(MediaFile(path, "image"), checker.dataset.root, checker.open_media)
+        image, notes = decode_with_notes(data, checker.settings.decoding)
     except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{path}: {error}")
+        return Finding("ImageUndecodable", f"{shown_path(path)}: {error}")
     except RowError as error:
         return error.findings[0]
+    warnings = [Finding(note.reason, f"{shown_path(path)}: {note.message}", severity="warning") for note in notes]
+    return image.size, warnings
 
 
 def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[list[int], list[Finding]]:
@@ -126,10 +131,13 @@ def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[li
     limit = tiles_per_image(settings, len(media.images))
     tiles, findings = [], []
     for image in media.images:
-        size = size_of(image.path)
-        if isinstance(size, Finding):
-            findings.append(replace(size, field=image.field))
-        elif settings.dynamic_tiles:
+        found = size_of(image.path)
+        if isinstance(found, Finding):
+            findings.append(replace(found, field=image.field))
+            continue
+        size, warnings = found
+        findings += [replace(warning, field=image.field) for warning in warnings]
+        if settings.dynamic_tiles:
             tiles.append(
                 count_tiles(*size, settings.image_size, settings.min_tiles, limit, thumbnail=settings.thumbnail)
             )

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from ..json_text import InvalidJson, parse_json
 from .diagnostics import Finding, errors_of
+from .row_fields import check_row_fields, check_turn_fields, hint_turn_field
 
 LONGEST_ROW = 16 << 20
 """Bytes of a line; a longer one is a finding and is not parsed."""
@@ -104,13 +105,24 @@ def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | 
     """The row, or None when it has an error, and its findings with their place."""
     row, findings = _parse_object(text)
     if row is not None:
-        findings = [*_check_turns(row), *_check_media(row)]
+        findings = [*_check_turns(row), *check_row_fields(row), *_check_media(row)]
         if not errors_of(findings):
-            findings += _check_marks(_turns_of(row), RowMedia.from_fields(row))
+            media = RowMedia.from_fields(row)
+            findings += [*_check_marks(_turns_of(row), media), *_check_answer_marks(row["conversations"], media)]
     placed = [finding.at(file, line) for finding in findings]
     if row is None or errors_of(findings):
         return None, placed
     return ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line), placed
+
+
+def is_inline(path: str) -> bool:
+    """Whether a row's path is a `data:` URL, which holds the file itself."""
+    return path.startswith("data:") and "," in path
+
+
+def shown_path(path: str) -> str:
+    """The path for messages; a `data:` URL is cut short."""
+    return f"{path[:40]}…" if is_inline(path) else path
 
 
 def media_path(relative: str) -> str:
@@ -126,21 +138,29 @@ def media_path(relative: str) -> str:
 
 
 def place_marks(turns: Sequence[Turn], media: RowMedia, frames: int = 0) -> list[Turn]:
-    """The turns with one `<image>` mark for each image or video frame.
+    """The turns with one `<image>` mark for each image or video frame, outside of answers.
 
-    As upstream, the only image of a row, or its video, gets a mark before the first question when the turns have none,
-    and a video's mark becomes one line for each frame.
+    As upstream, the only image of a row, or its video, gets a mark before the first question when no question has one,
+    and a video's mark becomes one line for each frame. Marks in answers stay text.
     """
     marked = list(turns)
     mark = IMAGE_MARK if media.images else VIDEO_MARK
     has_video = media.video is not None and not media.images
-    if (len(media.images) == 1 or has_video) and not any(mark in turn.text for turn in marked):
+    if (len(media.images) == 1 or has_video) and not _count_marks(marked, mark):
         first = next((index for index, turn in enumerate(marked) if turn.role == "human"), 0)
         marked[first] = replace(marked[first], text=f"{mark}\n{marked[first].text}")
     if has_video:
         lines = "\n".join(f"Frame-{number}: {IMAGE_MARK}" for number in range(1, frames + 1))
-        marked = [replace(turn, text=re.sub(rf"{VIDEO_MARK}\n?", f"{lines}\n", turn.text)) for turn in marked]
+        marked = [
+            turn if turn.role == "gpt" else replace(turn, text=re.sub(rf"{VIDEO_MARK}\n?", f"{lines}\n", turn.text))
+            for turn in marked
+        ]
     return marked
+
+
+def _count_marks(turns: Sequence[Turn], mark: str) -> int:
+    """Marks that stand for media: those outside of answers."""
+    return sum(turn.text.count(mark) for turn in turns if turn.role != "gpt")
 
 
 def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
@@ -158,7 +178,9 @@ def _parse_object(text: bytes) -> tuple[dict[str, Any] | None, list[Finding]]:
 
 
 def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    return tuple(Turn(turn["from"], turn["value"]) for turn in row["conversations"])
+    turns = tuple(Turn(turn["from"], turn["value"]) for turn in row["conversations"])
+    system = row.get("system")
+    return (Turn("system", system), *turns) if system and turns[0].role != "system" else turns
 
 
 def _kind(value: Any) -> str:
@@ -176,7 +198,11 @@ def _check_turns(row: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("ConversationsEmpty", "the list of turns is empty", "conversations")
     else:
         broken = [finding for position, turn in enumerate(turns) for finding in _check_turn(turn, position)]
-        yield from broken or _check_order([turn["from"] for turn in turns])
+        yield from broken
+        if not errors_of(broken):
+            yield from _check_order([turn["from"] for turn in turns])
+            yield from _check_system(row.get("system"), turns[0])
+            yield from _check_answers(turns)
 
 
 def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
@@ -185,13 +211,34 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
         yield Finding("TurnInvalid", f"expected an object with from and value, found {_kind(turn)}", place)
         return
     if turn.get("from") not in get_args(Role):
-        found = f"{turn['from']!r}" if "from" in turn else "nothing"
+        found = f"{turn['from']!r}" if "from" in turn else f"nothing{hint_turn_field(turn, 'from')}"
         yield Finding("UnknownRole", f"found {found}; expected human, gpt or system", f"{place}.from")
     if not isinstance(turn.get("value"), str):
-        found = _kind(turn["value"]) if "value" in turn else "nothing"
+        found = _kind(turn["value"]) if "value" in turn else f"nothing{hint_turn_field(turn, 'value')}"
         yield Finding("ValueNotText", f"expected text, found {found}", f"{place}.value")
     else:
         yield from _check_characters(turn["value"], f"{place}.value")
+    yield from check_turn_fields(turn, place)
+
+
+def _check_system(system: Any, first: Mapping[str, Any]) -> Iterator[Finding]:
+    """The row's field `system`, which is the same as a system turn at the start."""
+    if system is None:
+        return
+    if not isinstance(system, str):
+        yield Finding("SystemNotText", f"expected text, found {_kind(system)}", "system")
+        return
+    yield from _check_characters(system, "system")
+    if system and first["from"] == "system" and first["value"] != system:
+        message = "the row has another system turn in conversations; keep one of the two"
+        yield Finding("SystemTwice", message, "system")
+
+
+def _check_answers(turns: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for position, turn in enumerate(turns):
+        if turn["from"] == "gpt" and not turn["value"].strip():
+            message = "the answer is empty; the row teaches to end the turn at once"
+            yield Finding("AnswerEmpty", message, f"conversations[{position}].value", "warning")
 
 
 def _check_order(roles: Sequence[Role]) -> Iterator[Finding]:
@@ -263,6 +310,8 @@ def _check_characters(text: str, field: str) -> Iterator[Finding]:
 
 def _check_path(media: MediaFile) -> Iterator[Finding]:
     yield from _check_characters(media.path, media.field)
+    if is_inline(media.path):
+        return
     try:
         media_path(media.path)
     except ValueError as error:
@@ -270,17 +319,36 @@ def _check_path(media: MediaFile) -> Iterator[Finding]:
 
 
 def _check_marks(turns: Sequence[Turn], media: RowMedia) -> Iterator[Finding]:
-    """Every image has one mark, counted after the missing mark of a single image is placed."""
-    if media.video is not None:
-        marks = sum(turn.text.count(VIDEO_MARK) for turn in turns)
-        if marks > 1:
-            yield Finding("VideoMarkMismatch", f"{marks} {VIDEO_MARK} marks for 1 video", "conversations")
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in place_marks(turns, media))
-    images = len(media.images)
+    """Every image or video has one mark, counted after the missing mark of a single one is placed."""
+    placed = place_marks(turns, media, frames=0) if media.images else turns
+    images, videos = len(media.images), 0 if media.video is None else 1
+    marks = _count_marks(turns, VIDEO_MARK)
+    if marks > videos:
+        message = f"{marks} {VIDEO_MARK} marks for {_counted(videos, 'video')}; expected one for each video"
+        yield Finding("VideoMarkMismatch", message, "conversations")
+    marks = _count_marks(placed, IMAGE_MARK)
     if marks != images:
-        yield Finding(
-            "ImageMarkMismatch",
-            f"{marks} {IMAGE_MARK} marks for {images} {'image' if images == 1 else 'images'}; "
-            f"expected one for each image",
-            "conversations",
+        message = f"{marks} {IMAGE_MARK} marks for {_counted(images, 'image')}; expected one for each image"
+        yield Finding("ImageMarkMismatch", message, "conversations")
+
+
+def _check_answer_marks(turns: Sequence[Mapping[str, Any]], media: RowMedia) -> Iterator[Finding]:
+    """A mark in an answer stands for nothing: a warning beside media, an error in a row that has none."""
+    for position, turn in enumerate(turns):
+        mark = next(
+            (mark for mark in (IMAGE_MARK, VIDEO_MARK) if turn["from"] == "gpt" and mark in turn["value"]), None
         )
+        if mark is None:
+            continue
+        field = f"conversations[{position}].value"
+        if media.files:
+            message = f"found {mark} in an answer, where it stays text; media are marked in questions"
+            yield Finding("MarkInAnswer", message, field, "warning")
+        else:
+            kind = mark.strip("<>")
+            message = f"found {mark} in an answer of a row without {kind}; add the field {kind!r} or remove the mark"
+            yield Finding("MarkInAnswer", message, field)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -10,6 +10,7 @@ import numpy as np
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError, errors_of
 from .media import OpenMedia, read_media
+from .pictures import DEFAULT, Decoding
 from .row_schema import ChatRow, place_marks
 from .tiling import blank_tile, stack_tiles
 from .tokenize import IMAGE_CONTEXT, EncodedRow, encode
@@ -30,6 +31,7 @@ class SampleSettings:
         frame_sampling: "middle", "rand" or "fpsX"; see `video.frame_indices`.
         max_length: tokens; longer rows are cut at the end.
         compat: "default", or "upstream" for upstream's labels with their errors.
+        decoding: of pictures that are turned, transparent or deeper than 8 bits.
     """
 
     template: str
@@ -44,6 +46,7 @@ class SampleSettings:
     frame_sampling: str = "rand"
     max_length: int = 8192
     compat: str = "default"
+    decoding: Decoding = DEFAULT
 
     def for_dataset(self, dataset: DatasetDescription) -> SampleSettings:
         """These settings with the dataset's own number of tiles."""
@@ -122,6 +125,9 @@ def encode_row(
         compat=settings.compat,
         max_length=settings.max_length,
     )
+    reserved = [finding for finding in errors_of(encoded.findings) if finding.reason == "ReservedToken"]
+    if reserved:  # a context token in the text would count as an image's
+        raise RowError(reserved)
     context = int((encoded.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)).sum())
     if context != (wanted := sum(tiles_per_image) * settings.context_tokens):
         raise RowError.single(
@@ -130,6 +136,6 @@ def encode_row(
             f"raise the maximum length or lower the maximum number of tiles",
             "conversations",
         )
-    if errors := errors_of(encoded.findings):
-        raise RowError(errors)
+    if errors_of(encoded.findings):
+        raise RowError(encoded.findings)  # with the warnings: truncation is why nothing is supervised
     return encoded

@@ -3,67 +3,16 @@
 from __future__ import annotations
 
 import io
-import struct
-import warnings
-import zlib
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 BLANK = (255, 255, 255)
 """RGB colour of the blank tile of a text-only row."""
 
 JPEG_QUALITIES = range(75, 101)
 """JPEG qualities that upstream's data_augment draws from."""
-
-
-MOST_PIXELS = 89_000_000
-"""Of one picture; it takes 4 bytes a pixel while it is decoded."""
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the smaller bound
-
-# Formats of pictures alone: no PostScript, which starts another program, and no container of other files.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# What Pillow's plugins raise for bytes that are no picture; they let errors of parsing through.
-_UNDECODABLE = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError,
-    NotImplementedError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-class ImageProblem(ValueError):
-    """The bytes cannot be decoded to the end as an image."""
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """The RGB image, fully decoded.
-
-    Raises:
-        ImageProblem: the bytes are empty, of unknown format or cut short; training never sees half an image.
-    """
-    if not data:
-        raise ImageProblem("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        check_pixels(*image.size)
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-    except ImageProblem:
-        raise
-    except _UNDECODABLE as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address, which changes each time
-        said = "cannot identify image file" if unknown else error
-        raise ImageProblem(f"cannot be decoded ({said}), {len(data)} bytes") from error
-
-
-def check_pixels(width: int, height: int) -> None:
-    """Raises ImageProblem for a picture that would take too much memory: about 4 bytes for each pixel."""
-    if width * height > MOST_PIXELS:
-        raise ImageProblem(
-            f"it has {width} x {height} pixels, {width * height / 1e6:.0f} million; expected at most "
-            f"{MOST_PIXELS // 1_000_000} million, so scale it down"
-        )
 
 
 @lru_cache(maxsize=32)

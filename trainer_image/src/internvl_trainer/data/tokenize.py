@@ -6,13 +6,15 @@ pieces do not add up to the length of the whole text is not supervised (always s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from internvl_trainer.data.diagnostics import Finding, Severity
+from internvl_trainer.data.reserved_tokens import Tokens, tokenize
 from internvl_trainer.data.row_schema import IMAGE_MARK, Role, Turn
 from internvl_trainer.data.upstream_labels import label_like_upstream
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+_MARK = re.compile(r"<\|[a-z_]+\|>")
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 _SYSTEM_2 = (
@@ -37,6 +40,7 @@ class Template:
     Attributes:
         system, user, assistant: openings of turns.
         by_turn: each turn is tokenized alone, instead of the whole text at once.
+        strips: training strips white space from both ends of every turn.
     """
 
     name: str
@@ -46,22 +50,28 @@ class Template:
     assistant: str
     end: str
     by_turn: bool = False
+    strips: bool = False
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The special tokens around turns, each once."""
+        return tuple(dict.fromkeys(_MARK.findall(self.system + self.user + self.assistant + self.end)))
 
     def open_turn(self, role: Role) -> str:
         """The text before a turn's own."""
         return {"system": self.system, "human": self.user, "gpt": self.assistant}[role]
 
 
-def _chatml(name: str, system_message: str, end: str, *, by_turn: bool = False) -> Template:
+def _chatml(name: str, system_message: str, end: str, *, by_turn: bool = False, strips: bool = False) -> Template:
     system, user, assistant = (f"<|im_start|>{role}\n" for role in ("system", "user", "assistant"))
-    return Template(name, system_message, system, user, assistant, end, by_turn)
+    return Template(name, system_message, system, user, assistant, end, by_turn, strips)
 
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
         _chatml("Hermes-2", _SYSTEM_2, "<|im_end|>"),
-        _chatml("internlm2-chat", _SYSTEM_2, "<|im_end|>"),
+        _chatml("internlm2-chat", _SYSTEM_2, "<|im_end|>", strips=True),
         Template("phi3-chat", _SYSTEM_2, "<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>"),
         _chatml("internvl2_5", _SYSTEM_2_5, "<|im_end|>\n", by_turn=True),
     )
@@ -113,15 +123,21 @@ def encode(
     """
     style = TEMPLATES[template]
     turns = with_system_turn(_skip_leading_answer(turns), style)
-    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=compat != "upstream")
-    turns = images.place(turns)
+    if style.strips:
+        turns = [replace(turn, text=turn.text.strip()) for turn in turns]
+    is_upstream = compat == "upstream"
+    images = _ImageTokens(tiles_per_image, context_tokens, is_compact=not is_upstream)
+    texts = [_render_turn(parts, turn, style) for parts, turn in zip(images.place(turns), turns, strict=True)]
     if style.by_turn:
-        ids, labels = _encode_by_turn(turns, tokenizer, style)
+        ids, labels, reserved = _encode_by_turn(texts, tokenizer, style, plain=not is_upstream)
     else:
-        ids, labels = _encode_as_one(turns, tokenizer, style)
-        if compat == "upstream":
-            labels = label_like_upstream(_render(turns, style), ids, tokenizer, style, max_length)
-    return _finish(images.expand(ids, ids, tokenizer), images.expand(labels, ids, tokenizer), max_length, compat)
+        ids, labels, reserved = _encode_as_one(texts, tokenizer, style, plain=not is_upstream)
+        if is_upstream:
+            text = "".join(turn.text for turn in texts)
+            labels = label_like_upstream(text, ids, tokenizer, style, max_length)
+    row = _finish(images.expand(ids, ids, tokenizer), images.expand(labels, ids, tokenizer), max_length, compat)
+    row.findings[:0] = _report_reserved(reserved, plain=not is_upstream)
+    return row
 
 
 def encode_prompt(
@@ -138,9 +154,20 @@ def encode_prompt(
     """
     style = TEMPLATES[template]
     turns = with_system_turn(turns, style)
-    images = _ImageTokens.plan(turns, tiles_per_image, context_tokens, may_compact=True)
-    ids = np.array(tokenizer(_render(images.place(turns), style) + style.assistant)["input_ids"], np.int64)
-    return images.expand(ids, ids, tokenizer)
+    images = _ImageTokens(tiles_per_image, context_tokens, is_compact=True)
+    texts = [_render_turn(parts, turn, style) for parts, turn in zip(images.place(turns), turns, strict=True)]
+    opening = _RenderedTurn("gpt", style.assistant, ())
+    tokens, _ = _tokenize_turns([*texts, opening], tokenizer)
+    return images.expand(tokens.ids, tokens.ids, tokenizer)
+
+
+@dataclass(frozen=True)
+class _RenderedTurn:
+    """A turn's whole text, and the [start, end) of the parts in it that the row wrote."""
+
+    role: Role
+    text: str
+    own: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -148,34 +175,23 @@ class _ImageTokens:
     """Image tokens of a conversation, written short for the tokenizer where that gives the same ids.
 
     Tokenizers take equal context tokens one by one, thousands for a row. Compact text has one for each image, and
-    `expand` repeats it. A text that holds a context token of its own is written in full.
+    `expand` repeats it; no other context token may be among the ids then.
     """
 
     tiles_per_image: Sequence[int]
     context_tokens: int
     is_compact: bool
 
-    @classmethod
-    def plan(
-        cls, turns: Sequence[Turn], tiles_per_image: Sequence[int], context_tokens: int, *, may_compact: bool
-    ) -> _ImageTokens:
-        is_compact = may_compact and not any(IMAGE_CONTEXT in turn.text for turn in turns)
-        return cls(tiles_per_image, context_tokens, is_compact)
+    def place(self, turns: Sequence[Turn]) -> list[list[str]]:
+        """Each turn as parts: its own texts, with an image's tokens between two of them.
 
-    def place(self, turns: Sequence[Turn]) -> list[Turn]:
-        """The turns with image tokens in place of `<image>` marks, one for each image, from the first mark on."""
-        texts = [
+        The first `<image>` marks become images, one each; answers keep theirs as text, so no image is ever supervised.
+        """
+        images = [
             image_tokens(1, 1) if self.is_compact else image_tokens(tiles, self.context_tokens)
             for tiles in self.tiles_per_image
         ]
-        placed = []
-        for turn in turns:
-            first, *rest = turn.text.split(IMAGE_MARK)
-            text = first
-            for piece in rest:
-                text += (texts.pop(0) if texts else IMAGE_MARK) + piece
-            placed.append(Turn(turn.role, text))
-        return placed
+        return [[turn.text] if turn.role == "gpt" else _split_at_marks(turn.text, images) for turn in turns]
 
     def expand(self, values: np.ndarray, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """(L',) values of the tokens `ids` (L,), repeated where an image's one context token stands for all."""
@@ -187,48 +203,82 @@ class _ImageTokens:
         return np.repeat(values, repeats)
 
 
+def _split_at_marks(text: str, images: list[str]) -> list[str]:
+    """The text before, between and after its marks, with the next of `images` (which it uses up) in place of each."""
+    pieces = text.split(IMAGE_MARK, len(images))
+    parts = pieces[:1]
+    for piece in pieces[1:]:
+        parts += [images.pop(0), piece]
+    return parts
+
+
+def _render_turn(parts: Sequence[str], turn: Turn, template: Template) -> _RenderedTurn:
+    text, own = template.open_turn(turn.role), []
+    for number, part in enumerate(parts):
+        if number % 2 == 0:  # the others are image tokens
+            own.append((len(text), len(text) + len(part)))
+        text += part
+    return _RenderedTurn(turn.role, text + template.end, tuple(own))
+
+
 def _skip_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
     """Upstream drops an answer that no question precedes."""
     return turns[1:] if turns and turns[0].role == "gpt" else turns
 
 
-def _render(turns: Sequence[Turn], template: Template) -> str:
-    return "".join(template.open_turn(turn.role) + turn.text + template.end for turn in turns)
+def _tokenize_turns(
+    turns: Sequence[_RenderedTurn], tokenizer: PreTrainedTokenizerBase, *, plain: bool = True
+) -> tuple[Tokens, list[str]]:
+    """The tokens of the whole text, and the reserved tokens that rows wrote in it."""
+    own, position = [], 0
+    for turn in turns:
+        own += [(position + start, position + end) for start, end in turn.own]
+        position += len(turn.text)
+    return tokenize("".join(turn.text for turn in turns), tokenizer, own, plain=plain)
 
 
 def _encode_as_one(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
-) -> tuple[np.ndarray, np.ndarray]:
+    turns: Sequence[_RenderedTurn], tokenizer: PreTrainedTokenizerBase, template: Template, *, plain: bool
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Tokenize the whole text; tokens that begin inside an answer or its end mark are supervised."""
-    encoded = tokenizer(_render(turns, template), return_offsets_mapping=True)
-    ids = np.array(encoded["input_ids"], np.int64)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
-    ends = np.array([end for _, end in encoded["offset_mapping"]], np.int64)
-    labels = np.full_like(ids, IGNORED)
+    tokens, reserved = _tokenize_turns(turns, tokenizer, plain=plain)
+    labels = np.full_like(tokens.ids, IGNORED)
     position = 0
     for turn in turns:
         answer = position + len(template.open_turn(turn.role))
-        position = answer + len(turn.text) + len(template.end)
+        position += len(turn.text)
         if turn.role == "gpt":
-            inside = (starts >= answer) & (starts < position) & (ends > answer)
-            labels[inside] = ids[inside]
-    return ids, labels
+            inside = (tokens.starts >= answer) & (tokens.starts < position) & (tokens.ends > answer)
+            labels[inside] = tokens.ids[inside]
+    return tokens.ids, labels, reserved
 
 
 def _encode_by_turn(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template
-) -> tuple[np.ndarray, np.ndarray]:
+    turns: Sequence[_RenderedTurn], tokenizer: PreTrainedTokenizerBase, template: Template, *, plain: bool
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Tokenize each turn alone; an answer is supervised without its opening and without its last newline."""
     bos = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
     opening = len(tokenizer(template.assistant, add_special_tokens=False)["input_ids"])
-    ids, labels = list(bos), [IGNORED] * len(bos)
+    ids, labels, reserved = list(bos), [IGNORED] * len(bos), []
     for turn in turns:
-        text = template.open_turn(turn.role) + turn.text + template.end
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found, names = tokenize(turn.text, tokenizer, turn.own, plain=plain, add_special_tokens=False)
+        tokens = found.ids.tolist()
+        reserved += names
         answer = turn.role == "gpt"
         ids += tokens
         labels += [IGNORED] * opening + tokens[opening:-1] + [IGNORED] if answer else [IGNORED] * len(tokens)
-    return np.array(ids, np.int64), np.array(labels, np.int64)
+    return np.array(ids, np.int64), np.array(labels, np.int64), list(dict.fromkeys(reserved))
+
+
+def _report_reserved(names: Sequence[str], *, plain: bool) -> list[Finding]:
+    if not names:
+        return []
+    what = f"the reserved token {names[0]}" if len(names) == 1 else f"the reserved tokens {', '.join(names)}"
+    if plain:
+        message = f"the text contains {what}; it is tokenized as plain text and marks nothing"
+        return [Finding("ReservedToken", message, "conversations", "warning")]
+    message = f"the text contains {what}, which data.compat: upstream reads as a mark; remove it from the text"
+    return [Finding("ReservedToken", message, "conversations")]
 
 
 def _finish(ids: np.ndarray, labels: np.ndarray, max_length: int | None, compat: str) -> EncodedRow:

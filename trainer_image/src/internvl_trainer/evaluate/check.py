@@ -12,8 +12,8 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.media import fetch_media
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import MediaFile
-from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.diagnostics import RowError
 from internvl_trainer.data.media import fetch_media
-from internvl_trainer.data.tiling import ImageProblem, decode_image
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Answer, Chunk, Row

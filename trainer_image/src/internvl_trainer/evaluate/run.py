@@ -48,7 +48,7 @@ def evaluate(context: GroupContext) -> StageResult:
     if needs_tools(tasks):
         check_tools()
     trained = find_trained(context)
-    version = context.stages.fingerprint(stage) + (trained.sha256 if trained else "")
+    version = context.stages.task_version(stage) + (trained.sha256 if trained else "")
     store = ChunkStore(context.storage, context.stages.key(stage), version)
     done = set(group.first(sorted(store.stored())))
     pending = [chunk for chunk in chunks_of(tasks) if store.key(chunk) not in done]

@@ -11,6 +11,8 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from ..data.tokenize import TEMPLATES
+from ..errors import UserError
 from .checkpoint_format.files import CheckpointError, read_json
 
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -34,6 +36,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             str(directory / _CONFIG_FILE),
         )
     return tokenizer
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: str, field: str) -> None:
+    """Raises UserError unless each mark of the template is one token, which a template of another family's is not."""
+    vocabulary = tokenizer.get_vocab()
+    absent = [mark for mark in TEMPLATES[template].marks if mark not in vocabulary]
+    if absent:
+        fitting = [name for name, each in TEMPLATES.items() if all(mark in vocabulary for mark in each.marks)]
+        advice = (
+            f"the tokenizer fits {', '.join(fitting)}" if fitting else "use the tokenizer that belongs to the model"
+        )
+        message = f"the tokenizer does not know {', '.join(absent)} of the template {template}; {advice}"
+        raise UserError("TemplateMismatch", message, field)
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -15,8 +15,8 @@ from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri
 from internvl_trainer.data.media import OpenMedia
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import IMAGE_MARK, RowMedia, media_path
-from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.record import Record, Row
 

@@ -12,8 +12,8 @@ import numpy as np
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.media import OpenMedia, fetch_media
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import MediaFile
-from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.retrieval.caption_files import PairRow
 from internvl_trainer.retrieval.caption_text import SUMMARIZE, encode_caption, normalise_caption
 

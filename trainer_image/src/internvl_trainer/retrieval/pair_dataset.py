@@ -18,8 +18,8 @@ from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch, row_changed
 from internvl_trainer.data.media import OpenMedia, fetch_media
 from internvl_trainer.data.open_datasets import describe_datasets, describe_validation
+from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.sampler import Position
-from internvl_trainer.data.tiling import ImageProblem, decode_image
 from internvl_trainer.errors import UserError
 from internvl_trainer.retrieval.caption_files import PairRow, read_captions
 from internvl_trainer.retrieval.pair_batch import PairSample, build_pair_sample, choose_negative, collate_pairs

@@ -13,13 +13,18 @@ from internvl_trainer.run_context import RunContext, open_context
 from internvl_trainer.signals import stop_by_exception
 from internvl_trainer.stages.publish_condition import check_publish_condition
 
+_READING_ROWS = ("preflight", "baseline-evaluate", "train")
+
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
     context = open_context(stage, config, reporter)
-    context.stages.check_output()
+    context.stages.check_output(reads_rows=stage in _READING_ROWS)
     with told_to(lambda text: reporter.update(detail=text)):
-        result = context.stages.result(stage) or _run(context)
+        result = context.stages.result(stage)
+        if result is None and stage == "train":
+            context.stages.check_preflight_inputs()
+        result = result or _run(context)
         if stage == "evaluate" and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         return result

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from internvl_api.run_config import RunConfig
+from internvl_api.spec import Image
 from internvl_api.status import StageResult
 from rich.console import Console
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.artifacts.https import shard_names
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
-from internvl_trainer.artifacts.sources import fetch_directory, list_directory, open_media
+from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
-from internvl_trainer.data.diagnostics import Finding, findings_table
+from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
 from internvl_trainer.data.row_checks import Checker, check_length, check_rows
@@ -42,11 +42,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TILING = {
+    "dynamic_image_size": "dynamic",
+    "min_dynamic_patch": "min_dynamic_patch",
+    "max_dynamic_patch": "max_dynamic_patch",
+    "use_thumbnail": "thumbnail",
+}
+"""Fields of upstream's config.json, and of the spec's section image, that say how pictures are cut."""
 _CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
 Check = Callable[[Any, Reporter, np.ndarray], list[Finding]]
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def run(context: RunContext) -> StageResult:
@@ -58,6 +64,8 @@ def run(context: RunContext) -> StageResult:
     tasks = check_tasks(config, reporter)
     sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
     findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
+    if config.model.kind == "chat":
+        findings["spec.image"] = compare_tiling(config)
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
@@ -100,13 +108,17 @@ def check_writable(storage: Storage) -> None:
 def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerBase]:
     """How rows become samples, and the tokenizer. Raises UserError for a checkpoint that training cannot load.
 
-    Weight files are listed, not downloaded.
+    Remote weight files are listed, not downloaded.
     """
     directory = check_files(config)
 
-    from internvl_trainer.model.tokenizer import load_tokenizer  # slow to import, so after the quick checks
+    from internvl_trainer.model.tokenizer import check_template, load_tokenizer  # slow, so after the quick checks
+    from internvl_trainer.stages.checkpoint_checks import check_vocabulary
 
-    return read_settings(config, directory), load_tokenizer(directory)
+    settings, tokenizer = read_settings(config, directory), load_tokenizer(directory)
+    check_template(tokenizer, settings.template, "spec.model.template")
+    check_vocabulary(tokenizer, directory, config.model.source)
+    return settings, tokenizer
 
 
 def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -126,11 +138,12 @@ def check_retrieval_model(config: RunConfig) -> PreTrainedTokenizerBase:
 
 
 def check_files(config: RunConfig) -> Path:
-    """A local folder with the checkpoint except its weights. Raises UserError when weight files are missing."""
-    field, source = "spec.model.source", config.model.source
-    names = list_directory(source, field=field)
-    directory = fetch_directory(source, field=field, weights=False)
-    check_weight_files(set(names), directory, source)
+    """A local folder with the checkpoint except its weights. Raises UserError for missing or broken weight files."""
+    from internvl_trainer.stages.checkpoint_checks import check_weights
+
+    source = config.model.source
+    directory = fetch_directory(source, field="spec.model.source", weights=False)
+    check_weights(directory, source)
     return directory
 
 
@@ -140,20 +153,6 @@ def identify_model(source: str) -> dict[str, str]:
     config = fetch_directory(source, field=field, weights=False) / "config.json"
     commit = {"commit": hub.commit_of(hub.repository(source, field=field))} if source.startswith("hf://") else {}
     return {**commit, "config.json sha256": sha256_of(config)}
-
-
-def check_weight_files(names: set[str], directory: Path, source: str) -> None:
-    """Raises UserError when the shards that the index names are not all there."""
-    if _INDEX in names:
-        shards = shard_names((directory / _INDEX).read_bytes(), f"{source}: {_INDEX}")
-        if missing := sorted(shards - names):
-            raise UserError(
-                "ShardMissing",
-                f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}",
-                source,
-            )
-    elif _SINGLE not in names:
-        raise UserError("WeightsMissing", f"found neither {_SINGLE} nor {_INDEX}; pickled weights are not read", source)
 
 
 def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
@@ -169,6 +168,23 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
         image_size=architecture.image_size,
         context_tokens=architecture.context_tokens,
     )
+
+
+def compare_tiling(config: RunConfig) -> list[Finding]:
+    """A warning for each setting of pictures in which the run differs from the checkpoint's config.json."""
+    place = fetch_directory(config.model.source, field="spec.model.source", weights=False) / "config.json"
+    stored = json.loads(place.read_text(encoding="utf-8"))
+    findings = []
+    for key, name in _TILING.items():
+        field = Image.model_fields[name].alias or name
+        own = getattr(config.image, name)
+        if key in stored and stored[key] != own:
+            message = (
+                f"the run has {json.dumps(own)}, the checkpoint's config.json {json.dumps(stored[key])}; a model "
+                f"published with its own value answers worse with another. Set spec.image.{field} to choose"
+            )
+            findings.append(Finding("TilingDiffers", message, f"image.{field}", "warning"))
+    return findings
 
 
 def count_used(dataset: OpenDataset | OpenPairs) -> int:
@@ -192,7 +208,7 @@ def check_one(
         reporter.doing(f"checking rows of {description.name}: {start} of {used}")
         rows = range(start, min(used, start + _CHUNK_ROWS))
         findings += check_rows(index, checker, rows=rows, threads=usable_cpus(), sizes=sizes)
-    return findings
+    return fold_repeated(findings)
 
 
 def check_pairs(

@@ -131,7 +131,7 @@ def open_rows(context: RunContext, loaded: LoadedModel) -> RowDataset:
 def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | None:
     """Takes the loss on data.validation; None where the spec names no such rows."""
     config = context.config
-    if not config.data.validation:
+    if not (config.data.validation or config.data.validation_meta):
         return None
     rows = _rows(open_validation(config), config, loaded, read_bad_lines(config, context.storage), seed=None)
     if len(rows) == 0:

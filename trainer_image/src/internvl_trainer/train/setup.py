@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from internvl_trainer.train.chat import chat_components
 from internvl_trainer.train.components import Components
 from internvl_trainer.train.engine import build_engine
 from internvl_trainer.train.retrieval import retrieval_components
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,14 +69,26 @@ def prepare(context: GroupContext) -> TrainingSetup:
     base_identity = group.first(describe_base(config) if group.leads else None)
     make_components = retrieval_components if config.model.kind == "retrieval" else chat_components
     components = make_components(context, base)
+    total_steps = components.order.count_steps(config.training.epochs, config.training.max_steps)
+    if group.leads:
+        logger.info("%s", describe_length(total_steps, config.training.epochs, config.training.max_steps))
     reporter.doing("starting DeepSpeed")
     return TrainingSetup(
         context=context,
         components=components,
         engine=build_engine(config, components.model, components.groups, group),
-        total_steps=components.order.count_steps(config.training.epochs, config.training.max_steps),
+        total_steps=total_steps,
         base_identity=base_identity,
     )
+
+
+def describe_length(total_steps: int, epochs: float, max_steps: int | None) -> str:
+    """How long the run is, and which of training.epochs and training.maxSteps decides it."""
+    if max_steps is None:
+        return f"{total_steps} steps: training.epochs is {epochs:g}"
+    if max_steps == total_steps:
+        return f"{total_steps} steps: training.maxSteps decides, before training.epochs {epochs:g} is reached"
+    return f"{total_steps} steps: training.epochs {epochs:g} decides, before training.maxSteps {max_steps} is reached"
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:

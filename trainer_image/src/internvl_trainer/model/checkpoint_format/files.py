@@ -114,7 +114,18 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
     return entries
 
 
+_POINTER = b"version https://git-lfs"
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            message = "is a git-lfs pointer, not the weights; run `git lfs pull` in the clone it comes from"
+            raise CheckpointError("InvalidSafetensors", message, str(path))
+
+
 def _read_header(path: Path) -> Iterator[TensorEntry]:
+    _refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as shard:
             names = shard.keys()

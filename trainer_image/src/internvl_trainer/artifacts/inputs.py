@@ -1,0 +1,86 @@
+"""The versions of a run's annotation files: texts that change with a file's content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from internvl_api.run_config import RunConfig
+
+from internvl_trainer.artifacts.shards import list_shards
+from internvl_trainer.artifacts.sources import describe_file, fetch_file, meta_path
+from internvl_trainer.artifacts.storage import sha256_of
+from internvl_trainer.errors import UserError
+
+TRAINING, VALIDATION, TASKS = "data.train", "data.validation", "evaluation.tasks"
+_META, _VALIDATION_META = "data.meta", "data.validationMeta"
+
+Versions = dict[str, str]
+"""`field of the spec (URI)` to the version of the file that it names."""
+
+
+def describe_inputs(config: RunConfig) -> Versions:
+    """The version of every annotation file that can be reached.
+
+    A file that is gone is left out: the stage that reads it reports that, and a finished stage no longer needs it.
+    """
+    versions = {}
+    for field, uri in _annotations(config):
+        try:
+            for shard in list_shards(uri, field=f"spec.{field}"):
+                versions[f"{field} ({shard.partition('?')[0]})"] = describe_file(shard, _digest, field=f"spec.{field}")
+        except UserError:
+            continue
+    return versions
+
+
+def first_changed(recorded: Mapping[str, str], found: Mapping[str, str], *prefixes: str) -> str | None:
+    """The first file of both whose version differs, as `field (URI)`; with prefixes, only among fields under them."""
+    names = sorted(name for name in recorded if name in found and name.startswith(prefixes or ("",)))
+    return next((name for name in names if recorded[name] != found[name]), None)
+
+
+def training_prefixes() -> tuple[str, ...]:
+    """Prefixes of the files that decide the loss curve."""
+    return TRAINING, _META
+
+
+def _annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
+    for section, datasets in ((TRAINING, config.data.train), (VALIDATION, config.data.validation)):
+        for name, dataset in datasets.items():
+            yield f"{section}.{name}.annotation", dataset.annotation
+            if dataset.questions:
+                yield f"{section}.{name}.questions", dataset.questions
+    for name, task in config.evaluation.tasks.items():
+        yield f"{TASKS}.{name}.annotation", task.annotation
+    data = config.data
+    for section, meta in ((_META, data.meta), (_VALIDATION_META, data.validation_meta)):
+        if meta:
+            yield section, meta
+            yield from _listed_in(meta, data.meta_root, section)
+
+
+def _listed_in(uri: str, root: str | None, section: str) -> Iterator[tuple[str, str]]:
+    """The annotations of a meta JSON; nothing for one that cannot be read, which the stage reports."""
+    try:
+        meta: Any = json.loads(fetch_file(uri, field=f"spec.{section}").read_text(encoding="utf-8-sig"))
+    except (UserError, ValueError, RecursionError):
+        return
+    for name, entry in meta.items() if isinstance(meta, dict) else ():
+        annotation = entry.get("annotation") if isinstance(entry, dict) else None
+        if isinstance(annotation, str):
+            yield f"{section}.{name}", meta_path(annotation, uri, root)
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of_state(path: Path, _size: int, _modified: int) -> str:
+    """The digest of a file, read once by each process until the file changes."""
+    return f"sha256 {sha256_of(path)}"

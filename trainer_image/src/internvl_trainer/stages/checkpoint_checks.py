@@ -1,0 +1,97 @@
+"""Preflight's look at a checkpoint: weight files that are whole, and a tokenizer that fits model and template."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvl_trainer.artifacts.sources import list_sizes
+from internvl_trainer.errors import UserError
+from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE, list_tensors
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_POINTER_BYTES = 1024  # a git-lfs pointer has about 130; no weight file is this short
+_EMBEDDING = re.compile(r"(embed_tokens|tok_embeddings)\.weight$")
+
+
+def check_weights(directory: Path, source: str) -> None:
+    """Raises UserError for a weight file that is missing, a git-lfs pointer or cut short.
+
+    Headers and lengths of local files are read; of remote files only the sizes are known before the download.
+    """
+    sizes = list_sizes(source, field="spec.model.source")
+    weights = _expected_files(set(sizes), directory, source)
+    for name in weights:
+        if sizes[name] < _POINTER_BYTES:
+            message = (
+                f"{name} has {sizes[name]} bytes, as a git-lfs pointer or an interrupted copy has; download the "
+                f"weights themselves, with `git lfs pull` in a clone"
+            )
+            raise UserError("InvalidSafetensors", message, source)
+    if all((directory / name).is_file() for name in weights):
+        list_tensors(directory)
+        return
+    stored, wanted = sum(sizes[name] for name in weights), _total_size(directory)
+    if stored < wanted:
+        message = f"the weight files have {stored} bytes together, {INDEX_FILE} says {wanted}; copy them again"
+        raise UserError("InvalidSafetensors", message, source)
+
+
+def _expected_files(names: set[str], directory: Path, source: str) -> list[str]:
+    """The weight files that the checkpoint consists of. Raises UserError when they are not all there."""
+    if INDEX_FILE in names:
+        shards = set(_read_index(directory).get("weight_map", {}).values())
+        if missing := sorted(shards - names):
+            message = f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}"
+            raise UserError("ShardMissing", message, source)
+        return sorted(shards)
+    if SINGLE_FILE not in names:
+        message = f"found neither {SINGLE_FILE} nor {INDEX_FILE}; pickled weights are not read"
+        raise UserError("WeightsMissing", message, source)
+    return [SINGLE_FILE]
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / INDEX_FILE).read_text(encoding="utf-8")))
+
+
+def _total_size(directory: Path) -> int:
+    """Bytes of all tensors as the index says; 0 without it."""
+    if not (directory / INDEX_FILE).exists():
+        return 0
+    return int(_read_index(directory).get("metadata", {}).get("total_size", 0))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path, source: str) -> None:
+    """Raises UserError when the tokenizer has ids that the embedding has no row for."""
+    rows = _embedding_rows(directory)
+    vocabulary = tokenizer.get_vocab()
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if rows is not None and largest >= rows:
+        beyond = sum(number >= rows for number in vocabulary.values())
+        message = (
+            f"the embedding has {rows} rows, the tokenizer ids up to {largest} ({token!r}): {beyond} tokens have no "
+            f"row; resize the embedding with the tokenizer (resize_token_embeddings), "
+            f"or put the model's own tokenizer back"
+        )
+        raise UserError("VocabularyTooLarge", message, source)
+
+
+def _embedding_rows(directory: Path) -> int | None:
+    """Rows of the language model's embedding: of the tensor where weights are local, else what config.json says."""
+    if (directory / INDEX_FILE).exists() or (directory / SINGLE_FILE).exists():
+        try:
+            entries = list_tensors(directory)
+        except UserError:  # remote weights: the index is here, the shards are not
+            entries = []
+        if found := next((entry for entry in entries if _EMBEDDING.search(entry.name)), None):
+            return found.shape[0]
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    language = config.get("llm_config") or config.get("text_config") or {}
+    rows = language.get("vocab_size")
+    return rows if isinstance(rows, int) else None
