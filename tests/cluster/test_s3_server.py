@@ -19,9 +19,10 @@ import os, sys
 from pathlib import Path
 from ivft_cluster import daemons
 from ivft_cluster.s3 import S3Server
+from ivft_cluster.shell import wait_for
 server = S3Server.on_loopback(Path(sys.argv[1]))
 server.start()
-print(daemons.find(server.member)[0].pid, flush=True)
+print(wait_for("its process", lambda: daemons.find(server.member))[0].pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
