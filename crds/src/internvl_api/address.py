@@ -1,7 +1,7 @@
 """Addresses of inputs, and their redaction: what is printed or stored never holds a password or a signature.
 
-`Address` is text with the secret parts left out; only `reveal()` gives the whole address, for a request. So a forgotten
-`reveal()` fails in a request, and a forgotten redaction is not possible.
+`Address` is text with the secret parts left out; only `reveal()` gives the whole address, for a request. A missing
+`reveal()` fails in a request; a missing redaction is not possible.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def refuse_credentials(text: str) -> str:
 
 
 def credentials_message(text: str) -> str:
-    """What is wrong with an address that has credentials, and where they belong; shows none of them."""
+    """The message about credentials in an address, and where they belong; it shows none of them."""
     return (
         f"found a user name or a password in {redact_address(text)}; an address is stored and shown, so remove them. "
         "Keys of s3:// belong in secrets.objectStorage; for a signed https:// URL write ?$(SOURCE_NAME) as its query, "

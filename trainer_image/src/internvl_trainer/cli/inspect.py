@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is inspected with: settings, tokenizer, and the model where losses are wanted."""
+    """Settings, tokenizer, and the model when losses are asked for."""
 
     tokenizer: PreTrainedTokenizerBase
     settings: SampleSettings

@@ -24,7 +24,7 @@ _TEXTS = {
     b"%pdf": "is a PDF; convert its pages to PNG",
 }
 MOST_PIXELS = 89_000_000
-"""Of one picture; it takes 4 bytes a pixel while it is decoded."""
+"""Maximum pixels of a picture; decoding takes 4 bytes for each."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the smaller bound
 
@@ -46,7 +46,7 @@ class ImageProblem(ValueError):
 
 @dataclass(frozen=True)
 class Decoding:
-    """What is done with what RGB has no place for.
+    """How to decode what RGB cannot hold: orientation and transparency.
 
     Attributes:
         apply_orientation: turn the picture as its EXIF orientation says; upstream ignores it.

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 MOST_FRAME_PIXELS = 36_000_000
-"""Of one frame of a video: 8K and a little more."""
+"""Maximum pixels of a frame: slightly more than 8K."""
 
 MOST_VIDEO_BYTES = 2 << 30
-"""Of all frames that are taken from a video, 3 bytes a pixel."""
+"""Maximum bytes of all frames taken from a video, 3 for each pixel."""
 
 
 class VideoProblem(ValueError):

@@ -25,7 +25,7 @@ _BOX_SCALE = 1000  # InternVL's boxes count in thousandths of the picture's widt
 
 
 class _Problem(ValueError):
-    """What is wrong with a row; `finding` says it."""
+    """A row that cannot be used; `finding` has the reason."""
 
     def __init__(self, reason: str, message: str, field: str | None = None) -> None:
         super().__init__(message)

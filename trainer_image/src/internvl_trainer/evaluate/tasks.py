@@ -20,7 +20,7 @@ from internvl_trainer.retrieval.caption_files import PairRow, read_captions
 from internvl_trainer.retrieval.caption_text import CAPTION_PROMPT
 
 CAPTION_BEAMS = 5
-"""Of a retrieval model's captions, as upstream's evaluate_caption.py has them."""
+"""Defaults for captions of a retrieval model, from upstream's evaluate_caption.py."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def needs_tools(tasks: Sequence[OpenTask]) -> bool:
 
 
 def decide_text(question: Question, prompt: str | None, default: str | None) -> str:
-    """What is asked: the task's prompt (`{}` in it stands for the row's question), the row's own, or the default.
+    """The question: the task's prompt (`{}` in it stands for the row's question), the row's own, or the default.
 
     Raises:
         UserError: there is none, or the row has nothing for `{}`.

@@ -100,12 +100,12 @@ def diagnose(pod: Pod) -> Outcome | None:
         return outcome
     if pod.deletion_timestamp is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
-    if pod.phase == "Unknown" or _forgotten_by_its_node(pod):
+    if pod.phase == "Unknown" or _lost_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
     return _exited(pod, who) if pod.finished else None
 
 
-def _forgotten_by_its_node(pod: Pod) -> bool:
+def _lost_by_its_node(pod: Pod) -> bool:
     """A restarted node has no record of the container: containerd reports 255, the kubelet at first reports nothing."""
     if pod.exit_code is None:
         return pod.finished and not (pod.pod_reason or pod.exit_reason or pod.termination_message or pod.result)
