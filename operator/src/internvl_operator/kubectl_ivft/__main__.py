@@ -34,8 +34,8 @@ It uses your own rights: get and list on internvlfinetunes, list on pods, get on
 Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error; `wait` ends with
 0 for a succeeded run, 3 for a failed one, 4 for a suspended one, and 5 when the time is over.
 """
-_PIPED = 120  # columns of output to a file or another program
-_WIDE = 1000  # the same for `list`: programs read its rows, which are therefore never folded
+_PIPED = 120  # columns of `status` in a file or another program
+_WIDE = 10_000  # of all other output there: programs read its lines, so no line is folded
 
 Options = argparse.Namespace
 Act = Callable[[Runs, argparse.Namespace, Console], int | None]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
-        return _act(runs, options) or 0
+        return run_command(runs, options) or 0
     except UserError as error:
         print(f"kubectl ivft: {plain(str(error))}", file=sys.stderr)
         return 1
@@ -63,12 +63,13 @@ def _console(file: IO[str] | None = None, width: int | None = None) -> Console:
     return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
 
 
-def _act(runs: Runs, options: Options) -> int | None:
+def run_command(runs: Runs, options: Options) -> int | None:
+    """Run the command that the options name, and print what it shows; its exit code."""
     act: Act = options.act
     if sys.stdout.isatty():
         return act(runs, options, _console())
     text = io.StringIO()
-    code = act(runs, options, _console(text, _WIDE if options.command == "list" else _PIPED))
+    code = act(runs, options, _console(text, _PIPED if options.command == "status" else _WIDE))
     for line in text.getvalue().splitlines():
         print(line.rstrip())
     return code
