@@ -47,7 +47,7 @@ test-floor: setup ## run the API server's tests on the oldest supported Kubernet
 	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
 
 test-unit: $(STAMP) ## the tests that need neither root nor a server, and are not slow: a minute
-	$(PY) -m pytest -m 'not integration and not e2e and not slow'
+	$(PY) -m pytest -n 2 -m 'not integration and not e2e and not slow'
 
 chaos: setup ## break nodes, servers and storage under eight runs; docs/chaos.md (SEED=7 RUNS=40 for another plan)
 	CHAOS_SEED=$(SEED) CHAOS_RUNS=$(RUNS) $(PY) -m pytest -s tests/e2e/test_under_chaos.py

@@ -106,6 +106,7 @@ specs = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(specs)
 def test_what_cel_refuses_python_refuses_in_the_same_words(spec: Raw) -> None:
@@ -117,6 +118,7 @@ def test_what_cel_refuses_python_refuses_in_the_same_words(spec: Raw) -> None:
     assert [message for message in cel if message not in refused] == []
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(specs)
 def test_they_agree_where_every_field_is_written(spec: Raw) -> None:

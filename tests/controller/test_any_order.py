@@ -4,6 +4,7 @@ attempts are never mixed, every end of an attempt is counted once, and in the en
 import contextlib
 from collections.abc import Callable
 
+import pytest
 from controller.builders import custom_resource, result, terminated
 from controller.fake_server import Killed, Server, clock
 from controller.simulator import Operator
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from internvl_api.constants import KIND, LABEL_ATTEMPT, LABEL_STAGE
 from internvl_operator.kube.client import ApiError
+
+pytestmark = pytest.mark.slow
 
 KINDS = ("Pod", "Service", "ConfigMap", "NetworkPolicy", KIND)
 

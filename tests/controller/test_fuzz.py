@@ -24,6 +24,8 @@ from internvl_operator.kubectl_ivft.__main__ import _console
 from internvl_operator.kubectl_ivft.explain import explain
 from internvl_operator.kubectl_ivft.terminal import plain, plain_line, plain_object
 
+pytestmark = pytest.mark.slow
+
 INPUTS: Counter[str] = Counter()
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")),
