@@ -140,6 +140,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kill_at"), KILLS)
 def test_a_kill_before_any_write_changes_nothing_in_the_end(name: str, kill_at: int) -> None:
     reference, server = REFERENCES[name], _run(STORIES[name], kill_at)

@@ -55,6 +55,7 @@ NEAR = st.sampled_from(["x", "x-baseline", "x-baseline-evaluate", "x-train", "x-
 STAGE = st.sampled_from(get_args(StageName))
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(JOB_NAME | NEAR, STAGE, st.integers(0, 1023), JOB_NAME | NEAR, STAGE, st.integers(0, 1023))
 def test_two_workers_never_have_the_same_name(

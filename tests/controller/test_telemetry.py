@@ -82,6 +82,7 @@ def test_a_result_whose_parts_have_wrong_types_still_says_how_the_stage_ended() 
     assert (found.stage, found.outcome, found.progress, found.artifacts) == ("train", "succeeded", None, {})
 
 
+@pytest.mark.slow
 def test_a_run_that_reports_ever_new_artifacts_does_not_grow_its_status() -> None:
     world = World()
     world.reach("train")

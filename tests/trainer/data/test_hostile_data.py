@@ -111,6 +111,7 @@ def test_a_table_shows_markup_and_control_sequences_as_text() -> None:
     assert "\x1b" not in shown
 
 
+@pytest.mark.slow
 def test_frames_have_a_bound_before_they_are_decoded() -> None:
     with pytest.raises(VideoProblem, match="its frames have 6400 x 6400 pixels; expected at most 36 million"):
         read_frames(motion_jpeg(6400, 6400, 2), min_frames=2, max_frames=2, sampling="middle")

@@ -176,6 +176,7 @@ def test_data_cannot_break_the_card(tmp_path: Path) -> None:
     assert card.data.to_dict()["pipeline_tag"] == "image-text-to-text"
 
 
+@pytest.mark.slow
 def test_links_are_shown_without_what_gives_access(tmp_path: Path) -> None:
     link = "https://data.example/rows.jsonl?sig=s3cr3t"
     text = str(card_of(Output(tmp_path, data={"train": {"golden": {"annotation": link}}}).preflight().train(2)))
@@ -218,6 +219,7 @@ def logits(native: Any) -> torch.Tensor:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_hub", [pytest.param(False, id="in artifacts"), pytest.param(True, id="on the Hub")])
 def test_the_adapter_is_loaded_as_the_card_says(published: Path, on_hub: bool) -> None:
     output = Output(published, method="lora", **HUB).train(2)
