@@ -67,3 +67,17 @@ def test_a_name_in_both_places_is_refused(folder: Path) -> None:
 def test_a_meta_root_without_a_meta_is_refused(folder: Path) -> None:
     with pytest.raises((ValidationError, ValueError), match="metaRoot has no effect"):
         config_of(folder, metaRoot=str(folder))
+
+
+@pytest.mark.parametrize("field", ["root", "annotation"])
+@pytest.mark.parametrize("held_out", [False, True], ids=["meta", "validationMeta"])
+def test_an_address_with_a_password_is_refused_in_a_meta_too(folder: Path, field: str, held_out: bool) -> None:
+    meta = folder / "shell" / "data" / "meta.json"
+    entry = json.loads(meta.read_text())["rows"] | {field: "https://me:planted-password@data.example/x"}
+    meta.write_text(json.dumps({"rows": entry}))
+    config = config_of(folder, **{"validationMeta" if held_out else "meta": str(meta)})
+    with pytest.raises(UserError) as refused:
+        describe_validation(config) if held_out else describe_datasets(config)
+    assert refused.value.reason == "InvalidMeta"
+    assert "found a user name or a password in https://data.example/x" in refused.value.message
+    assert "planted-password" not in str(refused.value)

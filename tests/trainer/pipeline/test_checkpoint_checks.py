@@ -150,3 +150,21 @@ def test_a_run_that_cuts_pictures_otherwise_than_its_model_is_warned(
     (finding,) = compare_tiling(config)
     assert (finding.field, finding.severity) == (field, "warning")
     assert finding.message.startswith(f"the run has {own}, the checkpoint's config.json {json.dumps(value)};")
+
+
+@pytest.mark.parametrize(
+    ("index", "reason", "message"),
+    [
+        pytest.param("[" * 5000, "InvalidJson", "nested too deeply", id="nested"),
+        pytest.param('{"weight_map": 1}', "InvalidIndex", "expected an object with weight_map", id="no map"),
+        pytest.param("{", "InvalidJson", "not valid JSON", id="cut"),
+        pytest.param('{"metadata": {"total_size": ' + "9" * 5000 + "}}", "InvalidJson", "4300 digits", id="digits"),
+    ],
+)
+def test_a_broken_index_is_named(sharded: Path, index: str, reason: str, message: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError) as refused:
+        check_weights(sharded, str(sharded))
+    assert refused.value.reason == reason
+    assert message in refused.value.message
+    assert "model.safetensors.index.json" in str(refused.value)

@@ -154,24 +154,14 @@ def _read_meta(uri: str | None, root: str | None, field: str) -> list[DatasetDes
         raise UserError("InvalidMeta", f"not valid UTF-8 (byte {error.start})", uri) from error
 
     def absolute(path: str) -> Address:
-        if path.startswith("/") or "://" in path:
-            return _without_credentials(path, uri)
+        if has_credentials(path):
+            raise UserError("InvalidMeta", credentials_message(path), uri)
         return meta_path(path, uri, root)
 
     return [
-        replace(
-            description,
-            root=meta_path(description.root, uri, root),
-            annotation=meta_path(description.annotation, uri, root),
-        )
+        replace(description, root=absolute(description.root), annotation=absolute(description.annotation))
         for description in read_meta(text, uri)
     ]
-
-
-def _without_credentials(address: str, meta: str) -> Address:
-    if has_credentials(address):
-        raise UserError("InvalidMeta", credentials_message(address), meta)
-    return Address(address)
 
 
 def _open(description: DatasetDescription, field: str) -> OpenDataset:

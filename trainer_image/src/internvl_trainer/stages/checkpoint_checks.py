@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from internvl_trainer.artifacts.https import shard_names
 from internvl_trainer.artifacts.sources import list_sizes
 from internvl_trainer.errors import UserError
-from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE, list_tensors
+from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, SINGLE_FILE, list_tensors, read_json
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check_weights(directory: Path, source: str) -> None:
 def _expected_files(names: set[str], directory: Path, source: str) -> list[str]:
     """The weight files that the checkpoint consists of. Raises UserError when they are not all there."""
     if INDEX_FILE in names:
-        shards = set(_read_index(directory).get("weight_map", {}).values())
+        shards = shard_names((directory / INDEX_FILE).read_bytes(), f"{source}: {INDEX_FILE}")
         if missing := sorted(shards - names):
             message = f"{len(missing)} of {len(shards)} weight files are missing, such as {missing[0]}"
             raise UserError("ShardMissing", message, source)
@@ -56,15 +56,13 @@ def _expected_files(names: set[str], directory: Path, source: str) -> list[str]:
     return [SINGLE_FILE]
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
-    return dict(json.loads((directory / INDEX_FILE).read_text(encoding="utf-8")))
-
-
 def _total_size(directory: Path) -> int:
     """Bytes of all tensors as the index says; 0 without it."""
     if not (directory / INDEX_FILE).exists():
         return 0
-    return int(_read_index(directory).get("metadata", {}).get("total_size", 0))
+    metadata = read_json(directory / INDEX_FILE, missing="").get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return size if isinstance(size, int) else 0
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path, source: str) -> None:
@@ -91,7 +89,7 @@ def _embedding_rows(directory: Path) -> int | None:
             entries = []
         if found := next((entry for entry in entries if _EMBEDDING.search(entry.name)), None):
             return found.shape[0]
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(directory / CONFIG_FILE, missing="download it again")
     language = config.get("llm_config") or config.get("text_config") or {}
     rows = language.get("vocab_size")
     return rows if isinstance(rows, int) else None

@@ -172,8 +172,10 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
 
 def compare_tiling(config: RunConfig) -> list[Finding]:
     """A warning for each setting of pictures in which the run differs from the checkpoint's config.json."""
-    place = fetch_directory(config.model.source, field="spec.model.source", weights=False) / "config.json"
-    stored = json.loads(place.read_text(encoding="utf-8"))
+    from internvl_trainer.model.checkpoint_format.files import read_json
+
+    directory = fetch_directory(config.model.source, field="spec.model.source", weights=False)
+    stored = read_json(directory / "config.json", missing="download it again")
     findings = []
     for key, name in _TILING.items():
         field = Image.model_fields[name].alias or name
