@@ -61,7 +61,7 @@ BROKEN = [
     # shape
     ("InvalidJson", "not valid JSON: Expecting ',' delimiter (column 11)", '{"id": 1  "image": "a"}'),
     ("InvalidJson", "not valid JSON: Expecting value (column 1)", "hello"),
-    ("InvalidJson", "not valid UTF-8 (byte 8)", b'{"id": "\xff"}'),
+    ("InvalidJson", "not valid UTF-8 (byte 8); convert the file: iconv -t UTF-8", b'{"id": "\xff"}'),
     ("InvalidJson", "nested too deeply to be read", "[" * 100_000),
     ("NotAnObject", "expected a JSON object, found a list", "[1, 2]"),
     ("NotAnObject", "expected a JSON object, found null", "null"),

@@ -26,7 +26,8 @@ def parse_json(
     except json.JSONDecodeError as error:
         raise InvalidJson(f"not valid JSON: {error.msg} (column {error.colno})", where, error.lineno) from error
     except UnicodeDecodeError as error:
-        raise InvalidJson(f"not valid UTF-8 (byte {error.start})", where) from error
+        message = f"not valid UTF-8 (byte {error.start}); convert the file: iconv -t UTF-8"
+        raise InvalidJson(message, where) from error
     except RecursionError as error:
         raise InvalidJson("nested too deeply to be read", where) from error
     except ValueError as error:  # Python reads no integer of more than 4300 digits
