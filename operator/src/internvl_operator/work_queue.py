@@ -54,6 +54,14 @@ class WorkQueue(Generic[K]):
                 self._push(key)
                 self._changed.notify()
 
+    def serve(self, work: Callable[[K], object]) -> None:
+        """Call `work` for one key after the other until the queue is closed: the body of a thread."""
+        while (key := self.get()) is not None:
+            try:
+                work(key)
+            finally:
+                self.done(key)
+
     def close(self) -> None:
         """Make every `get` return None."""
         with self._changed:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from golden import GOLDEN, ROWS
 from internvl_trainer.data.formats.captions import QUESTION
-from internvl_trainer.data.formats.vqa import QUESTION as VQA_QUESTION
+from internvl_trainer.data.formats.vqa import VQA_QUESTION
 
 MEDIA = GOLDEN / "data"
 PICTURES = ("images/wide.png", "images/photo.jpg", "images/square.jpg", "images/tall.png")

@@ -33,7 +33,8 @@ from internvl_trainer.data.row_checks import Checker, check_rows
 from internvl_trainer.data.row_schema import parse_chat_row
 from internvl_trainer.data.video import VideoProblem, read_frames
 from internvl_trainer.errors import UserError
-from internvl_trainer.evaluate.annotations import _is_lines, _parse, _read_coco, _read_line
+from internvl_trainer.evaluate.annotations import _is_lines, _read_coco, _read_line
+from internvl_trainer.json_text import parse_json
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_source import describe_checkpoint
 from internvl_trainer.report.model_card import plain
@@ -147,7 +148,7 @@ def test_annotations_of_tasks() -> None:
         if _is_lines(data, "tasks.json"):
             _read_line(data, "tasks.jsonl:1")
         else:
-            document = _parse(data, "tasks.json")
+            document = parse_json(data, "tasks.json")
             if isinstance(document, dict) and isinstance(document.get("images"), list):
                 list(_read_coco(document, "tasks.json"))
 

@@ -155,7 +155,7 @@ def test_a_run_that_cuts_pictures_otherwise_than_its_model_is_warned(
 @pytest.mark.parametrize(
     ("index", "reason", "message"),
     [
-        pytest.param("[" * 5000, "InvalidJson", "nested too deeply", id="nested"),
+        pytest.param("[" * 100_000, "InvalidJson", "nested too deeply", id="nested"),
         pytest.param('{"weight_map": 1}', "InvalidIndex", "expected an object with weight_map", id="no map"),
         pytest.param("{", "InvalidJson", "not valid JSON", id="cut"),
         pytest.param('{"metadata": {"total_size": ' + "9" * 5000 + "}}", "InvalidJson", "4300 digits", id="digits"),

@@ -28,7 +28,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 def with_recipe(written: dict[str, Any]) -> dict[str, Any]:
     """A raw spec with the settings of its recipe, if it names one, where it has none of its own."""
     name = written.get("recipe")
-    return _merge(_for_model(load_recipe(name), written), written) if isinstance(name, str) else written
+    return merge(_for_model(load_recipe(name), written), written) if isinstance(name, str) else written
 
 
 def _for_model(recipe: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def _for_model(recipe: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
     return recipe | {"model": own}
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`: objects merged key by key, everything else replaced."""
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over`: objects are merged key by key, everything else is replaced."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged

@@ -64,9 +64,9 @@ def child_refused(
     Status keeps what that pass recorded. A group that was created in part ends: its pods are deleted, so that they hold
     no GPUs, and it is tried again after a growing pause. `observed` includes the pods that were created.
     """
-    context = ReconcileContext.begin(run, observed, now, config)
     if refused.status is None:
         return rejected(run, *problem, now, config)
+    context = ReconcileContext.begin(run, observed, now, config)
     context.status = refused.status.model_copy(deep=True)
     stage = context.stage
     if stage and context.workers and any(child["kind"] == "Pod" for child in refused.apply):

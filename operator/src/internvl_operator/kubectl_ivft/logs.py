@@ -8,11 +8,11 @@ from internvl_api.constants import LABEL_ATTEMPT, LABEL_JOB_UID, LABEL_NODE_RANK
 
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
+from internvl_operator.kubectl_ivft.wait import EXIT_CODES
 
 Raw = dict[str, Any]
 Tell = Callable[[str], None]
 _BETWEEN_LOOKS = 1.0  # seconds to wait for a followed pod
-_OVER = ("Succeeded", "Failed", "Suspended")
 
 
 def choose(pods: list[Raw], run: Raw, stage: str | None, rank: int) -> Raw | None:
@@ -86,7 +86,7 @@ def follow(
 
 def _ended(run: Raw, stage: str | None) -> str | None:
     status = run.get("status") or {}
-    if status.get("phase") in _OVER:
+    if status.get("phase") in EXIT_CODES:
         return f"the run has ended: {status['phase']}"
     done = [each for each in status.get("stages", ()) if each.get("name") == stage and each.get("state") == "Succeeded"]
     return f"{stage} has succeeded" if done else None

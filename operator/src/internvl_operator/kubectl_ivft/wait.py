@@ -21,8 +21,7 @@ def end_of(raw: Raw) -> End | None:
     status = read_status(raw.get("status") or {})
     if status.observed_generation != raw["metadata"].get("generation", 1):
         return None
-    ends: tuple[End, ...] = ("Succeeded", "Failed", "Suspended")
-    return next((end for end in ends if status.phase == end), None)
+    return next((end for end in EXIT_CODES if status.phase == end), None)
 
 
 def wait(
@@ -40,17 +39,15 @@ def wait(
         UserError: There is no such run, it was deleted, or the API server has not answered for a minute.
     """
     began = answered = clock()
-    told, raw = "", runs.get(name)
+    line, raw = "", runs.get(name)
     uid = raw["metadata"]["uid"]
     while True:
         if raw["metadata"]["uid"] != uid:
             raise UserError(f"the run {name!r} was deleted, and another one of this name was created")
-        line = _line(raw)
-        if line != told:
+        before, line = line, _line(raw)
+        if line != before:
             tell(line)
-            told = line
-        end = end_of(raw)
-        if end is not None:
+        if end := end_of(raw):
             return EXIT_CODES[end]
         if timeout is not None and clock() - began >= timeout:
             return TIMED_OUT

@@ -31,7 +31,10 @@ class ProgressPoller:
         self._targets: dict[Key, _Target] = {}
         self._latest: dict[Key, LiveProgress] = {}
         self._queue: FairQueue[Key] = FairQueue(threads)
-        self._threads = [threading.Thread(target=self._run, name=f"progress-{n}", daemon=True) for n in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._queue.serve, args=(self._ask,), name=f"progress-{n}", daemon=True)
+            for n in range(threads)
+        ]
 
     def start(self) -> None:
         """Start polling."""
@@ -61,13 +64,6 @@ class ProgressPoller:
         with self._lock:
             self._targets.pop(key, None)
             self._latest.pop(key, None)
-
-    def _run(self) -> None:
-        while (key := self._queue.get()) is not None:
-            try:
-                self._ask(key)
-            finally:
-                self._queue.done(key)
 
     def _ask(self, key: Key) -> None:
         with self._lock:

@@ -39,7 +39,8 @@ class RankProbe:
         self._latest: dict[Key, RankAnswers] = {}
         self._queue: FairQueue[_Question] = FairQueue(threads)
         self._threads = [
-            threading.Thread(target=self._run, name=f"rank-probe-{n}", daemon=True) for n in range(threads)
+            threading.Thread(target=self._queue.serve, args=(self._answer,), name=f"rank-probe-{n}", daemon=True)
+            for n in range(threads)
         ]
 
     def start(self) -> None:
@@ -70,13 +71,6 @@ class RankProbe:
         """Drop the answers of a run without a running attempt."""
         with self._lock:
             self._latest.pop(key, None)
-
-    def _run(self) -> None:
-        while (question := self._queue.get()) is not None:
-            try:
-                self._answer(question)
-            finally:
-                self._queue.done(question)
 
     def _answer(self, question: _Question) -> None:
         key = Key(question.namespace, question.name)

@@ -90,7 +90,7 @@ class Cache:
         digest = self._digest(name)
         entry, descriptor = self.root / "entries" / digest, self._open_lock(digest)
         try:
-            while not self._is_there(entry, descriptor) or not self._is_checked(digest, entry, is_intact):
+            while not self._lock_entry(entry, descriptor) or not self._keep_if_intact(digest, entry, is_intact):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
                 self._make(digest, descriptor, make)
             os.utime(entry)
@@ -121,8 +121,8 @@ class Cache:
         finally:
             os.close(making)
 
-    def _is_checked(self, digest: str, entry: Path, is_intact: Callable[[Path], bool] | None) -> bool:
-        """Whether the entry is what was stored; one that was changed is moved away, to be evicted as a partial one."""
+    def _keep_if_intact(self, digest: str, entry: Path, is_intact: Callable[[Path], bool] | None) -> bool:
+        """True for an unchanged entry; a changed one is moved to partial/, where eviction finds it."""
         if digest in self._checked:
             return True
         if _matches(self.root / "records" / digest, entry) and (is_intact is None or is_intact(entry)):
@@ -136,8 +136,8 @@ class Cache:
     def _open_lock(self, name: str) -> int:
         return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o666)
 
-    def _is_there(self, entry: Path, descriptor: int) -> bool:
-        """With a shared lock taken: from here on nobody throws the entry out."""
+    def _lock_entry(self, entry: Path, descriptor: int) -> bool:
+        """Take the shared lock, which keeps the entry from eviction; True when the entry exists."""
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return entry.exists()
 
@@ -173,7 +173,7 @@ class Cache:
                 excess -= sizes[entry]
 
     def _remove_abandoned(self) -> None:
-        """What a killed download left, and nobody has gone on with for days."""
+        """Delete what a killed download left and no process has continued for days."""
         for partial in (self.root / "partial").iterdir():
             try:
                 abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS
@@ -183,7 +183,7 @@ class Cache:
                 self._delete(partial, lock=partial.name + _MAKING)
 
     def _delete(self, entry: Path, *, lock: str) -> bool:
-        """False for a folder that is in use, or being made."""
+        """Delete an entry; False for a folder that is in use or being made."""
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
             return True
@@ -218,7 +218,7 @@ def cache_root() -> Path:
 
 
 def digest_of(name: str) -> str:
-    """The file name an entry has."""
+    """The file name of an entry."""
     return hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
@@ -232,7 +232,7 @@ def _size(entry: Path) -> int:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Relative name to sha256 of every file. A link has none, so that it never matches."""
+    """The sha256 of every file by relative name; "link" for a link, so that a folder with links never matches."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -243,7 +243,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _matches(record: Path, entry: Path) -> bool:
-    """Whether an entry's files are those that were recorded."""
+    """Whether an entry's files have the recorded digests."""
     try:
         digests = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from internvl_api.run_config import RunConfig
 
@@ -14,6 +12,7 @@ from internvl_trainer.artifacts.shards import list_shards
 from internvl_trainer.artifacts.sources import describe_file, fetch_file, meta_path
 from internvl_trainer.artifacts.storage import sha256_of
 from internvl_trainer.errors import UserError
+from internvl_trainer.json_text import parse_json
 
 TRAINING, VALIDATION, TASKS = "data.train", "data.validation", "evaluation.tasks"
 _META, _VALIDATION_META = "data.meta", "data.validationMeta"
@@ -66,8 +65,8 @@ def _annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _listed_in(uri: str, root: str | None, section: str) -> Iterator[tuple[str, str]]:
     """The annotations of a meta JSON; nothing for one that cannot be read, which the stage reports."""
     try:
-        meta: Any = json.loads(fetch_file(uri, field=f"spec.{section}").read_text(encoding="utf-8-sig"))
-    except (UserError, ValueError, RecursionError):
+        meta = parse_json(fetch_file(uri, field=f"spec.{section}").read_text(encoding="utf-8-sig"))
+    except (UserError, UnicodeDecodeError):
         return
     for name, entry in meta.items() if isinstance(meta, dict) else ():
         annotation = entry.get("annotation") if isinstance(entry, dict) else None

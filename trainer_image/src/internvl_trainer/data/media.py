@@ -59,7 +59,6 @@ def tiles_per_image(settings: SampleSettings, images: int) -> int:
 
 def fetch_media(media: MediaFile, root: str, open_media: OpenMedia) -> bytes:
     """The bytes of one file. Raises RowError with the reason PathLeavesRoot, …Missing or …Unreadable."""
-    kind = "Video" if media.field == "video" else "Image"
     if (inline := read_inline(media)) is not None:
         return inline
     try:
@@ -69,12 +68,12 @@ def fetch_media(media: MediaFile, root: str, open_media: OpenMedia) -> bytes:
     try:
         return open_media(root, path)
     except FileNotFoundError as error:
-        raise RowError.single(f"{kind}Missing", f"{media.path} is not below {root}", media.field) from error
+        raise RowError.single(f"{media.kind}Missing", f"{media.path} is not below {root}", media.field) from error
     except IsADirectoryError as error:
         message = f"{media.path} is a folder; expected a file"
-        raise RowError.single(f"{kind}Unreadable", message, media.field) from error
+        raise RowError.single(f"{media.kind}Unreadable", message, media.field) from error
     except BadFile as error:
-        raise RowError.single(f"{kind}Unreadable", error.message, media.field) from error
+        raise RowError.single(f"{media.kind}Unreadable", error.message, media.field) from error
 
 
 def read_inline(media: MediaFile) -> bytes | None:
@@ -85,9 +84,8 @@ def read_inline(media: MediaFile) -> bytes | None:
     try:
         return base64.b64decode(content, validate=True) if header.endswith(";base64") else unquote_to_bytes(content)
     except ValueError as error:
-        kind = "Video" if media.field == "video" else "Image"
-        message = f"{media.path[:40]}… is no valid data: URL ({error}); expected data:image/png;base64,..."
-        raise RowError.single(f"{kind}Unreadable", message, media.field) from error
+        message = f"{shown_path(media.path)} is no valid data: URL ({error}); expected data:image/png;base64,..."
+        raise RowError.single(f"{media.kind}Unreadable", message, media.field) from error
 
 
 def read_video(

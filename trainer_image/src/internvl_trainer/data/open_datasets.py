@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,34 +77,34 @@ def open_validation(config: RunConfig) -> list[OpenDataset]:
 
 def describe_datasets(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
     """Every training dataset of the spec and of the meta JSON, each with the field to name in errors."""
-    described = {
-        name: (_from_spec(name, dataset), f"spec.data.train.{name}") for name, dataset in config.data.train.items()
-    }
-    for description in _read_meta(config.data.meta, config.data.meta_root, "spec.data.meta"):
-        if description.name in described:
-            raise UserError(
-                "DatasetTwice", f"found dataset {description.name!r} in meta and in train; rename one", "spec.data.meta"
-            )
-        described[description.name] = description, f"spec.data.meta: {description.name}"
-    if reserved := next((name for name in described if name.startswith(VALIDATION)), None):
-        message = f"found {reserved!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
-        raise UserError("DatasetNameReserved", message, described[reserved][1])
-    return list(described.values())
+    data = config.data
+    described = _described("train", data.train, "meta", data.meta, data.meta_root)
+    if reserved := next((each for each in described if each[0].name.startswith(VALIDATION)), None):
+        name, place = reserved[0].name, reserved[1]
+        message = f"found {name!r}; names that begin with {VALIDATION} are data.validation's own, so rename it"
+        raise UserError("DatasetNameReserved", message, place)
+    return described
 
 
 def describe_validation(config: RunConfig) -> list[tuple[DatasetDescription, str]]:
     """Every dataset of data.validation with its prefixed name, each with the field to name in errors."""
     data = config.data
-    described = {
-        name: (_from_spec(name, dataset), f"spec.data.validation.{name}") for name, dataset in data.validation.items()
-    }
-    field = "spec.data.validationMeta"
-    for description in _read_meta(data.validation_meta, data.meta_root, field):
-        if description.name in described:
-            message = f"found dataset {description.name!r} in validationMeta and in validation; rename one"
+    described = _described("validation", data.validation, "validationMeta", data.validation_meta, data.meta_root)
+    return [(replace(each, name=f"{VALIDATION}{each.name}"), place) for each, place in described]
+
+
+def _described(
+    section: str, datasets: Mapping[str, Dataset], meta_section: str, meta: str | None, meta_root: str | None
+) -> list[tuple[DatasetDescription, str]]:
+    """The datasets of a section of spec.data and of its meta JSON, each with the field to name in errors."""
+    described = [(_from_spec(name, dataset), f"spec.data.{section}.{name}") for name, dataset in datasets.items()]
+    field = f"spec.data.{meta_section}"
+    for description in _read_meta(meta, meta_root, field):
+        if description.name in datasets:
+            message = f"found dataset {description.name!r} in {meta_section} and in {section}; rename one"
             raise UserError("DatasetTwice", message, field)
-        described[description.name] = description, f"{field}: {description.name}"
-    return [(replace(each, name=f"{VALIDATION}{each.name}"), place) for each, place in described.values()]
+        described.append((description, f"{field}: {description.name}"))
+    return described
 
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:

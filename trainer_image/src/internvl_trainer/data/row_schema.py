@@ -45,6 +45,11 @@ class MediaFile:
     path: str
     field: str
 
+    @property
+    def kind(self) -> str:
+        """Image or Video, as the reasons of findings begin."""
+        return "Video" if self.field == "video" else "Image"
+
 
 @dataclass(frozen=True)
 class RowMedia:
@@ -104,15 +109,15 @@ class ChatRow:
 def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | None, list[Finding]]:
     """The row, or None when it has an error, and its findings with their place."""
     row, findings = _parse_object(text)
+    chat = None
     if row is not None:
         findings = [*_check_turns(row), *check_row_fields(row), *_check_media(row)]
         if not errors_of(findings):
-            media = RowMedia.from_fields(row)
-            findings += [*_check_marks(_turns_of(row), media), *_check_answer_marks(row["conversations"], media)]
-    placed = [finding.at(file, line) for finding in findings]
-    if row is None or errors_of(findings):
-        return None, placed
-    return ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line), placed
+            chat = ChatRow(_turns_of(row), RowMedia.from_fields(row), file, line)
+            marks = [*_check_marks(chat.turns, chat.media), *_check_answer_marks(row["conversations"], chat.media)]
+            findings += marks
+            chat = None if errors_of(marks) else chat
+    return chat, [finding.at(file, line) for finding in findings]
 
 
 def is_inline(path: str) -> bool:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding, errors_of
+from internvl_trainer.data.formats.vqa import VQA_QUESTION
 from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, media_path, parse_chat_row
 from internvl_trainer.errors import UserError
-from internvl_trainer.json_text import parse_json
+from internvl_trainer.json_text import InvalidJson, parse_json
 
-# How upstream's scripts ask for what a row of these formats holds.
-_VQA_QUESTION = "{} Answer the question using a single word or phrase."
+# The question of upstream's scripts for a row of this format.
 _REFCOCO_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
 _BOX_SCALE = 1000  # InternVL's boxes count in thousandths of the picture's width and height
 
@@ -86,7 +86,7 @@ def _entries(path: Path, uri: str) -> Iterator[tuple[str, Question | list[Findin
                 place = f"{uri}:{number}"
                 yield place, _read_line(line, place)
         return
-    document = _parse(text, uri)
+    document = parse_json(text, uri)
     if isinstance(document, list):
         for number, row in enumerate(document):
             place = f"{uri}: [{number}]"
@@ -104,14 +104,10 @@ def _is_lines(text: bytes, uri: str) -> bool:
     if uri.partition("?")[0].endswith(".jsonl"):
         return True
     try:
-        first = json.loads(text.lstrip().split(b"\n", 1)[0])
-    except (ValueError, RecursionError):
+        first = parse_json(text.lstrip().split(b"\n", 1)[0])
+    except InvalidJson:
         return False
     return isinstance(first, dict) and "annotations" not in first
-
-
-def _parse(text: bytes, uri: str) -> Any:
-    return parse_json(text, uri)
 
 
 def _read_line(line: bytes, place: str) -> Question | list[Finding]:
@@ -119,12 +115,12 @@ def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     if len(line) > LONGEST_ROW:
         return _unplaced(parse_chat_row(line, place, None)[1])
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except InvalidJson:
         return _unplaced(parse_chat_row(line, place, None)[1])
     try:
         if not isinstance(row, dict) or "conversations" in row:
-            return _from_conversation(line, place)
+            return _from_conversation(row, line, place)
         if "question" in row:
             return _from_vqa(row, place)
         if "sent" in row:
@@ -137,12 +133,12 @@ def _read_line(line: bytes, place: str) -> Question | list[Finding]:
     return [Finding("RowUnknown", f"expected one of {names}, found {', '.join(sorted(row)) or 'nothing'}")]
 
 
-def _from_conversation(line: bytes, place: str) -> Question | list[Finding]:
+def _from_conversation(row: Any, line: bytes, place: str) -> Question | list[Finding]:
     """The first question of a training row, and its answer."""
     parsed, findings = parse_chat_row(line, place, None)
     if parsed is None:
         return _unplaced(errors_of(findings))
-    row, turns = json.loads(line), parsed.turns
+    turns = parsed.turns
     system = turns[0].text if turns[0].role == "system" else None
     first = next((position for position, turn in enumerate(turns) if turn.role == "human"), None)
     if first is None:
@@ -165,7 +161,7 @@ def _from_vqa(row: Row, place: str) -> Question:
     field = next((name for name in ("answers", "answer") if row.get(name)), None)
     if field is None:
         raise _Problem("ReferencesMissing", "expected an answer to compare with, found none", "answer")
-    text = _VQA_QUESTION.format(question)
+    text = VQA_QUESTION.format(question)
     return _question(row, _checked_media(row), place, _texts(row[field], field), text=text, plain=question)
 
 

@@ -231,7 +231,10 @@ def _main_dtype(entries: Sequence[TensorEntry]) -> torch.dtype:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """What `is_carried`, byte for byte; an index that has been written already stays as it is."""
+    """Copy the files that `is_carried` accepts: tokenizer, configuration, model card and upstream's *.py.
+
+    A file that is in `target` already stays as it is.
+    """
     for path in files_below(source):
         name = path.relative_to(source)
         if not is_carried(name.as_posix()) or (target / name).exists():

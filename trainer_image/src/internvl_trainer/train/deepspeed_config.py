@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from internvl_api.recipes.files import merge
 from internvl_api.run_config import RunConfig
 
 # Bucket sizes in elements, from upstream's zero_stage1_config.json and zero_stage3_config.json.
@@ -62,12 +63,3 @@ def fit_buckets(settings: dict[str, Any], trainable: int) -> dict[str, Any]:
     zero = settings["zero_optimization"]
     fitted = {key: min(zero[key], whole) for key in _ALLOCATED_BUCKETS if isinstance(zero.get(key), int | float)}
     return {**settings, "zero_optimization": {**zero, **fitted}}
-
-
-def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`under` with the values of `over`; nested objects are merged key by key."""
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged

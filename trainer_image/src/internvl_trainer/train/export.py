@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from internvl_api.run_config import RunConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from internvl_trainer.artifacts.links import files_below
-from internvl_trainer.artifacts.sources import is_carried
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
@@ -23,6 +20,7 @@ from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER
+from internvl_trainer.model.convert_checkpoint import copy_files
 from internvl_trainer.model.exported_config import trained_config
 from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
@@ -53,7 +51,7 @@ def export_model(
             pass
         return
     directory.mkdir(parents=True)
-    _carry_over(base, directory)
+    copy_files(base, directory)
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
         changed = trained_config(loaded.upstream_config, config, template=loaded.template, image_size=loaded.image_size)
@@ -75,7 +73,7 @@ def export_retrieval_model(
             pass
         return
     directory.mkdir(parents=True)
-    _carry_over(base, directory)
+    copy_files(base, directory)
     (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
     yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)  # type: ignore[arg-type]
     yield from _files(directory)
@@ -104,17 +102,6 @@ def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
     for name, tensor in tensors:
         if (native := native_name(name)) is not None:
             yield native, tensor
-
-
-def _carry_over(base: Path, directory: Path) -> None:
-    """Copy what `is_carried`: tokenizer, configuration, the model card and upstream's *.py."""
-    for path in files_below(base):
-        name = path.relative_to(base)
-        if not is_carried(name.as_posix()):
-            continue
-        target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> Iterator[Path]:

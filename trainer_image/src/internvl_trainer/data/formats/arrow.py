@@ -7,7 +7,6 @@ library does; Arrow files are mapped into memory and only the pages of the rows 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -19,11 +18,10 @@ import pyarrow.parquet as pq
 from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
-from .source import STORED
+from .source import ARROW_MAGIC, PARQUET_MAGIC, STORED, find_part
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20  # of a record batch in the cache; bounds the memory of the copy
 _OPEN_SHARDS = 64
-PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
 
 
 class ArrowRecords:
@@ -68,10 +66,8 @@ class ArrowRecords:
         return bytes(value.as_buffer())
 
     def _find(self, row: int) -> tuple[_Table, int]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} in {self.path}")
-        shard = bisect_right(self._ends, row)
-        return _open(self._files[shard]), row - (self._ends[shard - 1] if shard else 0)
+        shard, place = find_part(self._ends, row)
+        return _open(self._files[shard]), place
 
 
 class _Table:
@@ -95,9 +91,8 @@ class _Table:
 
     def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         """The batch of a row, and the row's place in it."""
-        number = bisect_right(self._ends, row)
-        batch = self._reader.get_batch(number) if self._reader else self._batches[number]
-        return batch, row - (self._ends[number - 1] if number else 0)
+        number, place = find_part(self._ends, row)
+        return (self._reader.get_batch(number) if self._reader else self._batches[number]), place
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

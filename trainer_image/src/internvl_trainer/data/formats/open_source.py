@@ -19,12 +19,12 @@ from ..index import RowIndex
 from .captions import FlickrLines, coco_captions, is_flickr_header, is_flickr_line
 from .json_records import JsonArray, index_arrays
 from .kinds import CONVERT, Kind, recognise
-from .source import ConvertedRows, Record, RowSource, parse_record
+from .source import ARROW_MAGIC, PARQUET_MAGIC, ConvertedRows, Record, RowSource, parse_record
 from .vqa import open_vqa
 
 _LONGEST_ROW = 1 << 22  # bytes; a longer first line is a document
 _LOOKED_AT = 100  # records of a file that decide its kind
-_PARQUET, _ARROW, _STREAM, _TAR = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"ustar"
+_STREAM, _TAR = b"\xff\xff\xff\xff", b"ustar"
 _TAR_MARK = slice(257, 262)
 Source = TypeVar("Source", bound=RowSource)
 
@@ -61,10 +61,10 @@ def open_source(annotation: str, form: DataFormat, *, field: str, questions: str
 def _open(paths: list[Path], form: DataFormat, field: str, questions: str | None) -> Opened:
     with paths[0].open("rb") as file:
         head = file.read(512)
-    if head.startswith((_PARQUET, _ARROW, _STREAM)):
+    if head.startswith((PARQUET_MAGIC, ARROW_MAGIC, _STREAM)):
         from .arrow import ArrowRecords  # pyarrow takes a second to import
 
-        container = "Parquet" if head.startswith(_PARQUET) else "Arrow"
+        container = "Parquet" if head.startswith(PARQUET_MAGIC) else "Arrow"
         return _convert(ArrowRecords(paths), form, container)
     if head[_TAR_MARK] == _TAR:
         from .webdataset import WebDatasetRecords

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ...json_text import InvalidJson, parse_json
 from ..diagnostics import Finding, RowError
 from ..media import OpenMedia
 from ..row_schema import ChatRow, parse_chat_row
@@ -18,6 +20,10 @@ Convert = Callable[[Record], Record]
 
 STORED = "@record/"
 """Prefix of the path of a picture or video that the annotation itself holds: @record/<number>/<column>[/<position>]."""
+
+
+PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
+"""How Parquet and Arrow files begin."""
 
 
 class RowSource(Protocol):
@@ -82,6 +88,18 @@ class ConvertedRows:
         return self.records.line_number(row)
 
 
+def find_part(ends: Sequence[int], row: int) -> tuple[int, int]:
+    """Number of the part that holds a row, and the row's place in it; `ends`: rows up to the end of each part.
+
+    Raises:
+        IndexError: no part has such a row.
+    """
+    if not 0 <= row < ends[-1]:
+        raise IndexError(f"row {row} of {ends[-1]}")
+    part = bisect_right(ends, row)
+    return part, row - (ends[part - 1] if part else 0)
+
+
 def shards_of(source: RowSource) -> list[Path]:
     """Every file that a source's rows come from."""
     records = source.records if isinstance(source, ConvertedRows) else source
@@ -91,8 +109,8 @@ def shards_of(source: RowSource) -> list[Path]:
 def parse_record(text: bytes) -> Record | None:
     """The JSON object of a record; None when it is none."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = parse_json(text)
+    except InvalidJson:
         return None
     return record if isinstance(record, dict) else None
 

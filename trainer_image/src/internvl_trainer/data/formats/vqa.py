@@ -16,7 +16,8 @@ from .json_records import JsonArray, index_arrays, map_file
 from .query_response import from_query_response
 from .source import Record, parse_record
 
-QUESTION = "{} Answer the question using a single word or phrase."
+VQA_QUESTION = "{} Answer the question using a single word or phrase."
+"""How upstream's scripts ask for a short answer."""
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
 
 
@@ -57,7 +58,7 @@ class VqaAnswers:
             {
                 "id": number,
                 "image": name,
-                "query": QUESTION.format(question.get("question")),
+                "query": VQA_QUESTION.format(question.get("question")),
                 "response": answer.get("multiple_choice_answer"),
             }
         ).encode()

@@ -7,7 +7,6 @@ import json
 import os
 import tarfile
 from array import array
-from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
 from .media_fields import MEDIA_NAMES
-from .source import STORED, parse_record
+from .source import STORED, find_part, parse_record
 
 _BLOCK = 512
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -79,10 +78,8 @@ class WebDatasetRecords:
         return shard.read(start, size)
 
     def _find(self, row: int) -> tuple[_Shard, int]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} in {self.path}")
-        shard = bisect_right(self._ends, row)
-        return self._indexes[shard], row - (self._ends[shard - 1] if shard else 0)
+        shard, sample = find_part(self._ends, row)
+        return self._indexes[shard], sample
 
 
 def _with_media(record: dict[str, Any], media: dict[str, list[str]]) -> dict[str, Any]:
