@@ -137,7 +137,7 @@ class StageStore:
         self.storage.delete(self.key(stage, manifests.MANIFEST))
 
     def claim_output(self) -> None:
-        """Write down whose output this is; called before the first file worth keeping is stored."""
+        """Record the run that owns the output, before its first checkpoint is stored."""
         document = {
             "job": self.config.job,
             "fingerprint": self.fingerprint("train"),

@@ -26,7 +26,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 def with_recipe(written: dict[str, Any]) -> dict[str, Any]:
-    """A raw spec with the settings of its recipe, if it names one, where it has none of its own."""
+    """A raw spec over the settings of its recipe; unchanged when it names none."""
     name = written.get("recipe")
     return merge(_for_model(load_recipe(name), written), written) if isinstance(name, str) else written
 

@@ -104,5 +104,5 @@ def _text(field: str, found: object) -> Iterator[Violation]:
 
 
 def _yaml(value: object) -> str:
-    """A value as YAML."""
+    """The value in YAML, for messages."""
     return "nothing" if value is None else json.dumps(value, default=str)

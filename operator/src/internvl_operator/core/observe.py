@@ -1,4 +1,4 @@
-"""Read raw children into the types of the core. Malformed objects never raise; they are ignored or read in part."""
+"""Convert raw children to types of the core. Malformed objects never raise: they are ignored or read in part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -106,7 +106,7 @@ def _checkpoint(fields: object) -> CheckpointStatus | None:
 
 
 def _clean(value: Any) -> Any:
-    """The value without what no status can hold; None stands for a number out of range."""
+    """The value without parts that no status can hold; None for a number out of range."""
     if isinstance(value, str):
         return clean_text(value, _REPORT_LIMIT)
     if isinstance(value, float) and not math.isfinite(value):

@@ -37,7 +37,7 @@ def describe_inputs(config: RunConfig) -> Versions:
 
 
 def first_changed(recorded: Mapping[str, str], found: Mapping[str, str], *prefixes: str) -> str | None:
-    """The first file of both whose version differs, as `field (URI)`; with prefixes, only among fields under them."""
+    """The first file, as `field (URI)`, whose recorded and found versions differ; prefixes limit the fields."""
     names = sorted(name for name in recorded if name in found and name.startswith(prefixes or ("",)))
     return next((name for name in names if recorded[name] != found[name]), None)
 

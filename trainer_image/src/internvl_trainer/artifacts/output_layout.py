@@ -1,4 +1,4 @@
-"""Names of what a run keeps under spec.output, and the checkpoints that are there."""
+"""Names of the files that a run keeps under spec.output, and the list of its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that the address of an annotation stands for."""
+"""Lists the files behind the address of an annotation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEFAULT_SHARDS = ("*.parquet", "*.arrow", "*.tar")
 
 
 def list_shards(annotation: str, *, field: str) -> list[str]:
-    """The files of an annotation: itself, or in order of name those that a pattern or a repository stands for."""
+    """The files of an annotation: one file, or the matches of a pattern or repository in order of name."""
     is_repository = annotation.startswith("hf://datasets/") and annotation.count("/") == 4
     if not is_repository and "*" not in annotation.rpartition("/")[2]:
         return [annotation]

@@ -257,7 +257,7 @@ def _read_inside(root: Path, name: str) -> bytes:
 
 
 def _has_small_files_of(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> bool:
-    """Whether code, tokenizer and configuration in a cached folder equal their source, which is read for that."""
+    """Whether code, tokenizer and configuration in a cached folder equal their source; reads the source."""
     wanted = [file for file in files if not _is_weights(file.key)]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     if not found <= {file.key for file in wanted}:

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
-    """Do what the action says. Raises UserError when the model or the annotation cannot be used."""
+    """Run the chosen action. Raises UserError when the model or the annotation cannot be used."""
     console = console or Console()
     try:
         return {"convert": _convert, "stats": _stats, "preview": _preview}[args.action](args, console)

@@ -271,7 +271,7 @@ def token_runs(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Iterator[t
 
 
 def context_text(ids: Sequence[int]) -> str:
-    """What stands for a picture's tokens."""
+    """The short text for a picture's tokens."""
     return f"{IMAGE_CONTEXT}×{len(ids)}"
 
 

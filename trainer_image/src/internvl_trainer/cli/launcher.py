@@ -108,7 +108,7 @@ def _cause(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait a while for the peers of a failed process to notice, then kill them: they can save nothing without it."""
+    """Give the peers of a failed process time to exit, then kill them: without it they cannot save a checkpoint."""
     limit = time.monotonic() + _PATIENCE_SECONDS
     for process in processes:
         try:

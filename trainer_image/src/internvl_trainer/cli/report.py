@@ -1,4 +1,4 @@
-"""`internvl-trainer report`: what a run has to show so far, as a page to open."""
+"""`internvl-trainer report`: a page with the results of a run so far."""
 
 from __future__ import annotations
 

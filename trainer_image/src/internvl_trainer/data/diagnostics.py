@@ -70,7 +70,7 @@ _SAID_ONCE = frozenset({"UnknownField", "ImageOrientation", "ImageTransparent", 
 
 
 def fold_repeated(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings with a warning that many rows of a file share said once, at its first row, with their number."""
+    """The findings, with a warning that many rows of a file share reported once, at its first row, with the count."""
     kept: list[Finding] = []
     seen: dict[tuple[str, str | None, str | None], int] = {}
     counts: Counter[int] = Counter()

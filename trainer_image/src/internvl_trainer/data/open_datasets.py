@@ -54,7 +54,7 @@ class OpenDataset:
         return read_row(self.index, row, self.description.annotation)
 
     def media_opener(self, elsewhere: OpenMedia) -> OpenMedia:
-        """Opens the media of its rows; `elsewhere` opens those that the annotation does not hold."""
+        """The OpenMedia of its rows; `elsewhere` opens media that the annotation does not store."""
         return media_opener(self.index, elsewhere)
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:

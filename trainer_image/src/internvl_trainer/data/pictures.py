@@ -79,7 +79,7 @@ def decode_image(data: bytes, decoding: Decoding = DEFAULT) -> Image.Image:
 
 
 def decode_with_notes(data: bytes, decoding: Decoding = DEFAULT) -> tuple[Image.Image, list[Note]]:
-    """The same, with what was decided about the picture."""
+    """The RGB image, fully decoded, and notes about its orientation, transparency and depth."""
     if not data:
         raise ImageProblem("the file is empty")
     try:
@@ -168,7 +168,7 @@ def _scale(image: Image.Image) -> tuple[Image.Image, Note | None]:
 
 
 def _depth(mode: str, least: float, most: float) -> float | None:
-    """The value that stands for white; None where the range fits no depth."""
+    """The value of white; None when the range of values fits no depth."""
     if least < 0 or most > _SIXTEEN_BIT:
         return None
     if mode == "F" and most <= 1:

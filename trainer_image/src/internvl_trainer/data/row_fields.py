@@ -1,4 +1,4 @@
-"""The names of a row's fields: which are read, and what an unknown one was probably meant to be."""
+"""The names of a row's fields: the known ones, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTES = {
     *("id", "width", "height", "length", "source", "dataset", "data_source", "task", "type", "category", "split"),
     *("width_list", "height_list", "meta", "metadata", "license", "language", "question_id", "image_id", "video_id"),
 }
-"""Fields beside the conversation that published datasets carry; nothing is meant to be read from them."""
+"""Known fields of published datasets that training does not need."""
 
 _WORDS = {
     **dict.fromkeys(("image", "img", "picture", "pic", "photo"), "image"),
@@ -64,7 +64,7 @@ def hint_turn_field(turn: Mapping[str, Any], wanted: str) -> str:
 
 
 def _meant_field(name: str) -> str | None:
-    """The field that a name looks like: another spelling, plural or place of it; None where there is none."""
+    """The known field that a name resembles (spelling, plural, suffix); None without one."""
     if name.lower() in _NOTES:
         return None
     first, *rest = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")

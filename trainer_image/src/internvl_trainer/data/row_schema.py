@@ -65,7 +65,7 @@ class RowMedia:
 
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> RowMedia:
-        """The media of a row whose fields are valid; an empty path or list counts as no media, as upstream has it."""
+        """The media of a row with valid fields; as upstream, an empty path or list means no media."""
         image, video, clip = row.get("image"), row.get("video"), row.get("clip")
         if not image:
             images: tuple[MediaFile, ...] = ()
@@ -227,7 +227,7 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
 
 
 def _check_system(system: Any, first: Mapping[str, Any]) -> Iterator[Finding]:
-    """The row's field `system`, which is the same as a system turn at the start."""
+    """Findings for the row's field `system`, which means the same as a system turn at the start."""
     if system is None:
         return
     if not isinstance(system, str):
@@ -338,7 +338,7 @@ def _check_marks(turns: Sequence[Turn], media: RowMedia) -> Iterator[Finding]:
 
 
 def _check_answer_marks(turns: Sequence[Mapping[str, Any]], media: RowMedia) -> Iterator[Finding]:
-    """A mark in an answer stands for nothing: a warning beside media, an error in a row that has none."""
+    """Findings for marks in answers, which place no media: a warning in a row with media, else an error."""
     for position, turn in enumerate(turns):
         mark = next(
             (mark for mark in (IMAGE_MARK, VIDEO_MARK) if turn["from"] == "gpt" and mark in turn["value"]), None

@@ -82,7 +82,7 @@ def _read_config(directory: Path) -> tuple[InternVLConfig, Architecture, dict[st
 
 @contextmanager
 def readable_config(path: Path) -> Iterator[None]:
-    """Turn what reading a config.json's values raises, transformers' checks of them too, into a CheckpointError."""
+    """Turn errors in the values of config.json, also from transformers' own checks, into a CheckpointError."""
     again = "copy config.json from the model's repository again"
     try:
         yield

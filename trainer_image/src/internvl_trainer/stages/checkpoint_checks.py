@@ -81,7 +81,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path, source
 
 
 def _embedding_rows(directory: Path) -> int | None:
-    """Rows of the language model's embedding: of the tensor where weights are local, else what config.json says."""
+    """Rows of the language model's embedding: from the tensor when weights are local, else from config.json."""
     if (directory / INDEX_FILE).exists() or (directory / SINGLE_FILE).exists():
         try:
             entries = list_tensors(directory)

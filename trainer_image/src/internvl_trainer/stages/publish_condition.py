@@ -49,7 +49,7 @@ def _refusal(compared: str, artifacts: dict[str, str], figures: EvaluationStatus
 
 
 def _kept(stages: StageStore) -> dict[str, str]:
-    """URIs of what was trained and of the report, which rank 0 writes while the other ranks wait.
+    """URIs of the trained weights and of the report; rank 0 writes both while the other ranks wait.
 
     They have to wait: the first rank that exits with an error ends all.
     """

@@ -25,7 +25,7 @@ _UPSTREAM_MEDIA = ("image", "video")
 
 
 def recognise(records: Iterable[Record]) -> Kind:
-    """The kind of a file's first records; chat, whose checks name what is missing, when they are of no kind."""
+    """The kind of a file's first records; chat for an unknown kind, as its checks name the missing fields."""
     kinds = map(_recognise_one, records)
     return next((kind for kind in kinds if kind != "chat"), "chat")
 

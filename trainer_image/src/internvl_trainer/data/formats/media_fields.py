@@ -21,7 +21,7 @@ def media_of(record: Record) -> dict[str, list[str]]:
 
 
 def entry_path(entry: Any) -> str | None:
-    """The path of an entry: text, or an object with `path` or `url`; None where there is none."""
+    """The path of an entry: text, or the `path` or `url` of an object; None without one."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("path", "url") if entry.get(key)), None)
     if not isinstance(entry, str) or not entry:

@@ -127,7 +127,7 @@ def read_row(source: RowSource, row: int, file: str) -> tuple[ChatRow | None, li
 
 @dataclass(frozen=True)
 class WithStoredMedia:
-    """An OpenMedia that reads what the annotation holds from it, and everything else from the dataset's root."""
+    """An OpenMedia that reads stored media from the annotation, and all other files from the dataset's root."""
 
     records: Records
     elsewhere: OpenMedia
@@ -140,6 +140,6 @@ class WithStoredMedia:
 
 
 def media_opener(source: RowSource, elsewhere: OpenMedia) -> OpenMedia:
-    """Opens the media of a source's rows; `elsewhere` opens those that the annotation does not hold."""
+    """The OpenMedia of a source's rows; `elsewhere` opens media that the annotation does not store."""
     records = source.records if isinstance(source, ConvertedRows) else source
     return WithStoredMedia(records, elsewhere) if isinstance(records, Records) else elsewhere

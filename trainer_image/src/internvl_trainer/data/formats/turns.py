@@ -32,7 +32,7 @@ def from_messages(record: Record) -> Record:
 
 
 def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, list[str]]) -> Record:
-    """Upstream's row, with a mark for each picture where the record's text has none.
+    """Upstream's row; pictures get marks when the record's text has none.
 
     Raises:
         RowError: the record has fields whose meaning would be lost.
@@ -64,7 +64,7 @@ def _place_missing_marks(turns: list[dict[str, str]], images: int) -> None:
 
 @dataclass
 class _Inline:
-    """The media of a record, with those that its content lists name, in the order of their marks."""
+    """The media of a record and of its content lists, in the order of their marks."""
 
     rows: dict[str, list[str]]
     found: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})

@@ -1,4 +1,4 @@
-"""artifacts/: what the stages made, checked, with its record; the manifest comes last.
+"""Publish to artifacts/: the stages' verified files and the run's record, then the manifest.
 
 A second attempt keeps every file that an earlier one stored whole.
 """
