@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ivft_cluster import cgroups, daemons, machine, network, node
+from ivft_cluster import cgroups, daemons, disk, machine, network, node
 from ivft_cluster.faults import Faults
 from ivft_cluster.members import PROMETHEUS_PORT, S3_PORT
 from ivft_cluster.network import CONTROL_PLANE, CONTROL_PLANE_IP, HOLDER, Namespace
-from ivft_cluster.oci import Image, import_archives, import_images
+from ivft_cluster.oci import Image, import_archives, import_images, missing_images
 from ivft_cluster.paths import PACKAGE
 from ivft_cluster.pki import Authority
 from ivft_cluster.releases import binary
@@ -122,7 +122,10 @@ class Cluster(Faults):
         """Load images into every node's containerd, all nodes at once.
 
         Returns, for each node, the names that were really imported: what is there already is left alone.
+        Raises HarnessError when the disk has no room for them.
         """
+        lacking = self._on_nodes(lambda inside: missing_images(inside, images)).values()
+        disk.require_for_nodes({image for missing in lacking for image in missing}, nodes=len(lacking))
         return self._on_nodes(lambda inside: import_images(inside, images))
 
     def load_archives(self, *archives: Path) -> None:

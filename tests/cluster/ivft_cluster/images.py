@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ivft_cluster import disk
 from ivft_cluster.contexts import COMPONENTS, context_hash, stage_context
 from ivft_cluster.oci import Image, add_image, layout, prune
 from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
@@ -61,10 +62,13 @@ def component_image(component: str, build_args: Mapping[str, str] | None = None)
     """The image of `operator` or `trainer` as the checkout is now; built only when something in it has changed.
 
     Its tag is the hash of everything that went in, so a pod that names it never gets an older build.
+    Raises HarnessError when a build fails or the disk has no room for it.
     """
     base, arguments = base_image(), dict(build_args or {})
     key = content_hash([context_hash(component), base.digest, repr(sorted(arguments.items()))])
     image = Image(f"localhost/internvl-{component}:{key}")
+    if not image.exists():
+        disk.require_for_build()
     with locked(f"build-{component}"):
         if not image.exists():
             context = stage_context(component)

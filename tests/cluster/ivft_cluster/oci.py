@@ -97,14 +97,14 @@ def add_image(name: str, layers: Sequence[Path], config: Mapping[str, Any]) -> I
     return Image(name)
 
 
-def prune() -> None:
+def prune(kept_builds: int = KEPT_BUILDS) -> None:
     """Keep the newest builds of each of the project's images, and delete unreferenced blobs."""
     with locked("images"):
         kept: list[Json] = []
         for entry in reversed(_index()):
             repository = _name(entry).rpartition(":")[0]
             builds = sum(_name(each).rpartition(":")[0] == repository for each in kept)
-            if not repository.startswith(OWN_IMAGES) or builds < KEPT_BUILDS:
+            if not repository.startswith(OWN_IMAGES) or builds < kept_builds:
                 kept.insert(0, entry)
         _write_index(kept)
         used = {each["digest"] for entry in kept for each in Image(_name(entry)).descriptors()}
@@ -119,12 +119,17 @@ def import_images(node: Sequence[str], images: Iterable[Image]) -> list[str]:
     An image whose name already stands for the same digest is left alone; of another, only missing blobs are sent.
     """
     ctr = [*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"]
-    present = _present(ctr)
-    missing = [image for image in images if present.get(image.name) != image.digest]
+    missing = missing_images(node, images)
     if missing:
         blobs = set(run([*ctr, "content", "list", "--quiet"]).split())
         _feed([*ctr, "images", "import", "-"], lambda pipe: write_archive(pipe, missing, without=blobs))
     return [image.name for image in missing]
+
+
+def missing_images(node: Sequence[str], images: Iterable[Image]) -> list[Image]:
+    """Images that the containerd which the command prefix `node` reaches does not have as they are in the layout."""
+    present = _present([*node, binary("ctr"), "--address", CONTAINERD, "--namespace", "k8s.io"])
+    return [image for image in images if present.get(image.name) != image.digest]
 
 
 def import_archives(node: Sequence[str], archives: Iterable[Path]) -> None:
