@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,13 @@ def test_the_api_server_refuses_what_the_policy_refuses(installed: ApiServer) ->
 
     helm.upgrade(installed.kubeconfig, {"policy": STRICT | {"labels": []}}, wait=False)
     path = GROUP, VERSION, NAMESPACE, PLURAL, created["metadata"]["name"]
-    other = {"spec": {"podTemplate": {"labels": {"team": "b"}}}}
+    teams = count()
 
     def edit_refused() -> bool:
         try:
-            custom.patch_namespaced_custom_object(*path, other)
+            custom.patch_namespaced_custom_object(
+                *path, {"spec": {"podTemplate": {"labels": {"team": f"team-{next(teams)}"}}}}
+            )
         except client.ApiException as error:
             return "spec.podTemplate.labels: found" in str(error.body)
         return False
