@@ -1,6 +1,7 @@
 """The administrator's policy: what each setting refuses, in Python and in the CEL of the ValidatingAdmissionPolicy."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from crd_evaluator import evaluate
 from internvl_api.admission_policy import build_admission_policy
 from internvl_api.constants import PLURAL
+from internvl_api.crd import spec_schema
 from internvl_api.spec import PodTemplate
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
@@ -216,6 +218,39 @@ def test_a_pod_template_cannot_name_what_would_lift_its_confinement(field: str) 
     assert violation.field == f"spec.podTemplate.{field}"
 
 
+# Fields of podTemplate that lend nothing of the namespace, the node or another team.
+HARMLESS = {
+    "resources", "stageResources", "runtimeClassName", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
+}  # fmt: skip
+
+
+def test_every_field_of_a_pod_template_is_governed_or_harmless() -> None:
+    paths = [path.split(".") for rule in RULES for path in rule.paths]
+    governed = {path[1] for path in paths if path[0] == "podTemplate"}
+    assert {info.alias for info in PodTemplate.model_fields.values()} - governed - HARMLESS == set()
+    assert governed & HARMLESS == set()
+
+
+def secret_names(schema: Raw, path: str) -> Iterator[str]:
+    """Paths of the fields of a schema that name a Secret, in the language of rules."""
+    for name, part in schema.get("properties", {}).items():
+        if name == "secretName":
+            yield f"{path}.{name}"
+        elif "secret" in name.lower() and "name" in part.get("properties", {}):
+            yield f"{path}.{name}.name"
+        else:
+            yield from secret_names(part, f"{path}.{name}")
+    if "items" in schema:
+        yield from secret_names(schema["items"], f"{path}.[]")
+
+
+def test_every_secret_that_the_schema_can_name_is_governed() -> None:
+    (rule,) = [rule for rule in RULES if rule.setting == "secrets"]
+    named = set(secret_names(spec_schema()["properties"]["podTemplate"], "podTemplate"))
+    any_volume = {re.sub(r"^(podTemplate\.volumes\.\[\])\.\w+(?=\.\w+(\.name)?$)", r"\1.*", path) for path in named}
+    assert {each for each in any_volume if each not in rule.paths} == set()
+
+
 @pytest.mark.parametrize(
     "entry",
     ["registry.example.org/*", "**", "", "two words", "x" * 513],
@@ -224,6 +259,13 @@ def test_a_pod_template_cannot_name_what_would_lift_its_confinement(field: str) 
 def test_an_entry_that_would_never_match_is_refused(entry: str) -> None:
     with pytest.raises(ValidationError):
         Policy(images=(entry,))
+
+
+def test_a_message_is_short_whatever_was_found() -> None:
+    rule = next(rule for rule in RULES if rule.setting == "labels")
+    violation = rule.violation(pods(labels={f"example.org/{number:0200}": "x" for number in range(100)}), DEFAULT)
+    assert violation is not None
+    assert len(violation.message) < 1500
 
 
 PODS = {"serviceAccountName": "admin"}

@@ -121,7 +121,9 @@ HOST_PATH = {"podTemplate": {"volumes": [{"name": "host", "hostPath": {"path": "
 REFUSED = [  # one for each setting, and several at once: what Python finds, the server finds
     HOST_PATH,
     {"podTemplate": {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}},
-    {"podTemplate": {"volumes": [{"name": "c", "csi": {"driver": "x"}}, {"name": "n", "nfs": {"server": "a"}}]}},
+    {"podTemplate": {"volumes": [
+        {"name": "c", "csi": {"driver": "x"}}, {"name": "n", "nfs": {"server": "a", "path": "/"}},
+    ]}},
     {"podTemplate": {"image": "evil.example.org/trainer:1"}},
     {"podTemplate": {"serviceAccountName": "payments"}},
     {"podTemplate": {"priorityClassName": "system-node-critical"}},

@@ -12,6 +12,7 @@ from internvl_api.admission_policy import build_admission_policy
 from internvl_api.validation.policy import Policy
 from internvl_operator.settings import Settings
 from ivft_cluster import helm
+from ivft_cluster.paths import CHECKOUT
 
 POLICY, BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
 CHANGED = {"images": ["registry.example.org/ml/"], "serviceAccounts": [], "labels": ["*", "team.example.org/"]}
@@ -90,3 +91,10 @@ def test_view_edit_and_admin_get_rights_to_runs(values: dict[str, Any]) -> None:
 
 def test_aggregated_roles_can_be_turned_off() -> None:
     assert aggregated(helm.template({"aggregatedRoles": {"enabled": False}})) == {}
+
+
+def test_the_manual_has_every_list_of_the_policy() -> None:
+    manual = (CHECKOUT / "docs/security.md").read_text(encoding="utf-8")
+    for name, entries in Policy().to_dict().items():
+        (row,) = [line for line in manual.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+        assert [each for each in entries if f"`{each}`" not in row] == []  # type: ignore[attr-defined]

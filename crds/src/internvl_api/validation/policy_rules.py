@@ -18,6 +18,7 @@ from internvl_api.validation.violations import Violation
 
 ALL_TAINTS = "(all)"  # a toleration without a key
 _NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
+_SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
 _NODES = "podTemplate.affinity.nodeAffinity"
 
 
@@ -74,7 +75,7 @@ class PolicyRule:
         if not found:
             return None
         allowed = ", ".join(self.reserved.rest if entry == ANY else entry for entry in entries)
-        return Violation(self.field, self._message(", ".join(found), allowed or "none"), self.reason)
+        return Violation(self.field, self._message(_shortened(", ".join(found)), allowed or "none"), self.reason)
 
     def found_cel(self) -> str:
         """CEL of the list of values that the policy refuses."""
@@ -106,6 +107,10 @@ class PolicyRule:
         rest = f"entry == '{ANY}'" + (f" && !({reserved})" if reserved else "")
         listed = f"{value} == entry || ({rest}) || (({ends}) && {value}.startsWith(entry))"
         return f"!variables.{self.setting}.exists(entry, {listed})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 _DOMAINS = Reserved("any key without a domain", part="/")
