@@ -44,6 +44,15 @@ def node(key: str, operator: str = "Exists", *, preferred: bool = False) -> Raw:
     return pods(affinity={"nodeAffinity": affinity})
 
 
+def beside(*, preferred: bool = False, kind: str = "podAntiAffinity", **term: Any) -> Raw:
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, **term}
+    if preferred:
+        affinity: Raw = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": term}]}
+    else:
+        affinity = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    return pods(affinity={kind: affinity})
+
+
 def tolerating(**toleration: Any) -> Raw:
     return pods(tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}, toleration])
 
@@ -57,7 +66,7 @@ LISTED = Policy(
     volume_types=("*", "hostPath"), images=("registry.example.org/team/", "docker.io/trainer:1", "ghcr.io/trainer@"),
     service_accounts=("trainer",), priority_classes=("system-node-critical",), labels=("app.kubernetes.io/",),
     annotations=("sidecar.istio.io/inject",), node_labels=("node-role.kubernetes.io/gpu",), tolerations=("(all)",),
-    secrets=("s3-credentials",),
+    secrets=("s3-credentials",), runtime_classes=("gvisor",), affinity_namespaces=("shared",),
 )  # fmt: skip
 NOTHING = Policy.model_validate({rule.setting: [] for rule in RULES})
 DEFAULT = Policy()
@@ -86,6 +95,10 @@ ALLOWED = [
     pytest.param(pods(nodeSelector={"nvidia.com/gpu.product": "A100"}), DEFAULT, id="node"),
     pytest.param(node(ROLE, "DoesNotExist"), DEFAULT, id="away from the control plane"),
     pytest.param(node("zone"), DEFAULT, id="affinity"),
+    pytest.param(pods(runtimeClassName="nvidia"), DEFAULT, id="runtime class"),
+    pytest.param(beside(), DEFAULT, id="apart from its own namespace's pods"),
+    pytest.param(beside(kind="podAffinity", preferred=True), DEFAULT, id="near its own namespace's pods"),
+    pytest.param(beside(namespaces=["shared"]), LISTED, id="namespace listed"),
     pytest.param(tolerating(key="spot", operator="Exists"), DEFAULT, id="toleration"),
     pytest.param(pods(tolerations=[{"operator": "Exists"}]), LISTED, id="every taint listed"),
     pytest.param(env("token") | {"secrets": {"huggingFace": "hf"}}, DEFAULT, id="any Secret"),
@@ -139,6 +152,16 @@ REFUSED = [
     pytest.param(pods(nodeSelector={ROLE: ""}), DEFAULT, "NodeLabel", ROLE, id="node selector"),
     pytest.param(node(ROLE), DEFAULT, "NodeLabel", ROLE, id="required affinity"),
     pytest.param(node(ROLE, "In", preferred=True), DEFAULT, "NodeLabel", ROLE, id="preferred affinity"),
+    pytest.param(pods(runtimeClassName="runc"), LISTED, "RuntimeClass", "runc", id="runtime class"),
+    pytest.param(beside(namespaces=["a", "b"]), DEFAULT, "AffinityNamespace", "a, b", id="away from others' pods"),
+    pytest.param(
+        beside(namespaces=["a"], kind="podAffinity", preferred=True), DEFAULT, "AffinityNamespace", "a", id="near"
+    ),
+    pytest.param(beside(namespaceSelector={}), DEFAULT, "AffinityNamespace", "(selected)", id="every namespace"),
+    pytest.param(
+        beside(namespaceSelector={"matchLabels": {"team": "b"}}, preferred=True),
+        Policy(affinity_namespaces=("*",)), "AffinityNamespace", "(selected)", id="a selector under *",
+    ),
     pytest.param(tolerating(key=ROLE, operator="Exists"), DEFAULT, "Toleration", ROLE, id="toleration"),
     pytest.param(tolerating(operator="Exists"), DEFAULT, "Toleration", "(all)", id="every taint"),
     pytest.param(tolerating(key="", operator="Exists"), DEFAULT, "Toleration", "(all)", id="every taint, empty key"),
@@ -220,7 +243,7 @@ def test_a_pod_template_cannot_name_what_would_lift_its_confinement(field: str) 
 
 # Fields of podTemplate that lend nothing of the namespace, the node or another team.
 HARMLESS = {
-    "resources", "stageResources", "runtimeClassName", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
+    "resources", "stageResources", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
 }  # fmt: skip
 
 

@@ -133,6 +133,9 @@ REFUSED = [  # one for each setting, and several at once: what Python finds, the
     {"podTemplate": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
         "nodeSelectorTerms": [{"matchExpressions": [{"key": "node-role.kubernetes.io/etcd", "operator": "Exists"}]}]
     }}}}},
+    {"podTemplate": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}}
+    ]}}}},
     {"podTemplate": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "payments", "key": "a"}}}]}},
     {"podTemplate": {"volumes": [{"name": "s", "secret": {"secretName": "payments"}}]}},
     {"secrets": {"objectStorage": "payments"}},

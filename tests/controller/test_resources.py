@@ -346,6 +346,8 @@ def test_every_pod_gets_the_administrators_defaults_beside_the_runs_own() -> Non
         assert spec["securityContext"] == {
             "runAsNonRoot": True,
             "runAsUser": 2000,
+            "runAsGroup": 10001,
+            "fsGroup": 10001,
             "supplementalGroups": [7],
             "seccompProfile": {"type": "RuntimeDefault"},
         }

@@ -39,6 +39,7 @@ class Policy(ApiModel):
     images: Entries = Field((ANY,), description="Images of podTemplate and of its volumes")
     service_accounts: Entries = Field(("default",), description="ServiceAccounts of the pods")
     priority_classes: Entries = Field((ANY,), description="PriorityClasses of the pods; * is any but system-…")
+    runtime_classes: Entries = Field((ANY,), description="RuntimeClasses of the pods")
     labels: Entries = Field(
         (ANY, "kueue.x-k8s.io/"), description="Keys of labels of the pods; * is any key without a domain"
     )
@@ -47,6 +48,9 @@ class Policy(ApiModel):
     )
     node_labels: Entries = Field(
         (ANY,), description="Labels of nodes that a run may choose; * is any but node-role.kubernetes.io/…"
+    )
+    affinity_namespaces: Entries = Field(
+        (), description="Namespaces beside the run's in affinity to pods; (selected) is any namespaceSelector"
     )
     tolerations: Entries = Field(
         (ANY,),

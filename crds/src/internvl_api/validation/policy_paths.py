@@ -4,6 +4,7 @@ A path begins below `spec`. Its steps, joined by dots:
 
     name        a field
     name:word   a text, or the word where the text is absent or empty; a last step
+    name=word   the word where the field is there, whatever it holds; a last step
     []          each item of a list
     [chosen]    the same for the expressions of a node selector, without those that ask for a label's absence
     *           each value of a map but `name`'s
@@ -43,7 +44,10 @@ def _values(node: object, steps: list[str]) -> Iterator[str]:
 
 def _values_of_map(node: dict[str, object], step: str, rest: list[str]) -> Iterator[str]:
     name, _, word = step.partition(":")
-    if step in ("{keys}", "{types}"):
+    there, is_flag, flag = step.partition("=")
+    if is_flag:
+        yield from [flag] if there in node else []
+    elif step in ("{keys}", "{types}"):
         yield from (key for key in node if step == "{keys}" or key != "name")
     elif step == "*":
         for key, value in node.items():
@@ -57,6 +61,9 @@ def _cel(at: str, steps: list[str], refused: Refused, depth: int) -> str:
         return f"({at} != '' && {refused(at)} ? [{at}] : [])"
     step, rest, item = steps[0], steps[1:], f"x{depth}"
     name, _, word = step.partition(":")
+    there, is_flag, flag = step.partition("=")
+    if is_flag:
+        return f"(has({at}.{there}) && {refused(repr(flag))} ? ['{flag}'] : [])"
     if step == "{keys}":
         return f"{at}.filter({item}, {refused(item)})"
     if step == "{types}":

@@ -19,6 +19,7 @@ from internvl_api.validation.violations import Violation
 ALL_TAINTS = "(all)"  # a toleration without a key
 _NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
 _SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
+SELECTED = "(selected)"  # namespaces that a selector chooses
 _NODES = "podTemplate.affinity.nodeAffinity"
 
 
@@ -113,6 +114,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def _terms_of_pod_affinity() -> Iterator[str]:
+    for kind in ("podAffinity", "podAntiAffinity"):
+        affinity = f"podTemplate.affinity.{kind}"
+        yield f"{affinity}.requiredDuringSchedulingIgnoredDuringExecution.[]"
+        yield f"{affinity}.preferredDuringSchedulingIgnoredDuringExecution.[].podAffinityTerm"
+
+
 _DOMAINS = Reserved("any key without a domain", part="/")
 _CONTROL_PLANE = ("node-role.kubernetes.io/",)
 RULES = (
@@ -142,6 +150,12 @@ RULES = (
         ("podTemplate.priorityClassName",),
         Reserved("any without the prefix system-", prefixes=("system-",)),
     ),
+    PolicyRule(
+        "runtimeClasses",
+        "RuntimeClassNotAllowed",
+        "spec.podTemplate.runtimeClassName",
+        ("podTemplate.runtimeClassName",),
+    ),
     PolicyRule("labels", "LabelNotAllowed", "spec.podTemplate.labels", ("podTemplate.labels.{keys}",), _DOMAINS),
     PolicyRule(
         "annotations",
@@ -160,6 +174,17 @@ RULES = (
             f"{_NODES}.preferredDuringSchedulingIgnoredDuringExecution.[].preference.matchExpressions.[chosen].key",
         ),
         Reserved(f"any without the prefix {_CONTROL_PLANE[0]}", prefixes=_CONTROL_PLANE),
+    ),
+    PolicyRule(
+        "affinityNamespaces",
+        "AffinityNamespaceNotAllowed",
+        "spec.podTemplate.affinity",
+        tuple(
+            f"{term}.{step}"
+            for term in _terms_of_pod_affinity()
+            for step in ("namespaces.[]", f"namespaceSelector={SELECTED}")
+        ),
+        Reserved("any namespace by name", names=(SELECTED,)),
     ),
     PolicyRule(
         "tolerations",

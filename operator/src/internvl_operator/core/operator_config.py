@@ -20,8 +20,7 @@ class PodDefaults(ApiModel):
     image_pull_secrets: tuple[dict[str, str], ...] = Field((), description="Pull secrets besides the run's")
     security_context: dict[str, Any] = Field(
         default_factory=dict,
-        description="The pod's securityContext, in the place of uid, gid and fsGroup 10001; runAsNonRoot and "
-        "seccompProfile stay unless it sets them",
+        description="More of the pod's securityContext, such as supplementalGroups; it wins over the operator's",
     )
 
 

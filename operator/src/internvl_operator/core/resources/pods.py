@@ -52,18 +52,19 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
-        "securityContext": _security_context(defaults),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        | defaults.security_context,
         "tolerations": [*tolerations, *_lost_node_tolerations(tolerations)],
         "containers": [_container(run, stage, attempt, rank, config)],
         "volumes": _volumes(run, config),
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(run.spec, defaults)}
-
-
-def _security_context(defaults: PodDefaults) -> dict[str, Any]:
-    ids = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
-    always = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    return always | (defaults.security_context or ids)
 
 
 def _annotations(run: Run) -> dict[str, str]:
