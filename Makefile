@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 CLUSTER := PYTHONPATH=tests/cluster $(PY) -m ivft_cluster
 DEMO := PYTHONPATH=tests/cluster $(PY) -m ivft_demo
 CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internvlfinetunes.yaml
+POLICY := charts/internvl-operator/files/policy.yaml
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 
@@ -65,11 +66,13 @@ typecheck: $(STAMP) ## check types with mypy (strict)
 
 generate: $(STAMP) ## write the generated files
 	$(PY) -m internvl_api.crd $(CRD_COPIES)
+	$(PY) -m internvl_api.admission_policy $(POLICY)
 	$(PY) -m internvl_api.memory.tables docs/memory.md
 	$(PY) tests/tools/import_picture.py docs/images/imports.svg
 
 verify: lint typecheck ## check lint, types, import contracts and generated files
 	$(PY) -m internvl_api.crd --check $(CRD_COPIES)
+	$(PY) -m internvl_api.admission_policy --check $(POLICY)
 	$(PY) -m internvl_api.memory.tables --check docs/memory.md
 	$(PY) tests/tools/import_picture.py --check docs/images/imports.svg
 

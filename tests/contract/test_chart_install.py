@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from internvl_api.constants import GROUP, PLURAL, VERSION
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.policy import Policy
 from ivft_cluster import helm
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.paths import CHECKOUT
+from ivft_cluster.shell import wait_for
 from kubernetes import client
 
 pytestmark = pytest.mark.integration
@@ -109,6 +115,75 @@ def test_schema_refuses_a_mistake_at_apply(installed: ApiServer) -> None:
     with pytest.raises(client.ApiException, match=r"spec\.workers") as refused:
         create_run(installed, workers=0)
     assert refused.value.status == 422
+
+
+HOST_PATH = {"podTemplate": {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}}
+REFUSED = [  # one for each setting, and several at once: what Python finds, the server finds
+    HOST_PATH,
+    {"podTemplate": {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}},
+    {"podTemplate": {"volumes": [
+        {"name": "c", "csi": {"driver": "x"}}, {"name": "n", "nfs": {"server": "a", "path": "/"}},
+    ]}},
+    {"podTemplate": {"image": "evil.example.org/trainer:1"}},
+    {"podTemplate": {"serviceAccountName": "payments"}},
+    {"podTemplate": {"priorityClassName": "system-node-critical"}},
+    {"podTemplate": {"labels": {"app.kubernetes.io/name": "payments"}, "annotations": {"iam.amazonaws.com/role": "a"}}},
+    {"podTemplate": {"nodeSelector": {"node-role.kubernetes.io/control-plane": ""}}},
+    {"podTemplate": {"tolerations": [{"key": "gpu", "operator": "Exists"}, {"operator": "Exists"}]}},
+    {"podTemplate": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchExpressions": [{"key": "node-role.kubernetes.io/etcd", "operator": "Exists"}]}]
+    }}}}},
+    {"podTemplate": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}}
+    ]}}}},
+    {"podTemplate": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "payments", "key": "a"}}}]}},
+    {"podTemplate": {"volumes": [{"name": "s", "secret": {"secretName": "payments"}}]}},
+    {"secrets": {"objectStorage": "payments"}},
+]  # fmt: skip
+STRICT = {"images": ["registry.example.org/ml/"], "secrets": ["s3-credentials"]}
+
+
+@pytest.mark.parametrize("installed", [pytest.param({"policy": STRICT}, id="strict")], indirect=True)
+def test_the_api_server_refuses_what_the_policy_refuses(installed: ApiServer) -> None:
+    custom: Any = client.CustomObjectsApi(installed.api)
+
+    def said(changes: dict[str, Any]) -> str:
+        try:
+            name = create_run(installed, **changes)["metadata"]["name"]
+        except client.ApiException as error:
+            return str(json.loads(error.body)["message"])
+        custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
+        return ""
+
+    wait_for("the API server knows the policy", lambda: said(HOST_PATH))
+    example = yaml.safe_load((CHECKOUT / "examples/quickstart.yaml").read_text(encoding="utf-8"))["spec"]
+    for changes in REFUSED:
+        cluster = InCluster(policy=Policy.model_validate(STRICT))
+        first, *_ = check_spec(example | changes, cluster).violations
+        assert f"denied request: {first.field}: {first.message}" in said(changes)
+    allowed = {"labels": {"team": "a", "kueue.x-k8s.io/priority-class": "high"}, "image": "registry.example.org/ml/t:1"}
+    created = create_run(installed, podTemplate=allowed)
+    assert created["spec"]["podTemplate"] == allowed | {
+        key: value for key, value in created["spec"]["podTemplate"].items() if key not in allowed
+    }
+
+    helm.upgrade(installed.kubeconfig, {"policy": STRICT | {"labels": []}}, wait=False)
+    path = GROUP, VERSION, NAMESPACE, PLURAL, created["metadata"]["name"]
+    teams = count()
+
+    def edit_refused() -> bool:
+        try:
+            custom.patch_namespaced_custom_object(
+                *path, {"spec": {"podTemplate": {"labels": {"team": f"team-{next(teams)}"}}}}
+            )
+        except client.ApiException as error:
+            return "spec.podTemplate.labels: found" in str(error.body)
+        return False
+
+    wait_for("the API server knows the tightened policy", edit_refused)
+    custom.patch_namespaced_custom_object(*path, {"spec": {"runPolicy": {"suspend": True}}})
+    custom.patch_namespaced_custom_object(*path, {"metadata": {"labels": {"team": "a"}}})
+    custom.delete_namespaced_custom_object(*path)
 
 
 def test_upgrade_brings_the_new_crd_and_the_new_settings(server: ApiServer, tmp_path: Path) -> None:

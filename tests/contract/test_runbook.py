@@ -17,7 +17,8 @@ SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 TAKES_A_REASON = {
     "SpecError": 0, "UserError": 0, "CheckpointError": 0, "BadFile": 0, "AccessDenied": 0, "Unavailable": 0,
     "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "StartupProblem": 0, "Refused": 0,
-    "_infrastructure": 0, "Outcome": 1, "Event": 1, "set_phase": 1, "_explain": 1, "_failed": 1, "_result": 1,
+    "_infrastructure": 0, "PolicyRule": 1, "Outcome": 1, "Event": 1, "set_phase": 1, "_explain": 1,
+    "_failed": 1, "_result": 1,
 }  # fmt: skip
 GIVES_A_REASON = re.compile(r"reason|fault")  # functions by their names
 HOLDS_A_REASON = ("reason", "default")  # variables
@@ -89,7 +90,16 @@ def test_no_reason_has_two_rows() -> None:
 
 @pytest.mark.parametrize(
     "reason",
-    ["WorkerKilled", "NodeLost", "PeerLost", "SecretMissing", "QuotaExceeded", "GpuOutOfMemory", "BatchNotDivisible"],
+    [
+        "WorkerKilled",
+        "NodeLost",
+        "PeerLost",
+        "SecretMissing",
+        "QuotaExceeded",
+        "ImageNotAllowed",
+        "GpuOutOfMemory",
+        "BatchNotDivisible",
+    ],
 )
 def test_the_search_finds_reasons_in_every_syntax(reason: str) -> None:
     assert reason in _reasons_in_code()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from controller.builders import custom_resource
+from internvl_api.validation.policy import Policy
 from internvl_operator import http_server, metrics_server, webhook
 from internvl_operator.health import Health
 from internvl_operator.http_server import Handler, Server
@@ -206,6 +208,21 @@ def test_a_review_of_any_shape_is_answered(certificates: Path, body: bytes) -> N
         connection.close()
         connection.request("POST", webhook.PATH, REVIEW)
         assert json.loads(connection.getresponse().read())["response"] == {"uid": "7", "allowed": True}
+    finally:
+        connection.close()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("policy", "allowed"), [(Policy(), True), (Policy(images=()), False)])
+def test_the_webhook_answers_by_the_policy_it_is_given(certificates: Path, policy: Policy, allowed: bool) -> None:
+    server = webhook.serve(0, certificates, policy)
+    context = ssl._create_unverified_context()
+    connection = http.client.HTTPSConnection("127.0.0.1", server.server_port, context=context, timeout=30)
+    request = {"uid": "7", "object": custom_resource(podTemplate={"image": "any"})}
+    try:
+        connection.request("POST", webhook.PATH, json.dumps({"apiVersion": "admission.k8s.io/v1", "request": request}))
+        assert json.loads(connection.getresponse().read())["response"]["allowed"] is allowed
     finally:
         connection.close()
         server.shutdown()

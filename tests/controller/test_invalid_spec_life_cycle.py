@@ -24,7 +24,7 @@ def test_the_group_trains_on_and_the_message_says_so() -> None:
     world = broken_while_training()
     stalled = world.server.condition("Stalled")
     assert "globalBatchSize" in stalled["message"]
-    assert "2 workers of the earlier spec run on" in stalled["message"]
+    assert "2 workers that have started run on" in stalled["message"]
     assert leaving(world, "train") == {False}
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from controller.builders import CONFIG, UID, Raw, a_run
 from internvl_api.run_config import RunConfig
-from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
 from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 
@@ -323,3 +323,38 @@ def test_without_peers_no_rule_admits_everybody() -> None:
 
 def test_no_network_policy_unless_the_operator_has_them() -> None:
     assert network_policy.build(a_run(), OperatorConfig()) == []
+
+
+def test_every_pod_gets_the_administrators_defaults_beside_the_runs_own() -> None:
+    defaults = {
+        "nodeSelector": {"pool": "ml"},
+        "tolerations": [{"key": "ml", "operator": "Exists"}],
+        "imagePullSecrets": [{"name": "registry"}, {"name": "mirror"}],
+        "securityContext": {"runAsUser": 2000, "supplementalGroups": [7]},
+    }
+    options = OperatorConfig(pod_defaults=PodDefaults.model_validate(defaults))
+    own = {
+        "nodeSelector": {"pool": "theirs", "gpu": "a100"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "imagePullSecrets": [{"name": "registry"}],
+    }
+    for stage in (PREFLIGHT, TRAIN):
+        spec = build(stage, options=options, podTemplate=own)["spec"]
+        assert spec["nodeSelector"] == {"pool": "ml", "gpu": "a100"}
+        assert [each["key"] for each in spec["tolerations"][:2]] == ["spot", "ml"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 2000,
+            "runAsGroup": 10001,
+            "fsGroup": 10001,
+            "supplementalGroups": [7],
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+
+
+def test_the_administrators_toleration_of_a_lost_node_replaces_ours() -> None:
+    unreachable = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    options = OperatorConfig(pod_defaults=PodDefaults(tolerations=(unreachable | {"tolerationSeconds": 7},)))
+    found = [t for t in build(options=options)["spec"]["tolerations"] if t["key"] == unreachable["key"]]
+    assert [each["tolerationSeconds"] for each in found] == [7]

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from internvl_api.validation.policy import Policy
 from internvl_operator.__main__ import main
+from internvl_operator.core.operator_config import PodDefaults
 from internvl_operator.settings import Settings, SettingsError, variable
 
 
@@ -36,6 +38,8 @@ def test_everything_has_a_default() -> None:
         pytest.param("progress_interval_seconds", "0.5", 0.5, id="seconds"),
         pytest.param("cache_host_path", "/mnt/x", "/mnt/x", id="path"),
         pytest.param("gpu_memory", "80Gi", "80Gi", id="memory"),
+        pytest.param("policy", '{"images": ["a/"]}', Policy(images=("a/",)), id="policy"),
+        pytest.param("pod_defaults", '{"nodeSelector": {"a": "b"}}', PodDefaults(node_selector={"a": "b"}), id="pods"),
         pytest.param(
             "stage_resources", json.dumps({"limits": {"cpu": "1"}}), {"limits": {"cpu": "1"}}, id="json-resources"
         ),
@@ -62,6 +66,21 @@ def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> N
     with pytest.raises(SettingsError) as caught:
         read(**{name: text})
     assert str(caught.value).startswith(f"{variable(name)}: found {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        pytest.param("policy", '{"images": "a/"}', "POLICY.images: found 'a/'", id="not-a-list"),
+        pytest.param("policy", '{"image": ["a/"]}', "POLICY.image: found ['a/']", id="no-such-list"),
+        pytest.param("policy", '{"images": ["a/*"]}', "POLICY.images.0: found 'a/*'", id="a-glob"),
+        pytest.param("pod_defaults", '{"hostNetwork": true}', "POD_DEFAULTS.hostNetwork: found True", id="no-default"),
+    ],
+)
+def test_a_wrong_part_of_a_setting_is_named(name: str, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(**{name: text})
+    assert said in str(caught.value)
 
 
 def test_the_pods_of_a_setting() -> None:

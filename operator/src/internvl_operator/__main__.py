@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
         ("liveness_port", health.serve),
-        ("webhook_port", lambda port: webhook.serve(port, settings.webhook_certificates)),
+        ("webhook_port", lambda port: webhook.serve(port, settings.webhook_certificates, settings.policy)),
     ):
         port = getattr(settings, name)
         try:

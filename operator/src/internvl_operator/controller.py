@@ -199,7 +199,7 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        run, now = read_run(raw, self._resolved.get), self._now()
+        run, now = read_run(raw, self._resolved.get, self._config.policy), self._now()
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:

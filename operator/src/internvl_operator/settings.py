@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from internvl_api.memory.quantity import parse_bytes
+from internvl_api.types import ApiModel
+from internvl_api.validation.policy import Policy
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
@@ -65,6 +67,12 @@ class Settings(BaseModel):
         None,
         description="JSON; NetworkPolicyPeers (the operator, Prometheus) that may reach /metrics and /progress "
         "of runs; default: no NetworkPolicy is made",
+    )
+    policy: Annotated[Policy, BeforeValidator(_json)] = Field(
+        DEFAULTS.policy, description="JSON; what runs may ask for their pods (docs/security.md)"
+    )
+    pod_defaults: Annotated[PodDefaults, BeforeValidator(_json)] = Field(
+        DEFAULTS.pod_defaults, description="JSON; what every pod of a run gets (docs/security.md)"
     )
     progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Concurrent requests to /progress")
@@ -141,8 +149,9 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0])
-            raise SettingsError(f"{variable(name)}: found {given.get(name)!r}: {first['msg']}") from None
+            name, *below = map(str, first["loc"])
+            found = first["input"] if below else given.get(name)
+            raise SettingsError(f"{'.'.join([variable(name), *below])}: found {found!r}: {first['msg']}") from None
 
     def operator_config(self) -> OperatorConfig:
         """The settings that the core uses."""
@@ -154,6 +163,8 @@ class Settings(BaseModel):
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
             gang_schedulers=self.gang_schedulers,
             network_policy_peers=self.network_policy_peers,
+            policy=self.policy,
+            pod_defaults=self.pod_defaults,
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
             retry_base=self.retry_base_seconds,
@@ -172,6 +183,12 @@ def help_text() -> str:
     """One line for each variable, with its default; for --help."""
     lines = []
     for name, info in Settings.model_fields.items():
-        default = json.dumps(info.default) if isinstance(info.default, dict) else (info.default or "")
+        default = _shown(info.default)
         lines.append(f"  {variable(name)}={default}\n      {info.description}")
     return "\n".join(lines)
+
+
+def _shown(default: object) -> object:
+    if isinstance(default, ApiModel):
+        return json.dumps(default.to_dict())
+    return json.dumps(default) if isinstance(default, dict) else (default or "")

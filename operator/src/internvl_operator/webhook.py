@@ -9,6 +9,7 @@ from typing import Any
 
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import SpecError, Violation
 
 from internvl_operator.core.run import read_status
@@ -20,38 +21,42 @@ _BODY_LIMIT = 8 * 2**20  # bytes; an object has at most 1.5 MB, and an update co
 Raw = dict[str, Any]
 
 
-def review(asked: Raw) -> Raw:
+def review(asked: Raw, policy: Policy | None = None) -> Raw:
     """The AdmissionReview with the answer."""
     request = asked["request"]
     response: Raw = {"uid": request["uid"], "allowed": True}
     # What was wrong before may still be suspended, labelled or deleted.
-    before = _violations(request.get("oldObject"))
-    if wrong := [each for each in _violations(request.get("object")) if each not in before]:
+    before = _violations(request.get("oldObject"), policy)
+    if wrong := [each for each in _violations(request.get("object"), policy) if each not in before]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
     return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
 
 
-def serve(port: int, certificates: Path) -> Server:
+def serve(port: int, certificates: Path, policy: Policy | None = None) -> Server:
     """Start answering, with tls.crt and tls.key of a folder, reloaded when they change. Raises OSError."""
-    return Server(port, _Handler, name="webhook", certificates=certificates).start()
+
+    class Reviews(Handler):
+        def do_POST(self) -> None:
+            _answer(self, policy)
+
+    return Server(port, Reviews, name="webhook", certificates=certificates).start()
 
 
-def _violations(raw: Raw | None) -> tuple[Violation, ...]:
+def _violations(raw: Raw | None, policy: Policy | None) -> tuple[Violation, ...]:
     if not raw or "deletionTimestamp" in raw["metadata"]:
         return ()
-    return check_spec(raw.get("spec"), InCluster.of(read_status(raw.get("status") or {}))).violations
+    return check_spec(raw.get("spec"), InCluster.of(read_status(raw.get("status") or {}), policy)).violations
 
 
-class _Handler(Handler):
-    def do_POST(self) -> None:
-        """AdmissionReview in, AdmissionReview out; 400 for anything else."""
-        if self.path.partition("?")[0] != PATH:
-            return self.answer(404, f"POST {PATH}\n".encode())
-        asked = self.read_body(_BODY_LIMIT)
-        if asked is None:
-            return None
-        try:
-            body = json.dumps(review(json.loads(asked))).encode()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return self.answer(400, b"expected an AdmissionReview\n")
-        return self.answer(200, body, "application/json")
+def _answer(handler: Handler, policy: Policy | None) -> None:
+    """AdmissionReview in, AdmissionReview out; 400 for anything else."""
+    if handler.path.partition("?")[0] != PATH:
+        return handler.answer(404, f"POST {PATH}\n".encode())
+    asked = handler.read_body(_BODY_LIMIT)
+    if asked is None:
+        return None
+    try:
+        body = json.dumps(review(json.loads(asked), policy)).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return handler.answer(400, b"expected an AdmissionReview\n")
+    return handler.answer(200, body, "application/json")

@@ -6,19 +6,25 @@ from typing import NamedTuple
 
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation import policy_rules
 from internvl_api.validation.cel_rules import Values, rule
+from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import Violation
 
 
 class InCluster(NamedTuple):
-    """What the cluster knows of the run. `checkpoint_uri` is "" before the first checkpoint."""
+    """What the cluster knows of the run, and its administrator's policy.
+
+    `checkpoint_uri` is "" before the first checkpoint.
+    """
 
     checkpoint_uri: str = ""
+    policy: Policy = Policy()
 
     @classmethod
-    def of(cls, status: InternVLFineTuneStatus) -> "InCluster":
-        """From the recorded status, whatever the spec was then."""
-        return cls(status.checkpoint.uri if status.checkpoint else "")
+    def of(cls, status: InternVLFineTuneStatus, policy: Policy | None = None) -> "InCluster":
+        """From the recorded status, whatever the spec was then; `policy`: None for the default."""
+        return cls(status.checkpoint.uri if status.checkpoint else "", policy or Policy())
 
 
 class OutputChange(NamedTuple):
@@ -49,6 +55,7 @@ ROOT_RULES = (output_stays,)
 
 def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Violation]:
     """Violations of a spec that is valid by itself."""
+    yield from policy_rules.violations(spec, cluster.policy)
     if spec.output.startswith("/"):
         yield from _output_is_mounted(spec)
     kept, _, _ = cluster.checkpoint_uri.rpartition("/checkpoints/")

@@ -3,6 +3,26 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from internvl_api.types import ApiModel
+from internvl_api.validation.policy import Policy
+from pydantic import ConfigDict, Field
+
+
+class PodDefaults(ApiModel):
+    """What the administrator adds to every pod of a run; the policy does not check it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels that a pod's node must have; they win over the run's"
+    )
+    tolerations: tuple[dict[str, Any], ...] = Field((), description="Tolerations besides the run's")
+    image_pull_secrets: tuple[dict[str, str], ...] = Field((), description="Pull secrets besides the run's")
+    security_context: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More of the pod's securityContext, such as supplementalGroups; it wins over the operator's",
+    )
+
 
 @dataclass(frozen=True)
 class OperatorConfig:
@@ -15,6 +35,8 @@ class OperatorConfig:
     gpu_memory: int | None = None  # bytes of one GPU
     gang_schedulers: tuple[str, ...] = ()  # whose PodGroups the operator may write and watch
     network_policy_peers: tuple[dict[str, Any], ...] | None = None  # who may reach /metrics; None: no NetworkPolicy
+    policy: Policy = field(default_factory=Policy)  # what runs may ask for their pods
+    pod_defaults: PodDefaults = field(default_factory=PodDefaults)
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     retry_base: float = 10.0

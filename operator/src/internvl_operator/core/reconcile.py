@@ -143,10 +143,10 @@ def _record_invalid(context: ReconcileContext, stage: Stage, reason: str, messag
     running = sum(pod.running for pod in context.workers)
     if context.created(stage) and 0 < size == sum(pod.succeeded for pod in context.workers):
         _succeed(context, stage)
-        message = f"{message} ({stage.name} has succeeded; the next stage starts when the spec is valid)"
+        message = f"{message} ({stage.name} has succeeded; the next stage starts when this is corrected)"
     elif running:
         context.status.workers = attempt.count(context)
-        message = f"{message} ({stage.name}: {running} workers of the earlier spec run on)"
+        message = f"{message} ({stage.name}: {running} workers that have started run on)"
     context.set_phase("Stalled", reason, message)
 
 

@@ -13,6 +13,7 @@ from internvl_api.spec import InternVLFineTuneSpec, RunPolicy
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import SpecError
 from pydantic import BaseModel, ValidationError
 
@@ -73,15 +74,15 @@ class Run:
         return self.resolved.error
 
 
-def read_run(raw: dict[str, Any], resolve: Resolve | None = None) -> Run:
-    """The run; `resolve`: a cached `resolve_spec`.
+def read_run(raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy | None = None) -> Run:
+    """The run; `resolve`: a cached `resolve_spec`; `policy`: the administrator's, by default the operator's own.
 
     Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part.
     """
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), raw.get("status") or {}
     status = read_status(raw_status)
-    job = f"{metadata['namespace']}/{metadata['name']}"
+    job, cluster = f"{metadata['namespace']}/{metadata['name']}", InCluster.of(status, policy)
     parts = spec if isinstance(spec, dict) else {}
     return Run(
         namespace=metadata["namespace"],
@@ -91,7 +92,7 @@ def read_run(raw: dict[str, Any], resolve: Resolve | None = None) -> Run:
         generation=metadata.get("generation", 1),
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
-        resolved=(resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), InCluster.of(status)),
+        resolved=(resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), cluster),
         run_policy=_read_run_policy(parts.get("runPolicy")),
         run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),

@@ -22,7 +22,7 @@ from internvl_api.constants import (
 from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
-from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
 from internvl_operator.core.resources import credentials, gang, names
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
@@ -39,7 +39,8 @@ _LOST_NODE_SECONDS = 30
 
 def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
     """The object to apply for one worker. Raises SpecError when the run's spec is invalid."""
-    spec, template = run.spec, run.spec.pod_template
+    template, defaults = run.spec.pod_template, config.pod_defaults
+    tolerations = [*template.tolerations, *defaults.tolerations]
     labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
     metadata = owned_metadata(run, names.pod(run.name, stage.name, rank), {**template.labels, **labels})
@@ -57,12 +58,13 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
             "runAsGroup": USER_ID,
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "tolerations": [*template.tolerations, *_lost_node_tolerations(template.tolerations)],
+        }
+        | defaults.security_context,
+        "tolerations": [*tolerations, *_lost_node_tolerations(tolerations)],
         "containers": [_container(run, stage, attempt, rank, config)],
         "volumes": _volumes(run, config),
     }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(run.spec, defaults)}
 
 
 def _annotations(run: Run) -> dict[str, str]:
@@ -75,15 +77,17 @@ def _annotations(run: Run) -> dict[str, str]:
     }
 
 
-def _placement(spec: InternVLFineTuneSpec) -> dict[str, Any]:
+def _placement(spec: InternVLFineTuneSpec, defaults: PodDefaults) -> dict[str, Any]:
     template = spec.pod_template
+    # Each name must be unique: server-side apply keys on it.
+    secrets = {each.get("name"): each for each in (*template.image_pull_secrets, *defaults.image_pull_secrets)}
     chosen = {
-        "nodeSelector": template.node_selector,
+        "nodeSelector": template.node_selector | defaults.node_selector,
         "affinity": template.affinity,
         "priorityClassName": template.priority_class_name,
         "serviceAccountName": template.service_account_name,
         "runtimeClassName": template.runtime_class_name,
-        "imagePullSecrets": template.image_pull_secrets,
+        "imagePullSecrets": list(secrets.values()),
         "schedulerName": gang.scheduler_name(spec.scheduling),
     }
     return {key: value for key, value in chosen.items() if value}

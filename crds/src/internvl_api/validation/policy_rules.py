@@ -1,0 +1,217 @@
+"""The rules of the administrator's policy: one for each setting, with its check in Python and in CEL.
+
+The operator and its webhook use the Python, the chart's ValidatingAdmissionPolicy the CEL, which
+`internvl_api.admission_policy` writes. A rule has the paths of the values that its setting decides; `policy_paths`
+reads them in both languages. tests/api/test_policy.py compares the two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.alias_generators import to_snake
+
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.validation.policy import ANY, PREFIX_ENDS, Policy
+from internvl_api.validation.policy_paths import refused_at, values_at
+from internvl_api.validation.violations import Violation
+
+ALL_TAINTS = "(all)"  # a toleration without a key
+_NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
+_SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
+SELECTED = "(selected)"  # namespaces that a selector chooses
+_NODES = "podTemplate.affinity.nodeAffinity"
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Values that `*` leaves out, so that they must be listed themselves.
+
+    Attributes:
+        rest: what `*` stands for, in messages.
+        names: whole values.
+        prefixes: what reserved values begin with.
+        part: a text that reserved values contain.
+    """
+
+    rest: str = "any"
+    names: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    part: str = ""
+
+    def has(self, value: str) -> bool:
+        """Whether `*` leaves the value out."""
+        return value in self.names or value.startswith(self.prefixes) or bool(self.part and self.part in value)
+
+    def cel(self, value: str) -> str:
+        """The same in CEL, of a CEL value."""
+        tests = [f"{value} == '{name}'" for name in self.names]
+        tests += [f"{value}.startsWith('{prefix}')" for prefix in self.prefixes]
+        tests += [f"{value}.contains('{self.part}')"] if self.part else []
+        return " || ".join(tests)
+
+
+@dataclass(frozen=True)
+class PolicyRule:
+    """What one setting of the policy decides.
+
+    Attributes:
+        setting: the setting's name in the chart's values, below `policy`.
+        reason: the Stalled condition's reason.
+        field: the field that messages name.
+        paths: where the values stand, in the language of `policy_paths`.
+        reserved: values that `*` leaves out.
+    """
+
+    setting: str
+    reason: str
+    field: str
+    paths: tuple[str, ...]
+    reserved: Reserved = Reserved()
+
+    def violation(self, spec: dict[str, Any], policy: Policy) -> Violation | None:
+        """The violation of a spec in JSON; None when the policy allows everything that the spec has."""
+        entries: tuple[str, ...] = getattr(policy, to_snake(self.setting))
+        found = [v for path in self.paths for v in values_at(path, spec) if not self._allows(entries, v)]
+        if not found:
+            return None
+        allowed = ", ".join(self.reserved.rest if entry == ANY else entry for entry in entries)
+        return Violation(self.field, self._message(_shortened(", ".join(found)), allowed or "none"), self.reason)
+
+    def found_cel(self) -> str:
+        """CEL of the list of values that the policy refuses."""
+        return " + ".join(refused_at(path, self._refuses_cel) for path in self.paths)
+
+    def message_cel(self, found: str) -> str:
+        """CEL of what the violation says; `found` is the CEL of the refused values."""
+        entries = f"variables.{self.setting}"
+        allowed = f"{entries}.map(entry, entry == '{ANY}' ? '{self.reserved.rest}' : entry).join(', ')"
+        text = f'"{self.field}: {self._message("{0}", "{1}")}"'
+        text = text.replace("{0}", f'" + {found}.join(", ") + "')
+        return text.replace("{1}", f'" + (size({entries}) > 0 ? {allowed} : "none") + "')
+
+    def _message(self, found: str, allowed: str) -> str:
+        next_step = _NEXT_STEP.format(setting=self.setting)
+        return f"found {found}, which the policy of this cluster does not allow (allowed: {allowed}); {next_step}"
+
+    def _allows(self, entries: tuple[str, ...], value: str) -> bool:
+        return any(
+            value == entry
+            or (entry == ANY and not self.reserved.has(value))
+            or (entry.endswith(PREFIX_ENDS) and value.startswith(entry))
+            for entry in entries
+        )
+
+    def _refuses_cel(self, value: str) -> str:
+        ends = " || ".join(f"entry.endsWith('{end}')" for end in PREFIX_ENDS)
+        reserved = self.reserved.cel(value)
+        rest = f"entry == '{ANY}'" + (f" && !({reserved})" if reserved else "")
+        listed = f"{value} == entry || ({rest}) || (({ends}) && {value}.startsWith(entry))"
+        return f"!variables.{self.setting}.exists(entry, {listed})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _terms_of_pod_affinity() -> Iterator[str]:
+    for kind in ("podAffinity", "podAntiAffinity"):
+        affinity = f"podTemplate.affinity.{kind}"
+        yield f"{affinity}.requiredDuringSchedulingIgnoredDuringExecution.[]"
+        yield f"{affinity}.preferredDuringSchedulingIgnoredDuringExecution.[].podAffinityTerm"
+
+
+_DOMAINS = Reserved("any key without a domain", part="/")
+_CONTROL_PLANE = ("node-role.kubernetes.io/",)
+RULES = (
+    PolicyRule(
+        "volumeTypes",
+        "VolumeTypeNotAllowed",
+        "spec.podTemplate.volumes",
+        ("podTemplate.volumes.[].{types}", "podTemplate.volumes.[].projected.sources.[].{types}"),
+        Reserved("any but hostPath", names=("hostPath",)),
+    ),
+    PolicyRule(
+        "images",
+        "ImageNotAllowed",
+        "spec.podTemplate.image",
+        ("podTemplate.image", "podTemplate.volumes.[].image.reference"),
+    ),
+    PolicyRule(
+        "serviceAccounts",
+        "ServiceAccountNotAllowed",
+        "spec.podTemplate.serviceAccountName",
+        ("podTemplate.serviceAccountName",),
+    ),
+    PolicyRule(
+        "priorityClasses",
+        "PriorityClassNotAllowed",
+        "spec.podTemplate.priorityClassName",
+        ("podTemplate.priorityClassName",),
+        Reserved("any without the prefix system-", prefixes=("system-",)),
+    ),
+    PolicyRule(
+        "runtimeClasses",
+        "RuntimeClassNotAllowed",
+        "spec.podTemplate.runtimeClassName",
+        ("podTemplate.runtimeClassName",),
+    ),
+    PolicyRule("labels", "LabelNotAllowed", "spec.podTemplate.labels", ("podTemplate.labels.{keys}",), _DOMAINS),
+    PolicyRule(
+        "annotations",
+        "AnnotationNotAllowed",
+        "spec.podTemplate.annotations",
+        ("podTemplate.annotations.{keys}",),
+        _DOMAINS,
+    ),
+    PolicyRule(
+        "nodeLabels",
+        "NodeLabelNotAllowed",
+        "spec.podTemplate",
+        (
+            "podTemplate.nodeSelector.{keys}",
+            f"{_NODES}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms.[].matchExpressions.[chosen].key",
+            f"{_NODES}.preferredDuringSchedulingIgnoredDuringExecution.[].preference.matchExpressions.[chosen].key",
+        ),
+        Reserved(f"any without the prefix {_CONTROL_PLANE[0]}", prefixes=_CONTROL_PLANE),
+    ),
+    PolicyRule(
+        "affinityNamespaces",
+        "AffinityNamespaceNotAllowed",
+        "spec.podTemplate.affinity",
+        tuple(
+            f"{term}.{step}"
+            for term in _terms_of_pod_affinity()
+            for step in ("namespaces.[]", f"namespaceSelector={SELECTED}")
+        ),
+        Reserved("any namespace by name", names=(SELECTED,)),
+    ),
+    PolicyRule(
+        "tolerations",
+        "TolerationNotAllowed",
+        "spec.podTemplate.tolerations",
+        (f"podTemplate.tolerations.[].key:{ALL_TAINTS}",),
+        Reserved(f"any key without the prefix {_CONTROL_PLANE[0]}", names=(ALL_TAINTS,), prefixes=_CONTROL_PLANE),
+    ),
+    PolicyRule(
+        "secrets",
+        "SecretNotAllowed",
+        "spec.secrets, spec.podTemplate",
+        (
+            "secrets.*",
+            "podTemplate.env.[].valueFrom.secretKeyRef.name",
+            "podTemplate.imagePullSecrets.[].name",
+            "podTemplate.volumes.[].*.secretName",
+            "podTemplate.volumes.[].*.secretRef.name",
+            "podTemplate.volumes.[].*.nodePublishSecretRef.name",
+            "podTemplate.volumes.[].projected.sources.[].secret.name",
+        ),
+    ),
+)
+
+
+def violations(spec: InternVLFineTuneSpec, policy: Policy) -> Iterator[Violation]:
+    """What the policy refuses of a spec, one violation for each setting."""
+    written = {"podTemplate": spec.pod_template.to_dict(), "secrets": spec.secrets.to_dict()}
+    found = (rule.violation(written, policy) for rule in RULES)
+    return (each for each in found if each is not None)
