@@ -103,7 +103,7 @@ class Scheduling(ApiModel):
 
 
 class PodTemplate(ApiModel):
-    """Settings of every worker pod, in Kubernetes' own format."""
+    """Settings of every worker pod; their parts have Kubernetes' own format."""
 
     image: str | None = Field(
         None, min_length=1, max_length=1024, description="Trainer image; default: the operator's setting"
