@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from internvl_api.spec.kubernetes.part import part
 
-_Elements = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Elements = Annotated[int, Field(ge=0, le=10**15)]  # Helm reads numbers as float64
 _Count = Annotated[int, Field(ge=0, le=65_536)]
 _Path = Annotated[str, Field(min_length=1, max_length=4096, description="Folder on the node's NVMe disk")]
 _PinMemory = Annotated[bool, Field(description="Use page-locked memory on the host")]
