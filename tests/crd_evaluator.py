@@ -32,8 +32,9 @@ def rules_of(schema: dict[str, Any], at: str) -> Iterator[PlacedRule]:
         yield PlacedRule(at, rule)
     for name, child in schema.get("properties", {}).items():
         yield from rules_of(child, f"{at}.{name}" if at else name)
-    if isinstance(values := schema.get("additionalProperties"), dict):
-        yield from rules_of(values, f"{at}[]")
+    for key in ("additionalProperties", "items"):
+        if isinstance(values := schema.get(key), dict):
+            yield from rules_of(values, f"{at}[]")
 
 
 RULES = tuple(rules_of(SCHEMA, "spec"))
@@ -98,7 +99,7 @@ def _values(value: Any, path: str, name: str) -> Iterator[tuple[str, Any]]:
     if not path:
         yield name, value
     elif path.startswith("[]"):
-        for key, each in value.items():
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _values(each, path[2:], f"{name}[{key}]")
     else:
         step, rest = re.match(r"\.(\w+)(.*)", path).groups()  # type: ignore[union-attr]
@@ -107,7 +108,7 @@ def _values(value: Any, path: str, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
-    """A server fills defaults in before it looks at the rules."""
+    """A server fills defaults in before it looks at the rules; no item of a list has any."""
     if not isinstance(value, dict):
         return value
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})

@@ -101,7 +101,8 @@ def test_a_rule_speaks_only_of_fields_that_have_a_schema(placed: PlacedRule) -> 
     """A server compiles rules against the schema: one that names anything else makes it refuse the whole CRD."""
     here = root_schema()
     for step in placed.at.replace("[]", ".[]").split(".") if placed.at else ():
-        here = here["additionalProperties"] if step == "[]" else here["properties"][step]
+        values = "items" if "items" in here else "additionalProperties"
+        here = here[values] if step == "[]" else here["properties"][step]
     words = f"{placed.rule['rule']} {placed.rule.get('messageExpression', '')} self{placed.rule.get('fieldPath', '')}"
     for chain in re.findall(r"\b(?:self|oldSelf(?:\.value\(\))?)((?:\.\??\w+\b(?!\())+)", words):
         schema = here

@@ -24,7 +24,7 @@ Raw = dict[str, Any]
 
 
 def said_by_cel(spec: Raw) -> list[str]:
-    return sorted(re.sub(r"\[(\w+)\]", r".\1", message) for message in rule_messages(spec))
+    return sorted(re.sub(r"\[([a-z]\w*)\]", r".\1", message) for message in rule_messages(spec))
 
 
 def said_by_python(spec: Raw) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from api.test_wrong_resources import RIGHT, known, kubectl  # noqa: F401  (a fixture)
 from controller.operator_process import Cluster
+from internvl_api.constants import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from internvl_api.crd import build_crd
 from ivft_cluster.api_server import ApiServer
 
@@ -83,3 +84,66 @@ def test_a_run_is_scaled_by_its_workers(cluster: Cluster) -> None:
     scaled = asked(cluster, "scale", "ivft/scaled", "--replicas=4")
     assert scaled.returncode == 0, scaled.stderr
     assert asked(cluster, "get", "ivft", "scaled", "-o", "jsonpath={.spec.workers}").stdout == "4"
+
+
+DEEP = '{"a":' * 400 + "1" + "}" * 400
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "validation", "refusal"),
+    [
+        pytest.param(
+            "podTemplate",
+            '{"volumes": [{"name": "x", "iscsi": {"lun": 1}}]}',
+            "Strict",
+            'unknown field "spec.podTemplate.volumes[0].iscsi"',
+            id="a volume of an unknown kind",
+        ),
+        pytest.param(
+            "podTemplate",
+            '{"volumes": [{"name": "x", "iscsi": {"lun": 1}}]}',
+            "Ignore",
+            "found 0 kinds of volume, expected exactly one of emptyDir, ",
+            id="a volume of an unknown kind from a lenient client",
+        ),
+        pytest.param(
+            "training",
+            f'{{"deepspeed": {DEEP}}}',
+            "Strict",
+            'unknown field "spec.training.deepspeed.a"',
+            id="DeepSpeed's settings 400 levels deep",
+        ),
+        pytest.param(
+            "podTemplate",
+            json.dumps({"env": [{"name": "A", "value": "x" * 70_000}]}),
+            "Strict",
+            "spec.podTemplate.env[0].value: Too long: may not be more than 32768 ",
+            id="a variable of 70,000 characters",
+        ),
+    ],
+)
+def test_the_schema_is_the_boundary(cluster: Cluster, section: str, text: str, validation: str, refusal: str) -> None:
+    refused = _created(cluster, section, text, validation)
+    assert refused.returncode == 1
+    assert refusal in refused.stderr
+
+
+def test_a_lenient_client_stores_no_unknown_settings(cluster: Cluster) -> None:
+    """The server drops what the schema does not know, at any depth."""
+    made = _created(cluster, "training", f'{{"deepspeed": {DEEP[:-1]}, "gradient_clipping": 1}}}}', "Ignore")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["spec"]["training"] == {"deepspeed": {"gradient_clipping": 1}}
+
+
+def _created(cluster: Cluster, section: str, text: str, validation: str) -> "subprocess.CompletedProcess[str]":
+    sent = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "hostile"}, "spec": RIGHT | {section: "MARK"}}
+    body = json.dumps(sent).replace('"MARK"', text)  # the text may be nested too deep for Python's encoder
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{cluster.namespace}/{PLURAL}?fieldValidation={validation}"
+    return asked(cluster, "create", "--raw", path, "-f", "-", stdin=body)
+
+
+def test_explain_shows_the_parts_of_a_pod(cluster: Cluster) -> None:
+    told = asked(cluster, "explain", "ivft.spec.podTemplate.volumes.persistentVolumeClaim")
+    assert told.returncode == 0, told.stderr
+    assert "PersistentVolumeClaim of the run's namespace" in told.stdout
+    assert "claimName" in told.stdout

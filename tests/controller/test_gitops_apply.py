@@ -141,7 +141,10 @@ def test_the_overlay_is_taken_by_the_server(served: ApiServer) -> None:
             },
             id="nothing, said in words",
         ),
-        pytest.param({"training": {"deepspeed": {"comms_logger": None, "steps_per_print": 10}}}, id="null inside"),
+        pytest.param(
+            {"training": {"deepspeed": {"steps_per_print": 10, "zero_optimization": {"reduce_bucket_size": 1e8}}}},
+            id="names that are not ours",
+        ),
         pytest.param(
             {"runPolicy": {"suspend": False, "backoffLimit": 3}, "gpusPerWorker": 0, "scheduling": {}},
             id="defaults, said in words",

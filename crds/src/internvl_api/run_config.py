@@ -22,13 +22,13 @@ from internvl_api.spec import (
     Training,
 )  # fmt: skip
 from internvl_api.types import ApiModel, Template
-from internvl_api.validation import cross_field, evaluation
+from internvl_api.validation import cross_field, entry_names, evaluation
 from internvl_api.validation.cel_rules import broken
 
 # What also refuses a run.yaml written by hand: the rules about one section.
 _SECTION_RULES = tuple(
     rule
-    for rule in (*cross_field.RULES, *evaluation.RULES)
+    for rule in (*entry_names.RULES, *cross_field.RULES, *evaluation.RULES)
     if rule.at.partition(".")[0] in ("data", "image", "training", "evaluation")
 )
 

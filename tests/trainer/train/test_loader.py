@@ -137,12 +137,14 @@ def test_held_out_rows_are_never_random() -> None:
     )
 
 
-def test_held_out_datasets_have_names_of_their_own() -> None:
+def test_held_out_datasets_have_names_of_their_own(tmp_path: Path) -> None:
     rows = {"annotation": str(GOLDEN / "data" / "samples.jsonl")}
     config = make_config("/out", data={"validation": {"golden": rows}})
     assert [each.description.name for each in open_validation(config)] == ["validation/golden"]
-    with pytest.raises(UserError, match=r"spec\.data\.train\.validation/x: found 'validation/x'"):
-        open_datasets(make_config("/out", data={"train": {"validation/x": rows}}))
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"validation/x": rows | {"root": str(GOLDEN / "data")}}))
+    with pytest.raises(UserError, match=r"spec\.data\.meta: validation/x: found 'validation/x'"):
+        open_datasets(make_config("/out", data={"meta": str(meta)}))
 
 
 def test_a_held_out_file_that_is_missing_names_its_field() -> None:

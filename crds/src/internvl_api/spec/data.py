@@ -6,6 +6,8 @@ from pydantic import Field
 
 from internvl_api.types import ApiModel, DataFormat, Source
 
+DATASET_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
 
 class Dataset(ApiModel):
     """One annotation file and its media root: an entry of upstream's meta JSON."""

@@ -1,9 +1,8 @@
 """The section `evaluation` of a spec, and the defaults of each kind of task."""
 
-import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from internvl_api.publish_condition import CAPTION_METRICS, GROUNDING_METRICS, RETRIEVAL_METRICS, VQA_METRICS
 from internvl_api.types import ApiModel, Source
@@ -108,17 +107,6 @@ class Evaluation(ApiModel):
         ge=1,
         description="Number of steps between two losses on data.validation; default: checkpoint.everySteps",
     )
-
-    @field_validator("tasks")
-    @classmethod
-    def _names(cls, tasks: dict[str, EvaluationTask]) -> dict[str, EvaluationTask]:
-        for name in tasks:
-            if not re.match(TASK_NAME_PATTERN, name):
-                raise ValueError(
-                    f"invalid task name {name!r}; use a letter, then letters, digits and _, at most 40 in all, so that "
-                    "publishIf can name the task"
-                )
-        return tasks
 
     def metrics(self) -> dict[str, tuple[str, ...]]:
         """Task name -> names of its metrics."""

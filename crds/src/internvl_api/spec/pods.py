@@ -1,16 +1,17 @@
 """The sections of a spec about its pods: `secrets`, `runPolicy`, `scheduling` and `podTemplate`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from internvl_api.spec.kubernetes.container import EnvVar, PullSecret, Resources, VolumeMount
+from internvl_api.spec.kubernetes.placement import Affinity, Toleration
+from internvl_api.spec.kubernetes.volumes import Volume
 from internvl_api.types import ApiModel
 
 BYTES_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
 SECRET_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
-# Passed to the pod unchanged; the API server validates it when the pod is created.
-KubernetesObject = dict[str, Any]
 Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=100)]
 # All annotations of an object have at most 256 KiB together.
 Annotations = Annotated[dict[str, Annotated[str, Field(max_length=16_384)]], Field(max_length=100)]
@@ -102,34 +103,32 @@ class Scheduling(ApiModel):
 
 
 class PodTemplate(ApiModel):
-    """Settings of every worker pod, in Kubernetes' own format."""
+    """Settings of every worker pod; their parts have Kubernetes' own format."""
 
     image: str | None = Field(
         None, min_length=1, max_length=1024, description="Trainer image; default: the operator's setting"
     )
     node_selector: Labels = Field(default_factory=dict, description="Labels that a pod's node must have")
-    tolerations: list[KubernetesObject] = Field(
+    tolerations: list[Toleration] = Field(
         default_factory=list, max_length=100, description="Node taints that the pods tolerate"
     )
-    affinity: KubernetesObject | None = Field(None, description="Affinity of the pods to nodes and to other pods")
-    resources: KubernetesObject | None = Field(
+    affinity: Affinity | None = Field(None, description="Affinity of the pods to nodes and to other pods")
+    resources: Resources | None = Field(
         None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
     )
     priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
     service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")
     runtime_class_name: str | None = Field(None, max_length=253, description="RuntimeClass of the pods")
-    image_pull_secrets: list[KubernetesObject] = Field(
+    image_pull_secrets: list[PullSecret] = Field(
         default_factory=list,
         max_length=20,
         description="Names of Secrets for the image's registry, as [{name: registry}]",
     )
-    volumes: list[KubernetesObject] = Field(
-        default_factory=list, max_length=100, description="Volumes added to the pods"
-    )
-    volume_mounts: list[KubernetesObject] = Field(
+    volumes: list[Volume] = Field(default_factory=list, max_length=100, description="Volumes added to the pods")
+    volume_mounts: list[VolumeMount] = Field(
         default_factory=list, max_length=100, description="Where the trainer's container mounts volumes"
     )
-    env: list[KubernetesObject] = Field(
+    env: list[EnvVar] = Field(
         default_factory=list, max_length=200, description="Environment variables added to the trainer's container"
     )
     labels: Labels = Field(default_factory=dict, description="Labels added to the pods")

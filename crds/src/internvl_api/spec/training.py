@@ -1,9 +1,10 @@
 """The sections of a spec about optimisation: `training`, `retrieval` and `checkpoint`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from internvl_api.spec.deepspeed import DeepSpeed
 from internvl_api.spec.model import Freeze
 from internvl_api.types import ApiModel
 
@@ -68,8 +69,8 @@ class Training(ApiModel):
     zero_stage: Literal[1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO stage: 1 shards the optimizer state, 2 also gradients, 3 also weights"
     )
-    deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="Settings merged over the generated DeepSpeed configuration"
+    deepspeed: DeepSpeed = Field(
+        default_factory=DeepSpeed, description="Settings merged over the generated DeepSpeed configuration"
     )
     seed: int = Field(42, ge=0, description="Seed of the data order and of new weights")
     data_workers: int = Field(

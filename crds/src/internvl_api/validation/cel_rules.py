@@ -38,7 +38,7 @@ class Rule:
 
     Attributes:
         at: path below `spec` of the field that carries the rule and is its `self`; `[]` stands for every value of a
-            map, "" for the spec itself.
+            map or list, "" for the spec itself.
         holds: CEL, true when the rule holds.
         message: template; `{name}` is text, `{name:d}` a whole number.
         values: CEL of each placeholder.
@@ -102,8 +102,9 @@ def _sections(value: Any, steps: list[str], path: str) -> Iterator[tuple[str, An
     if not steps:
         yield path, value
     elif steps[0] == "[]":
-        for name, each in value.items():
-            yield from _sections(each, steps[1:], f"{path}.{name}")
+        named = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, each in named:
+            yield from _sections(each, steps[1:], f"{path}[{name}]" if isinstance(name, int) else f"{path}.{name}")
     else:
         attribute = re.sub("([A-Z])", lambda match: f"_{match[1].lower()}", steps[0])
         yield from _sections(getattr(value, attribute), steps[1:], f"{path}.{steps[0]}".lstrip("."))
@@ -114,7 +115,8 @@ def add_rules(schema: Schema, rules: Iterable[Rule]) -> None:
     for each in rules:
         node = schema
         for step in each.at.replace("[]", ".[]").split(".") if each.at else ():
-            node = node["additionalProperties"] if step == "[]" else node["properties"][step]
+            values = "items" if "items" in node else "additionalProperties"
+            node = node[values] if step == "[]" else node["properties"][step]
         node.setdefault("x-kubernetes-validations", []).append(_validation(each))
 
 

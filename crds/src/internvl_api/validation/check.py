@@ -7,16 +7,15 @@ from pydantic import ValidationError
 
 from internvl_api.recipes.files import recipe_names, with_recipe
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.validation import cross_field, evaluation
+from internvl_api.validation import cross_field, entry_names, evaluation, pod_template
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
 from internvl_api.validation.limits import over_limits
 from internvl_api.validation.messages import shape_violations
 from internvl_api.validation.model_kind import wrong_kind
-from internvl_api.validation.pod_template import wrong_pod_template
 from internvl_api.validation.violations import SpecError, Violation
 
-RULES = (*cross_field.RULES, *evaluation.RULES)
+RULES = (*entry_names.RULES, *cross_field.RULES, *evaluation.RULES, *pod_template.RULES)
 
 
 class Checked(NamedTuple):
@@ -69,5 +68,5 @@ def _violations(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator
     yield from wrong_kind(spec)
     yield from cross_field.python_only(spec)
     yield from broken(RULES, spec)
-    yield from wrong_pod_template(spec)
+    yield from pod_template.wrong_pod_template(spec)
     yield from evaluation.unmeasured(spec.evaluation)

@@ -67,8 +67,8 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
 
 def _output_is_mounted(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Each stage runs in its own pods: the next one sees only what is on a volume."""
-    mounts = [mount.get("mountPath") for mount in spec.pod_template.volume_mounts]
-    if not any(isinstance(path, str) and PurePosixPath(spec.output).is_relative_to(path) for path in mounts):
+    mounts = [mount["mountPath"] for mount in spec.pod_template.volume_mounts]
+    if not any(PurePosixPath(spec.output).is_relative_to(path) for path in mounts):
         text = (
             f"found {spec.output!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
             "the pod; use s3://bucket/prefix, or mount a volume there"

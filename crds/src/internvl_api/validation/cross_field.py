@@ -230,7 +230,7 @@ def hub_has_token(spec: InternVLFineTuneSpec) -> Values | None:
     hub = spec.publish.hub
     if hub is None or spec.secrets.hugging_face is not None:
         return None
-    has_token = any(item.get("name") == "HF_TOKEN" for item in spec.pod_template.env)
+    has_token = any(item["name"] == "HF_TOKEN" for item in spec.pod_template.env)
     return None if has_token else {"repository": hub.repository}
 
 

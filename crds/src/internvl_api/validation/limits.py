@@ -6,10 +6,11 @@ exhaust the stack.
 
 from collections.abc import Iterator
 
+from internvl_api.spec.kubernetes.container import MAX_VALUE
 from internvl_api.validation.violations import Violation
 
-MAX_DEPTH = 32  # levels of objects and lists; the deepest field of the schema has 14
-MAX_TEXT = 32_768  # characters of a key or value; an environment variable is the longest that anybody needs
+MAX_DEPTH = 32  # levels of objects and lists; the deepest field of the schema has 13
+MAX_TEXT = MAX_VALUE  # characters of a key or value; an environment variable is the longest that anybody needs
 _SHOWN = 5  # steps of a path in a message
 
 

@@ -1,17 +1,18 @@
 """Violations for what pydantic finds: the field, what is found, what is expected."""
 
 import re
-from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import ValidationError
 
 from internvl_api.address import credentials_message, has_credentials, redact, redact_address
-from internvl_api.spec import OUTPUT_PATTERN, InternVLFineTuneSpec
+from internvl_api.spec import OUTPUT_PATTERN
+from internvl_api.spec.kubernetes.container import ENV_NAME_PATTERN
 from internvl_api.spec.model import NAME_PATTERN
 from internvl_api.spec.pods import BYTES_PATTERN, SECRET_PATTERN
 from internvl_api.spec.publish import REPOSITORY_PATTERN, REVISION_PATTERN
 from internvl_api.types import SOURCE_PATTERN
+from internvl_api.validation.spec_fields import Path, hint, meaning
 from internvl_api.validation.suggest import did_you_mean
 from internvl_api.validation.violations import Violation
 
@@ -22,6 +23,7 @@ _FORMS = {
     OUTPUT_PATTERN: "s3://bucket/prefix with the bucket in lower case, or an absolute path on a mounted volume",
     SECRET_PATTERN: "a name of lower-case letters, digits, '-' and '.' (the Secret's name, never its contents)",
     NAME_PATTERN: "a name of the catalogue, such as InternVL2-2B",
+    ENV_NAME_PATTERN: "the name of an environment variable",
     BYTES_PATTERN: "an amount such as 8Gi or 512Mi",
     REPOSITORY_PATTERN: "owner/name, such as team-a/internvl2-2b-coco",
     REVISION_PATTERN: "a branch, such as main",
@@ -46,30 +48,36 @@ Problem = Any  # one of pydantic's ErrorDetails
 
 
 def shape_violations(error: ValidationError) -> list[Violation]:
-    """One violation for each of pydantic's errors."""
-    return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in error.errors()]
+    """One violation for each of pydantic's errors; unknown fields come first, as they often explain a missing one."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in problems]
 
 
-def _field(path: tuple[str | int, ...]) -> str:
+def _field(path: Path) -> str:
     return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
 
 
-def _message(problem: Problem, path: tuple[str | int, ...]) -> str:
+def _message(problem: Problem, path: Path) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":  # without its value, which may be a misplaced token
-        return f"unknown field{_hint(path)}"
+        return f"unknown field{hint(path)}"
     if kind == "value_error":  # our own validators write the whole message
         return str(problem["msg"].removeprefix("Value error, "))
     if kind == "missing":
-        return f"required field is missing{_meaning(path)}"
+        described = meaning(path)
+        return f"required field is missing: {described}" if described else "required field is missing"
     if kind == "too_long":
         return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
     if context.get("pattern") == SOURCE_PATTERN and has_credentials(problem["input"]):
         return credentials_message(problem["input"])
     hidden = "invalid value (not shown: it may be secret)"
-    found = hidden if path[0] == "secrets" else f"found {_short(problem['input'])}"
+    found = hidden if _may_be_secret(path) else f"found {_short(problem['input'])}"
     expected = _expected(kind, context)
     return f"{found}{_likely(problem, path)}, expected {expected}" if expected else f"{found}: {problem['msg']}"
+
+
+def _may_be_secret(path: Path) -> bool:
+    return path[0] == "secrets" or (path[:2] == ("podTemplate", "env") and path[-1] == "value")
 
 
 def _expected(kind: str, context: dict[str, Any]) -> str | None:
@@ -87,7 +95,7 @@ def _expected(kind: str, context: dict[str, Any]) -> str | None:
     return _TYPES.get(kind.partition("_")[0])
 
 
-def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
+def _likely(problem: Problem, path: Path) -> str:
     """A suggestion for a value, or ""."""
     found, context = problem["input"], problem.get("ctx", {})
     if not isinstance(found, str):
@@ -101,45 +109,6 @@ def _likely(problem: Problem, path: tuple[str | int, ...]) -> str:
             secure = redact_address("https://" + found.removeprefix("http://"))
             return f" (did you mean {secure!r}?)"
     return ""
-
-
-def _hint(path: tuple[str | int, ...]) -> str:
-    """A suggestion for an unknown field, of this object or of another; "" without one."""
-    name = str(path[-1])
-    if near := did_you_mean(name, list(_fields(_kind_at(path[:-1])))):
-        return near
-    places = [place for place in _places(InternVLFineTuneSpec, "spec") if place.rpartition(".")[2] == name]
-    return f" (did you mean {places[0]}?)" if len(places) == 1 else ""
-
-
-def _meaning(path: tuple[str | int, ...]) -> str:
-    parent = _kind_at(path[:-1])
-    field = next((f for n, f in getattr(parent, "model_fields", {}).items() if (f.alias or n) == path[-1]), None)
-    return f": {field.description}" if field is not None and field.description else ""
-
-
-def _kind_at(path: tuple[str | int, ...]) -> Any:
-    """The model of the object at a path of the spec."""
-    kind: Any = InternVLFineTuneSpec
-    for part in path:
-        if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        else:
-            kind = _fields(kind).get(str(part))
-            if type(None) in get_args(kind):
-                kind = next(option for option in get_args(kind) if option is not type(None))
-    return kind
-
-
-def _places(kind: Any, path: str) -> Iterator[str]:
-    """Paths of all fields below a model, without those below names that users choose."""
-    for name, annotation in _fields(kind).items():
-        yield f"{path}.{name}"
-        yield from _places(annotation, f"{path}.{name}")
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in getattr(kind, "model_fields", {}).items()}
 
 
 def _short(value: object) -> str:

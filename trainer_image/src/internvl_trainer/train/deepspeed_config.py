@@ -50,7 +50,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
-    return merge(generated, training.deepspeed)
+    return merge(generated, dict(training.deepspeed))
 
 
 def fit_buckets(settings: dict[str, Any], trainable: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Build the pods of a group; one builder for every stage."""
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -118,7 +119,7 @@ def _image(spec: InternVLFineTuneSpec, config: OperatorConfig) -> str:
     return spec.pod_template.image or config.trainer_image
 
 
-def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> list[dict[str, Any]]:
+def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> list[Mapping[str, Any]]:
     workers, processes = stage.size(run.spec), stage.processes(run.spec)
     master = names.master_address(run.name, stage.name)
     ours = {
@@ -141,7 +142,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
     # Secret's key, ours override both.
     secret = {item["name"]: item for item in credentials.env(run, stage)}
-    users = secret | {item.get("name"): item for item in run.spec.pod_template.env}
+    users: dict[str, Mapping[str, Any]] = {**secret, **{item["name"]: item for item in run.spec.pod_template.env}}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]
@@ -161,7 +162,7 @@ def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig)
     return {k: v for k, v in (resources | chosen).items() if v}
 
 
-def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
+def _volumes(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
     cache: dict[str, Any] = {"emptyDir": {}}
     if config.cache_host_path:
         cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}
@@ -176,13 +177,13 @@ def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
         for claim, volume in claims(run.spec).items()
     ]
     taken = {volume["name"] for volume in ours}
-    users = {volume.get("name"): volume for volume in run.spec.pod_template.volumes}
-    return ours + [volume for name, volume in users.items() if name not in taken]
+    users = {volume["name"]: volume for volume in run.spec.pod_template.volumes}
+    return [*ours, *(volume for name, volume in users.items() if name not in taken)]
 
 
-def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
+def _mounts(spec: InternVLFineTuneSpec) -> list[Mapping[str, Any]]:
     """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
-    users = {mount.get("mountPath"): mount for mount in spec.pod_template.volume_mounts}
+    users = {mount["mountPath"]: mount for mount in spec.pod_template.volume_mounts}
     users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {
         _CONFIG_FOLDER: {"name": "config", "readOnly": True},
@@ -191,7 +192,7 @@ def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
         _SHM: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
-    return [mount | {"mountPath": path} for path, mount in ours.items() if path not in users] + list(users.values())
+    return [*(mount | {"mountPath": path} for path, mount in ours.items() if path not in users), *users.values()]
 
 
 def claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
@@ -200,7 +201,7 @@ def claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
     return {claim: f"pvc-{index}" for index, claim in enumerate(sorted(found))}
 
 
-def _lost_node_tolerations(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _lost_node_tolerations(given: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     taken = {toleration.get("key") for toleration in given}
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     return [
