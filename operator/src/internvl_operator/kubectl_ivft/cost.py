@@ -47,7 +47,7 @@ def _attempts(entry: StageStatus, now: datetime) -> list[Line]:
             took=took(attempt.started_at, attempt.finished_at, now),
             gpus=str(attempt.gpus),
             gpu_hours=gpu_seconds(attempt, now) / 3600,
-            ended=(attempt.reason or "") if attempt.finished_at else "lasts",
+            ended=(attempt.reason or "") if attempt.finished_at else "running",
         )
         for attempt in entry.attempts or ()
     ]
