@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from controller.builders import CONFIG, Raw, a_run, result, text, waiting
 from controller.gpu_cluster import VirtualCluster
-from controller.simulator import Operator
 from internvl_operator.core.resources import pods
 from internvl_operator.core.stages import Stage
 from internvl_operator.kube.client import ApiError
@@ -264,21 +263,19 @@ def test_the_page_has_every_failure() -> None:
 def test_two_runs_that_each_get_half_a_group_from_a_quota_hold_no_gpus_and_both_train() -> None:
     cluster = VirtualCluster("one", "two")
     quota(cluster, 2)
-    other = Operator(cluster.server)  # as another of the controller's threads
-    met = []
+    admitted, refused = cluster.server.refuse, set[str]()
 
-    def meanwhile() -> None:
-        """Between the two writes of one group, the other run gets its first pod."""
-        if cluster.pods("one") and not met:
-            met.append(True)
-            other.hear()
-            other.run_pass("two")
+    def refuse(obj: Raw) -> ApiError | None:
+        """Requests arrive in turns: each run's first worker is admitted, then each second one is too many."""
+        name = obj["metadata"]["name"]
+        if name.endswith("-train-1") and name not in refused:
+            refused.add(name)
+            return ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: team')
+        return admitted(obj)
 
-    for run in ("one", "two"):
-        cluster.until(lambda run=run: bool(cluster.pods(run, "preflight")))  # type: ignore[misc]
-    cluster.server.before_write = meanwhile
+    cluster.server.refuse = refuse
     cluster.until(lambda: cluster.trains("one") or cluster.trains("two"))
-    assert met
+    assert refused == {"one-train-1", "two-train-1"}
     first, second = ("one", "two") if cluster.trains("one") else ("two", "one")
     cluster.run_for(600)
     assert cluster.trains(first)
