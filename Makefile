@@ -15,7 +15,7 @@ STARTED := $(shell date +%s)
 # `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
 
-.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify fuzz bench bench-scale setup clean
+.PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify fuzz bench bench-scale krew setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ bench: setup ## measure time to first pod, merge memory and trainer throughput
 
 bench-scale: setup ## measure thousands of runs; docs/scale.md (an hour; SCALE_JOBS=100 and so on make it smaller)
 	$(PY) -m pytest -q -s tests/bench/bench_scale.py -o 'python_files=bench_*.py' -o 'python_functions=bench_*' --timeout 7200
+
+krew: $(STAMP) ## pack kubectl ivft for krew into build/krew (URL=https://… where the archive will be)
+	$(PY) operator/krew/pack.py build/krew --url $(or $(URL),https://example.org/internvl-operator)
 
 clean: ## remove the virtualenv and build output (caches outside the checkout stay)
 	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -18,6 +18,7 @@ from controller.operator_process import Cluster, OperatorProcess
 from internvl_api.constants import GROUP, PLURAL, VERSION
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
+from ivft_cluster.shell import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +71,26 @@ def test_a_run_is_told_suspended_and_resumed(
     assert ivft("resume", "run").returncode == 0
     cluster.wait("it trains again", lambda status: (status["attempt"], status["phase"]) == (2, "Running"))
     assert cluster.get()["metadata"]["generation"] == generation + 1
+
+
+def test_events_cost_and_differences_of_a_run(
+    cluster_of_test: Cluster, kubelet: FakeKubelet, operator: OperatorProcess, ivft: Ivft
+) -> None:
+    cluster = cluster_of_test
+    cluster.create()
+    cluster.create("other", workers=3, training={"globalBatchSize": 24})
+    kubelet.wait_phase(cluster.namespace, "run-preflight-0")
+    kubelet.finish(cluster.namespace, "run-preflight-0", message=json.dumps(result("preflight")))
+    cluster.wait("it trains", lambda status: (status["stage"], status["phase"]) == ("train", "Running"))
+    wait_for("its events", lambda: "ivft/run   StageStarted: train: attempt 1 started" in ivft("events", "run").stdout)
+    assert "ivft/other" not in ivft("events", "run").stdout
+    cost = [line.split() for line in ivft("cost", "run", "--price", "2.5").stdout.splitlines()]
+    assert [line[0] for line in cost] == ["STAGE", "preflight", "train", "run"]
+    assert cost[1][-1] == "Succeeded"
+    differences = [line.split() for line in ivft("diff", "run", "other").stdout.splitlines()]
+    assert ["workers", "2", "3"] in differences
+    completed = call(cluster.server, "__complete", "-n", cluster.namespace, "status", "o")
+    assert completed.stdout == "other\n:4\n"
 
 
 def test_logs_come_through_the_api_server(

@@ -11,6 +11,7 @@ StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merg
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
 StepPhase = Literal["data", "meeting", "computing"]
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
+ATTEMPTS_LISTED = 10  # attempts of a stage that status lists; of earlier ones it keeps the GPU-seconds
 # observedGeneration of a run that no operator has seen yet. The API server fills it in: without it, kstatus takes a new
 # run for a finished one, and Flux does not wait for it.
 UNOBSERVED = -1
@@ -80,6 +81,16 @@ class CheckpointStatus(_Reported):
     verified_at: Time = Field(description="When the checkpoint was verified")
 
 
+class AttemptStatus(_Reported):
+    """One attempt of a stage."""
+
+    number: int = Field(description="Number of the attempt")
+    gpus: int = Field(0, description="Number of GPUs that the pods of the attempt request")
+    started_at: Time = Field(description="When the first pod of the attempt was on a node")
+    finished_at: Time | None = Field(None, description="When the attempt ended; absent while it lasts")
+    reason: Word | None = Field(None, description="How the attempt ended, as one word")
+
+
 class StageStatus(_Reported):
     """State of one stage."""
 
@@ -91,6 +102,12 @@ class StageStatus(_Reported):
     reason: Word | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
     message: Text | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
     artifacts: Artifacts = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
+    attempts: list[AttemptStatus] | None = Field(
+        None, max_length=ATTEMPTS_LISTED, description="The newest attempts that had a pod on a node, oldest first"
+    )
+    earlier_gpu_seconds: int | None = Field(
+        None, description="GPU-seconds of the attempts before those in `attempts`; absent without any"
+    )
 
 
 class Workers(_Reported):

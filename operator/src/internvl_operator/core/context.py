@@ -6,7 +6,7 @@ from typing import Any
 
 from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageStatus
 
-from internvl_operator.core import conditions, stages
+from internvl_operator.core import attempt_history, conditions, stages
 from internvl_operator.core.events import events_between
 from internvl_operator.core.observe import Observed, Pod, owner
 from internvl_operator.core.operator_config import OperatorConfig
@@ -153,6 +153,9 @@ class ReconcileContext:
         # Unchanged conditions too: `kubectl wait` ignores conditions of an earlier generation.
         self.status.conditions = conditions.for_generation(self.status.conditions, generation)
         self.status.stage = self.stage.name if self.stage else self._last_stage()
+        if not conditions.is_true(self.run.status.conditions, "Complete"):
+            spec = self.run.resolved.spec
+            attempt_history.record(self.run.status, self.status, self.own_pods, spec, self.now)
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),

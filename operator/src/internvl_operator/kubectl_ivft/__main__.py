@@ -13,29 +13,44 @@ from internvl_api.status import StageName
 from rich.console import Console
 
 from internvl_operator.core.run import read_status
-from internvl_operator.kubectl_ivft import logs, render, report, wait
+from internvl_operator.kubectl_ivft import completion, cost, diff, events, logs, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued
 from internvl_operator.kubectl_ivft.terminal import plain, plain_line
 
-_ABOUT = "List, explain, suspend and resume InternVLFineTunes."
+_ABOUT = "List, explain, compare, suspend and resume InternVLFineTunes."
 _EXAMPLES = """\
 examples:
   kubectl ivft list -A                  every run you may see, with what blocks it
   kubectl ivft status coco-lora         stages, progress, figures, artifacts, conditions
   kubectl ivft why coco-lora            the reason it does not run, and the next step
+  kubectl ivft events coco-lora         what happened to it and its pods, one line for each cause
   kubectl ivft logs coco-lora -f        the log of rank 0, through all stages, until the run ends
   kubectl ivft logs coco-lora --rank 3 --stage train --tail 100
   kubectl ivft wait coco-lora --timeout 24h && echo published
+  kubectl ivft cost coco-lora --price 2.5
+  kubectl ivft diff coco-lora coco-full what their configurations differ in, recipes and defaults included
   kubectl ivft suspend coco-lora        save a checkpoint and free every GPU
   kubectl ivft report coco-lora --out report.html
 
-It uses your own rights: get and list on internvlfinetunes, list on pods, get on pods/log, and get on workloads for
-Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error; `wait` ends with
-0 for a succeeded run, 3 for a failed one, 4 for a suspended one, and 5 when the time is over.
+It uses your own rights: get and list on internvlfinetunes, list on pods and events, get on pods/log, and get on
+workloads for Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error;
+`wait` ends with 0 for a succeeded run, 3 for a failed one, 4 for a suspended one, and 5 when the time is over.
 """
 _PIPED = 120  # columns of `status` in a file or another program
 _WIDE = 10_000  # of all other output there: programs read its lines, so no line is folded
+
+_DETAILS = {  # more than a line of help, by command
+    "wait": "Prints each change. Exit codes: 0 succeeded, 3 failed, 4 suspended, 5 time over, 1 error.",
+    "events": "Equal events are one line with a count, also when several workers had them; the newest are last, and "
+    "warnings are marked with !. A cluster keeps events for an hour by default.",
+    "cost": "Reads the times in the run's status: an attempt counts from its first pod on a node to its end. The "
+    "seconds in which its pods then terminate are not counted. GPUs are those that the pods request.",
+    "diff": "Compares what the trainer gets: the specs with the settings of their recipes and all defaults. A dash is "
+    "a field without a value. Addresses are compared without their queries.",
+    "completion": "Load it with `source <(kubectl-ivft completion bash)`, or zsh, or with `kubectl-ivft completion "
+    "fish | source`. kubectl completes `kubectl ivft` by itself when kubectl_complete-ivft is on the PATH.",
+}
 
 Options = argparse.Namespace
 Act = Callable[[Runs, argparse.Namespace, Console], int | None]
@@ -44,10 +59,15 @@ _Parser = argparse.ArgumentParser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 with a message on stderr, or that of `wait`."""
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [completion.COMMAND]:
+        return complete(words[1:])
+    options = _parser().parse_args(words)
     try:
-        runs = Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
-        return run_command(runs, options) or 0
+        if options.command == "completion":
+            print(completion.SCRIPTS[options.shell], end="")
+            return 0
+        return run_command(_connect(options), options) or 0
     except UserError as error:
         print(f"kubectl ivft: {plain(str(error))}", file=sys.stderr)
         return 1
@@ -56,6 +76,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+
+
+def complete(words: Sequence[str] | None = None) -> int:
+    """Print the candidates for the last word. `kubectl_complete-ivft` is this, and kubectl calls it."""
+    for line in completion.answer(_parser(), sys.argv[1:] if words is None else words, _names):
+        print(plain(line))
+    return 0
+
+
+def _names(before: list[str]) -> list[str]:
+    """The names of the runs; none when the cluster does not answer, as a shell shows no error."""
+    place = _Parser(add_help=False, parents=[_place(None)], exit_on_error=False)
+    try:
+        options, _ = place.parse_known_args(before)
+        return [raw["metadata"]["name"] for raw in _connect(options).all()]
+    except (UserError, argparse.ArgumentError):
+        return []
+
+
+def _connect(options: Options) -> Runs:
+    return Runs.connect(Place(options.kubeconfig, options.context, options.namespace))
 
 
 def _console(file: IO[str] | None = None, width: int | None = None) -> Console:
@@ -95,6 +136,30 @@ def _why(runs: Runs, options: Options, console: Console) -> None:
     console.print(render.explanation(options.name, explain(raw, status, _now(), queue=queue)))
 
 
+def _events(runs: Runs, options: Options, console: Console) -> None:
+    found = events.causes(runs.get(options.name), runs.events())
+    if found:
+        console.print(render.event_list(found, _now()))
+    else:
+        print(f"no events of the run {options.name!r}; a cluster keeps them for an hour by default", file=sys.stderr)
+
+
+def _cost(runs: Runs, options: Options, console: Console) -> None:
+    lines = cost.lines(read_status(runs.get(options.name).get("status") or {}).stages, _now())
+    if lines:
+        console.print(render.cost_table(lines, options.price))
+    else:
+        print(f"the status of the run {options.name!r} lists no attempt: no pod has had a node yet", file=sys.stderr)
+
+
+def _diff(runs: Runs, options: Options, console: Console) -> None:
+    found = diff.differences(runs.get(options.name), runs.get(options.other))
+    if found:
+        console.print(render.difference_table(found, options.name, options.other))
+    else:
+        print(f"{options.name} and {options.other} have the same configuration", file=sys.stderr)
+
+
 def _logs(runs: Runs, options: Options, _: Console) -> None:
     read = logs.follow if options.follow else logs.read
     lines = read(runs, options.name, stage=options.stage, rank=options.rank, tail=options.tail, tell=_tell)
@@ -111,6 +176,10 @@ def _wait(runs: Runs, options: Options, _: Console) -> int:
     if code == wait.TIMED_OUT:
         print(f"kubectl ivft: {options.name} has not ended after {options.timeout:.0f} s", file=sys.stderr)
     return code
+
+
+def _nothing(_: Runs, __: Options, ___: Console) -> None:
+    """`completion` needs no cluster."""
 
 
 def _suspend(runs: Runs, options: Options, _: Console) -> None:
@@ -152,6 +221,13 @@ def _duration(text: str) -> float:
     return float(int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
 
 
+def _price(text: str) -> float:
+    """A price of one GPU-hour, in any currency."""
+    if not re.fullmatch(r"[0-9]{1,9}([.][0-9]{1,6})?", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a price of one GPU-hour such as 2.5")
+    return float(text)
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -178,9 +254,8 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     def command(name: str, text: str, act: Act, *, named: bool = True) -> _Parser:
-        made = commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[_place(argparse.SUPPRESS)]
-        )
+        about = f"{text[0].upper()}{text[1:]}. {_DETAILS.get(name, '')}"
+        made = commands.add_parser(name, help=text, description=about, parents=[_place(argparse.SUPPRESS)])
         made.set_defaults(act=act)
         if named:
             made.add_argument("name", metavar="NAME", help="name of the InternVLFineTune")
@@ -190,6 +265,11 @@ def _parser() -> _Parser:
     listing.add_argument("-A", "--all-namespaces", action="store_true", help="list the runs of all namespaces")
     command("status", "stages, progress, figures, artifacts and conditions of a run", _status)
     command("why", "the reason a run does not run or has failed, and the next step", _why)
+    command("events", "what happened to a run and its pods, one line for each cause", _events)
+    pricing = command("cost", "GPU-hours of a run by stage and attempt", _cost)
+    pricing.add_argument("--price", type=_price, metavar="PRICE", help="price of a GPU-hour, such as 2.5")
+    comparing = command("diff", "the fields in which the configurations of two runs differ", _diff)
+    comparing.add_argument("other", metavar="OTHER", help="name of the run to compare with")
     reading = command("logs", "the log of one worker", _logs)
     reading.add_argument("--rank", type=int, default=0, help="rank of the worker (pod) in its group; default: 0")
     reading.add_argument("--stage", choices=get_args(StageName), help="default: the current stage, or the last one")
@@ -205,6 +285,8 @@ def _parser() -> _Parser:
     fetching.add_argument(
         "--out", type=Path, metavar="FILE", help="download it from S3, with AWS_* of your environment"
     )
+    shell = command("completion", "the completion script of a shell", _nothing, named=False)
+    shell.add_argument("shell", choices=completion.SHELLS, help="your shell")
     return parser
 
 

@@ -12,7 +12,7 @@ from kubernetes import client, config
 
 from internvl_operator.core.resources.names import queue_group, run_label
 from internvl_operator.kube.client import Api, ApiError, list_path, object_path
-from internvl_operator.kubectl_ivft.terminal import plain, plain_object
+from internvl_operator.kubectl_ivft.terminal import plain, plain_object, plain_value
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"
@@ -88,6 +88,14 @@ class Runs:
             return [plain_object(raw) for page in pages for raw in page["items"]]
         except ApiError as error:
             raise self._explained(error, "list pods") from error
+
+    def events(self) -> list[Raw]:
+        """Every event of the namespace."""
+        try:
+            pages = self._api.list_pages(list_path("Event", self.namespace))
+            return [plain_value(raw) for page in pages for raw in page["items"]]
+        except ApiError as error:
+            raise self._explained(error, "list events") from error
 
     def queue_reason(self, name: str, stage: str, attempt: int) -> str:
         """Kueue's message why it does not admit this attempt; empty without one or without the right to read it."""

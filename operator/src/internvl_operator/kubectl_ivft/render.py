@@ -13,6 +13,9 @@ from rich.text import Text
 
 from internvl_operator.core.run import read_status
 from internvl_operator.core.stages import ending
+from internvl_operator.kubectl_ivft.cost import Line
+from internvl_operator.kubectl_ivft.diff import Difference
+from internvl_operator.kubectl_ivft.events import Cause
 from internvl_operator.kubectl_ivft.explain import Explanation, Tone, explain
 from internvl_operator.kubectl_ivft.humanize import age, ago, clock, duration, took
 
@@ -70,6 +73,41 @@ def explanation(name: str, told: Explanation) -> RenderableType:
     if told.next_step:
         lines.append(Text.assemble(("next: ", "bold"), told.next_step))
     return Group(*lines)
+
+
+def event_list(causes: Iterable[Cause], now: datetime) -> RenderableType:
+    """One line for each cause, oldest first; a warning has a mark."""
+    table = _table("", "LAST SEEN", "COUNT", "OBJECT", "EVENT")
+    table.columns[2].justify = "right"
+    for each in causes:
+        mark = Text("!", "yellow") if each.warning else Text()
+        seen = f"{duration((now - each.last).total_seconds())} ago"
+        objects = each.objects[0] + (f" and {len(each.objects) - 1} more" if len(each.objects) > 1 else "")
+        event = Text.assemble((each.reason, "yellow" if each.warning else "bold"), ": ", each.message)
+        table.add_row(mark, seen, str(each.count), objects, event)
+    return table
+
+
+def cost_table(lines: Iterable[Line], price: float | None) -> RenderableType:
+    """The attempts with their GPU-hours and, given the price of one, their cost."""
+    money = ["COST"] if price is not None else []
+    table = _table("STAGE", "ATTEMPT", "STARTED (UTC)", "TOOK", "GPUS", "GPU-HOURS", *money, "ENDED")
+    for column in table.columns[4:-1]:
+        column.justify = "right"
+    for line in lines:
+        figures = [line.gpus, f"{line.gpu_hours:.2f}"]
+        figures += [f"{line.gpu_hours * price:.2f}"] if price is not None else []
+        style = "bold" if line.is_sum else None
+        table.add_row(line.stage, line.attempt, line.started, line.took, *figures, line.ended, style=style)
+    return table
+
+
+def difference_table(found: Iterable[Difference], first: str, second: str) -> RenderableType:
+    """One line for each field, with the value of either run."""
+    table = _table("FIELD", first, second)
+    for each in found:
+        table.add_row(each.field, each.first, each.second)
+    return table
 
 
 def _head(raw: Raw, status: InternVLFineTuneStatus, told: Explanation, now: datetime) -> Iterator[RenderableType]:

@@ -24,15 +24,16 @@ def plain_line(line: bytes) -> bytes:
 
 def plain_object(raw: dict[str, Any]) -> dict[str, Any]:
     """A raw object whose metadata and status, the parts that are shown, are plain."""
-    shown = {key: _plain_value(raw[key]) for key in ("metadata", "status") if key in raw}
+    shown = {key: plain_value(raw[key]) for key in ("metadata", "status") if key in raw}
     return raw | shown
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A JSON value whose strings and keys are plain."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
-        return {plain(key): _plain_value(part) for key, part in value.items()}
+        return {plain(key): plain_value(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_plain_value(part) for part in value]
+        return [plain_value(part) for part in value]
     return value
