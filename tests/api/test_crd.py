@@ -84,6 +84,7 @@ FREE_FORM = {
     "spec.podTemplate.tolerations[]", "spec.podTemplate.affinity", "spec.podTemplate.resources",
     "spec.podTemplate.imagePullSecrets[]", "spec.podTemplate.volumes[]", "spec.podTemplate.volumeMounts[]",
     "spec.podTemplate.env[]", "spec.training.deepspeed",
+    *(f"spec.podTemplate.stageResources.{stage}" for stage in ("preflight", "evaluate", "merge", "publish")),
 }  # fmt: skip
 
 

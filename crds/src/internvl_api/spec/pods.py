@@ -101,6 +101,32 @@ class Scheduling(ApiModel):
     )
 
 
+class StageResources(ApiModel):
+    """Requests and limits of the pods of single stages, in Kubernetes' own format."""
+
+    preflight: KubernetesObject | None = Field(None, description="Requests and limits of the preflight pod")
+    evaluate: KubernetesObject | None = Field(
+        None,
+        description="Requests and limits of a worker in baseline-evaluate and evaluate; default: podTemplate.resources",
+    )
+    merge: KubernetesObject | None = Field(None, description="Requests and limits of the merge pod")
+    publish: KubernetesObject | None = Field(None, description="Requests and limits of the publish pod")
+
+    def of(self, stage: str) -> KubernetesObject | None:
+        """The resources given for a stage; None when there are none."""
+        given: KubernetesObject | None = getattr(self, stage_field(stage), None)
+        return given
+
+
+def stage_field(stage: str) -> str:
+    """The field of `stageResources` that is about a stage: both evaluations share one, and train has none of its own.
+
+    >>> stage_field("baseline-evaluate")
+    'evaluate'
+    """
+    return stage.removeprefix("baseline-")
+
+
 class PodTemplate(ApiModel):
     """Settings of every worker pod, in Kubernetes' own format."""
 
@@ -114,6 +140,11 @@ class PodTemplate(ApiModel):
     affinity: KubernetesObject | None = Field(None, description="Affinity of the pods to nodes and to other pods")
     resources: KubernetesObject | None = Field(
         None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
+    )
+    stage_resources: StageResources = Field(
+        default_factory=StageResources,
+        description="Requests and limits of other stages. Without them, preflight, merge and publish request what the "
+        "operator's settings say, with the limits of cpu, memory and ephemeral-storage in `resources`",
     )
     priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
     service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")

@@ -75,7 +75,16 @@ def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 
 def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    given, field = spec.pod_template.resources or {}, "spec.podTemplate.resources"
+    template = spec.pod_template
+    no_gpu = "" if spec.gpus_per_worker else "spec.gpusPerWorker is 0; set GPUs there instead"
+    yield from _amounts("spec.podTemplate.resources", template.resources or {}, no_gpu)
+    for stage in type(template.stage_resources).model_fields:
+        given, alone = template.stage_resources.of(stage) or {}, stage != "evaluate"
+        why = "this stage uses no GPU; remove it" if alone else no_gpu
+        yield from _amounts(f"spec.podTemplate.stageResources.{stage}", given, why)
+
+
+def _amounts(field: str, given: dict[str, Any], no_gpu: str) -> Iterator[Violation]:
     yield from _unknown(field, given, _KNOWN["resources"])
     for part in ("limits", "requests"):
         amounts = given.get(part) or {}
@@ -86,9 +95,8 @@ def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
             if isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount)):
                 text = f"found {amount!r}, expected a quantity such as 8, 500m or 64Gi"
                 yield Violation(f"{field}.{part}.{name}", text)
-        if GPU in amounts and not spec.gpus_per_worker:
-            text = f"found {amounts[GPU]}, but spec.gpusPerWorker is 0; set GPUs there instead"
-            yield Violation(f"{field}.{part}.{GPU}", text)
+        if GPU in amounts and no_gpu:
+            yield Violation(f"{field}.{part}.{GPU}", f"found {amounts[GPU]}, but {no_gpu}")
 
 
 def _unknown(field: str, item: dict[str, Any], known: tuple[str, ...]) -> Iterator[Violation]:

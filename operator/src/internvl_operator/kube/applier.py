@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from internvl_api.constants import API_VERSION, KIND
+from internvl_api.constants import API_VERSION, KIND, LABEL_STAGE
 from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator.core.observe import Pod, owner
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies.refused_child import refusal_reason
 from internvl_operator.core.run import Key, Run
 from internvl_operator.kube.cache import Collection, RunCache, contains
 from internvl_operator.kube.client import Api, ApiError, resource_of
@@ -142,7 +143,9 @@ class Applier:
             if error.refused:
                 if obj["kind"] == "Pod":
                     self._check_name_is_free(obj)
-                raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
+                stage = obj["metadata"]["labels"].get(LABEL_STAGE) if obj["kind"] == "Pod" else None
+                problem = error.status, error.reason, error.message
+                raise Refused(*refusal_reason(name, stage, obj["metadata"]["namespace"], *problem)) from error
             raise
 
     def _check_name_is_free(self, obj: Raw) -> None:
@@ -202,9 +205,3 @@ def _owner_uid(child: Pod | Raw) -> str | None:
 
 def _key(obj: Raw) -> Key:
     return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
-
-
-def _reason(error: ApiError) -> str:
-    if "exceeded quota" in error.message:
-        return "QuotaExceeded"
-    return "NameTaken" if error.status == 409 else f"{error.reason or 'Invalid'}Child"

@@ -13,7 +13,6 @@ from internvl_api.constants import (
     ENV_ATTEMPT,
     ENV_IMAGE,
     ENV_JOB_UID,
-    GPU,
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
@@ -23,7 +22,7 @@ from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.resources import credentials, gang, names
+from internvl_operator.core.resources import credentials, gang, names, requirements
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
@@ -98,7 +97,7 @@ def _container(run: Run, stage: Stage, attempt: int, rank: int, config: Operator
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
         "env": _env(run, stage, attempt, rank, config),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
-        "resources": _resources(spec, stage, config),
+        "resources": requirements.build(spec, stage, config),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -141,20 +140,6 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]
-
-
-def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
-    if not stage.parallel:
-        return config.stage_resources
-    given = spec.pod_template.resources
-    resources: dict[str, Any] = dict(config.worker_resources if given is None else given)
-    gpus = stage.gpus(spec)
-    limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
-    requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
-    if gpus:  # an extended resource: its request defaults to its limit and must equal it
-        limits[GPU] = str(gpus)
-    chosen = {"limits": limits, "requests": requests}
-    return {k: v for k, v in (resources | chosen).items() if v}
 
 
 def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
