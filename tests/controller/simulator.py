@@ -30,7 +30,7 @@ STAGES = ("preflight", "train", "publish")
 class Operator:
     """One process of the operator. A new one lists everything; then it knows only what it has heard."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, settings: Settings = SETTINGS) -> None:
         self.server = server
         self.requeue: float | None = None  # seconds until the pass that the last pass asked for
         self._connection = _Connection(server)
@@ -44,7 +44,7 @@ class Operator:
             rank_probe=self.probe,  # type: ignore[arg-type]
             now=lambda: server.now,
         )
-        self._controller = Controller(SETTINGS, self._connection, parts)  # type: ignore[arg-type]
+        self._controller = Controller(settings, self._connection, parts)  # type: ignore[arg-type]
         self._runs_heard = len(server.log)
         for raw in server.objects[KIND].values():
             self._controller.run_seen(clone(raw))

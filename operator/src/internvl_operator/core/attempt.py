@@ -33,7 +33,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     if not workers and not created:
         return Decision()
     size = stage.size(context.run.spec)
-    found = failure_policy.classify(workers, size if created else len({pod.rank for pod in workers}))
+    expected = size if created else len({pod.rank for pod in workers})
+    found = failure_policy.classify(workers, expected, pods.image_setting(context.run.spec))
     if found is None or found.secondary:
         found = container_restart.restarted_in_place(context) or found
     if found and found.kind == "succeeded" and len(workers) < size:
@@ -80,7 +81,7 @@ def watch(context: ReconcileContext, stage: Stage) -> None:
         context.apply += _shared(context, stage, only_missing=True)
     running = sum(pod.running for pod in context.workers)
     done = context.status.workers.succeeded
-    problem = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+    problem = startup_problem(context.workers, context.run.spec, context.run.namespace)
     if problem is None:
         problem = slow_start(context.workers, context.run.spec, context.now)
         if left := seconds_to_notice(context.workers, context.now):

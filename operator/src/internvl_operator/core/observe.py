@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from internvl_api.constants import (
+    ANNOTATION_DEFAULTS_DIGEST,
     ANNOTATION_POD_DIGEST,
     ANNOTATION_RUN_DIGEST,
     KIND,
@@ -35,6 +36,7 @@ class Pod:
     rank: int
     run_digest: str = ""
     pod_digest: str = ""
+    defaults_digest: str = ""
     phase: str = "Pending"
     node: str | None = None
     ip: str | None = None
@@ -71,6 +73,11 @@ class Pod:
     def running(self) -> bool:
         """Its processes run."""
         return self.phase == "Running" and not self.finished
+
+    @property
+    def unstarted(self) -> bool:
+        """Its container has not run yet: it waits for a node, an image or a volume."""
+        return self.phase == "Pending" and not self.finished
 
     @property
     def active(self) -> bool:
@@ -146,6 +153,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         rank=int(rank),
         run_digest=annotations.get(ANNOTATION_RUN_DIGEST, ""),
         pod_digest=annotations.get(ANNOTATION_POD_DIGEST, ""),
+        defaults_digest=annotations.get(ANNOTATION_DEFAULTS_DIGEST, ""),
         phase=status.get("phase", "Pending"),
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),

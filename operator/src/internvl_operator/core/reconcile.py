@@ -5,6 +5,7 @@ Rules that are decided here:
   logs stay readable. cleanPodPolicy: All deletes them when the run ends.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change except runPolicy restarts
   the pipeline, where the trainer skips stages that the change does not affect. Neither counts as a restart.
+- An unstarted pod that was made with other settings of the operator (its default image) is made again; no restart.
 - A Complete run ignores changes of its spec, and its Ready condition says so. A Failed run starts again with a full
   budget as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run resets, as a Kubernetes Job does.
@@ -17,13 +18,13 @@ from internvl_api.status import Progress, Restarts, StageStatus, Workers
 from internvl_operator.core import attempt, progress, stages
 from internvl_operator.core.conditions import is_true, with_note_on_ready
 from internvl_operator.core.context import ReconcileContext
-from internvl_operator.core.observe import Observed
+from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.policies import oom_policy, run_policy
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
-from internvl_operator.core.resources import gang
+from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
@@ -165,9 +166,22 @@ def _follow_spec(context: ReconcileContext) -> None:
         status.stages, status.artifacts = stages.fresh(run.spec), {}
         status.evaluation = status.micro_batch_size = None
         status.progress = status.progress_text = status.checkpoint = None
-    if any((pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest) for pod in context.workers):
+    if any(_is_out_of_date(context, pod) for pod in context.workers):
         _close_attempt(context)
     status.run_digest = run.run_digest
+
+
+def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:
+    """Whether a worker has an earlier spec, or has not started and has settings that the operator has no more.
+
+    Pods of an operator that recorded no digest of its settings are left alone, so that an upgrade restarts nothing.
+    """
+    run = context.run
+    if (pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest):
+        return True
+    stage = context.stage
+    known = ("", pods.defaults_digest(run.spec, stage, context.config) if stage else "")
+    return pod.unstarted and pod.defaults_digest not in known
 
 
 def _close_attempt(context: ReconcileContext) -> None:
@@ -206,7 +220,7 @@ def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None
     if policy.suspend:
         _suspend(context, stage)
     elif left is not None and left <= 0:
-        found = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+        found = startup_problem(context.workers, context.run.spec, context.run.namespace)
         _fail(context, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, found))
         context.delete_anyway = True
     elif ended is None:

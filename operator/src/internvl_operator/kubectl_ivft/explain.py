@@ -17,7 +17,8 @@ _PATIENCE = 15.0  # seconds within which a running operator processes a change
 # The next step for each reason whose message lacks one. {run}, {n} (-n NAMESPACE) and {stage} are filled in.
 _NEXT: dict[str, str] = {
     "SecretMissing": "create that Secret, or correct its name; the run then continues by itself",
-    "ImagePullFailed": "correct spec.podTemplate.image, or set spec.podTemplate.imagePullSecrets: "
+    "ClaimMissing": "create that PersistentVolumeClaim, or correct its name; the run then continues by itself",
+    "ImagePullFailed": "correct the image where the message says, or set spec.podTemplate.imagePullSecrets: "
     "kubectl{n} edit ivft {run}",
     "Unschedulable": "wait for nodes, or request less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
     "and nodeSelector): kubectl{n} edit ivft {run}",

@@ -30,7 +30,8 @@ def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
     if left := run_policy.left(since, limit, context.now):
         return Decision(wait=left, record=record)
     pod = next((pod for pod in unscheduled if pod.unschedulable), unscheduled[0])
-    reason = pod.unschedulable or "no reason from the scheduler"
+    found = startup_problem([pod], context.run.spec, context.run.namespace)
+    reason = found.message if found and found.stalled else pod.unschedulable or "no reason from the scheduler"
     scheduled = f"{len(context.workers) - len(unscheduled)} of {stage.size(context.run.spec)} workers"
     text = (
         f"pod {pod.name} found no node within {limit} s (spec.runPolicy.schedulingDeadlineSeconds): {reason}; "
@@ -53,7 +54,7 @@ def _start_deadline(context: ReconcileContext) -> Decision:
 
 
 def _not_started(context: ReconcileContext, pod: Pod, limit: int) -> str:
-    found = startup_problem([pod], context.run.spec.secrets, context.run.namespace)
+    found = startup_problem([pod], context.run.spec, context.run.namespace)
     missing = found.message if found else missing_prerequisite(pod, context.run.spec)
     cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
     text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"

@@ -1,10 +1,13 @@
 """Build the pods of a group; one builder for every stage."""
 
+import hashlib
+import json
 import re
 from pathlib import PurePosixPath
 from typing import Any
 
 from internvl_api.constants import (
+    ANNOTATION_DEFAULTS_DIGEST,
     ANNOTATION_POD_DIGEST,
     ANNOTATION_RUN_DIGEST,
     CACHE_PATH,
@@ -29,6 +32,7 @@ from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
 USER_ID = 10001  # the image's user
+DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _SHM = "/dev/shm"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
@@ -42,7 +46,7 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
     labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
     metadata = owned_metadata(run, names.pod(run.name, stage.name, rank), {**template.labels, **labels})
-    metadata["annotations"] = template.annotations | _annotations(run) | gang.annotations(run, stage)
+    metadata["annotations"] = template.annotations | _annotations(run, stage, config) | gang.annotations(run, stage)
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "hostname": metadata["name"],
@@ -64,8 +68,26 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
 
 
-def _annotations(run: Run) -> dict[str, str]:
+def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> str:
+    """Digest of the operator's settings that decide a pod of this stage; settings that the spec overrides do not."""
+    parts = {
+        "image": None if spec.pod_template.image else config.trainer_image,
+        "pullPolicy": config.image_pull_policy,
+        "resources": requirements.build(spec, stage, config),
+        "cache": config.cache_host_path,
+        "privateAddresses": config.allow_private_addresses,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def image_setting(spec: InternVLFineTuneSpec) -> str:
+    """Where a run's image is set, for messages."""
+    return "spec.podTemplate.image" if spec.pod_template.image else DEFAULT_IMAGE
+
+
+def _annotations(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, str]:
     return {
+        ANNOTATION_DEFAULTS_DIGEST: defaults_digest(run.spec, stage, config),
         ANNOTATION_RUN_DIGEST: run.run_digest,
         ANNOTATION_POD_DIGEST: run.pod_digest,
         "prometheus.io/scrape": "true",
