@@ -96,3 +96,23 @@ def test_no_pod_is_left_of_a_published_run_that_wants_them_all_gone() -> None:
     assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
     world.later(3600)
     assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param({"training": {"maxSteps": -1}}, id="a-wrong-value"),
+        pytest.param({"recipe": "none-of-this-name"}, id="a-recipe-that-is-gone"),
+    ],
+)
+def test_a_finished_run_obeys_its_run_policy_whatever_else_is_wrong(mistake: Raw) -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.edit_spec(**mistake, runPolicy={"cleanPodPolicy": "All", "ttlSecondsAfterFinished": 60})
+    world.operator.settle()
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+    assert world.operator.requeue == 60
+    clock(world.server, 60)
+    world.operator.run_pass()
+    assert not any(world.server.objects.values())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
 
+from internvl_operator.core.conditions import note_of_change
 from internvl_operator.core.plan import Event
 from internvl_operator.core.stages import ending
 
@@ -21,6 +22,8 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
         told, tells = _find(old, kind), _find(new, kind)
         if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
             yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+    if (note := note_of_change(new.conditions)) and not note_of_change(old.conditions):
+        yield Event("Warning", "SpecChangeIgnored", note)
     told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
     if tells and tells.status == "False" and (told is None or told.message != tells.message):
         yield Event("Warning", tells.reason, tells.message)

@@ -16,7 +16,7 @@ from datetime import datetime
 from internvl_api.status import Progress, Restarts, StageStatus, Workers
 
 from internvl_operator.core import attempt, progress, stages
-from internvl_operator.core.conditions import is_true, with_note_on_ready
+from internvl_operator.core.conditions import is_true, with_note_of_change
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.operator_config import OperatorConfig
@@ -27,8 +27,6 @@ from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
-
-_NO_EFFECT = "; the spec changed after publishing and has no effect: create a new InternVLFineTune for another result"
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
@@ -98,24 +96,24 @@ def _stays_finished(run: Run) -> bool:
 
 
 def _keep_finished(context: ReconcileContext) -> None:
-    """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed."""
+    """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed.
+
+    runPolicy applies by itself: the rest of the spec may have become invalid since.
+    """
     run, status = context.run, context.status
     changed = status.run_digest not in (None, run.run_digest)
-    status.conditions = with_note_on_ready(status.conditions, _NO_EFFECT, noted=changed)
-    spec = run.resolved.spec
-    clean = spec.run_policy.clean_pod_policy if spec else "Running"
+    status.conditions = with_note_of_change(status.conditions, changed=changed)
+    clean = run.run_policy.clean_pod_policy
     if clean != "None":
         context.remove([pod for pod in context.own_pods if clean == "All" or not pod.finished])
         context.release(context.own_pods)
-    if spec is None:
-        return
-    left = run_policy.ttl_left(context.run.spec.run_policy, context.status, context.now)
+    left = run_policy.ttl_left(run.run_policy, context.status, context.now)
     if left is None:
         return
     if left > 0:
         context.wait(left)
     else:
-        context.delete[context.run.uid] = Ref("InternVLFineTune", context.run.name, context.run.uid)
+        context.delete[run.uid] = Ref("InternVLFineTune", run.name, run.uid)
 
 
 def _keep_invalid(context: ReconcileContext, reason: str, message: str) -> None:
