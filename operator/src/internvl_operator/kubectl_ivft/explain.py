@@ -23,7 +23,7 @@ _NEXT: dict[str, str] = {
     "Unschedulable": "wait for nodes, or request less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
     "and nodeSelector): kubectl{n} edit ivft {run}",
     "QuotaExceeded": "ask for a larger quota of the namespace, or end another run: kubectl ivft{n} list",
-    "NameTaken": "delete or rename the object with that name; the run then continues by itself",
+    "NameTaken": "delete the objects that the message names; the run then continues by itself",
     "AccessDenied": "check the keys in the Secrets that spec.secrets names, and their read and write permissions",
     "Unavailable": "wait for the storage; the run tries again by itself",
     "OutOfMemory": "raise spec.podTemplate.resources' memory limit, or lower spec.training.dataWorkers",
