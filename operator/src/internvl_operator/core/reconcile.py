@@ -28,6 +28,8 @@ from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
+ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
+
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
     """The plan of this pass. Never raises for anything that a user or a cluster may contain."""
@@ -198,7 +200,10 @@ def _advance(context: ReconcileContext) -> None:
         if ended is None or ended.kind != "succeeded":
             _act(context, stage, ended)
             return
+        published = _found_published(context, stage)
         _succeed(context, stage)
+        if published:
+            return _complete_at_once(context)
     _complete(context)
 
 
@@ -264,12 +269,27 @@ def _succeed(context: ReconcileContext, stage: Stage) -> None:
     context.status.workers, context.status.containers = attempt.count(context), []
 
 
-def _complete(context: ReconcileContext) -> None:
+def _found_published(context: ReconcileContext, stage: Stage) -> bool:
+    """Whether preflight found the results of every stage, as after the deletion of a published run's resource."""
+    return stage.name == "preflight" and any(
+        pod.result is not None and pod.result.reason == ALREADY_PUBLISHED for pod in context.workers
+    )
+
+
+def _complete_at_once(context: ReconcileContext) -> None:
+    for entry in context.status.stages:
+        if entry.state != "Succeeded":
+            entry.state, entry.finished_at = "Skipped", context.timestamp()
+    output = context.run.spec.output
+    _complete(context, ALREADY_PUBLISHED, f"found published at {output}; nothing was trained again")
+
+
+def _complete(context: ReconcileContext, reason: str = "Published", message: str = "") -> None:
     context.status.finished_at = context.timestamp()
     context.status.retry_at = None
     context.status.workers = Workers(succeeded=1)
     context.status.progress_text = progress.figures(context.status.progress or Progress())
-    context.set_phase("Succeeded", "Published", f"published at {context.run.spec.output}")
+    context.set_phase("Succeeded", reason, message or f"published at {context.run.spec.output}")
     _keep_finished(context)
 
 
