@@ -75,7 +75,8 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_says_where() -> None:
 
 
 def test_a_worker_killed_for_its_memory_is_not_started_for_ever() -> None:
-    world = World(runPolicy={"backoffLimit": 1})
+    resources = {"limits": {"memory": "3Gi"}}
+    world = World(runPolicy={"backoffLimit": 1}, podTemplate={"resources": resources})
     world.reach("train")
     for _ in range(2):
         killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-31T11:00:00Z"}
@@ -85,7 +86,7 @@ def test_a_worker_killed_for_its_memory_is_not_started_for_ever() -> None:
         train_again(world)
     failed = world.server.condition("Failed")
     assert failed["reason"] == "BackoffLimitExceeded"
-    assert "used more memory than its limit" in failed["message"]
+    assert "used more memory than its limit of 3Gi: raise spec.podTemplate.resources.limits.memory" in failed["message"]
 
 
 @pytest.mark.parametrize(

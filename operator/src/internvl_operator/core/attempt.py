@@ -10,7 +10,7 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import stages
+from internvl_operator.core import progress, stages
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.policies import (
     container_restart,
@@ -45,8 +45,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
             return Decision(wait=wait)
     if found:
         return Decision(found)
-    progress = progress_deadline.decide(context, stage)
-    return progress if progress.outcome else progress | start_deadlines.decide(context, stage)
+    hang = progress_deadline.decide(context, stage)
+    return hang if hang.outcome else hang | start_deadlines.decide(context, stage)
 
 
 def start(context: ReconcileContext, stage: Stage) -> None:
@@ -130,6 +130,7 @@ def begin_next(context: ReconcileContext) -> None:
     context.status.attempt += 1
     context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
     context.status.containers = []
+    progress.between_workers(context)
     context.remove([pod for pod in context.old_pods if pod.active])
     context.wait(run_policy.seconds_until(context.status.retry_at, context.now))
 

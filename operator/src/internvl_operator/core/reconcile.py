@@ -52,7 +52,6 @@ def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfi
 def rejected(run: Run, reason: str, message: str, now: datetime, config: OperatorConfig) -> Plan:
     """The plan after the API server refused a write: the recorded status, Stalled with the server's message."""
     context = ReconcileContext.begin(run, Observed(), now, config)
-    context.status.attempt = run.status.attempt
     context.set_phase("Stalled", reason, message)
     return context.plan()
 
@@ -265,6 +264,7 @@ def _succeed(context: ReconcileContext, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
     entry.attempt = context.status.attempt
     context.status.failures, context.status.infrastructure_failures, context.status.retry_at = 0, 0, None
+    progress.between_workers(context)
     context.status.progress_at = context.status.unscheduled_since = context.status.progress_text = None
     context.status.workers, context.status.containers = attempt.count(context), []
 

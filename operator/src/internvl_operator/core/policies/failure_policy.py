@@ -14,6 +14,7 @@ from internvl_api.constants import ExitCode
 
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.policies.outcome import RESUME, Budget, Kind, Outcome
+from internvl_operator.core.resources import requirements
 
 _DISK_FULL = "DiskFull"
 # Only the user, or time, can fix these. The reason of a StageResult replaces the one here.
@@ -190,13 +191,22 @@ def _exited(pod: Pod, who: str, image: str) -> Outcome:
     if pod.exit_reason in _NO_START:
         return Outcome("stall", "ContainerNotStarted", f"{image}: {who} could not start: {message}")
     if pod.exit_reason == "OOMKilled":
-        return Outcome("retry", "OutOfMemory", f"{who} used more memory than its limit", "user")
+        return Outcome("retry", "OutOfMemory", f"{who} {_out_of_memory(pod)}", "user")
     ending = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
     text = f"{who}: {ending}" + (f": {message}" if message else "")
     if code == _ABORT and result is None:  # NCCL's watchdog aborts a process whose peer hangs or is lost
         return Outcome("retry", "WorkerAborted", text, "infrastructure", secondary=True)
     default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
     return Outcome("retry", result.reason if result else default, text, "user")
+
+
+def _out_of_memory(pod: Pod) -> str:
+    """What a worker killed for host memory had, and what to change; it stays true when a budget ends the run."""
+    field = requirements.setting(pod.stage)
+    if not pod.memory_limit:
+        return f"has no memory limit, and its node ran out of memory: request what it uses in {field}.requests.memory"
+    fewer = " or lower spec.training.dataWorkers" if pod.stage == "train" else ""
+    return f"used more memory than its limit of {pod.memory_limit}: raise {field}.limits.memory{fewer}"
 
 
 def _by_reason(reason: str, words: str) -> Outcome | None:
