@@ -13,6 +13,7 @@ from internvl_api.status import StageStatus, Workers
 from internvl_operator.core import progress, stages
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.policies import (
+    bad_nodes,
     container_restart,
     failure_policy,
     oom_policy,
@@ -63,7 +64,8 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     have = {pod.rank for pod in context.workers}
     ranks = [rank for rank in range(stage.size(context.run.spec)) if rank not in have]
     context.apply += _shared(context, stage)
-    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config) for rank in ranks]
+    avoid = bad_nodes.avoided(status)
+    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config, avoid) for rank in ranks]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = context.timestamp()
     status.retry_at = None

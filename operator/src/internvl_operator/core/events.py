@@ -6,6 +6,7 @@ from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
 
 from internvl_operator.core.conditions import note_of_change
 from internvl_operator.core.plan import Event
+from internvl_operator.core.policies import bad_nodes
 from internvl_operator.core.stages import ending
 
 
@@ -24,6 +25,8 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
             yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
     if (note := note_of_change(new.conditions)) and not note_of_change(old.conditions):
         yield Event("Warning", "SpecChangeIgnored", note)
+    for node in sorted({*bad_nodes.avoided(new)} - {*bad_nodes.avoided(old)}):
+        yield Event("Warning", "NodeAvoided", f"node {node} failed twice under this run; its next attempts avoid it")
     told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
     if tells and tells.status == "False" and (told is None or told.message != tells.message):
         yield Event("Warning", tells.reason, tells.message)

@@ -21,7 +21,7 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
-from internvl_operator.core.policies import oom_policy, run_policy
+from internvl_operator.core.policies import bad_nodes, container_restart, oom_policy, run_policy
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang, pods
@@ -228,6 +228,8 @@ def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None
     elif ended is None:
         _go_on(context, stage)
     else:
+        restarted = container_restart.restarted_pod(context)
+        context.status.node_failures = bad_nodes.counted(context.status, context.workers, restarted)
         ended = oom_policy.decide(ended, stage.name, _smaller_micro_batch(context), policy)
         ended = run_policy.within_budget(ended, context.status, policy)
         (_fail if ended.kind == "fail" else attempt.end)(context, stage, ended)

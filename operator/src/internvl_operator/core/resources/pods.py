@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,7 +26,7 @@ from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig
-from internvl_operator.core.resources import credentials, gang, names, requirements
+from internvl_operator.core.resources import credentials, gang, names, node_affinity, requirements
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
@@ -40,8 +41,13 @@ _SHM = "/dev/shm"
 _LOST_NODE_SECONDS = 30
 
 
-def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
-    """The object to apply for one worker. Raises SpecError when the run's spec is invalid."""
+def build(
+    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The object to apply for one worker. Raises SpecError when the run's spec is invalid.
+
+    `avoid`: names of nodes that it must not run on.
+    """
     spec, template = run.spec, run.spec.pod_template
     labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
@@ -65,7 +71,7 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
         "containers": [_container(run, stage, attempt, rank, config)],
         "volumes": _volumes(run, config),
     }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec, avoid)}
 
 
 def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> str:
@@ -96,11 +102,11 @@ def _annotations(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, st
     }
 
 
-def _placement(spec: InternVLFineTuneSpec) -> dict[str, Any]:
+def _placement(spec: InternVLFineTuneSpec, avoid: Sequence[str]) -> dict[str, Any]:
     template = spec.pod_template
     chosen = {
         "nodeSelector": template.node_selector,
-        "affinity": template.affinity,
+        "affinity": node_affinity.without(template.affinity, avoid),
         "priorityClassName": template.priority_class_name,
         "serviceAccountName": template.service_account_name,
         "runtimeClassName": template.runtime_class_name,
