@@ -61,7 +61,7 @@ class Server:
                 return clone(found)
             return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
 
-    def patch_metadata(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
+    def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
         with self._write("patch", {"kind": kind, "metadata": {"name": name}}):
             found, wanted = self.objects[kind][name]["metadata"], clone(patch["metadata"])
             if any(found[key] != wanted[key] for key in ("uid", "resourceVersion")):

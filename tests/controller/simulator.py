@@ -143,7 +143,7 @@ class _Connection:
         self.heard: dict[str, int] = {}  # kind -> position in the server's log
         self.limit: int | None = None
         self._server = server
-        self.patch_metadata = server.patch_metadata
+        self.patch = server.patch
         self._kinds = {list_path(kind, None): kind for kind in CHILDREN}
         self.apply, self.apply_status = server.apply, server.apply_status
         self.delete, self.find = server.delete, server.find

@@ -110,7 +110,7 @@ class Api:
             body["gracePeriodSeconds"] = 0
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
-    def patch_metadata(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
+    def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
         """Merge `patch` into an object; 409 when its uid or resourceVersion differs from the patch's."""
         return self._write("patch", kind, "PATCH", object_path(kind, namespace, name), patch, content=_MERGE)
 

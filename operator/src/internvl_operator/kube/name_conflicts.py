@@ -46,7 +46,7 @@ class NameConflicts:
         if left and run.adopt and orphans.same_output(run, left):
             for kind, raw in left:
                 patch = orphans.adoption(run, raw)
-                answer = self._api.patch_metadata(kind, run.namespace, raw["metadata"]["name"], patch)
+                answer = self._api.patch(kind, run.namespace, raw["metadata"]["name"], patch)
                 self._children[kind].answered(answer)
             raise Adopted(f"adopted {len(left)} orphaned children of an earlier run {run.name!r}")
         raise Refused("NameTaken", orphans.conflict(run, taken, left))

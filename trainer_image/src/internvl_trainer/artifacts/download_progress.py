@@ -56,8 +56,9 @@ def progress_text(uri: str, arrived: int, total: int) -> str:
 
 
 def _text(size: int) -> str:
-    unit, name = next(pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= pair[0] or pair[1] == "kB")
-    return f"{size / unit:.1f} {name}"
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _size(folder: Path) -> int:
