@@ -43,9 +43,20 @@ def test_a_stage_without_gpus_gets_the_workers_compute_limits(stage: str) -> Non
     }
 
 
-def test_a_request_is_never_above_a_derived_limit() -> None:
-    found = resources("preflight", resources={"limits": {"cpu": "50m", "memory": "0.25Gi"}})
-    assert found["requests"] == {"cpu": "50m", "memory": "0.25Gi"}
+@pytest.mark.parametrize(
+    ("workers", "config", "limits"),
+    [
+        pytest.param({"cpu": "50m", "memory": "150Mi"}, {}, {"cpu": "1", "memory": "4Gi"}, id="a-small-worker"),
+        pytest.param({"memory": 5e9}, {}, {"memory": 5e9}, id="in-bytes"),
+        pytest.param({"memory": "5Gi"}, {"requests": {"memory": "8Gi"}}, {"memory": "8Gi"}, id="a-larger-request"),
+        pytest.param({"ephemeral-storage": "1Gi"}, {}, None, id="no-limit-of-disk"),
+    ],
+)
+def test_a_derived_limit_leaves_room_for_the_stage(workers: Raw, config: Raw, limits: Raw | None) -> None:
+    operator = OperatorConfig(stage_resources=config) if config else CONFIG
+    found = resources("preflight", operator, resources={"limits": workers})
+    assert found.get("limits") == limits
+    assert found["requests"] == operator.stage_resources["requests"]
 
 
 def test_the_administrators_limits_stay() -> None:

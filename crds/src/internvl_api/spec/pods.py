@@ -144,7 +144,7 @@ class PodTemplate(ApiModel):
     stage_resources: StageResources = Field(
         default_factory=StageResources,
         description="Requests and limits of other stages. Without them, preflight, merge and publish request what the "
-        "operator's settings say, with the limits of cpu, memory and ephemeral-storage in `resources`",
+        "operator's settings say, with the limits of cpu (at least 1) and memory (at least 4Gi) in `resources`",
     )
     priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
     service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")

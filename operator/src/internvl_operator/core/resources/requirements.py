@@ -12,8 +12,9 @@ from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.stages import Stage
 
 Amounts = dict[str, Any]
-# What a ResourceQuota or LimitRange on limits counts; a worker's other limits (network cards, huge pages) are its own.
-_COMPUTE = ("cpu", "memory", "ephemeral-storage")
+# The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
+# the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
+_DERIVED = {"cpu": "1", "memory": "4Gi"}
 _UNITS = {unit: Decimal(1000) ** power for power, unit in enumerate(("n", "u", "m", "", *"kMGTPE"), start=-3)}
 _UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)}
 
@@ -46,13 +47,13 @@ def _with_gpus(resources: Amounts, gpus: int) -> dict[str, Any]:
 def _within_limits(defaults: Amounts, limits: Amounts) -> dict[str, Any]:
     """The defaults with the limits that workers have, as a namespace's policy asks every pod for the same limits."""
     own = defaults.get("limits") or {}
-    derived = {k: v for k, v in limits.items() if k in _COMPUTE and k not in own}
-    if not derived:
-        return defaults
-    requests = {
-        k: min(v, derived[k], key=_size) if k in derived else v for k, v in (defaults.get("requests") or {}).items()
+    requests = defaults.get("requests") or {}
+    derived = {
+        k: max(v, least, requests.get(k, least), key=_size)
+        for k, v in limits.items()
+        if k not in own and (least := _DERIVED.get(k))
     }
-    return defaults | {"requests": requests, "limits": derived | own}
+    return defaults | {"limits": derived | own} if derived else defaults
 
 
 def _size(quantity: Any) -> Decimal:
