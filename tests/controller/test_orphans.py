@@ -1,9 +1,12 @@
 """Objects under the names of a run's children that it does not own: foreign ones, and those of an orphaned run."""
 
+from collections.abc import Iterator
+
 import pytest
 from controller.builders import Raw, custom_resource
 from controller.simulator import Operator, World
 from internvl_api.constants import KIND
+from internvl_operator.kube.client import ApiError
 
 ADOPT = {"internvl.dev/adopt": "true"}
 
@@ -116,3 +119,39 @@ def test_a_foreign_object_is_never_adopted() -> None:
         "delete it, or rename the run"
     )
     assert owners(world) == {""}
+
+
+def test_a_scheduler_whose_crd_is_missing_hides_no_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.reach("train")
+    again(world)
+    connection = world.operator._connection
+    pages = connection.list_pages
+
+    def list_pages(path: str, *, selector: str) -> Iterator[Raw]:
+        if "podgroups" in path and "team" in path:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        return pages(path, selector=selector)
+
+    monkeypatch.setattr(connection, "list_pages", list_pages)
+    passes(world, 1)
+    assert world.server.condition("Stalled")["reason"] == "NameTaken"
+
+
+def test_an_orphan_that_changes_meanwhile_is_adopted_by_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.reach("train")
+    again(world, ADOPT)
+    connection, once = world.operator._connection, [True]
+    patch = connection.patch
+
+    def conflict_once(kind: str, namespace: str, name: str, body: Raw) -> Raw:
+        if kind == "Service" and once:
+            once.clear()
+            raise ApiError(409, "Conflict", "the object has been modified")
+        return patch(kind, namespace, name, body)
+
+    monkeypatch.setattr(connection, "patch", conflict_once)
+    world.operator.settle()
+    assert owners(world) == {"another"}
+    assert world.status["phase"] == "Running"

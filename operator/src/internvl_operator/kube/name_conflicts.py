@@ -8,7 +8,7 @@ from internvl_operator.core.resources import orphans
 from internvl_operator.core.resources.orphans import Child
 from internvl_operator.core.run import Run
 from internvl_operator.kube.cache import Collection
-from internvl_operator.kube.client import Api, list_path, resource_of
+from internvl_operator.kube.client import Api, ApiError, list_path, resource_of
 
 Raw = dict[str, Any]
 
@@ -44,15 +44,27 @@ class NameConflicts:
     def _resolve(self, run: Run, taken: Sequence[Child]) -> NoReturn:
         left = [Child(kind, raw) for kind in self._children for raw in self._orphans(run, kind)]
         if left and run.adopt and orphans.same_output(run, left):
-            for kind, raw in left:
-                patch = orphans.adoption(run, raw)
-                answer = self._api.patch(kind, run.namespace, raw["metadata"]["name"], patch)
-                self._children[kind].answered(answer)
+            for child in left:
+                self._adopt(run, child)
             raise Adopted(f"adopted {len(left)} orphaned children of an earlier run {run.name!r}")
         raise Refused("NameTaken", orphans.conflict(run, taken, left))
 
+    def _adopt(self, run: Run, child: Child) -> None:
+        try:
+            answer = self._api.patch(child.kind, run.namespace, child.name, orphans.adoption(run, child.raw))
+        except ApiError as error:
+            if error.status not in (404, 409):  # deleted or changed meanwhile: the next pass looks again
+                raise
+        else:
+            self._children[child.kind].answered(answer)
+
     def _orphans(self, run: Run, kind: str) -> list[Raw]:
-        pages = self._api.list_pages(list_path(kind, run.namespace), selector=orphans.selector(run))
+        try:
+            pages = [*self._api.list_pages(list_path(kind, run.namespace), selector=orphans.selector(run))]
+        except ApiError as error:
+            if error.status == 404:  # of a PodGroup whose CRD is not installed
+                return []
+            raise
         return [raw for page in pages for raw in page["items"] if orphans.is_orphan(raw)]
 
 
