@@ -59,6 +59,9 @@ class Progress(_Reported):
         "there is none",
     )
     validation_loss: float | None = Field(None, description="Latest loss on data.validation")
+    peak_memory_bytes: int | None = Field(
+        None, description="Most memory that the reporting container used at a report, without the page cache"
+    )
 
 
 class Heartbeat(_Reported):

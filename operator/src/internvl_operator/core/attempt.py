@@ -45,7 +45,7 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
         if wait > 0:
             return Decision(wait=wait)
     if found:
-        return Decision(found)
+        return Decision(oom_policy.with_peak(found, workers, context.status))
     hang = progress_deadline.decide(context, stage)
     return hang if hang.outcome else hang | start_deadlines.decide(context, stage)
 

@@ -6,7 +6,14 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.telemetry import clean_text
 
 _COLUMN = 120  # characters of the Progress column
-_OF_THE_MOMENT = ("detail", "samples_per_second", "tokens_per_second", "eta_seconds", "slowest_rank")
+_OF_THE_MOMENT = (
+    "detail",
+    "samples_per_second",
+    "tokens_per_second",
+    "eta_seconds",
+    "slowest_rank",
+    "peak_memory_bytes",
+)
 _ARTIFACTS = 256  # names in status; a run that reports ever new ones gets no more
 
 
