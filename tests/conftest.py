@@ -1,5 +1,6 @@
 """Fixtures every test may ask for: a real API server, a real object store, a real cluster (see tests/cluster)."""
 
+import hypothesis
 import pytest
 from ivft_cluster import releases
 from ivft_cluster.api_server import ApiServer
@@ -7,6 +8,12 @@ from ivft_cluster.crds import install_crd
 from ivft_cluster.releases import CONTAINERD, ETCD
 
 pytest_plugins = ["ivft_cluster.fixtures"]
+
+# The same examples on every machine, however busy it is.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -79,6 +79,7 @@ def create_run(server: ApiServer, **changes: Any) -> dict[str, Any]:
         pytest.param("create", "services", {}, id="apply-services"),
         pytest.param("delete", "pods", {}, id="end-an-attempt"),
         pytest.param("create", "events", {}, id="tell-events"),
+        pytest.param("patch", "events", {}, id="count-repeated-events"),
         pytest.param(
             "create", "leases", {"group": "coordination.k8s.io", "namespace": helm.NAMESPACE}, id="make-the-lease"
         ),

@@ -61,6 +61,14 @@ class Server:
                 return clone(found)
             return self.change(kind, obj["metadata"]["name"], lambda raw: raw.update(_but_metadata(obj)))
 
+    def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
+        with self._write("patch", {"kind": kind, "metadata": {"name": name}}):
+            found, wanted = self.objects[kind][name]["metadata"], clone(patch["metadata"])
+            if any(found[key] != wanted[key] for key in ("uid", "resourceVersion")):
+                raise ApiError(409, "Conflict", "the object has been modified")
+            wanted["labels"] = found["labels"] | wanted["labels"]
+            return self.change(kind, name, lambda raw: raw["metadata"].update(wanted))
+
     def find(self, kind: str, namespace: str, name: str) -> Raw | None:
         return clone(self.objects[kind].get(name))
 
@@ -121,6 +129,15 @@ class Server:
                 for child, found in list(self.objects[child_kind].items()):
                     if (owner(found) or ("", ""))[1] == raw["metadata"]["uid"]:
                         self.remove(child_kind, child)
+
+    def orphan(self, name: str = "run") -> None:
+        """What `kubectl delete --cascade=orphan` does."""
+        uid = self.objects[KIND][name]["metadata"]["uid"]
+        for kind in ("Pod", "Service", "ConfigMap", "NetworkPolicy", POD_GROUP):
+            for child, found in self.objects[kind].items():
+                if (owner(found) or ("", ""))[1] == uid:
+                    self.change(kind, child, lambda raw: raw["metadata"].pop("ownerReferences"))
+        self.remove(KIND, name)
 
     def edit_spec(self, name: str = "run", **changes: Any) -> None:
         """What `kubectl edit` does."""

@@ -95,3 +95,16 @@ def test_what_the_api_server_refuses_is_told_in_its_own_words_and_tried_again() 
     operator.settle()
     assert server.condition("Stalled")["status"] == "False"
     assert list(names_of(server, "preflight")) == ["run-preflight-0"]
+
+
+def test_a_new_run_whose_children_fail_is_in_its_first_attempt() -> None:
+    server = Server()
+    failure = ApiError(500, "InternalError", "etcd is slow")
+    server.refuse = lambda obj: failure if obj["kind"] == "ConfigMap" else None
+    server.create(custom_resource())
+    operator = Operator(server)
+    for _ in range(5):
+        operator.hear()
+        operator.run_pass()
+    assert server.condition("Stalled")["reason"] == "ApiServerError"
+    assert server.status()["attempt"] == 1

@@ -10,7 +10,8 @@ from controller.simulator import Operator
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.core.events import events_between
 from internvl_operator.core.plan import Event
-from internvl_operator.kube.event_recorder import EventRecorder
+from internvl_operator.kube.client import ApiError
+from internvl_operator.kube.event_recorder import EventRecorder, _build
 from internvl_operator.metrics import RunCollector
 
 
@@ -101,6 +102,76 @@ def test_events_of_one_second_are_listed_in_the_order_they_happened() -> None:
         sink._run()
     assert [event["reason"] for event in sorted(made, key=lambda event: event["metadata"]["name"])] == reasons
     assert max(len(event["metadata"]["name"]) for event in made) <= 253
+
+
+class Recorder:
+    """An API server that keeps events, or refuses to change them with `status`."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.events: dict[str, Raw] = {}
+        self.status = status
+
+    def create(self, obj: Raw) -> Raw:
+        self.events[obj["metadata"]["name"]] = obj
+        return obj
+
+    def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
+        if self.status:
+            raise ApiError(self.status, "Refused", "words")
+        self.events[name] |= patch
+        return self.events[name]
+
+    def take(self, *messages: str, reason: str = "BadRow", name: str = "run") -> None:
+        """Send them all, from a new process."""
+        sink = EventRecorder(self)  # type: ignore[arg-type]
+        for second, message in enumerate(messages):
+            sink.send(a_run(name), Event("Warning", reason, message), f"2026-01-31T12:00:0{second}Z")
+        sink._queue.put(None)
+        sink._run()
+
+    @property
+    def told(self) -> list[tuple[str, int]]:
+        return [(event["message"], event["count"]) for event in self.events.values()]
+
+
+def test_a_repeated_event_is_one_line_with_a_count_and_the_newest_words() -> None:
+    server = Recorder()
+    server.take("starts again at 12:00:10", "starts again at 12:00:20", "starts again at 12:00:40", "no row")
+    assert server.told == [("starts again at 12:00:40", 3), ("no row", 1)]
+    first = next(iter(server.events.values()))
+    assert (first["firstTimestamp"], first["lastTimestamp"]) == ("2026-01-31T12:00:00Z", "2026-01-31T12:00:02Z")
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_an_event_that_cannot_be_raised_is_sent_again(status: int) -> None:
+    server = Recorder(status)
+    server.take("words", "words")
+    assert server.told == [("words", 1), ("words", 1)]
+
+
+def test_events_of_other_reasons_are_not_counted_together() -> None:
+    server = Recorder()
+    server.take("words")
+    server.take("words", reason="AnotherReason")
+    assert server.told == [("words", 1), ("words", 1)]
+
+
+def test_what_is_remembered_of_events_is_bounded() -> None:
+    sink = EventRecorder(Recorder())  # type: ignore[arg-type]
+    for word in range(2100):
+        event = Event("Normal", "Reason", "x" * (word % 1000) + "y" * (word // 1000))
+        sink._deliver(_build(a_run(), event, "2026-01-31T12:00:00Z", word))
+    assert len(sink._sent) == 2000
+
+
+def test_the_end_of_an_attempt_and_the_stall_that_follows_are_one_event() -> None:
+    ended = TRAIN | {"reason": "BadRow", "message": "line 7"}
+    stalled = condition("Stalled", "True", "BadRow")
+    found = events_between(status(stages=[TRAIN]), status(stages=[ended], conditions=[stalled]))
+    assert [event.reason for event in found] == ["BadRow"]
+    other = condition("Stalled", "True", "SecretMissing")
+    found = events_between(status(stages=[TRAIN]), status(stages=[ended], conditions=[other]))
+    assert [event.reason for event in found] == ["AttemptEnded", "SecretMissing"]
 
 
 def test_a_settled_run_has_no_events() -> None:

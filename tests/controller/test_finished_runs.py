@@ -1,7 +1,7 @@
 """Runs that are published or have failed: their pods, deadlines and deletion."""
 
 import pytest
-from controller.builders import Raw
+from controller.builders import Raw, result
 from controller.fake_server import clock
 from controller.simulator import STAGES, World
 from internvl_api.constants import KIND
@@ -96,3 +96,52 @@ def test_no_pod_is_left_of_a_published_run_that_wants_them_all_gone() -> None:
     assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
     world.later(3600)
     assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param({"training": {"maxSteps": -1}}, id="a-wrong-value"),
+        pytest.param({"recipe": "none-of-this-name"}, id="a-recipe-that-is-gone"),
+    ],
+)
+def test_a_finished_run_obeys_its_run_policy_whatever_else_is_wrong(mistake: Raw) -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.edit_spec(**mistake, runPolicy={"cleanPodPolicy": "All", "ttlSecondsAfterFinished": 60})
+    world.operator.settle()
+    assert (world.status["phase"], world.server.pods) == ("Succeeded", {})
+    assert world.operator.requeue == 60
+    clock(world.server, 60)
+    world.operator.run_pass()
+    assert not any(world.server.objects.values())
+
+
+def test_a_published_run_that_is_applied_again_takes_one_pod_and_no_gpu() -> None:
+    world = World(
+        workers=2, gpusPerWorker=4, evaluation={"tasks": {"coco": {"task": "caption", "annotation": "s3://d/c"}}}
+    )
+    found = {"artifacts": {"model": "s3://out/run/artifacts/model"}, "evaluation": {"final": {"coco": {"CIDEr": 1.0}}}}
+    world.run("preflight")
+    world.end("preflight", 0, result("preflight", reason="AlreadyPublished", **found))
+    assert (world.status["phase"], world.server.condition("Ready")["reason"]) == ("Succeeded", "AlreadyPublished")
+    assert [(stage["name"], stage["state"]) for stage in world.status["stages"]] == [
+        ("preflight", "Succeeded"),
+        ("train", "Skipped"),
+        ("evaluate", "Skipped"),
+        ("publish", "Skipped"),
+    ]
+    assert world.status["artifacts"] == found["artifacts"]
+    assert world.status["evaluation"]["final"] == {"coco": {"CIDEr": 1.0}}
+    assert [name for kind, name in world.server.created if kind == "Pod"] == ["run-preflight-0"]
+    world.later(3600)
+    assert world.status["phase"] == "Succeeded"
+
+
+def test_only_preflight_can_end_a_run_early() -> None:
+    world = World()
+    world.reach("train")
+    world.end("train", 0, result("train", reason="AlreadyPublished"))
+    assert world.status["phase"] != "Succeeded"
+    assert world.pods("publish") == ["run-publish-0"]

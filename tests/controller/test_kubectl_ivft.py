@@ -15,7 +15,7 @@ from internvl_operator.kube.client import ApiError
 from internvl_operator.kubectl_ivft import humanize, logs, render, report
 from internvl_operator.kubectl_ivft.__main__ import _console, main
 from internvl_operator.kubectl_ivft.client import NotStarted, Runs, UserError
-from internvl_operator.kubectl_ivft.explain import explain, is_queued
+from internvl_operator.kubectl_ivft.explain import explain, is_queued, where_it_continues
 from internvl_operator.kubectl_ivft.terminal import plain_line, plain_object
 from kubernetes import client
 from rich.console import Console, RenderableType
@@ -107,6 +107,21 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         pytest.param(
             run(status("Failed", "BackoffLimitExceeded", "exit code 1", stage="train")),
             "has failed", "exit code 1", "logs run --stage train", id="failed",
+        ),
+        pytest.param(
+            run(status("Failed", "BackoffLimitExceeded", "WorkerFailed: worker 3 (pod run-train-3): exit code 1; the "
+                       "0 restarts are used up", stage="train")),
+            "has failed", "exit code 1", "logs run --stage train --rank 3", id="failed-on-another-rank",
+        ),
+        pytest.param(
+            run(status("Failed", "BackoffLimitExceeded", "OutOfMemory: worker 0 (pod run-train-0) used more memory "
+                       "than its limit of 3Gi: raise x; the 0 restarts are used up", stage="train")),
+            "has failed", "limit of 3Gi", "change what the message names: kubectl -n team edit ivft run; any change of",
+            id="the-advice-of-the-last-attempt",
+        ),
+        pytest.param(
+            run(status("Failed", "DeadlineExceeded", "too long", stage="preflight")),
+            "has failed", "too long", "the run continues from its beginning", id="late-without-a-checkpoint",
         ),
         pytest.param(
             run(status("Failed", "Strange", "boom", stage="merge")),
@@ -343,3 +358,24 @@ def test_no_cluster_is_one_word_and_no_traceback(
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/does/not/exist")
     assert main(arguments) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        pytest.param({}, "from its beginning", id="never-started"),
+        pytest.param({"stage": "preflight"}, "from its beginning", id="no-pod-was-ever-made"),
+        pytest.param(
+            {"stage": "train", "stages": [{"name": "train", "startedAt": "2026-01-31T12:00:00Z"}]},
+            "from the beginning of its stage train",
+            id="no-checkpoint",
+        ),
+        pytest.param(
+            {"checkpoint": {"step": 40, "uri": "s3://x", "sha256": "0", "verifiedAt": "2026-01-31T12:00:00Z"}},
+            "from its newest checkpoint (step 40)",
+            id="a-checkpoint",
+        ),
+    ],
+)
+def test_where_a_resumed_run_continues(fields: Raw, told: str) -> None:
+    assert where_it_continues(read_status(fields)) == told

@@ -213,6 +213,28 @@ def test_a_foreign_object_of_the_same_name_is_not_taken_over(
     cluster.wait("preflight runs", lambda status: status["phase"] == "Running")
 
 
+def test_orphans_are_named_at_once_and_adopted_on_request(run: Story, operator: OperatorProcess) -> None:
+    """The test removes the owner references, as a garbage collector does after `--cascade=orphan`."""
+    cluster = run.cluster
+    cluster.create()
+    run.to_training()
+    before = {pod: cluster.core.read_namespaced_pod(pod, cluster.namespace).metadata.uid for pod in cluster.pods()}
+    cluster.delete()
+    for kind, children in cluster.children().items():
+        patch = getattr(cluster.core, f"patch_namespaced_{'config_map' if kind == 'ConfigMap' else kind.lower()}")
+        for name in children:
+            patch(name, cluster.namespace, {"metadata": {"ownerReferences": None}})
+    cluster.create()
+    stalled = cluster.wait_condition("Stalled", "NameTaken")
+    for words in ("orphaned", "ConfigMap ivft-run", "Service ivft-run", "Pod run-train-1"):
+        assert words in stalled["message"]
+    cluster.patch({"metadata": {"annotations": {"internvl.dev/adopt": "true"}}})
+    cluster.wait("training goes on", lambda status: (status.get("stage"), status["phase"]) == ("train", "Running"))
+    pods = [cluster.core.read_namespaced_pod(pod, cluster.namespace).metadata for pod in cluster.pods()]
+    assert {pod.name: pod.uid for pod in pods} == before
+    assert {pod.owner_references[0].uid for pod in pods} == {cluster.get()["metadata"]["uid"]}
+
+
 def test_progress_is_copied_into_status(run: Story, operator: OperatorProcess) -> None:
     cluster = run.cluster
     cluster.create()

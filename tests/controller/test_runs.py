@@ -79,6 +79,33 @@ def test_the_progress_column_tells_of_the_stage_that_runs() -> None:
     assert world.status["progressText"] == "9/9 loss 0.500"
 
 
+def test_what_a_worker_did_is_not_told_when_it_is_gone() -> None:
+    world = World()
+    busy = {"stage": "preflight", "detail": "downloading s3://x", "etaSeconds": 5, "tokensPerSecond": 3}
+    world.run("preflight")
+    world.server.answers["run-preflight-0"] = Progress.model_validate(busy)
+    for _ in range(2):
+        world.operator.run_pass()
+        world.operator.settle()
+    assert world.status["progress"]["detail"] == "downloading s3://x"
+    world.end("preflight", 1)
+    assert world.status["progress"] == {"stage": "preflight"}
+    assert "progressText" not in world.status
+
+
+def test_a_lost_attempt_keeps_the_figures_of_training() -> None:
+    world = World()
+    world.reach("train")
+    busy = {"stage": "train", "detail": "step", "step": 4, "totalSteps": 9, "loss": 0.5, "tokensPerSecond": 3}
+    world.server.answers["run-train-0"] = Progress.model_validate(busy)
+    for _ in range(2):
+        world.operator.run_pass()
+        world.operator.settle()
+    world.end("train", 1, ranks=(0, 1))
+    assert world.status["progress"] == {"stage": "train", "step": 4, "totalSteps": 9, "loss": 0.5}
+    assert world.status["progressText"] == "4/9 loss 0.500"
+
+
 def test_a_deleted_run_is_left_to_the_garbage_collector() -> None:
     world = World()
     world.server.change(KIND, "run", lambda raw: raw["metadata"].update(deletionTimestamp="2026-01-31T12:00:00Z"))

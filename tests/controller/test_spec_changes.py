@@ -87,3 +87,33 @@ def test_a_change_that_comes_too_late_is_told_until_it_is_taken_back(change: Raw
     world.server.change(KIND, "run", lambda raw: raw.update(spec=custom_resource()["spec"]))
     world.operator.settle()
     assert world.server.condition("Ready")["message"] == before["message"]
+
+
+@pytest.mark.parametrize("change", [{"output": "s3://out/other"}, {"workers": 1}, {"evaluation": {"batchSize": 0}}])
+def test_a_change_that_comes_too_late_sends_one_event(change: Raw) -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.edit_spec(**change)
+    world.operator.settle()
+    world.server.edit_spec(gpusPerWorker=1)
+    world.operator.settle()
+    told = [message for kind, reason, message in world.server.events if reason == "SpecChangeIgnored"]
+    assert len(told) == 1
+    assert "the run is complete" in told[0]
+    assert "create a new InternVLFineTune with another name and another spec.output" in told[0]
+
+
+def test_the_note_of_an_earlier_operator_is_replaced() -> None:
+    world = World()
+    for stage in STAGES:
+        world.pass_stage(stage)
+    world.server.edit_spec(workers=1)
+
+    def note_of_old(raw: Raw) -> None:
+        (ready,) = [each for each in raw["status"]["conditions"] if each["type"] == "Ready"]
+        ready["message"] += "; the spec changed after publishing and has no effect: in other words"
+
+    world.server.change(KIND, "run", note_of_old)
+    world.operator.settle()
+    assert world.server.condition("Ready")["message"].count("the spec changed after publishing") == 1

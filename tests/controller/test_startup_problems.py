@@ -7,10 +7,9 @@ import pytest
 from controller.builders import NOW, Raw, a_run, member, text
 from controller.simulator import World
 from controller.test_start_deadlines import place
-from internvl_api.spec import Secrets
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
 
-SECRETS = Secrets(object_storage="s3-credentials", hugging_face="hf-token")
+SPEC = a_run(secrets={"objectStorage": "s3-credentials", "huggingFace": "hf-token"}).spec
 PVC = {"train": {"pets": {"annotation": "pvc://pets/rows.jsonl"}}}
 VOLUMES = [
     {"name": "certificates", "secret": {"secretName": "team-ca"}},
@@ -71,7 +70,7 @@ WAITS: dict[str, Any] = {"phase": "Pending", "waiting_reason": "ContainerCreatin
 )
 def test_what_keeps_a_container_from_starting(reason: str, message: str, found: str, stalled: bool, words: str) -> None:
     pod = member(phase="Pending", waiting_reason=reason, waiting_message=message)
-    problem = startup_problem([pod], SECRETS, "team")
+    problem = startup_problem([pod], SPEC, "team")
     assert problem is not None
     assert (problem.reason, problem.stalled) == (found, stalled)
     assert words in problem.message
@@ -79,7 +78,7 @@ def test_what_keeps_a_container_from_starting(reason: str, message: str, found: 
 
 def test_an_unschedulable_worker_is_not_stalled_and_the_schedulers_words_are_told() -> None:
     pods = [member(0), member(1, phase="Pending", unschedulable="0/2 nodes: Insufficient nvidia.com/gpu")]
-    problem = startup_problem(pods, SECRETS, "team")
+    problem = startup_problem(pods, SPEC, "team")
     assert problem is not None
     assert (problem.reason, problem.stalled) == ("Unschedulable", False)
     assert "run-train-1" in problem.message
@@ -91,7 +90,7 @@ def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
         member(0, phase="Pending", unschedulable="no room"),
         member(1, phase="Pending", waiting_reason="ErrImagePull"),
     ]
-    problem = startup_problem(pods, SECRETS, "team")
+    problem = startup_problem(pods, SPEC, "team")
     assert problem is not None
     assert problem.reason == "ImagePullFailed"
 
@@ -99,7 +98,7 @@ def test_what_the_user_must_mend_is_told_before_what_may_pass() -> None:
 def test_a_pod_held_back_by_a_queue_is_not_stalled_and_says_so() -> None:
     problem = startup_problem(
         [member(phase="Pending", scheduling_gated="Scheduling is blocked due to non-empty scheduling gates")],
-        SECRETS,
+        SPEC,
         "team",
     )
     assert problem is not None
@@ -110,9 +109,49 @@ def test_a_pod_held_back_by_a_queue_is_not_stalled_and_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("claim", "state", "field"),
+    [
+        pytest.param("pets", "not found", "spec.data.train.pets.annotation", id="a-source"),
+        pytest.param("models", "not found", "spec.podTemplate.volumes[2]", id="a-volume"),
+        pytest.param("pets", "is being deleted", "spec.data.train.pets.annotation", id="a-claim-that-goes"),
+        pytest.param("pet", "not found", "spec.podTemplate.volumes", id="of-an-admission-webhook"),
+    ],
+)
+def test_a_missing_claim_names_its_field(claim: str, state: str, field: str) -> None:
+    spec = a_run(data=PVC, podTemplate={"volumes": VOLUMES}).spec
+    words = f'0/2 nodes are available: persistentvolumeclaim "{claim}" {state}. preemption: 0/2 nodes are available'
+    problem = startup_problem([member(phase="Pending", unschedulable=words)], spec, "team")
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == ("ClaimMissing", True)
+    assert problem.message.startswith(f"{field}: PersistentVolumeClaim {claim!r} of namespace 'team' {state}; ")
+
+
+def test_a_claim_that_waits_for_its_volume_is_waited_for() -> None:
+    words = "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims"
+    problem = startup_problem([member(phase="Pending", unschedulable=words)], SPEC, "team")
+    assert problem is not None
+    assert (problem.reason, problem.stalled) == ("Unschedulable", False)
+
+
+def test_a_run_goes_on_when_its_claim_exists() -> None:
+    world = World(data=PVC)
+    words = 'persistentvolumeclaim "pets" not found'
+    missing = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}]
+    world.server.set_pod("run-preflight-0", {"phase": "Pending", "conditions": missing})
+    world.operator.settle()
+    assert world.status["phase"] == "Stalled"
+    assert world.server.condition("Stalled")["reason"] == "ClaimMissing"
+    world.server.set_pod("run-preflight-0", {"phase": "Pending", "conditions": []})
+    world.operator.settle()
+    assert world.server.condition("Stalled")["status"] == "False"
+    world.pass_stage("preflight")
+    assert world.status["attempt"] == 1
+
+
 @pytest.mark.parametrize("waiting", ["", "ContainerCreating", "PodInitializing"])
 def test_ordinary_waiting_is_no_problem(waiting: str) -> None:
-    assert startup_problem([member(phase="Pending", waiting_reason=waiting)], SECRETS, "team") is None
+    assert startup_problem([member(phase="Pending", waiting_reason=waiting)], SPEC, "team") is None
 
 
 SINCE = text(NOW - timedelta(seconds=30))

@@ -32,8 +32,10 @@ _LOST = frozenset({"WorkerLost", "WorkerDeleted", "NodeLost"})
 _AWAY = frozenset({"StorageUnavailable"})
 WORKER_DELETED = Kind("worker deleted", hits_all=False, reasons=frozenset({"WorkerLost", "WorkerDeleted"}))
 TRAINER_KILLED = Kind("trainer killed", hits_all=False, reasons=frozenset({"WorkerKilled", "ProcessKilled"}))
-NODE_RESTARTED = Kind("node restarted", reasons=_LOST | {"PeerLost"})
-NODE_LOST = Kind("node lost", reasons=_LOST | {"PeerLost"})
+# The other node may have no room for a run that avoids a node after two failures.
+_NODE_AWAY = _LOST | {"PeerLost", "AvoidedNodesAllowed"}
+NODE_RESTARTED = Kind("node restarted", reasons=_NODE_AWAY)
+NODE_LOST = Kind("node lost", reasons=_NODE_AWAY)
 NODES_CUT = Kind("nodes cut apart", reasons=frozenset({"PeerLost", "RendezvousTimeout"}))
 STORAGE_STOPPED = Kind("storage stopped", reasons=_AWAY)
 API_SERVER_RESTARTED = Kind("API server restarted")

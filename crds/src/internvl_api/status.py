@@ -60,6 +60,9 @@ class Progress(_Reported):
         "there is none",
     )
     validation_loss: float | None = Field(None, description="Latest loss on data.validation")
+    peak_memory_bytes: int | None = Field(
+        None, description="Most memory that the reporting container used at a report, without the page cache"
+    )
 
 
 class Heartbeat(_Reported):
@@ -181,6 +184,11 @@ class InternVLFineTuneStatus(_Reported):
         max_length=1024,
         description="Last characters of each worker's container id, by rank, once the whole attempt runs; they reveal "
         "a container that its node restarted",
+    )
+    node_failures: dict[Word, int] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Node -> attempts of this run that its failure ended; new pods avoid a node from 2 on",
     )
     run_digest: Word | None = Field(
         None, description="Digest of the part of the spec that decides the result; a change restarts the stages"

@@ -18,11 +18,12 @@ from internvl_operator.core.reconcile import child_refused, reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.run import Key, Run, read_run, read_status
 from internvl_operator.core.timestamps import to_text
-from internvl_operator.kube.applier import Applier, Refused
+from internvl_operator.kube.applier import Applier
 from internvl_operator.kube.cache import Collection, RawCollection, RunCache, key_of
 from internvl_operator.kube.client import Api, ApiError
 from internvl_operator.kube.event_recorder import EventRecorder
 from internvl_operator.kube.informer import Informer
+from internvl_operator.kube.name_conflicts import Adopted, Refused
 from internvl_operator.kube.resync import Resync
 from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
@@ -204,6 +205,10 @@ class Controller:
         plan = reconcile(run, observed, now, self._config)
         try:
             made = self._applier.carry_out(run, plan)
+        except Adopted as adopted:
+            self._events.send(run, Event("Normal", "Adopted", str(adopted)), to_text(now))
+            self._queue.add(key)
+            return
         except Refused as error:
             problem = error.reason, error.message
             self._explain(run, problem, child_refused(run, plan, self._observe(key), problem, now, self._config), now)

@@ -7,6 +7,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
 
+from internvl_operator.core.policies import bad_nodes
+
 _PREFIX = "internvl_operator"
 
 RECONCILE_SECONDS = Histogram(
@@ -48,6 +50,7 @@ class RunCollector(Collector):
         total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
         loss = GaugeMetricFamily("internvl_job_loss", "Last reported training loss", labels=names)
         attempt = GaugeMetricFamily("internvl_job_attempt", "Current attempt", labels=names)
+        avoided = GaugeMetricFamily("internvl_job_avoided_nodes", "Nodes that failed twice under the run", labels=names)
         evaluation = GaugeMetricFamily(
             "internvl_job_evaluation",
             "Metrics of the base model (model=baseline) and the trained model (model=final)",
@@ -58,6 +61,7 @@ class RunCollector(Collector):
             phase = status.phase or "Pending"
             counts[phase] = counts.get(phase, 0) + 1
             attempt.add_metric([namespace, name], status.attempt)
+            avoided.add_metric([namespace, name], len(bad_nodes.avoided(status)))
             if progress := status.progress:
                 figures = ((step, progress.step), (total, progress.total_steps), (loss, progress.loss))
                 for family, figure in figures:
@@ -67,7 +71,7 @@ class RunCollector(Collector):
                 evaluation.add_metric([namespace, name, *labels], value)
         for label, count in sorted(counts.items()):
             phases.add_metric([label], count)
-        yield from (phases, step, total, loss, attempt, evaluation)
+        yield from (phases, step, total, loss, attempt, avoided, evaluation)
 
 
 def _figures(status: InternVLFineTuneStatus) -> Iterator[tuple[tuple[str, str, str], float]]:

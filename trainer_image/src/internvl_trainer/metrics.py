@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 from internvl_api.constants import METRICS_PORT
@@ -19,7 +20,20 @@ from internvl_trainer.http_server import BoundedServer
 
 logger = logging.getLogger(__name__)
 
+_MEMORY = Path("/sys/fs/cgroup/memory.stat")  # of the container, with cgroup v2
 _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+def container_memory(statistics: Path = _MEMORY) -> int | None:
+    """Bytes of the container that cannot be reclaimed, /dev/shm too; None where the kernel does not say.
+
+    A container is killed when these reach its limit; the page cache, which the kernel drops before, is left out.
+    """
+    try:
+        lines = (line.split() for line in statistics.read_text().splitlines())
+        return sum(int(amount) for name, amount in lines if name in ("anon", "shmem"))
+    except (OSError, ValueError):
+        return None
 
 
 class Reporter:
@@ -30,6 +44,7 @@ class Reporter:
         self.progress = Progress(stage=stage, detail="starting")
         self.checkpoint: CheckpointStatus | None = None
         self._phase: tuple[StepPhase, float] | None = None  # and since when
+        self._peak_memory = 0  # bytes
         self._server: BoundedServer | None = None
         namespace, _, name = job.rpartition("/")
         labels = {"job_namespace": namespace, "job_name": name}
@@ -76,6 +91,13 @@ class Reporter:
         """Set fields of /progress."""
         self.progress = self.progress.model_copy(update=fields)
 
+    def _memory(self) -> dict[str, int]:
+        used = container_memory()
+        if used is None:
+            return {}
+        self._peak_memory = max(self._peak_memory, used)
+        return {"peakMemoryBytes": self._peak_memory}
+
     def enter(self, phase: StepPhase) -> None:
         """Note that this process begins the next part of a step."""
         self._phase = phase, time.monotonic()
@@ -119,7 +141,7 @@ class Reporter:
                 self.dropped_connections.set(self._server.dropped if self._server else 0)
                 return CONTENT_TYPE_LATEST, generate_latest(self.registry)
             case "/progress":
-                body = self.progress.to_dict()
+                body = self.progress.to_dict() | self._memory()
                 body["checkpoint"] = self.checkpoint.to_dict() if self.checkpoint else None
                 if self._phase:
                     phase, since = self._phase

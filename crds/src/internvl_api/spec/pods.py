@@ -102,6 +102,32 @@ class Scheduling(ApiModel):
     )
 
 
+class StageResources(ApiModel):
+    """Requests and limits of the pods of single stages, in Kubernetes' own format."""
+
+    preflight: Resources | None = Field(None, description="Requests and limits of the preflight pod")
+    evaluate: Resources | None = Field(
+        None,
+        description="Requests and limits of a worker in baseline-evaluate and evaluate; default: podTemplate.resources",
+    )
+    merge: Resources | None = Field(None, description="Requests and limits of the merge pod")
+    publish: Resources | None = Field(None, description="Requests and limits of the publish pod")
+
+    def of(self, stage: str) -> Resources | None:
+        """The resources given for a stage; None when there are none."""
+        given: Resources | None = getattr(self, stage_field(stage), None)
+        return given
+
+
+def stage_field(stage: str) -> str:
+    """The field of `stageResources` that is about a stage: both evaluations share one, and train has none of its own.
+
+    >>> stage_field("baseline-evaluate")
+    'evaluate'
+    """
+    return stage.removeprefix("baseline-")
+
+
 class PodTemplate(ApiModel):
     """Settings of every worker pod; their parts have Kubernetes' own format."""
 
@@ -115,6 +141,11 @@ class PodTemplate(ApiModel):
     affinity: Affinity | None = Field(None, description="Affinity of the pods to nodes and to other pods")
     resources: Resources | None = Field(
         None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
+    )
+    stage_resources: StageResources = Field(
+        default_factory=StageResources,
+        description="Requests and limits of other stages. Without them, preflight, merge and publish request what the "
+        "operator's settings say, with the limits of cpu (at least 1) and memory (at least 4Gi) in `resources`",
     )
     priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
     service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")

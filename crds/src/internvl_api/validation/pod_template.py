@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from internvl_api.constants import GPU
 from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.spec.kubernetes.container import Resources
 from internvl_api.spec.kubernetes.volumes import VOLUME_KINDS, Volume
 from internvl_api.validation.cel_rules import Values, rule
 from internvl_api.validation.violations import Violation
@@ -47,8 +48,16 @@ def _mounts(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 
 def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    given = spec.pod_template.resources or {}
-    for part, amounts in (("limits", given.get("limits", {})), ("requests", given.get("requests", {}))):
-        if GPU in amounts and not spec.gpus_per_worker:
-            text = f"found {amounts[GPU]}, but spec.gpusPerWorker is 0; set GPUs there instead"
-            yield Violation(f"spec.podTemplate.resources.{part}.{GPU}", text)
+    template = spec.pod_template
+    no_gpu = "" if spec.gpus_per_worker else "spec.gpusPerWorker is 0; set GPUs there instead"
+    yield from _gpus("spec.podTemplate.resources", template.resources, no_gpu)
+    for stage in type(template.stage_resources).model_fields:
+        why = no_gpu if stage == "evaluate" else "this stage uses no GPU; remove it"
+        yield from _gpus(f"spec.podTemplate.stageResources.{stage}", template.stage_resources.of(stage), why)
+
+
+def _gpus(field: str, given: Resources | None, no_gpu: str) -> Iterator[Violation]:
+    resources = given or {}
+    for part, amounts in (("limits", resources.get("limits", {})), ("requests", resources.get("requests", {}))):
+        if GPU in amounts and no_gpu:
+            yield Violation(f"{field}.{part}.{GPU}", f"found {amounts[GPU]}, but {no_gpu}")

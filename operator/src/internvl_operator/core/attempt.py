@@ -10,9 +10,10 @@ from typing import Any
 
 from internvl_api.status import StageStatus, Workers
 
-from internvl_operator.core import stages
+from internvl_operator.core import progress, stages
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.policies import (
+    bad_nodes,
     container_restart,
     failure_policy,
     oom_policy,
@@ -33,7 +34,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     if not workers and not created:
         return Decision()
     size = stage.size(context.run.spec)
-    found = failure_policy.classify(workers, size if created else len({pod.rank for pod in workers}))
+    expected = size if created else len({pod.rank for pod in workers})
+    found = failure_policy.classify(workers, expected, pods.image_setting(context.run.spec))
     if found is None or found.secondary:
         found = container_restart.restarted_in_place(context) or found
     if found and found.kind == "succeeded" and len(workers) < size:
@@ -43,9 +45,9 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
         if wait > 0:
             return Decision(wait=wait)
     if found:
-        return Decision(found)
-    progress = progress_deadline.decide(context, stage)
-    return progress if progress.outcome else progress | start_deadlines.decide(context, stage)
+        return Decision(oom_policy.with_peak(found, workers, context.status))
+    hang = progress_deadline.decide(context, stage)
+    return hang if hang.outcome else hang | start_deadlines.decide(context, stage)
 
 
 def start(context: ReconcileContext, stage: Stage) -> None:
@@ -62,7 +64,8 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     have = {pod.rank for pod in context.workers}
     ranks = [rank for rank in range(stage.size(context.run.spec)) if rank not in have]
     context.apply += _shared(context, stage)
-    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config) for rank in ranks]
+    avoid = bad_nodes.avoided(status)
+    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config, avoid) for rank in ranks]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = context.timestamp()
     status.retry_at = None
@@ -80,7 +83,7 @@ def watch(context: ReconcileContext, stage: Stage) -> None:
         context.apply += _shared(context, stage, only_missing=True)
     running = sum(pod.running for pod in context.workers)
     done = context.status.workers.succeeded
-    problem = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+    problem = startup_problem(context.workers, context.run.spec, context.run.namespace)
     if problem is None:
         problem = slow_start(context.workers, context.run.spec, context.now)
         if left := seconds_to_notice(context.workers, context.now):
@@ -129,6 +132,7 @@ def begin_next(context: ReconcileContext) -> None:
     context.status.attempt += 1
     context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
     context.status.containers = []
+    progress.between_workers(context)
     context.remove([pod for pod in context.old_pods if pod.active])
     context.wait(run_policy.seconds_until(context.status.retry_at, context.now))
 

@@ -34,6 +34,11 @@ _FALSE: dict[ConditionType, tuple[str, str]] = {
 }
 _ORDER: tuple[ConditionType, ...] = ("Ready", *_FALSE)
 _SHOWN: tuple[ConditionType, ...] = (*_ORDER, "MemoryEstimate")
+_CHANGED = "; the spec changed after publishing"
+_NO_EFFECT = (
+    f"{_CHANGED} and has no effect, because the run is complete: to train again, create a new InternVLFineTune with "
+    "another name and another spec.output"
+)
 _MESSAGE_LIMIT = 4096  # characters; the API allows 32768, but people read a status
 _MEMORY_REASONS: dict[Verdict, str] = {"fits": "Fits", "tight": "Tight", "does not fit": "DoesNotFit"}
 
@@ -60,13 +65,22 @@ def summarise(
     return sorted(out, key=lambda condition: _SHOWN.index(condition.type))
 
 
-def with_note_on_ready(conditions: Sequence[Condition], note: str, *, noted: bool) -> list[Condition]:
-    """The conditions with `note` at the end of Ready's message, or without it."""
+def with_note_of_change(conditions: Sequence[Condition], *, changed: bool) -> list[Condition]:
+    """The conditions of a complete run; Ready's message ends with a note while the spec differs from the published one.
+
+    The note of an earlier operator, which begins alike, is replaced.
+    """
     out = [condition.model_copy() for condition in conditions]
     for ready in out:
         if ready.type == "Ready":
-            ready.message = ready.message.removesuffix(note) + (note if noted else "")
+            ready.message = ready.message.partition(_CHANGED)[0] + (_NO_EFFECT if changed else "")
     return out
+
+
+def note_of_change(conditions: Sequence[Condition]) -> str:
+    """Ready's message when it has the note about a changed spec; else empty."""
+    ready = next((condition.message for condition in conditions if condition.type == "Ready"), "")
+    return ready if _CHANGED in ready else ""
 
 
 def set_condition(conditions: Sequence[Condition], new: Condition) -> list[Condition]:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
 
+from internvl_operator.core.conditions import note_of_change
 from internvl_operator.core.plan import Event
+from internvl_operator.core.policies import bad_nodes
 from internvl_operator.core.stages import ending
 
 
@@ -15,21 +17,32 @@ def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> 
 
 def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
     before = {entry.name: entry for entry in old.stages}
+    summaries = list(_summaries(old, new))
+    told_reasons = {event.reason for event in summaries}
     for entry in new.stages:
-        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry)
-    for kind in ("Stalled", "Suspended", "Complete"):  # a failed run is Stalled too
-        told, tells = _find(old, kind), _find(new, kind)
-        if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
-            yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry, told_reasons)
+    yield from summaries
+    if (note := note_of_change(new.conditions)) and not note_of_change(old.conditions):
+        yield Event("Warning", "SpecChangeIgnored", note)
+    for node in sorted({*bad_nodes.avoided(new)} - {*bad_nodes.avoided(old)}):
+        yield Event("Warning", "NodeAvoided", f"node {node} failed twice under this run; its next attempts avoid it")
     told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
     if tells and tells.status == "False" and (told is None or told.message != tells.message):
         yield Event("Warning", tells.reason, tells.message)
 
 
-def _stage_events(old: StageStatus, new: StageStatus) -> Iterator[Event]:
+def _summaries(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+    for kind in ("Stalled", "Suspended", "Complete"):  # a failed run is Stalled too
+        told, tells = _find(old, kind), _find(new, kind)
+        if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
+            yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+
+
+def _stage_events(old: StageStatus, new: StageStatus, told: set[str]) -> Iterator[Event]:
+    """`told`: reasons of which the run's own events tell already."""
     if new.attempt != old.attempt and new.attempt:
         yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
-    if new.message and (new.reason, new.message) != (old.reason, old.message):
+    if new.message and (new.reason, new.message) != (old.reason, old.message) and new.reason not in told:
         yield Event("Warning", "AttemptEnded", f"{new.name}: {ending(new)}")
     if new.state == "Succeeded" and old.state != "Succeeded":
         yield Event("Normal", "StageSucceeded", f"{new.name} succeeded")

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from internvl_api.constants import (
+    ANNOTATION_DEFAULTS_DIGEST,
     ANNOTATION_POD_DIGEST,
     ANNOTATION_RUN_DIGEST,
     KIND,
@@ -20,6 +21,7 @@ from internvl_operator.core.telemetry import clean_text, read_result
 from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
+_QUANTITY = 64  # characters of a quantity
 _DIGITS = 18  # of a number in a label; status holds 64 bits, and another attempt may follow
 
 
@@ -35,10 +37,12 @@ class Pod:
     rank: int
     run_digest: str = ""
     pod_digest: str = ""
+    defaults_digest: str = ""
     phase: str = "Pending"
     node: str | None = None
     ip: str | None = None
     deletion_timestamp: datetime | None = None  # when its grace period ends
+    memory_limit: str = ""  # of the trainer's container, also where a LimitRange set it; empty: none
     container_id: str = ""  # a second id in the same pod: its node lost track of the first container
     exit_code: int | None = None
     exit_reason: str = ""  # from the container runtime: OOMKilled, Error, ContainerStatusUnknown
@@ -71,6 +75,11 @@ class Pod:
     def running(self) -> bool:
         """Its processes run."""
         return self.phase == "Running" and not self.finished
+
+    @property
+    def unstarted(self) -> bool:
+        """Its container has not run yet: it waits for a node, an image or a volume."""
+        return self.phase == "Pending" and not self.finished
 
     @property
     def active(self) -> bool:
@@ -146,6 +155,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         rank=int(rank),
         run_digest=annotations.get(ANNOTATION_RUN_DIGEST, ""),
         pod_digest=annotations.get(ANNOTATION_POD_DIGEST, ""),
+        defaults_digest=annotations.get(ANNOTATION_DEFAULTS_DIGEST, ""),
         phase=status.get("phase", "Pending"),
         node=(raw.get("spec") or {}).get("nodeName"),
         ip=status.get("podIP"),
@@ -153,6 +163,7 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         start_time=from_text(status.get("startTime")),
         pod_reason=clean_text(status.get("reason")),
         pod_message=clean_text(status.get("message")),
+        memory_limit=_memory_limit(raw.get("spec") or {}),
         **_conditions(status),
         **_container(status),
     )
@@ -160,6 +171,14 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
 
 def _is_number(label: str) -> bool:
     return label.isascii() and label.isdigit() and len(label) <= _DIGITS
+
+
+def _memory_limit(spec: dict[str, Any]) -> str:
+    for container in spec.get("containers") or ():
+        if container.get("name") == CONTAINER:
+            limits = (container.get("resources") or {}).get("limits") or {}
+            return clean_text(limits.get("memory"), _QUANTITY)
+    return ""
 
 
 def _conditions(status: dict[str, Any]) -> dict[str, Any]:

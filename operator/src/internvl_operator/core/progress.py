@@ -6,6 +6,14 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.telemetry import clean_text
 
 _COLUMN = 120  # characters of the Progress column
+_OF_THE_MOMENT = (
+    "detail",
+    "samples_per_second",
+    "tokens_per_second",
+    "eta_seconds",
+    "slowest_rank",
+    "peak_memory_bytes",
+)
 _ARTIFACTS = 256  # names in status; a run that reports ever new ones gets no more
 
 
@@ -23,6 +31,14 @@ def collect(context: ReconcileContext) -> None:
     for pod in context.old_pods:  # a deleted worker saves its state before it ends
         if pod.result:
             _take(context, None, pod.result.checkpoint)
+
+
+def between_workers(context: ReconcileContext) -> None:
+    """Keep the figures of training, and drop what only a running worker can say: what it does, and how fast."""
+    status = context.status
+    if status.progress is not None:
+        status.progress = status.progress.model_copy(update=dict.fromkeys(_OF_THE_MOMENT))
+        status.progress_text = figures(status.progress)
 
 
 def text(progress: Progress) -> str | None:

@@ -5,6 +5,7 @@ Rules that are decided here:
   logs stay readable. cleanPodPolicy: All deletes them when the run ends.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change except runPolicy restarts
   the pipeline, where the trainer skips stages that the change does not affect. Neither counts as a restart.
+- An unstarted pod that was made with other settings of the operator (its default image) is made again; no restart.
 - A Complete run ignores changes of its spec, and its Ready condition says so. A Failed run starts again with a full
   budget as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run resets, as a Kubernetes Job does.
@@ -15,19 +16,19 @@ from datetime import datetime
 from internvl_api.status import Progress, Restarts, StageStatus, Workers
 
 from internvl_operator.core import attempt, progress, stages
-from internvl_operator.core.conditions import is_true, with_note_on_ready
+from internvl_operator.core.conditions import is_true, with_note_of_change
 from internvl_operator.core.context import ReconcileContext
-from internvl_operator.core.observe import Observed
+from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
-from internvl_operator.core.policies import oom_policy, run_policy
+from internvl_operator.core.policies import bad_nodes, container_restart, oom_policy, run_policy
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
-from internvl_operator.core.resources import gang
+from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
-_NO_EFFECT = "; the spec changed after publishing and has no effect: create a new InternVLFineTune for another result"
+ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
@@ -51,7 +52,6 @@ def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfi
 def rejected(run: Run, reason: str, message: str, now: datetime, config: OperatorConfig) -> Plan:
     """The plan after the API server refused a write: the recorded status, Stalled with the server's message."""
     context = ReconcileContext.begin(run, Observed(), now, config)
-    context.status.attempt = run.status.attempt
     context.set_phase("Stalled", reason, message)
     return context.plan()
 
@@ -97,24 +97,24 @@ def _stays_finished(run: Run) -> bool:
 
 
 def _keep_finished(context: ReconcileContext) -> None:
-    """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed."""
+    """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed.
+
+    runPolicy applies by itself: the rest of the spec may have become invalid since.
+    """
     run, status = context.run, context.status
     changed = status.run_digest not in (None, run.run_digest)
-    status.conditions = with_note_on_ready(status.conditions, _NO_EFFECT, noted=changed)
-    spec = run.resolved.spec
-    clean = spec.run_policy.clean_pod_policy if spec else "Running"
+    status.conditions = with_note_of_change(status.conditions, changed=changed)
+    clean = run.run_policy.clean_pod_policy
     if clean != "None":
         context.remove([pod for pod in context.own_pods if clean == "All" or not pod.finished])
         context.release(context.own_pods)
-    if spec is None:
-        return
-    left = run_policy.ttl_left(context.run.spec.run_policy, context.status, context.now)
+    left = run_policy.ttl_left(run.run_policy, context.status, context.now)
     if left is None:
         return
     if left > 0:
         context.wait(left)
     else:
-        context.delete[context.run.uid] = Ref("InternVLFineTune", context.run.name, context.run.uid)
+        context.delete[run.uid] = Ref("InternVLFineTune", run.name, run.uid)
 
 
 def _keep_invalid(context: ReconcileContext, reason: str, message: str) -> None:
@@ -165,9 +165,22 @@ def _follow_spec(context: ReconcileContext) -> None:
         status.stages, status.artifacts = stages.fresh(run.spec), {}
         status.evaluation = status.micro_batch_size = None
         status.progress = status.progress_text = status.checkpoint = None
-    if any((pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest) for pod in context.workers):
+    if any(_is_out_of_date(context, pod) for pod in context.workers):
         _close_attempt(context)
     status.run_digest = run.run_digest
+
+
+def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:
+    """Whether a worker has an earlier spec, or has not started and has settings that the operator has no more.
+
+    Pods of an operator that recorded no digest of its settings are left alone, so that an upgrade restarts nothing.
+    """
+    run = context.run
+    if (pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest):
+        return True
+    stage = context.stage
+    known = ("", pods.defaults_digest(run.spec, stage, context.config) if stage else "")
+    return pod.unstarted and pod.defaults_digest not in known
 
 
 def _close_attempt(context: ReconcileContext) -> None:
@@ -186,7 +199,10 @@ def _advance(context: ReconcileContext) -> None:
         if ended is None or ended.kind != "succeeded":
             _act(context, stage, ended)
             return
+        published = _found_published(context, stage)
         _succeed(context, stage)
+        if published:
+            return _complete_at_once(context)
     _complete(context)
 
 
@@ -206,12 +222,14 @@ def _act(context: ReconcileContext, stage: Stage, ended: Outcome | None) -> None
     if policy.suspend:
         _suspend(context, stage)
     elif left is not None and left <= 0:
-        found = startup_problem(context.workers, context.run.spec.secrets, context.run.namespace)
+        found = startup_problem(context.workers, context.run.spec, context.run.namespace)
         _fail(context, stage, run_policy.deadline_exceeded(policy.active_deadline_seconds, found))
         context.delete_anyway = True
     elif ended is None:
         _go_on(context, stage)
     else:
+        restarted = container_restart.restarted_pod(context)
+        context.status.node_failures = bad_nodes.counted(context.status, context.workers, restarted)
         ended = oom_policy.decide(ended, stage.name, _smaller_micro_batch(context), policy)
         ended = run_policy.within_budget(ended, context.status, policy)
         (_fail if ended.kind == "fail" else attempt.end)(context, stage, ended)
@@ -248,16 +266,32 @@ def _succeed(context: ReconcileContext, stage: Stage) -> None:
     entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
     entry.attempt = context.status.attempt
     context.status.failures, context.status.infrastructure_failures, context.status.retry_at = 0, 0, None
+    progress.between_workers(context)
     context.status.progress_at = context.status.unscheduled_since = context.status.progress_text = None
     context.status.workers, context.status.containers = attempt.count(context), []
 
 
-def _complete(context: ReconcileContext) -> None:
+def _found_published(context: ReconcileContext, stage: Stage) -> bool:
+    """Whether preflight found the results of every stage, as after the deletion of a published run's resource."""
+    return stage.name == "preflight" and any(
+        pod.result is not None and pod.result.reason == ALREADY_PUBLISHED for pod in context.workers
+    )
+
+
+def _complete_at_once(context: ReconcileContext) -> None:
+    for entry in context.status.stages:
+        if entry.state != "Succeeded":
+            entry.state, entry.finished_at = "Skipped", context.timestamp()
+    output = context.run.spec.output
+    _complete(context, ALREADY_PUBLISHED, f"found published at {output}; nothing was trained again")
+
+
+def _complete(context: ReconcileContext, reason: str = "Published", message: str = "") -> None:
     context.status.finished_at = context.timestamp()
     context.status.retry_at = None
     context.status.workers = Workers(succeeded=1)
     context.status.progress_text = progress.figures(context.status.progress or Progress())
-    context.set_phase("Succeeded", "Published", f"published at {context.run.spec.output}")
+    context.set_phase("Succeeded", reason, message or f"published at {context.run.spec.output}")
     _keep_finished(context)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
+from internvl_api.constants import ANNOTATION_ADOPT
 from internvl_api.recipes.resolve import resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec, RunPolicy
@@ -60,6 +61,7 @@ class Run:
     pod_digest: str
     status: InternVLFineTuneStatus
     raw_status: dict[str, Any] = field(repr=False)
+    adopt: bool = False  # the user asks to take over orphaned children
 
     @property
     def spec(self) -> InternVLFineTuneSpec:
@@ -98,6 +100,7 @@ def read_run(raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
         status=status,
         raw_status=raw_status,
+        adopt=(metadata.get("annotations") or {}).get(ANNOTATION_ADOPT) == "true",
     )
 
 

@@ -9,27 +9,21 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from internvl_api.constants import API_VERSION, KIND
+from internvl_api.constants import API_VERSION, KIND, LABEL_STAGE
 from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator.core.observe import Pod, owner
 from internvl_operator.core.plan import Plan, Ref
+from internvl_operator.core.policies.refused_child import refusal_reason
 from internvl_operator.core.run import Key, Run
 from internvl_operator.kube.cache import Collection, RunCache, contains
 from internvl_operator.kube.client import Api, ApiError, resource_of
+from internvl_operator.kube.name_conflicts import NameConflicts, Refused
 
 Raw = dict[str, Any]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _ALONE = 2  # up to this many requests, threads are slower
-
-
-class Refused(Exception):
-    """The API server refuses a child; `reason` is for a condition."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason, self.message = reason, message
 
 
 class Applier:
@@ -44,19 +38,26 @@ class Applier:
     ) -> None:
         """`children`: by resource, as `resource_of` names it."""
         self._api, self._runs, self._children, self._executor = api, runs, children, executor
+        self._conflicts = NameConflicts(api, children)
         # The last status sent, by uid, where the stored one differs: a server with an older CRD prunes unknown fields,
         # and each pass would send them again.
         self._asked: dict[str, Raw] = {}
         self._undeclared: set[tuple[str, ...]] = set()  # status fields that the installed CRD lacks
 
     def carry_out(self, run: Run, plan: Plan) -> int:
-        """The number of pods created. Raises Refused for a refused child, ApiError for anything else."""
+        """The number of pods created.
+
+        Raises Refused for a refused child, Adopted when the plan is out of date because orphans belong to the run now,
+        and ApiError for anything else.
+        """
         missing = [obj for obj in plan.apply if not self._there(obj)]
         shared = [obj for obj in missing if obj["kind"] != "Pod"]
         pods = [obj for obj in missing if obj["kind"] == "Pod"]
+        # An apply would merge into a foreign object. Pods are immutable: the server refuses theirs.
+        self._conflicts.check(run, [obj for obj in shared if self._own(obj) is None])
         for obj in shared:  # first: a pod cannot start without its ConfigMap
-            self._apply(obj)
-        self._each(self._apply, pods)
+            self._apply(run, obj)
+        self._each(lambda obj: self._apply(run, obj), pods)
         try:
             if plan.status is not None:
                 self.write_status(run, plan.status)
@@ -125,14 +126,11 @@ class Applier:
         found = self._children[resource_of(obj)].get(_key(obj))
         return found if found is not None and _owner_uid(found) == _owner_uid(obj) else None
 
-    def _apply(self, obj: Raw) -> None:
-        collection = self._children[resource_of(obj)]
-        seen = self._own(obj) is not None
-        if not seen and obj["kind"] != "Pod":  # an apply would merge into a foreign object; pods are immutable
-            self._check_name_is_free(obj)
+    def _apply(self, run: Run, obj: Raw) -> None:
         try:
             # Force only for our own children: an object we have not seen may belong to somebody else.
-            collection.answered(self._api.apply(obj, force=seen))
+            answer = self._api.apply(obj, force=self._own(obj) is not None)
+            self._children[resource_of(obj)].answered(answer)
         except ApiError as error:
             name = f"{obj['kind']} {obj['metadata']['name']}"
             if error.unknown_kind:
@@ -141,17 +139,11 @@ class Applier:
                 raise Refused("GangNotEnabled", text) from error
             if error.refused:
                 if obj["kind"] == "Pod":
-                    self._check_name_is_free(obj)
-                raise Refused(_reason(error), f"the API server refuses {name}: {error.message}") from error
+                    self._conflicts.check(run, [obj])
+                stage = obj["metadata"]["labels"].get(LABEL_STAGE) if obj["kind"] == "Pod" else None
+                problem = error.status, error.reason, error.message
+                raise Refused(*refusal_reason(name, stage, obj["metadata"]["namespace"], *problem)) from error
             raise
-
-    def _check_name_is_free(self, obj: Raw) -> None:
-        """Raise Refused for a foreign object of this name; informers cannot see one, as they select our labels."""
-        kind, (namespace, name) = resource_of(obj), _key(obj)
-        found = self._api.find(kind, namespace, name)
-        if found is not None and not owned_alike(found, obj):
-            text = f"{obj['kind']} {name} exists and belongs to another owner, but the run needs its name; "
-            raise Refused("NameTaken", text + "delete it, or rename the run")
 
     def _delete(self, run: Run, ref: Ref) -> None:
         try:
@@ -187,12 +179,6 @@ def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:
     }
 
 
-def owned_alike(one: Raw, other: Raw) -> bool:
-    """Whether two children belong to runs of the same name, such as an earlier run whose children are being deleted."""
-    first, second = owner(one), owner(other)
-    return first is not None and second is not None and first[0] == second[0]
-
-
 def _owner_uid(child: Pod | Raw) -> str | None:
     if isinstance(child, Pod):
         return child.owner_uid
@@ -202,9 +188,3 @@ def _owner_uid(child: Pod | Raw) -> str | None:
 
 def _key(obj: Raw) -> Key:
     return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
-
-
-def _reason(error: ApiError) -> str:
-    if "exceeded quota" in error.message:
-        return "QuotaExceeded"
-    return "NameTaken" if error.status == 409 else f"{error.reason or 'Invalid'}Child"

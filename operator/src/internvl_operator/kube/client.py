@@ -20,6 +20,7 @@ from internvl_operator import metrics
 Raw = dict[str, Any]  # a JSON object
 FIELD_MANAGER = "internvl-operator"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_MERGE = "application/merge-patch+json"
 _UNDECLARED = re.compile(r"\.(\S+): field not declared in schema")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
@@ -109,6 +110,10 @@ class Api:
             body["gracePeriodSeconds"] = 0
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
+    def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
+        """Merge `patch` into an object; 409 when its uid or resourceVersion differs from the patch's."""
+        return self._write("patch", kind, "PATCH", object_path(kind, namespace, name), patch, content=_MERGE)
+
     def create(self, obj: Raw) -> Raw:
         """Create an Event."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
@@ -172,6 +177,7 @@ class Api:
         path: str,
         body: Raw,
         options: Mapping[str, bool] | None = None,
+        content: str | None = None,
     ) -> Raw:
         flags = {name: str(value).lower() for name, value in (options or {}).items()}
         result = "error"
@@ -179,7 +185,7 @@ class Api:
             if (left := self.time_left()) <= 0:
                 raise ApiError(0, "NotLeading", "another replica may lead now")
             query = {"fieldManager": FIELD_MANAGER} | flags
-            answer = self._json(method, path, query, body, timeout=min(self.timeout, left))
+            answer = self._json(method, path, query, body, content=content, timeout=min(self.timeout, left))
             result = "ok"
             return answer
         except ApiError as error:

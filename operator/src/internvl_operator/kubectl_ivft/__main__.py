@@ -15,7 +15,7 @@ from rich.console import Console
 from internvl_operator.core.run import read_status
 from internvl_operator.kubectl_ivft import completion, cost, diff, events, logs, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
-from internvl_operator.kubectl_ivft.explain import explain, is_queued
+from internvl_operator.kubectl_ivft.explain import explain, is_queued, where_it_continues
 from internvl_operator.kubectl_ivft.terminal import plain, plain_line
 
 _ABOUT = "List, explain, compare, suspend and resume InternVLFineTunes."
@@ -192,7 +192,12 @@ def _suspend(runs: Runs, options: Options, _: Console) -> None:
         print(f"{options.name}: spec.runPolicy.suspend is already {str(wanted).lower()}")
         return
     runs.set_suspended(options.name, wanted)
-    print(f"{options.name}: " + (_SUSPENDED if wanted else "resumes from its newest checkpoint"))
+    if not wanted:
+        print(f"{options.name}: resumes {where_it_continues(status)}")
+    elif status.workers.active:
+        print(f"{options.name}: {_SUSPENDED}")
+    else:
+        print(f"{options.name}: suspended; it has no running workers")
 
 
 _SUSPENDED = "suspended; its workers save a checkpoint and terminate (kubectl ivft status shows when)"

@@ -12,23 +12,25 @@ from internvl_operator.kubectl_ivft.humanize import ago, duration
 
 Raw = dict[str, Any]
 Tone = Literal["good", "busy", "waits", "bad"]
+_LIMITS = ("BackoffLimitExceeded", "InfrastructureLimitExceeded")
 _PATIENCE = 15.0  # seconds within which a running operator processes a change
 
 # The next step for each reason whose message lacks one. {run}, {n} (-n NAMESPACE) and {stage} are filled in.
 _NEXT: dict[str, str] = {
     "SecretMissing": "create that Secret, or correct its name; the run then continues by itself",
-    "ImagePullFailed": "correct spec.podTemplate.image, or set spec.podTemplate.imagePullSecrets: "
+    "ClaimMissing": "create that PersistentVolumeClaim, or correct its name; the run then continues by itself",
+    "ImagePullFailed": "correct the image where the message says, or set spec.podTemplate.imagePullSecrets: "
     "kubectl{n} edit ivft {run}",
     "Unschedulable": "wait for nodes, or request less (spec.workers, spec.gpusPerWorker, spec.podTemplate's resources "
     "and nodeSelector): kubectl{n} edit ivft {run}",
     "QuotaExceeded": "ask for a larger quota of the namespace, or end another run: kubectl ivft{n} list",
-    "NameTaken": "delete or rename the object with that name; the run then continues by itself",
+    "NameTaken": "delete the objects that the message names; the run then continues by itself",
     "AccessDenied": "check the keys in the Secrets that spec.secrets names, and their read and write permissions",
     "Unavailable": "wait for the storage; the run tries again by itself",
-    "OutOfMemory": "raise spec.podTemplate.resources' memory limit, or lower spec.training.dataWorkers",
-    "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}; any change of the spec "
+    "OutOfMemory": "change what the message names: kubectl{n} edit ivft {run}",
+    "BackoffLimitExceeded": "read the log: kubectl ivft{n} logs {run} --stage {stage}{rank}; any change of the spec "
     "starts the run again with a full budget",
-    "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds; the run continues from its newest checkpoint",
+    "DeadlineExceeded": "raise spec.runPolicy.activeDeadlineSeconds; the run continues {start}",
     "EvaluationBelowThreshold": "read the report: kubectl ivft{n} report {run}; after you lower "
     "spec.evaluation.publishIf, the run continues without training again",
     "GpuOutOfMemory": "lower spec.training.microBatchSize (the global batch stays), or set "
@@ -86,6 +88,14 @@ def condition(status: InternVLFineTuneStatus, kind: str) -> Condition | None:
     return next((each for each in status.conditions if each.type == kind), None)
 
 
+def where_it_continues(status: InternVLFineTuneStatus) -> str:
+    """Where a run starts when its workers start again."""
+    if status.checkpoint:
+        return f"from its newest checkpoint (step {status.checkpoint.step})"
+    started = any(entry.started_at for entry in status.stages)
+    return f"from the beginning of its stage {status.stage}" if started and status.stage else "from its beginning"
+
+
 def is_queued(status: InternVLFineTuneStatus) -> bool:
     """Whether a queue holds the run's pods."""
     found = condition(status, "Reconciling")
@@ -128,8 +138,11 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
     found = condition(status, kind)
     reason, message = (found.reason, found.message) if found else ("", "")
     again = _again(status, now)
+    cause = message.partition(":")[0]
+    if reason in _LIMITS and cause in _NEXT:  # the last attempt's reason; what helps there helps here
+        return _step(_NEXT[cause], raw, status) + "; any change of the spec starts the run again with a full budget"
     if reason in _NEXT:
-        return _step(_NEXT[reason], raw, status) + again
+        return _step(_NEXT[reason], raw, status, message) + again
     if field := re.match(r"(spec(?:\.[A-Za-z0-9_.-]+)?):", message):
         return _step(f"correct {field[1]}: kubectl{{n}} edit ivft {{run}}; the run then continues by itself", raw)
     if kind == "Stalled":
@@ -149,7 +162,10 @@ def _again(status: InternVLFineTuneStatus, now: datetime) -> str:
     return f"; next attempt in {duration(seconds)}" if seconds > 0 else ""
 
 
-def _step(text: str, raw: Raw, status: InternVLFineTuneStatus | None = None) -> str:
+def _step(text: str, raw: Raw, status: InternVLFineTuneStatus | None = None, message: str = "") -> str:
     metadata = raw["metadata"]
     stage = (status.stage if status else None) or "preflight"
-    return text.format(run=metadata["name"], n=f" -n {metadata['namespace']}", stage=stage)
+    worker = re.search(r"\bworker ([0-9]+) \(pod ", message)  # the others' pods may be deleted
+    rank = f" --rank {worker[1]}" if worker and worker[1] != "0" else ""
+    text = text.replace("{start}", where_it_continues(status) if status else "")
+    return text.format(run=metadata["name"], n=f" -n {metadata['namespace']}", stage=stage, rank=rank)

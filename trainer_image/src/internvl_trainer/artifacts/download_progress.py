@@ -42,11 +42,23 @@ def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
 
 def _tell(uri: str, arrived: int, total: int) -> None:
     for listener in _listeners:
-        listener(f"downloading {uri}: {_text(min(arrived, total))} of {_text(total)}")
+        listener(progress_text(uri, arrived, total))
+
+
+def progress_text(uri: str, arrived: int, total: int) -> str:
+    """What a download of `total` bytes says; without sizes where the total is not known.
+
+    >>> progress_text("s3://data/rows.jsonl", 2_000, 4_100)
+    'downloading s3://data/rows.jsonl: 2.0 kB of 4.1 kB'
+    """
+    known = f": {_text(min(arrived, total))} of {_text(total)}" if total > 0 else ""
+    return f"downloading {uri}{known}"
 
 
 def _text(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _size(folder: Path) -> int:

@@ -11,7 +11,8 @@ from internvl_trainer.artifacts.download_progress import told_to
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import RunContext, open_context
 from internvl_trainer.signals import stop_by_exception
-from internvl_trainer.stages.publish_condition import check_publish_condition
+from internvl_trainer.stage_store import StageStore, stages_of
+from internvl_trainer.stages.publish_condition import check_publish_condition, figures_of, meets_publish_condition
 
 _READING_ROWS = ("preflight", "baseline-evaluate", "train")
 
@@ -21,13 +22,35 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
     context = open_context(stage, config, reporter)
     context.stages.check_output(reads_rows=stage in _READING_ROWS)
     with told_to(lambda text: reporter.update(detail=text)):
-        result = context.stages.result(stage)
+        result = _published(context.stages) if stage == "preflight" else None
+        result = result or context.stages.result(stage)
         if result is None and stage == "train":
             context.stages.check_preflight_inputs()
         result = result or _run(context)
         if stage == "evaluate" and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         return result
+
+
+def _published(stages: StageStore) -> StageResult | None:
+    """What preflight reports of a run whose every stage is done, so that no other stage needs a pod; else None."""
+    done: dict[StageName, StageResult] = {}
+    for stage in reversed(stages_of(stages.config)):  # publish first: until then there is one request
+        if (result := stages.result(stage)) is None:
+            return None
+        done[stage] = result
+    figures = figures_of(done.get("evaluate"), done.get("baseline-evaluate"))
+    if not meets_publish_condition(stages.config, figures):
+        return None
+    return StageResult(
+        stage="preflight",
+        outcome="succeeded",
+        reason="AlreadyPublished",
+        message=f"every stage is done; {done['publish'].message}",
+        progress=done["train"].progress,
+        artifacts=done["publish"].artifacts,
+        evaluation=figures,
+    )
 
 
 def _run(context: RunContext) -> StageResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from internvl_api.publish_condition import ConditionError, holds
+from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageResult
 
 from internvl_trainer.artifacts.output_layout import REPORT, REPORT_PAGE
@@ -25,15 +26,28 @@ def check_publish_condition(stages: StageStore, result: StageResult) -> None:
     condition = stages.config.evaluation.publish_if
     if condition is None:
         return
-    final = (result.evaluation or EvaluationStatus()).final
-    before = stages.result("baseline-evaluate")
-    baseline = before.evaluation.baseline if before and before.evaluation else {}
+    figures = figures_of(result, stages.result("baseline-evaluate"))
     try:
-        met, compared = holds(condition, final, baseline)
+        met, compared = holds(condition, figures.final, figures.baseline)
     except ConditionError as error:
         raise UserError("ConditionUnusable", str(error), _FIELD) from error
     if not met:
-        raise Rejected(_refusal(compared, _kept(stages), EvaluationStatus(baseline=baseline, final=final)))
+        raise Rejected(_refusal(compared, _kept(stages), figures))
+
+
+def meets_publish_condition(config: RunConfig, figures: EvaluationStatus) -> bool:
+    """Whether publishIf, which may have changed since, lets these figures be published."""
+    try:
+        condition = config.evaluation.publish_if
+        return condition is None or holds(condition, figures.final, figures.baseline)[0]
+    except ConditionError:
+        return False
+
+
+def figures_of(after: StageResult | None, before: StageResult | None) -> EvaluationStatus:
+    """The figures of both evaluations together; `before`: of the base model."""
+    final = after.evaluation.final if after and after.evaluation else {}
+    return EvaluationStatus(baseline=before.evaluation.baseline if before and before.evaluation else {}, final=final)
 
 
 def _refusal(compared: str, artifacts: dict[str, str], figures: EvaluationStatus) -> StageResult:

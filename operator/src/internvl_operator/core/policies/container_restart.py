@@ -21,15 +21,22 @@ def containers(workers: Sequence[Pod], size: int) -> list[str]:
 
 def restarted_in_place(context: ReconcileContext) -> Outcome | None:
     """A retry when a container is not the one that joined the rendezvous; None otherwise, and for a single worker."""
+    pod = restarted_pod(context)
+    if pod is None:
+        return None
+    who = f"worker {pod.rank} (pod {pod.name})"
+    text = f"{who}: node {pod.node} restarted its container in place, without its peers"
+    return Outcome("retry", "NodeLost", text, "infrastructure")
+
+
+def restarted_pod(context: ReconcileContext) -> Pod | None:
+    """The first worker whose container is not the one that joined the rendezvous; None without one."""
     known = context.status.containers
     if len(known) < 2:
         return None
-    for pod in context.workers:
-        if _short(pod) and [_short(pod)] != known[pod.rank : pod.rank + 1]:
-            who = f"worker {pod.rank} (pod {pod.name})"
-            text = f"{who}: node {pod.node} restarted its container in place, without its peers"
-            return Outcome("retry", "NodeLost", text, "infrastructure")
-    return None
+    return next(
+        (pod for pod in context.workers if _short(pod) and [_short(pod)] != known[pod.rank : pod.rank + 1]), None
+    )
 
 
 def _short(pod: Pod) -> str:

@@ -14,6 +14,7 @@ from internvl_api.constants import ExitCode
 
 from internvl_operator.core.observe import Pod
 from internvl_operator.core.policies.outcome import RESUME, Budget, Kind, Outcome
+from internvl_operator.core.resources import requirements
 
 _DISK_FULL = "DiskFull"
 # Only the user, or time, can fix these. The reason of a StageResult replaces the one here.
@@ -57,6 +58,7 @@ _ENDED_BY = {
 # Only the message tells a pod that exceeded its own disk limits from a pod on a full node: both are Evicted.
 _OWN_DISK = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 _NO_START = ("StartError", "ContainerCannotRun")  # the runtime found no program to start: a wrong image
+_IMAGE = "spec.podTemplate.image"
 _LOST_TASK = 255  # containerd's exit code for a task that was lost with its node
 _ABORT = 134
 _SIGNALS = {130: "SIGINT", _ABORT: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
@@ -70,9 +72,12 @@ _GRAVITY: tuple[tuple[Kind, Budget], ...] = (
 )
 
 
-def classify(workers: Sequence[Pod], expected: int) -> Outcome | None:
-    """The group's outcome, or None while it may still succeed. `expected`: workers that were created."""
-    found = [outcome for pod in workers if (outcome := diagnose(pod)) is not None]
+def classify(workers: Sequence[Pod], expected: int, image: str = _IMAGE) -> Outcome | None:
+    """The group's outcome, or None while it may still succeed. `expected`: workers that were created.
+
+    `image`: where the pods' image is set, for messages.
+    """
+    found = [outcome for pod in workers if (outcome := diagnose(pod, image)) is not None]
     missing = sorted(set(range(expected)) - {pod.rank for pod in workers})
     if missing:
         found.append(_infrastructure("WorkerLost", f"worker {_listed(missing)} of {expected} disappeared"))
@@ -83,13 +88,13 @@ def classify(workers: Sequence[Pod], expected: int) -> Outcome | None:
     return None
 
 
-def diagnose(pod: Pod) -> Outcome | None:
+def diagnose(pod: Pod, image: str = _IMAGE) -> Outcome | None:
     """The outcome of one worker alone; None while it runs normally or has succeeded."""
     if pod.succeeded:
         return None
     who = f"worker {pod.rank} (pod {pod.name})"
     if pod.exit_code in _STALLING or pod.exit_code == ExitCode.REJECTED:
-        return _exited(pod, who)
+        return _exited(pod, who, image)
     if pod.pod_reason == "Evicted" and _OWN_DISK.search(
         pod.pod_message
     ):  # even if it saved its state: it would grow again
@@ -102,7 +107,7 @@ def diagnose(pod: Pod) -> Outcome | None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
     if pod.phase == "Unknown" or _lost_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
-    return _exited(pod, who) if pod.finished else None
+    return _exited(pod, who, image) if pod.finished else None
 
 
 def _lost_by_its_node(pod: Pod) -> bool:
@@ -173,7 +178,7 @@ def _node_reason(reason: str) -> str | None:
     return "NodeRefused" if reason.startswith("OutOf") else _NOT_THE_RUN.get(reason)
 
 
-def _exited(pod: Pod, who: str) -> Outcome:
+def _exited(pod: Pod, who: str, image: str) -> Outcome:
     result, code = pod.result, pod.exit_code
     message = result.message if result else pod.termination_message
     if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {message}")):
@@ -184,15 +189,24 @@ def _exited(pod: Pod, who: str) -> Outcome:
     if code == ExitCode.REJECTED:
         return Outcome("fail", result.reason if result else "Rejected", message or f"{who}: exit code {code}")
     if pod.exit_reason in _NO_START:
-        return Outcome("stall", "ContainerNotStarted", f"spec.podTemplate.image: {who} could not start: {message}")
+        return Outcome("stall", "ContainerNotStarted", f"{image}: {who} could not start: {message}")
     if pod.exit_reason == "OOMKilled":
-        return Outcome("retry", "OutOfMemory", f"{who} used more memory than its limit", "user")
+        return Outcome("retry", "OutOfMemory", f"{who} {_out_of_memory(pod)}", "user")
     ending = f"ended by {_SIGNALS[code]}" if code in _SIGNALS else f"exit code {code}" if code is not None else "failed"
     text = f"{who}: {ending}" + (f": {message}" if message else "")
     if code == _ABORT and result is None:  # NCCL's watchdog aborts a process whose peer hangs or is lost
         return Outcome("retry", "WorkerAborted", text, "infrastructure", secondary=True)
     default = "WorkerKilled" if code in _SIGNALS else "WorkerFailed"
     return Outcome("retry", result.reason if result else default, text, "user")
+
+
+def _out_of_memory(pod: Pod) -> str:
+    """What a worker killed for host memory had, and what to change; it stays true when a budget ends the run."""
+    field = requirements.setting(pod.stage)
+    if not pod.memory_limit:
+        return f"has no memory limit, and its node ran out of memory: request what it uses in {field}.requests.memory"
+    fewer = " or lower spec.training.dataWorkers" if pod.stage == "train" else ""
+    return f"used more memory than its limit of {pod.memory_limit}: raise {field}.limits.memory{fewer}"
 
 
 def _by_reason(reason: str, words: str) -> Outcome | None:

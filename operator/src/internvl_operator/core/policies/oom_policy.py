@@ -3,10 +3,15 @@
 The result is the same up to rounding, and checkpoints of the larger micro batch can be resumed.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from internvl_api.memory.quantity import gib
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName
 
+from internvl_operator.core.observe import Pod
 from internvl_operator.core.policies.outcome import Outcome
 from internvl_operator.core.run import Run
 
@@ -29,6 +34,15 @@ def decide(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunP
         return Outcome("fail", outcome.reason, text + "spec.runPolicy.onOutOfMemory: halveMicroBatch")
     text = f"{outcome.message}; the next attempt uses micro batches of {smaller} and the same global batch"
     return Outcome("change", outcome.reason, text)
+
+
+def with_peak(outcome: Outcome, workers: Sequence[Pod], status: InternVLFineTuneStatus) -> Outcome:
+    """The outcome of host out of memory with the peak that worker 0, the one that reports, had reported."""
+    peak = status.progress.peak_memory_bytes if status.progress else None
+    killed = any(pod.rank == 0 and pod.exit_reason == "OOMKilled" for pod in workers)
+    if outcome.reason != "OutOfMemory" or peak is None or not killed:
+        return outcome
+    return replace(outcome, message=f"{outcome.message} (it last reported a peak of {gib(peak)})")
 
 
 def smaller_micro_batch(run_config: RunConfig, status: InternVLFineTuneStatus) -> int | None:

@@ -42,7 +42,7 @@ class Decision:
     outcome: Outcome | None = None
     wait: float | None = None
     probe: tuple[Pod, ...] = ()
-    record: Mapping[str, str | None] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
 
     def __or__(self, other: "Decision") -> "Decision":
         """Both decisions as one; an outcome of the first wins, and the sooner wait."""

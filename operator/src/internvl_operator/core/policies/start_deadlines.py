@@ -6,7 +6,7 @@ nodes each do not block each other for ever. Pods held back by a queue hold no G
 
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.policies import run_policy
+from internvl_operator.core.policies import bad_nodes, run_policy
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import missing_prerequisite, startup_problem
 from internvl_operator.core.stages import Stage
@@ -21,7 +21,9 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
 
 
 def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
-    limit = context.run.spec.run_policy.scheduling_deadline_seconds
+    limit, avoided = context.run.spec.run_policy.scheduling_deadline_seconds, bad_nodes.avoided(context.status)
+    if avoided:
+        limit = min(limit or bad_nodes.PATIENCE, bad_nodes.PATIENCE)
     unscheduled = [pod for pod in context.workers if _needs_node(pod)]
     if limit is None or not unscheduled:
         return Decision(record={"unscheduled_since": None})
@@ -29,14 +31,29 @@ def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
     record = {"unscheduled_since": since}
     if left := run_policy.left(since, limit, context.now):
         return Decision(wait=left, record=record)
+    if avoided:
+        return _allow_nodes_again(context, avoided, limit)
     pod = next((pod for pod in unscheduled if pod.unschedulable), unscheduled[0])
-    reason = pod.unschedulable or "no reason from the scheduler"
+    found = startup_problem([pod], context.run.spec, context.run.namespace)
+    reason = found.message if found and found.stalled else pod.unschedulable or "no reason from the scheduler"
     scheduled = f"{len(context.workers) - len(unscheduled)} of {stage.size(context.run.spec)} workers"
     text = (
         f"pod {pod.name} found no node within {limit} s (spec.runPolicy.schedulingDeadlineSeconds): {reason}; "
         f"releasing the {scheduled} that were scheduled"
     )
     return Decision(Outcome("stall", "SchedulingDeadlineExceeded", text), record=record)
+
+
+def _allow_nodes_again(context: ReconcileContext, avoided: list[str], limit: int) -> Decision:
+    """Too few other nodes have room: a node that may fail again is better than none."""
+    text = (
+        f"the workers found no node within {limit} s without the avoided {', '.join(avoided[:5])} (each failed twice "
+        "under this run), which are allowed again"
+    )
+    return Decision(
+        Outcome("resume", "AvoidedNodesAllowed", text),
+        record={"node_failures": bad_nodes.allowed_again(context.status)},
+    )
 
 
 def _start_deadline(context: ReconcileContext) -> Decision:
@@ -53,7 +70,7 @@ def _start_deadline(context: ReconcileContext) -> Decision:
 
 
 def _not_started(context: ReconcileContext, pod: Pod, limit: int) -> str:
-    found = startup_problem([pod], context.run.spec.secrets, context.run.namespace)
+    found = startup_problem([pod], context.run.spec, context.run.namespace)
     missing = found.message if found else missing_prerequisite(pod, context.run.spec)
     cause = missing or f"its container waits: {pod.waiting_reason or 'no reason given'}"
     text = f"pod {pod.name} on node {pod.node} did not start within {limit} s (spec.runPolicy.startDeadlineSeconds)"

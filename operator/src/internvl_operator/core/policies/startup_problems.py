@@ -5,14 +5,16 @@ then pulls images. The container reports only `ContainerCreating` during both. T
 the kubelet's events, which the operator may not read, so the message names what may be missing.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from internvl_api.spec import InternVLFineTuneSpec, Secrets
 
 from internvl_operator.core.observe import Pod
-from internvl_operator.core.resources.pods import claims
+from internvl_operator.core.resources.pods import claims, image_setting
 from internvl_operator.core.timestamps import to_text
 
 NOTICE_AFTER = timedelta(seconds=30)  # most pods start sooner and need no message
@@ -22,6 +24,7 @@ _KINDS = {  # source of a volume -> kind, and the field with its name
     "secret": ("Secret", "secretName"),
     "configMap": ("ConfigMap", "name"),
 }
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "(?P<claim>[^"]+)" (?P<state>not found|is being deleted)')
 _IMAGE_REASONS = {
     "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
     "RegistryUnavailable",
@@ -37,21 +40,21 @@ class StartupProblem:
     stalled: bool
 
 
-def startup_problem(workers: Sequence[Pod], secrets: Secrets, namespace: str) -> StartupProblem | None:
+def startup_problem(workers: Sequence[Pod], spec: InternVLFineTuneSpec, namespace: str) -> StartupProblem | None:
     """The problem that keeps a worker from starting; problems that only the user can fix come first."""
-    found = [problem for pod in workers if (problem := _problem_of(pod, secrets, namespace)) is not None]
+    found = [problem for pod in workers if (problem := _problem_of(pod, spec, namespace)) is not None]
     return min(found, key=lambda problem: not problem.stalled, default=None)
 
 
-def _problem_of(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem | None:
+def _problem_of(pod: Pod, spec: InternVLFineTuneSpec, namespace: str) -> StartupProblem | None:
     if pod.finished:
         return None
     if pod.waiting_reason == "CreateContainerConfigError":
-        return _missing_secret(pod, secrets, namespace)
+        return _missing_secret(pod, spec.secrets, namespace)
     if pod.waiting_reason in _IMAGE_REASONS:
         detail = pod.waiting_message or pod.waiting_reason
         return StartupProblem(
-            "ImagePullFailed", f"spec.podTemplate.image: pod {pod.name} cannot get its image: {detail}", stalled=True
+            "ImagePullFailed", f"{image_setting(spec)}: pod {pod.name} cannot get its image: {detail}", stalled=True
         )
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
         return StartupProblem("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
@@ -59,9 +62,27 @@ def _problem_of(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem | 
         return StartupProblem(
             "SchedulingGated", f"pod {pod.name} waits for its queue: {pod.scheduling_gated}", stalled=False
         )
+    if found := _NO_CLAIM.search(pod.unschedulable):
+        return _missing_claim(found["claim"], found["state"], spec, namespace)
     if pod.unschedulable:
         return StartupProblem("Unschedulable", f"pod {pod.name} finds no node: {pod.unschedulable}", stalled=False)
     return None
+
+
+def _missing_claim(claim: str, state: str, spec: InternVLFineTuneSpec, namespace: str) -> StartupProblem:
+    """The scheduler waits for a claim as for a node, but no node has it: only the user can create it."""
+    fields = [field for field, source in spec.sources() if f"{source}/".startswith(f"pvc://{claim}/")]
+    fields += [
+        f"spec.podTemplate.volumes[{index}]"
+        for index, volume in enumerate(spec.pod_template.volumes)
+        if ("PersistentVolumeClaim", claim) in _objects(volume)
+    ]
+    field = fields[0] if fields else "spec.podTemplate.volumes"
+    text = (
+        f"{field}: PersistentVolumeClaim {claim!r} of namespace {namespace!r} {state}; create it there, or name "
+        "another; the run then continues by itself"
+    )
+    return StartupProblem("ClaimMissing", text, stalled=True)
 
 
 def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProblem:
@@ -134,8 +155,12 @@ def _next_step(pod: Pod, spec: InternVLFineTuneSpec) -> str:
 def _mounted(spec: InternVLFineTuneSpec) -> Iterator[str]:
     """The objects that the volumes of the pod refer to."""
     yield from (f"PersistentVolumeClaim {claim}" for claim in claims(spec))
-    for volume in spec.pod_template.volumes:
-        for source, (kind, field) in _KINDS.items():
-            found = volume.get(source)
-            if isinstance(found, dict) and isinstance(name := found.get(field), str):
-                yield f"{kind} {name}"
+    yield from (f"{kind} {name}" for volume in spec.pod_template.volumes for kind, name in _objects(volume))
+
+
+def _objects(volume: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(kind, name) of the object that a volume of podTemplate refers to."""
+    for source, (kind, field) in _KINDS.items():
+        found = volume.get(source)
+        if isinstance(found, dict) and isinstance(name := found.get(field), str):
+            yield kind, name

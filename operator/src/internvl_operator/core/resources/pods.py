@@ -1,11 +1,14 @@
 """Build the pods of a group; one builder for every stage."""
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from internvl_api.constants import (
+    ANNOTATION_DEFAULTS_DIGEST,
     ANNOTATION_POD_DIGEST,
     ANNOTATION_RUN_DIGEST,
     CACHE_PATH,
@@ -14,7 +17,6 @@ from internvl_api.constants import (
     ENV_ATTEMPT,
     ENV_IMAGE,
     ENV_JOB_UID,
-    GPU,
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
@@ -24,13 +26,14 @@ from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
-from internvl_operator.core.resources import credentials, gang, names
+from internvl_operator.core.resources import credentials, gang, names, node_affinity, requirements
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
 USER_ID = 10001  # the image's user
+DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _SHM = "/dev/shm"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
@@ -38,14 +41,19 @@ _SHM = "/dev/shm"
 _LOST_NODE_SECONDS = 30
 
 
-def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
-    """The object to apply for one worker. Raises SpecError when the run's spec is invalid."""
-    template, defaults = run.spec.pod_template, config.pod_defaults
+def build(
+    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The object to apply for one worker. Raises SpecError when the run's spec is invalid.
+
+    `avoid`: names of nodes that it must not run on.
+    """
+    spec, template, defaults = run.spec, run.spec.pod_template, config.pod_defaults
     tolerations = [*template.tolerations, *defaults.tolerations]
     labels = names.worker_labels(run.name, run.uid, stage.name, attempt, rank)
     labels |= gang.labels(run, stage, attempt)
     metadata = owned_metadata(run, names.pod(run.name, stage.name, rank), {**template.labels, **labels})
-    metadata["annotations"] = template.annotations | _annotations(run) | gang.annotations(run, stage)
+    metadata["annotations"] = template.annotations | _annotations(run, stage, config) | gang.annotations(run, stage)
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "hostname": metadata["name"],
@@ -65,11 +73,31 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
         "containers": [_container(run, stage, attempt, rank, config)],
         "volumes": _volumes(run, config),
     }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(run.spec, defaults)}
+    placement = _placement(spec, defaults, avoid)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | placement}
 
 
-def _annotations(run: Run) -> dict[str, str]:
+def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> str:
+    """Digest of the operator's settings that decide a pod of this stage; settings that the spec overrides do not."""
+    parts = {
+        "image": None if spec.pod_template.image else config.trainer_image,
+        "pullPolicy": config.image_pull_policy,
+        "resources": requirements.build(spec, stage, config),
+        "cache": config.cache_host_path,
+        "privateAddresses": config.allow_private_addresses,
+        "podDefaults": config.pod_defaults.to_dict(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def image_setting(spec: InternVLFineTuneSpec) -> str:
+    """Where a run's image is set, for messages."""
+    return "spec.podTemplate.image" if spec.pod_template.image else DEFAULT_IMAGE
+
+
+def _annotations(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, str]:
     return {
+        ANNOTATION_DEFAULTS_DIGEST: defaults_digest(run.spec, stage, config),
         ANNOTATION_RUN_DIGEST: run.run_digest,
         ANNOTATION_POD_DIGEST: run.pod_digest,
         "prometheus.io/scrape": "true",
@@ -78,13 +106,13 @@ def _annotations(run: Run) -> dict[str, str]:
     }
 
 
-def _placement(spec: InternVLFineTuneSpec, defaults: PodDefaults) -> dict[str, Any]:
+def _placement(spec: InternVLFineTuneSpec, defaults: PodDefaults, avoid: Sequence[str]) -> dict[str, Any]:
     template = spec.pod_template
     # Each name must be unique: server-side apply keys on it.
     secrets = {each.get("name"): each for each in (*template.image_pull_secrets, *defaults.image_pull_secrets)}
     chosen = {
         "nodeSelector": template.node_selector | defaults.node_selector,
-        "affinity": template.affinity,
+        "affinity": node_affinity.without(template.affinity, avoid),
         "priorityClassName": template.priority_class_name,
         "serviceAccountName": template.service_account_name,
         "runtimeClassName": template.runtime_class_name,
@@ -103,7 +131,7 @@ def _container(run: Run, stage: Stage, attempt: int, rank: int, config: Operator
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
         "env": _env(run, stage, attempt, rank, config),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
-        "resources": _resources(spec, stage, config),
+        "resources": requirements.build(spec, stage, config),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -146,20 +174,6 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]
-
-
-def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
-    if not stage.parallel:
-        return config.stage_resources
-    given = spec.pod_template.resources
-    resources: dict[str, Any] = dict(config.worker_resources if given is None else given)
-    gpus = stage.gpus(spec)
-    limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
-    requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
-    if gpus:  # an extended resource: its request defaults to its limit and must equal it
-        limits[GPU] = str(gpus)
-    chosen = {"limits": limits, "requests": requests}
-    return {k: v for k, v in (resources | chosen).items() if v}
 
 
 def _volumes(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:

@@ -1,0 +1,49 @@
+"""Say why the API server refuses a child: which quota or LimitRange, and which setting of the run to change."""
+
+import re
+
+from internvl_operator.core.resources import requirements
+
+_QUOTA_FULL = re.compile(r"exceeded quota: (?P<quota>[^\s,]+)(?:, requested: (?P<asked>.*?), used: )?")
+_QUOTA_UNMET = re.compile(r"failed quota: (?P<quota>[^\s:]+): must specify (?P<names>.*)")
+_LIMIT_RANGE = re.compile(
+    r"(maximum|minimum) \S+ usage per (Container|Pod)|max limit to request ratio per (Container|Pod)"
+    r"|must be less than or equal to \S+ limit"
+)
+_GPU = re.compile(r"\bnvidia\.com/")
+
+
+def refusal_reason(
+    name: str, stage: str | None, namespace: str, status: int, reason: str, message: str
+) -> tuple[str, str]:
+    """Reason and message for a condition; `name`: kind and name of the child, `stage`: of a pod.
+
+    `status`, `reason` and `message` are the API server's.
+    """
+    text = f"the API server refuses {name}: {message}"
+    if found := _QUOTA_FULL.search(message):
+        quota = f"ResourceQuota {found['quota']!r} of namespace {namespace!r}"
+        return (
+            "QuotaExceeded",
+            f"{text}; {quota} has no room: raise it, end other pods, or {_less(stage, found['asked'])}",
+        )
+    setting = requirements.setting(stage) if stage else "spec.podTemplate"
+    if found := _QUOTA_UNMET.search(message):
+        names = ", ".join(dict.fromkeys(re.findall(r"(?:limits|requests)\.[a-z-]+", found["names"]))) or "all resources"
+        quota = f"ResourceQuota {found['quota']!r} of namespace {namespace!r}"
+        return "ResourcesMissing", f"{text}; {quota} admits only pods that state {names}: set {setting}"
+    if _LIMIT_RANGE.search(message):
+        ranges = f"a LimitRange of namespace {namespace!r} (kubectl get limitrange -n {namespace})"
+        return "LimitRangeViolated", f"{text}; {ranges} bounds each pod: set requests and limits in {setting}"
+    return ("NameTaken" if status == 409 else f"{reason or 'Invalid'}Child"), text
+
+
+def _less(stage: str | None, asked: str | None) -> str:
+    """What to ask less with: GPUs and the number of pods have fields of their own."""
+    if stage is None:
+        return "ask its administrator"
+    if asked and _GPU.search(asked):
+        return "lower spec.workers or spec.gpusPerWorker"
+    if asked and all(part.strip().startswith(("pods=", "count/pods=")) for part in asked.split(",")):
+        return "lower spec.workers"
+    return f"lower {requirements.setting(stage)}"
