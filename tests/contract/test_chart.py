@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cryptography import x509
 from internvl_api import constants
 from internvl_operator import webhook
 from internvl_operator.settings import Settings, variable
@@ -23,7 +21,7 @@ from pydantic.alias_generators import to_camel
 OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
     "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
-    "metrics_secret", "network_policy_peers",
+    "metrics_secret", "network_policy_peers", "webhook_secret", "webhook_service", "webhook_configuration",
 }  # fmt: skip
 
 
@@ -294,28 +292,53 @@ def test_no_webhook_unless_asked_for() -> None:
     assert Settings.from_env(environment()).webhook_port is None
 
 
-def test_the_webhooks_certificate_is_for_its_service_and_known_to_the_api_server() -> None:
-    objects = helm.template({"webhook": {"enabled": True}}, namespace="ops")
-    (hook,) = kind(objects, "ValidatingWebhookConfiguration")[0]["webhooks"]
+def test_the_operator_may_write_its_webhooks_certificate_and_no_other_secret() -> None:
+    values = {"webhook": {"enabled": True}, "watchNamespaces": ["a"]}
+    objects = helm.template(values, namespace="ops")
+    (configuration,) = kind(objects, "ValidatingWebhookConfiguration")
+    (hook,) = configuration["webhooks"]
     (secret,) = kind(objects, "Secret")
     (service,) = [each for each in kind(objects, "Service") if each["metadata"]["name"].endswith("-webhook")]
     assert hook["failurePolicy"] == "Ignore"
-    assert hook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
-    assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
-    assert hook["clientConfig"]["service"]["path"] == webhook.PATH
-    authority, own = (
-        x509.load_pem_x509_certificate(base64.b64decode(secret["data"][name])) for name in ("ca.crt", "tls.crt")
-    )
-    own.verify_directly_issued_by(authority)
-    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == [f"{service['metadata']['name']}.ops.svc"]
-    (pod,) = [each["spec"]["template"]["spec"] for each in kind(objects, "Deployment")]
-    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "webhook"]
-    assert {"name": "webhook", "secret": {"secretName": secret["metadata"]["name"]}} in pod["volumes"]
-    read = Settings.from_env(environment({"webhook": {"enabled": True}}))
-    assert str(read.webhook_certificates) == mount["mountPath"]
-    ports = {each["name"]: each["containerPort"] for each in pod["containers"][0]["ports"]}
-    assert ports["webhook"] == read.webhook_port
+    assert hook["clientConfig"] == {
+        "service": {"name": service["metadata"]["name"], "namespace": "ops", "path": webhook.PATH}
+    }
+    assert "data" not in secret, "the chart holds no key"
+    (deployment,) = kind(objects, "Deployment")
+    (pod,) = deployment["spec"]["template"]["spec"]["containers"]
+    read = Settings.from_env({each["name"]: each.get("value", POD_NAME) for each in pod["env"]})
+    assert (read.webhook_secret, read.webhook_service) == (secret["metadata"]["name"], service["metadata"]["name"])
+    assert read.webhook_configuration == configuration["metadata"]["name"]
+    assert read.lease_namespace == secret["metadata"]["namespace"] == "ops"
+    assert {each["name"]: each["containerPort"] for each in pod["ports"]}["webhook"] == read.webhook_port
+    assert rights_to(objects, "secrets") == [("Role", "ops", [read.webhook_secret], ["get", "update"])]
+    configurations = rights_to(objects, "validatingwebhookconfigurations")
+    assert configurations == [("ClusterRole", None, [read.webhook_configuration], ["get", "patch"])]
+
+
+def rights_to(objects: list[dict[str, Any]], resource: str) -> list[tuple[str, str | None, list[str], list[str]]]:
+    """Kind of role, its namespace, the objects by name and the verbs."""
+    return [
+        (each["kind"], each["metadata"].get("namespace"), rule["resourceNames"], rule["verbs"])
+        for each in kind(objects, "Role") + kind(objects, "ClusterRole")
+        for rule in each["rules"]
+        if resource in rule["resources"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"webhook": {"enabled": True}}, id="webhook"),
+        pytest.param(
+            {"webhook": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "a"}}}},
+            id="cert-manager",
+        ),
+    ],
+)
+def test_two_renders_are_equal(values: dict[str, Any]) -> None:
+    assert helm.template(values) == helm.template(values)
 
 
 def test_cert_manager_issues_the_certificate_where_it_is_told_to() -> None:
@@ -324,6 +347,12 @@ def test_cert_manager_issues_the_certificate_where_it_is_told_to() -> None:
     (certificate,) = kind(objects, "Certificate")
     (configuration,) = kind(objects, "ValidatingWebhookConfiguration")
     assert not kind(objects, "Secret")
+    assert not rights_to(objects, "secrets") + rights_to(objects, "validatingwebhookconfigurations")
+    (pod,) = [each["spec"]["template"]["spec"] for each in kind(objects, "Deployment")]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "webhook"]
+    assert {"name": "webhook", "secret": {"secretName": certificate["spec"]["secretName"]}} in pod["volumes"]
+    read = Settings.from_env(environment(asked))
+    assert (str(read.webhook_certificates), read.webhook_secret) == (mount["mountPath"], None)
     assert certificate["spec"]["issuerRef"] == {"name": "internal"}
     injected = configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
     assert injected == f"ops/{certificate['metadata']['name']}"

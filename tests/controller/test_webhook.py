@@ -17,6 +17,7 @@ from internvl_operator import webhook
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run
+from internvl_operator.http_server import TlsFolder
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import wait_for
 from kubernetes import client
@@ -177,7 +178,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(cluster_of_test: Clus
         return ssl.get_server_certificate(("127.0.0.1", server.server_port))
 
     put("front-proxy")
-    server = webhook.serve(0, tmp_path)
+    server = webhook.serve(0, TlsFolder(tmp_path).context)
     try:
         first = served()
         put("apiserver")

@@ -108,7 +108,21 @@ class Settings(BaseModel):
     )
     webhook_certificates: Path = Field(
         Path("/etc/internvl/webhook"),
-        description="Folder of the webhook's tls.crt and tls.key; reloaded when they change",
+        description="Folder of the webhook's tls.crt and tls.key; reloaded when they change; not read when "
+        "webhook_secret is set",
+    )
+    webhook_secret: str | None = Field(
+        None,
+        description="Name of an existing Secret in the Lease's namespace, in which the operator makes and renews the "
+        "webhook's certificate",
+    )
+    webhook_service: str = Field(
+        "internvl-operator-webhook", min_length=1, description="Service in front of the webhook, for its certificate"
+    )
+    webhook_configuration: str = Field(
+        "internvl-operator-webhook",
+        min_length=1,
+        description="ValidatingWebhookConfiguration whose caBundle the operator keeps, when webhook_secret is set",
     )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Port of Prometheus metrics; 0: any free port")
     metrics_secret: Path | None = Field(

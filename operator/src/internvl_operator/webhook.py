@@ -4,7 +4,8 @@ Every replica answers, leading or not. The webhook is optional: the operator mak
 """
 
 import json
-from pathlib import Path
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 from internvl_api.validation.check import check_spec
@@ -31,9 +32,9 @@ def review(asked: Raw) -> Raw:
     return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
 
 
-def serve(port: int, certificates: Path) -> Server:
-    """Start answering, with tls.crt and tls.key of a folder, reloaded when they change. Raises OSError."""
-    return Server(port, _Handler, name="webhook", certificates=certificates).start()
+def serve(port: int, tls: Callable[[], ssl.SSLContext]) -> Server:
+    """Start answering; `tls` gives the context of each connection. Raises OSError."""
+    return Server(port, _Handler, name="webhook", tls=tls).start()
 
 
 def _violations(raw: Raw | None) -> tuple[Violation, ...]:
