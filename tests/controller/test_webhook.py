@@ -1,8 +1,10 @@
 """What admission refuses, in which words, and what happens without it."""
 
 import base64
+import json
 import shutil
 import ssl
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +43,18 @@ CHECKPOINTED = {
 MOVED = custom_resource(output="s3://out/new", status=CHECKPOINTED)
 
 
-def asked(new: Raw | None, old: Raw | None = None) -> Raw:
-    return {"apiVersion": "admission.k8s.io/v1", "request": {"uid": "7", "object": new, "oldObject": old}}
+def body(new: Any, old: Any = None, uid: Any = "7") -> bytes:
+    request = {"uid": uid, "object": new, "oldObject": old}
+    return json.dumps({"apiVersion": "admission.k8s.io/v1", "request": request}).encode()
+
+
+def response_to(new: Raw | None, old: Raw | None = None) -> Raw:
+    status, text = webhook.answer(body(new, old))
+    assert status == 200, text
+    answer: Raw = json.loads(text)
+    assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
+    response: Raw = answer["response"]
+    return response
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,7 @@ def asked(new: Raw | None, old: Raw | None = None) -> Raw:
     ],
 )
 def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
-    response = webhook.review(asked(new, old))["response"]
+    response = response_to(new, old)
     assert response["uid"] == "7"
     assert response["allowed"] == (said is None)
     assert (said or "") in response.get("status", {}).get("message", "")
@@ -97,7 +109,7 @@ def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
     ],
 )
 def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused: bool) -> None:
-    response = webhook.review(asked(new, old))["response"]
+    response = response_to(new, old)
     assert response["allowed"] is not refused
     if refused:
         status = reconcile(read_run(new), Observed(), NOW, CONFIG).status
@@ -106,6 +118,84 @@ def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused:
         assert (found.reason, found.message) == ("InvalidSpec", response["status"]["message"]), "the operator's words"
         (placed,) = TRANSITIONS
         assert found.message == f"spec.output: {refusal(placed.rule, new, old)}", "the server's words"
+
+
+def with_text(value: Any, text: str) -> bytes:
+    """A review whose placeholder is replaced by any text, JSON or not."""
+    return body(value).replace(b'"HOLE"', text.encode())
+
+
+HOLE = custom_resource(training={"deepspeed": "HOLE"})
+LISTS, OBJECTS = "[" * 11_900 + "1" + "]" * 11_900, '{"a":' * 11_900 + "1" + "}" * 11_900
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        pytest.param(b"", "JSON", id="nothing"),
+        pytest.param(b"\xff", "JSON", id="not-utf-8"),
+        pytest.param(b"[" * 2_000_000, "RecursionError", id="brackets-without-end"),
+        pytest.param(with_text(HOLE, "9" * 5000), "ValueError", id="5000-digits"),
+        pytest.param(b"null", "the body: expected an object, found nothing", id="null"),
+        pytest.param(b"[1]", "the body: expected an object, found list", id="list"),
+        pytest.param(b'{"request": {"uid": "7"}}', "apiVersion: expected admission.k8s.io/v1", id="no-version"),
+        pytest.param(
+            b'{"apiVersion": "admission.k8s.io/v1", "request": [1]}', "request: expected an object", id="request"
+        ),
+        pytest.param(body(None, uid=7), "request.uid: expected a text", id="uid-is-a-number"),
+        pytest.param(body(None, uid="7" * 1000), "request.uid: expected a text", id="uid-is-long"),
+        pytest.param(body([1]), "request.object: expected an object, found list", id="object"),
+        pytest.param(body({"spec": {}}), "request.object.metadata: expected an object", id="no-metadata"),
+        pytest.param(body(None, {"metadata": "x"}), "request.oldObject.metadata: expected", id="metadata"),
+    ],
+)
+def test_what_is_no_review_is_refused_with_the_part_that_is_wrong(sent: bytes, found: str) -> None:
+    status, text = webhook.answer(sent)
+    assert status == 400
+    assert found in text
+    assert text.startswith("expected an AdmissionReview: ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        pytest.param(with_text(HOLE, LISTS), "nested deeper than 32 levels", id="deep-lists"),
+        pytest.param(with_text(HOLE, OBJECTS), "nested deeper than 32 levels", id="deep-objects"),
+        pytest.param(with_text(custom_resource(workers="HOLE"), "1e999"), "spec.workers", id="infinite"),
+        pytest.param(with_text(custom_resource(workers="HOLE"), "9" * 4000), "spec.workers", id="4000-digits"),
+        pytest.param(with_text(custom_resource(recipe="HOLE"), '"\\ud800"'), "unknown recipe", id="half-a-character"),
+        pytest.param(body(custom_resource(output="s3://out" + "/" * 4_000_000)), "4,000,008 characters", id="long"),
+        pytest.param(body({**BAD, "status": "words"}), "unknown recipe", id="status-is-text"),
+        pytest.param(body({**BAD, "status": {"checkpoint": 1e300}}), "unknown recipe", id="checkpoint-is-a-number"),
+        pytest.param(
+            body(custom_resource(**{f"x{number}": 1 for number in range(60_000)})),
+            "more than 50,000",
+            id="many-fields",
+        ),
+        pytest.param(
+            body(custom_resource(**{f"trainin{number}": 1 for number in range(8_000)})),
+            "unknown field (did you mean 'training'?) (and 99 more)",
+            id="many-mistakes",
+        ),
+    ],
+)
+def test_a_hostile_run_is_denied(sent: bytes, said: str) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(12_000)  # the operator's: then nesting is decoded, and must not hurt later
+    try:
+        status, text = webhook.answer(sent)
+    finally:
+        sys.setrecursionlimit(before)
+    response = json.loads(text)["response"]
+    assert (status, response["allowed"]) == (200, False)
+    assert said in response["status"]["message"]
+    assert len(response["status"]["message"]) < 1000
+
+
+def test_a_mistake_of_ours_is_logged_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "check_spec", lambda *_: 1 / 0)
+    status, text = webhook.answer(body(custom_resource()))
+    assert (status, text) == (500, "cannot check this run; the operator's log has the reason\n")
 
 
 @pytest.fixture

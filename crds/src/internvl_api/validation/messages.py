@@ -42,12 +42,14 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_MOST = 100  # violations; each may need a suggestion, which costs a search through all names
 Problem = Any  # one of pydantic's ErrorDetails
 
 
 def shape_violations(error: ValidationError) -> list[Violation]:
-    """One violation for each of pydantic's errors."""
-    return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in error.errors()]
+    """One violation for each of pydantic's errors, for the first hundred of them."""
+    problems = error.errors(include_url=False)[:_MOST]
+    return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in problems]
 
 
 def _field(path: tuple[str | int, ...]) -> str:
