@@ -22,6 +22,7 @@ OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
     "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
     "metrics_secret", "network_policy_peers", "webhook_secret", "webhook_service", "webhook_configuration",
+    "pod_security",
 }  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def test_lint_has_no_warning() -> None:
         pytest.param({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0", id="namespace-name"),
         pytest.param({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval", id="interval-without-unit"),
         pytest.param({"gangSchedulers": ["kueue"]}, "/gangSchedulers/0", id="kueue-has-no-pod-groups"),
+        pytest.param({"podSecurity": {"runAsUser": 0}}, "runAsUser", id="root"),
         pytest.param({"podLabels": {"tier": 1}}, "/podLabels/tier", id="label-not-a-string"),
     ],
 )
@@ -241,6 +243,27 @@ def test_pod_meets_the_restricted_pod_security_standard() -> None:
     assert context["readOnlyRootFilesystem"] is True
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert all("hostPath" not in volume for volume in pod["volumes"])
+
+
+@pytest.mark.parametrize(
+    ("given", "operators", "runs"),
+    [
+        pytest.param({"runAsUser": 2000}, (2000, 10001), {"runAsUser": 2000, "runAsGroup": 10001, "fsGroup": 10001}),
+        pytest.param({"runAsUser": None, "runAsGroup": None, "fsGroup": None}, (None, None), {}),
+        pytest.param({"fsGroup": None}, (10001, 10001), {"runAsUser": 10001, "runAsGroup": 10001}),
+        pytest.param(None, (None, None), {}),
+    ],
+    ids=["another-user", "none-of-the-three", "no-fs-group", "nothing"],
+)
+def test_the_identity_of_pods_can_be_changed_or_left_out(
+    given: Any, operators: tuple[int | None, int | None], runs: dict[str, int]
+) -> None:
+    (deployment,) = kind(helm.template({"podSecurity": given}), "Deployment")
+    context = deployment["spec"]["template"]["spec"]["securityContext"]
+    assert (context.pop("runAsUser", None), context.pop("runAsGroup", None)) == operators
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    read = Settings.from_env(environment({"podSecurity": given}))
+    assert read.operator_config().pod_security == runs
 
 
 def test_the_lease_is_all_that_replicas_share() -> None:

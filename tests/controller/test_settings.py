@@ -56,6 +56,9 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
         pytest.param("gpu_memory", "80 gigs", id="no amount of memory"),
         pytest.param("image_pull_policy", "Sometimes", id="no-such-policy"),
         pytest.param("retry_base_seconds", "-1", id="negative"),
+        pytest.param("pod_security", '{"runAsUser": 0}', id="root"),
+        pytest.param("pod_security", '{"privileged": 1}', id="not-an-identity"),
+        pytest.param("scratch_size_limit", "much", id="no amount of disk"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> None:
@@ -67,6 +70,18 @@ def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> N
 def test_the_pods_of_a_setting() -> None:
     options = read(trainer_image="mine:2", retry_base_seconds="1", force_delete_after_seconds="7").operator_config()
     assert (options.trainer_image, options.retry_base, options.force_delete_after) == ("mine:2", 1.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "identity"),
+    [
+        pytest.param({}, {"runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}, id="the-images-user"),
+        pytest.param({"pod_security": "{}"}, {}, id="left-out"),
+        pytest.param({"pod_security": '{"runAsUser": null, "fsGroup": 0}'}, {"fsGroup": 0}, id="null-is-left-out"),
+    ],
+)
+def test_the_identity_of_the_pods_of_runs(given: dict[str, str], identity: dict[str, int]) -> None:
+    assert read(**given).operator_config().pod_security == identity
 
 
 def test_help_lists_every_variable_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from internvl_api.memory.quantity import parse_bytes
+from internvl_api.spec.pods import BYTES_PATTERN
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.alias_generators import to_camel
 
-from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.operator_config import USER_ID, OperatorConfig
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
@@ -21,6 +23,17 @@ def _json(value: object) -> object:
 
 Seconds = Annotated[float, Field(gt=0)]
 Resources = Annotated[dict[str, Any], BeforeValidator(_json)]
+Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class PodSecurity(BaseModel):
+    """uid, gid and fsGroup of the pods of runs; None leaves a field out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
+
+    run_as_user: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    run_as_group: Id | None = None
+    fs_group: Id | None = None
 
 
 class SettingsError(ValueError):
@@ -47,8 +60,19 @@ class Settings(BaseModel):
         DEFAULTS.worker_resources,
         description="JSON; resources of a training worker whose spec.podTemplate.resources is absent",
     )
+    pod_security: Annotated[PodSecurity, BeforeValidator(_json)] = Field(
+        PodSecurity(runAsUser=USER_ID, runAsGroup=USER_ID, fsGroup=USER_ID),
+        description="JSON; runAsUser, runAsGroup and fsGroup of the pods of runs; one that is absent or null is left "
+        "out, for the image or an admission controller to decide",
+    )
+    scratch_size_limit: Annotated[str, Field(pattern=BYTES_PATTERN)] = Field(
+        DEFAULTS.scratch_size_limit,
+        description="Size limit of /scratch and of /cache, each, in a pod without a limit of ephemeral-storage",
+    )
     cache_host_path: str | None = Field(
-        None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
+        None,
+        pattern="^/",
+        description="Folder of the node, writable by the pods' uid, shared as /cache; default: emptyDir",
     )
     allow_private_addresses: bool = Field(
         False, description="true: https:// sources may be on private and loopback addresses (link-local: never)"
@@ -163,6 +187,8 @@ class Settings(BaseModel):
         return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
+            pod_security=self.pod_security.model_dump(by_alias=True, exclude_none=True),
+            scratch_size_limit=self.scratch_size_limit,
             cache_host_path=self.cache_host_path,
             allow_private_addresses=self.allow_private_addresses,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
@@ -186,6 +212,9 @@ def help_text() -> str:
     """One line for each variable, with its default; for --help."""
     lines = []
     for name, info in Settings.model_fields.items():
-        default = json.dumps(info.default) if isinstance(info.default, dict) else (info.default or "")
+        default = info.default or ""
+        if isinstance(default, BaseModel):
+            default = default.model_dump(by_alias=True)
+        default = json.dumps(default) if isinstance(default, dict) else default
         lines.append(f"  {variable(name)}={default}\n      {info.description}")
     return "\n".join(lines)

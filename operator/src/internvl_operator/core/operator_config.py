@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+USER_ID = 10001  # the image's user
+
 
 @dataclass(frozen=True)
 class OperatorConfig:
@@ -10,6 +12,11 @@ class OperatorConfig:
 
     trainer_image: str = "localhost/internvl-trainer:dev"
     image_pull_policy: str = "IfNotPresent"
+    # uid, gid and fsGroup of every pod; without one of them, the image or an admission controller decides
+    pod_security: dict[str, int] = field(
+        default_factory=lambda: {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
+    )
+    scratch_size_limit: str = "500Gi"  # of /scratch and of /cache, each
     cache_host_path: str | None = None
     allow_private_addresses: bool = False  # for https:// sources
     gpu_memory: int | None = None  # bytes of one GPU

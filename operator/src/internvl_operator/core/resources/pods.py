@@ -19,6 +19,7 @@ from internvl_api.constants import (
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
+from internvl_api.memory.quantity import parse_bytes
 from internvl_api.spec import InternVLFineTuneSpec
 
 from internvl_operator.core.observe import CONTAINER
@@ -29,9 +30,9 @@ from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
-USER_ID = 10001  # the image's user
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _SHM = "/dev/shm"
+_DISK = "ephemeral-storage"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
 # node is declared lost is enough to tell a network outage from a lost node.
 _LOST_NODE_SECONDS = 30
@@ -51,16 +52,10 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": config.pod_security | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "tolerations": [*template.tolerations, *_lost_node_tolerations(template.tolerations)],
         "containers": [_container(run, stage, attempt, rank, config)],
-        "volumes": _volumes(run, config),
+        "volumes": _volumes(run, stage, config),
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | _placement(spec)}
 
@@ -132,6 +127,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         ENV_IMAGE: _image(run.spec, config),
         ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
         "HOME": SCRATCH_PATH,
+        "USER": "internvl",  # libraries ask for it; a uid that an admission controller chose has no name
         "TMPDIR": SCRATCH_PATH,
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
@@ -157,13 +153,14 @@ def _resources(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig)
     return {k: v for k, v in (resources | chosen).items() if v}
 
 
-def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
-    cache: dict[str, Any] = {"emptyDir": {}}
+def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[dict[str, Any]]:
+    disk = {"emptyDir": {"sizeLimit": _disk_limit(_resources(run.spec, stage, config), config.scratch_size_limit)}}
+    cache: dict[str, Any] = disk
     if config.cache_host_path:
         cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}
     ours: list[dict[str, Any]] = [
         {"name": "config", "configMap": {"name": names.config_map(run.name)}},
-        {"name": "scratch", "emptyDir": {}},
+        {"name": "scratch"} | disk,
         {"name": "cache"} | cache,
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.pod_template.shm_size}},
     ]
@@ -174,6 +171,22 @@ def _volumes(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
     taken = {volume["name"] for volume in ours}
     users = {volume.get("name"): volume for volume in run.spec.pod_template.volumes}
     return ours + [volume for name, volume in users.items() if name not in taken]
+
+
+def _disk_limit(resources: dict[str, Any], default: str) -> str:
+    """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
+    limit = (resources.get("limits") or {}).get(_DISK)
+    if limit is not None:
+        return str(limit)
+    request = str((resources.get("requests") or {}).get(_DISK, "0"))
+    return max((default, request), key=_size)
+
+
+def _size(amount: str) -> int:
+    try:
+        return parse_bytes(amount)
+    except ValueError:  # another notation, such as 1e9; the API server judges it
+        return 0
 
 
 def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
