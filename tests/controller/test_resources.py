@@ -186,6 +186,8 @@ def test_pods_meet_the_restricted_pod_security_standard(cluster_of_test: Cluster
 def test_a_cache_shared_by_the_pods_of_a_node() -> None:
     pod = build(options=OperatorConfig(cache_host_path="/mnt/nvme"))
     assert volume(pod, "cache")["hostPath"] == {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}
+    assert mounts(pod)["/cache"]["subPath"] == "team", "a namespace sees its own entries only"
+    assert "subPath" not in mounts(build())["/cache"]
 
 
 def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:

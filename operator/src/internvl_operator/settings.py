@@ -72,7 +72,8 @@ class Settings(BaseModel):
     cache_host_path: str | None = Field(
         None,
         pattern="^/",
-        description="Folder of the node, writable by the pods' uid, shared as /cache; default: emptyDir",
+        description="Folder of the node, writable by every uid; /cache is its sub-folder of the run's namespace; "
+        "default: emptyDir",
     )
     allow_private_addresses: bool = Field(
         False, description="true: https:// sources may be on private and loopback addresses (link-local: never)"

@@ -101,7 +101,7 @@ def _container(run: Run, stage: Stage, attempt: int, rank: int, config: Operator
         },
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": _mounts(run, config),
     }
 
 
@@ -189,14 +189,15 @@ def _size(amount: str) -> int:
         return 0
 
 
-def _mounts(spec: InternVLFineTuneSpec) -> list[dict[str, Any]]:
+def _mounts(run: Run, config: OperatorConfig) -> list[dict[str, Any]]:
     """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
+    spec = run.spec
     users = {mount.get("mountPath"): mount for mount in spec.pod_template.volume_mounts}
     users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {
         _CONFIG_FOLDER: {"name": "config", "readOnly": True},
         SCRATCH_PATH: {"name": "scratch"},
-        CACHE_PATH: {"name": "cache"},
+        CACHE_PATH: {"name": "cache"} | ({"subPath": run.namespace} if config.cache_host_path else {}),
         _SHM: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
