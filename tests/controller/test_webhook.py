@@ -1,8 +1,10 @@
 """What admission refuses, in which words, and what happens without it."""
 
 import base64
+import ipaddress
 import json
 import shutil
+import socket
 import ssl
 import sys
 import urllib.request
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from controller.builders import CONFIG, NOW, Raw, custom_resource
 from controller.operator_process import Cluster, OperatorProcess
@@ -254,6 +257,68 @@ def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked:
     cluster_of_test.create("bad", evaluation=NO_SUCH_METRIC)
     hooked.start()
     assert told in cluster_of_test.wait_condition("Stalled", "InvalidCondition", "bad")["message"]
+
+
+def own_address() -> str:
+    """An address of this machine that may be an endpoint; a loopback address may not."""
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family == socket.AF_INET and not ipaddress.ip_address(each.address).is_loopback:
+                return str(each.address)
+    pytest.skip("this machine has only a loopback address")
+
+
+@pytest.mark.integration
+def test_the_api_server_trusts_the_certificate_that_the_operator_makes(
+    cluster_of_test: Cluster, tmp_path: Path
+) -> None:
+    cluster, (port,), address = cluster_of_test, free_ports(1), own_address()
+    namespace, name = cluster.namespace, "hook"
+    cluster.core.create_namespaced_secret(namespace, {"metadata": {"name": name}})
+    cluster.core.create_namespaced_service(
+        namespace, {"metadata": {"name": name}, "spec": {"ports": [{"name": "webhook", "port": 443}]}}
+    )
+    endpoints = {
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "webhook", "port": port}],
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+    }
+    client.DiscoveryV1Api(cluster.server.api).create_namespaced_endpoint_slice(namespace, endpoints)
+    cluster.core.patch_namespace(namespace, {"metadata": {"labels": {"hooked": namespace}}})
+    hooks: Any = client.AdmissionregistrationV1Api(cluster.server.api)
+    hook = {
+        "name": f"runs.{GROUP}",
+        "clientConfig": {"service": {"name": name, "namespace": namespace, "path": webhook.PATH}},
+        "rules": [{"apiGroups": [GROUP], "apiVersions": [VERSION], "resources": [PLURAL], "operations": ["CREATE"]}],
+        "namespaceSelector": {"matchLabels": {"hooked": namespace}},
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    hooks.create_validating_webhook_configuration({"metadata": {"name": namespace}, "webhooks": [hook]})
+    settings = {
+        "WEBHOOK_PORT": str(port),
+        "WEBHOOK_SECRET": name,
+        "WEBHOOK_SERVICE": name,
+        "WEBHOOK_CONFIGURATION": namespace,
+        "LEASE_NAMESPACE": namespace,
+    }
+
+    def answered() -> str:
+        try:
+            cluster.create("bad", evaluation=NO_SUCH_METRIC)
+        except ApiException as error:
+            return str(error.body) if "denied the request" in str(error.body) else ""
+        raise AssertionError("failurePolicy is Fail")
+
+    try:
+        with OperatorProcess(cluster, tmp_path, **settings):
+            told = "spec.evaluation.publishIf: found vqa_accuracy, which no task measures"
+            assert told in wait_for("the webhook answers", answered)
+            cluster.create("good")
+    finally:
+        hooks.delete_validating_webhook_configuration(namespace)
 
 
 @pytest.mark.integration
