@@ -262,7 +262,7 @@ def test_the_identity_of_pods_can_be_changed_or_left_out(
     assert (context.pop("runAsUser", None), context.pop("runAsGroup", None)) == operators
     assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     read = Settings.from_env(environment({"podSecurity": given}))
-    assert read.operator_config().pod_security == runs
+    assert read.operator_config().pod_security.to_dict() == runs
 
 
 def test_the_lease_is_all_that_replicas_share() -> None:

@@ -9,7 +9,7 @@ from controller.builders import CONFIG, UID, Raw, a_run
 from controller.operator_process import Cluster
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
-from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.operator_config import OperatorConfig, PodSecurity
 from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 from kubernetes.client import ApiException
@@ -161,7 +161,7 @@ def test_every_empty_dir_has_a_size_limit(resources: Raw, size: str) -> None:
     ],
 )
 def test_the_identity_of_pods_is_the_administrators(identity: dict[str, int]) -> None:
-    pod = build(options=OperatorConfig(pod_security=identity))
+    pod = build(options=OperatorConfig(pod_security=PodSecurity.model_validate(identity)))
     assert pod["spec"]["securityContext"] == identity | {
         "runAsNonRoot": True,
         "seccompProfile": {"type": "RuntimeDefault"},
@@ -170,7 +170,9 @@ def test_the_identity_of_pods_is_the_administrators(identity: dict[str, int]) ->
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("options", [OperatorConfig(), OperatorConfig(pod_security={})], ids=["default", "left-out"])
+@pytest.mark.parametrize(
+    "options", [OperatorConfig(), OperatorConfig(pod_security=PodSecurity())], ids=["default", "left-out"]
+)
 def test_pods_meet_the_restricted_pod_security_standard(cluster_of_test: Cluster, options: OperatorConfig) -> None:
     core, namespace = cluster_of_test.core, cluster_of_test.namespace
     core.patch_namespace(namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})

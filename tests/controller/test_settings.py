@@ -81,7 +81,7 @@ def test_the_pods_of_a_setting() -> None:
     ],
 )
 def test_the_identity_of_the_pods_of_runs(given: dict[str, str], identity: dict[str, int]) -> None:
-    assert read(**given).operator_config().pod_security == identity
+    assert read(**given).operator_config().pod_security.to_dict() == identity
 
 
 def test_help_lists_every_variable_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from internvl_api.memory.quantity import parse_bytes
 from internvl_api.spec.pods import BYTES_PATTERN
+from internvl_api.types import ApiModel
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic.alias_generators import to_camel
 
-from internvl_operator.core.operator_config import USER_ID, OperatorConfig
+from internvl_operator.core.operator_config import OperatorConfig, PodSecurity
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
@@ -23,17 +23,6 @@ def _json(value: object) -> object:
 
 Seconds = Annotated[float, Field(gt=0)]
 Resources = Annotated[dict[str, Any], BeforeValidator(_json)]
-Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class PodSecurity(BaseModel):
-    """uid, gid and fsGroup of the pods of runs; None leaves a field out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
-
-    run_as_user: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    run_as_group: Id | None = None
-    fs_group: Id | None = None
 
 
 class SettingsError(ValueError):
@@ -61,7 +50,7 @@ class Settings(BaseModel):
         description="JSON; resources of a training worker whose spec.podTemplate.resources is absent",
     )
     pod_security: Annotated[PodSecurity, BeforeValidator(_json)] = Field(
-        PodSecurity(runAsUser=USER_ID, runAsGroup=USER_ID, fsGroup=USER_ID),
+        DEFAULTS.pod_security,
         description="JSON; runAsUser, runAsGroup and fsGroup of the pods of runs; one that is absent or null is left "
         "out, for the image or an admission controller to decide",
     )
@@ -188,7 +177,7 @@ class Settings(BaseModel):
         return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
-            pod_security=self.pod_security.model_dump(by_alias=True, exclude_none=True),
+            pod_security=self.pod_security,
             scratch_size_limit=self.scratch_size_limit,
             cache_host_path=self.cache_host_path,
             allow_private_addresses=self.allow_private_addresses,
@@ -213,9 +202,12 @@ def help_text() -> str:
     """One line for each variable, with its default; for --help."""
     lines = []
     for name, info in Settings.model_fields.items():
-        default = info.default or ""
-        if isinstance(default, BaseModel):
-            default = default.model_dump(by_alias=True)
-        default = json.dumps(default) if isinstance(default, dict) else default
+        default = _shown(info.default)
         lines.append(f"  {variable(name)}={default}\n      {info.description}")
     return "\n".join(lines)
+
+
+def _shown(default: object) -> object:
+    if isinstance(default, ApiModel):
+        return json.dumps(default.to_dict())
+    return json.dumps(default) if isinstance(default, dict) else (default or "")

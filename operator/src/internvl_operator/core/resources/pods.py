@@ -52,7 +52,8 @@ def build(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfi
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
-        "securityContext": config.pod_security | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": config.pod_security.to_dict()
+        | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "tolerations": [*template.tolerations, *_lost_node_tolerations(template.tolerations)],
         "containers": [_container(run, stage, attempt, rank, config)],
         "volumes": _volumes(run, stage, config),
