@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from internvl_api.validation.check import check_spec
-from internvl_api.validation.limits import MAX_DEPTH, MAX_TEXT, over_limits
+from internvl_api.validation.limits import MAX_DEPTH, MAX_TEXT, MAX_VALUES, over_limits
 
 
 def nested(levels: int, value: Any = 1) -> Any:
@@ -32,6 +32,16 @@ def test_a_value_at_the_limits_is_accepted() -> None:
 def test_a_value_beyond_the_limits_is_named(raw: Any, field: str | None, message: str | None) -> None:
     found = over_limits(raw)
     assert (found and found.field, found and found.message) == (field, message)
+
+
+def test_the_number_of_values_is_limited() -> None:
+    assert over_limits({"a": [1] * (MAX_VALUES - 2)}) is None
+    found = over_limits({"a": [1] * (MAX_VALUES - 1)})
+    assert found == ("spec", "found more than 50,000 values in all; split the run", "InvalidSpec")
+
+
+def test_of_many_mistakes_the_first_hundred_are_named() -> None:
+    assert len(check_spec({f"x{number}": 1 for number in range(1000)}).violations) == 100
 
 
 @pytest.mark.parametrize("field", ["output", "recipe", "method"])

@@ -62,7 +62,7 @@ def stalled(raw: Raw) -> tuple[str, str]:
 
 def denied(raw: Raw) -> str:
     """The webhook's message, when a resource is created so."""
-    response = webhook.review({"apiVersion": "v1", "request": {"uid": "1", "object": raw}})["response"]
+    response = webhook.review(webhook.Request("1", raw, None))["response"]
     assert isinstance(response, dict)
     return "" if response["allowed"] else str(response["status"]["message"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cryptography import x509
 from internvl_api import constants
-from internvl_operator import webhook
 from internvl_operator.settings import Settings, variable
 from ivft_cluster import helm, releases
 from ivft_cluster.paths import CHECKOUT
@@ -23,7 +20,8 @@ from pydantic.alias_generators import to_camel
 OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
     "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
-    "metrics_secret", "network_policy_peers", "policy", "pod_defaults",
+    "metrics_secret", "network_policy_peers", "policy", "pod_defaults", "webhook_secret", "webhook_service",
+    "webhook_configuration", "pod_security",
 }  # fmt: skip
 
 
@@ -89,6 +87,7 @@ def test_lint_has_no_warning() -> None:
         pytest.param({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0", id="namespace-name"),
         pytest.param({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval", id="interval-without-unit"),
         pytest.param({"gangSchedulers": ["kueue"]}, "/gangSchedulers/0", id="kueue-has-no-pod-groups"),
+        pytest.param({"podSecurity": {"runAsUser": 0}}, "runAsUser", id="root"),
         pytest.param({"podLabels": {"tier": 1}}, "/podLabels/tier", id="label-not-a-string"),
         pytest.param({"policy": {"image": []}}, "image", id="no-such-policy"),
         pytest.param({"policy": {"images": ["a/*"]}}, "/policy/images/0", id="a-glob-in-the-policy"),
@@ -255,6 +254,27 @@ def test_pod_meets_the_restricted_pod_security_standard() -> None:
     assert all("hostPath" not in volume for volume in pod["volumes"])
 
 
+@pytest.mark.parametrize(
+    ("given", "operators", "runs"),
+    [
+        pytest.param({"runAsUser": 2000}, (2000, 10001), {"runAsUser": 2000, "runAsGroup": 10001, "fsGroup": 10001}),
+        pytest.param({"runAsUser": None, "runAsGroup": None, "fsGroup": None}, (None, None), {}),
+        pytest.param({"fsGroup": None}, (10001, 10001), {"runAsUser": 10001, "runAsGroup": 10001}),
+        pytest.param(None, (None, None), {}),
+    ],
+    ids=["another-user", "none-of-the-three", "no-fs-group", "nothing"],
+)
+def test_the_identity_of_pods_can_be_changed_or_left_out(
+    given: Any, operators: tuple[int | None, int | None], runs: dict[str, int]
+) -> None:
+    (deployment,) = kind(helm.template({"podSecurity": given}), "Deployment")
+    context = deployment["spec"]["template"]["spec"]["securityContext"]
+    assert (context.pop("runAsUser", None), context.pop("runAsGroup", None)) == operators
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    read = Settings.from_env(environment({"podSecurity": given}))
+    assert read.operator_config().pod_security.to_dict() == runs
+
+
 def test_the_lease_is_all_that_replicas_share() -> None:
     objects = helm.template(release="mine", namespace="ops")
     (role,) = kind(objects, "Role")
@@ -295,50 +315,6 @@ def test_replicas_prefer_different_nodes_by_default() -> None:
     assert term["podAffinityTerm"]["labelSelector"] == apart["spec"]["selector"]
     (told,) = kind(helm.template({"affinity": {"nodeAffinity": {}}}), "Deployment")
     assert told["spec"]["template"]["spec"]["affinity"] == {"nodeAffinity": {}}
-
-
-def test_no_webhook_unless_asked_for() -> None:
-    objects = helm.template()
-    assert not kind(objects, "ValidatingWebhookConfiguration")
-    assert not kind(objects, "Secret")
-    assert Settings.from_env(environment()).webhook_port is None
-
-
-def test_the_webhooks_certificate_is_for_its_service_and_known_to_the_api_server() -> None:
-    objects = helm.template({"webhook": {"enabled": True}}, namespace="ops")
-    (hook,) = kind(objects, "ValidatingWebhookConfiguration")[0]["webhooks"]
-    (secret,) = kind(objects, "Secret")
-    (service,) = [each for each in kind(objects, "Service") if each["metadata"]["name"].endswith("-webhook")]
-    assert hook["failurePolicy"] == "Ignore"
-    assert hook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
-    assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
-    assert hook["clientConfig"]["service"]["path"] == webhook.PATH
-    authority, own = (
-        x509.load_pem_x509_certificate(base64.b64decode(secret["data"][name])) for name in ("ca.crt", "tls.crt")
-    )
-    own.verify_directly_issued_by(authority)
-    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == [f"{service['metadata']['name']}.ops.svc"]
-    (pod,) = [each["spec"]["template"]["spec"] for each in kind(objects, "Deployment")]
-    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "webhook"]
-    assert {"name": "webhook", "secret": {"secretName": secret["metadata"]["name"]}} in pod["volumes"]
-    read = Settings.from_env(environment({"webhook": {"enabled": True}}))
-    assert str(read.webhook_certificates) == mount["mountPath"]
-    ports = {each["name"]: each["containerPort"] for each in pod["containers"][0]["ports"]}
-    assert ports["webhook"] == read.webhook_port
-
-
-def test_cert_manager_issues_the_certificate_where_it_is_told_to() -> None:
-    asked = {"webhook": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "internal"}}}}
-    objects = helm.template(asked, namespace="ops")
-    (certificate,) = kind(objects, "Certificate")
-    (configuration,) = kind(objects, "ValidatingWebhookConfiguration")
-    assert not kind(objects, "Secret")
-    assert certificate["spec"]["issuerRef"] == {"name": "internal"}
-    injected = configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
-    assert injected == f"ops/{certificate['metadata']['name']}"
-    with pytest.raises(helm.HelmRenderError, match=r"webhook\.certManager\.issuerRef"):
-        helm.template({"webhook": {"enabled": True, "certManager": {"enabled": True}}})
 
 
 def test_crd_is_the_generated_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.policy import Policy
+from internvl_operator.certificates import issue, utc_now
+from internvl_operator.kube.client import Api, ApiError
+from internvl_operator.kube.webhook_objects import WebhookObjects
 from ivft_cluster import helm
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.paths import CHECKOUT
@@ -212,19 +216,27 @@ def short_names(server: ApiServer) -> list[str]:
 
 
 def test_an_upgrade_keeps_the_webhooks_certificate(server: ApiServer) -> None:
-    def authority() -> str:
-        hooks: Any = client.AdmissionregistrationV1Api(server.api)
-        name = f"internvl-operator-webhook-{helm.NAMESPACE}"
-        found: str = hooks.read_validating_webhook_configuration(name).webhooks[0].client_config.ca_bundle
-        return found
-
+    """What the operator wrote into the Secret and the configuration, which the chart renders empty."""
     values = {"webhook": {"enabled": True}}
+    name = f"internvl-operator-webhook-{helm.NAMESPACE}"
     helm.install(server.kubeconfig, values, wait=False)
-    first = authority()
+    api = Api(server.api.configuration, timeout=30, connections=2)
+    objects = WebhookObjects(api, helm.NAMESPACE, "internvl-operator-webhook-certificate", name)
+    served = issue("internvl-operator-webhook.internvl-system.svc", utc_now())
+    before = objects.read()
+    assert before.served == (b"", b"", b"")
+    assert objects.trust(served.authorities)
+    objects.write(before, served)
     helm.upgrade(server.kubeconfig, values | {"settings": {"workerThreads": 3}}, wait=False)
-    assert authority() == first
+    assert objects.read().served == served
+    hooks: Any = client.AdmissionregistrationV1Api(server.api)
+    (hook,) = hooks.read_validating_webhook_configuration(name).webhooks
+    assert base64.b64decode(hook.client_config.ca_bundle) == served.authorities
+    with pytest.raises(ApiError, match="409"):
+        objects.write(before, served)
     create_run(server)  # nobody answers, and nobody is held up
     helm.uninstall(server.kubeconfig)
+    assert not objects.trust(served.authorities)
     custom: Any = client.CustomObjectsApi(server.api)
     custom.delete_collection_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL)
 

@@ -1,4 +1,4 @@
-"""Random reports, statuses and pods: nothing raises, and twice the input takes about twice the work.
+"""Random reports, statuses, reviews and pods: nothing raises, and twice the input takes about twice the work.
 
 The seed is fixed; FUZZ_EXAMPLES sets the number of inputs of each test (`make fuzz` has many).
 """
@@ -15,6 +15,7 @@ import pytest
 from controller.builders import CONFIG, NOW, Raw, custom_resource, raw_pod, result, terminated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internvl_operator import webhook
 from internvl_operator.core.observe import LiveProgress, Observed, read_pod
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run, read_status
@@ -199,6 +200,23 @@ def test_pods_with_any_report(status: Raw, labels: Raw, message: str | None, cod
     assert_storable(plan.status.to_dict())
 
 
+SPEC = some({"data": VALUES, "output": WORDS, "recipe": WORDS, "workers": NUMBERS, "training": VALUES, "model": VALUES})
+RUN = some({"metadata": some({"name": WORDS, "deletionTimestamp": TIMES}), "spec": SPEC, "status": STATUS})
+REQUEST = some({"uid": st.just("7"), "object": RUN, "oldObject": RUN})
+REVIEW = some({"apiVersion": st.just(webhook.REVIEW_VERSION), "request": REQUEST})
+
+
+@fuzz
+@given(st.binary(max_size=300) | REVIEW.map(lambda value: json.dumps(value).encode()))
+def test_reviews(body: bytes) -> None:
+    """Whatever a pod sends to the webhook is answered: with a decision, or as no AdmissionReview."""
+    INPUTS["reviews"] += 1
+    status, text = webhook.answer(body)
+    assert status in (200, 400)
+    if status == 200:
+        assert json.loads(text)["response"]["allowed"] in (True, False)
+
+
 @fuzz
 @given(STATUS)
 def test_statuses(status: Raw) -> None:
@@ -240,6 +258,11 @@ def repeated(text: str) -> Callable[[int], bytes]:
     return lambda size: json.dumps({"detail": text * (size // len(text)), "artifacts": {"a": text * size}}).encode()
 
 
+def review(spec: Raw) -> bytes:
+    request = {"uid": "7", "object": custom_resource(**spec), "oldObject": custom_resource(workers=1)}
+    return json.dumps({"apiVersion": webhook.REVIEW_VERSION, "request": request}).encode()
+
+
 @pytest.mark.parametrize(
     ("act", "make"),
     [
@@ -251,6 +274,14 @@ def repeated(text: str) -> Callable[[int], bytes]:
             lambda body: read_result(body.decode()),
             lambda size: json.dumps(result("train", message="http://" * size)).encode(),
             id="result-addresses",
+        ),
+        pytest.param(webhook.answer, nested, id="review-nested"),
+        pytest.param(webhook.answer, lambda size: review({f"x{n}": n for n in range(size)}), id="review-fields"),
+        pytest.param(webhook.answer, lambda size: review({"output": "s3://" + "/" * size}), id="review-text"),
+        pytest.param(
+            webhook.answer,
+            lambda size: review({"data": {"train": {f"d{n}": {} for n in range(size)}}}),
+            id="review-data",
         ),
         pytest.param(plain_line, lambda size: b"\x1b[" * size, id="log-unfinished-escapes"),
         pytest.param(plain_line, lambda size: b"\x1b]" * size, id="log-unfinished-titles"),

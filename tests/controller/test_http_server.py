@@ -15,7 +15,7 @@ from controller.builders import custom_resource
 from internvl_api.validation.policy import Policy
 from internvl_operator import http_server, metrics_server, webhook
 from internvl_operator.health import Health
-from internvl_operator.http_server import Handler, Server
+from internvl_operator.http_server import Handler, Server, TlsFolder
 from ivft_cluster.pki import Authority
 
 REVIEW = json.dumps({"apiVersion": "admission.k8s.io/v1", "request": {"uid": "7"}}).encode()
@@ -199,7 +199,7 @@ def test_an_empty_token_opens_nothing(certificates: Path) -> None:
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b'{"request":' * 50_000, b"\xff", REVIEW[:-1], b"null", b"9" * 5000])
 def test_a_review_of_any_shape_is_answered(certificates: Path, body: bytes) -> None:
-    server = webhook.serve(0, certificates)
+    server = webhook.serve(0, TlsFolder(certificates).context)
     context = ssl._create_unverified_context()
     connection = http.client.HTTPSConnection("127.0.0.1", server.server_port, context=context, timeout=30)
     try:
@@ -216,7 +216,7 @@ def test_a_review_of_any_shape_is_answered(certificates: Path, body: bytes) -> N
 
 @pytest.mark.parametrize(("policy", "allowed"), [(Policy(), True), (Policy(images=()), False)])
 def test_the_webhook_answers_by_the_policy_it_is_given(certificates: Path, policy: Policy, allowed: bool) -> None:
-    server = webhook.serve(0, certificates, policy)
+    server = webhook.serve(0, TlsFolder(certificates).context, policy)
     context = ssl._create_unverified_context()
     connection = http.client.HTTPSConnection("127.0.0.1", server.server_port, context=context, timeout=30)
     request = {"uid": "7", "object": custom_resource(podTemplate={"image": "any"})}

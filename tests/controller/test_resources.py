@@ -1,15 +1,18 @@
 """The objects we make, as the API server gets them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from controller.builders import CONFIG, UID, Raw, a_run
+from controller.operator_process import Cluster
 from internvl_api.run_config import RunConfig
-from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
+from internvl_api.status import StageName
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity
 from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
+from kubernetes.client import ApiException
 
 PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
 
@@ -124,12 +127,69 @@ def test_where_things_are_mounted() -> None:
     assert mounts(pod)["/etc/internvl"]["readOnly"] is True
     assert volume(pod, "config")["configMap"] == {"name": "ivft-run"}
     assert volume(pod, "shm")["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
-    assert volume(pod, "cache")["emptyDir"] == {}
+
+
+@pytest.mark.parametrize(
+    ("resources", "size"),
+    [
+        pytest.param({}, "500Gi", id="the-operators-setting"),
+        pytest.param({"limits": {"ephemeral-storage": "80Gi"}}, "80Gi", id="the-containers-limit"),
+        pytest.param({"requests": {"ephemeral-storage": "80Gi"}}, "500Gi", id="a-request-is-no-limit"),
+        pytest.param({"requests": {"ephemeral-storage": "2Ti"}}, "2Ti", id="what-is-requested-may-be-used"),
+        pytest.param({"requests": {"ephemeral-storage": "1e9"}}, "500Gi", id="notation-of-the-api-server"),
+        pytest.param({"limits": {"ephemeral-storage": 10**12}}, str(10**12), id="a-number"),
+    ],
+)
+def test_every_empty_dir_has_a_size_limit(resources: Raw, size: str) -> None:
+    for pod in (
+        build(podTemplate={"resources": resources}),
+        build(PREFLIGHT, options=OperatorConfig(stage_resources=resources)),
+    ):
+        disks = {each["name"]: each["emptyDir"] for each in pod["spec"]["volumes"] if "emptyDir" in each}
+        limits = {"scratch": {"sizeLimit": size}, "cache": {"sizeLimit": size}}
+        assert disks == limits | {"shm": {"medium": "Memory", "sizeLimit": "8Gi"}}
+    assert volume(build(options=OperatorConfig(scratch_size_limit="1Ti")), "scratch")["emptyDir"] == {
+        "sizeLimit": "1Ti"
+    }
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        pytest.param({}, id="left-to-an-admission-controller"),
+        pytest.param({"runAsUser": 1000660000, "fsGroup": 0}, id="another"),
+    ],
+)
+def test_the_identity_of_pods_is_the_administrators(identity: dict[str, int]) -> None:
+    pod = build(options=OperatorConfig(pod_security=PodSecurity.model_validate(identity)))
+    assert pod["spec"]["securityContext"] == identity | {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert env(pod)["USER"] == "internvl", "getpass.getuser() fails for a uid without a name"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "options", [OperatorConfig(), OperatorConfig(pod_security=PodSecurity())], ids=["default", "left-out"]
+)
+def test_pods_meet_the_restricted_pod_security_standard(cluster_of_test: Cluster, options: OperatorConfig) -> None:
+    core, namespace = cluster_of_test.core, cluster_of_test.namespace
+    core.patch_namespace(namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
+    for stage in get_args(StageName):
+        pod = build(Stage(stage), options=options, data={"meta": "pvc://metas/meta.json"})
+        del pod["metadata"]["ownerReferences"], pod["metadata"]["namespace"]
+        core.create_namespaced_pod(namespace, pod, dry_run="All")
+    pod["spec"]["securityContext"]["runAsNonRoot"] = False
+    with pytest.raises(ApiException, match=r"violates PodSecurity .*restricted:latest"):
+        core.create_namespaced_pod(namespace, pod, dry_run="All")
 
 
 def test_a_cache_shared_by_the_pods_of_a_node() -> None:
     pod = build(options=OperatorConfig(cache_host_path="/mnt/nvme"))
     assert volume(pod, "cache")["hostPath"] == {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}
+    assert mounts(pod)["/cache"]["subPath"] == "team", "a namespace sees its own entries only"
+    assert "subPath" not in mounts(build())["/cache"]
 
 
 def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:
@@ -148,42 +208,6 @@ def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:
         source = volume(pod, mount["name"])["persistentVolumeClaim"]
         assert source == {"claimName": claim, "readOnly": True}
     assert len(pod["spec"]["volumes"]) == 4 + 4
-
-
-HUB = {"hub": {"repository": "team/model"}}
-
-
-def from_secrets(pod: Raw) -> set[tuple[str, str]]:
-    """(Secret, key) of each variable; its name is the key."""
-    assert "envFrom" not in container(pod)
-    named = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container(pod)["env"] if "valueFrom" in each}
-    assert all(name == reference["key"] for name, reference in named.items())
-    return {(reference["name"], reference["key"]) for reference in named.values() if not reference.get("optional")}
-
-
-@pytest.mark.parametrize(
-    ("stage", "model", "publish", "token"),
-    [
-        pytest.param("preflight", "s3://models/tiny", HUB, False, id="nothing-of-the-hub-is-read"),
-        pytest.param("train", "s3://models/tiny", HUB, False, id="training-does-not-write-to-the-hub"),
-        pytest.param("train", "hf://OpenGVLab/InternVL2-1B", {}, True, id="a-source-of-the-hub"),
-        pytest.param("publish", "s3://models/tiny", HUB, True, id="publish-to-the-hub"),
-        pytest.param("publish", "hf://OpenGVLab/InternVL2-1B", {}, False, id="publish-reads-no-source"),
-    ],
-)
-def test_a_stage_gets_the_keys_that_it_needs(stage: Any, model: str, publish: Raw, token: bool) -> None:
-    secrets = {"objectStorage": "s3", "huggingFace": "hub"}
-    pod = build(Stage(stage), secrets=secrets, model={"source": model}, publish=publish)
-    storage = {("s3", "AWS_ACCESS_KEY_ID"), ("s3", "AWS_SECRET_ACCESS_KEY")}
-    assert from_secrets(pod) == (storage | {("hub", "HF_TOKEN")} if token else storage)
-    assert from_secrets(build(Stage(stage), secrets={}, model={"source": model})) == set()
-
-
-def test_a_variable_of_the_user_replaces_a_key_of_a_secret() -> None:
-    pod = build(podTemplate={"env": [{"name": "AWS_REGION", "value": "eu-1"}]})
-    assert [each for each in container(pod)["env"] if each["name"] == "AWS_REGION"] == [
-        {"name": "AWS_REGION", "value": "eu-1"}
-    ]
 
 
 TEMPLATE = {

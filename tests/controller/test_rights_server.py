@@ -16,11 +16,12 @@ from controller.story import Story
 from ivft_cluster import helm
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.fake_kubelet import FakeKubelet
+from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import tail, wait_for
 
 pytestmark = pytest.mark.integration
 
-VALUES = {"gangSchedulers": ["volcano"]}
+VALUES = {"gangSchedulers": ["volcano"], "webhook": {"enabled": True}}
 ACCOUNT = "internvl-operator"
 SETTINGS = {
     "NAMESPACES": "",
@@ -30,6 +31,8 @@ SETTINGS = {
     "LEASE_NAMESPACE": helm.NAMESPACE,
     "LEASE_NAME": "internvl-operator",
     "LEASE_SECONDS": "3",
+    "WEBHOOK_SECRET": "internvl-operator-webhook-certificate",
+    "WEBHOOK_CONFIGURATION": f"internvl-operator-webhook-{helm.NAMESPACE}",
 }
 Right = tuple[str, str, str]  # API group, resource, verb
 
@@ -116,7 +119,8 @@ def test_the_charts_rules_are_what_the_operator_uses(audited: ApiServer, tmp_pat
     with audited.namespace("rights") as namespace, FakeKubelet(audited.api) as kubelet:
         cluster = Cluster(audited, namespace)
         config = kubeconfig_of_the_account(audited, tmp_path / "operator.kubeconfig")
-        with OperatorProcess(cluster, tmp_path, config, **SETTINGS) as operator:
+        settings = SETTINGS | {"WEBHOOK_PORT": str(free_ports(1)[0])}
+        with OperatorProcess(cluster, tmp_path, config, **settings) as operator:
             story(cluster, kubelet)
 
             def renewed() -> bool:

@@ -60,6 +60,7 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
         pytest.param("gpu_memory", "80 gigs", id="no amount of memory"),
         pytest.param("image_pull_policy", "Sometimes", id="no-such-policy"),
         pytest.param("retry_base_seconds", "-1", id="negative"),
+        pytest.param("scratch_size_limit", "much", id="no amount of disk"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> None:
@@ -75,6 +76,8 @@ def test_a_wrong_setting_is_named_with_what_was_found(name: str, text: str) -> N
         pytest.param("policy", '{"image": ["a/"]}', "POLICY.image: found ['a/']", id="no-such-list"),
         pytest.param("policy", '{"images": ["a/*"]}', "POLICY.images.0: found 'a/*'", id="a-glob"),
         pytest.param("pod_defaults", '{"hostNetwork": true}', "POD_DEFAULTS.hostNetwork: found True", id="no-default"),
+        pytest.param("pod_security", '{"runAsUser": 0}', "POD_SECURITY.runAsUser: found 0", id="root"),
+        pytest.param("pod_security", '{"privileged": 1}', "POD_SECURITY.privileged: found 1", id="not-an-identity"),
     ],
 )
 def test_a_wrong_part_of_a_setting_is_named(name: str, text: str, said: str) -> None:
@@ -86,6 +89,18 @@ def test_a_wrong_part_of_a_setting_is_named(name: str, text: str, said: str) -> 
 def test_the_pods_of_a_setting() -> None:
     options = read(trainer_image="mine:2", retry_base_seconds="1", force_delete_after_seconds="7").operator_config()
     assert (options.trainer_image, options.retry_base, options.force_delete_after) == ("mine:2", 1.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "identity"),
+    [
+        pytest.param({}, {"runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}, id="the-images-user"),
+        pytest.param({"pod_security": "{}"}, {}, id="left-out"),
+        pytest.param({"pod_security": '{"runAsUser": null, "fsGroup": 0}'}, {"fsGroup": 0}, id="null-is-left-out"),
+    ],
+)
+def test_the_identity_of_the_pods_of_runs(given: dict[str, str], identity: dict[str, int]) -> None:
+    assert read(**given).operator_config().pod_security.to_dict() == identity
 
 
 def test_help_lists_every_variable_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

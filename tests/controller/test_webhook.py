@@ -1,13 +1,18 @@
 """What admission refuses, in which words, and what happens without it."""
 
 import base64
+import ipaddress
+import json
 import shutil
+import socket
 import ssl
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from controller.builders import CONFIG, NOW, Raw, custom_resource
 from controller.operator_process import Cluster, OperatorProcess
@@ -17,6 +22,7 @@ from internvl_operator import webhook
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run
+from internvl_operator.http_server import TlsFolder
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import wait_for
 from kubernetes import client
@@ -40,8 +46,18 @@ CHECKPOINTED = {
 MOVED = custom_resource(output="s3://out/new", status=CHECKPOINTED)
 
 
-def asked(new: Raw | None, old: Raw | None = None) -> Raw:
-    return {"apiVersion": "admission.k8s.io/v1", "request": {"uid": "7", "object": new, "oldObject": old}}
+def body(new: Any, old: Any = None, uid: Any = "7") -> bytes:
+    request = {"uid": uid, "object": new, "oldObject": old}
+    return json.dumps({"apiVersion": "admission.k8s.io/v1", "request": request}).encode()
+
+
+def response_to(new: Raw | None, old: Raw | None = None) -> Raw:
+    status, text = webhook.answer(body(new, old))
+    assert status == 200, text
+    answer: Raw = json.loads(text)
+    assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
+    response: Raw = answer["response"]
+    return response
 
 
 @pytest.mark.parametrize(
@@ -63,7 +79,7 @@ def asked(new: Raw | None, old: Raw | None = None) -> Raw:
     ],
 )
 def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
-    response = webhook.review(asked(new, old))["response"]
+    response = response_to(new, old)
     assert response["uid"] == "7"
     assert response["allowed"] == (said is None)
     assert (said or "") in response.get("status", {}).get("message", "")
@@ -96,7 +112,7 @@ def test_review(new: Raw | None, old: Raw | None, said: str | None) -> None:
     ],
 )
 def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused: bool) -> None:
-    response = webhook.review(asked(new, old))["response"]
+    response = response_to(new, old)
     assert response["allowed"] is not refused
     if refused:
         status = reconcile(read_run(new), Observed(), NOW, CONFIG).status
@@ -105,6 +121,84 @@ def test_an_output_stays_while_it_holds_checkpoints(new: Raw, old: Raw, refused:
         assert (found.reason, found.message) == ("InvalidSpec", response["status"]["message"]), "the operator's words"
         (placed,) = TRANSITIONS
         assert found.message == f"spec.output: {refusal(placed.rule, new, old)}", "the server's words"
+
+
+def with_text(value: Any, text: str) -> bytes:
+    """A review whose placeholder is replaced by any text, JSON or not."""
+    return body(value).replace(b'"HOLE"', text.encode())
+
+
+HOLE = custom_resource(training={"deepspeed": "HOLE"})
+LISTS, OBJECTS = "[" * 11_900 + "1" + "]" * 11_900, '{"a":' * 11_900 + "1" + "}" * 11_900
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        pytest.param(b"", "JSON", id="nothing"),
+        pytest.param(b"\xff", "JSON", id="not-utf-8"),
+        pytest.param(b"[" * 2_000_000, "RecursionError", id="brackets-without-end"),
+        pytest.param(with_text(HOLE, "9" * 5000), "ValueError", id="5000-digits"),
+        pytest.param(b"null", "the body: expected an object, found nothing", id="null"),
+        pytest.param(b"[1]", "the body: expected an object, found list", id="list"),
+        pytest.param(b'{"request": {"uid": "7"}}', "apiVersion: expected admission.k8s.io/v1", id="no-version"),
+        pytest.param(
+            b'{"apiVersion": "admission.k8s.io/v1", "request": [1]}', "request: expected an object", id="request"
+        ),
+        pytest.param(body(None, uid=7), "request.uid: expected a text", id="uid-is-a-number"),
+        pytest.param(body(None, uid="7" * 1000), "request.uid: expected a text", id="uid-is-long"),
+        pytest.param(body([1]), "request.object: expected an object, found list", id="object"),
+        pytest.param(body({"spec": {}}), "request.object.metadata: expected an object", id="no-metadata"),
+        pytest.param(body(None, {"metadata": "x"}), "request.oldObject.metadata: expected", id="metadata"),
+    ],
+)
+def test_what_is_no_review_is_refused_with_the_part_that_is_wrong(sent: bytes, found: str) -> None:
+    status, text = webhook.answer(sent)
+    assert status == 400
+    assert found in text
+    assert text.startswith("expected an AdmissionReview: ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        pytest.param(with_text(HOLE, LISTS), "nested deeper than 32 levels", id="deep-lists"),
+        pytest.param(with_text(HOLE, OBJECTS), "nested deeper than 32 levels", id="deep-objects"),
+        pytest.param(with_text(custom_resource(workers="HOLE"), "1e999"), "spec.workers", id="infinite"),
+        pytest.param(with_text(custom_resource(workers="HOLE"), "9" * 4000), "spec.workers", id="4000-digits"),
+        pytest.param(with_text(custom_resource(recipe="HOLE"), '"\\ud800"'), "unknown recipe", id="half-a-character"),
+        pytest.param(body(custom_resource(output="s3://out" + "/" * 4_000_000)), "4,000,008 characters", id="long"),
+        pytest.param(body({**BAD, "status": "words"}), "unknown recipe", id="status-is-text"),
+        pytest.param(body({**BAD, "status": {"checkpoint": 1e300}}), "unknown recipe", id="checkpoint-is-a-number"),
+        pytest.param(
+            body(custom_resource(**{f"x{number}": 1 for number in range(60_000)})),
+            "more than 50,000",
+            id="many-fields",
+        ),
+        pytest.param(
+            body(custom_resource(**{f"trainin{number}": 1 for number in range(8_000)})),
+            "unknown field (did you mean 'training'?) (and 99 more)",
+            id="many-mistakes",
+        ),
+    ],
+)
+def test_a_hostile_run_is_denied(sent: bytes, said: str) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(12_000)  # the operator's: then nesting is decoded, and must not hurt later
+    try:
+        status, text = webhook.answer(sent)
+    finally:
+        sys.setrecursionlimit(before)
+    response = json.loads(text)["response"]
+    assert (status, response["allowed"]) == (200, False)
+    assert said in response["status"]["message"]
+    assert len(response["status"]["message"]) < 1000
+
+
+def test_a_mistake_of_ours_is_logged_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "check_spec", lambda *_: 1 / 0)
+    status, text = webhook.answer(body(custom_resource()))
+    assert (status, text) == (500, "cannot check this run; the operator's log has the reason\n")
 
 
 @pytest.fixture
@@ -165,6 +259,68 @@ def test_the_api_server_refuses_with_our_words(cluster_of_test: Cluster, hooked:
     assert told in cluster_of_test.wait_condition("Stalled", "InvalidCondition", "bad")["message"]
 
 
+def own_address() -> str:
+    """An address of this machine that may be an endpoint; a loopback address may not."""
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family == socket.AF_INET and not ipaddress.ip_address(each.address).is_loopback:
+                return str(each.address)
+    pytest.skip("this machine has only a loopback address")
+
+
+@pytest.mark.integration
+def test_the_api_server_trusts_the_certificate_that_the_operator_makes(
+    cluster_of_test: Cluster, tmp_path: Path
+) -> None:
+    cluster, (port,), address = cluster_of_test, free_ports(1), own_address()
+    namespace, name = cluster.namespace, "hook"
+    cluster.core.create_namespaced_secret(namespace, {"metadata": {"name": name}})
+    cluster.core.create_namespaced_service(
+        namespace, {"metadata": {"name": name}, "spec": {"ports": [{"name": "webhook", "port": 443}]}}
+    )
+    endpoints = {
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "webhook", "port": port}],
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+    }
+    client.DiscoveryV1Api(cluster.server.api).create_namespaced_endpoint_slice(namespace, endpoints)
+    cluster.core.patch_namespace(namespace, {"metadata": {"labels": {"hooked": namespace}}})
+    hooks: Any = client.AdmissionregistrationV1Api(cluster.server.api)
+    hook = {
+        "name": f"runs.{GROUP}",
+        "clientConfig": {"service": {"name": name, "namespace": namespace, "path": webhook.PATH}},
+        "rules": [{"apiGroups": [GROUP], "apiVersions": [VERSION], "resources": [PLURAL], "operations": ["CREATE"]}],
+        "namespaceSelector": {"matchLabels": {"hooked": namespace}},
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    hooks.create_validating_webhook_configuration({"metadata": {"name": namespace}, "webhooks": [hook]})
+    settings = {
+        "WEBHOOK_PORT": str(port),
+        "WEBHOOK_SECRET": name,
+        "WEBHOOK_SERVICE": name,
+        "WEBHOOK_CONFIGURATION": namespace,
+        "LEASE_NAMESPACE": namespace,
+    }
+
+    def answered() -> str:
+        try:
+            cluster.create("bad", evaluation=NO_SUCH_METRIC)
+        except ApiException as error:
+            return str(error.body) if "denied the request" in str(error.body) else ""
+        raise AssertionError("failurePolicy is Fail")
+
+    try:
+        with OperatorProcess(cluster, tmp_path, **settings):
+            told = "spec.evaluation.publishIf: found vqa_accuracy, which no task measures"
+            assert told in wait_for("the webhook answers", answered)
+            cluster.create("good")
+    finally:
+        hooks.delete_validating_webhook_configuration(namespace)
+
+
 @pytest.mark.integration
 def test_a_renewed_certificate_is_served_without_a_restart(cluster_of_test: Cluster, tmp_path: Path) -> None:
     pki = cluster_of_test.server.control_plane.pki
@@ -177,7 +333,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(cluster_of_test: Clus
         return ssl.get_server_certificate(("127.0.0.1", server.server_port))
 
     put("front-proxy")
-    server = webhook.serve(0, tmp_path)
+    server = webhook.serve(0, TlsFolder(tmp_path).context)
     try:
         first = served()
         put("apiserver")

@@ -27,7 +27,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The operator's rights in a namespace. It never reads a Secret: pods refer to them by name. */}}
+{{/* The operator's rights in a namespace. It reads no Secret there: pods refer to them by name. */}}
 {{- define "internvl-operator.rules" -}}
 - apiGroups: [internvl.dev]
   resources: [internvlfinetunes]

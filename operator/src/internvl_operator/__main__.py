@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 
 import kopf
 from kubernetes.config import ConfigException
@@ -17,10 +19,13 @@ from internvl_operator import (
     metrics_server,
     webhook,
 )
+from internvl_operator.certificate_keeper import CertificateKeeper
 from internvl_operator.controller import Controller
 from internvl_operator.health import Health
+from internvl_operator.http_server import TlsFolder
 from internvl_operator.kube.client import Api
 from internvl_operator.kube.lease import LeaseClient
+from internvl_operator.kube.webhook_objects import WebhookObjects
 from internvl_operator.leader_election import Leadership
 from internvl_operator.settings import Settings, SettingsError, help_text, variable
 
@@ -28,7 +33,8 @@ _ABOUT = """\
 Reconciles InternVLFineTune resources: preflight, train, publish, as groups of pods.
 
 Finds the cluster as kubectl does: a pod's service account, else KUBECONFIG or ~/.kube/config.
-Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume and no permission to read Secrets.
+Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume, and reads no Secret but that of
+its own webhook's certificate.
 """
 
 
@@ -61,10 +67,12 @@ def main(argv: list[str] | None = None) -> int:
             1, f"no cluster configured: {error}\nSet KUBECONFIG, or run inside a pod with a service account."
         )
     health = Health()
+    if settings.leader_election:
+        api.time_left = lambda: 0.0  # no write before this replica leads
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
         ("liveness_port", health.serve),
-        ("webhook_port", lambda port: webhook.serve(port, settings.webhook_certificates, settings.policy)),
+        ("webhook_port", lambda port: webhook.serve(port, _webhook_tls(settings, api, health), settings.policy)),
     ):
         port = getattr(settings, name)
         try:
@@ -108,6 +116,19 @@ def work(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
         memo=memo,
     )
     return bool(memo.idle)
+
+
+def _webhook_tls(settings: Settings, api: Api, health: Health) -> Callable[[], ssl.SSLContext]:
+    """What gives the webhook's TLS context: a folder, or the certificate that the operator keeps. Raises OSError."""
+    if settings.webhook_secret is None:
+        return TlsFolder(settings.webhook_certificates).context
+    namespace = settings.lease_namespace
+    objects = WebhookObjects(api, namespace, settings.webhook_secret, settings.webhook_configuration)
+    keeper = CertificateKeeper(objects, f"{settings.webhook_service}.{namespace}.svc")
+    keeper.start()
+    health.watch(lambda: filter(None, [keeper.problem()]))
+    health.require(keeper.not_ready)
+    return keeper.context
 
 
 def _end_at_once(why: str) -> None:

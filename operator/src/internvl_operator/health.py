@@ -22,11 +22,16 @@ class Health:
     def __init__(self) -> None:
         self.not_ready: str | None = "starting"
         self._parts: list[Problems] = []
+        self._conditions: list[Callable[[], str | None]] = []
         self._beat: float | None = None
 
     def watch(self, problems: Problems) -> None:
         """Include the problems of another part in every probe."""
         self._parts.append(problems)
+
+    def require(self, not_ready: Callable[[], str | None]) -> None:
+        """Include another part in every readiness probe: the reason why it is not ready, or None."""
+        self._conditions.append(not_ready)
 
     def problems(self) -> list[str]:
         """Problems that a restart would fix."""
@@ -57,7 +62,9 @@ class Health:
         path = path.partition("?")[0]
         if path not in ("/healthz", "/readyz"):
             return 404, "GET /healthz or /readyz\n"
-        problems = self.problems() + ([self.not_ready] if path == "/readyz" and self.not_ready else [])
+        problems = self.problems()
+        if path == "/readyz":
+            problems += filter(None, [self.not_ready, *(not_ready() for not_ready in self._conditions)])
         return (503, "; ".join(problems) + "\n") if problems else (200, "ok\n")
 
     def _lag(self) -> float:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves from its own thread once `start` is called. Raises OSError when the port or the certificate is unusable.
 
-    It listens on IPv6 and IPv4; on IPv4 alone where the node has no IPv6. With `certificates`, a folder with tls.crt
-    and tls.key, it serves TLS and reloads them when they change.
+    It listens on IPv6 and IPv4; on IPv4 alone where the node has no IPv6. With `tls` it serves TLS; `tls` is asked for
+    the context of each connection, and its OSError ends the connection.
     """
 
     daemon_threads = True
@@ -80,7 +81,7 @@ class Server(ThreadingHTTPServer):
         handler: type[Handler],
         *,
         name: str,
-        certificates: Path | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         connections: int = CONNECTIONS,
         seconds: float = SECONDS,
     ) -> None:
@@ -89,7 +90,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # connection -> when it was accepted, oldest first
         self._running = 0  # threads; one may outlive its connection for a moment
-        self._tls = _Tls(certificates) if certificates else None
+        self._tls = tls
         super().__init__(("", port), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = _listen(port)
@@ -105,7 +106,15 @@ class Server(ThreadingHTTPServer):
         """Accept a connection; its handshake runs in its own thread, so that no client can block the others."""
         connection, address = self.socket.accept()
         connection.settimeout(self._seconds)
-        return (self._tls.wrap(connection) if self._tls else connection), address
+        if self._tls is None:
+            return connection, address
+        try:
+            context = self._tls()
+            return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        except OSError as error:
+            logger.debug("%s: no TLS for %s: %s", self._name, address, error)
+            connection.close()
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hand the connection to a thread; close the oldest when there are too many."""
@@ -176,25 +185,28 @@ class _BoundedHead:
         return line
 
 
-class _Tls:
+class TlsFolder:
+    """The TLS context of a folder with tls.crt and tls.key, reloaded when they change. Raises OSError."""
+
     def __init__(self, folder: Path) -> None:
         self._files = folder / "tls.crt", folder / "tls.key"
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._loaded: tuple[float, ...] = ()
         self._load()
 
-    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+    def context(self) -> ssl.SSLContext:
+        """The context for the next connection."""
         try:
             self._load()
         except OSError as error:  # renewal in progress: the loaded certificate still serves
             logger.warning("cannot reload %s: %s; serving the loaded certificate", self._files[0], error)
-        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return self._context
 
     def _load(self) -> None:
         times = tuple(file.stat().st_mtime for file in self._files)
         if times != self._loaded:
-            self._context.load_cert_chain(*self._files)
-            self._loaded = times
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a new one: half a load would spoil the old one
+            context.load_cert_chain(*self._files)
+            self._context, self._loaded = context, times
 
 
 def _listen(port: int) -> socket.socket:

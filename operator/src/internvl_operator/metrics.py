@@ -28,6 +28,9 @@ WATCH_AGE = Gauge(f"{_PREFIX}_watch_age_seconds", "Seconds since the API server 
 QUEUE_DEPTH = Gauge(f"{_PREFIX}_queue_depth", "Runs waiting for their pass")
 LEADER = Gauge(f"{_PREFIX}_leader", "1 while this replica is active, 0 while it stands by")
 LOOP_LAG = Gauge(f"{_PREFIX}_event_loop_lag_seconds", "Delay of the event loop at its last check")
+CERTIFICATE_EXPIRY = Gauge(
+    f"{_PREFIX}_webhook_certificate_expiry_timestamp_seconds", "When the served certificate of the webhook expires"
+)
 RESYNC_MISSED = Counter(
     f"{_PREFIX}_resync_missed_total", "Changes that a relist found and the watch had missed", ["kind"]
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
-from internvl_operator.http_server import Handler, Server
+from internvl_operator.http_server import Handler, Server, TlsFolder
 
 TOKEN = "token"  # name of the file
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def serve(port: int, secret: Path | None = None) -> Server:
             encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
             return self.answer(200, encoder(REGISTRY), content_type)
 
-    return Server(port, _Metrics, name="metrics", certificates=secret).start()
+    return Server(port, _Metrics, name="metrics", tls=TlsFolder(secret).context if secret else None).start()
 
 
 def _authorized(header: str | None, secret: Path) -> bool:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from internvl_api.memory.quantity import parse_bytes
+from internvl_api.spec.pods import BYTES_PATTERN
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
@@ -49,8 +50,20 @@ class Settings(BaseModel):
         DEFAULTS.worker_resources,
         description="JSON; resources of a training worker whose spec.podTemplate.resources is absent",
     )
+    pod_security: Annotated[PodSecurity, BeforeValidator(_json)] = Field(
+        DEFAULTS.pod_security,
+        description="JSON; runAsUser, runAsGroup and fsGroup of the pods of runs; one that is absent or null is left "
+        "out, for the image or an admission controller to decide",
+    )
+    scratch_size_limit: Annotated[str, Field(pattern=BYTES_PATTERN)] = Field(
+        DEFAULTS.scratch_size_limit,
+        description="Size limit of /scratch and of /cache, each, in a pod without a limit of ephemeral-storage",
+    )
     cache_host_path: str | None = Field(
-        None, pattern="^/", description="Folder of the node, writable by uid 10001, shared as /cache; default: emptyDir"
+        None,
+        pattern="^/",
+        description="Folder of the node, writable by every uid; /cache is its sub-folder of the run's namespace; "
+        "default: emptyDir",
     )
     allow_private_addresses: bool = Field(
         False, description="true: https:// sources may be on private and loopback addresses (link-local: never)"
@@ -116,7 +129,21 @@ class Settings(BaseModel):
     )
     webhook_certificates: Path = Field(
         Path("/etc/internvl/webhook"),
-        description="Folder of the webhook's tls.crt and tls.key; reloaded when they change",
+        description="Folder of the webhook's tls.crt and tls.key; reloaded when they change; not read when "
+        "webhook_secret is set",
+    )
+    webhook_secret: str | None = Field(
+        None,
+        description="Name of an existing Secret in the Lease's namespace, in which the operator makes and renews the "
+        "webhook's certificate",
+    )
+    webhook_service: str = Field(
+        "internvl-operator-webhook", min_length=1, description="Service in front of the webhook, for its certificate"
+    )
+    webhook_configuration: str = Field(
+        "internvl-operator-webhook",
+        min_length=1,
+        description="ValidatingWebhookConfiguration whose caBundle the operator keeps, when webhook_secret is set",
     )
     metrics_port: int = Field(8000, ge=0, le=65535, description="Port of Prometheus metrics; 0: any free port")
     metrics_secret: Path | None = Field(
@@ -158,6 +185,8 @@ class Settings(BaseModel):
         return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
+            pod_security=self.pod_security,
+            scratch_size_limit=self.scratch_size_limit,
             cache_host_path=self.cache_host_path,
             allow_private_addresses=self.allow_private_addresses,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,

@@ -1,11 +1,14 @@
 """Admission webhook: refuse at `kubectl apply` what a schema cannot express, with the messages of the operator.
 
-Every replica answers, leading or not. The webhook is optional: the operator makes the same checks itself.
+Every replica answers, leading or not. The webhook is optional: the operator makes the same checks itself. Any pod can
+send it a request, so that every part of a review is checked before it is used.
 """
 
 import json
-from pathlib import Path
-from typing import Any
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
@@ -16,47 +19,104 @@ from internvl_operator.core.run import read_status
 from internvl_operator.http_server import Handler, Server
 
 PATH = "/validate"
+REVIEW_VERSION = "admission.k8s.io/v1"
 _BODY_LIMIT = 8 * 2**20  # bytes; an object has at most 1.5 MB, and an update contains two
+_UID_LIMIT = 256  # characters
 
 Raw = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
-def review(asked: Raw, policy: Policy | None = None) -> Raw:
+class MalformedReview(ValueError):
+    """The body is no AdmissionReview; the message says which part is wrong."""
+
+
+class Request(NamedTuple):
+    """What matters of an AdmissionReview: the run after the change and before it; None where there is none."""
+
+    uid: str
+    new: Raw | None
+    old: Raw | None
+
+
+def read_request(body: bytes) -> Request:
+    """The request of an AdmissionReview. Raises MalformedReview, whatever the bytes are."""
+    try:
+        # Brackets without end raise RecursionError, a number of more than 4,300 digits ValueError.
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedReview(f"the body is not JSON that can be read ({type(error).__name__})") from None
+    review = _object(asked, "the body")
+    if review.get("apiVersion") != REVIEW_VERSION:
+        raise MalformedReview(f"apiVersion: expected {REVIEW_VERSION}")
+    request = _object(review.get("request"), "request")
+    uid = request.get("uid")
+    if not isinstance(uid, str) or len(uid) > _UID_LIMIT:
+        raise MalformedReview(f"request.uid: expected a text of at most {_UID_LIMIT} characters")
+    return Request(uid, _run(request, "object"), _run(request, "oldObject"))
+
+
+def review(request: Request, policy: Policy | None = None) -> Raw:
     """The AdmissionReview with the answer."""
-    request = asked["request"]
-    response: Raw = {"uid": request["uid"], "allowed": True}
+    response: Raw = {"uid": request.uid, "allowed": True}
     # What was wrong before may still be suspended, labelled or deleted.
-    before = _violations(request.get("oldObject"), policy)
-    if wrong := [each for each in _violations(request.get("object"), policy) if each not in before]:
+    before = _violations(request.old, policy)
+    if wrong := [each for each in _violations(request.new, policy) if each not in before]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
-    return {"apiVersion": asked["apiVersion"], "kind": "AdmissionReview", "response": response}
+    return {"apiVersion": REVIEW_VERSION, "kind": "AdmissionReview", "response": response}
 
 
-def serve(port: int, certificates: Path, policy: Policy | None = None) -> Server:
-    """Start answering, with tls.crt and tls.key of a folder, reloaded when they change. Raises OSError."""
+def serve(port: int, tls: Callable[[], ssl.SSLContext], policy: Policy | None = None) -> Server:
+    """Start answering; `tls` gives the context of each connection. Raises OSError."""
 
     class Reviews(Handler):
         def do_POST(self) -> None:
-            _answer(self, policy)
+            _post(self, policy)
 
-    return Server(port, Reviews, name="webhook", certificates=certificates).start()
+    return Server(port, Reviews, name="webhook", tls=tls).start()
+
+
+def answer(body: bytes, policy: Policy | None = None) -> tuple[int, str]:
+    """HTTP status, and an AdmissionReview in JSON (200) or a message."""
+    try:
+        return 200, json.dumps(review(read_request(body), policy))
+    except MalformedReview as error:
+        return 400, f"expected an AdmissionReview: {error}\n"
+    except Exception:  # a mistake of ours: the API server's failurePolicy decides
+        logger.exception("cannot check a run at admission")
+        return 500, "cannot check this run; the operator's log has the reason\n"
 
 
 def _violations(raw: Raw | None, policy: Policy | None) -> tuple[Violation, ...]:
-    if not raw or "deletionTimestamp" in raw["metadata"]:
+    if raw is None or "deletionTimestamp" in raw["metadata"]:
         return ()
-    return check_spec(raw.get("spec"), InCluster.of(read_status(raw.get("status") or {}), policy)).violations
+    status = raw.get("status")
+    checkpoint = status.get("checkpoint") if isinstance(status, dict) else None
+    return check_spec(raw.get("spec"), InCluster.of(read_status({"checkpoint": checkpoint}), policy)).violations
 
 
-def _answer(handler: Handler, policy: Policy | None) -> None:
+def _run(request: Raw, name: str) -> Raw | None:
+    if request.get(name) is None:
+        return None
+    raw = _object(request[name], f"request.{name}")
+    _object(raw.get("metadata"), f"request.{name}.metadata")
+    return raw
+
+
+def _object(value: object, name: str) -> Raw:
+    if not isinstance(value, dict):
+        raise MalformedReview(
+            f"{name}: expected an object, found {'nothing' if value is None else type(value).__name__}"
+        )
+    return value
+
+
+def _post(handler: Handler, policy: Policy | None) -> None:
     """AdmissionReview in, AdmissionReview out; 400 for anything else."""
     if handler.path.partition("?")[0] != PATH:
         return handler.answer(404, f"POST {PATH}\n".encode())
     asked = handler.read_body(_BODY_LIMIT)
     if asked is None:
         return None
-    try:
-        body = json.dumps(review(json.loads(asked), policy)).encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return handler.answer(400, b"expected an AdmissionReview\n")
-    return handler.answer(200, body, "application/json")
+    status, text = answer(asked, policy)
+    return handler.answer(status, text.encode(), "application/json" if status == 200 else "text/plain; charset=utf-8")

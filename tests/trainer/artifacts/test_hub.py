@@ -118,6 +118,33 @@ def test_code_planted_in_the_cache_is_replaced(hub: HubStandIn, client: Client, 
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
+CODE = {"modeling_internvl_chat.py": b"import torch", "config.json": b"{}"}
+
+
+def test_code_comes_from_a_pinned_commit_only(hub: HubStandIn, client: Client) -> None:
+    hub.files |= CODE
+    branch, commit = (Path(client.model(uri)["found"]) for uri in (URI, f"hf://team/tiny@{COMMIT}"))
+    assert {path.name for path in branch.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in commit.iterdir()} == {"config.json", "model.safetensors", *CODE}
+    assert not [request for request in hub.requests if request.path.startswith("/team/tiny/resolve/main")]
+    assert client("commit_to_pin", URI, field="f")["found"] == COMMIT
+    assert client("commit_to_pin", f"hf://team/tiny@{COMMIT}", field="f")["found"] == "None"
+    del hub.files["modeling_internvl_chat.py"]
+    assert client("commit_to_pin", URI, field="f")["found"] == "None", "there is no code to leave out"
+
+
+def test_code_of_the_right_digest_planted_beside_a_branch_is_removed(hub: HubStandIn, client: Client) -> None:
+    hub.files |= CODE
+    folder = Path(client.model()["found"])
+    planted = folder / "modeling_internvl_chat.py"
+    planted.write_bytes(CODE[planted.name])
+    (record,) = (folder.parent.parent / "records").iterdir()
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    record.write_text(json.dumps(digests))
+    client.model()
+    assert not planted.exists()
+
+
 def test_preflight_takes_no_weights(hub: HubStandIn, client: Client) -> None:
     folder = Path(client.model(weights=False)["found"])
     assert [path.name for path in folder.iterdir()] == ["config.json"]

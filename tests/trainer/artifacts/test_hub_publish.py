@@ -196,6 +196,19 @@ def test_a_token_that_may_not_write(
     assert hub.repositories == {}
 
 
+def test_publishing_prefers_the_token_that_only_it_gets(
+    hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_may_only_read")
+    monkeypatch.setenv("HF_WRITE_TOKEN", hub.token)
+    config = make_config(storage.uri, **HUB)
+    leave_run(storage, config)
+    assert "hub" in publish(RunContext("publish", config, storage, reporter)).artifacts
+    monkeypatch.setenv("HF_WRITE_TOKEN", "hf_wrong")
+    with pytest.raises(AccessDenied, match="with this HF_WRITE_TOKEN"):
+        publish(RunContext("publish", make_config(storage.uri, **HUB), storage, reporter))
+
+
 def test_a_token_that_the_hubs_other_store_refuses(
     hub: HubWriteStandIn, storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from golden import KINDS, checkpoint, tokenizer_of
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.tokenizer import check_template, load_tokenizer
+from internvl_trainer.stages import preflight
 from internvl_trainer.stages.checkpoint_checks import check_vocabulary, check_weights
 from internvl_trainer.stages.preflight import check_model, compare_tiling
 from safetensors.torch import load_file, save_file
+from trainer.artifacts.web_server import COMMIT
 from trainer.runs import make_config
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234567890\n"
@@ -168,3 +171,23 @@ def test_a_broken_index_is_named(sharded: Path, index: str, reason: str, message
     assert refused.value.reason == reason
     assert message in refused.value.message
     assert "model.safetensors.index.json" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "commit", "warned"),
+    [
+        pytest.param({"method": "full"}, COMMIT, True, id="a-whole-model-from-a-branch"),
+        pytest.param({"method": "lora", "merge": {"formats": ["upstream"]}}, COMMIT, True, id="merged"),
+        pytest.param({"method": "lora", "merge": {"formats": ["hf"]}}, COMMIT, False, id="needs-no-code"),
+        pytest.param({"method": "lora"}, COMMIT, False, id="an-adapter-alone"),
+        pytest.param({"method": "full"}, None, False, id="pinned-or-without-code"),
+    ],
+)
+def test_a_model_published_without_its_code_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: dict[str, Any], commit: str | None, warned: bool
+) -> None:
+    monkeypatch.setattr(preflight, "commit_to_pin", lambda *_, **__: commit)
+    config = make_config(str(tmp_path), model={"source": "hf://team/tiny@main"}, **run)
+    findings = preflight.check_code(config)
+    assert [(each.reason, each.severity) for each in findings] == ([("CodeLeftOut", "warning")] if warned else [])
+    assert all(f"set spec.model.source to hf://team/tiny@{COMMIT}" in each.message for each in findings)

@@ -117,6 +117,23 @@ def hub_card_of(output: Output) -> ModelCard:
     return ModelCard(hub_card(output.stages))
 
 
+@pytest.mark.parametrize(
+    ("source", "has_code"),
+    [
+        pytest.param("hf://OpenGVLab/InternVL2-2B", False, id="default-branch"),
+        pytest.param("hf://OpenGVLab/InternVL2-2B@v1.0", False, id="tag"),
+        pytest.param(f"hf://OpenGVLab/InternVL2-2B@{'c0ffee15' * 5}", True, id="commit"),
+        pytest.param("s3://models/base", True, id="own-storage"),
+    ],
+)
+def test_it_says_where_the_code_is(tmp_path: Path, source: str, has_code: bool) -> None:
+    card = card_of(Output(tmp_path, model={"source": source, "name": "InternVL2-2B"}, method="full").train(2))
+    assert ("It runs the code that came with the base model" in card.text) == has_code
+    missing = "It runs the base model's code, which is not here, because the run named no commit of the base."
+    assert (missing in card.text) != has_code
+    assert ("with everything its code asks for:" in card.text) == has_code
+
+
 def test_a_hub_repository_is_downloaded_by_its_name(tmp_path: Path) -> None:
     output = Output(tmp_path, method="lora", **HUB).train(2)
     card = hub_card_of(output)

@@ -28,7 +28,10 @@ class Secrets(ApiModel):
         "AWS_ENDPOINT_URL and AWS_REGION",
     )
     hugging_face: str | None = Field(
-        None, pattern=SECRET_PATTERN, max_length=253, description="Secret with the key HF_TOKEN"
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="Secret with the key HF_TOKEN and, for a token that only publishing gets, HF_WRITE_TOKEN",
     )
 
 

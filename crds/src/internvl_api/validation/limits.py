@@ -1,4 +1,4 @@
-"""Limits of every spec, whatever the schema of the API server let through: depth, and length of a text.
+"""Limits of every spec, whatever the schema of the API server let through: depth, number of values, length of a text.
 
 They come before all other checks, so that these work on small values only. The walk is iterative: nesting cannot
 exhaust the stack.
@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from internvl_api.spec.kubernetes.container import MAX_VALUE
 from internvl_api.validation.violations import Violation
 
-MAX_DEPTH = 32  # levels of objects and lists; the deepest field of the schema has 13
+MAX_DEPTH = 32  # levels of objects and lists; the deepest field of the schema has 14
 MAX_TEXT = MAX_VALUE  # characters of a key or value; an environment variable is the longest that anybody needs
+MAX_VALUES = 50_000  # objects, lists, texts and numbers; a thousand datasets with every field have 12,000
 _SHOWN = 5  # steps of a path in a message
 
 
 def over_limits(raw: object) -> Violation | None:
-    """The first value that is nested too deep or too long; None when all are within the limits."""
+    """The first value that is nested too deep, too long or one too many; None when all are within the limits."""
     todo: list[tuple[tuple[str, ...], object]] = [(("spec",), raw)]
+    seen = 1
     while todo:
         path, value = todo.pop()
         if isinstance(value, str):
@@ -24,7 +26,10 @@ def over_limits(raw: object) -> Violation | None:
                 return _too_long(path, value)
         elif len(path) > MAX_DEPTH:
             return Violation(_field(path), f"nested deeper than {MAX_DEPTH} levels; remove the levels that have no use")
-        else:
+        elif isinstance(value, dict | list):
+            seen += len(value)
+            if seen > MAX_VALUES:
+                return Violation("spec", f"found more than {MAX_VALUES:,} values in all; split the run")
             for key, part in _parts(value):
                 if len(key) > MAX_TEXT:
                     return _too_long(path, key)

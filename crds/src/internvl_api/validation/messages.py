@@ -44,12 +44,13 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_MOST = 100  # violations; each may need a suggestion, which costs a search through all names
 Problem = Any  # one of pydantic's ErrorDetails
 
 
 def shape_violations(error: ValidationError) -> list[Violation]:
-    """One violation for each of pydantic's errors; unknown fields come first, as they often explain a missing one."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    """One violation for each of the first hundred errors; unknown fields come first, as they often explain others."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")[:_MOST]
     return [Violation(_field(problem["loc"]), _message(problem, problem["loc"])) for problem in problems]
 
 

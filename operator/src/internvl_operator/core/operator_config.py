@@ -24,12 +24,28 @@ class PodDefaults(ApiModel):
     )
 
 
+class PodSecurity(ApiModel):
+    """uid, gid and fsGroup of the pods of runs; one that is None is left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_as_user: int | None = Field(None, ge=1, le=2**31 - 1)
+    run_as_group: int | None = Field(None, ge=0, le=2**31 - 1)
+    fs_group: int | None = Field(None, ge=0, le=2**31 - 1)
+
+
+# As the image's Dockerfile has it.
+IMAGES_USER = PodSecurity(run_as_user=10001, run_as_group=10001, fs_group=10001)
+
+
 @dataclass(frozen=True)
 class OperatorConfig:
     """Defaults of pods, and limits of waits in seconds."""
 
     trainer_image: str = "localhost/internvl-trainer:dev"
     image_pull_policy: str = "IfNotPresent"
+    pod_security: PodSecurity = IMAGES_USER
+    scratch_size_limit: str = "500Gi"  # of /scratch and of /cache, each
     cache_host_path: str | None = None
     allow_private_addresses: bool = False  # for https:// sources
     gpu_memory: int | None = None  # bytes of one GPU

@@ -35,6 +35,8 @@ RESOURCES = {
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Event": ("/api/v1", "events"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
+    "Secret": ("/api/v1", "secrets"),
+    "ValidatingWebhookConfiguration": ("/apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
     "PodGroup.scheduling.volcano.sh": ("/apis/scheduling.volcano.sh/v1beta1", "podgroups"),
     "PodGroup.scheduling.x-k8s.io": ("/apis/scheduling.x-k8s.io/v1alpha1", "podgroups"),
@@ -94,8 +96,14 @@ class Api:
     def apply(self, obj: Raw, *, force: bool) -> Raw:
         """Server-side apply of a whole object. Without `force`, a field that another manager owns is a 409."""
         metadata = obj["metadata"]
-        path = object_path(resource_of(obj), metadata["namespace"], metadata["name"])
+        path = object_path(resource_of(obj), metadata.get("namespace"), metadata["name"])
         return self._write("apply", obj["kind"], "PATCH", path, obj, {"force": force})
+
+    def replace(self, obj: Raw) -> Raw:
+        """Replace a whole object that was read before; 409 when it has changed since."""
+        metadata = obj["metadata"]
+        path = object_path(resource_of(obj), metadata["namespace"], metadata["name"])
+        return self._write("replace", obj["kind"], "PUT", path, obj)
 
     def apply_status(self, obj: Raw) -> Raw:
         """Server-side apply of `obj["status"]`; 404 when the object is deleted, 409 when its version differs."""
@@ -156,7 +164,7 @@ class Api:
         """Any document."""
         return self._json("GET", path, {})
 
-    def find(self, kind: str, namespace: str, name: str) -> Raw | None:
+    def find(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """One object; None when it or its kind does not exist."""
         try:
             return self.get(object_path(kind, namespace, name))
@@ -264,13 +272,13 @@ def resource_of(obj: Raw) -> str:
 
 
 def list_path(kind: str, namespace: str | None) -> str:
-    """The collection of a kind, in one namespace or (None) in all."""
+    """The collection of a kind, in one namespace or (None) in all; None also for kinds without namespaces."""
     prefix, plural = RESOURCES[kind]
     return f"{prefix}/{plural}" if namespace is None else f"{prefix}/namespaces/{quote(namespace)}/{plural}"
 
 
-def object_path(kind: str, namespace: str, name: str) -> str:
-    """One object."""
+def object_path(kind: str, namespace: str | None, name: str) -> str:
+    """One object; its namespace is None for kinds without namespaces."""
     return f"{list_path(kind, namespace)}/{quote(name)}"
 
 

@@ -205,7 +205,10 @@ def open_cache() -> Cache:
     $INTERNVL_CACHE_GIB bounds it (100 unless told).
     """
     limit = int(float(os.environ.get("INTERNVL_CACHE_GIB", _DEFAULT_GIB)) * _GIB)
-    return Cache(cache_root(), limit, os.environ.get(ENV_NAMESPACE, ""))
+    root = cache_root()
+    if os.path.ismount(CACHE_PATH) and not os.access(CACHE_PATH, os.W_OK):
+        logger.warning("%s cannot be written by uid %d, so that %s is the cache", CACHE_PATH, os.getuid(), root)
+    return Cache(root, limit, os.environ.get(ENV_NAMESPACE, ""))
 
 
 def cache_root() -> Path:

@@ -52,10 +52,15 @@ def split_file(uri: str, *, field: str) -> tuple[Repository, str]:
     return found, inside(match["path"], field=field)
 
 
+def pinned_commit(repo: Repository) -> str | None:
+    """The revision when it is a full commit hash, whose files never change; None for a branch or a tag."""
+    return repo.revision if repo.revision and re.fullmatch(r"[0-9a-f]{40}", repo.revision) else None
+
+
 def commit_of(repo: Repository) -> str:
     """The commit that the revision points to now; a full commit hash costs no request."""
-    if repo.revision and re.fullmatch(r"[0-9a-f]{40}", repo.revision):
-        return repo.revision
+    if commit := pinned_commit(repo):
+        return commit
     from huggingface_hub import HfApi
 
     info = _ask(repo, lambda: HfApi().repo_info(repo.name, revision=repo.revision, repo_type=repo.kind))

@@ -91,7 +91,8 @@ def describe_file(uri: str, digest: Callable[[Path], str], *, field: str) -> str
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     """A local folder with the files of a checkpoint URI; plain paths and PVCs are used where they are.
 
-    `weights=False` leaves the safetensors out, which is all that preflight needs.
+    `weights=False` leaves the safetensors out, which is all that preflight needs. Of a Hub repository, *.py come only
+    from a pinned commit: nobody here runs them, and who loads the published model does.
     """
     uri = Address(uri)
     if uri.startswith("hf://"):
@@ -202,21 +203,32 @@ def _is_local_folder(root: str, field: str) -> bool:
     return not root.startswith(("s3://", "hf://", "https://")) and local_path(root, field=field).is_dir()
 
 
-def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
+def commit_to_pin(uri: str, *, field: str) -> str | None:
+    """The commit that a Hub source has now, when its *.py are left out because it names a branch or tag; else None."""
+    if not uri.startswith("hf://"):
+        return None
+    repo = hub.repository(uri, field=field)
+    if hub.pinned_commit(repo):
+        return None
     commit = hub.commit_of(repo)
+    return commit if any(_is_code(file.path) for file in hub.list_files(repo, commit)) else None
+
+
+def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
+    commit, with_code = hub.commit_of(repo), hub.pinned_commit(repo) is not None
 
     def make(folder: Path) -> None:
         wanted = [file for file in hub.list_files(repo, commit) if not is_unused(file.path)]
         wanted = [file for file in wanted if weights or not _is_weights(file.path)]
+        wanted = [file for file in wanted if with_code or not _is_code(file.path)]
         with announced(repo.uri, folder, sum(file.size for file in wanted)):
             hub.download(repo, commit, wanted, folder)
 
     def is_intact(folder: Path) -> bool:
-        return hub.has_files(repo, commit, folder)
+        return hub.has_files(repo, commit, folder) and (with_code or not any(folder.rglob("*.py")))
 
-    return _cache().folder(
-        f"hf {repo.kind} {repo.name} {commit} {'all' if weights else 'without weights'}", make, is_intact
-    )
+    extent = f"{'all' if weights else 'without weights'}{'' if with_code else ', without code'}"
+    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} {extent}", make, is_intact)
 
 
 def _fetch_from_hub(uri: str, field: str) -> Path:
@@ -296,6 +308,10 @@ def _present_folder(path: Path, uri: str, field: str) -> Path:
 
 def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
+
+
+def _is_code(name: str) -> bool:
+    return name.endswith(".py")
 
 
 def is_carried(name: str) -> bool:

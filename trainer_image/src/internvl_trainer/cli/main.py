@@ -35,7 +35,8 @@ exit codes:
   77  credentials refused
   78  run.yaml cannot be used
 
-credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN.
+credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN;
+publishing to the Hub prefers HF_WRITE_TOKEN.
 """
 _COMMANDS = {
     "run": "run all stages on this machine, with a progress display",

@@ -14,6 +14,7 @@ from internvl_api.models.catalogue import find_model
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from internvl_trainer.artifacts import hub
 from internvl_trainer.report.page import difference, facts, figure, lineage
 from internvl_trainer.report.plots import metric_rows
 from internvl_trainer.report.record import Record, read_record
@@ -99,6 +100,7 @@ def render_card(record: Record, there: Contents, repository: str | None = None) 
         metrics=metric_rows(record.baseline, record.final),
         lineage=lineage(record),
         repository=repository,
+        has_code=has_code(config.model.source),
     )
     return f"---\n{redact(metadata(record, there).to_yaml())}\n---\n\n{body}"
 
@@ -129,6 +131,11 @@ def base_model(config: RunConfig) -> str | None:
         return match["name"]
     known = find_model(config.model.name) if config.model.name else None
     return known.hub_repository if known else None
+
+
+def has_code(source: str) -> bool:
+    """Whether *.py of the base model travel with the result; see sources.fetch_directory."""
+    return not source.startswith("hf://") or hub.pinned_commit(hub.repository(source, field="model.source")) is not None
 
 
 def name_of(config: RunConfig) -> str:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
-from internvl_trainer.artifacts.sources import fetch_directory, open_media
+from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
@@ -66,6 +66,7 @@ def run(context: RunContext) -> StageResult:
     findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
     if config.model.kind == "chat":
         findings["spec.image"] = compare_tiling(config)
+    findings["spec.model"] = check_code(config)
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
@@ -168,6 +169,22 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
         image_size=architecture.image_size,
         context_tokens=architecture.context_tokens,
     )
+
+
+def check_code(config: RunConfig) -> list[Finding]:
+    """A warning when a model in upstream's format will be published without the base model's *.py."""
+    if config.method == "lora" and "upstream" not in config.merge.formats:
+        return []
+    source = config.model.source
+    commit = commit_to_pin(source, field="spec.model.source")
+    if commit is None:
+        return []
+    pinned = f"{source.partition('@')[0]}@{commit}"
+    message = (
+        f"found {source}, which names no commit, so that its *.py can change at any time; they are left out of the "
+        f"published model, which AutoModel then cannot load. Check the code, then set spec.model.source to {pinned}"
+    )
+    return [Finding("CodeLeftOut", message, "model.source", "warning")]
 
 
 def compare_tiling(config: RunConfig) -> list[Finding]:

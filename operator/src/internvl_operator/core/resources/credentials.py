@@ -16,6 +16,7 @@ _STORAGE_OPTIONS = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
 _HUB_KEY = "HF_TOKEN"
+_HUB_WRITE_KEY = "HF_WRITE_TOKEN"  # publish takes it, where the Secret has it, instead of HF_TOKEN
 
 
 def env(run: Run, stage: Stage) -> list[dict[str, Any]]:
@@ -26,6 +27,8 @@ def env(run: Run, stage: Stage) -> list[dict[str, Any]]:
         found += [_variable(secrets.object_storage, key, optional=True) for key in _STORAGE_OPTIONS]
     if secrets.hugging_face and _needs_hub(run, stage):
         found.append(_variable(secrets.hugging_face, _HUB_KEY))
+        if stage.name == "publish":
+            found.append(_variable(secrets.hugging_face, _HUB_WRITE_KEY, optional=True))
     return found
 
 

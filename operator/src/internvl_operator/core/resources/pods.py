@@ -32,10 +32,10 @@ from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
-USER_ID = 10001  # the image's user
 DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _SHM = "/dev/shm"
+_DISK = "ephemeral-storage"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
 # node is declared lost is enough to tell a network outage from a lost node.
 _LOST_NODE_SECONDS = 30
@@ -61,17 +61,12 @@ def build(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        }
+        "securityContext": config.pod_security.to_dict()
+        | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         | defaults.security_context,
         "tolerations": [*tolerations, *_lost_node_tolerations(tolerations)],
         "containers": [_container(run, stage, attempt, rank, config)],
-        "volumes": _volumes(run, config),
+        "volumes": _volumes(run, stage, config),
     }
     placement = _placement(spec, defaults, avoid)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | placement}
@@ -86,6 +81,8 @@ def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorCo
         "cache": config.cache_host_path,
         "privateAddresses": config.allow_private_addresses,
         "podDefaults": config.pod_defaults.to_dict(),
+        "podSecurity": config.pod_security.to_dict(),
+        "scratch": config.scratch_size_limit,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -139,7 +136,7 @@ def _container(run: Run, stage: Stage, attempt: int, rank: int, config: Operator
         },
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": _mounts(run, config),
     }
 
 
@@ -165,6 +162,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         ENV_IMAGE: _image(run.spec, config),
         ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
         "HOME": SCRATCH_PATH,
+        "USER": "internvl",  # libraries ask for it; a uid that an admission controller chose has no name
         "TMPDIR": SCRATCH_PATH,
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
@@ -176,13 +174,15 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
     ]
 
 
-def _volumes(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
-    cache: dict[str, Any] = {"emptyDir": {}}
+def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str, Any]]:
+    resources = requirements.build(run.spec, stage, config)
+    disk = {"emptyDir": {"sizeLimit": _disk_limit(resources, config.scratch_size_limit)}}
+    cache: dict[str, Any] = disk
     if config.cache_host_path:
         cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}
     ours: list[dict[str, Any]] = [
         {"name": "config", "configMap": {"name": names.config_map(run.name)}},
-        {"name": "scratch", "emptyDir": {}},
+        {"name": "scratch"} | disk,
         {"name": "cache"} | cache,
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.pod_template.shm_size}},
     ]
@@ -195,14 +195,24 @@ def _volumes(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
     return [*ours, *(volume for name, volume in users.items() if name not in taken)]
 
 
-def _mounts(spec: InternVLFineTuneSpec) -> list[Mapping[str, Any]]:
+def _disk_limit(resources: dict[str, Any], default: str) -> str:
+    """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
+    limit = (resources.get("limits") or {}).get(_DISK)
+    if limit is not None:
+        return str(limit)
+    request = str((resources.get("requests") or {}).get(_DISK, "0"))
+    return max((default, request), key=requirements.size)
+
+
+def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
     """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
+    spec = run.spec
     users = {mount["mountPath"]: mount for mount in spec.pod_template.volume_mounts}
     users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {
         _CONFIG_FOLDER: {"name": "config", "readOnly": True},
         SCRATCH_PATH: {"name": "scratch"},
-        CACHE_PATH: {"name": "cache"},
+        CACHE_PATH: {"name": "cache"} | ({"subPath": run.namespace} if config.cache_host_path else {}),
         _SHM: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}

@@ -50,17 +50,17 @@ def _within_limits(defaults: Amounts, limits: Amounts) -> dict[str, Any]:
     own = defaults.get("limits") or {}
     requests = defaults.get("requests") or {}
     derived = {
-        k: max(v, least, requests.get(k, least), key=_size)
+        k: max(v, least, requests.get(k, least), key=size)
         for k, v in limits.items()
         if k not in own and (least := _DERIVED.get(k))
     }
     return {**defaults, "limits": {**derived, **own}} if derived else {**defaults}
 
 
-def _size(quantity: Any) -> Decimal:
+def size(quantity: Any) -> Decimal:
     """A quantity as a number, to compare two; one that is not understood is the largest.
 
-    >>> _size("512Mi") < _size("1e9") < _size("1Gi"), _size("100m") < _size(1)
+    >>> size("512Mi") < size("1e9") < size("1Gi"), size("100m") < size(1)
     (True, True)
     """
     number, unit = re.findall(r"^(.*?)([A-Za-z]*)$", str(quantity))[0]

@@ -138,8 +138,8 @@ class _HubRepository:
         if status in (401, 403, 404):
             return AccessDenied(
                 "HubAccessDenied",
-                f"{place} cannot be written to with this HF_TOKEN (HTTP {status}); the Secret needs, under the key "
-                "HF_TOKEN, a token that may create and write repositories of "
+                f"{place} cannot be written to with this {_token_variable()} (HTTP {status}); the Secret needs, under "
+                f"the key {_token_variable()}, a token that may create and write repositories of "
                 f"{self._hub.repository.partition('/')[0]} (role write, or fine-grained with write access to them). "
                 f"{kept}",
                 "spec.secrets.huggingFace",
@@ -154,15 +154,21 @@ def _open_api() -> HfApi:
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    token = os.environ.get("HF_TOKEN")
+    token = os.environ.get(_token_variable())
     if not token:
         raise AccessDenied(
             "HubAccessDenied",
-            "found no HF_TOKEN; name a Secret that has, under the key HF_TOKEN, a token with the right to write",
+            "found neither HF_WRITE_TOKEN nor HF_TOKEN; name a Secret that has, under one of these keys, a token with "
+            "the right to write",
             "spec.secrets.huggingFace",
         )
     disable_progress_bars()  # the stage reports its own progress
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+
+
+def _token_variable() -> str:
+    """The variable with the token to publish with; other stages never get HF_WRITE_TOKEN."""
+    return "HF_WRITE_TOKEN" if os.environ.get("HF_WRITE_TOKEN") else "HF_TOKEN"
 
 
 def _fetch(storage: Storage, file: ManifestFile, scratch: Path) -> Path:

@@ -1,0 +1,62 @@
+"""Which keys of which Secret each stage's pods get."""
+
+from typing import get_args
+
+import pytest
+from controller.builders import Raw
+from controller.test_resources import build, container
+from internvl_api.status import StageName
+from internvl_operator.core.stages import Stage
+
+HUB = {"hub": {"repository": "team/model"}}
+
+
+def from_secrets(pod: Raw) -> set[tuple[str, str]]:
+    """(Secret, key) of each variable, whose name is the key; an optional key ends with "?"."""
+    assert "envFrom" not in container(pod)
+    assert not [each for each in pod["spec"]["volumes"] if "secret" in each or "projected" in each]
+    named = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container(pod)["env"] if "valueFrom" in each}
+    assert all(name == reference["key"] for name, reference in named.items())
+    return {
+        (reference["name"], reference["key"] + ("?" if reference.get("optional") else ""))
+        for reference in named.values()
+    }
+
+
+STORAGE = {
+    ("s3", key)
+    for key in (
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN?", "AWS_ENDPOINT_URL?",
+        "AWS_ENDPOINT_URL_S3?", "AWS_REGION?", "AWS_DEFAULT_REGION?", "AWS_REQUEST_CHECKSUM_CALCULATION?",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION?",
+    )
+}  # fmt: skip
+READ = {("hub", "HF_TOKEN")}
+WRITE = READ | {("hub", "HF_WRITE_TOKEN?")}
+
+
+@pytest.mark.parametrize("stage", get_args(StageName))
+@pytest.mark.parametrize(
+    ("model", "publish", "others", "publishing"),
+    [
+        pytest.param("s3://models/tiny", HUB, set(), WRITE, id="to-the-hub"),
+        pytest.param("hf://OpenGVLab/InternVL2-1B", {}, READ, set(), id="from-the-hub"),
+        pytest.param("hf://OpenGVLab/InternVL2-1B", HUB, READ, WRITE, id="from-and-to-the-hub"),
+        pytest.param("s3://models/tiny", {}, set(), set(), id="no-hub"),
+    ],
+)
+def test_a_stage_gets_exactly_these_keys(
+    stage: StageName, model: str, publish: Raw, others: set[tuple[str, str]], publishing: set[tuple[str, str]]
+) -> None:
+    changes: Raw = {"model": {"source": model}, "publish": publish}
+    pod = build(Stage(stage), secrets={"objectStorage": "s3", "huggingFace": "hub"}, **changes)
+    assert from_secrets(pod) == STORAGE | (publishing if stage == "publish" else others)
+    env_token = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "own"}]}}
+    assert from_secrets(build(Stage(stage), secrets={}, **changes, **env_token)) == set()
+
+
+def test_a_variable_of_the_user_replaces_a_key_of_a_secret() -> None:
+    pod = build(podTemplate={"env": [{"name": "AWS_REGION", "value": "eu-1"}]})
+    assert [each for each in container(pod)["env"] if each["name"] == "AWS_REGION"] == [
+        {"name": "AWS_REGION", "value": "eu-1"}
+    ]
