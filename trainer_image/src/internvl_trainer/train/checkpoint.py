@@ -1,9 +1,9 @@
 """Resumable state in object storage: safetensors only, independent of world size and ZeRO stage.
 
-`checkpoints/step-00000020/` holds files of each rank with the parameter ranges that it owned (fp32 weights and Adam
-moments), the metrics log of all steps so far, and a manifest, written last, that maps ranges to files. Nothing else is
-state: data order, dropout and augmentation are functions of seed and position, and frozen weights come from the base
-model.
+`checkpoints/step-00000020.000003/` (the step, and the epoch of the writer's lease) holds files of each rank with the
+parameter ranges that it owned (fp32 weights and Adam moments), the metrics log of all steps so far, and a manifest,
+written last, that maps ranges to files. Nothing else is state: data order, dropout and augmentation are functions of
+seed and position, and frozen weights come from the base model.
 """
 
 from __future__ import annotations
@@ -63,10 +63,16 @@ Layout = dict[str, dict[str, list[int]]]
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call every method together."""
+    """The checkpoints of one run. All ranks call every method together.
 
-    def __init__(self, storage: Storage, group: Group, *, fingerprint: str, keep: int) -> None:
+    `epoch`: of the output's lease, which rank 0 holds; None without one.
+    """
+
+    def __init__(
+        self, storage: Storage, group: Group, *, fingerprint: str, keep: int, epoch: int | None = None
+    ) -> None:
         self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
+        self._epoch = epoch
         self.newest: CheckpointStatus | None = None
         self.newest_bytes = 0
 
@@ -75,7 +81,7 @@ class Checkpoints:
 
         Each rank writes what it owns; rank 0 adds the files of the metrics log and, after all are done, the manifest.
         """
-        folder = checkpoint_folder(step)
+        folder = checkpoint_folder(step, self._epoch)
         if self._group.leads:
             persistently(discard)(self._storage, folder)  # left by an attempt that was killed while it saved
         self._group.barrier()
