@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from internvl_trainer.artifacts.output_lease import OutputLease
 from internvl_trainer.artifacts.storage import Storage, StoredFile, Tagged
-from internvl_trainer.errors import LeaseLost, UserError
+from internvl_trainer.errors import AccessDenied, LeaseLost, Unavailable, UserError
+from internvl_trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,25 @@ def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator
     finally:
         ended.set()
         thread.join(_RELEASE_SECONDS)
+
+
+@contextmanager
+def telling_loss(lease: OutputLease) -> Iterator[None]:
+    """Within the block, an error of a process that has lost the lease becomes LeaseLost.
+
+    Its successor prunes: files that are missing, for example, are no fault of the run.
+    """
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except StopRequested:
+        lease.check()  # asks nobody: a pod that was told to stop has little time
+        raise
+    except UserError:
+        with suppress(Unavailable, AccessDenied):
+            lease.confirm()
+        raise
 
 
 def _renew(lease: OutputLease) -> None:

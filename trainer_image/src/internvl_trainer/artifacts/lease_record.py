@@ -36,7 +36,7 @@ class Owner:
     def of_this_process(cls, config: RunConfig, stage: StageName) -> Owner:
         """The owner that this process is, as a stage of a run."""
         attempt = os.environ.get(ENV_ATTEMPT)
-        return cls(config.job, config.job_uid, stage, int(attempt) if attempt else None, this_process())
+        return cls(config.job, config.job_uid, stage, int(attempt) if attempt else None, describe_process(os.getpid()))
 
     def describe(self) -> str:
         """For messages: stage train of run team/pets (attempt 2)."""
@@ -104,19 +104,19 @@ def parse_lease(data: bytes) -> Lease | None:
         return None
 
 
-def this_process() -> str | None:
-    """Boot, process namespace, number and start time of this process: never the same for two processes."""
+def describe_process(number: int) -> str | None:
+    """Boot, process namespace, number and start time of a process beside this one: no two have the same."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = os.readlink(_PROC / "self/ns/pid")
-        return f"{boot} {namespace} {os.getpid()} {_state_and_start(os.getpid())[1]}"
+        return f"{boot} {namespace} {number} {_state_and_start(number)[1]}"
     except (OSError, ValueError, IndexError):
         return None
 
 
 def has_ended(process: str | None) -> bool:
     """Whether `process` certainly runs no more. False for one of another machine or container."""
-    own, parts = this_process(), (process or "").split()
+    own, parts = describe_process(os.getpid()), (process or "").split()
     if own is None or len(parts) != 4 or parts[:2] != own.split()[:2] or not parts[2].isdecimal():
         return False
     try:

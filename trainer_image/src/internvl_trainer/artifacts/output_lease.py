@@ -68,7 +68,7 @@ class OutputLease:
     ) -> None:
         self.timing = timing
         self._storage, self._owner, self._now, self._sleep, self._tell = storage, owner, now, sleep, tell
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._held = Lease(owner, uuid.uuid4().hex, epoch=0)
         self._tag: str | None = None
         self._writes_on_condition = True

@@ -12,13 +12,13 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
-from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, telling_loss
 from internvl_trainer.artifacts.lease_record import Owner
 from internvl_trainer.artifacts.output_lease import OutputLease
 from internvl_trainer.distributed import Rendezvous
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import RunContext, open_context
-from internvl_trainer.signals import StopRequested, stop_by_exception
+from internvl_trainer.signals import stop_by_exception
 from internvl_trainer.stages.publish_condition import check_publish_condition
 
 _READING_ROWS = ("preflight", "baseline-evaluate", "train")
@@ -59,12 +59,8 @@ def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]
     lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
     with stop_by_exception():
         lease.acquire()
-    with kept_alive(lease, on_loss=_stop_this_process) as finish:
-        try:
-            yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
-        except StopRequested:
-            lease.check()  # tells a lost lease from a signal
-            raise
+    with kept_alive(lease, on_loss=_stop_this_process) as finish, telling_loss(lease):
+        yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
 
 
 def _stop_this_process() -> None:
