@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def output(config: RunConfig) -> Storage:
 
 
 @pytest.fixture
-def working(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[RunContext], object]]]:
+def working(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[RunContext], object]]:
     """Put here what the stage does instead of its work; heartbeats are quick."""
     work: list[Callable[[RunContext], object]] = []
 
@@ -50,7 +50,7 @@ def working(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[RunConte
     monkeypatch.setattr(pipeline, "_run", run)
     monkeypatch.setattr(pipeline, "OutputLease", partial(OutputLease, timing=FAST))
     monkeypatch.setenv("INTERNVL_ATTEMPT", "1")
-    yield work
+    return work
 
 
 def run_stage(stage: StageName, config: RunConfig, said: Reporter | None = None) -> StageResult:
