@@ -83,7 +83,7 @@ class Checkpoints:
         """
         folder = checkpoint_folder(step, self._epoch)
         if self._group.leads:
-            persistently(discard)(self._storage, folder)  # left by an attempt that was killed while it saved
+            persistently(self._drop_partial)(step, folder)
         self._group.barrier()
         files, layout = self._store_fragments(folder, local_fragments(engine, self._group.rank))
         if self._group.leads:
@@ -145,17 +145,25 @@ class Checkpoints:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    def _drop_partial(self, step: int, own: str) -> None:
+        """Delete what killed attempts stored of this step: there may be no room for it twice."""
+        found = self._folders(checkpoint_folder(step))
+        whole = stored_checkpoints(self._storage)
+        for folder in found:
+            if folder == own or folder not in whole:
+                discard(self._storage, folder)
+
     def _prune(self) -> None:
         """Delete checkpoints older than the newest `keep`, and partial ones of killed attempts."""
         kept = stored_checkpoints(self._storage)[: self._keep]
-        found = {
-            match[0].rstrip("/")
-            for file in self._storage.list(f"{CHECKPOINTS}/")
-            if (match := CHECKPOINT_KEY.match(file.key))
-        }
-        for folder in sorted(found):
+        for folder in self._folders(f"{CHECKPOINTS}/"):
             if folder not in kept and folder < kept[0]:
                 discard(self._storage, folder)
+
+    def _folders(self, prefix: str) -> list[str]:
+        """Folders of checkpoints, partial ones too, whose name starts with `prefix`."""
+        found = (CHECKPOINT_KEY.match(file.key) for file in self._storage.list(prefix))
+        return sorted({match[0].rstrip("/") for match in found if match})
 
     def _restore_one(self, engine: Any, folder: str, scratch: Path) -> int | None:
         """Load the checkpoint in `folder`; its step, or None when it is broken for any rank."""
