@@ -100,6 +100,14 @@ def test_a_run_that_writes_keeps_another_out(storage: Away, time: Time) -> None:
     first.confirm()
 
 
+def test_a_run_that_was_applied_again_is_told_of_its_predecessor(storage: Away, time: Time) -> None:
+    first = held(storage, time, owner())
+    time.meanwhile = lambda: time.seconds % 10 or first.renew()
+    with pytest.raises(UserError, match=r"an earlier run or .* goes on when that one has ended") as caught:
+        held(storage, time, owner(uid="uid-2"))
+    assert caught.value.reason == "OutputInUse"
+
+
 def test_a_run_that_died_is_taken_over_once_its_lease_is_stale(storage: Away, time: Time) -> None:
     first, told = held(storage, time, owner("team-a/pets")), list[str]()
     second = held(storage, time, owner("team-b/cats", uid="uid-2"), told)

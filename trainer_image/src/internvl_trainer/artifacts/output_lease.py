@@ -251,12 +251,14 @@ class _Watch:
         if self._seen and self._seen.owner.is_later_attempt(self._owner):
             message = f"{who} is writing to {uri}; {self._owner.describe()} has been replaced and stops"
             raise LeaseLost("OutputLeaseLost", message, "spec.output")
-        raise UserError(
-            "OutputInUse",
-            f"{who} is writing to {uri}; choose another output for {self._owner.run}, or suspend or delete that run: "
-            f"this one then goes on by itself",
-            "spec.output",
-        )
+        if self._seen and self._seen.owner.run == self._owner.run:
+            step = "it is an earlier run or a second process of this name; this one goes on when that one has ended"
+        else:
+            step = (
+                f"choose another output for {self._owner.run}, or suspend or delete that run: this one then goes on by "
+                "itself"
+            )
+        raise UserError("OutputInUse", f"{who} is writing to {uri}; {step}", "spec.output")
 
     def describe(self) -> str:
         """For the progress: what is waited for, and how long at most."""
