@@ -106,6 +106,22 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="gpu-out-of-memory",
         ),
         pytest.param(
+            ended(1, result=said("failed", "OutputLeaseLost", "attempt 3 has taken s3://models/pets")),
+            "retry",
+            "infrastructure",
+            "OutputLeaseLost",
+            "attempt 3 has taken",
+            id="replaced-by-a-later-attempt",
+        ),
+        pytest.param(
+            ended(65, result=said("failed", "OutputInUse", "run team-a/cats is writing to s3://models/pets")),
+            "stall",
+            "none",
+            "OutputInUse",
+            "team-a/cats is writing",
+            id="another-run-writes-to-the-output",
+        ),
+        pytest.param(
             ended(1, result=said("failed", "PeerLost", "gone")),
             "retry",
             "infrastructure",

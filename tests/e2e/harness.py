@@ -98,9 +98,15 @@ class Platform:
             raise AssertionError(f"{name}: not {what}: {error}; last status {seen}") from error
         raise AssertionError("unreachable")
 
-    def wait_object(self, key: str) -> None:
-        """Wait until object storage holds `key`."""
-        wait_for(f"object {key}", lambda: self.s3.head_object(Bucket=BUCKET, Key=key), timeout=RUN_SECONDS, every=0.1)
+    def wait_checkpoint(self, output: str, step: int) -> None:
+        """Wait until the folder `output` of the bucket has a complete checkpoint of that step, of any attempt."""
+        prefix = f"{output}/checkpoints/step-{step:08d}"
+
+        def is_complete() -> bool:
+            found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+            return any(item["Key"].endswith("/manifest.json") for item in found)
+
+        wait_for(f"checkpoint {prefix}", is_complete, timeout=RUN_SECONDS, every=0.1)
 
     def forget(self, name: str) -> None:
         """Delete a run; the garbage collector deletes its children later."""

@@ -43,6 +43,8 @@ ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks f
 ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
+ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
+
 
 class ExitCode(IntEnum):
     """Exit codes of a stage, with the numbers of sysexits.h."""

@@ -40,6 +40,7 @@ class S3Proxy:
         self.requests: list[S3Request] = []
         self.held: Callable[[S3Request], bool] = lambda _: False
         self.refused: Callable[[S3Request], tuple[int, str] | None] = lambda _: None
+        self.refused_after: Callable[[S3Request], tuple[int, str] | None] = lambda _: None  # but the server has done it
         self.reached = threading.Event()  # a request is held
         self._released = threading.Event()
         self.url = ""
@@ -65,9 +66,9 @@ class S3Proxy:
         elif refusal := self.refused(request):
             self._answer(handler, refusal[0], {"Content-Type": "application/xml"}, _error(refusal[1]))
         else:
-            self._forward(handler, body)
+            self._forward(handler, body, self.refused_after(request))
 
-    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, refusal: tuple[int, str] | None) -> None:
         connection = http.client.HTTPConnection(self._host, self._port)
         try:
             connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
@@ -76,6 +77,10 @@ class S3Proxy:
                     connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()
+            if refusal:
+                answer.read()
+                self._answer(handler, refusal[0], {"Content-Type": "application/xml"}, _error(refusal[1]))
+                return
             headers = {name: value for name, value in answer.getheaders() if name.lower() not in _OF_THE_CONNECTION}
             if handler.command == "HEAD":
                 headers["Content-Length"] = answer.getheader("Content-Length", "0")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from internvl_trainer.artifacts.storage import Storage, inside, open_storage
+from internvl_trainer.artifacts.storage import ConditionsUnsupported, Storage, inside, open_storage
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from ivft_cluster.s3 import S3Server
+
+from .s3_proxy import proxied
 
 
 def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
@@ -38,6 +41,53 @@ def test_writing_again_replaces_and_changes_the_etag(storage: Storage) -> None:
     assert after is not None
     assert before.etag != after.etag
     assert storage.read("key") == b"other"
+
+
+def test_of_two_writers_on_one_condition_one_succeeds(storage: Storage) -> None:
+    assert storage.read_tagged("run/lease") is None
+    assert storage.replace("run/lease", b"none to replace", expected="other") is None
+    first = storage.replace("run/lease", b"one", expected=None)
+    assert first is not None
+    assert storage.replace("run/lease", b"other", expected=None) is None
+    second = storage.replace("run/lease", b"two", expected=first)
+    assert storage.replace("run/lease", b"three", expected=first) is None
+    found = storage.read_tagged("run/lease")
+    assert found is not None
+    assert (found.data, found.tag) == (b"two", second)
+
+
+def test_writers_on_one_condition_at_once(storage: Storage) -> None:
+    tag = None
+    for turn in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            tags = pool.map(lambda n: storage.replace("lease", f"{turn} {n}".encode(), expected=tag), range(4))  # noqa: B023
+        [tag] = [each for each in tags if each is not None]
+
+
+@pytest.mark.integration
+def test_a_conditional_write_whose_answer_is_lost_has_succeeded(
+    bucket: str, s3_env: S3Server, new_credentials: Callable[..., None]
+) -> None:
+    """boto3 sends the request again, which the server then refuses."""
+    with proxied(s3_env.endpoint) as proxy:
+        storage = open_storage(f"{bucket}/run", field="spec.output")
+        new_credentials(AWS_ENDPOINT_URL_S3=proxy.url)
+        proxy.refused_after = lambda request: (503, "SlowDown") if request.writes and len(proxy.requests) == 1 else None
+        tag = storage.replace("lease", b"mine", expected=None)
+    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET"]
+    assert tag is not None
+
+
+@pytest.mark.integration
+def test_a_server_that_cannot_write_on_a_condition_says_so(
+    bucket: str, s3_env: S3Server, new_credentials: Callable[..., None]
+) -> None:
+    with proxied(s3_env.endpoint) as proxy:
+        storage = open_storage(f"{bucket}/run", field="spec.output")
+        new_credentials(AWS_ENDPOINT_URL_S3=proxy.url)
+        proxy.refused = lambda request: (501, "NotImplemented") if request.writes else None
+        with pytest.raises(ConditionsUnsupported, match="NotImplemented"):
+            storage.replace("lease", b"mine", expected=None)
 
 
 LARGE = bytes(range(256)) * (40 << 12)  # 40 MiB: several parts

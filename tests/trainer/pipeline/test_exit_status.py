@@ -12,7 +12,7 @@ import pytest
 import torch
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, ExitCode
 from internvl_api.status import EvaluationStatus, StageResult
-from internvl_trainer.errors import AccessDenied, Unavailable, UserError
+from internvl_trainer.errors import AccessDenied, LeaseLost, Unavailable, UserError
 from internvl_trainer.exit_status import RedactingFormatter, conclude, report, termination_message
 from internvl_trainer.signals import StopRequested
 
@@ -51,6 +51,9 @@ def raising(error: Exception) -> Callable[[], StageResult]:
         ),
         pytest.param(
             raising(Unavailable("HubUnavailable", "no")), ExitCode.UNAVAILABLE, "failed", "HubUnavailable", id="away"
+        ),
+        pytest.param(
+            raising(LeaseLost("OutputLeaseLost", "taken")), ExitCode.INTERNAL, "failed", "OutputLeaseLost", id="fenced"
         ),
         pytest.param(
             raising(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [10.0.0.1]:5")),

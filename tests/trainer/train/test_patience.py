@@ -14,6 +14,7 @@ from internvl_trainer.train import checkpoint as checkpoint_module
 from internvl_trainer.train.checkpoint import Checkpoints
 
 CALLS = ("list", "delete", "write", "upload")
+WHOLE = "checkpoints/step-00000005.000001/manifest.json"
 
 
 class Sometimes(FolderStorage):
@@ -45,6 +46,24 @@ def save(storage: FolderStorage, group: Any, journal: Path) -> Checkpoints:
     for step in (5, 10):
         checkpoints.save(None, step, {"metrics.jsonl": journal})
     return checkpoints
+
+
+def test_what_a_killed_attempt_stored_makes_room_first(alone: Any, tmp_path: Path) -> None:
+    class Full(FolderStorage):
+        def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
+            assert [file.key for file in self.list("checkpoints/")] == [
+                "checkpoints/step-00000005.000001/manifest.json"
+            ]
+            super().upload(path, key, sha256=sha256)
+
+    journal = tmp_path / "metrics.jsonl"
+    journal.write_text("{}")
+    storage = Full(tmp_path / "output", field="spec.output")
+    storage.write(WHOLE, b"whole")
+    storage.write("checkpoints/step-00000005.000002/rank-00000-000.safetensors", b"of a killed attempt")
+    checkpoints = Checkpoints(storage, alone, fingerprint="f", keep=1, epoch=3)
+    checkpoints.save(None, 5, {"metrics.jsonl": journal})
+    assert stored_checkpoints(storage) == ["checkpoints/step-00000005.000003"]
 
 
 def test_a_checkpoint_waits_for_storage_at_each_of_its_calls(alone: Any, tmp_path: Path) -> None:

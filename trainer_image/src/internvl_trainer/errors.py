@@ -32,6 +32,10 @@ class Unavailable(UserError):
     """Storage or network did not answer; starting again later may help."""
 
 
+class LeaseLost(UserError):
+    """Another attempt or run holds the lease of the output; this process must not write there any more."""
+
+
 class BadFile(UserError):
     """A data file that must not or cannot be read: a finding of its row, which does not end the run."""
 

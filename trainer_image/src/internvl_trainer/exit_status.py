@@ -15,7 +15,7 @@ from internvl_api.address import redact as redact_addresses
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
-from internvl_trainer.errors import AccessDenied, Rejected, Unavailable, UserError
+from internvl_trainer.errors import AccessDenied, LeaseLost, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
 from internvl_trainer.terminal import printable
 
@@ -74,9 +74,11 @@ def leave(stage: StageName) -> NoReturn:
 
 
 def exit_code_of(error: UserError) -> ExitCode:
-    """Who can help: a new secret, time, or the user."""
+    """Who can help: a new secret, time, another attempt, or the user."""
     if isinstance(error, AccessDenied):
         return ExitCode.ACCESS_DENIED
+    if isinstance(error, LeaseLost):
+        return ExitCode.INTERNAL
     return ExitCode.UNAVAILABLE if isinstance(error, Unavailable) else ExitCode.USER_ERROR
 
 

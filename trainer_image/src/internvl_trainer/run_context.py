@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from internvl_api.run_config import RunConfig
@@ -19,12 +19,18 @@ from internvl_trainer.stage_store import StageStore
 
 @dataclass(frozen=True)
 class RunContext:
-    """One stage of a run in this process. `storage` is rooted at spec.output."""
+    """One stage of a run in this process.
+
+    Attributes:
+        storage: rooted at spec.output. Where this process holds the output's lease, it writes only while it does.
+        epoch: of that lease; None in a process without it.
+    """
 
     stage: StageName
     config: RunConfig
     storage: Storage
     reporter: Reporter
+    epoch: int | None = field(default=None, kw_only=True)
 
     @cached_property
     def stages(self) -> StageStore:
@@ -35,7 +41,7 @@ class RunContext:
         """The same stage together with the other ranks. Raises Unavailable when they do not come in time."""
         self.reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), self.config.device)
-        return GroupContext(self.stage, self.config, self.storage, self.reporter, group)
+        return GroupContext(self.stage, self.config, self.storage, self.reporter, group, epoch=self.epoch)
 
 
 @dataclass(frozen=True)

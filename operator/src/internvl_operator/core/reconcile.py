@@ -13,6 +13,7 @@ Rules that are decided here:
 
 from datetime import datetime
 
+from internvl_api.constants import ALREADY_PUBLISHED
 from internvl_api.status import Progress, Restarts, StageStatus, Workers
 
 from internvl_operator.core import attempt, progress, stages
@@ -27,8 +28,6 @@ from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
-
-ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:

@@ -8,9 +8,10 @@ from internvl_trainer.artifacts.manifest import MANIFEST
 from internvl_trainer.artifacts.storage import Storage
 
 RUN_FILE = "run.json"
+LEASE_FILE = "lease.json"
 
 CHECKPOINTS = "checkpoints"
-CHECKPOINT_KEY = re.compile(rf"^{CHECKPOINTS}/step-(\d+)/")
+CHECKPOINT_KEY = re.compile(rf"^{CHECKPOINTS}/step-(\d+)(?:\.\d+)?/")
 JOURNAL = "journal"
 """A checkpoint's copy of the metrics log."""
 
@@ -30,9 +31,12 @@ RUN_CONFIG = "run.yaml"
 MODEL_FOLDERS = {"upstream": "model/", "hf": "model-hf/"}
 
 
-def checkpoint_folder(step: int) -> str:
-    """Where the checkpoint after `step` steps is."""
-    return f"{CHECKPOINTS}/step-{step:08d}"
+def checkpoint_folder(step: int, epoch: int | None = None) -> str:
+    """Where the checkpoint after `step` steps is, of the writer that has the output's lease with this epoch.
+
+    Each writer has folders of its own: a late request of an earlier one never changes a checkpoint of a later one.
+    """
+    return f"{CHECKPOINTS}/step-{step:08d}" + ("" if epoch is None else f".{epoch:06d}")
 
 
 def stored_checkpoints(storage: Storage) -> list[str]:

@@ -23,7 +23,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from internvl_trainer.artifacts.storage import StoredFile, inside
+from internvl_trainer.artifacts.storage import ConditionsUnsupported, StoredFile, Tagged, inside
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ _DENIED = {
 _SHA256 = "sha256"  # the user metadata with a file's digest in hex
 _CHUNK = 1 << 20
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
+_OTHER_WAS_FIRST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", *_ABSENT}
+_NOT_IMPLEMENTED = {"501", "NotImplemented"}
 
 
 class S3Storage:
@@ -81,6 +83,39 @@ class S3Storage:
 
     def write(self, key: str, data: bytes) -> None:
         self._call(key, lambda client: client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data))
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        def get(client: Any) -> Tagged:
+            answer = client.get_object(Bucket=self._bucket, Key=self._key(key))
+            return Tagged(answer["Body"].read(), answer["ETag"])
+
+        try:
+            return self._call(key, get)
+        except UserError as error:
+            if error.reason == "NotFound":
+                return None
+            raise
+
+    def replace(self, key: str, data: bytes, *, expected: str | None) -> str | None:
+        where = {"Bucket": self._bucket, "Key": self._key(key)}
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+
+        def put(client: Any) -> str | None:
+            try:
+                tag: str = client.put_object(**where, Body=data, **condition)["ETag"]
+            except ClientError as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                if code in _NOT_IMPLEMENTED:
+                    raise ConditionsUnsupported(f"{self.uri}: the server answers {code}") from error
+                if code in _OTHER_WAS_FIRST:
+                    return None
+                raise
+            return tag
+
+        if (tag := self._call(key, put)) is not None:
+            return tag
+        found = self.read_tagged(key)  # boto3 may have sent the request twice: the first was stored, the second refused
+        return found.tag if found and found.data == data else None
 
     def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
         target = str(path), self._bucket, self._key(key)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -20,6 +23,8 @@ from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 logger = logging.getLogger(__name__)
 
 _UNFINISHED = ".writing-"  # how the name of a file begins while it is written
+_LOCK_SECONDS = 10.0  # for another process to finish one small write
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -45,6 +50,17 @@ class StoredFile(NamedTuple):
     key: str
     size: int
     etag: str
+
+
+class Tagged(NamedTuple):
+    """A small file's content, and a tag that only this content has."""
+
+    data: bytes
+    tag: str
+
+
+class ConditionsUnsupported(Exception):
+    """This server or file system cannot write on a condition."""
 
 
 class Storage(Protocol):
@@ -74,6 +90,17 @@ class Storage(Protocol):
 
     def write(self, key: str, data: bytes) -> None:
         """Store a small file."""
+        ...
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        """The content of a small file with the tag that `replace` expects; None where there is none."""
+        ...
+
+    def replace(self, key: str, data: bytes, *, expected: str | None) -> str | None:
+        """Store a small file if its tag is still `expected` (None: if there is none); its new tag.
+
+        None when another writer was first. Raises ConditionsUnsupported.
+        """
         ...
 
     def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
@@ -143,6 +170,34 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Within the block, no other process has this lock; the kernel frees it when a process dies.
+
+    Raises ConditionsUnsupported where the file system has no locks.
+    """
+    limit = time.monotonic() + _LOCK_SECONDS
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise ConditionsUnsupported(f"{path.parent} has no file locks ({error.strerror})") from error
+                if time.monotonic() > limit:
+                    raise
+            time.sleep(0.02)
+        yield  # closing the file unlocks it
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class FolderStorage:
     """Files of one folder; writing is a rename, so that a reader never sees half a file."""
 
@@ -182,6 +237,28 @@ class FolderStorage:
 
     def write(self, key: str, data: bytes) -> None:
         self._store(key, lambda path: path.write_bytes(data))
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        try:
+            data = self.read(key)
+        except UserError as error:
+            if error.reason == "NotFound":
+                return None
+            raise
+        return Tagged(data, hashlib.sha256(data).hexdigest())
+
+    def replace(self, key: str, data: bytes, *, expected: str | None) -> str | None:
+        target = self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(target.with_suffix(".lock")):
+                found = self.read_tagged(key)
+                if (found.tag if found else None) != expected:
+                    return None
+                self._store(key, lambda path: _write_durably(path, data))
+        except OSError as error:
+            raise self._failure(error, key) from error
+        return hashlib.sha256(data).hexdigest()
 
     def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
         self._store(key, lambda target: shutil.copyfile(path, target))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
+from internvl_api.constants import ALREADY_PUBLISHED
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, telling_loss
+from internvl_trainer.artifacts.lease_record import Owner
+from internvl_trainer.artifacts.output_lease import OutputLease
+from internvl_trainer.distributed import Rendezvous
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import RunContext, open_context
 from internvl_trainer.signals import stop_by_exception
@@ -19,16 +28,20 @@ _READING_ROWS = ("preflight", "baseline-evaluate", "train")
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
-    context = open_context(stage, config, reporter)
-    context.stages.check_output(reads_rows=stage in _READING_ROWS)
-    with told_to(lambda text: reporter.update(detail=text)):
-        result = _published(context.stages) if stage == "preflight" else None
-        result = result or context.stages.result(stage)
-        if result is None and stage == "train":
-            context.stages.check_preflight_inputs()
-        result = result or _run(context)
-        if stage == "evaluate" and result.outcome == "succeeded":
-            check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
+    opened = open_context(stage, config, reporter)
+    opened.stages.check_output()  # before the lease is written there
+    with leased(opened) as (context, finish):
+        context.stages.check_output(reads_rows=stage in _READING_ROWS)
+        with told_to(lambda text: reporter.update(detail=text)):
+            result = _published(context.stages) if stage == "preflight" else None
+            result = result or context.stages.result(stage)
+            if result is None and stage == "train":
+                context.stages.check_preflight_inputs()
+            result = result or _run(context)
+            if stage == "evaluate" and result.outcome == "succeeded":
+                check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed
+        if result.outcome == "succeeded" and (stage == "publish" or result.reason == ALREADY_PUBLISHED):
+            finish()
         return result
 
 
@@ -45,12 +58,38 @@ def _published(stages: StageStore) -> StageResult | None:
     return StageResult(
         stage="preflight",
         outcome="succeeded",
-        reason="AlreadyPublished",
+        reason=ALREADY_PUBLISHED,
         message=f"every stage is done; {done['publish'].message}",
         progress=done["train"].progress,
         artifacts=done["publish"].artifacts,
         evaluation=figures,
     )
+
+
+@contextmanager
+def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]]]:
+    """The context of a process that writes to the output only while it holds the lease, and marks the run finished.
+
+    Only the first rank takes the lease: what the others store counts when that one commits it.
+
+    Raises:
+        UserError: `OutputInUse`, another run is writing there.
+        LeaseLost: a later attempt is writing there, or began to within the block.
+    """
+    if Rendezvous.from_environment(os.environ).rank != 0:
+        yield context, lambda: None
+        return
+    owner = Owner.of_this_process(context.config, context.stage)
+    lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
+    with stop_by_exception():
+        lease.acquire()
+    with kept_alive(lease, on_loss=_stop_this_process) as finish, telling_loss(lease):
+        yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
+
+
+def _stop_this_process() -> None:
+    """End the stage as SIGTERM does; a checkpoint that it would still save is refused."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run(context: RunContext) -> StageResult:

@@ -1,9 +1,9 @@
 """Resumable state in object storage: safetensors only, independent of world size and ZeRO stage.
 
-`checkpoints/step-00000020/` holds files of each rank with the parameter ranges that it owned (fp32 weights and Adam
-moments), the metrics log of all steps so far, and a manifest, written last, that maps ranges to files. Nothing else is
-state: data order, dropout and augmentation are functions of seed and position, and frozen weights come from the base
-model.
+`checkpoints/step-00000020.000003/` (the step, and the epoch of the writer's lease) holds files of each rank with the
+parameter ranges that it owned (fp32 weights and Adam moments), the metrics log of all steps so far, and a manifest,
+written last, that maps ranges to files. Nothing else is state: data order, dropout and augmentation are functions of
+seed and position, and frozen weights come from the base model.
 """
 
 from __future__ import annotations
@@ -63,10 +63,16 @@ Layout = dict[str, dict[str, list[int]]]
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call every method together."""
+    """The checkpoints of one run. All ranks call every method together.
 
-    def __init__(self, storage: Storage, group: Group, *, fingerprint: str, keep: int) -> None:
+    `epoch`: of the output's lease, which rank 0 holds; None without one.
+    """
+
+    def __init__(
+        self, storage: Storage, group: Group, *, fingerprint: str, keep: int, epoch: int | None = None
+    ) -> None:
         self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
+        self._epoch = epoch
         self.newest: CheckpointStatus | None = None
         self.newest_bytes = 0
 
@@ -75,9 +81,9 @@ class Checkpoints:
 
         Each rank writes what it owns; rank 0 adds the files of the metrics log and, after all are done, the manifest.
         """
-        folder = checkpoint_folder(step)
+        folder = checkpoint_folder(step, self._epoch)
         if self._group.leads:
-            persistently(discard)(self._storage, folder)  # left by an attempt that was killed while it saved
+            persistently(self._drop_partial)(step, folder)
         self._group.barrier()
         files, layout = self._store_fragments(folder, local_fragments(engine, self._group.rank))
         if self._group.leads:
@@ -139,17 +145,25 @@ class Checkpoints:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    def _drop_partial(self, step: int, own: str) -> None:
+        """Delete what killed attempts stored of this step: there may be no room for it twice."""
+        found = self._folders(checkpoint_folder(step))
+        whole = stored_checkpoints(self._storage)
+        for folder in found:
+            if folder == own or folder not in whole:
+                discard(self._storage, folder)
+
     def _prune(self) -> None:
         """Delete checkpoints older than the newest `keep`, and partial ones of killed attempts."""
         kept = stored_checkpoints(self._storage)[: self._keep]
-        found = {
-            match[0].rstrip("/")
-            for file in self._storage.list(f"{CHECKPOINTS}/")
-            if (match := CHECKPOINT_KEY.match(file.key))
-        }
-        for folder in sorted(found):
+        for folder in self._folders(f"{CHECKPOINTS}/"):
             if folder not in kept and folder < kept[0]:
                 discard(self._storage, folder)
+
+    def _folders(self, prefix: str) -> list[str]:
+        """Folders of checkpoints, partial ones too, whose name starts with `prefix`."""
+        found = (CHECKPOINT_KEY.match(file.key) for file in self._storage.list(prefix))
+        return sorted({match[0].rstrip("/") for match in found if match})
 
     def _restore_one(self, engine: Any, folder: str, scratch: Path) -> int | None:
         """Load the checkpoint in `folder`; its step, or None when it is broken for any rank."""

@@ -41,7 +41,13 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
     config, group, reporter = context.config, context.group, context.reporter
     setup = prepare(context)
     fingerprint = context.stages.fingerprint("train")
-    checkpoints = Checkpoints(context.storage, group, fingerprint=fingerprint, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        context.storage,
+        group,
+        fingerprint=fingerprint,
+        keep=config.checkpoint.keep,
+        epoch=group.first(context.epoch),
+    )
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(setup.engine, Path(scratch))

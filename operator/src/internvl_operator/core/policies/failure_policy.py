@@ -26,6 +26,7 @@ _STALLING = {
 }
 # Reasons of the trainer that decide regardless of its exit code.
 _SECONDARY = ("PeerLost", "RendezvousTimeout")
+_FENCED = ("OutputLeaseLost",)  # the attempt was replaced while its node could not be reached
 _NOT_RETRIED = ("LossNotFinite",)  # the next attempt would compute the same
 _TOO_LARGE = ("GpuOutOfMemory",)
 # Reasons of the kubelet or the control plane for pods they ended -> our reasons.
@@ -212,6 +213,8 @@ def _out_of_memory(pod: Pod) -> str:
 def _by_reason(reason: str, words: str) -> Outcome | None:
     if reason in _SECONDARY:
         return Outcome("retry", reason, words, "infrastructure", secondary=True)
+    if reason in _FENCED:
+        return _infrastructure(reason, words)
     if reason in _NOT_RETRIED:
         return Outcome("fail", reason, words)
     return Outcome("change", reason, words) if reason in _TOO_LARGE else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from internvl_trainer.artifacts.disk_space import check_space
 from internvl_trainer.artifacts.manifest import ManifestFile
-from internvl_trainer.artifacts.storage import FolderStorage, Storage
+from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_source import Source
 from internvl_trainer.stage_store import StageStore
@@ -19,7 +19,7 @@ def check_room(storage: Storage, source: Source, scratch: Path, formats: int) ->
     """The bytes of one written model. Raises UserError unless scratch has room for one and the output for all."""
     size = sum(entry.nbytes for entry in source.entries) + MARGIN
     check_space(scratch.parent, size, "a merged model")
-    if isinstance(storage, FolderStorage):
+    if "://" not in storage.uri:  # a folder
         check_space(Path(storage.uri), formats * size, f"the merged model in {formats} formats")
     return size
 

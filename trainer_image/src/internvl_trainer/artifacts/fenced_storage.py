@@ -1,0 +1,130 @@
+"""An output that is written to only while this process holds its lease."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from internvl_trainer.artifacts.output_lease import OutputLease
+from internvl_trainer.artifacts.storage import Storage, StoredFile, Tagged
+from internvl_trainer.errors import AccessDenied, LeaseLost, Unavailable, UserError
+from internvl_trainer.signals import StopRequested
+
+logger = logging.getLogger(__name__)
+
+_RELEASE_SECONDS = 5.0  # a pod that was told to stop has little time
+
+
+class FencedStorage:
+    """`storage`, with the lease confirmed before each request that changes something. Raises LeaseLost.
+
+    `list` results are as old as the call: what a deletion names was there while this process held the lease.
+    """
+
+    def __init__(self, storage: Storage, lease: OutputLease) -> None:
+        self.uri, self._storage, self._lease = storage.uri, storage, lease
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        return self._storage.list(prefix)
+
+    def stat(self, key: str) -> StoredFile | None:
+        return self._storage.stat(key)
+
+    def read(self, key: str) -> bytes:
+        return self._storage.read(key)
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        return self._storage.read_tagged(key)
+
+    def download(self, key: str, path: Path) -> None:
+        self._storage.download(key, path)
+
+    def has_content(self, key: str, size: int, sha256: str, *, like: str | None = None) -> bool:
+        return self._storage.has_content(key, size, sha256, like=like)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._lease.confirm()
+        self._storage.write(key, data)
+
+    def replace(self, key: str, data: bytes, *, expected: str | None) -> str | None:
+        self._lease.confirm()
+        return self._storage.replace(key, data, expected=expected)
+
+    def upload(self, path: Path, key: str, *, sha256: str | None = None) -> None:
+        self._lease.confirm()
+        self._storage.upload(path, key, sha256=sha256)
+
+    def copy(self, source: str, key: str) -> None:
+        self._lease.confirm()
+        self._storage.copy(source, key)
+
+    def drop_unfinished(self, prefix: str) -> None:
+        self._lease.confirm()
+        self._storage.drop_unfinished(prefix)
+
+    def delete(self, prefix: str) -> None:
+        self._lease.confirm()
+        self._storage.delete(prefix)
+
+
+@contextmanager
+def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Renew the lease within the block and release it after. Yields a function that marks the run as finished.
+
+    `on_loss` is called once, in another thread, when another holder has taken the lease. A lease that cannot be
+    released in a few seconds becomes stale by itself.
+    """
+    ended, finished = threading.Event(), threading.Event()
+
+    def keep() -> None:
+        try:
+            while not ended.wait(lease.timing.beat):
+                _renew(lease)
+        except LeaseLost as error:
+            logger.error("%s", error)
+            on_loss()
+            return
+        try:
+            lease.release(finished=finished.is_set())
+        except UserError as error:
+            logger.warning("the output's lease was not released: %s", error)
+
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield finished.set
+    finally:
+        ended.set()
+        thread.join(_RELEASE_SECONDS)
+
+
+@contextmanager
+def telling_loss(lease: OutputLease) -> Iterator[None]:
+    """Within the block, an error of a process that has lost the lease becomes LeaseLost.
+
+    Its successor prunes: files that are missing, for example, are no fault of the run.
+    """
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except StopRequested:
+        lease.check()  # asks nobody: a pod that was told to stop has little time
+        raise
+    except UserError:
+        with suppress(Unavailable, AccessDenied):
+            lease.confirm()
+        raise
+
+
+def _renew(lease: OutputLease) -> None:
+    """Raises LeaseLost only: whoever writes meanwhile learns by itself that storage does not answer."""
+    try:
+        lease.renew()
+    except LeaseLost:
+        raise
+    except UserError as error:
+        logger.warning("the output's lease was not renewed; trying again: %s", error)
