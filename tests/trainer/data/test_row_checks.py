@@ -131,7 +131,36 @@ BROKEN = [
         "image[1]: expected a path, found null",
         {"image": ["images/wide.png", None], "conversations": marked(2)},
     ),
-    ("VideoInvalid", "video: expected a path, found a list", {"video": ["a.mp4"], "conversations": [HUMAN, GPT]}),
+    (
+        "VideoInvalid",
+        "video: found a list of 2 paths; a row has one video, or a list of its frames as pictures",
+        {"video": ["a.mp4", "b.mp4"], "conversations": [HUMAN, GPT]},
+    ),
+    (
+        "VideoInvalid",
+        "video[1]: expected a path, found null",
+        {"video": ["a.png", None], "conversations": [HUMAN, GPT]},
+    ),
+    (
+        "VideoInvalid",
+        "video: expected a path or a list of paths, found an object",
+        {"video": {"path": "a.mp4"}, "conversations": [HUMAN, GPT]},
+    ),
+    (
+        "VideoUnreadable",
+        "video: videos is a folder without pictures; expected a video file, or a folder of its frames",
+        {"video": "videos", "conversations": [HUMAN, GPT]},
+    ),
+    (
+        "ClipInvalid",
+        "clip: frames that are pictures have no time to cut a clip by; remove clip, or list the frames of the clip",
+        {"video": "images/", "clip": [0, 1], "conversations": [HUMAN, GPT]},
+    ),
+    (
+        "VideoUndecodable",
+        "video[1]: page.jpg: cannot be decoded (cannot identify image file",
+        {"video": ["images/wide.png", "page.jpg"], "conversations": [HUMAN, GPT]},
+    ),
     (
         "ImageAndVideo",
         "video: a row has images or a video, not both",
@@ -147,7 +176,11 @@ BROKEN = [
         "image[0]: expected a path, found text",
         {"image": [""], "conversations": marked(1)},
     ),
-    ("ImageMissing", f"image: images is not below {ROOT}", {"image": "images", "conversations": marked(1)}),
+    (
+        "ImageUnreadable",
+        "image: images is a folder; expected a picture: name each picture, or name the folder as `video`",
+        {"image": "images", "conversations": marked(1)},
+    ),
     (
         "ImageMissing",
         f"image: {'x' * 300}.jpg is not below {ROOT}",

@@ -14,7 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,10 @@ class Archive(Protocol):
 
     def read(self, name: str) -> bytes:
         """The bytes of a member. Raises FileNotFoundError, or BadFile for one that must not be read."""
+        ...
+
+    def names(self) -> Iterator[str]:
+        """Names of the members that can be asked for."""
         ...
 
 
@@ -107,6 +111,9 @@ class ZipArchive:
         except (*_BROKEN, RuntimeError) as error:
             raise BadFile("MemberBroken", f"{name} cannot be unpacked ({error})") from error
 
+    def names(self) -> Iterator[str]:
+        return _askable(self._members)
+
 
 class TarArchive:
     """Random access through an index of where each file starts, made in one pass; safe in forked processes."""
@@ -127,6 +134,13 @@ class TarArchive:
         if len(data) != size:
             raise BadFile("MemberBroken", f"{name} is cut short in its archive")
         return data
+
+    def names(self) -> Iterator[str]:
+        return _askable(self._members)
+
+
+def _askable(members: Iterable[str]) -> Iterator[str]:
+    return (name for name in members if not name.startswith("\0"))
 
 
 def _write_index(path: Path, target: Path) -> None:

@@ -122,11 +122,13 @@ def sample_settings(config: RunConfig, *, template: str, image_size: int, contex
         max_frames=image.video_frames,
         max_length=config.training.max_seq_length,
         compat=config.data.compat,
-        decoding=Decoding(
-            apply_orientation=image.exif == "apply",
-            background="none" if config.data.compat == "upstream" else image.background,
-        ),
+        decoding=picture_decoding(config),
     )
+
+
+def picture_decoding(config: RunConfig) -> Decoding:
+    """How the run decodes pictures, for chat and retrieval models, training and evaluation alike."""
+    return Decoding.of(config.image.exif, config.image.background, config.data.compat)
 
 
 def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:

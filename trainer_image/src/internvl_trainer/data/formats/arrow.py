@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
-from .source import ARROW_MAGIC, PARQUET_MAGIC, STORED, find_part
+from ..media_names import STORED
+from .source import ARROW_MAGIC, PARQUET_MAGIC, find_part
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20  # of a record batch in the cache; bounds the memory of the copy
 _OPEN_SHARDS = 64

@@ -37,6 +37,8 @@ def _paths(record: Record, kind: str) -> list[str]:
         message = f"found {named[0]} and {named[1]}; keep one of them"
         raise RowError.single(f"{kind.capitalize()}Invalid", message, named[1])
     value = record[named[0]]
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]  # the frames of one video
     paths = []
     for position, entry in enumerate(value if isinstance(value, list) else [value]):
         path = entry_path(entry)

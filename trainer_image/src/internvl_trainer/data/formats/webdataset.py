@@ -17,12 +17,11 @@ from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
+from ..media_names import PICTURES, STORED, VIDEOS
 from .media_fields import MEDIA_NAMES
-from .source import STORED, find_part, parse_record
+from .source import find_part, parse_record
 
 _BLOCK = 512
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-_VIDEOS = ("mp4", "webm", "mkv", "avi", "mov")
 _TEXTS = ("txt", "caption")
 
 
@@ -48,8 +47,8 @@ class WebDatasetRecords:
         media: dict[str, list[str]] = {"image": [], "video": []}
         for position, (suffix, start, size) in enumerate(shard.members(sample)):
             extension = suffix.rpartition(".")[2]
-            if extension in _PICTURES or extension in _VIDEOS:
-                kind = "image" if extension in _PICTURES else "video"
+            if extension in PICTURES or extension in VIDEOS:
+                kind = "image" if extension in PICTURES else "video"
                 media[kind].append(f"{STORED}{row + 1}/{suffix}/{position}")
             elif extension == "json":
                 text = shard.read(start, size)

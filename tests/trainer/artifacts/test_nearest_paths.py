@@ -1,0 +1,110 @@
+"""A wrong media path is answered with the path that was meant, at a bounded cost."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from internvl_trainer.artifacts import media_listing, sources
+from internvl_trainer.artifacts.media_listing import MediaMissing, NearestPaths, gbk_reading
+from internvl_trainer.errors import BadFile
+
+CHINESE = "照片/一.jpg"
+AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
+
+
+@pytest.mark.parametrize(
+    ("paths", "wanted", "hint"),
+    [
+        pytest.param(["photos/1.jpg"], "1.jpg", "found 'photos/1.jpg', so set root to ROOT/photos", id="a top folder"),
+        pytest.param(
+            ["a/b/c/1.jpg"], "c/1.jpg", "found 'a/b/c/1.jpg', so set root to ROOT/a/b", id="two folders on top"
+        ),
+        pytest.param(["1.jpg"], "train/1.jpg", "found '1.jpg', so remove 'train/' from the paths", id="a folder more"),
+        pytest.param(["1.jpg"], "ROOT/1.jpg", "found '1.jpg', so set root to /data", id="the root's own name again"),
+        pytest.param(["1.JPG"], "1.jpg", "found '1.JPG', which differs in case or in how accents", id="case"),
+        pytest.param(
+            ["cafe\u0301.jpg"], "caf\u00e9.jpg", "found 'cafe\u0301.jpg', which differs in case", id="accents"
+        ),
+        pytest.param(["1.png"], "1.jpg", "found '1.png', which has another suffix", id="suffix"),
+        pytest.param(
+            [AS_CODE_PAGE_437],
+            CHINESE,
+            f"found {AS_CODE_PAGE_437!r}, which is {CHINESE!r} in GBK: pack the archive again with names in UTF-8",
+            id="GBK",
+        ),
+        pytest.param(
+            ["x/1.jpg", "train/y/1.jpg"], "train/z/1.jpg", "the nearest path is 'x/1.jpg'", id="another folder"
+        ),
+        pytest.param(["x/a/1.jpg", "y/b/1.jpg"], "z/b/1.jpg", "the nearest path is 'y/b/1.jpg'", id="most in common"),
+        pytest.param(["2.jpg"], "1.jpg", "", id="nothing alike"),
+    ],
+)
+def test_the_nearest_path(paths: list[str], wanted: str, hint: str) -> None:
+    found = NearestPaths("/data/ROOT", paths).hint(wanted)
+    assert found.startswith(
+        f"; {hint.replace('ROOT/', '/data/ROOT/') if 'set root to ROOT' in hint else hint}" if hint else ""
+    )
+    assert bool(found) == bool(hint)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5), min_size=1, max_size=6))
+def test_every_chinese_name_of_an_archive_in_gbk_is_recognised(name: str) -> None:
+    try:
+        stored = f"{name}.jpg".encode("gbk").decode("cp437")
+    except UnicodeError:
+        return
+    assert gbk_reading(stored) == f"{name}.jpg"
+    assert repr(stored) in NearestPaths("x.zip", ["other.jpg", stored]).hint(f"{name}.jpg")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_root_of_either_kind_says_where_the_file_is_and_the_advice_works(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / f"media.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(root, "w") as archive:
+            archive.writestr("photos/1.jpg", b"picture")
+    else:
+        (root / "photos").mkdir(parents=True)
+        (root / "photos" / "1.jpg").write_bytes(b"picture")
+    with pytest.raises(MediaMissing) as caught:
+        sources.open_media(str(root), "1.jpg")
+    advised = caught.value.hint.rpartition("set root to ")[2]
+    assert advised == f"{root}/photos"
+    assert sources.open_media(advised, "1.jpg") == b"picture"
+
+
+def test_names_are_listed_once_for_any_number_of_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"picture")
+    listed = []
+    whole = media_listing.paths_below
+    monkeypatch.setattr(sources, "paths_below", lambda root: listed.append(root) or whole(root))
+    for number in range(50):
+        with pytest.raises(MediaMissing):
+            sources.open_media(str(tmp_path), f"{number}.jpg")
+    assert len(listed) == 1
+
+
+def test_only_so_many_names_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_listing, "MOST_NAMES", 10)
+    taken = []
+    paths = (taken.append(number) or f"{number}.jpg" for number in range(1000))
+    assert NearestPaths("/data", paths).hint("9.png")
+    assert len(taken) <= 11
+
+
+def test_a_folder_is_not_followed_out_of_its_root(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "1.jpg").write_bytes(b"secret")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadFile, match="a link that leaves"):
+        sources.open_media(str(tmp_path / "root"), "link")
+    with pytest.raises(MediaMissing) as missing:
+        sources.open_media(str(tmp_path / "root"), "1.jpg")
+    assert missing.value.hint == ""
