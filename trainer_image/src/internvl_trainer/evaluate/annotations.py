@@ -190,7 +190,7 @@ def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[F
         place = f"{uri}: annotations[{number}]"
         try:
             image_id = annotation["image_id"]
-            captions[image_id].append(_text(annotation["caption"], "caption"))
+            captions[image_id] += _texts(annotation["caption"], "caption")
         except (KeyError, TypeError):
             yield place, [Finding("AnnotationInvalid", "expected an object with image_id and caption")]
             continue
