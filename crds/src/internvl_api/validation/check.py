@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from internvl_api.recipes.files import recipe_names, with_recipe
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.validation import cross_field, evaluation
+from internvl_api.validation import cross_field, evaluation, mixing
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
 from internvl_api.validation.limits import over_limits
@@ -16,7 +16,7 @@ from internvl_api.validation.model_kind import wrong_kind
 from internvl_api.validation.pod_template import wrong_pod_template
 from internvl_api.validation.violations import SpecError, Violation
 
-RULES = (*cross_field.RULES, *evaluation.RULES)
+RULES = (*cross_field.RULES, *mixing.RULES, *evaluation.RULES)
 
 
 class Checked(NamedTuple):
