@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 
+from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
+from internvl_trainer.distributed import Rendezvous
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import RunContext, open_context
 from internvl_trainer.signals import stop_by_exception
 from internvl_trainer.stages.publish_condition import check_publish_condition
 
-_READING_ROWS = ("preflight", "baseline-evaluate", "train")
-
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
     context = open_context(stage, config, reporter)
-    context.stages.check_output(reads_rows=stage in _READING_ROWS)
+    several = stage in PARALLEL_STAGES and Rendezvous.from_environment(os.environ).world_size > 1
     with told_to(lambda text: reporter.update(detail=text)):
-        result = context.stages.result(stage)
-        if result is None and stage == "train":
-            context.stages.check_preflight_inputs()
-        result = result or _run(context)
+        # Several ranks meet first, and rank 0 finds out for all.
+        result = (None if several else context.begin()) or _run(context)
         if stage == "evaluate" and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         return result
