@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internvl_api.address import Address
 from internvl_trainer.artifacts import media_listing, sources
-from internvl_trainer.artifacts.media_listing import MediaMissing, NearestPaths, gbk_reading
-from internvl_trainer.errors import BadFile
+from internvl_trainer.artifacts.media_listing import MediaFolder, MediaMissing, NearestPaths, gbk_reading
+from internvl_trainer.artifacts.storage import FolderStorage, StoredFile
+from internvl_trainer.errors import AccessDenied, BadFile
 
 CHINESE = "照片/一.jpg"
 AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
@@ -108,3 +111,69 @@ def test_a_folder_is_not_followed_out_of_its_root(tmp_path: Path) -> None:
     with pytest.raises(MediaMissing) as missing:
         sources.open_media(str(tmp_path / "root"), "1.jpg")
     assert missing.value.hint == ""
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
+    """A folder that stands for s3://bucket/data, and the prefixes that it was asked to list."""
+    listed: list[str] = []
+
+    class Listed(FolderStorage):
+        def list(self, prefix: str = "") -> Iterator[StoredFile]:
+            listed.append(prefix)
+            return super().list(prefix)
+
+    storage = Listed(tmp_path / "bucket", field="data.root")
+    (tmp_path / "bucket" / "photos").mkdir(parents=True)
+    (tmp_path / "bucket" / "photos" / "1.jpg").write_bytes(b"picture")
+    monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "_open", lambda *_: storage)
+    monkeypatch.setattr(sources, "open_storage", lambda *_, **__: storage)
+    sources._cache.cache_clear()
+    sources._nearest_paths.cache_clear()
+    yield tmp_path / "bucket", listed
+    sources._cache.cache_clear()
+    sources._nearest_paths.cache_clear()
+
+
+def test_a_bucket_has_folders_and_nearest_paths(bucket: tuple[Path, list[str]]) -> None:
+    root = "s3://bucket/data/"
+    with pytest.raises(MediaFolder) as folder:
+        sources.open_media(root, "photos")
+    assert folder.value.files == ["photos/1.jpg"]
+    for name in ("1.jpg", "2.jpg", "1.jpg", "x" * 2000):
+        with pytest.raises(MediaMissing) as missing:
+            sources.open_media(root, name)
+        assert missing.value.hint == (
+            "; found 'photos/1.jpg', so set root to s3://bucket/data/photos" * (name == "1.jpg")
+        )
+    assert bucket[1].count("") == 1  # the whole bucket, once
+
+
+def test_a_bucket_that_must_not_be_listed_gives_no_hint(
+    bucket: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AccessDenied("AccessDenied", "listing was refused")
+
+    monkeypatch.setattr(FolderStorage, "list", refuse)
+    assert sources.open_media("s3://bucket/data", "photos/1.jpg") == b"picture"
+    with pytest.raises(MediaMissing) as missing:
+        sources.open_media("s3://bucket/data", "photos/2.jpg")
+    assert missing.value.hint == ""
+
+
+@pytest.mark.parametrize(
+    ("root", "archive", "folder"),
+    [
+        ("s3://bucket/a.zip", "s3://bucket/a.zip", ""),
+        ("s3://bucket/a.zip/photos", "s3://bucket/a.zip", "photos/"),
+        ("hf://datasets/owner/name@main/a.tar.gz/x/y/", "hf://datasets/owner/name@main/a.tar.gz", "x/y/"),
+        ("https://host/a.zip?key=1", "https://host/a.zip?key=1", ""),
+        ("https://host/a.zip/photos?key=1", "https://host/a.zip?key=1", "photos/"),
+        ("s3://bucket/zips/photos", None, ""),
+    ],
+)
+def test_a_root_may_lead_into_an_archive(root: str, archive: str | None, folder: str) -> None:
+    found = sources._place_in_archive(Address(root))
+    assert found == (None if archive is None else (Address(archive), folder))
