@@ -13,7 +13,7 @@ from internvl_api.address import Address
 from internvl_trainer.artifacts import media_listing, sources
 from internvl_trainer.artifacts.media_listing import MediaFolder, MediaMissing, NearestPaths, gbk_reading
 from internvl_trainer.artifacts.storage import FolderStorage, StoredFile
-from internvl_trainer.errors import AccessDenied, BadFile
+from internvl_trainer.errors import AccessDenied, BadFile, UserError
 
 CHINESE = "照片/一.jpg"
 AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
@@ -123,6 +123,11 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
             listed.append(prefix)
             return super().list(prefix)
 
+        def read(self, key: str) -> bytes:
+            if self.stat(key) is None:
+                raise UserError("NotFound", f"found no object {key}")
+            return super().read(key)
+
     storage = Listed(tmp_path / "bucket", field="data.root")
     (tmp_path / "bucket" / "photos").mkdir(parents=True)
     (tmp_path / "bucket" / "photos" / "1.jpg").write_bytes(b"picture")
@@ -144,9 +149,8 @@ def test_a_bucket_has_folders_and_nearest_paths(bucket: tuple[Path, list[str]]) 
     for name in ("1.jpg", "2.jpg", "1.jpg", "x" * 2000):
         with pytest.raises(MediaMissing) as missing:
             sources.open_media(root, name)
-        assert missing.value.hint == (
-            "; found 'photos/1.jpg', so set root to s3://bucket/data/photos" * (name == "1.jpg")
-        )
+        hint = "; found 'photos/1.jpg', so set root to s3://bucket/data/photos"
+        assert missing.value.hint == (hint if name == "1.jpg" else "")
     assert bucket[1].count("") == 1  # the whole bucket, once
 
 
