@@ -176,6 +176,12 @@ def test_a_bucket_that_must_not_be_listed_gives_no_hint(
         ("https://host/a.zip?key=1", "https://host/a.zip?key=1", ""),
         ("https://host/a.zip/photos?key=1", "https://host/a.zip?key=1", "photos/"),
         ("s3://bucket/zips/photos", None, ""),
+        ("s3://bucket.zip/photos", None, ""),
+        ("s3://bucket.zip/a.tar/photos", "s3://bucket.zip/a.tar", "photos/"),
+        ("https://host.zip/photos", None, ""),
+        ("hf://datasets/owner/name.zip/photos", None, ""),
+        ("hf://owner/name.zip/photos", None, ""),
+        ("a.zip/photos", "a.zip", "photos/"),
     ],
 )
 def test_a_root_may_lead_into_an_archive(root: str, archive: str | None, folder: str) -> None:

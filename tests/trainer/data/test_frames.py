@@ -15,7 +15,9 @@ from golden import DATASET, GOLDEN, chat_row, checkpoint, settings, tokenizer_of
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from internvl_trainer.artifacts import media_listing
 from internvl_trainer.artifacts.sources import open_media
+from internvl_trainer.data import frames as frames_module
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import RowError
 from internvl_trainer.data.frames import choose_frames, read_video
@@ -78,6 +80,16 @@ def test_a_list_of_frames_keeps_its_order(tmp_path: Path) -> None:
 def test_a_short_folder_gives_each_frame_once_as_upstream(tmp_path: Path) -> None:
     write_frames(tmp_path / "walk", 3)
     assert shades(video("walk"), str(tmp_path), max_frames=8) == [0, 1, 2]
+
+
+def test_a_folder_of_too_many_files_is_not_cut_short_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_frames(tmp_path / "walk", 5)
+    for module in (media_listing, frames_module):
+        monkeypatch.setattr(module, "MOST_IN_FOLDER", 3)
+    with pytest.raises(RowError, match="walk is a folder of more than 3 files"):
+        shades(video("walk"), str(tmp_path))
 
 
 @examples(max_examples=60, deadline=None)

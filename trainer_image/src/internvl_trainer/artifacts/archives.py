@@ -53,6 +53,23 @@ def is_archive(uri: str) -> bool:
     return uri.partition("?")[0].rstrip("/").lower().endswith((*_ZIP, *_TAR, *_PACKED_TAR))
 
 
+def archives_in(root: str) -> Iterator[tuple[str, str]]:
+    """Each archive that a root may be or lead into, and the folder in it: `a.zip/photos` gives (a.zip, photos/)."""
+    path, mark, query = root.partition("?")
+    parts = path.rstrip("/").split("/")
+    for end in range(_parts_of_place(path) + 1, len(parts) + 1):
+        archive = "/".join(parts[:end])
+        if is_archive(archive):
+            yield f"{archive}{mark}{query}", "".join(f"{part}/" for part in parts[end:])
+
+
+def _parts_of_place(path: str) -> int:
+    """How many parts of an address name a bucket, claim, host or repository; they may end like an archive."""
+    if path.startswith("hf://"):
+        return 5 if path.startswith("hf://datasets/") else 4
+    return 3 if "://" in path else 0
+
+
 def is_packed_tar(uri: str) -> bool:
     """Whether it must be decompressed before members can be read."""
     return uri.partition("?")[0].lower().endswith(_PACKED_TAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 MOST_NAMES = 100_000
 """Maximum names of a root that a wrong path is compared with."""
 MOST_IN_FOLDER = 100_000
-"""Maximum files of a folder."""
+"""Maximum files of a folder of frames; one more is listed where there are more."""
 
 _MOST_ALIKE = 8  # remembered names with one file name
 _MOST_FOLDERS = 20_000  # visited while names are collected
@@ -86,8 +87,8 @@ def gbk_reading(name: str) -> str | None:
 def files_of_folder(folder: Path, name: str) -> list[str] | None:
     """Paths of the files in a local folder, which begin with `name`; None when it is no folder."""
     try:
-        with_prefix = (f"{name}/{entry.name}" for entry in folder.iterdir() if entry.is_file())
-        return list(islice(with_prefix, MOST_IN_FOLDER)) if folder.is_dir() else None
+        with os.scandir(folder) as entries:
+            return [f"{name}/{entry.name}" for entry in islice(entries, MOST_IN_FOLDER + 1) if entry.is_file()]
     except OSError:
         return None
 

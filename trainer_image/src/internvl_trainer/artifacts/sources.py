@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from internvl_api.address import Address, reveal
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
+from internvl_trainer.artifacts.archives import Archive, archives_in, decompress, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
 from internvl_trainer.artifacts.checkpoint_files import is_unused, is_weights
 from internvl_trainer.artifacts.download_progress import announced
@@ -204,7 +204,7 @@ def _files_of(root: Address, name: str) -> list[str] | None:
         return [path for path in _hub_paths(root) if path.rpartition("/")[0] == name] or None
     if root.startswith("s3://"):
         storage = open_storage(reveal(root).rstrip("/"), field="data.root")
-        keys = (file.key for file in islice(storage.list(f"{name}/"), MOST_IN_FOLDER))
+        keys = (file.key for file in islice(storage.list(f"{name}/"), MOST_IN_FOLDER + 1))
         return [key for key in keys if key.rpartition("/")[0] == name] or None
     folder_here = local_path(root, field="data.root")
     target = (folder_here / name).resolve()
@@ -285,13 +285,8 @@ def _archive_folders(root: Address, process: int) -> dict[str, list[str]]:
 @lru_cache(maxsize=1024)
 def _place_in_archive(root: Address) -> tuple[Address, str] | None:
     """The archive that a root is, or leads into, and the folder in it (`photos/`, or nothing); None without one."""
-    path, mark, query = reveal(root).partition("?")
-    parts = path.rstrip("/").split("/")
-    for end in range(1, len(parts) + 1):
-        archive = Address("/".join(parts[:end]) + mark + query)
-        if is_archive(archive) and not _is_local_folder(archive, "data.root"):
-            return archive, "".join(f"{part}/" for part in parts[end:])
-    return None
+    found = ((Address(archive), folder) for archive, folder in archives_in(reveal(root)))
+    return next((place for place in found if not _is_local_folder(place[0], "data.root")), None)
 
 
 def _is_local_folder(root: str, field: str) -> bool:

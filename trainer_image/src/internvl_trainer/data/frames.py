@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from internvl_trainer.artifacts.media_listing import MOST_IN_FOLDER
+
 from .diagnostics import RowError
 from .media import OpenMedia, fetch_file_or_folder, open_picture
 from .media_names import is_picture_name, natural_order
@@ -49,8 +51,11 @@ def frames_of_folder(video: MediaFile, files: Sequence[str]) -> list[MediaFile]:
     """The pictures of a folder in the order of the numbers in their names; hidden files are left out.
 
     Raises:
-        RowError: there is no picture in it.
+        RowError: there is no picture in it, or there are too many files.
     """
+    if len(files) > MOST_IN_FOLDER:
+        message = f"{video.path} is a folder of more than {MOST_IN_FOLDER} files; split it into several videos"
+        raise RowError.single("VideoUnreadable", message, video.field)
     pictures = [path for path in files if is_picture_name(path) and not path.rpartition("/")[2].startswith(".")]
     if not pictures:
         message = f"{video.path} is a folder without pictures; expected a video file, or a folder of its frames"
