@@ -16,6 +16,7 @@ from internvl_trainer.data.diagnostics import Finding, errors_of, findings_table
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.media import OpenMedia
 from internvl_trainer.data.row_checks import Checker, check_length, check_rows
+from PIL import Image
 from rich.console import Console
 
 MEDIA = GOLDEN / "data"
@@ -281,6 +282,15 @@ def test_a_broken_row(root: Path, tmp_path: Path, reason: str, message: str, row
     (finding,) = check_row(row, checker(root), tmp_path)
     assert (finding.reason, finding.severity) == (reason, "error")
     assert str(finding).startswith(message.replace(ROOT, str(root)))
+
+
+def test_a_folder_of_transparent_frames_is_a_warning_once(tmp_path: Path) -> None:
+    (tmp_path / "walk").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "walk" / f"{number}.png")
+    (finding,) = check_row({"video": "walk", "conversations": [HUMAN, GPT]}, checker(tmp_path), tmp_path)
+    assert (finding.reason, finding.severity, finding.field) == ("ImageTransparent", "warning", "video")
+    assert finding.message.startswith("walk/0.png: it has transparent pixels, shown on white")
 
 
 @pytest.mark.parametrize(

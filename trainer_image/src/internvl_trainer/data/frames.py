@@ -10,8 +10,8 @@ from PIL import Image
 
 from internvl_trainer.artifacts.media_listing import MOST_IN_FOLDER
 
-from .diagnostics import RowError
-from .media import OpenMedia, fetch_file_or_folder, open_picture
+from .diagnostics import Finding, RowError
+from .media import OpenMedia, fetch_file_or_folder, open_picture_with_notes
 from .media_names import is_picture_name, natural_order
 from .row_schema import MediaFile, RowMedia
 from .video import MOST_VIDEO_BYTES, VideoProblem, frame_indices, read_frames
@@ -28,6 +28,17 @@ def read_video(
     rng: np.random.Generator | None = None,
 ) -> list[Image.Image]:
     """RGB frames of a row's video, or of its clip. Raises RowError."""
+    return read_video_with_notes(media, settings, root, open_media, rng)[0]
+
+
+def read_video_with_notes(
+    media: RowMedia,
+    settings: SampleSettings,
+    root: str,
+    open_media: OpenMedia,
+    rng: np.random.Generator | None = None,
+) -> tuple[list[Image.Image], list[Finding]]:
+    """The same with warnings about how frames that are pictures are decoded, each kind once."""
     if media.video is None:
         return _open_frames(media.frames, media, settings, root, open_media, rng)
     found = fetch_file_or_folder(media.video, root, open_media)
@@ -35,7 +46,7 @@ def read_video(
         frames = frames_of_folder(media.video, found)
         return _open_frames(frames, media, settings, root, open_media, rng)
     try:
-        return read_frames(
+        frames_of_file = read_frames(
             found,
             min_frames=settings.min_frames,
             max_frames=settings.max_frames,
@@ -43,6 +54,7 @@ def read_video(
             clip=media.clip,
             rng=rng,
         )
+        return frames_of_file, []
     except VideoProblem as error:
         raise RowError.single("VideoUndecodable", f"{media.video.path}: {error}", media.video.field) from error
 
@@ -78,16 +90,20 @@ def _open_frames(
     root: str,
     open_media: OpenMedia,
     rng: np.random.Generator | None,
-) -> list[Image.Image]:
+) -> tuple[list[Image.Image], list[Finding]]:
     if media.clip is not None:
         message = "frames that are pictures have no time to cut a clip by; remove clip, or list the frames of the clip"
         raise RowError.single("ClipInvalid", message, "clip")
-    opened, taken = [], 0
+    opened: list[Image.Image] = []
+    warnings: dict[str, Finding] = {}  # by reason
+    taken = 0
     for position in choose_frames(len(frames), settings, rng):
-        picture = open_picture(frames[position], root, open_media, settings.decoding)
+        picture, notes = open_picture_with_notes(frames[position], root, open_media, settings.decoding)
         taken += picture.width * picture.height * 3
         if taken > MOST_VIDEO_BYTES:
             message = f"the frames take more than {MOST_VIDEO_BYTES >> 30} GiB; take fewer, or scale them down"
             raise RowError.single("VideoUndecodable", message, frames[position].field)
         opened.append(picture)
-    return opened
+        for note in notes:
+            warnings.setdefault(note.reason, note)
+    return opened, list(warnings.values())

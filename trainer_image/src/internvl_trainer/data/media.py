@@ -9,9 +9,9 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 
 from ..errors import BadFile
-from .diagnostics import RowError
+from .diagnostics import Finding, RowError
 from .media_names import is_base64_picture, is_inline, shown_path
-from .pictures import Decoding, ImageProblem, Note, decode_with_notes
+from .pictures import Decoding, ImageProblem, decode_with_notes
 from .row_schema import MediaFile, media_path
 
 OpenMedia = Callable[[str, str], bytes]
@@ -32,11 +32,13 @@ def open_picture(image: MediaFile, root: str, open_media: OpenMedia, decoding: D
 
 def open_picture_with_notes(
     image: MediaFile, root: str, open_media: OpenMedia, decoding: Decoding
-) -> tuple[Image.Image, list[Note]]:
-    """The same with notes about its orientation, transparency and depth."""
+) -> tuple[Image.Image, list[Finding]]:
+    """The same with warnings about its orientation, transparency and depth."""
     data = fetch_media(image, root, open_media)
     try:
-        return decode_with_notes(data, decoding)
+        picture, notes = decode_with_notes(data, decoding)
+        name = shown_path(image.path)
+        return picture, [Finding(note.reason, f"{name}: {note.message}", image.field, "warning") for note in notes]
     except ImageProblem as error:
         message = f"{shown_path(image.path)}: {error}"
         raise RowError.single(f"{image.kind}Undecodable", message, image.field) from error

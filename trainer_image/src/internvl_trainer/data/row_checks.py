@@ -16,9 +16,8 @@ import numpy as np
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError, errors_of
 from .formats.source import RowSource, read_row
-from .frames import read_video
+from .frames import read_video_with_notes
 from .media import OpenMedia, open_picture_with_notes
-from .media_names import shown_path
 from .row_schema import ChatRow, MediaFile, RowMedia
 from .row_tiles import tiles_per_image
 from .sample import SampleSettings, encode_row
@@ -112,12 +111,11 @@ def _image_size(checker: Checker, path: str) -> tuple[Size, list[Finding]] | Fin
     """Width and height of an image that decodes to its end, with warnings about it; else the problem."""
     dataset = checker.dataset
     try:
-        image, notes = open_picture_with_notes(
+        image, warnings = open_picture_with_notes(
             MediaFile(path, "image"), dataset.root, checker.open_media, checker.settings.decoding
         )
     except RowError as error:
         return error.findings[0]
-    warnings = [Finding(note.reason, f"{shown_path(path)}: {note.message}", severity="warning") for note in notes]
     return image.size, warnings
 
 
@@ -126,10 +124,10 @@ def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[li
     settings = checker.settings.for_dataset(checker.dataset)
     if media.has_video:
         try:
-            frames = read_video(media, settings, checker.dataset.root, checker.open_media)
+            frames, warnings = read_video_with_notes(media, settings, checker.dataset.root, checker.open_media)
         except RowError as error:
             return [], error.findings
-        return [1] * len(frames), []
+        return [1] * len(frames), warnings
     limit = tiles_per_image(settings, len(media.images))
     tiles, findings = [], []
     for image in media.images:

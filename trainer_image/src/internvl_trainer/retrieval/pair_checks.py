@@ -69,7 +69,6 @@ def _check(
 def _look(dataset: DatasetDescription, open_media: OpenMedia, decoding: Decoding, image: MediaFile) -> list[Finding]:
     """The problem of a picture, or warnings about how it is decoded."""
     try:
-        _, notes = open_picture_with_notes(image, dataset.root, open_media, decoding)
+        return open_picture_with_notes(image, dataset.root, open_media, decoding)[1]
     except RowError as error:
         return error.findings
-    return [Finding(note.reason, f"{image.path}: {note.message}", image.field, "warning") for note in notes]
