@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from internvl_trainer.data.media_names import is_base64_picture, natural_order, 
 from internvl_trainer.data.row_schema import MediaFile, RowMedia, parse_chat_row
 from internvl_trainer.data.sample import Sample, build_sample
 from PIL import Image
+from trainer.data.test_row_checks import check_row, checker
 
 TURNS = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "a cat"}]
 STYLE = settings("Hermes-2", compat="default")
@@ -208,3 +210,58 @@ def test_any_text_as_an_image_is_a_sample_or_a_finding(text: str) -> None:
 def test_a_list_of_one_video_is_the_video() -> None:
     assert RowMedia.from_fields({"video": ["videos/clip.mp4"]}) == RowMedia.from_fields({"video": "videos/clip.mp4"})
     assert build({"video": ["videos/clip.mp4"], "conversations": TURNS}, GOLDEN / "data").image_flags.sum() == 5
+
+
+HUMAN, GPT = TURNS
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "row"),
+    [
+        (
+            "VideoInvalid",
+            "video: found a list of 2 paths; a row has one video, or a list of its frames as pictures",
+            {"video": ["a.mp4", "b.mp4"], "conversations": [HUMAN, GPT]},
+        ),
+        (
+            "VideoInvalid",
+            "video[1]: expected a path, found null",
+            {"video": ["a.png", None], "conversations": [HUMAN, GPT]},
+        ),
+        (
+            "VideoInvalid",
+            "video: expected a path or a list of paths, found an object",
+            {"video": {"path": "a.mp4"}, "conversations": [HUMAN, GPT]},
+        ),
+        (
+            "VideoUnreadable",
+            "video: videos is a folder without pictures; expected a video file, or a folder of its frames",
+            {"video": "videos", "conversations": [HUMAN, GPT]},
+        ),
+        (
+            "ClipInvalid",
+            "clip: frames that are pictures have no time to cut a clip by; remove clip, or list the frames of the clip",
+            {"video": "images/", "clip": [0, 1], "conversations": [HUMAN, GPT]},
+        ),
+        (
+            "VideoUndecodable",
+            "video[1]: page.jpg: cannot be decoded (cannot identify image file",
+            {"video": ["images/wide.png", "page.jpg"], "conversations": [HUMAN, GPT]},
+        ),
+    ],
+)
+def test_a_broken_video_of_pictures(tmp_path: Path, reason: str, message: str, row: dict[str, object]) -> None:
+    shutil.copytree(GOLDEN / "data", tmp_path / "media")
+    (tmp_path / "media" / "page.jpg").write_text("<html>404</html>")
+    (finding,) = check_row(row, checker(tmp_path / "media"), tmp_path)
+    assert (finding.reason, finding.severity) == (reason, "error")
+    assert str(finding).startswith(message)
+
+
+def test_a_folder_of_transparent_frames_is_a_warning_once(tmp_path: Path) -> None:
+    (tmp_path / "walk").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "walk" / f"{number}.png")
+    (finding,) = check_row({"video": "walk", "conversations": [HUMAN, GPT]}, checker(tmp_path), tmp_path)
+    assert (finding.reason, finding.severity, finding.field) == ("ImageTransparent", "warning", "video")
+    assert finding.message.startswith("walk/0.png: it has transparent pixels, shown on white")

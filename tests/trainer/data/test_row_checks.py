@@ -16,7 +16,6 @@ from internvl_trainer.data.diagnostics import Finding, errors_of, findings_table
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.media import OpenMedia
 from internvl_trainer.data.row_checks import Checker, check_length, check_rows
-from PIL import Image
 from rich.console import Console
 
 MEDIA = GOLDEN / "data"
@@ -131,36 +130,6 @@ BROKEN = [
         "ImageInvalid",
         "image[1]: expected a path, found null",
         {"image": ["images/wide.png", None], "conversations": marked(2)},
-    ),
-    (
-        "VideoInvalid",
-        "video: found a list of 2 paths; a row has one video, or a list of its frames as pictures",
-        {"video": ["a.mp4", "b.mp4"], "conversations": [HUMAN, GPT]},
-    ),
-    (
-        "VideoInvalid",
-        "video[1]: expected a path, found null",
-        {"video": ["a.png", None], "conversations": [HUMAN, GPT]},
-    ),
-    (
-        "VideoInvalid",
-        "video: expected a path or a list of paths, found an object",
-        {"video": {"path": "a.mp4"}, "conversations": [HUMAN, GPT]},
-    ),
-    (
-        "VideoUnreadable",
-        "video: videos is a folder without pictures; expected a video file, or a folder of its frames",
-        {"video": "videos", "conversations": [HUMAN, GPT]},
-    ),
-    (
-        "ClipInvalid",
-        "clip: frames that are pictures have no time to cut a clip by; remove clip, or list the frames of the clip",
-        {"video": "images/", "clip": [0, 1], "conversations": [HUMAN, GPT]},
-    ),
-    (
-        "VideoUndecodable",
-        "video[1]: page.jpg: cannot be decoded (cannot identify image file",
-        {"video": ["images/wide.png", "page.jpg"], "conversations": [HUMAN, GPT]},
     ),
     (
         "ImageAndVideo",
@@ -282,15 +251,6 @@ def test_a_broken_row(root: Path, tmp_path: Path, reason: str, message: str, row
     (finding,) = check_row(row, checker(root), tmp_path)
     assert (finding.reason, finding.severity) == (reason, "error")
     assert str(finding).startswith(message.replace(ROOT, str(root)))
-
-
-def test_a_folder_of_transparent_frames_is_a_warning_once(tmp_path: Path) -> None:
-    (tmp_path / "walk").mkdir()
-    for number in range(3):
-        Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "walk" / f"{number}.png")
-    (finding,) = check_row({"video": "walk", "conversations": [HUMAN, GPT]}, checker(tmp_path), tmp_path)
-    assert (finding.reason, finding.severity, finding.field) == ("ImageTransparent", "warning", "video")
-    assert finding.message.startswith("walk/0.png: it has transparent pixels, shown on white")
 
 
 @pytest.mark.parametrize(
