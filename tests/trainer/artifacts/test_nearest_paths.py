@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,13 @@ def test_names_are_listed_once_for_any_number_of_missing_files(tmp_path: Path, m
     listed = []
     whole = media_listing.paths_below
     monkeypatch.setattr(sources, "paths_below", lambda root: listed.append(root) or whole(root))
-    for number in range(50):
+
+    def miss(number: int) -> None:
         with pytest.raises(MediaMissing):
             sources.open_media(str(tmp_path), f"{number}.jpg")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(miss, range(50)))
     assert len(listed) == 1
 
 
@@ -99,6 +104,14 @@ def test_only_so_many_names_are_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     paths = (taken.append(number) or f"{number}.jpg" for number in range(1000))
     assert NearestPaths("/data", paths).hint("9.png")
     assert len(taken) <= 11
+
+
+def test_a_loop_of_links_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name in ("a", "a/1.jpg"):
+        with pytest.raises(MediaMissing):
+            sources.open_media(str(tmp_path), name)
 
 
 def test_a_folder_is_not_followed_out_of_its_root(tmp_path: Path) -> None:

@@ -84,12 +84,15 @@ def gbk_reading(name: str) -> str | None:
         return None
 
 
-def files_of_folder(folder: Path, name: str) -> list[str] | None:
-    """Paths of the files in a local folder, which begin with `name`; None when it is no folder."""
+def files_of_folder(root: Path, name: str) -> list[str] | None:
+    """Paths of the files in a folder below a local root; None when it is no folder, or a link out of the root."""
     try:
+        folder = (root / name).resolve()
+        if not folder.is_relative_to(root.resolve()):
+            return None
         with os.scandir(folder) as entries:
             return [f"{name}/{entry.name}" for entry in islice(entries, MOST_IN_FOLDER + 1) if entry.is_file()]
-    except OSError:
+    except (OSError, RuntimeError):  # no folder, a name that is too long, or a loop of links
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserErro
 
 _PARALLEL_FILES = 8
 _LONGEST_KEY = 1024  # bytes of a key of S3
+_LISTING = threading.Lock()  # one thread lists a root, the others wait for its result
 
 
 def list_sizes(uri: str, *, field: str) -> dict[str, int]:
@@ -189,7 +191,9 @@ def _explain_missing(root: Address, name: str) -> OSError:
         files = None
     if files is not None:
         return MediaFolder(name, files)
-    return MediaMissing(name, _nearest_paths(root, os.getpid()).hint(name))
+    with _LISTING:
+        nearest = _nearest_paths(root, os.getpid())
+    return MediaMissing(name, nearest.hint(name))
 
 
 def _files_of(root: Address, name: str) -> list[str] | None:
@@ -206,14 +210,12 @@ def _files_of(root: Address, name: str) -> list[str] | None:
         storage = open_storage(reveal(root).rstrip("/"), field="data.root")
         keys = (file.key for file in islice(storage.list(f"{name}/"), MOST_IN_FOLDER + 1))
         return [key for key in keys if key.rpartition("/")[0] == name] or None
-    folder_here = local_path(root, field="data.root")
-    target = (folder_here / name).resolve()
-    return files_of_folder(target, name) if target.is_relative_to(folder_here.resolve()) else None
+    return files_of_folder(local_path(root, field="data.root"), name)
 
 
 @lru_cache(maxsize=16)
 def _nearest_paths(root: Address, _process: int) -> NearestPaths:
-    return NearestPaths(root, _paths_below(root))
+    return NearestPaths(root.partition("?")[0], _paths_below(root))
 
 
 def _paths_below(root: Address) -> Iterator[str]:
