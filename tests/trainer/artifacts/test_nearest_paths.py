@@ -23,12 +23,27 @@ AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
 @pytest.mark.parametrize(
     ("paths", "wanted", "hint"),
     [
-        pytest.param(["photos/1.jpg"], "1.jpg", "found 'photos/1.jpg', so set root to ROOT/photos", id="a top folder"),
         pytest.param(
-            ["a/b/c/1.jpg"], "c/1.jpg", "found 'a/b/c/1.jpg', so set root to ROOT/a/b", id="two folders on top"
+            ["photos/1.jpg"],
+            "1.jpg",
+            "found 'photos/1.jpg': if it is meant, set root to ROOT/photos",
+            id="a top folder",
         ),
-        pytest.param(["1.jpg"], "train/1.jpg", "found '1.jpg', so remove 'train/' from the paths", id="a folder more"),
-        pytest.param(["1.jpg"], "ROOT/1.jpg", "found '1.jpg', so set root to /data", id="the root's own name again"),
+        pytest.param(
+            ["a/b/c/1.jpg"],
+            "c/1.jpg",
+            "found 'a/b/c/1.jpg': if it is meant, set root to ROOT/a/b",
+            id="two folders on top",
+        ),
+        pytest.param(
+            ["1.jpg"],
+            "train/1.jpg",
+            "found '1.jpg': if it is meant, remove 'train/' from the paths",
+            id="a folder more",
+        ),
+        pytest.param(
+            ["1.jpg"], "ROOT/1.jpg", "found '1.jpg': if it is meant, set root to /data", id="the root's own name again"
+        ),
         pytest.param(["1.JPG"], "1.jpg", "found '1.JPG', which differs in case or in how accents", id="case"),
         pytest.param(
             ["cafe\u0301.jpg"], "caf\u00e9.jpg", "found 'cafe\u0301.jpg', which differs in case", id="accents"
@@ -162,7 +177,7 @@ def test_a_bucket_has_folders_and_nearest_paths(bucket: tuple[Path, list[str]]) 
     for name in ("1.jpg", "2.jpg", "1.jpg", "x" * 2000):
         with pytest.raises(MediaMissing) as missing:
             sources.open_media(root, name)
-        hint = "; found 'photos/1.jpg', so set root to s3://bucket/data/photos"
+        hint = "; found 'photos/1.jpg': if it is meant, set root to s3://bucket/data/photos"
         assert missing.value.hint == (hint if name == "1.jpg" else "")
     assert bucket[1].count("") == 1  # the whole bucket, once
 

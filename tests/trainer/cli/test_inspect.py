@@ -100,7 +100,7 @@ TURNS = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "a cat"}]
         ({"image": "images/"}, "images/ is a folder; expected a picture"),
         ({"image": "."}, "'.' leaves the dataset's root"),
         ({"image": ["images"]}, "image[0]: images is a folder"),
-        ({"image": "photo.jpg"}, f"found 'images/photo.jpg', so set root to {GOLDEN / 'data' / 'images'}"),
+        ({"image": "photo.jpg"}, f"found 'images/photo.jpg': if it is meant, set root to {GOLDEN / 'data' / 'images'}"),
         ({"image": "A" * 5000}, "AAAA…: cannot be decoded"),
         ({"image": "iVBORw0KGgo" + "A" * 33}, "cannot be decoded"),
         ({"image": "data:image/png;base64,AAAA"}, "cannot be decoded"),

@@ -60,12 +60,12 @@ class NearestPaths:
     def _explain(self, wanted: str, found: str) -> str:
         if found.endswith(f"/{wanted}"):
             folder = found.removesuffix(f"/{wanted}")
-            return f"; found {found!r}, so set root to {self._root}/{folder}"
+            return f"; found {found!r}: if it is meant, set root to {self._root}/{folder}"
         if wanted.endswith(f"/{found}"):
             extra = wanted.removesuffix(f"/{found}")
             parent, _, last = self._root.rpartition("/")
             step = f"set root to {parent}" if last == extra else f"remove {extra + '/'!r} from the paths"
-            return f"; found {found!r}, so {step}"
+            return f"; found {found!r}: if it is meant, {step}"
         if _folded(found) == _folded(wanted):
             return f"; found {found!r}, which differs in case or in how accents are written"
         reading = gbk_reading(found)
