@@ -26,13 +26,13 @@ AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
         pytest.param(
             ["photos/1.jpg"],
             "1.jpg",
-            "found 'photos/1.jpg': if it is meant, set root to ROOT/photos",
+            "found 'photos/1.jpg': if it is meant, set root to /data/ROOT/photos",
             id="a top folder",
         ),
         pytest.param(
             ["a/b/c/1.jpg"],
             "c/1.jpg",
-            "found 'a/b/c/1.jpg': if it is meant, set root to ROOT/a/b",
+            "found 'a/b/c/1.jpg': if it is meant, set root to /data/ROOT/a/b",
             id="two folders on top",
         ),
         pytest.param(
@@ -42,7 +42,10 @@ AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
             id="a folder more",
         ),
         pytest.param(
-            ["1.jpg"], "ROOT/1.jpg", "found '1.jpg': if it is meant, set root to /data", id="the root's own name again"
+            ["1.jpg"],
+            "ROOT/1.jpg",
+            "found '1.jpg': if it is meant, set root to /data",
+            id="the root's own name again",
         ),
         pytest.param(["1.JPG"], "1.jpg", "found '1.JPG', which differs in case or in how accents", id="case"),
         pytest.param(
@@ -64,10 +67,7 @@ AS_CODE_PAGE_437 = CHINESE.encode("gbk").decode("cp437")
 )
 def test_the_nearest_path(paths: list[str], wanted: str, hint: str) -> None:
     found = NearestPaths("/data/ROOT", paths).hint(wanted)
-    assert found.startswith(
-        f"; {hint.replace('ROOT/', '/data/ROOT/') if 'set root to ROOT' in hint else hint}" if hint else ""
-    )
-    assert bool(found) == bool(hint)
+    assert found.startswith(f"; {hint}") if hint else found == ""
 
 
 @settings(max_examples=60, deadline=None)
