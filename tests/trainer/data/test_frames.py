@@ -258,6 +258,14 @@ def test_a_broken_video_of_pictures(tmp_path: Path, reason: str, message: str, r
     assert str(finding).startswith(message)
 
 
+def test_preflight_looks_at_every_frame_that_training_may_draw(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "walk", 40)
+    (folder / "frame_39.png").write_bytes(b"<html>404</html>")
+    (finding,) = check_row({"video": "walk", "conversations": TURNS}, checker(tmp_path), tmp_path)
+    assert (finding.reason, finding.field) == ("VideoUndecodable", "video")
+    assert finding.message.startswith("walk/frame_39.png: cannot be decoded")
+
+
 def test_a_folder_of_transparent_frames_is_a_warning_once(tmp_path: Path) -> None:
     (tmp_path / "walk").mkdir()
     for number in range(3):

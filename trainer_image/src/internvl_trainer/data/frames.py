@@ -11,8 +11,8 @@ from PIL import Image
 from internvl_trainer.artifacts.media_listing import MOST_IN_FOLDER
 
 from .diagnostics import Finding, RowError
-from .media import OpenMedia, fetch_file_or_folder, open_picture_with_notes
-from .media_names import is_picture_name, natural_order
+from .media import OpenMedia, fetch_file_or_folder, open_picture, open_picture_with_notes
+from .media_names import is_picture_name, natural_order, shown_path
 from .row_schema import MediaFile, RowMedia
 from .video import MOST_VIDEO_BYTES, VideoProblem, frame_indices, read_frames
 
@@ -28,35 +28,36 @@ def read_video(
     rng: np.random.Generator | None = None,
 ) -> list[Image.Image]:
     """RGB frames of a row's video, or of its clip. Raises RowError."""
-    return read_video_with_notes(media, settings, root, open_media, rng)[0]
+    found = _find(media, root, open_media)
+    if isinstance(found, bytes):
+        return _decode(found, media, settings, rng)
+    opened: list[Image.Image] = []
+    taken = 0
+    for position in choose_frames(len(found), settings, rng):
+        picture = open_picture(found[position], root, open_media, settings.decoding)
+        taken += picture.width * picture.height * 3
+        if taken > MOST_VIDEO_BYTES:
+            message = f"the frames take more than {MOST_VIDEO_BYTES >> 30} GiB; take fewer, or scale them down"
+            raise RowError.single("VideoUndecodable", message, found[position].field)
+        opened.append(picture)
+    return opened
 
 
-def read_video_with_notes(
-    media: RowMedia,
-    settings: SampleSettings,
-    root: str,
-    open_media: OpenMedia,
-    rng: np.random.Generator | None = None,
-) -> tuple[list[Image.Image], list[Finding]]:
-    """The same with warnings about how frames that are pictures are decoded, each kind once."""
-    if media.video is None:
-        return _open_frames(media.frames, media, settings, root, open_media, rng)
-    found = fetch_file_or_folder(media.video, root, open_media)
-    if not isinstance(found, bytes):
-        frames = frames_of_folder(media.video, found)
-        return _open_frames(frames, media, settings, root, open_media, rng)
-    try:
-        frames_of_file = read_frames(
-            found,
-            min_frames=settings.min_frames,
-            max_frames=settings.max_frames,
-            sampling=settings.frame_sampling,
-            clip=media.clip,
-            rng=rng,
-        )
-        return frames_of_file, []
-    except VideoProblem as error:
-        raise RowError.single("VideoUndecodable", f"{media.video.path}: {error}", media.video.field) from error
+def check_video(
+    media: RowMedia, settings: SampleSettings, root: str, open_media: OpenMedia
+) -> tuple[int, list[Finding]]:
+    """Number of frames that are taken, and warnings about how frames that are pictures are decoded, each kind once.
+
+    Training draws any of these frames, so every one is decoded. Raises RowError.
+    """
+    found = _find(media, root, open_media)
+    if isinstance(found, bytes):
+        return len(_decode(found, media, settings, None)), []
+    warnings: dict[str, Finding] = {}  # by reason
+    for frame in found:
+        for warning in open_picture_with_notes(frame, root, open_media, settings.decoding)[1]:
+            warnings.setdefault(warning.reason, warning)
+    return len(choose_frames(len(found), settings, None)), list(warnings.values())
 
 
 def frames_of_folder(video: MediaFile, files: Sequence[str]) -> list[MediaFile]:
@@ -83,27 +84,30 @@ def choose_frames(total: int, settings: SampleSettings, rng: np.random.Generator
     return frame_indices(count, total, sampling=settings.frame_sampling, rng=rng)
 
 
-def _open_frames(
-    frames: Sequence[MediaFile],
-    media: RowMedia,
-    settings: SampleSettings,
-    root: str,
-    open_media: OpenMedia,
-    rng: np.random.Generator | None,
-) -> tuple[list[Image.Image], list[Finding]]:
-    if media.clip is not None:
+def _find(media: RowMedia, root: str, open_media: OpenMedia) -> bytes | Sequence[MediaFile]:
+    """A video file's bytes, or the frames of a folder or list."""
+    found: bytes | Sequence[MediaFile] = media.frames
+    if media.video is not None:
+        read = fetch_file_or_folder(media.video, root, open_media)
+        found = read if isinstance(read, bytes) else frames_of_folder(media.video, read)
+    if media.clip is not None and not isinstance(found, bytes):
         message = "frames that are pictures have no time to cut a clip by; remove clip, or list the frames of the clip"
         raise RowError.single("ClipInvalid", message, "clip")
-    opened: list[Image.Image] = []
-    warnings: dict[str, Finding] = {}  # by reason
-    taken = 0
-    for position in choose_frames(len(frames), settings, rng):
-        picture, notes = open_picture_with_notes(frames[position], root, open_media, settings.decoding)
-        taken += picture.width * picture.height * 3
-        if taken > MOST_VIDEO_BYTES:
-            message = f"the frames take more than {MOST_VIDEO_BYTES >> 30} GiB; take fewer, or scale them down"
-            raise RowError.single("VideoUndecodable", message, frames[position].field)
-        opened.append(picture)
-        for note in notes:
-            warnings.setdefault(note.reason, note)
-    return opened, list(warnings.values())
+    return found
+
+
+def _decode(
+    data: bytes, media: RowMedia, settings: SampleSettings, rng: np.random.Generator | None
+) -> list[Image.Image]:
+    try:
+        return read_frames(
+            data,
+            min_frames=settings.min_frames,
+            max_frames=settings.max_frames,
+            sampling=settings.frame_sampling,
+            clip=media.clip,
+            rng=rng,
+        )
+    except VideoProblem as error:
+        path = shown_path(media.video.path) if media.video else ""
+        raise RowError.single("VideoUndecodable", f"{path}: {error}", "video") from error

@@ -16,7 +16,7 @@ import numpy as np
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError, errors_of
 from .formats.source import RowSource, read_row
-from .frames import read_video_with_notes
+from .frames import check_video
 from .media import OpenMedia, open_picture_with_notes
 from .row_schema import ChatRow, MediaFile, RowMedia
 from .row_tiles import tiles_per_image
@@ -124,10 +124,10 @@ def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[li
     settings = checker.settings.for_dataset(checker.dataset)
     if media.has_video:
         try:
-            frames, warnings = read_video_with_notes(media, settings, checker.dataset.root, checker.open_media)
+            frames, warnings = check_video(media, settings, checker.dataset.root, checker.open_media)
         except RowError as error:
             return [], error.findings
-        return [1] * len(frames), warnings
+        return [1] * frames, warnings
     limit = tiles_per_image(settings, len(media.images))
     tiles, findings = [], []
     for image in media.images:
