@@ -16,24 +16,41 @@ def dataset(weight: float | None) -> dict[str, Any]:
     ("data", "field", "message"),
     [
         pytest.param({"train": {"a": dataset(1), "b": dataset(2)}}, None, None, id="weights"),
-        pytest.param({"train": {"a": dataset(None)}, "mixingTemperature": 2}, None, None, id="temperature"),
+        pytest.param({"train": {"a": dataset(2)}}, None, None, id="one weight of one dataset"),
+        pytest.param({"train": {"a": dataset(None), "b": dataset(None)}, "mixingTemperature": 2}, None, None, id="hot"),
+        pytest.param(
+            {"train": {"a": dataset(None)}, "meta": "s3://data/m.json", "mixingTemperature": 2}, None, None, id="meta"
+        ),
         pytest.param(
             {"train": {"a": dataset(1), "b": dataset(None)}},
-            "spec.data.train.b.weight",
-            "found none, and train.a has one; give every dataset a weight, or none",
+            "spec.data.train",
+            "some datasets have a weight and others have none; give every dataset a weight, or none",
             id="a weight is missing",
         ),
         pytest.param(
-            {"train": {"a": dataset(1)}, "mixingTemperature": 2},
+            {"train": {"a": dataset(1), "b": dataset(2)}, "mixingTemperature": 2},
             "spec.data.mixingTemperature",
-            "found 2, and train.a has a weight; remove one of them",
+            "datasets of train have weights, which mixingTemperature would replace; remove it or the weights",
             id="both",
         ),
         pytest.param(
             {"train": {"a": dataset(1)}, "meta": "s3://data/meta.json"},
             "spec.data.meta",
-            "train.a has a weight, and datasets of a meta JSON have none; list them in train",
-            id="a meta JSON",
+            "datasets of train have weights, and those of a meta JSON have none; list them in train, or remove the "
+            "weights",
+            id="weights and a meta JSON",
+        ),
+        pytest.param(
+            {"train": {"a": dataset(None)}, "mixingTemperature": 2},
+            "spec.data.mixingTemperature",
+            "mixingTemperature has no effect on a single dataset; remove it, or add datasets",
+            id="a temperature for one dataset",
+        ),
+        pytest.param(
+            {"train": {"a": dataset(None)}, "validation": {"b": dataset(1)}},
+            "spec.data.validation.b.weight",
+            "weight has no effect on a held-out dataset, of which every row is measured; remove it",
+            id="a weight of a held-out dataset",
         ),
     ],
 )

@@ -77,12 +77,17 @@ conditions = st.sampled_from(
      "CIDEr == 1.2", "it's > 1", 'CIDEr > "1"', "", "{} > 1", "%s > %d",
      "baseline.METEOR<2 or docs.CIDEr>=baseline.CIDEr*1.5"]
 )  # fmt: skip
-DATASETS = st.just({"pets": {"annotation": "s3://data/pets.jsonl"}}) | st.just({})
+DATASETS = st.dictionaries(
+    st.sampled_from(["pets", "cars", "docs"]),
+    some(weight=st.integers(1, 9)).map(lambda weight: {"annotation": "s3://data/pets.jsonl"} | weight),
+    max_size=3,
+)
 specs = st.fixed_dictionaries(
     {
         "model": some(name=misspelt(tuple(CATALOGUE)), source=st.just("s3://models/tiny")),
         "data": some(
             train=DATASETS, validation=DATASETS, meta=st.just("s3://data/meta.json"), maxBadRows=small,
+            mixingTemperature=st.integers(1, 9),
             badRows=st.sampled_from(["fail", "skip"]),
         ),
         "output": st.just("s3://models/out"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import archives, sources
+from internvl_trainer.artifacts.media_listing import MediaFolder
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import BadFile, UserError
 
@@ -56,9 +57,14 @@ def test_members_are_read_by_their_relative_names(tmp_path: Path, kind: str) -> 
     assert sources.open_media(root, "train/a.jpg") == b"first picture"
     assert sources.open_media(root, "./train/deep/b.jpg") == MEMBERS["train/deep/b.jpg"]
     assert sources.open_media(root, "c.png") == b""
-    for absent in ("train/none.jpg", "train", "a.jpg"):
+    for absent in ("train/none.jpg", "tra", "a.jpg"):
         with pytest.raises(FileNotFoundError):
             sources.open_media(root, absent)
+    with pytest.raises(MediaFolder) as found:
+        sources.open_media(root, "train")
+    assert found.value.files == ["train/a.jpg"]
+    assert sources.open_media(f"{root}/train", "a.jpg") == b"first picture"
+    assert sources.open_media(f"{root}/train/", "deep/b.jpg") == MEMBERS["train/deep/b.jpg"]
 
 
 @pytest.mark.integration

@@ -11,13 +11,17 @@ import torch
 from golden import RESULTS, load
 from internvl_api.constants import ExitCode
 from internvl_trainer.__main__ import main
-from internvl_trainer.data.pictures import decode_image
+from internvl_trainer.cli import chat as chat_command
+from internvl_trainer.cli.chat import read_image
+from internvl_trainer.data.pictures import Decoding, decode_image
 from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.data.tiling import cut_tiles
+from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
 from internvl_trainer.model.greedy_answers import answer_all, make_prompt
 from internvl_trainer.model.load import LoadedModel
+from PIL import Image
 from trainer.runs import GOLDEN
 
 CHECKPOINTS = GOLDEN / "checkpoints"
@@ -129,3 +133,41 @@ def test_an_adapter_of_another_model(capsys: pytest.CaptureFixture[str], tmp_pat
     shutil.copyfile(CHECKPOINTS / "phi3/model.safetensors", tmp_path / "trained_weights.safetensors")
     assert chat("--model", CHECKPOINTS / "internlm2", "--adapter", tmp_path, "--question", "x") == ExitCode.USER_ERROR
     assert "tensors have no place in the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "grey", "warned"),
+    [
+        ([], (8, 4), 255, ("ImageOrientation", "ImageTransparent")),
+        (["--exif", "apply"], (4, 8), 255, ("ImageOrientation", "ImageTransparent")),
+        (["--background", "black"], (8, 4), 0, ("ImageOrientation", "ImageTransparent")),
+        (["--background", "none"], (8, 4), 9, ("ImageOrientation",)),
+    ],
+)
+def test_pictures_are_decoded_as_in_training(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    size: tuple[int, int],
+    grey: int,
+    warned: tuple[str, ...],
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGBA", (8, 4), (9, 9, 9, 0)).save(tmp_path / "photo.png", exif=turned)
+    seen = []
+
+    def stop(_: object) -> None:
+        raise UserError("Seen", "the pictures are read before the model")
+
+    def look(path: Path, decoding: Decoding) -> object:
+        seen.append(read_image(path, decoding))
+        return seen[-1]
+
+    monkeypatch.setattr(chat_command, "_load", stop)
+    monkeypatch.setattr(chat_command, "read_image", look)
+    chat("--model", "none", "--image", tmp_path / "photo.png", *words, "--question", "what?")
+    assert (seen[0].size, seen[0].getpixel((0, 0))) == (size, (grey,) * 3)
+    printed = capsys.readouterr().err
+    assert tuple(reason for reason in ("ImageOrientation", "ImageTransparent") if reason in printed) == warned

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from closeness import LOSS, assert_close
 from golden import CASES, GOLDEN, RESULTS, ROWS, arrays, checkpoint, pixels
 from internvl_trainer.cli import inspect
+from internvl_trainer.model.chat_model import normalise_tiles
+from PIL import Image
 from rich.console import Console
 
 
@@ -85,3 +88,60 @@ def test_broken_rows_are_told_and_the_others_shown(tmp_path: Path) -> None:
     assert f"{rows}:1: image: none.png is not below {GOLDEN / 'data'}" in text
     assert f"{rows}:3: not valid JSON" in text
     assert {name.split(".")[0] for name in np.load(out)} == {"s1"}
+
+
+TURNS = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "a cat"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "images"}, "images is a folder; expected a picture"),
+        ({"image": "images/"}, "images/ is a folder; expected a picture"),
+        ({"image": "."}, "'.' leaves the dataset's root"),
+        ({"image": ["images"]}, "image[0]: images is a folder"),
+        ({"image": "photo.jpg"}, f"found 'images/photo.jpg': if it is meant, set root to {GOLDEN / 'data' / 'images'}"),
+        ({"image": "A" * 5000}, "AAAA…: cannot be decoded"),
+        ({"image": "iVBORw0KGgo" + "A" * 33}, "cannot be decoded"),
+        ({"image": "data:image/png;base64,AAAA"}, "cannot be decoded"),
+        ({"image": "samples.jsonl"}, "samples.jsonl: cannot be decoded"),
+        ({"video": "checkpoints"}, "checkpoints is not below"),
+        ({"video": "videos"}, "videos is a folder without pictures"),
+        ({"video": "images", "clip": [0, 1]}, "clip: frames that are pictures have no time"),
+        ({"video": ["images/photo.jpg", "none.png"]}, "video[1]: none.png is not below"),
+        ({"video": ["images/photo.jpg", "images"]}, "video[1]: images is a folder"),
+    ],
+)
+def test_media_that_cannot_be_used_are_findings_and_no_tracebacks(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({**row, "conversations": TURNS}) + "\n")
+    code, text = run("--model", checkpoint("qwen2"), "--annotation", rows, "--root", GOLDEN / "data", "--quiet")
+    assert code == 65
+    assert f"{rows}:1: " in text
+    assert message in text
+
+
+def test_a_folder_of_frames_is_shown(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"video": "images", "conversations": TURNS}) + "\n")
+    code, text = run("--model", checkpoint("qwen2"), "--annotation", rows, "--root", GOLDEN / "data")
+    assert code == 0
+    assert f"{len(list((GOLDEN / 'data' / 'images').iterdir()))} tiles" in text
+
+
+@pytest.mark.parametrize(("option", "grey"), [("white", 255), ("black", 0), ("none", 9)])
+def test_pictures_are_decoded_as_the_options_say(tmp_path: Path, option: str, grey: int) -> None:
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "clear.png", "conversations": TURNS}) + "\n")
+    arguments = ["--model", checkpoint("qwen2"), "--annotation", rows, "--root", tmp_path, "--out", tmp_path / "r.npz"]
+    assert run(*arguments, "--background", option)[0] == 0
+    found = np.load(tmp_path / "r.npz")["s0.pixel_values"]
+    expected = normalise_tiles(torch.full((1, 3, 1, 1), grey, dtype=torch.uint8)).numpy()
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape))
+    upstream = run(*arguments, "--background", option, "--compat", "upstream")
+    assert upstream[0] == 0
+    dropped = normalise_tiles(torch.full((1, 3, 1, 1), 9, dtype=torch.uint8)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "r.npz")["s0.pixel_values"][0, :, 0, 0], dropped[0, :, 0, 0])

@@ -127,10 +127,10 @@ TURNS = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "
         ),
         pytest.param({"query": "what", "response": None}, "ValueNotText", "response: expected text", id="no answer"),
         pytest.param(
-            {"image": "a.png", "caption": ["a", "b"]},
+            {"image": "a.png", "caption": []},
             "ValueNotText",
-            "caption: expected one caption; write a row for each",
-            id="five captions",
+            "caption: expected a caption, found an empty list",
+            id="no captions",
         ),
         pytest.param({"messages": TURNS, "tools": "[]x"}, "FieldUnsupported", "tools: training cannot", id="tools"),
     ],

@@ -131,7 +131,6 @@ BROKEN = [
         "image[1]: expected a path, found null",
         {"image": ["images/wide.png", None], "conversations": marked(2)},
     ),
-    ("VideoInvalid", "video: expected a path, found a list", {"video": ["a.mp4"], "conversations": [HUMAN, GPT]}),
     (
         "ImageAndVideo",
         "video: a row has images or a video, not both",
@@ -147,7 +146,11 @@ BROKEN = [
         "image[0]: expected a path, found text",
         {"image": [""], "conversations": marked(1)},
     ),
-    ("ImageMissing", f"image: images is not below {ROOT}", {"image": "images", "conversations": marked(1)}),
+    (
+        "ImageUnreadable",
+        "image: images is a folder; expected a picture: name each picture, or name the folder as `video`",
+        {"image": "images", "conversations": marked(1)},
+    ),
     (
         "ImageMissing",
         f"image: {'x' * 300}.jpg is not below {ROOT}",

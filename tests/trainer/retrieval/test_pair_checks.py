@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from internvl_trainer.errors import UserError
 from internvl_trainer.stages.preflight import run as preflight
+from PIL import Image
 from trainer.contexts import context_of
 from trainer.retrieval.pair_runs import pair_config, write_pairs
 from trainer.runs import make_config
@@ -44,6 +45,15 @@ def test_good_pairs_pass_with_their_counts(tmp_path: Path) -> None:
     assert [dataset["rowsInEpoch"] for dataset in report["datasets"]] == [24, 24]
     assert report["findings"] == []
     assert report["message"].startswith("24 rows an epoch, 24 rows to validate on")
+
+
+def test_how_pictures_are_decoded_is_said_once(tmp_path: Path) -> None:
+    pair_config(tmp_path, str(tmp_path / "out"))
+    for path in sorted((tmp_path / "data" / "images").iterdir())[:3]:
+        Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(path)
+    (finding,) = check(tmp_path)["findings"]
+    assert (finding["reason"], finding["severity"]) == ("ImageTransparent", "warning")
+    assert "shown on white (image.background) (6 times in this file)" in finding["message"]
 
 
 @pytest.mark.parametrize(

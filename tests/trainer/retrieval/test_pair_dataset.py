@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.loader import Failure
+from internvl_trainer.data.row_schema import MediaFile, RowMedia
 from internvl_trainer.data.sampler import Position
+from internvl_trainer.evaluate.annotations import Question
+from internvl_trainer.evaluate.chunks import Chunk
+from internvl_trainer.evaluate.run import make_answerer
+from internvl_trainer.evaluate.tasks import OpenTask
+from internvl_trainer.evaluate.weights import Evaluated
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.caption_text import encode_caption, normalise_caption
+from internvl_trainer.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.retrieval.pair_batch import PairSample
 from internvl_trainer.retrieval.pair_dataset import OpenPairs, PairDataset, collate_micro_batch, open_pairs
+from internvl_trainer.train.retrieval import _rows as pairs_of_run
+from PIL import Image
 from trainer.retrieval.pair_runs import IMAGES, pair_config
 
 
@@ -83,3 +94,24 @@ def test_a_pair_weighs_one(tmp_path: Path) -> None:
     assert not isinstance(batch, Failure)
     assert (batch.rows, batch.weight, batch.supervised_tokens) == (5, 5.0, 5)
     assert batch.tokens < batch.places
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_pictures_are_decoded_as_the_run_says_in_training_and_evaluation(tmp_path: Path, background: str) -> None:
+    config = pair_config(tmp_path, str(tmp_path / "out"), image={"background": background})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in (tmp_path / "data" / "images").iterdir():
+        Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(path, exif=turned)
+    model = LoadedRetrievalModel(None, SimpleNamespace(image_size=42), {})  # type: ignore[arg-type]
+    rows = pairs_of_run(config, open_pairs(config), model, read_tokenizer(tmp_path / "model"), {}, "spec.data", 1)
+    shade = 255 if background == "white" else 0
+    assert (draw(rows, 0).pixels == shade).all()
+    task = OpenTask("retrieval", open_pairs(config)[0].description, [QUESTION], 0, 1)
+    answerer = make_answerer(config, Evaluated(model, tmp_path / "model"))
+    with ThreadPoolExecutor(1) as pool:
+        (picture,) = answerer.prompts(Chunk(task, 0), pool)
+    assert (picture.result().pixels == shade).all()
+
+
+QUESTION = Question(0, RowMedia((MediaFile("images/000.png", "image"),)), ("a dog",), "captions.txt:2")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ import torch
 from internvl_api.constants import ExitCode
 from internvl_trainer.data.collate import collate, collate_packs, source_numbers
 from internvl_trainer.data.sample import Sample
+from internvl_trainer.metrics import MOST_DATASETS, Reporter
 from internvl_trainer.train.dataset_losses import DatasetLosses
+from internvl_trainer.train.metrics_log import StepRecord
+from internvl_trainer.train.trainer import Trainer
 from trainer.runs import GOLDEN, environment, make_config, started, write_config
 
 
@@ -51,6 +57,57 @@ def test_ranks_add_up() -> None:
 def test_a_single_dataset_has_no_other_loss_than_the_run() -> None:
     losses = DatasetLosses(["a"])
     assert losses.means(losses.values()) is None
+
+
+def scraped(reporter: Reporter) -> dict[str, float]:
+    """Loss by the label `dataset` of /metrics."""
+    answer = reporter.answer("/metrics")
+    assert answer is not None
+    found = re.findall(r'^internvl_train_dataset_loss{dataset="([^"]*)",.*} (.*)$', answer[1].decode(), re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def test_prometheus_has_the_last_loss_of_each_dataset() -> None:
+    reporter = Reporter("team/run", "train")
+    assert scraped(reporter) == {}
+    reporter.set_dataset_losses({"text": 2.5, "validation of a meta": 1.0})
+    reporter.set_dataset_losses({"text": 2.0})
+    assert scraped(reporter) == {"text": 2.0, "validation of a meta": 1.0}
+
+
+def test_names_of_a_meta_cannot_flood_prometheus() -> None:
+    reporter = Reporter("team/run", "train")
+    reporter.set_dataset_losses({f"{'long' * 200}{number}": 1.0 for number in range(1000)} | {"late": 1.0})
+    labels = scraped(reporter)
+    assert len(labels) == MOST_DATASETS
+    assert max(map(len, labels)) < 110
+    reporter.set_dataset_losses({"\udc00": 1.0})
+    assert reporter.answer("/metrics")
+
+
+def test_a_step_sets_the_gauge_beside_the_log() -> None:
+    reporter = Reporter("team/run", "train")
+    setup = SimpleNamespace(total_steps=9)
+    trainer = SimpleNamespace(reporter=reporter, durations=[], setup=setup, log=None)
+    Trainer._record(cast(Trainer, trainer), STEP)
+    assert scraped(reporter) == {"a": 1.5, "b": 0.5}
+
+
+STEP = StepRecord(
+    step=1,
+    epoch=0.1,
+    loss=1.0,
+    learning_rate=0.1,
+    gradient_norm=1.0,
+    supervised_tokens=1,
+    tokens=1,
+    places=1,
+    samples=1,
+    step_seconds=1.0,
+    data_wait_seconds=0.0,
+    world_size=1,
+    dataset_losses={"a": 1.5, "b": 0.5},
+)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from internvl_trainer.http_server import BoundedServer
 logger = logging.getLogger(__name__)
 
 _MEMORY = Path("/sys/fs/cgroup/memory.stat")  # of the container, with cgroup v2
+MOST_DATASETS = 50
+"""Maximum datasets with a loss in Prometheus; metrics.jsonl has all."""
+_LONGEST_LABEL = 100  # characters
 _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
@@ -56,6 +60,14 @@ class Reporter:
             return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
 
         self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
+        self._labels = labels
+        self._dataset_loss = Gauge(
+            "internvl_train_dataset_loss",
+            f"Mean loss of a supervised token of a dataset, as last taken; of at most {MOST_DATASETS} datasets",
+            [*labels, "dataset"],
+            registry=self.registry,
+        )
+        self._dataset_labels: dict[str, str] = {}  # by the dataset's name
         self.validation_loss = gauge(
             "internvl_train_validation_loss", "Mean loss of a supervised token of data.validation, as last taken"
         )
@@ -86,6 +98,19 @@ class Reporter:
         """Set and log what the stage is doing."""
         self.progress = self.progress.model_copy(update={"detail": detail})
         logger.info("%s: %s", self.progress.stage, detail)
+
+    def set_dataset_losses(self, losses: Mapping[str, float]) -> None:
+        """Set the gauge of each dataset; datasets after the first MOST_DATASETS that were drawn have none."""
+        for name, loss in losses.items():
+            if (label := self._dataset_label(name)) is not None:
+                self._dataset_loss.labels(**self._labels, dataset=label).set(loss)
+
+    def _dataset_label(self, name: str) -> str | None:
+        """The dataset's label value, of bounded length and unlike all others; None when there are too many."""
+        if name not in self._dataset_labels and len(self._dataset_labels) < MOST_DATASETS:
+            short = name if len(name) <= _LONGEST_LABEL else f"{name[:_LONGEST_LABEL]}…{len(self._dataset_labels)}"
+            self._dataset_labels[name] = short.encode(errors="replace").decode()
+        return self._dataset_labels.get(name)
 
     def update(self, **fields: Any) -> None:
         """Set fields of /progress."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from internvl_api.run_config import RunConfig
-from internvl_api.status import StageName
+from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.cache import ENV_NAMESPACE
 from internvl_trainer.artifacts.checked_connection import permit_private_addresses
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.distributed import Group, Rendezvous, join_group
+from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.stage_store import StageStore
+
+_READING_ROWS = ("preflight", "baseline-evaluate", "train")
+_ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in (UserError, AccessDenied, Unavailable)}
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,56 @@ class RunContext:
         """What the run's stages keep in storage."""
         return StageStore(self.config, self.storage)
 
+    def begin(self) -> StageResult | None:
+        """The result when the stage is done already. Raises UserError when it must not be done here."""
+        self.stages.check_output(reads_rows=self.stage in _READING_ROWS)
+        result = self.stages.result(self.stage)
+        if result is None and self.stage == "train":
+            self.stages.check_preflight_inputs()
+        return result
+
     def join_group(self) -> GroupContext:
-        """The same stage together with the other ranks. Raises Unavailable when they do not come in time."""
+        """The same stage together with the other ranks. Raises Unavailable when they do not come in time.
+
+        Rank 0 looks up the versions of the annotation files for all.
+        """
         self.reporter.doing("waiting for the others")
         group = join_group(Rendezvous.from_environment(os.environ), self.config.device)
-        return GroupContext(self.stage, self.config, self.storage, self.reporter, group, epoch=self.epoch)
+        self.stages.use_inputs(group.first(self.stages.inputs if group.leads else None))
+        return GroupContext(self.stage, self.config, self.storage, self.reporter, group, self.stages, epoch=self.epoch)
 
 
 @dataclass(frozen=True)
 class GroupContext(RunContext):
-    """A stage that all ranks of `group` work on together."""
+    """A stage that all ranks of `group` work on together.
+
+    Attributes:
+        joined: what the stages keep in storage, with the inputs that rank 0 found.
+    """
 
     group: Group
+    joined: StageStore | None = None
+
+    @cached_property
+    def stages(self) -> StageStore:
+        """What the run's stages keep in storage."""
+        return self.joined or StageStore(self.config, self.storage)
+
+    def begin(self) -> StageResult | None:
+        """What `RunContext.begin` gives or raises on rank 0, on every rank."""
+        found = self.group.first(self._try_to_begin() if self.group.leads else None)
+        if found["error"] is not None:
+            kind, reason, message, where = found["error"]
+            raise _ERRORS.get(kind, UserError)(reason, message, where)
+        return None if found["result"] is None else StageResult.model_validate(found["result"])
+
+    def _try_to_begin(self) -> dict[str, Any]:
+        """As JSON: the earlier result, and the error."""
+        try:
+            result = super().begin()
+        except UserError as error:
+            return {"result": None, "error": [type(error).__name__, error.reason, error.message, error.where]}
+        return {"result": result.to_dict() if result else None, "error": None}
 
 
 def open_context(stage: StageName, config: RunConfig, reporter: Reporter) -> RunContext:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ class StageStore:
 
     def __init__(self, config: RunConfig, storage: Storage) -> None:
         self.config, self.storage = config, storage
+        self._inputs: Versions | None = None
 
     def key(self, stage: StageName, path: str = "") -> str:
         """The storage key of a stage's folder, or of a path in it."""
@@ -57,10 +57,16 @@ class StageStore:
         """The digest of what decides this stage's result."""
         return fingerprint(self.config, stage)
 
-    @cached_property
+    @property
     def inputs(self) -> Versions:
-        """The versions of the annotation files when this store first looked."""
-        return describe_inputs(self.config)
+        """The versions of the annotation files when this store, or rank 0 for it, first looked."""
+        if self._inputs is None:
+            self._inputs = describe_inputs(self.config)
+        return self._inputs
+
+    def use_inputs(self, inputs: Versions) -> None:
+        """Take the versions that another rank has looked up."""
+        self._inputs = inputs
 
     def task_version(self, stage: StageName) -> str:
         """The stage's fingerprint with a digest of the tasks' annotation files: answers to other rows are not its."""

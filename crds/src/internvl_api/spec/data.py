@@ -26,8 +26,8 @@ class Dataset(ApiModel):
     )
     root: Source | None = Field(
         None,
-        description="Folder or archive (.zip, .tar, .tar.gz) that media paths are relative to; default: the "
-        "annotation's folder",
+        description="Folder, archive (.zip, .tar, .tar.gz) or folder in an archive that media paths are relative to; "
+        "default: the annotation's folder",
     )
     repeat_time: float = Field(
         1.0,

@@ -246,25 +246,8 @@ def python_only(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     yield from _source(spec)
     yield from _nothing_trains(spec)
     yield from _addresses(spec)
-    yield from _mixing(spec.data)
     if len(set(spec.merge.formats)) < len(spec.merge.formats):
         yield Violation("spec.merge.formats", f"found {spec.merge.formats[0]} twice; name each format once")
-
-
-def _mixing(data: Data) -> Iterator[Violation]:
-    """Weights of only some datasets, or weights and a temperature."""
-    weighted = [name for name, dataset in data.train.items() if dataset.weight is not None]
-    if not weighted:
-        return
-    if data.mixing_temperature is not None:
-        found = f"found {data.mixing_temperature:g}, and train.{weighted[0]} has a weight; remove one of them"
-        yield Violation("spec.data.mixingTemperature", found)
-    if missing := next((name for name in data.train if name not in weighted), None):
-        text = f"found none, and train.{weighted[0]} has one; give every dataset a weight, or none"
-        yield Violation(f"spec.data.train.{missing}.weight", text)
-    if data.meta is not None:
-        text = f"train.{weighted[0]} has a weight, and datasets of a meta JSON have none; list them in train"
-        yield Violation("spec.data.meta", text)
 
 
 def unused_lora(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator[Violation]:

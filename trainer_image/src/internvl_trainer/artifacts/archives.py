@@ -14,7 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -43,10 +43,31 @@ class Archive(Protocol):
         """The bytes of a member. Raises FileNotFoundError, or BadFile for one that must not be read."""
         ...
 
+    def names(self) -> Iterator[str]:
+        """Names of the members that can be asked for."""
+        ...
+
 
 def is_archive(uri: str) -> bool:
     """Whether a root's URI names an archive; a query (of a signed URL) does not count."""
     return uri.partition("?")[0].rstrip("/").lower().endswith((*_ZIP, *_TAR, *_PACKED_TAR))
+
+
+def archives_in(root: str) -> Iterator[tuple[str, str]]:
+    """Each archive that a root may be or lead into, and the folder in it: `a.zip/photos` gives (a.zip, photos/)."""
+    path, mark, query = root.partition("?")
+    parts = path.rstrip("/").split("/")
+    for end in range(_parts_of_place(path) + 1, len(parts) + 1):
+        archive = "/".join(parts[:end])
+        if is_archive(archive):
+            yield f"{archive}{mark}{query}", "".join(f"{part}/" for part in parts[end:])
+
+
+def _parts_of_place(path: str) -> int:
+    """How many parts of an address name a bucket, claim, host or repository; they may end like an archive."""
+    if path.startswith("hf://"):
+        return 5 if path.startswith("hf://datasets/") else 4
+    return 3 if "://" in path else 0
 
 
 def is_packed_tar(uri: str) -> bool:
@@ -107,6 +128,9 @@ class ZipArchive:
         except (*_BROKEN, RuntimeError) as error:
             raise BadFile("MemberBroken", f"{name} cannot be unpacked ({error})") from error
 
+    def names(self) -> Iterator[str]:
+        return _askable(self._members)
+
 
 class TarArchive:
     """Random access through an index of where each file starts, made in one pass; safe in forked processes."""
@@ -127,6 +151,13 @@ class TarArchive:
         if len(data) != size:
             raise BadFile("MemberBroken", f"{name} is cut short in its archive")
         return data
+
+    def names(self) -> Iterator[str]:
+        return _askable(self._members)
+
+
+def _askable(members: Iterable[str]) -> Iterator[str]:
+    return (name for name in members if not name.startswith("\0"))
 
 
 def _write_index(path: Path, target: Path) -> None:

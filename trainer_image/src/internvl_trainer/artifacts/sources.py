@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from internvl_api.address import Address, reveal
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.artifacts.archives import Archive, decompress, is_archive, is_packed_tar, open_archive
+from internvl_trainer.artifacts.archives import Archive, archives_in, decompress, is_packed_tar, open_archive
 from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
+from internvl_trainer.artifacts.checkpoint_files import is_code, is_unused, is_weights
 from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.links import files_below
+from internvl_trainer.artifacts.media_listing import (
+    MOST_IN_FOLDER,
+    MediaFolder,
+    MediaMissing,
+    NearestPaths,
+    files_of_folder,
+    paths_below,
+)
 from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage, sha256_of
 from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 
 _PARALLEL_FILES = 8
-
-# Pickles may hold code and are never read; the other formats would only cost time. Weights come as safetensors.
-_CARRIED_FOLDERS = (".", "upstream")
-_CARRIED_SUFFIXES = (".json", ".txt", ".model", ".py", ".md", ".jinja", ".tiktoken")
-_CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README", "COPYING")
-UNUSED_IN_CHECKPOINTS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+_LONGEST_KEY = 1024  # bytes of a key of S3
+_LISTING = threading.Lock()  # one thread lists a root, the others wait for its result
 
 
 def list_sizes(uri: str, *, field: str) -> dict[str, int]:
@@ -103,7 +111,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
             pass
         return folder
     storage = _open(uri, field)
-    wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not _is_weights(file.key))]
+    wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not is_weights(file.key))]
     files = _present(storage, wanted, field)
     name = "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
 
@@ -149,26 +157,95 @@ def _object(uri: str, field: str) -> tuple[Storage | HttpsSource, str]:
 
 
 def open_media(root: str, relative: str) -> bytes:
-    """The bytes of a picture or video `relative` to `root`, a folder or an archive.
+    """The bytes of a picture or video `relative` to `root`: a folder, an archive, or a folder in an archive.
 
-    Media are immutable: a cached file costs no request. Raises FileNotFoundError where there is none,
-    and BadFile for one that must not be read.
+    Media are immutable: a cached file costs no request. Raises MediaMissing (a FileNotFoundError) where there is none,
+    MediaFolder (an IsADirectoryError) for a folder, and BadFile for a file that must not be read.
     """
     field, root = "data.root", Address(root)
     name = inside(relative, field=field)
-    if is_archive(root) and not _is_local_folder(root, field):
-        return _archive(root, os.getpid()).read(name)
     try:
+        if place := _place_in_archive(root):
+            archive, folder = place
+            return _archive(archive, os.getpid()).read(f"{folder}{name}")
         if root.startswith("hf://"):
             return _fetch_from_hub(f"{root.rstrip('/')}/{name}", field).read_bytes()
         if root.startswith(("s3://", "https://")):
-            root = root if root.startswith("https://") else root.rstrip("/")
+            root = root if root.startswith("https://") else Address(reveal(root).rstrip("/"))
+            if len(name.encode()) > _LONGEST_KEY:
+                raise MediaMissing(name)
             return _cache().bytes_of(f"{reveal(root)}\n{name}", lambda: _open(root, field).read(name))
         return _read_inside(local_path(root, field=field), name)
+    except FileNotFoundError as error:
+        raise _explain_missing(root, name) from error
     except UserError as error:
         if error.reason == "NotFound":
-            raise FileNotFoundError(f"{root}/{name}") from error
+            raise _explain_missing(root, name) from error
         raise
+
+
+def _explain_missing(root: Address, name: str) -> OSError:
+    """MediaFolder when the path is a folder, else MediaMissing with the nearest path."""
+    try:
+        files = _files_of(root, name) if len(name) <= _LONGEST_KEY else None
+    except AccessDenied:  # a file may be read where its folder must not be listed
+        files = None
+    if files is not None:
+        return MediaFolder(name, files)
+    with _LISTING:
+        nearest = _nearest_paths(root, os.getpid())
+    return MediaMissing(name, nearest.hint(name))
+
+
+def _files_of(root: Address, name: str) -> list[str] | None:
+    """Paths of the files of a folder below the root; None when it is no folder."""
+    if place := _place_in_archive(root):
+        archive, folder = place
+        files = _archive_folders(archive, os.getpid()).get(f"{folder}{name}")
+        return None if files is None else [path.removeprefix(folder) for path in files]
+    if root.startswith("https://"):
+        return None
+    if root.startswith("hf://"):
+        return [path for path in _hub_paths(root) if path.rpartition("/")[0] == name] or None
+    if root.startswith("s3://"):
+        storage = open_storage(reveal(root).rstrip("/"), field="data.root")
+        keys = (file.key for file in islice(storage.list(f"{name}/"), MOST_IN_FOLDER + 1))
+        return [key for key in keys if key.rpartition("/")[0] == name] or None
+    return files_of_folder(local_path(root, field="data.root"), name)
+
+
+@lru_cache(maxsize=16)
+def _nearest_paths(root: Address, _process: int) -> NearestPaths:
+    return NearestPaths(root.partition("?")[0], _paths_below(root))
+
+
+def _paths_below(root: Address) -> Iterator[str]:
+    """Paths of the files below a root, as far as they can be listed."""
+    try:
+        if place := _place_in_archive(root):
+            archive, folder = place
+            names = _archive(archive, os.getpid()).names()
+            yield from (name.removeprefix(folder) for name in names if name.startswith(folder))
+        elif root.startswith("hf://"):
+            yield from _hub_paths(root)
+        elif root.startswith("s3://"):
+            yield from (file.key for file in open_storage(reveal(root).rstrip("/"), field="data.root").list())
+        elif not root.startswith("https://"):
+            yield from paths_below(local_path(root, field="data.root"))
+    except UserError:  # without permission to list there is no hint
+        return
+
+
+@lru_cache(maxsize=16)
+def _hub_paths(root: Address) -> tuple[str, ...]:
+    """Paths of the files below a folder of a repository, listed once in each process."""
+    repo, place = hub.split_file(f"{root.rstrip('/')}/-", field="data.root")
+    folder = place.removesuffix("-")
+    try:
+        files = hub.list_files(repo, _commit(repo))
+    except UserError:
+        return ()
+    return tuple(file.path.removeprefix(folder) for file in files if file.path.startswith(folder))
 
 
 def parent_uri(uri: str) -> Address:
@@ -199,6 +276,22 @@ def _archive(root: str, _process: int) -> Archive:
     return open_archive(path, place, lambda write: _cache().file(f"index\n{name}", write))
 
 
+@lru_cache(maxsize=64)
+def _archive_folders(root: Address, process: int) -> dict[str, list[str]]:
+    """Paths of the files of each folder of an archive."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in _archive(root, process).names():
+        folders[name.rpartition("/")[0]].append(name)
+    return dict(folders)
+
+
+@lru_cache(maxsize=1024)
+def _place_in_archive(root: Address) -> tuple[Address, str] | None:
+    """The archive that a root is, or leads into, and the folder in it (`photos/`, or nothing); None without one."""
+    found = ((Address(archive), folder) for archive, folder in archives_in(reveal(root)))
+    return next((place for place in found if not _is_local_folder(place[0], "data.root")), None)
+
+
 def _is_local_folder(root: str, field: str) -> bool:
     return not root.startswith(("s3://", "hf://", "https://")) and local_path(root, field=field).is_dir()
 
@@ -211,7 +304,7 @@ def commit_to_pin(uri: str, *, field: str) -> str | None:
     if hub.pinned_commit(repo):
         return None
     commit = hub.commit_of(repo)
-    return commit if any(_is_code(file.path) for file in hub.list_files(repo, commit)) else None
+    return commit if any(is_code(file.path) for file in hub.list_files(repo, commit)) else None
 
 
 def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
@@ -219,8 +312,8 @@ def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
 
     def make(folder: Path) -> None:
         wanted = [file for file in hub.list_files(repo, commit) if not is_unused(file.path)]
-        wanted = [file for file in wanted if weights or not _is_weights(file.path)]
-        wanted = [file for file in wanted if with_code or not _is_code(file.path)]
+        wanted = [file for file in wanted if weights or not is_weights(file.path)]
+        wanted = [file for file in wanted if with_code or not is_code(file.path)]
         with announced(repo.uri, folder, sum(file.size for file in wanted)):
             hub.download(repo, commit, wanted, folder)
 
@@ -270,7 +363,7 @@ def _read_inside(root: Path, name: str) -> bytes:
 
 def _has_small_files_of(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> bool:
     """Whether code, tokenizer and configuration in a cached folder equal their source; reads the source."""
-    wanted = [file for file in files if not _is_weights(file.key)]
+    wanted = [file for file in files if not is_weights(file.key)]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     if not found <= {file.key for file in wanted}:
         return False
@@ -304,30 +397,6 @@ def _present_folder(path: Path, uri: str, field: str) -> Path:
     if not path.is_dir():
         raise UserError("NotFound", f"found no folder {uri}; check the path", field)
     return path
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")
-
-
-def _is_code(name: str) -> bool:
-    return name.endswith(".py")
-
-
-def is_carried(name: str) -> bool:
-    """Whether a file of a base model, by its relative name, belongs into a model made from it: an allow-list.
-
-    It has what upstream's and transformers' formats read, the model card and the licence.
-    """
-    path = Path(name)
-    if any(part.startswith(".") for part in path.parts) or path.parent.as_posix() not in _CARRIED_FOLDERS:
-        return False
-    return path.suffix in _CARRIED_SUFFIXES or path.name.upper().startswith(_CARRIED_NAMES)
-
-
-def is_unused(name: str) -> bool:
-    """Whether a file of a checkpoint is never read: weights in a format other than safetensors."""
-    return Path(name).suffix in {pattern[1:] for pattern in UNUSED_IN_CHECKPOINTS}
 
 
 @lru_cache(maxsize=64)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from internvl_trainer.cli.options import count
-from internvl_trainer.data.pictures import ImageProblem, decode_image
+from internvl_trainer.cli.options import add_picture_arguments, count
+from internvl_trainer.data.pictures import DEFAULT, Decoding, ImageProblem, decode_with_notes
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
 from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
 from internvl_trainer.data.tokenize import TEMPLATES
@@ -57,11 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=count, default=1024, metavar="N", help="length of an answer (default: 1024)"
     )
+    add_picture_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Answer the question, or each line of stdin. Raises UserError for a model or picture that cannot be used."""
-    images = [read_image(path) for path in options.image]
+    decoding = Decoding.of(options.exif, options.background)
+    images = [read_image(path, decoding) for path in options.image]
     prepare_environment("cuda", 1)
     conversation = Conversation(_load(options), images, options)
     if options.question is not None:
@@ -76,14 +78,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_image(path: Path) -> Any:
-    """A picture; raises UserError naming the file."""
+def read_image(path: Path, decoding: Decoding = DEFAULT) -> Any:
+    """A picture, with warnings on stderr about how it is decoded; raises UserError naming the file."""
     try:
-        return decode_image(path.read_bytes())
+        picture, notes = decode_with_notes(path.read_bytes(), decoding)
     except OSError as error:
         raise UserError("ImageMissing", f"cannot be read: {error.strerror}; check the path", str(path)) from error
     except ImageProblem as error:
         raise UserError("ImageUndecodable", str(error), str(path)) from error
+    for note in notes:
+        print(f"{note.reason}: {printable(str(path))}: {note.message}", file=sys.stderr)
+    return picture
 
 
 @dataclass

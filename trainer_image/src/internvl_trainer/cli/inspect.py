@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from internvl_trainer.artifacts.sources import open_media
+from internvl_trainer.cli.options import add_picture_arguments
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.formats.open_source import Opened, open_source
 from internvl_trainer.data.formats.source import media_opener, read_row
+from internvl_trainer.data.pictures import Decoding
 from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.tokenize import IGNORED, IMAGE_CONTEXT, TEMPLATES
@@ -76,6 +78,7 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
+    add_picture_arguments(parser)
     parser.add_argument(
         "--video-frames", type=int, default=8, metavar="N", help="frames of a video, evenly spread (default: 8)"
     )
@@ -151,6 +154,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
         frame_sampling="middle",
         max_length=args.max_length,
         compat=args.compat,
+        decoding=Decoding.of(args.exif, args.background, args.compat),
     )
     tokenizer = load_tokenizer(args.model)
     check_template(tokenizer, settings.template, "--template")

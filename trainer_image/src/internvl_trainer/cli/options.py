@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from internvl_api.constants import CONFIG_PATH, ENV_DEVICE, ExitCode
 from internvl_api.run_config import RunConfig
+from internvl_api.spec import Image
 from pydantic import ValidationError
 
 
@@ -54,6 +56,21 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
     return value
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --exif and --background, with the values and defaults of the spec's `image`."""
+    for name, text in (
+        ("exif", "EXIF orientation of pictures: ignore it or turn them upright"),
+        ("background", "colour under transparent pixels; none drops the transparency"),
+    ):
+        field = Image.model_fields[name]
+        parser.add_argument(
+            f"--{name}",
+            choices=get_args(field.annotation),
+            default=field.default,
+            help=f"{text} (default: {field.default})",
+        )
 
 
 def _explain(error: Exception) -> str:

@@ -58,11 +58,16 @@ class OpenDataset:
         return media_opener(self.index, elsewhere)
 
     def epoch_rows(self, bad_lines: Sequence[int] = ()) -> np.ndarray:
-        """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, bad lines left out."""
+        """(n,) int32 rows of one epoch, in the file's order: repeatTime applied, every row of a bad line left out."""
         count = len(self.index)
         rows = self.description.source_rows(count)
-        bad = [bisect.bisect_left(range(count), line, key=self.index.line_number) for line in bad_lines]
+        bad = [row for line in bad_lines for row in self._rows_of_line(line)]
         return rows[~np.isin(rows, bad)] if bad else rows
+
+    def _rows_of_line(self, line: int) -> range:
+        """Rows that stand on a line: one, or as many as a list of captions has."""
+        every, number_of = range(len(self.index)), self.index.line_number
+        return range(bisect.bisect_left(every, line, key=number_of), bisect.bisect_right(every, line, key=number_of))
 
 
 def open_datasets(config: RunConfig) -> list[OpenDataset]:
@@ -122,11 +127,13 @@ def sample_settings(config: RunConfig, *, template: str, image_size: int, contex
         max_frames=image.video_frames,
         max_length=config.training.max_seq_length,
         compat=config.data.compat,
-        decoding=Decoding(
-            apply_orientation=image.exif == "apply",
-            background="none" if config.data.compat == "upstream" else image.background,
-        ),
+        decoding=picture_decoding(config),
     )
+
+
+def picture_decoding(config: RunConfig) -> Decoding:
+    """How the run decodes pictures, for chat and retrieval models, training and evaluation alike."""
+    return Decoding.of(config.image.exif, config.image.background, config.data.compat)
 
 
 def _from_spec(name: str, dataset: Dataset) -> DatasetDescription:

@@ -56,6 +56,11 @@ class Decoding:
     apply_orientation: bool = False
     background: Background = "white"
 
+    @classmethod
+    def of(cls, exif: str, background: Background, compat: str = "default") -> Decoding:
+        """From the values of image.exif, image.background and data.compat; upstream drops transparency."""
+        return cls(apply_orientation=exif == "apply", background="none" if compat == "upstream" else background)
+
 
 @dataclass(frozen=True)
 class Note:

@@ -16,9 +16,10 @@ import numpy as np
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError, errors_of
 from .formats.source import RowSource, read_row
-from .media import OpenMedia, fetch_media, read_video, tiles_per_image
-from .pictures import ImageProblem, decode_with_notes
-from .row_schema import ChatRow, MediaFile, RowMedia, shown_path
+from .frames import check_video
+from .media import OpenMedia, open_picture_with_notes
+from .row_schema import ChatRow, MediaFile, RowMedia
+from .row_tiles import tiles_per_image
 from .sample import SampleSettings, encode_row
 from .tiling import count_tiles
 
@@ -108,26 +109,25 @@ def _count_tokens(row: ChatRow, tiles: list[int], checker: Checker) -> tuple[lis
 
 def _image_size(checker: Checker, path: str) -> tuple[Size, list[Finding]] | Finding:
     """Width and height of an image that decodes to its end, with warnings about it; else the problem."""
+    dataset = checker.dataset
     try:
-        data = fetch_media(MediaFile(path, "image"), checker.dataset.root, checker.open_media)
-        image, notes = decode_with_notes(data, checker.settings.decoding)
-    except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{shown_path(path)}: {error}")
+        image, warnings = open_picture_with_notes(
+            MediaFile(path, "image"), dataset.root, checker.open_media, checker.settings.decoding
+        )
     except RowError as error:
         return error.findings[0]
-    warnings = [Finding(note.reason, f"{shown_path(path)}: {note.message}", severity="warning") for note in notes]
     return image.size, warnings
 
 
 def _check_media(media: RowMedia, checker: Checker, size_of: SizeOf) -> tuple[list[int], list[Finding]]:
     """Tiles of each image or frame, and problems."""
     settings = checker.settings.for_dataset(checker.dataset)
-    if media.video is not None:
+    if media.has_video:
         try:
-            frames = read_video(media.video, media.clip, settings, checker.dataset.root, checker.open_media)
+            frames, warnings = check_video(media, settings, checker.dataset.root, checker.open_media)
         except RowError as error:
             return [], error.findings
-        return [1] * len(frames), []
+        return [1] * frames, warnings
     limit = tiles_per_image(settings, len(media.images))
     tiles, findings = [], []
     for image in media.images:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from ..json_text import InvalidJson, parse_json
 from .diagnostics import Finding, errors_of
+from .media_names import is_base64_picture, is_inline, is_picture_name, is_video_name
 from .row_fields import check_row_fields, check_turn_fields, hint_turn_field
 
 LONGEST_ROW = 16 << 20
@@ -39,7 +40,7 @@ class MediaFile:
 
     Attributes:
         path: below the dataset's root.
-        field: the row's field, for messages: image, image[2] or video.
+        field: the row's field, for messages: image, image[2], video, or video[2] for a frame.
     """
 
     path: str
@@ -48,7 +49,12 @@ class MediaFile:
     @property
     def kind(self) -> str:
         """Image or Video, as the reasons of findings begin."""
-        return "Video" if self.field == "video" else "Image"
+        return "Video" if self.field.startswith("video") else "Image"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it must be a picture: an image, or a frame of a list."""
+        return self.field != "video"
 
 
 @dataclass(frozen=True)
@@ -56,29 +62,39 @@ class RowMedia:
     """The images of a row, or its video; both are empty for a text-only row.
 
     Attributes:
+        video: a video file, or a folder with its frames as pictures.
         clip: (start, end) of the video in seconds; None is the whole video.
+        frames: the frames of the video in order, where the row lists them.
     """
 
     images: tuple[MediaFile, ...] = ()
     video: MediaFile | None = None
     clip: tuple[float, float] | None = None
+    frames: tuple[MediaFile, ...] = ()
 
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> RowMedia:
         """The media of a row with valid fields; as upstream, an empty path or list means no media."""
         image, video, clip = row.get("image"), row.get("video"), row.get("clip")
-        if not image:
-            images: tuple[MediaFile, ...] = ()
-        elif isinstance(image, str):
-            images = (MediaFile(image, "image"),)
-        else:
-            images = tuple(MediaFile(path, f"image[{position}]") for position, path in enumerate(image))
-        return cls(images, MediaFile(video, "video") if video else None, (clip[0], clip[1]) if clip else None)
+        if isinstance(video, list) and len(video) == 1 and not is_picture_name(video[0]):
+            video = video[0]
+        is_list = isinstance(video, list)
+        return cls(
+            _media_files(image, "image"),
+            MediaFile(video, "video") if video and not is_list else None,
+            (clip[0], clip[1]) if clip else None,
+            _media_files(video, "video") if is_list else (),
+        )
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the row has a video."""
+        return self.video is not None or bool(self.frames)
 
     @property
     def files(self) -> tuple[MediaFile, ...]:
         """Every file, in the row's order."""
-        return self.images if self.video is None else (*self.images, self.video)
+        return (*self.images, *([self.video] if self.video else []), *self.frames)
 
     @property
     def has_image_list(self) -> bool:
@@ -89,6 +105,18 @@ class RowMedia:
         """The value of the row's field `image`."""
         paths = [image.path for image in self.images]
         return paths if self.has_image_list else paths[0] if paths else None
+
+    def video_value(self) -> str | list[str] | None:
+        """The value of the row's field `video`."""
+        return self.video.path if self.video else [frame.path for frame in self.frames] or None
+
+
+def _media_files(value: str | Sequence[str] | None, field: str) -> tuple[MediaFile, ...]:
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return (MediaFile(value, field),)
+    return tuple(MediaFile(path, f"{field}[{position}]") for position, path in enumerate(value))
 
 
 @dataclass(frozen=True)
@@ -120,16 +148,6 @@ def parse_chat_row(text: bytes, file: str, line: int | None) -> tuple[ChatRow | 
     return chat, [finding.at(file, line) for finding in findings]
 
 
-def is_inline(path: str) -> bool:
-    """Whether a row's path is a `data:` URL, which holds the file itself."""
-    return path.startswith("data:") and "," in path
-
-
-def shown_path(path: str) -> str:
-    """The path for messages; a `data:` URL is cut short."""
-    return f"{path[:40]}…" if is_inline(path) else path
-
-
 def media_path(relative: str) -> str:
     """A row's path, normalised.
 
@@ -150,7 +168,7 @@ def place_marks(turns: Sequence[Turn], media: RowMedia, frames: int = 0) -> list
     """
     marked = list(turns)
     mark = IMAGE_MARK if media.images else VIDEO_MARK
-    has_video = media.video is not None and not media.images
+    has_video = media.has_video and not media.images
     if (len(media.images) == 1 or has_video) and not _count_marks(marked, mark):
         first = next((index for index, turn in enumerate(marked) if turn.role == "human"), 0)
         marked[first] = replace(marked[first], text=f"{mark}\n{marked[first].text}")
@@ -278,22 +296,32 @@ def _check_order(roles: Sequence[Role]) -> Iterator[Finding]:
 
 def _check_media(row: Mapping[str, Any]) -> Iterator[Finding]:
     image, video = row.get("image"), row.get("video")
-    if image is not None and not isinstance(image, str):
-        if not isinstance(image, list):
-            yield Finding("ImageInvalid", f"expected a path or a list of paths, found {_kind(image)}", "image")
-            return
-        for position, path in enumerate(image):
-            if not isinstance(path, str) or not path:
-                yield Finding("ImageInvalid", f"expected a path, found {_kind(path)}", f"image[{position}]")
-                return
-    if video is not None and not isinstance(video, str):
-        yield Finding("VideoInvalid", f"expected a path, found {_kind(video)}", "video")
+    problem = _check_paths(image, "image") or _check_paths(video, "video")
+    if problem is not None:
+        yield problem
+        return
+    if isinstance(video, list) and len(video) > 1 and any(map(is_video_name, video)):
+        message = f"found a list of {len(video)} paths; a row has one video, or a list of its frames as pictures"
+        yield Finding("VideoInvalid", message, "video")
         return
     if image and video:
         yield Finding("ImageAndVideo", "a row has images or a video, not both", "video")
     yield from _check_clip(row.get("clip"))
     for media in RowMedia.from_fields({"image": image, "video": video}).files:
-        yield from _check_path(media)
+        yield from check_media_path(media)
+
+
+def _check_paths(value: Any, field: str) -> Finding | None:
+    """A finding for a field of media that is neither a path nor a list of paths."""
+    reason = f"{field.capitalize()}Invalid"
+    if value is None or isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return Finding(reason, f"expected a path or a list of paths, found {_kind(value)}", field)
+    for position, path in enumerate(value):
+        if not isinstance(path, str) or not path:
+            return Finding(reason, f"expected a path, found {_kind(path)}", f"{field}[{position}]")
+    return None
 
 
 def _check_clip(clip: Any) -> Iterator[Finding]:
@@ -313,9 +341,10 @@ def _check_characters(text: str, field: str) -> Iterator[Finding]:
         yield Finding("InvalidText", f"found {half}, half of a surrogate pair; write the whole character", field)
 
 
-def _check_path(media: MediaFile) -> Iterator[Finding]:
+def check_media_path(media: MediaFile) -> Iterator[Finding]:
+    """Findings of a path that cannot be below a root; a picture in the text itself has none."""
     yield from _check_characters(media.path, media.field)
-    if is_inline(media.path):
+    if is_inline(media.path) or (media.is_picture and is_base64_picture(media.path)):
         return
     try:
         media_path(media.path)
@@ -326,7 +355,7 @@ def _check_path(media: MediaFile) -> Iterator[Finding]:
 def _check_marks(turns: Sequence[Turn], media: RowMedia) -> Iterator[Finding]:
     """Every image or video has one mark, counted after the missing mark of a single one is placed."""
     placed = place_marks(turns, media, frames=0) if media.images else turns
-    images, videos = len(media.images), 0 if media.video is None else 1
+    images, videos = len(media.images), int(media.has_video)
     marks = _count_marks(turns, VIDEO_MARK)
     if marks > videos:
         message = f"{marks} {VIDEO_MARK} marks for {_counted(videos, 'video')}; expected one for each video"

@@ -9,9 +9,10 @@ import numpy as np
 
 from .dataset_meta import DatasetDescription
 from .diagnostics import Finding, RowError, errors_of
-from .media import OpenMedia, read_media
+from .media import OpenMedia
 from .pictures import DEFAULT, Decoding
 from .row_schema import ChatRow, place_marks
+from .row_tiles import read_media
 from .tiling import blank_tile, stack_tiles
 from .tokenize import IMAGE_CONTEXT, EncodedRow, encode
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding, errors_of
 from internvl_trainer.data.formats.vqa import VQA_QUESTION
-from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, media_path, parse_chat_row
+from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, check_media_path, parse_chat_row
 from internvl_trainer.errors import UserError
 from internvl_trainer.json_text import InvalidJson, parse_json
 
@@ -190,7 +190,7 @@ def _read_coco(document: Row, uri: str) -> Iterator[tuple[str, Question | list[F
         place = f"{uri}: annotations[{number}]"
         try:
             image_id = annotation["image_id"]
-            captions[image_id].append(_text(annotation["caption"], "caption"))
+            captions[image_id] += _texts(annotation["caption"], "caption")
         except (KeyError, TypeError):
             yield place, [Finding("AnnotationInvalid", "expected an object with image_id and caption")]
             continue
@@ -234,11 +234,10 @@ def _checked_media(row: Row) -> RowMedia:
     image = row.get("image") or None
     if not isinstance(image, str):
         raise _Problem("ImageInvalid", "expected a path", "image")
-    try:
-        media_path(image)
-    except ValueError as error:
-        raise _Problem("PathLeavesRoot", str(error), "image") from error
-    return RowMedia((MediaFile(image, "image"),))
+    file = MediaFile(image, "image")
+    for finding in check_media_path(file):
+        raise _Problem(finding.reason, finding.message, finding.field)
+    return RowMedia((file,))
 
 
 def _finite(value: float) -> float:

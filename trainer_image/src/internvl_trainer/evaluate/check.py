@@ -9,11 +9,12 @@ from functools import lru_cache
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
-from internvl_trainer.data.media import fetch_media
-from internvl_trainer.data.pictures import ImageProblem, decode_image
-from internvl_trainer.data.row_schema import MediaFile
+from internvl_trainer.data.frames import read_video
+from internvl_trainer.data.media import open_picture
+from internvl_trainer.data.open_datasets import sample_settings
+from internvl_trainer.data.row_schema import RowMedia
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
@@ -35,20 +36,22 @@ def check_tasks(config: RunConfig, reporter: Reporter) -> list[OpenTask]:
         check_tools()
     for task in tasks:
         reporter.doing(f"checking the pictures of {task.name}: {len(task.questions)} questions")
-        _refuse(list(_check_media(task)))
+        # Only how media are read matters here, not the model's template and sizes.
+        settings = sample_settings(config, template="", image_size=1, context_tokens=1)
+        _refuse(list(_check_media(task, settings)))
     return tasks
 
 
-def _check_media(task: OpenTask) -> Iterator[tuple[Question, Finding]]:
+def _check_media(task: OpenTask, settings: SampleSettings) -> Iterator[tuple[Question, Finding]]:
     @lru_cache(maxsize=_REMEMBERED)
-    def look(media: MediaFile) -> Finding | None:
-        return _problem(task.dataset, media)
+    def look(media: RowMedia) -> list[Finding]:
+        return _problems(task.dataset.root, media, settings)
 
     def check(question: Question) -> list[Finding]:
         media = question.media
-        if media.video is None:
+        if not media.has_video:
             with_marks(question, len(media.images))
-        return [finding for file in media.files if (finding := look(file)) is not None]
+        return look(media)
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for question, findings in zip(task.questions, pool.map(check, task.questions), strict=True):
@@ -56,16 +59,16 @@ def _check_media(task: OpenTask) -> Iterator[tuple[Question, Finding]]:
                 yield question, finding
 
 
-def _problem(dataset: DatasetDescription, media: MediaFile) -> Finding | None:
+def _problems(root: str, media: RowMedia, settings: SampleSettings) -> list[Finding]:
+    """The first problem of a question's media."""
     try:
-        data = fetch_media(media, dataset.root, open_media)
-        if media.field != "video":
-            decode_image(data)
+        for image in media.images:
+            open_picture(image, root, open_media, settings.decoding)
+        if media.has_video:
+            read_video(media, settings, root, open_media)
     except RowError as error:
-        return error.findings[0]
-    except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{media.path}: {error}", media.field)
-    return None
+        return error.findings
+    return []
 
 
 def _refuse(found: Sequence[tuple[Question, Finding]]) -> None:

@@ -93,7 +93,7 @@ def _row(question: Question, answer: Answer) -> Row:
     return {
         "id": question.id,
         "image": question.media.image_value(),
-        **({"video": question.media.video.path} if question.media.video else {}),
+        **({"video": question.media.video_value()} if question.media.has_video else {}),
         "question": question.text,
         **({"prediction": answer} if isinstance(answer, str) else {"features": answer}),
         "references": list(question.references),

@@ -11,8 +11,8 @@ import numpy as np
 
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.diagnostics import RowError
-from internvl_trainer.data.media import read_media
 from internvl_trainer.data.row_schema import Turn
+from internvl_trainer.data.row_tiles import read_media
 from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.diagnostics import RowError
-from internvl_trainer.data.media import fetch_media
-from internvl_trainer.data.pictures import ImageProblem, decode_image
+from internvl_trainer.data.media import open_picture
+from internvl_trainer.data.pictures import DEFAULT, Decoding
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Answer, Chunk, Row
@@ -59,6 +59,7 @@ class RetrievalAnswerer:
     batch_size: int
     max_tokens: int
     normalises: bool
+    decoding: Decoding = DEFAULT
 
     def prompts(self, chunk: Chunk, pool: Executor) -> list[Future[Picture]]:
         """Begin to read the pictures of a chunk."""
@@ -70,11 +71,9 @@ class RetrievalAnswerer:
 
     def _picture(self, task: OpenTask, question: Question) -> Picture:
         try:
-            image = decode_image(fetch_media(question.media.images[0], task.dataset.root, open_media))
+            image = open_picture(question.media.images[0], task.dataset.root, open_media, self.decoding)
         except RowError as error:
             raise UserError(error.findings[0].reason, str(error), question.place) from error
-        except ImageProblem as error:
-            raise UserError("ImageUndecodable", str(error), question.place) from error
         return Picture(question, resize_image(image, self.loaded.image_size))
 
     def _describe(self, pictures: Sequence[Picture]) -> Iterator[Answer]:

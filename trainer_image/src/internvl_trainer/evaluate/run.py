@@ -17,7 +17,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import EvaluationStatus, StageName, StageResult
 
 from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
-from internvl_trainer.data.open_datasets import sample_settings
+from internvl_trainer.data.open_datasets import picture_decoding, sample_settings
 from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
@@ -92,6 +92,7 @@ def make_answerer(config: RunConfig, evaluated: Evaluated) -> AnyAnswerer:
             batch_size,
             max_tokens=config.training.max_seq_length,
             normalises=config.data.compat != "upstream",
+            decoding=picture_decoding(config),
         )
     settings = sample_settings(
         config, template=loaded.template, image_size=loaded.image_size, context_tokens=loaded.context_tokens

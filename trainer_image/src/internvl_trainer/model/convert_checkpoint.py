@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from internvl_trainer.artifacts.checkpoint_files import is_carried
 from internvl_trainer.artifacts.links import files_below
-from internvl_trainer.artifacts.sources import is_carried
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, native_config, read_architecture

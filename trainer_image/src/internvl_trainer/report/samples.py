@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from internvl_api.publish_condition import METRICS
-from internvl_api.spec.evaluation import EvaluationTask
+from internvl_api.run_config import RunConfig
 from PIL import ImageOps
 
 from internvl_trainer.artifacts.sources import open_media, parent_uri
-from internvl_trainer.data.media import OpenMedia
-from internvl_trainer.data.pictures import ImageProblem, decode_image
-from internvl_trainer.data.row_schema import IMAGE_MARK, RowMedia, media_path
+from internvl_trainer.data.diagnostics import RowError
+from internvl_trainer.data.media import OpenMedia, open_picture
+from internvl_trainer.data.media_names import shown_path
+from internvl_trainer.data.open_datasets import picture_decoding
+from internvl_trainer.data.pictures import Decoding
+from internvl_trainer.data.row_schema import IMAGE_MARK, MediaFile, RowMedia
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.record import Record, Row
 
@@ -49,7 +52,7 @@ def choose_samples(record: Record, read_media: OpenMedia = open_media) -> dict[s
     each = max(_SHOWN_LEAST, _SHOWN // 3 // max(1, len(tasks)) // 3 * 3)
     return {
         task: [
-            _sample(*pairs[place], why, record.config.evaluation.tasks[task], read_media)
+            _sample(*pairs[place], why, record.config, task, read_media)
             for place, why in choose_rows(
                 [_gain(*pair) for pair in pairs], each, _SCORES if None in record.predictions[task] else _GAINS
             )
@@ -73,11 +76,12 @@ def choose_rows(gains: Sequence[float | None], count: int, reasons: tuple[str, s
     return [*chosen.items(), *((rest[index * len(rest) // wanted], _SPREAD) for index in range(wanted))]
 
 
-def thumbnail(root: str, relative: str, read_media: OpenMedia) -> str:
-    """A small JPEG of a picture as a data URI. Raises what `read_media` does, ImageProblem, or ValueError."""
-    image = ImageOps.contain(decode_image(read_media(root, media_path(relative))), (_THUMBNAIL, _THUMBNAIL))
+def thumbnail(image: MediaFile, root: str, read_media: OpenMedia, decoding: Decoding) -> str:
+    """A small JPEG of a picture as a data URI. Raises RowError, or what `read_media` does."""
+    picture = open_picture(image, root, read_media, decoding)
+    small = ImageOps.contain(picture, (_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
+    small.save(buffer, "JPEG", quality=80)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
@@ -119,10 +123,14 @@ def _gain(before: Row | None, after: Row | None) -> float | None:
     return new if old is None else new - old
 
 
-def _sample(before: Row | None, after: Row | None, why: str, task: EvaluationTask, read_media: OpenMedia) -> Sample:
+def _sample(
+    before: Row | None, after: Row | None, why: str, config: RunConfig, name: str, read_media: OpenMedia
+) -> Sample:
     row: dict[str, Any] = after or before or {}
     metric = _metric(row)
-    picture, problem = _picture(row, task.root or parent_uri(task.annotation), read_media)
+    task = config.evaluation.tasks[name]
+    root = task.root or parent_uri(task.annotation)
+    picture, problem = _picture(row, root, read_media, picture_decoding(config))
     return Sample(
         why=why,
         question=str(row.get("question") or "").removeprefix(IMAGE_MARK).strip(),  # its picture is beside it
@@ -137,16 +145,16 @@ def _sample(before: Row | None, after: Row | None, why: str, task: EvaluationTas
     )
 
 
-def _picture(row: Row, root: str, read_media: OpenMedia) -> tuple[str | None, str | None]:
+def _picture(row: Row, root: str, read_media: OpenMedia, decoding: Decoding) -> tuple[str | None, str | None]:
     """The first picture of a row, or why it cannot be shown: a report is worth having without it."""
-    paths = [image.path for image in RowMedia.from_fields(row).images]
-    if not paths:
+    images = RowMedia.from_fields(row).images
+    if not images:
         return None, None
-    problems: tuple[type[Exception], ...] = (UserError, ImageProblem, OSError, ValueError)
     try:
-        return thumbnail(root, paths[0], read_media), None
-    except problems as error:
-        return None, f"{paths[0]} cannot be shown: {error}"
+        return thumbnail(images[0], root, read_media, decoding), None
+    except (RowError, UserError, OSError, ValueError) as error:
+        message = error.findings[0].message if isinstance(error, RowError) else error
+        return None, f"{shown_path(images[0].path)} cannot be shown: {message}"
 
 
 def _text(value: Any) -> str:

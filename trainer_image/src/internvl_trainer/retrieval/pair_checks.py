@@ -11,8 +11,8 @@ import numpy as np
 
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
-from internvl_trainer.data.media import OpenMedia, fetch_media
-from internvl_trainer.data.pictures import ImageProblem, decode_image
+from internvl_trainer.data.media import OpenMedia, open_picture_with_notes
+from internvl_trainer.data.pictures import DEFAULT, Decoding
 from internvl_trainer.data.row_schema import MediaFile
 from internvl_trainer.retrieval.caption_files import PairRow
 from internvl_trainer.retrieval.caption_text import SUMMARIZE, encode_caption, normalise_caption
@@ -32,6 +32,7 @@ def check_captions(
     max_tokens: int,
     threads: int,
     sizes: np.ndarray,
+    decoding: Decoding = DEFAULT,
 ) -> list[Finding]:
     """Findings of the rows, in their order; each image is decoded once.
 
@@ -41,7 +42,8 @@ def check_captions(
     """
     images = list(dict.fromkeys(row.media for row in rows))
     with ThreadPoolExecutor(threads) as pool:
-        problems = dict(zip(images, pool.map(partial(_problem, dataset, open_media), images), strict=True))
+        look = partial(_look, dataset, open_media, decoding)
+        problems = dict(zip(images, pool.map(look, images), strict=True))
     return [
         finding.at(row.file, row.line)
         for row, size in zip(rows, sizes, strict=True)
@@ -51,13 +53,12 @@ def check_captions(
 
 def _check(
     row: PairRow,
-    problem: Finding | None,
+    problems: list[Finding],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     size: np.ndarray,
 ) -> Iterator[Finding]:
-    if problem is not None:
-        yield problem
+    yield from problems
     tokens = len(encode_caption(tokenizer, SUMMARIZE + normalise_caption(row.caption), _UNCUT))
     size[:] = min(tokens, max_tokens), 1
     if tokens > max_tokens:
@@ -65,11 +66,9 @@ def _check(
         yield Finding("CaptionCut", message, "caption", "warning")
 
 
-def _problem(dataset: DatasetDescription, open_media: OpenMedia, image: MediaFile) -> Finding | None:
+def _look(dataset: DatasetDescription, open_media: OpenMedia, decoding: Decoding, image: MediaFile) -> list[Finding]:
+    """The problem of a picture, or warnings about how it is decoded."""
     try:
-        decode_image(fetch_media(image, dataset.root, open_media))
+        return open_picture_with_notes(image, dataset.root, open_media, decoding)[1]
     except RowError as error:
-        return error.findings[0]
-    except ImageProblem as error:
-        return Finding("ImageUndecodable", f"{image.path}: {error}", image.field)
-    return None
+        return error.findings

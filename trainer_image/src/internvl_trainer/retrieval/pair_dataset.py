@@ -16,9 +16,9 @@ from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch, row_changed
-from internvl_trainer.data.media import OpenMedia, fetch_media
+from internvl_trainer.data.media import OpenMedia, open_picture
 from internvl_trainer.data.open_datasets import describe_datasets, describe_validation
-from internvl_trainer.data.pictures import ImageProblem, decode_image
+from internvl_trainer.data.pictures import DEFAULT, Decoding
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.errors import UserError
 from internvl_trainer.retrieval.caption_files import PairRow, read_captions
@@ -105,7 +105,9 @@ class PairDataset(Dataset[PairSample | Failure]):
         max_tokens: int,
         seed: int | None,
         bad_lines: Mapping[str, Sequence[int]],
+        decoding: Decoding = DEFAULT,
     ) -> None:
+        self._decoding = decoding
         self._datasets, self._tokenizer, self._open_media = datasets, tokenizer, open_media
         self._image_size, self._max_tokens, self._seed = image_size, max_tokens, seed
         rows = [dataset.epoch_rows(bad_lines.get(dataset.description.name, ())) for dataset in datasets]
@@ -127,13 +129,11 @@ class PairDataset(Dataset[PairSample | Failure]):
         description, row = self._find(position.row)
         _, negative = self._find(choose_negative(self._image_ids, position.row, rng))
         try:
-            data = patiently(PATIENCE_SECONDS)(fetch_media)(row.media, description.root, self._open_media)
-            image = decode_image(data)
+            image = patiently(PATIENCE_SECONDS)(open_picture)(
+                row.media, description.root, self._open_media, self._decoding
+            )
         except RowError as error:
             return row_changed(error.findings[0].at(row.file, row.line))
-        except ImageProblem as error:
-            finding = Finding("ImageUndecodable", f"{row.image}: {error}", "image")
-            return row_changed(finding.at(row.file, row.line))
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
         sample = build_pair_sample(

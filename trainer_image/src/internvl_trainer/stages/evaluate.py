@@ -10,6 +10,8 @@ from internvl_trainer.run_context import RunContext
 def run(context: RunContext) -> StageResult:
     """Evaluate with all ranks. Answers are stored as they come, so a later attempt goes on from them."""
     joined = context.join_group()
+    if joined.group.world_size > 1 and (result := joined.begin()):
+        return result
     from internvl_trainer.evaluate.run import evaluate  # slow to import, so after the ranks have met
 
     return evaluate(joined)

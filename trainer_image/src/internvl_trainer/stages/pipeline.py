@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from internvl_api.constants import ALREADY_PUBLISHED
+from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
@@ -23,23 +24,17 @@ from internvl_trainer.signals import stop_by_exception
 from internvl_trainer.stage_store import StageStore, stages_of
 from internvl_trainer.stages.publish_condition import check_publish_condition, figures_of, meets_publish_condition
 
-_READING_ROWS = ("preflight", "baseline-evaluate", "train")
-
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
-    opened = open_context(stage, config, reporter)
-    opened.stages.check_output()  # before the lease is written there
-    with leased(opened) as (context, finish):
-        context.stages.check_output(reads_rows=stage in _READING_ROWS)
-        with told_to(lambda text: reporter.update(detail=text)):
-            result = _published(context.stages) if stage == "preflight" else None
-            result = result or context.stages.result(stage)
-            if result is None and stage == "train":
-                context.stages.check_preflight_inputs()
-            result = result or _run(context)
-            if stage == "evaluate" and result.outcome == "succeeded":
-                check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed
+    several = stage in PARALLEL_STAGES and Rendezvous.from_environment(os.environ).world_size > 1
+    tell = told_to(lambda text: reporter.update(detail=text))
+    with leased(open_context(stage, config, reporter)) as (context, finish), tell:
+        result = _published(context.stages) if stage == "preflight" else None
+        # Several ranks meet first, and rank 0 finds out for all.
+        result = result or (None if several else context.begin()) or _run(context)
+        if stage == "evaluate" and result.outcome == "succeeded":
+            check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         if result.outcome == "succeeded" and (stage == "publish" or result.reason == ALREADY_PUBLISHED):
             finish()
         return result
@@ -79,6 +74,7 @@ def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]
     if Rendezvous.from_environment(os.environ).rank != 0:
         yield context, lambda: None
         return
+    context.stages.check_output()  # before the lease is written there
     owner = Owner.of_this_process(context.config, context.stage)
     lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
     with stop_by_exception():

@@ -25,7 +25,14 @@ from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
-from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
+from internvl_trainer.data.open_datasets import (
+    VALIDATION,
+    OpenDataset,
+    open_datasets,
+    open_validation,
+    picture_decoding,
+    sample_settings,
+)
 from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
 from internvl_trainer.data.row_checks import Checker, check_length, check_rows
 from internvl_trainer.data.sample import SampleSettings
@@ -244,9 +251,10 @@ def check_pairs(
         max_tokens=config.training.max_seq_length,
         threads=usable_cpus(),
         sizes=sizes,
+        decoding=picture_decoding(config),
     )
     found = check_length(description, len(dataset.index)) + dataset.findings + of_rows
-    return sorted(found, key=lambda finding: finding.line or 0)
+    return fold_repeated(sorted(found, key=lambda finding: finding.line or 0))
 
 
 def make_report(

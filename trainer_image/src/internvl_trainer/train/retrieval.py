@@ -9,6 +9,7 @@ from internvl_api.run_config import RunConfig
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.sources import open_media
+from internvl_trainer.data.open_datasets import picture_decoding
 from internvl_trainer.data.preflight_results import read_bad_lines
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import Group
@@ -100,6 +101,7 @@ def _rows(
         max_tokens=config.training.max_seq_length,
         seed=seed,
         bad_lines=bad_lines,
+        decoding=picture_decoding(config),
     )
     if rows.images < 2:
         message = f"found captions of {rows.images} pictures; matching needs those of another, so give at least two"

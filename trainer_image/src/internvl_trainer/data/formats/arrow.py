@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
-from .source import ARROW_MAGIC, PARQUET_MAGIC, STORED, find_part
+from ..media_names import STORED
+from .media_fields import refuse_unread_media
+from .source import ARROW_MAGIC, PARQUET_MAGIC, find_part
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20  # of a record batch in the cache; bounds the memory of the copy
 _OPEN_SHARDS = 64
@@ -39,13 +41,14 @@ class ArrowRecords:
         return self._ends[-1]
 
     def __getitem__(self, row: int) -> bytes:
-        """The record as JSON."""
+        """The record as JSON. Raises RowError for bytes in a column that is not read."""
         table, place = self._find(row)
         batch, offset = table.locate(place)
         record = {
             name: _plain(batch.column(position)[offset], f"{STORED}{row + 1}/{name}")
             for position, name in enumerate(batch.schema.names)
         }
+        refuse_unread_media(record)
         return json.dumps(record, ensure_ascii=False, default=str).encode(errors="surrogatepass")
 
     def line_number(self, row: int) -> int:

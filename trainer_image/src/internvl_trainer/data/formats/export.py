@@ -13,9 +13,11 @@ from PIL import Image, UnidentifiedImageError
 
 from ..diagnostics import Finding, RowError
 from ..media import OpenMedia
-from .source import STORED, RowSource, media_opener, parse_record
+from ..media_names import STORED, stored_suffix
+from .source import RowSource, media_opener, parse_record
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
+_VIDEO_BEGINNINGS = {b"\x1aE\xdf\xa3": "mkv", b"RIFF": "avi", b"FLV": "flv"}  # other videos are taken for mp4
 
 
 @dataclass
@@ -74,13 +76,14 @@ def _saved(paths: list[Any], number: int, kind: str, opener: OpenMedia, done: Ex
 
 
 def _suffix(data: bytes, path: str, kind: str) -> str:
-    if kind == "video":
-        return path.rpartition(".")[2].partition("/")[0] or "mp4"
+    if suffix := stored_suffix(path):
+        return suffix
     try:
         with Image.open(BytesIO(data)) as image:
             return _SUFFIXES.get(image.format or "", "jpg")
     except (UnidentifiedImageError, OSError):
-        return "jpg"
+        videos = (suffix for start, suffix in _VIDEO_BEGINNINGS.items() if data.startswith(start))
+        return "jpg" if kind == "image" else next(videos, "mp4")
 
 
 def _elsewhere(root: str, relative: str) -> bytes:

@@ -16,7 +16,7 @@ from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
 from ..index import RowIndex
-from .captions import FlickrLines, coco_captions, is_flickr_header, is_flickr_line
+from .captions import CaptionLists, FlickrLines, caption_rows, coco_captions, is_flickr_header, is_flickr_line
 from .json_records import JsonArray, index_arrays
 from .kinds import CONVERT, Kind, recognise
 from .source import ARROW_MAGIC, PARQUET_MAGIC, ConvertedRows, Record, RowSource, parse_record
@@ -103,7 +103,7 @@ def _open_document(
     arrays: dict[str | None, JsonArray], path: Path, form: DataFormat, field: str, questions: str | None
 ) -> Opened:
     if "annotations" in arrays and "images" in arrays and form in ("auto", "coco"):
-        return Opened(ConvertedRows(_filled(coco_captions(arrays)), CONVERT["coco"]), "coco captions")
+        return _captions(_filled(coco_captions(arrays)), "coco captions")
     if "annotations" in arrays and form in ("auto", "vqav2"):
         if questions is None:
             message = "VQAv2's questions are in a file of their own; name it in `questions`"
@@ -122,7 +122,15 @@ def _convert(records: RowSource, form: DataFormat, container: str) -> Opened:
     taken_for = f"{kind} rows in {container}"
     if kind == "chat" and isinstance(records, RowIndex):
         return Opened(records, taken_for)
+    if kind in ("coco", "flickr"):
+        return _captions(records, taken_for)
     return Opened(ConvertedRows(records, CONVERT[kind]), taken_for)
+
+
+def _captions(records: RowSource, taken_for: str) -> Opened:
+    rows = caption_rows(records, _first_records(records))
+    lists = ", one row for each caption" if isinstance(rows, CaptionLists) else ""
+    return Opened(rows, taken_for + lists)
 
 
 def _first_records(records: RowSource) -> Iterator[Record]:

@@ -12,15 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 from ...json_text import InvalidJson, parse_json
 from ..diagnostics import Finding, RowError
 from ..media import OpenMedia
+from ..media_names import STORED
 from ..row_schema import ChatRow, parse_chat_row
 
 Record = dict[str, Any]
 Convert = Callable[[Record], Record]
 """A record to upstream's row. Raises RowError, with findings that name the record's own fields."""
-
-STORED = "@record/"
-"""Prefix of the path of a picture or video that the annotation itself holds: @record/<number>/<column>[/<position>]."""
-
 
 PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
 """How Parquet and Arrow files begin."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..diagnostics import RowError
+from ..media_names import is_video_name
 from ..row_schema import IMAGE_MARK, VIDEO_MARK
 from .grounding import write_boxes
 from .media_fields import KINDS, entry_path, media_of
@@ -45,12 +46,12 @@ def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, 
         turns.insert(0, {"from": "system", "value": system})
     row: Record = {key: record[key] for key in ("id", "clip") if record.get(key) is not None}
     images, videos = media["image"], media["video"]
-    if len(videos) > 1:
+    if len(videos) > 1 and any(map(is_video_name, videos)):
         raise RowError.single("VideoInvalid", f"found {len(videos)} videos; a row has one", "videos")
     if images:
         row["image"] = images[0] if len(images) == 1 else images
     if videos:
-        row["video"] = videos[0]
+        row["video"] = videos[0] if len(videos) == 1 else videos
     _place_missing_marks(turns, len(images))
     return {**row, "conversations": turns}
 
@@ -72,15 +73,24 @@ class _Inline:
 
     def name(self, kind: str, part: Mapping[str, Any], place: str) -> None:
         """Take the medium of a part: the one it names, else the row's next."""
-        path = entry_path(next((part[key] for key in (kind, f"{kind}_url", "url", "path") if part.get(key)), None))
-        if path is None:
-            position = self.unnamed[kind]
-            if position >= len(self.rows[kind]):
-                message = f"found no {kind} for this part; name it here or in `{kind}s`"
-                raise RowError.single(f"{kind.capitalize()}Missing", message, place)
-            path = self.rows[kind][position]
-            self.unnamed[kind] += 1
-        self.found[kind].append(path)
+        named = next((part[key] for key in (kind, f"{kind}_url", "url", "path") if part.get(key)), None)
+        frames = [entry_path(each) for each in named] if kind == "video" and isinstance(named, list) else []
+        if frames and None not in frames:
+            self.found[kind] += [frame for frame in frames if frame]
+        elif path := entry_path(named):
+            self.found[kind].append(path)
+        else:
+            self._take_next(kind, place)
+
+    def _take_next(self, kind: str, place: str) -> None:
+        """The row's next medium; the frames of a video are one medium."""
+        left = self.rows[kind][self.unnamed[kind] :]
+        if not left:
+            message = f"found no {kind} for this part; name it here or in `{kind}s`"
+            raise RowError.single(f"{kind.capitalize()}Missing", message, place)
+        taken = left if kind == "video" and not any(map(is_video_name, left)) else left[:1]
+        self.found[kind] += taken
+        self.unnamed[kind] += len(taken)
 
     def all(self) -> dict[str, list[str]]:
         """Media of the parts when there are any, else the row's."""

@@ -17,13 +17,13 @@ from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
+from ..media_names import PICTURES, STORED, VIDEOS
 from .media_fields import MEDIA_NAMES
-from .source import STORED, find_part, parse_record
+from .source import find_part, parse_record
 
 _BLOCK = 512
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-_VIDEOS = ("mp4", "webm", "mkv", "avi", "mov")
 _TEXTS = ("txt", "caption")
+_UNREADABLE = ("heic", "heif", "jxl", "svg", "pdf", "psd", "ogv", "3gp", "npy", "npz", "pth", "wav", "mp3", "flac")
 
 
 class WebDatasetRecords:
@@ -42,14 +42,15 @@ class WebDatasetRecords:
         return self._ends[-1]
 
     def __getitem__(self, row: int) -> bytes:
-        """The record as JSON. Raises RowError for a sample that has neither `.json` nor `.txt`."""
+        """The record as JSON. Raises RowError without `.json` and `.txt`, and where all media are of unread formats."""
         shard, sample = self._find(row)
         record: dict[str, Any] | None = None
         media: dict[str, list[str]] = {"image": [], "video": []}
+        unread: list[str] = []
         for position, (suffix, start, size) in enumerate(shard.members(sample)):
             extension = suffix.rpartition(".")[2]
-            if extension in _PICTURES or extension in _VIDEOS:
-                kind = "image" if extension in _PICTURES else "video"
+            if extension in PICTURES or extension in VIDEOS:
+                kind = "image" if extension in PICTURES else "video"
                 media[kind].append(f"{STORED}{row + 1}/{suffix}/{position}")
             elif extension == "json":
                 text = shard.read(start, size)
@@ -59,6 +60,11 @@ class WebDatasetRecords:
                 record = {**(record or {}), **parsed}
             elif extension in _TEXTS:
                 record = {"caption": shard.read(start, size).decode(errors="replace"), **(record or {})}
+            elif extension in _UNREADABLE:
+                unread.append(suffix)
+        if unread and not any(media.values()):
+            message = "the member is of a format that is not read; convert pictures to PNG and videos to MP4"
+            raise RowError.single("FieldUnsupported", message, unread[0])
         if record is None:
             raise RowError.single("ConversationsMissing", "the sample has neither a .json nor a .txt member", "json")
         return json.dumps(_with_media(record, media), ensure_ascii=False).encode(errors="surrogatepass")
