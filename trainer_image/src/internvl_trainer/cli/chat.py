@@ -141,6 +141,7 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     """The model, on a GPU in bf16 where there is one, else on the CPU in fp32."""
     import torch
 
+    from internvl_trainer.model.checkpoint_source import open_checkpoint
     from internvl_trainer.model.load import load_chat_model
     from internvl_trainer.model.tokenizer import check_template
     from internvl_trainer.model.trained_weights import load_trained
@@ -149,7 +150,7 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     loaded = load_chat_model(options.model, dtype=dtype)
     check_template(loaded.tokenizer, options.template or loaded.template, "--template")
     if options.adapter is not None:
-        load_trained(loaded.model, options.adapter)
+        load_trained(loaded.model, options.adapter, open_checkpoint(options.model))
     loaded.model.to(device).eval()
     return loaded
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from internvl_trainer.data.preflight_results import read_bad_lines, read_row_siz
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.adapter_base import identify_base
 from internvl_trainer.model.adapters import Freeze, apply_method
+from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import quantize_language_model
 from internvl_trainer.run_context import GroupContext, RunContext
@@ -74,7 +77,8 @@ def chat_components(context: GroupContext, base: Path) -> Components:
 
 def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
     if config.method == "lora":
-        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group)
+        identify = partial(identify_base, open_checkpoint(base), config.model.source)
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, identify)
     return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
 
 

@@ -45,6 +45,7 @@ from internvl_trainer.artifacts.output_layout import (
 from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.base_identity import compare_bases
 from internvl_trainer.train.optimizer_shards import (
     KINDS,
     Fragment,
@@ -65,8 +66,12 @@ Layout = dict[str, dict[str, list[int]]]
 class Checkpoints:
     """The checkpoints of one run. All ranks call every method together."""
 
-    def __init__(self, storage: Storage, group: Group, *, fingerprint: str, keep: int) -> None:
+    def __init__(
+        self, storage: Storage, group: Group, *, fingerprint: str, keep: int, base: dict[str, Any] | None = None
+    ) -> None:
+        """`base`: what describe_base says of the base model, which has the weights that a checkpoint leaves out."""
         self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
+        self._base = base
         self.newest: CheckpointStatus | None = None
         self.newest_bytes = 0
 
@@ -124,6 +129,7 @@ class Checkpoints:
             worldSize=self._group.world_size,
             shapes=shapes,
             layout={name: ranges for share in shares for name, ranges in share["layout"].items()},
+            base=self._base,
             versions={name: version(name) for name in ("torch", "deepspeed", "transformers")},
         )
         check_sizes(self._storage, folder, manifest)
@@ -204,6 +210,8 @@ class Checkpoints:
                 f"{shapes.get(differs)}; was the base model changed in place? Choose another output",
                 "spec.output",
             )
+        if self._base and (recorded := manifest.extra.get("base")):  # older checkpoints do not record it
+            compare_bases(recorded, self._base)
 
 
 class Overlap(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from internvl_trainer.distributed import Group
+from internvl_trainer.model.adapter_base import AdapterBase
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
@@ -27,12 +28,18 @@ from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.retrieval.load import LoadedRetrievalModel
 
 
-def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group) -> Iterator[Path]:
-    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it."""
+def export_adapter(
+    engine: Any, model: Adaptable, directory: Path, group: Group, identify: Callable[[], AdapterBase]
+) -> Iterator[Path]:
+    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it.
+
+    Args:
+        identify: gives the base model that the adapter records; called on rank 0.
+    """
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
-    save_adapter(model, directory, state)
+    save_adapter(model, directory, state, identify())
     if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
     yield from _files(directory)

@@ -41,7 +41,9 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
     config, group, reporter = context.config, context.group, context.reporter
     setup = prepare(context)
     fingerprint = context.stages.fingerprint("train")
-    checkpoints = Checkpoints(context.storage, group, fingerprint=fingerprint, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        context.storage, group, fingerprint=fingerprint, keep=config.checkpoint.keep, base=setup.base_identity
+    )
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(setup.engine, Path(scratch))
