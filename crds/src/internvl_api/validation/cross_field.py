@@ -118,7 +118,7 @@ def bad_rows(data: Data) -> Values | None:
 def tile_bounds(image: Image) -> Values | None:
     """The bounds of the number of tiles are in order."""
     least, most = image.min_dynamic_patch, image.max_dynamic_patch
-    return {"least": least, "most": most} if least > most else None
+    return {"least": least, "most": most} if least is not None and most is not None and least > most else None
 
 
 @rule(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from internvl_api.spec import Image
 
 from internvl_trainer.cli.options import count
+from internvl_trainer.data.checkpoint_tiling import tiling_of
 from internvl_trainer.data.pictures import ImageProblem, decode_image
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
 from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
@@ -39,7 +41,6 @@ the model's config.json says. <image> in a question places a picture; without it
 
 exit codes: 0 answered   65 the model or a picture cannot be used
 """
-_MAX_TILES = 12  # when config.json does not say; the model cards' number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,16 +126,11 @@ class Conversation:
 
 def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
     """(n, 3, S, S) uint8 tiles of a picture, cut as the model's config.json says."""
-    config = loaded.upstream_config or {}
-    if not config.get("dynamic_image_size", True):
+    tiling = Image(**tiling_of(loaded.upstream_config or {}, "config.json")).tiling
+    if not tiling.dynamic:
         return stack_tiles([fit_tile(image, loaded.image_size)])
-    return cut_tiles(
-        image,
-        loaded.image_size,
-        config.get("min_dynamic_patch", 1),
-        max_tiles or config.get("max_dynamic_patch", _MAX_TILES),
-        thumbnail=config.get("use_thumbnail", True),
-    )
+    most = max_tiles or tiling.max_tiles
+    return cut_tiles(image, loaded.image_size, min(tiling.min_tiles, most), most, thumbnail=tiling.thumbnail)
 
 
 def _load(options: argparse.Namespace) -> LoadedModel:

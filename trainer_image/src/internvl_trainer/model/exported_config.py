@@ -50,16 +50,16 @@ def trained_config(upstream: Mapping[str, Any], config: RunConfig, *, template: 
     Args:
         template, image_size: the checkpoint's own, used where the run sets none.
     """
-    size = config.image.tile_size or image_size
+    size, tiling = config.image.tile_size or image_size, config.image.tiling
     return {
         **upstream,
         "template": config.model.template or template,
         "force_image_size": size,
         "vision_config": {**upstream["vision_config"], "image_size": size},
-        "dynamic_image_size": config.image.dynamic,
-        "min_dynamic_patch": config.image.min_dynamic_patch,
-        "max_dynamic_patch": config.image.max_dynamic_patch,
-        "use_thumbnail": config.image.thumbnail,
+        "dynamic_image_size": tiling.dynamic,
+        "min_dynamic_patch": tiling.min_tiles,
+        "max_dynamic_patch": tiling.max_tiles,
+        "use_thumbnail": tiling.thumbnail,
     }
 
 

@@ -24,6 +24,7 @@ from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
+from internvl_trainer.data.checkpoint_tiling import FIELDS, config_path, read_config
 from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
 from internvl_trainer.data.open_datasets import VALIDATION, OpenDataset, open_datasets, open_validation, sample_settings
 from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
@@ -42,13 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TILING = {
-    "dynamic_image_size": "dynamic",
-    "min_dynamic_patch": "min_dynamic_patch",
-    "max_dynamic_patch": "max_dynamic_patch",
-    "use_thumbnail": "thumbnail",
-}
-"""Fields of upstream's config.json, and of the spec's section image, that say how pictures are cut."""
 _CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
@@ -68,6 +62,7 @@ def run(context: RunContext) -> StageResult:
         findings["spec.image"] = compare_tiling(config)
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
+    report["tiling"] = dict(zip(FIELDS, config.image.tiling, strict=True))
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     for dataset in report["datasets"]:
         logger.info("%s: taken for %s, %d rows", dataset["name"], dataset["takenFor"], dataset["rows"])
@@ -172,18 +167,16 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
 
 def compare_tiling(config: RunConfig) -> list[Finding]:
     """A warning for each setting of pictures in which the run differs from the checkpoint's config.json."""
-    from internvl_trainer.model.checkpoint_format.files import read_json
-
     directory = fetch_directory(config.model.source, field="spec.model.source", weights=False)
-    stored = read_json(directory / "config.json", missing="download it again")
+    stored = read_config(config_path(directory))
     findings = []
-    for key, name in _TILING.items():
+    for key, name in FIELDS.items():
         field = Image.model_fields[name].alias or name
         own = getattr(config.image, name)
-        if key in stored and stored[key] != own:
+        if own is not None and key in stored and stored[key] != own:
             message = (
                 f"the run has {json.dumps(own)}, the checkpoint's config.json {json.dumps(stored[key])}; a model "
-                f"published with its own value answers worse with another. Set spec.image.{field} to choose"
+                f"published with its own value answers worse with another. Remove spec.image.{field} to follow it"
             )
             findings.append(Finding("TilingDiffers", message, f"image.{field}", "warning"))
     return findings

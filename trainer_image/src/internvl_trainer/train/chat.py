@@ -56,7 +56,7 @@ def chat_components(context: GroupContext, base: Path) -> Components:
     reporter.doing("indexing the data")
     rows = open_rows(context, loaded)
     order = make_order(
-        config, rows, context.storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens
+        config, rows, context.storage, image_tokens=config.image.tiling.max_tiles * loaded.context_tokens
     )
     return Components(
         model=loaded.model,
