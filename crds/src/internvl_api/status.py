@@ -59,6 +59,9 @@ class Progress(_Reported):
         "there is none",
     )
     validation_loss: float | None = Field(None, description="Latest loss on data.validation")
+    warning: Text | None = Field(
+        None, description="First warning of training, `Reason: message`; training goes on, and its result may be bad"
+    )
 
 
 class Heartbeat(_Reported):
@@ -89,7 +92,11 @@ class StageStatus(_Reported):
     started_at: Time | None = Field(None, description="When the first attempt started")
     finished_at: Time | None = Field(None, description="When the stage finished")
     reason: Word | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
-    message: Text | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
+    message: Text | None = Field(
+        None,
+        description="Why the last attempt ended before the stage was done, in detail; of a stage that is done, its "
+        "warning",
+    )
     artifacts: Artifacts = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
 
 
