@@ -29,6 +29,11 @@ class Model(ApiModel):
     drop_path_rate: float = Field(
         0.0, ge=0.0, lt=1.0, description="Stochastic depth rate of the vision tower during training"
     )
+    resize_embeddings: bool = Field(
+        False,
+        description="Give the language model's embeddings a row for every token of an extended tokenizer: the mean of "
+        "the rows that are there. Needs method full and a language model that trains",
+    )
 
 
 class Tiling(NamedTuple):

@@ -59,6 +59,8 @@ def load_evaluated(context: GroupContext, trained: Manifest | None) -> Evaluated
 
 
 def _load(config: RunConfig, directory: Path) -> Evaluated:
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    load = load_retrieval_model if config.model.kind == "retrieval" else load_chat_model
-    return Evaluated(load(directory, dtype=dtype, image_size=config.image.tile_size), directory)
+    dtype, size = torch.bfloat16 if config.precision == "bf16" else torch.float32, config.image.tile_size
+    if config.model.kind == "retrieval":
+        return Evaluated(load_retrieval_model(directory, dtype=dtype, image_size=size), directory)
+    resize = config.model.resize_embeddings
+    return Evaluated(load_chat_model(directory, dtype=dtype, image_size=size, resize_embeddings=resize), directory)

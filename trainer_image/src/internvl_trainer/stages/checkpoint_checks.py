@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _POINTER_BYTES = 1024  # a git-lfs pointer has about 130; no weight file is this short
+logger = logging.getLogger(__name__)
+
 _PARALLEL_FILES = 8
 _EMBEDDING = re.compile(r"(embed_tokens|tok_embeddings)\.weight$")
 
@@ -80,17 +83,24 @@ def _expected_files(names: set[str], directory: Path, source: str) -> list[str]:
     return [SINGLE_FILE]
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path, source: str) -> None:
-    """Raises UserError when the tokenizer has ids that the embedding has no row for."""
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path, source: str, *, resize: bool = False) -> None:
+    """Raises UserError when the tokenizer has ids that the embedding has no row for, and does not get one.
+
+    Args:
+        resize: model.resizeEmbeddings.
+    """
     rows = _embedding_rows(directory)
     vocabulary = tokenizer.get_vocab()
     token, largest = max(vocabulary.items(), key=lambda item: item[1])
     if rows is not None and largest >= rows:
         beyond = sum(number >= rows for number in vocabulary.values())
+        if resize:
+            logger.info("the embedding grows from %d to %d rows: %d tokens are new", rows, largest + 1, beyond)
+            return
         message = (
             f"the embedding has {rows} rows, the tokenizer ids up to {largest} ({token!r}): {beyond} tokens have no "
-            f"row; resize the embedding with the tokenizer (resize_token_embeddings), "
-            f"or put the model's own tokenizer back"
+            f"row; set model.resizeEmbeddings to true, or "
+            f"put the model's own tokenizer back"
         )
         raise UserError("VocabularyTooLarge", message, source)
 

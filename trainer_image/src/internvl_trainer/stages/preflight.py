@@ -112,7 +112,7 @@ def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerB
 
     settings, tokenizer = read_settings(config, directory), load_tokenizer(directory)
     check_template(tokenizer, settings.template, "spec.model.template")
-    check_vocabulary(tokenizer, directory, config.model.source)
+    check_vocabulary(tokenizer, directory, config.model.source, resize=config.model.resize_embeddings)
     return settings, tokenizer
 
 

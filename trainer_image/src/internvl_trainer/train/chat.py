@@ -114,6 +114,7 @@ def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
         dtype=weights_dtype(config),
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
+        resize_embeddings=config.model.resize_embeddings,
         zero3_config=partitioning(config, group),
     )
 

@@ -61,7 +61,13 @@ def export_model(
     copy_files(base, directory)
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
-        changed = trained_config(loaded.upstream_config, config, template=loaded.template, image_size=loaded.image_size)
+        changed = trained_config(
+            loaded.upstream_config,
+            config,
+            template=loaded.template,
+            image_size=loaded.image_size,
+            vocabulary=loaded.vocabulary if config.model.resize_embeddings else None,
+        )
         (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
     if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
