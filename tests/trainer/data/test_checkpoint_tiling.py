@@ -11,6 +11,7 @@ import pytest
 from golden import checkpoint
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.fingerprint import fingerprint, identity
+from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.data.checkpoint_tiling import follow_checkpoint
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.convert_checkpoint import convert_checkpoint
@@ -41,13 +42,17 @@ def run_of(model: Path, **image: Any) -> RunConfig:
     return make_config(str(model.parent / "out"), model={"source": str(model)}, image=NONE_SET | image)
 
 
+def follow(config: RunConfig) -> RunConfig:
+    return follow_checkpoint(config, open_storage(config.output, field="spec.output"))
+
+
 def tiling(config: RunConfig) -> dict[str, Any]:
     return dict(zip(OTHER, config.image.tiling, strict=True))
 
 
 def test_what_is_not_set_follows_the_checkpoint(model: Path) -> None:
     say(model, **OTHER)
-    settled = follow_checkpoint(run_of(model))
+    settled = follow(run_of(model))
     assert tiling(settled) == OTHER
     assert compare_tiling(settled) == []
     settings = read_settings(settled, model)
@@ -64,7 +69,7 @@ def test_what_is_not_set_follows_the_checkpoint(model: Path) -> None:
 )
 def test_what_the_spec_sets_wins_and_preflight_says_so(model: Path, field: str, value: Any) -> None:
     say(model, **OTHER)
-    settled = follow_checkpoint(run_of(model, **{field: value}))
+    settled = follow(run_of(model, **{field: value}))
     assert tiling(settled) == OTHER | {FIELDS[field]: value}
     (finding,) = compare_tiling(settled)
     assert (finding.field, finding.reason) == (f"image.{field}", "TilingDiffers")
@@ -73,16 +78,16 @@ def test_what_the_spec_sets_wins_and_preflight_says_so(model: Path, field: str, 
 def test_a_published_model_in_either_format_is_followed(model: Path, tmp_path: Path) -> None:
     say(model, **OTHER)
     convert_checkpoint(model, tmp_path / "hf", "hf")
-    settled = follow_checkpoint(run_of(tmp_path / "hf"))
+    settled = follow(run_of(tmp_path / "hf"))
     assert tiling(settled) == OTHER
     assert compare_tiling(settled) == []
 
 
 def test_a_checkpoint_that_does_not_say_gets_the_catalogues_value(model: Path) -> None:
     say(model, **dict.fromkeys(OTHER))
-    assert tuple(follow_checkpoint(run_of(model)).image.tiling) == (True, 1, 12, True)
+    assert tuple(follow(run_of(model)).image.tiling) == (True, 1, 12, True)
     named = make_config("/out", model={"source": str(model), "name": "InternVL-Chat-V1-2-Plus"}, image=NONE_SET)
-    assert follow_checkpoint(named).image.tiling.max_tiles == 1
+    assert follow(named).image.tiling.max_tiles == 1
 
 
 def test_every_stage_works_with_the_settled_run(model: Path) -> None:
@@ -90,28 +95,50 @@ def test_every_stage_works_with_the_settled_run(model: Path) -> None:
     assert tiling(context_of(run_of(model), "train").config) == OTHER
 
 
+def test_a_run_that_has_begun_goes_on_without_its_checkpoint(model: Path) -> None:
+    say(model, **OTHER)
+    config = run_of(model)
+    context_of(config, "train").stages.claim_output()
+    shutil.rmtree(model)
+    assert tiling(follow(config)) == OTHER
+    assert fingerprint(follow(config)) == fingerprint(context_of(config, "publish").config)
+    with pytest.raises(UserError, match="found no folder"):
+        follow(run_of(model.with_name("another")))
+
+
+@pytest.mark.parametrize("record", [None, "[]", "{", '{"identity": {"model": {}}}', '{"identity": 7}'])
+def test_a_checkpoint_that_is_away_is_named_without_a_record(model: Path, record: str | None) -> None:
+    config = run_of(model)
+    if record is not None:
+        Path(config.output).mkdir()
+        (Path(config.output) / "run.json").write_text(record)
+    shutil.rmtree(model)
+    with pytest.raises(UserError, match="found no folder"):
+        follow(config)
+
+
 def test_a_run_that_sets_everything_reads_no_checkpoint() -> None:
     image = {"dynamic": True, "minDynamicPatch": 1, "maxDynamicPatch": 6, "thumbnail": True}
     config = make_config("/out", model={"source": "/not/there"}, image=image)
-    assert follow_checkpoint(config) is config
+    assert follow(config) is config
 
 
 @pytest.mark.parametrize("value", ["6", 0, -1, 65, 6.0, True, [6]])
 def test_a_value_that_cannot_be_used_is_named(model: Path, value: Any) -> None:
     say(model, max_dynamic_patch=value)
     with pytest.raises(UserError) as refused:
-        follow_checkpoint(run_of(model))
+        follow(run_of(model))
     assert refused.value.reason == "InvalidConfig"
     assert str(refused.value) == (
         f"{model / 'config.json'}: max_dynamic_patch is {value!r}, expected a whole number from 1 to 64; correct the "
         "file, or set spec.image.maxDynamicPatch"
     )
-    follow_checkpoint(run_of(model, maxDynamicPatch=6))
+    follow(run_of(model, maxDynamicPatch=6))
 
 
 def test_bounds_from_two_places_must_agree(model: Path) -> None:
     with pytest.raises(UserError, match="minDynamicPatch 8 exceeds maxDynamicPatch 6") as refused:
-        follow_checkpoint(run_of(model, minDynamicPatch=8))
+        follow(run_of(model, minDynamicPatch=8))
     assert refused.value.where == "spec.image"
 
 
@@ -120,8 +147,8 @@ def test_the_fingerprint_is_that_of_the_values(model: Path) -> None:
     explicit = run_of(model, **usual)
     assert identity(explicit)["image"] == {"videoFrames": 5}, "as before these fields could be left open"
     say(model, max_dynamic_patch=12)
-    assert fingerprint(follow_checkpoint(run_of(model))) == fingerprint(explicit)
+    assert fingerprint(follow(run_of(model))) == fingerprint(explicit)
     say(model, max_dynamic_patch=6)
-    followed = follow_checkpoint(run_of(model))
+    followed = follow(run_of(model))
     assert identity(followed)["image"] == {"videoFrames": 5, "maxDynamicPatch": 6}
     assert fingerprint(followed) == fingerprint(run_of(model, maxDynamicPatch=6))

@@ -15,7 +15,13 @@ from golden import KINDS, checkpoint, load
 from internvl_api.constants import ExitCode
 from internvl_trainer.__main__ import main
 from internvl_trainer.errors import UserError
-from internvl_trainer.model.adapter_base import check_adapter_base, identify_base, read_adapter_base, weights_digest
+from internvl_trainer.model.adapter_base import (
+    AdapterBase,
+    check_adapter_base,
+    identify_base,
+    read_adapter_base,
+    weights_digest,
+)
 from internvl_trainer.model.adapter_files import read_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
 from internvl_trainer.model.checkpoint_source import open_checkpoint
@@ -116,6 +122,20 @@ def test_an_adapter_without_a_base_is_a_warning(
     with caplog.at_level(logging.WARNING):
         check_adapter_base(adapter, open_checkpoint(checkpoint("internlm2")))
     assert "does not record which model it was trained on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "revision"),
+    [
+        ("hf://OpenGVLab/InternVL2-1B@4e1c", "OpenGVLab/InternVL2-1B", "4e1c"),
+        ("hf://OpenGVLab/InternVL2-1B", "OpenGVLab/InternVL2-1B", None),
+        ("/models/a@b", "/models/a@b", None),
+        ("s3://models/base", "s3://models/base", None),
+    ],
+)
+def test_the_base_is_named_as_peft_names_models(source: str, name: str, revision: str | None) -> None:
+    fields = AdapterBase(source, "d1").in_config(object())
+    assert (fields["base_model_name_or_path"], fields["revision"]) == (name, revision)
 
 
 def test_peft_reads_the_record_without_a_warning(tmp_path: Path) -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from internvl_trainer.errors import UserError
+from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.loss_watch import LossRise, LossWatch
+from internvl_trainer.train.trainer import Trainer
+from trainer.contexts import Alone
 
 
 def watch(losses: Sequence[float], rates: Sequence[float] | None = None, total: int | None = None) -> LossRise | None:
@@ -77,3 +83,23 @@ def test_a_resumed_attempt_finds_the_same() -> None:
         second.add(row)
     assert [row["step"] for row in rows[35:] if second.add(row)] == told
     assert first.found == second.found
+
+
+def test_a_loss_that_is_no_number_keeps_the_rise_before_it() -> None:
+    """Also in the attempt that resumed after the rise."""
+    rows = [{"step": step, "loss": 0.5 if step < 20 else 9.0, "learning_rate": 0.1} for step in range(1, 31)]
+    reporter = Reporter("team/run", "train")
+    setup: Any = SimpleNamespace(total_steps=60)
+    context: Any = SimpleNamespace(reporter=reporter, group=Alone())
+    log: Any = SimpleNamespace(rows=lambda: rows)
+    stop: Any = None
+    trainer = Trainer(context, setup, SimpleNamespace(newest=None), log, stop, 30)  # type: ignore[arg-type]
+    assert reporter.progress.warning == trainer.warning
+    trainer.loss = math.nan
+    with pytest.raises(UserError) as refused:
+        trainer._refuse_nan(30)
+    assert refused.value.reason == "LossNotFinite"
+    assert refused.value.message.startswith(
+        "the loss is nan at step 31; the weights were not touched and the checkpoint"
+    )
+    assert refused.value.message.endswith(f". Before, {trainer.warning}")

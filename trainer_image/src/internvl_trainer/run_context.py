@@ -51,5 +51,5 @@ def open_context(stage: StageName, config: RunConfig, reporter: Reporter) -> Run
     os.environ[ENV_NAMESPACE] = config.job.rpartition("/")[0]
     if config.allow_private_addresses is not None:
         permit_private_addresses(config.allow_private_addresses)
-    config = follow_checkpoint(config)
-    return RunContext(stage, config, open_storage(config.output, field="spec.output"), reporter)
+    storage = open_storage(config.output, field="spec.output")
+    return RunContext(stage, follow_checkpoint(config, storage), storage, reporter)

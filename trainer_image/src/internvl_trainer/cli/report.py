@@ -51,8 +51,8 @@ def write_report(config: RunConfig, target: Path) -> list[Path]:
     from internvl_trainer.report.build import build_report  # after prepare_environment: matplotlib reads its settings
     from internvl_trainer.report.model_card import model_card
 
-    config = follow_checkpoint(config)
-    stages = StageStore(config, open_storage(config.output, field="output"))
+    storage = open_storage(config.output, field="output")
+    stages = StageStore(follow_checkpoint(config, storage), storage)
     stages.check_output()
     try:
         paths = build_report(stages, target)

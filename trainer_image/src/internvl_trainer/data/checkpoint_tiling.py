@@ -9,8 +9,12 @@ from typing import Any
 from internvl_api.models.catalogue import find_model
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Image
+from pydantic import ValidationError
 
+from internvl_trainer.artifacts.fingerprint import identity
+from internvl_trainer.artifacts.output_layout import RUN_FILE
 from internvl_trainer.artifacts.sources import fetch_directory
+from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.json_text import parse_json
 
@@ -26,17 +30,31 @@ _MOST_TILES = 64
 _CONFIG = "config.json"
 
 
-def follow_checkpoint(config: RunConfig) -> RunConfig:
+def follow_checkpoint(config: RunConfig, storage: Storage) -> RunConfig:
     """The run with every tile setting: the spec's, else the checkpoint's config.json, else the catalogue's.
 
     Every stage calls it first, so that its fingerprint and all that it writes have the values in use. Nothing is read
-    for a run that sets all of them. Raises UserError for a checkpoint that cannot be read.
+    for a run that sets all of them. A checkpoint that is away is not needed once the run has begun: run.json records
+    its values.
+
+    Args:
+        storage: of the run's output.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
     """
     unset = [name for name in FIELDS.values() if getattr(config.image, name) is None]
     if not unset or config.model.kind == "retrieval":
         return config
-    directory = fetch_directory(config.model.source, field="spec.model.source", weights=False)
-    stored = read_tiling(directory, unset)
+    try:
+        directory = fetch_directory(config.model.source, field="spec.model.source", weights=False)
+    except UserError:
+        recorded = _read_record(config, storage)
+        if recorded is None:
+            raise
+        stored = recorded
+    else:
+        stored = read_tiling(directory, unset)
     known = find_model(config.model.name) if config.model.name else None
     if known is not None:
         stored = {"max_dynamic_patch": known.max_dynamic_patch, **stored}
@@ -51,6 +69,18 @@ def follow_checkpoint(config: RunConfig) -> RunConfig:
         )
     settled = dict(zip(FIELDS.values(), tiling, strict=True))
     return config.model_copy(update={"image": image.model_copy(update=settled)})
+
+
+def _read_record(config: RunConfig, storage: Storage) -> dict[str, Any] | None:
+    """The values of the run that has begun in this output, by attribute of Image; None for one of another model."""
+    try:
+        begun = parse_json(storage.read(RUN_FILE))["identity"]
+        if begun["model"]["source"] != identity(config)["model"]["source"]:
+            return None
+        tiling = Image.model_validate(begun["image"]).tiling
+    except (UserError, LookupError, TypeError, ValidationError):
+        return None
+    return dict(zip(FIELDS.values(), tiling, strict=True))
 
 
 def read_tiling(directory: Path, names: Collection[str] = tuple(FIELDS.values())) -> dict[str, Any]:

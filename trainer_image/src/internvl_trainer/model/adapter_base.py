@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT's own fields about the base model. PEFT warns about keys that it does not know, so the digest goes into the
 # mapping, where PEFT reads only the class and its module.
-_SOURCE, _MAPPING, _DIGEST = "base_model_name_or_path", "auto_mapping", "base_model_digest"
+_SOURCE, _REVISION, _MAPPING = "base_model_name_or_path", "revision", "auto_mapping"
+_DIGEST = "base_model_digest"
 _SAMPLED_ROW = 4096  # values of a tensor's first row
 _SAMPLED_VECTOR = 64
 _SHOWN = 12  # digits of a digest in messages
@@ -43,7 +44,10 @@ class AdapterBase:
         """The fields of adapter_config.json; `native` is the model that was adapted."""
         kind = type(native)
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__, _DIGEST: self.digest}
-        return {_SOURCE: _hub_name(self.source), _MAPPING: mapping}
+        name, revision = self.source, ""
+        if self.source.startswith("hf://"):  # PEFT finds a model of the Hub by its name; the revision has its own field
+            name, _, revision = self.source.removeprefix("hf://").partition("@")
+        return {_SOURCE: name, _REVISION: revision or None, _MAPPING: mapping}
 
 
 def identify_base(source: Source, address: str) -> AdapterBase:
@@ -117,8 +121,3 @@ def _sample(shard: Any, piece: Piece, architecture: Any) -> bytes:
         values = shard.get_slice(piece.entry.name)[:rows]
     values = values.flatten()[:_SAMPLED_ROW].to(torch.bfloat16)
     return bytes(values.view(torch.int16).numpy().tobytes())
-
-
-def _hub_name(source: str) -> str:
-    """The name under which PEFT finds the model: without hf://, which it does not know."""
-    return source.removeprefix("hf://")
