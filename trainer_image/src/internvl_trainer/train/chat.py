@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,8 @@ def chat_components(context: GroupContext, base: Path) -> Components:
 
 def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
     if config.method == "lora":
-        identify = partial(identify_base, open_checkpoint(base), config.model.source)
-        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, identify)
+        recorded = identify_base(open_checkpoint(base), config.model.source) if group.leads else None
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
     return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,17 @@ from internvl_trainer.retrieval.load import LoadedRetrievalModel
 
 
 def export_adapter(
-    engine: Any, model: Adaptable, directory: Path, group: Group, identify: Callable[[], AdapterBase]
+    engine: Any, model: Adaptable, directory: Path, group: Group, base: AdapterBase | None
 ) -> Iterator[Path]:
     """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it.
 
     Args:
-        identify: gives the base model that the adapter records; called on rank 0.
+        base: the model that the adapter records, on rank 0.
     """
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
-    save_adapter(model, directory, state, identify())
+    save_adapter(model, directory, state, base)
     if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
     yield from _files(directory)

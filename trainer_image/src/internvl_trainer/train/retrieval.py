@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 from internvl_api.run_config import RunConfig
@@ -130,6 +129,6 @@ def _validation(
 
 def _export(config: RunConfig, base: Path, loaded: LoadedRetrievalModel, group: Group) -> Export:
     if config.method == "lora":
-        identify = partial(identify_base, open_retrieval_checkpoint(base), config.model.source)
-        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, identify)
+        recorded = identify_base(open_retrieval_checkpoint(base), config.model.source) if group.leads else None
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
     return lambda engine, directory: export_retrieval_model(engine, loaded, base, directory, group)
