@@ -51,6 +51,7 @@ class LossWatch:
         self._window = max(_SHORTEST_WINDOW, min(_WINDOW, total_steps // 2))
         self._losses: deque[float] = deque(maxlen=self._window)
         self._low: tuple[float, int] | None = None
+        self._first_step = 0
         self._peak_rate = 0.0
         self.found: LossRise | None = None
 
@@ -59,13 +60,15 @@ class LossWatch:
         self._losses.append(row["loss"])
         self._peak_rate = max(self._peak_rate, row["learning_rate"])
         if self._low is None:  # the untouched model's: a rate that is too high ruins it before the first mean
-            self._low = max(row["loss"], _LEAST_FIRST), row["step"]
+            self._low = row["loss"], row["step"]
+            self._first_step = row["step"]
         if self.found is not None or len(self._losses) < self._window:
             return False
         mean, step = sum(self._losses) / self._window, row["step"]
         if mean < self._low[0]:
             self._low = mean, step
         low, low_step = self._low
-        if mean > _SMALLEST and (mean > _FACTOR * low or mean > low + _JUMP):
+        least = max(low, _LEAST_FIRST) if low_step == self._first_step else low
+        if mean > _SMALLEST and (mean > _FACTOR * least or mean > least + _JUMP):
             self.found = LossRise(step, low_step, low, mean, self._peak_rate, self._window)
         return self.found is not None
