@@ -49,6 +49,25 @@ TRAIN = {"name": "train", "state": "Running", "attempt": 1}
             ["Normal StageSucceeded"],
             id="a-stage-is-done",
         ),
+        pytest.param(
+            {"stages": [TRAIN]},
+            {"stages": [TRAIN | {"state": "Succeeded", "message": "LossRises: from 1 to 20"}]},
+            ["Normal StageSucceeded"],
+            id="a-stage-is-done-with-a-warning",
+        ),
+        pytest.param(
+            {"progress": {"step": 1}},
+            {"progress": {"step": 40, "warning": "LossRises: from 1 to 20"}},
+            ["Warning LossRises"],
+            id="training-warns",
+        ),
+        pytest.param(
+            {"progress": {"step": 40, "warning": "LossRises: from 1 to 20"}},
+            {"progress": {"step": 41, "warning": "LossRises: from 1 to 20"}},
+            [],
+            id="training-warned-before",
+        ),
+        pytest.param({}, {"progress": {"warning": "no reason: x"}}, [], id="a-warning-without-a-reason"),
         pytest.param({}, {"conditions": [condition("Stalled", "True", "BadRow")]}, ["Warning BadRow"], id="stalled"),
         pytest.param(
             {"conditions": [condition("Stalled", "True", "BadRow")]},

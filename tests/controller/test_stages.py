@@ -63,6 +63,19 @@ def test_status_says_what_each_stage_made_and_where_it_is_now() -> None:
     }
 
 
+def test_a_warning_of_training_stays_with_its_stage() -> None:
+    warning = "LossRises: the mean loss of 10 steps rose from 0.5 (up to step 10) to 5.75 (up to step 37)"
+    world = World()
+    world.pass_stage("preflight")
+    world.run("train")
+    world.end("train", 0, result("train", progress={"stage": "train", "step": 60, "warning": warning}))
+    world.pass_stage("publish")
+    assert world.status["phase"] == "Succeeded"
+    said = {entry["name"]: entry.get("message") for entry in world.status["stages"]}
+    assert said == {"preflight": None, "train": warning, "publish": None}
+    assert world.status["progress"]["warning"] == warning
+
+
 def test_figures_are_gauges_that_outlive_the_pods() -> None:
     world = World(**EVERYTHING)
     for stage in STAGES:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
+from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.distributed import Group
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import GroupContext, RunContext, open_context
@@ -41,4 +42,4 @@ def group_context(config: RunConfig, stage: StageName, group: Group, reporter: R
 
 def store_of(config: RunConfig) -> StageStore:
     """What the run's stages keep under spec.output."""
-    return context_of(config, "train").stages
+    return StageStore(config, open_storage(config.output, field="spec.output"))

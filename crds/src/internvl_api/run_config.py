@@ -43,6 +43,7 @@ class ResolvedModel(ApiModel):
         None, description="Conversation template; None: the one in the checkpoint's config.json"
     )
     drop_path_rate: float = 0.0
+    resize_embeddings: bool = False
 
 
 class RunConfig(ApiModel):

@@ -63,6 +63,9 @@ class Progress(_Reported):
     peak_memory_bytes: int | None = Field(
         None, description="Most memory that the reporting container used at a report, without the page cache"
     )
+    warning: Text | None = Field(
+        None, description="First warning of training, `Reason: message`; training goes on, and its result may be bad"
+    )
 
 
 class Heartbeat(_Reported):
@@ -103,7 +106,11 @@ class StageStatus(_Reported):
     started_at: Time | None = Field(None, description="When the first attempt started")
     finished_at: Time | None = Field(None, description="When the stage finished")
     reason: Word | None = Field(None, description="Why the last attempt ended before the stage was done, as one word")
-    message: Text | None = Field(None, description="Why the last attempt ended before the stage was done, in detail")
+    message: Text | None = Field(
+        None,
+        description="Why the last attempt ended before the stage was done, in detail; of a stage that is done, its "
+        "warning",
+    )
     artifacts: Artifacts = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
     attempts: list[AttemptStatus] | None = Field(
         None, max_length=ATTEMPTS_LISTED, description="The newest attempts that had a pod on a node, oldest first"

@@ -55,6 +55,16 @@ def test_a_file_is_downloaded_once(server: WebServer) -> None:
     assert len(server.downloads()) == 1
 
 
+def test_the_start_of_a_file_is_read_alone(server: WebServer) -> None:
+    assert sources.read_start(f"{server.url}/data", "rows.jsonl", 300, field=FIELD) == ROWS[:300]
+    assert [request.range for request in server.downloads()] == ["bytes=0-299"]
+    server.files["/data/short"] = b"abc"
+    assert sources.read_start(f"{server.url}/data", "short", 300, field=FIELD) == b"abc"
+    with pytest.raises(UserError) as absent:
+        sources.read_start(f"{server.url}/data", "none", 300, field=FIELD)
+    assert absent.value.reason == "NotFound"
+
+
 def test_a_changed_file_is_another_entry(server: WebServer) -> None:
     before = fetch(server)
     server.files["/data/rows.jsonl"] = b"changed"

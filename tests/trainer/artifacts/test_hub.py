@@ -33,7 +33,7 @@ try:
     name, arguments = json.loads(sys.argv[1])
     found = getattr(sys.modules[__name__], name, None) or getattr(sources, name)
     found = found(*arguments["positional"], **arguments["named"])
-    print(json.dumps({"found": found.decode() if isinstance(found, bytes) else str(found)}))
+    print(json.dumps({"found": found.decode("latin-1") if isinstance(found, bytes) else str(found)}))
 except FileNotFoundError as error:
     print(json.dumps({"absent": str(error)}))
 except UserError as error:
@@ -62,7 +62,9 @@ class Client:
         }
         self._env.pop("HF_TOKEN", None)
 
-    def __call__(self, function: str, *positional: str, token: str | None = None, **named: object) -> dict[str, str]:
+    def __call__(
+        self, function: str, *positional: str | int, token: str | None = None, **named: object
+    ) -> dict[str, str]:
         call = json.dumps([function, {"positional": positional, "named": named}])
         env = self._env if token is None else {**self._env, "HF_TOKEN": token}
         done = subprocess.run([sys.executable, "-c", _CLIENT, call], env=env, capture_output=True, text=True)
@@ -97,6 +99,15 @@ def test_a_repository_comes_without_pickles_and_only_once(hub: HubStandIn, clien
         "/api/models/team/tiny/revision/main",
         f"/api/models/team/tiny/tree/{COMMIT}",
     ]
+
+
+def test_the_start_of_a_file_is_read_alone(hub: HubStandIn, client: Client) -> None:
+    arguments = (URI, "model.safetensors", 100)
+    assert client("read_start", *arguments, field="spec.model.source")["found"] == WEIGHTS[:100].decode("latin-1")
+    assert [request.range for request in hub.requests if "resolve" in request.path] == ["bytes=0-99"]
+    hub.token = "hf_secret"
+    assert client("read_start", *arguments, field="spec.model.source")["reason"] == "AccessDenied"
+    assert "found" in client("read_start", *arguments, field="spec.model.source", token=hub.token)
 
 
 def test_a_commit_that_is_cached_costs_the_list_of_its_digests(hub: HubStandIn, client: Client) -> None:

@@ -32,6 +32,15 @@ def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
     ]
 
 
+def test_the_start_of_a_file_is_read_alone(storage: Storage) -> None:
+    storage.write("a/file", b"0123456789")
+    assert storage.read_start("a/file", 4) == b"0123"
+    assert storage.read_start("a/file", 40) == b"0123456789"
+    with pytest.raises(UserError) as absent:
+        storage.read_start("a/none", 4)
+    assert absent.value.reason == "NotFound"
+
+
 def test_writing_again_replaces_and_changes_the_etag(storage: Storage) -> None:
     storage.write("key", b"one")
     before = storage.stat("key")

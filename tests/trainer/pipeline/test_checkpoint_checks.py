@@ -144,7 +144,8 @@ def test_preflight_refuses_the_template_of_another_family(model: Path) -> None:
 def test_a_run_that_cuts_pictures_otherwise_than_its_model_is_warned(
     model: Path, key: str, value: object, field: str, own: str
 ) -> None:
-    config = make_config("/out", model={"source": str(model)})
+    image = {"maxDynamicPatch": 6, "minDynamicPatch": 1, "thumbnail": True, "dynamic": True}
+    config = make_config("/out", model={"source": str(model)}, image=image)
     stored = json.loads((model / "config.json").read_text())
     same = {"max_dynamic_patch": 6, "min_dynamic_patch": 1, "use_thumbnail": True, "dynamic_image_size": True}
     (model / "config.json").write_text(json.dumps(stored | same))

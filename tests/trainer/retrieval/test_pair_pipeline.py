@@ -14,7 +14,7 @@ import yaml
 from closeness import assert_close
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_trainer.model.trained_weights import load_trained
-from internvl_trainer.retrieval.load import load_retrieval_model
+from internvl_trainer.retrieval.load import load_retrieval_model, open_retrieval_checkpoint
 from ivft_cluster.paths import CHECKOUT
 from ivft_demo.checkpoint import write_retrieval_checkpoint
 from ivft_demo.photographs import write_dataset
@@ -80,7 +80,7 @@ def test_a_lora_is_trained_measured_merged_and_published(tmp_path: Path) -> None
     artifacts = tmp_path / "runs/quickstart-retrieval/artifacts"
     adapted = load_retrieval_model(tmp_path / "model", dtype=torch.float32, image_size=84).model
     base = load_retrieval_model(tmp_path / "model", dtype=torch.float32, image_size=84).model
-    load_trained(adapted, artifacts / "adapter")
+    load_trained(adapted, artifacts / "adapter", open_retrieval_checkpoint(tmp_path / "model"))
     merged = load_retrieval_model(artifacts / "model", dtype=torch.float32).model
     pixels = torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -13,6 +13,7 @@ from internvl_api.status import StageName, StageResult
 from internvl_trainer.artifacts.cache import ENV_NAMESPACE
 from internvl_trainer.artifacts.checked_connection import permit_private_addresses
 from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.data.checkpoint_tiling import follow_checkpoint
 from internvl_trainer.distributed import Group, Rendezvous, join_group
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.metrics import Reporter
@@ -95,8 +96,9 @@ class GroupContext(RunContext):
 
 
 def open_context(stage: StageName, config: RunConfig, reporter: Reporter) -> RunContext:
-    """The context of a stage. Raises UserError when spec.output cannot be opened."""
+    """The context of a stage. Raises UserError when spec.output or the model's config.json cannot be read."""
     os.environ[ENV_NAMESPACE] = config.job.rpartition("/")[0]
     if config.allow_private_addresses is not None:
         permit_private_addresses(config.allow_private_addresses)
-    return RunContext(stage, config, open_storage(config.output, field="spec.output"), reporter)
+    storage = open_storage(config.output, field="spec.output")
+    return RunContext(stage, follow_checkpoint(config, storage), storage, reporter)

@@ -98,7 +98,7 @@ def setup_of(config: RunConfig) -> Setup | None:
         global_batch=training.global_batch_size,
         micro_batch=training.micro_batch_size,
         max_seq_length=training.max_seq_length,
-        max_tiles=_max_tiles(config),
+        max_tiles=_max_tiles(config, model),
         tile_size=config.image.tile_size or model.tile_size,
         element_bytes=2 if config.precision == "bf16" else 4,
         gradient_checkpointing=training.gradient_checkpointing,
@@ -113,13 +113,14 @@ def setup_of(config: RunConfig) -> Setup | None:
     )
 
 
-def _max_tiles(config: RunConfig) -> int:
-    image = config.image
-    if not image.dynamic:
+def _max_tiles(config: RunConfig, model: CatalogueModel) -> int:
+    """Tiles of one image; what the run takes from its checkpoint is estimated with the catalogue's value."""
+    tiling = config.image.tiling
+    if not tiling.dynamic:
         return 1
     own = [dataset.max_dynamic_patch for dataset in config.data.train.values() if dataset.max_dynamic_patch]
-    tiles = max([image.max_dynamic_patch, *own])
-    return tiles + 1 if image.thumbnail and tiles > 1 else tiles
+    tiles = max([config.image.max_dynamic_patch or model.max_dynamic_patch, *own])
+    return tiles + 1 if tiling.thumbnail and tiles > 1 else tiles
 
 
 def _zero_settings(overrides: Mapping[str, Any]) -> ZeroSettings:

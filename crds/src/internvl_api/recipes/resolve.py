@@ -45,7 +45,12 @@ def _model(model: Model) -> ResolvedModel:
     template = model.template or (entry.template if entry else None)
     kind: ModelKind = "retrieval" if model.name in RETRIEVAL_MODELS else "chat"
     return ResolvedModel(
-        name=model.name, kind=kind, source=source, template=template, drop_path_rate=model.drop_path_rate
+        name=model.name,
+        kind=kind,
+        source=source,
+        template=template,
+        drop_path_rate=model.drop_path_rate,
+        resize_embeddings=model.resize_embeddings,
     )
 
 

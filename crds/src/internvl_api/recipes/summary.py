@@ -77,7 +77,7 @@ def _recipe_line(name: str) -> RecipeLine:
         learning_rate=training.learning_rate,
         lora_rank=config.lora.language_rank if config.method == "lora" else 0,
         max_seq_length=training.max_seq_length,
-        max_dynamic_patch=config.image.max_dynamic_patch,
+        max_dynamic_patch=config.image.tiling.max_tiles,
     )
 
 

@@ -10,16 +10,16 @@ from pydantic import Field, field_validator
 
 from internvl_api.spec.data import Data, Dataset
 from internvl_api.spec.evaluation import Evaluation
-from internvl_api.spec.model import Freeze, Image, Lora, Model
+from internvl_api.spec.model import USUAL_TILING, Freeze, Image, Lora, Model, Tiling
 from internvl_api.spec.pods import PodTemplate, RunPolicy, Scheduling, Secrets
 from internvl_api.spec.publish import Hub, Merge, Publish
 from internvl_api.spec.training import Checkpoint, Method, Packing, Precision, Retrieval, Training
 from internvl_api.types import ApiModel
 
 __all__ = [
-    "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image", "InternVLFineTuneSpec",
-    "Lora", "Merge", "Method", "Model", "Packing", "PodTemplate", "Precision", "Publish", "Retrieval", "RunPolicy",
-    "Scheduling", "Secrets", "Training",
+    "RECIPE_SECTIONS", "USUAL_TILING", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image",
+    "InternVLFineTuneSpec", "Lora", "Merge", "Method", "Model", "Packing", "PodTemplate", "Precision", "Publish",
+    "Retrieval", "RunPolicy", "Scheduling", "Secrets", "Tiling", "Training",
 ]  # fmt: skip
 
 OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"

@@ -1,6 +1,6 @@
 """The sections of a spec about the model: `model`, `image`, `lora`, and `training.freeze`."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,6 +29,24 @@ class Model(ApiModel):
     drop_path_rate: float = Field(
         0.0, ge=0.0, lt=1.0, description="Stochastic depth rate of the vision tower during training"
     )
+    resize_embeddings: bool = Field(
+        False,
+        description="Give the language model's embeddings a row for every token of an extended tokenizer: the mean of "
+        "the rows that are there. Needs method full and a language model that trains",
+    )
+
+
+class Tiling(NamedTuple):
+    """How an image becomes tiles: split by its aspect ratio or not, into how many, and with a thumbnail or not."""
+
+    dynamic: bool
+    min_tiles: int
+    max_tiles: int
+    thumbnail: bool
+
+
+USUAL_TILING = Tiling(dynamic=True, min_tiles=1, max_tiles=12, thumbnail=True)
+"""Of a checkpoint that does not say."""
 
 
 class Image(ApiModel):
@@ -37,12 +55,26 @@ class Image(ApiModel):
     tile_size: int | None = Field(
         None, ge=14, le=1024, description="Side of a tile in pixels; default: the checkpoint's"
     )
-    dynamic: bool = Field(True, description="Split an image into tiles by its aspect ratio; false: one tile an image")
-    min_dynamic_patch: int = Field(1, ge=1, le=64, description="Minimum number of tiles of an image")
-    max_dynamic_patch: int = Field(
-        12, ge=1, le=64, description="Maximum number of tiles of an image, the thumbnail not counted"
+    dynamic: bool | None = Field(
+        None,
+        description="Split an image into tiles by its aspect ratio; false: one tile an image; default: as the "
+        "checkpoint's config.json says, else true",
     )
-    thumbnail: bool = Field(True, description="Add the whole image as one more tile when it has several tiles")
+    min_dynamic_patch: int | None = Field(
+        None, ge=1, le=64, description="Minimum number of tiles of an image; default: the checkpoint's, else 1"
+    )
+    max_dynamic_patch: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Maximum number of tiles of an image, the thumbnail not counted; default: the checkpoint's, else "
+        "the catalogue's, else 12",
+    )
+    thumbnail: bool | None = Field(
+        None,
+        description="Add the whole image as one more tile when it has several tiles; default: as the checkpoint's "
+        "config.json says, else true",
+    )
     exif: Literal["ignore", "apply"] = Field(
         "ignore",
         description="What to do with the EXIF orientation of a picture: ignore it, as upstream does, or turn the "
@@ -54,6 +86,17 @@ class Image(ApiModel):
         "data.compat: upstream do",
     )
     video_frames: int = Field(8, ge=1, le=512, description="Number of frames sampled from a video, one tile each")
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images are cut, with USUAL_TILING where neither the spec nor, in the trainer, the checkpoint says."""
+        usual = USUAL_TILING
+        return Tiling(
+            dynamic=usual.dynamic if self.dynamic is None else self.dynamic,
+            min_tiles=self.min_dynamic_patch or usual.min_tiles,
+            max_tiles=self.max_dynamic_patch or usual.max_tiles,
+            thumbnail=usual.thumbnail if self.thumbnail is None else self.thumbnail,
+        )
 
 
 class Freeze(ApiModel):

@@ -118,7 +118,7 @@ def bad_rows(data: Data) -> Values | None:
 def tile_bounds(image: Image) -> Values | None:
     """The bounds of the number of tiles are in order."""
     least, most = image.min_dynamic_patch, image.max_dynamic_patch
-    return {"least": least, "most": most} if least > most else None
+    return {"least": least, "most": most} if least is not None and most is not None and least > most else None
 
 
 @rule(
@@ -243,6 +243,7 @@ RULES = (
 def python_only(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Violations that no rule of the CRD finds: they depend on the recipe, or exceed what CEL may cost."""
     yield from _quantize(spec)
+    yield from _resize(spec)
     yield from _source(spec)
     yield from _nothing_trains(spec)
     yield from _addresses(spec)
@@ -270,6 +271,19 @@ def _quantize(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     for text, is_wrong in wrong.items():
         if is_wrong:
             yield Violation("spec.lora.quantize", f"found {found} with {text}", "QuantizeNotPossible")
+
+
+def _resize(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """New rows of embeddings that would not learn."""
+    if not spec.model.resize_embeddings or spec.model.name in RETRIEVAL_MODELS:
+        return
+    field, reason = "spec.model.resizeEmbeddings", "ResizeNotPossible"
+    if spec.method != "full":
+        text = f"found true with method {spec.method}, which trains no embeddings; set method to full"
+        yield Violation(field, text, reason)
+    elif spec.training.freeze.language:
+        text = "found true with training.freeze.language true, so the new rows would not learn; set that to false"
+        yield Violation(field, text, reason)
 
 
 def _source(spec: InternVLFineTuneSpec) -> Iterator[Violation]:

@@ -95,6 +95,9 @@ def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     what = f"{spec.model.name} is a retrieval model"
     if spec.model.template is not None:
         yield _wrong("spec.model.template", f"found {spec.model.template}; {what} without conversations, remove it")
+    if spec.model.resize_embeddings:
+        text = f"found true; {what}, whose tokenizer belongs to its weights; remove it"
+        yield _wrong("spec.model.resizeEmbeddings", text)
     if training.freeze != Freeze():
         text = f"found settings; {what}, remove them and choose what trains by method (full, lora or head)"
         yield _wrong("spec.training.freeze", text)

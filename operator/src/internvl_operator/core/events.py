@@ -1,5 +1,6 @@
 """Kubernetes Events for the change from one status to the next."""
 
+import re
 from collections.abc import Iterator
 
 from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
@@ -8,6 +9,8 @@ from internvl_operator.core.conditions import note_of_change
 from internvl_operator.core.plan import Event
 from internvl_operator.core.policies import bad_nodes
 from internvl_operator.core.stages import ending
+
+_REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,127}")
 
 
 def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> tuple[Event, ...]:
@@ -26,6 +29,11 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
         yield Event("Warning", "SpecChangeIgnored", note)
     for node in sorted({*bad_nodes.avoided(new)} - {*bad_nodes.avoided(old)}):
         yield Event("Warning", "NodeAvoided", f"node {node} failed twice under this run; its next attempts avoid it")
+    warning = new.progress.warning if new.progress else None
+    if warning and (old.progress is None or old.progress.warning != warning):
+        reason, _, message = warning.partition(": ")
+        if _REASON.fullmatch(reason):  # a pod may send anything; status has its words
+            yield Event("Warning", reason, message)
     told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
     if tells and tells.status == "False" and (told is None or told.message != tells.message):
         yield Event("Warning", tells.reason, tells.message)
@@ -42,7 +50,8 @@ def _stage_events(old: StageStatus, new: StageStatus, told: set[str]) -> Iterato
     """`told`: reasons of which the run's own events tell already."""
     if new.attempt != old.attempt and new.attempt:
         yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
-    if new.message and (new.reason, new.message) != (old.reason, old.message) and new.reason not in told:
+    is_news = (new.reason, new.message) != (old.reason, old.message) and new.reason not in told
+    if new.message and new.state != "Succeeded" and is_news:
         yield Event("Warning", "AttemptEnded", f"{new.name}: {ending(new)}")
     if new.state == "Succeeded" and old.state != "Succeeded":
         yield Event("Normal", "StageSucceeded", f"{new.name} succeeded")

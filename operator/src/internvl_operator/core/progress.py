@@ -95,6 +95,8 @@ def _take(context: ReconcileContext, progress: Progress | None, checkpoint: Chec
         old = status.progress or Progress()
         # Later stages report no steps: keep the figures of training.
         news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
+        if progress.stage == "train":  # a run that starts again has no warning yet
+            news["warning"] = progress.warning
         status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):
             status.progress_at = context.timestamp()

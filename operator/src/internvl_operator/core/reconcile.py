@@ -263,6 +263,8 @@ def _suspend(context: ReconcileContext, stage: Stage, note: str = "") -> None:
 def _succeed(context: ReconcileContext, stage: Stage) -> None:
     entry = context.entry(stage)
     entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
+    if stage.name == "train" and context.status.progress:
+        entry.message = context.status.progress.warning
     entry.attempt = context.status.attempt
     context.status.failures, context.status.infrastructure_failures, context.status.retry_at = 0, 0, None
     progress.between_workers(context)

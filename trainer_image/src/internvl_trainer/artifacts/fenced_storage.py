@@ -36,6 +36,9 @@ class FencedStorage:
     def read(self, key: str) -> bytes:
         return self._storage.read(key)
 
+    def read_start(self, key: str, length: int) -> bytes:
+        return self._storage.read_start(key, length)
+
     def read_tagged(self, key: str) -> Tagged | None:
         return self._storage.read_tagged(key)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from internvl_api.address import IDENTIFIED
 from internvl_api.run_config import RunConfig
+from internvl_api.spec import USUAL_TILING, Image
 from internvl_api.status import StageName
 from internvl_api.types import ApiModel
 
@@ -25,6 +26,17 @@ def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=without, context=IDENTIFIED)
 
 
+def _dump_image(image: Image) -> dict[str, Any]:
+    """The section without the usual tiling, which was its default once: runs of that time are recognised."""
+    usual = Image(
+        dynamic=USUAL_TILING.dynamic,
+        min_dynamic_patch=USUAL_TILING.min_tiles,
+        max_dynamic_patch=USUAL_TILING.max_tiles,
+        thumbnail=USUAL_TILING.thumbnail,
+    ).to_dict()
+    return {name: value for name, value in _dump(image).items() if value != usual.get(name)}
+
+
 def _without_effect(config: RunConfig) -> set[str]:
     """The contrastive loss compares the rows of one micro batch, so a retrieval model's micro batch has an effect."""
     return _WITHOUT_EFFECT - ({"micro_batch_size"} if config.model.kind == "retrieval" else set())
@@ -38,7 +50,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     document = {
         "model": _dump(config.model, {"name"}),
         "data": _dump(config.data, {"validation", "validation_meta"}),
-        "image": _dump(config.image),
+        "image": _dump_image(config.image),
         "method": config.method,
         "training": _dump(config.training, _without_effect(config)),
     }

@@ -89,6 +89,23 @@ class HttpsSource:
         except HTTPError as error:
             raise self._lost(key, error) from error
 
+    def read_start(self, key: str, length: int) -> bytes:
+        """The first `length` bytes of a file, also from a server that knows no ranges."""
+
+        def get() -> bytes:
+            response = self._get(key, {"Range": f"bytes=0-{length - 1}"})
+            try:
+                if response.status not in (200, 206):
+                    raise self._failure(key, response.status)
+                return response.read(length)
+            finally:
+                response.close()
+
+        try:
+            return _retrying()(get)
+        except HTTPError as error:
+            raise self._lost(key, error) from error
+
     def download(self, key: str, path: Path) -> None:
         """Stream to `path`, continuing a partial download of the same version."""
         file = self.stat(key)

@@ -97,6 +97,31 @@ def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: P
     shutil.rmtree(arriving, ignore_errors=True)
 
 
+def read_start(repo: Repository, commit: str, path: str, length: int) -> bytes:
+    """The first `length` bytes of a file."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its __init__ has no __all__
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = hf_hub_url(repo.name, path, revision=commit, repo_type=repo.kind, endpoint=os.environ.get("HF_ENDPOINT"))
+    wanted = {"Range": f"bytes=0-{length - 1}", "Accept-Encoding": "identity"}
+
+    def get() -> bytes:
+        start = b""
+        with get_session().stream("GET", url, headers={**build_hf_headers(), **wanted}, timeout=60) as response:
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes():
+                start += chunk
+                if len(start) >= length:
+                    break
+        return start[:length]
+
+    return _ask(repo, get)
+
+
 def has_files(repo: Repository, commit: str, folder: Path) -> bool:
     """Whether every file in `folder`, but hidden ones, is one of the commit with the Hub's digest.
 

@@ -77,6 +77,15 @@ class S3Storage:
 
         return self._call(key, get)
 
+    def read_start(self, key: str, length: int) -> bytes:
+        where = {"Bucket": self._bucket, "Key": self._key(key), "Range": f"bytes=0-{length - 1}"}
+
+        def get(client: Any) -> bytes:
+            body: bytes = client.get_object(**where)["Body"].read(length)
+            return body
+
+        return self._call(key, get)
+
     def download(self, key: str, path: Path) -> None:
         origin = self._bucket, self._key(key), str(path)
         self._call(key, lambda client: client.download_file(*origin, Config=_TRANSFER))

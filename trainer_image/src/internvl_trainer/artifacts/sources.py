@@ -49,6 +49,15 @@ def list_sizes(uri: str, *, field: str) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if not is_unused(name)}
 
 
+def read_start(uri: str, name: str, length: int, *, field: str) -> bytes:
+    """The first `length` bytes of a file under a checkpoint URI, fewer of a shorter one."""
+    uri = Address(uri)
+    if uri.startswith("hf://"):
+        repo = hub.repository(uri, field=field)
+        return hub.read_start(repo, _commit(repo), name, length)
+    return _open(uri, field).read_start(name, length)
+
+
 def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -> dict[str, str]:
     """The wanted files of a checkpoint URI: relative name to a text that changes with the content.
 

@@ -84,6 +84,10 @@ class Storage(Protocol):
         """The whole of a small file."""
         ...
 
+    def read_start(self, key: str, length: int) -> bytes:
+        """The first `length` bytes of a file, fewer of a shorter one."""
+        ...
+
     def download(self, key: str, path: Path) -> None:
         """Stream a file to `path`, whose folder exists."""
         ...
@@ -224,6 +228,13 @@ class FolderStorage:
     def read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()
+        except OSError as error:
+            raise self._failure(error, key) from error
+
+    def read_start(self, key: str, length: int) -> bytes:
+        try:
+            with self._path(key).open("rb") as file:
+                return file.read(length)
         except OSError as error:
             raise self._failure(error, key) from error
 

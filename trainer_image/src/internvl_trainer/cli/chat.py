@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from internvl_api.spec import Image
 
 from internvl_trainer.cli.options import add_picture_arguments, count
+from internvl_trainer.data.checkpoint_tiling import tiling_of
 from internvl_trainer.data.pictures import DEFAULT, Decoding, ImageProblem, decode_with_notes
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
 from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
@@ -39,7 +41,6 @@ the model's config.json says. <image> in a question places a picture; without it
 
 exit codes: 0 answered   65 the model or a picture cannot be used
 """
-_MAX_TILES = 12  # when config.json does not say; the model cards' number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,22 +131,18 @@ class Conversation:
 
 def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
     """(n, 3, S, S) uint8 tiles of a picture, cut as the model's config.json says."""
-    config = loaded.upstream_config or {}
-    if not config.get("dynamic_image_size", True):
+    tiling = Image(**tiling_of(loaded.upstream_config or {}, "config.json")).tiling
+    if not tiling.dynamic:
         return stack_tiles([fit_tile(image, loaded.image_size)])
-    return cut_tiles(
-        image,
-        loaded.image_size,
-        config.get("min_dynamic_patch", 1),
-        max_tiles or config.get("max_dynamic_patch", _MAX_TILES),
-        thumbnail=config.get("use_thumbnail", True),
-    )
+    most = max_tiles or tiling.max_tiles
+    return cut_tiles(image, loaded.image_size, min(tiling.min_tiles, most), most, thumbnail=tiling.thumbnail)
 
 
 def _load(options: argparse.Namespace) -> LoadedModel:
     """The model, on a GPU in bf16 where there is one, else on the CPU in fp32."""
     import torch
 
+    from internvl_trainer.model.checkpoint_source import open_checkpoint
     from internvl_trainer.model.load import load_chat_model
     from internvl_trainer.model.tokenizer import check_template
     from internvl_trainer.model.trained_weights import load_trained
@@ -154,7 +151,7 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     loaded = load_chat_model(options.model, dtype=dtype)
     check_template(loaded.tokenizer, options.template or loaded.template, "--template")
     if options.adapter is not None:
-        load_trained(loaded.model, options.adapter)
+        load_trained(loaded.model, options.adapter, open_checkpoint(options.model))
     loaded.model.to(device).eval()
     return loaded
 

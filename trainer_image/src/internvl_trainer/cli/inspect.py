@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from internvl_api.constants import ExitCode
+from internvl_api.spec import Image
 from internvl_api.types import DataFormat
 from rich.console import Console
 from rich.text import Text
 
 from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.cli.options import add_picture_arguments
+from internvl_trainer.data.checkpoint_tiling import read_tiling
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.formats.open_source import Opened, open_source
@@ -72,9 +74,11 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
     )
-    parser.add_argument("--min-tiles", type=int, default=1, metavar="N", help="tiles of an image at least (default: 1)")
     parser.add_argument(
-        "--max-tiles", type=int, default=12, metavar="N", help="tiles of an image at most (default: 12)"
+        "--min-tiles", type=int, metavar="N", help="tiles of an image at least; default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--max-tiles", type=int, metavar="N", help="tiles of an image at most; default: the checkpoint's"
     )
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
@@ -141,14 +145,15 @@ def load_subject(args: argparse.Namespace) -> Subject:
         loaded.model.eval()
     architecture = describe_checkpoint(args.model)
     image_size = args.image_size or architecture.image_size
+    tiling = Image(**read_tiling(args.model)).tiling
     settings = SampleSettings(
         template=args.template or architecture.template,
         image_size=image_size,
         context_tokens=count_context_tokens(image_size, architecture.patch_size, architecture.downsample_ratio),
-        dynamic_tiles=not args.no_tiling,
-        min_tiles=args.min_tiles,
-        max_tiles=args.max_tiles,
-        thumbnail=not args.no_thumbnail,
+        dynamic_tiles=tiling.dynamic and not args.no_tiling,
+        min_tiles=args.min_tiles or min(tiling.min_tiles, args.max_tiles or tiling.min_tiles),
+        max_tiles=args.max_tiles or max(tiling.max_tiles, args.min_tiles or 1),
+        thumbnail=tiling.thumbnail and not args.no_thumbnail,
         min_frames=args.video_frames,
         max_frames=args.video_frames,
         frame_sampling="middle",

@@ -11,6 +11,7 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.output_layout import MODEL_CARD
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.cli.options import CommandError, add_config, load_config, on_chosen_device
+from internvl_trainer.data.checkpoint_tiling import follow_checkpoint
 from internvl_trainer.distributed import prepare_environment
 from internvl_trainer.stage_store import StageStore
 
@@ -50,7 +51,8 @@ def write_report(config: RunConfig, target: Path) -> list[Path]:
     from internvl_trainer.report.build import build_report  # after prepare_environment: matplotlib reads its settings
     from internvl_trainer.report.model_card import model_card
 
-    stages = StageStore(config, open_storage(config.output, field="output"))
+    storage = open_storage(config.output, field="output")
+    stages = StageStore(follow_checkpoint(config, storage), storage)
     stages.check_output()
     try:
         paths = build_report(stages, target)

@@ -114,15 +114,15 @@ def _described(
 
 def sample_settings(config: RunConfig, *, template: str, image_size: int, context_tokens: int) -> SampleSettings:
     """Settings from the spec; the arguments are the checkpoint's, for what the spec leaves open."""
-    image = config.image
+    image, tiling = config.image, config.image.tiling
     return SampleSettings(
         template=config.model.template or template,
         image_size=image_size,
         context_tokens=context_tokens,
-        dynamic_tiles=image.dynamic,
-        min_tiles=image.min_dynamic_patch,
-        max_tiles=image.max_dynamic_patch,
-        thumbnail=image.thumbnail,
+        dynamic_tiles=tiling.dynamic,
+        min_tiles=tiling.min_tiles,
+        max_tiles=tiling.max_tiles,
+        thumbnail=tiling.thumbnail,
         min_frames=image.video_frames,
         max_frames=image.video_frames,
         max_length=config.training.max_seq_length,

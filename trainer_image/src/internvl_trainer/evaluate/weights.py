@@ -11,9 +11,10 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.manifest import Manifest
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.model.base_identity import check_base
+from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.trained_weights import load_trained
-from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model, open_retrieval_checkpoint
 from internvl_trainer.run_context import GroupContext, RunContext
 
 
@@ -50,12 +51,16 @@ def load_evaluated(context: GroupContext, trained: Manifest | None) -> Evaluated
             check_base(config, trained.extra["base"])
         evaluated = _load(config, fetch_directory(config.model.source, field="spec.model.source"))
         if trained is not None:
-            load_trained(evaluated.loaded.model, fetch_directory(made, field="spec.output"))
+            open_base = open_retrieval_checkpoint if config.model.kind == "retrieval" else open_checkpoint
+            base = open_base(evaluated.directory)
+            load_trained(evaluated.loaded.model, fetch_directory(made, field="spec.output"), base)
     evaluated.loaded.model.to(group.device).eval()
     return evaluated
 
 
 def _load(config: RunConfig, directory: Path) -> Evaluated:
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    load = load_retrieval_model if config.model.kind == "retrieval" else load_chat_model
-    return Evaluated(load(directory, dtype=dtype, image_size=config.image.tile_size), directory)
+    dtype, size = torch.bfloat16 if config.precision == "bf16" else torch.float32, config.image.tile_size
+    if config.model.kind == "retrieval":
+        return Evaluated(load_retrieval_model(directory, dtype=dtype, image_size=size), directory)
+    resize = config.model.resize_embeddings
+    return Evaluated(load_chat_model(directory, dtype=dtype, image_size=size, resize_embeddings=resize), directory)

@@ -13,12 +13,13 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from .adapter_base import ADAPTER_CONFIG, AdapterBase
 from .adapters import ADAPTER, Adaptable, add_lora, fused_projections, lora_layers, name_prefix
 from .checkpoint_format import Architecture
 from .checkpoint_format.files import CheckpointError, StoredTensors
 from .checkpoint_format.tensors import match_native
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", ADAPTER_CONFIG
 _PREFIX = "base_model.model."  # PEFT's prefix of the wrapped model's names
 _MAGNITUDE = ".lora_magnitude_vector"
 
@@ -45,14 +46,20 @@ def adapter_state_dict(model: Adaptable, state: Mapping[str, torch.Tensor] | Non
     return tensors
 
 
-def save_adapter(model: Adaptable, directory: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json in PEFT's format."""
+def save_adapter(
+    model: Adaptable,
+    directory: str | Path,
+    state: Mapping[str, torch.Tensor] | None = None,
+    base: AdapterBase | None = None,
+) -> None:
+    """Write adapter_model.safetensors and adapter_config.json in PEFT's format; the latter records `base`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state_dict(model, state), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.native.peft_config[ADAPTER].to_dict()
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (directory / CONFIG_FILE).write_text(json.dumps({**plain, "inference_mode": True}, indent=2, sort_keys=True) + "\n")
+    plain |= {"inference_mode": True, **(base.in_config(model.native) if base else {})}
+    (directory / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = False) -> None:

@@ -36,7 +36,11 @@ def check_base(config: RunConfig, recorded: Mapping[str, Any]) -> None:
     Args:
         recorded: `extra["base"]` of the train stage's manifest.
     """
-    found = describe_base(config)
+    compare_bases(recorded, describe_base(config))
+
+
+def compare_bases(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises UserError BaseModelChanged unless two results of describe_base are equal."""
     if found["digest"] == recorded["digest"]:
         return
     before, now = recorded["files"], found["files"]
@@ -46,7 +50,7 @@ def check_base(config: RunConfig, recorded: Mapping[str, Any]) -> None:
         "BaseModelChanged",
         f"the base model is not the one that was trained on: its digest is {found['digest']}, at training it was "
         f"{recorded['digest']} ({name} {what}); put the old files back, or train again with another output",
-        config.model.source,
+        found["source"],
     )
 
 

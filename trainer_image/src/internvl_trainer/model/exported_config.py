@@ -44,22 +44,27 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def trained_config(upstream: Mapping[str, Any], config: RunConfig, *, template: str, image_size: int) -> dict[str, Any]:
+def trained_config(
+    upstream: Mapping[str, Any], config: RunConfig, *, template: str, image_size: int, vocabulary: int | None = None
+) -> dict[str, Any]:
     """The base model's config.json with the tiles and the template of this run, for inference to use the same.
 
     Args:
         template, image_size: the checkpoint's own, used where the run sets none.
+        vocabulary: rows of the embeddings, where the run may have added some.
     """
-    size = config.image.tile_size or image_size
+    rows = {} if vocabulary is None else {"llm_config": {**upstream["llm_config"], "vocab_size": vocabulary}}
+    size, tiling = config.image.tile_size or image_size, config.image.tiling
     return {
         **upstream,
         "template": config.model.template or template,
         "force_image_size": size,
         "vision_config": {**upstream["vision_config"], "image_size": size},
-        "dynamic_image_size": config.image.dynamic,
-        "min_dynamic_patch": config.image.min_dynamic_patch,
-        "max_dynamic_patch": config.image.max_dynamic_patch,
-        "use_thumbnail": config.image.thumbnail,
+        "dynamic_image_size": tiling.dynamic,
+        "min_dynamic_patch": tiling.min_tiles,
+        "max_dynamic_patch": tiling.max_tiles,
+        "use_thumbnail": tiling.thumbnail,
+        **rows,
     }
 
 

@@ -18,6 +18,7 @@ from .checkpoint_format import Architecture
 from .checkpoint_source import open_checkpoint
 from .parameters import empty_parameters, fill_parameters
 from .tokenizer import CONTEXT_TOKEN, load_tokenizer
+from .vocabulary import grow_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,11 @@ class LoadedModel:
         return self.architecture.image_size
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the language model's embeddings."""
+        return int(self.model.native.config.text_config.vocab_size)
+
+    @property
     def context_tokens(self) -> int:
         """`<IMG_CONTEXT>` tokens for one tile."""
         return self.architecture.context_tokens
@@ -71,6 +77,7 @@ def load_chat_model(
     drop_path_rate: float = 0.0,
     pixel_shuffle_version: str | None = None,
     select_layer: int | None = None,
+    resize_embeddings: bool = False,
     zero3_config: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """The model of a directory in upstream's format (model_type internvl_chat) or transformers' (internvl).
@@ -79,6 +86,7 @@ def load_chat_model(
         attn_implementation: None uses flash_attention_2 where it is available, else sdpa.
         image_size: pixels of a tile's side; another size than the checkpoint's resizes the position embeddings.
         pixel_shuffle_version, select_layer: override the checkpoint's config.
+        resize_embeddings: give the language model's embeddings a row for every id of the tokenizer.
         zero3_config: the DeepSpeed config with zero_optimization.stage 3; None otherwise. After
             deepspeed.init_distributed(), parameters are partitioned when they are made and filled one by one from
             rank 0, so no process holds the whole model.
@@ -96,13 +104,15 @@ def load_chat_model(
     }
     architecture = replace(source.architecture, **{key: value for key, value in changes.items() if value is not None})
     config: Any = settle_config(source.config, architecture, tokenizer, dtype)
+    if resize_embeddings:
+        grow_vocabulary(config, tokenizer)
     attention = attn_implementation or choose_attention()
     config._attn_implementation = attention
     logger.info("attention implementation: %s", attention)
 
     with empty_parameters(zero3_config, dtype):
         native = InternVLForConditionalGeneration(config)
-    fill_parameters(native, source, dtype, partitioned=zero3_config is not None)
+    fill_parameters(native, source, dtype, partitioned=zero3_config is not None, grows=resize_embeddings)
     model = ChatModel(native, architecture)
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from .checkpoint_format.files import CheckpointError, TensorEntry, read_tensors, shape_tensors
 from .checkpoint_format.tensors import UnknownTensor, match_native
 from .checkpoint_source import Source
+from .vocabulary import can_grow, grow_rows
 
 POSITION_EMBEDDINGS = "vision_tower.embeddings.position_embeddings"
 """End of the native name of the tensor that depends on the tile size."""
@@ -44,24 +45,29 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
     return deepspeed.zero.Init(config_dict_or_path={**zero3_config, **precision})
 
 
-def fill_parameters(native: nn.Module, source: Source, dtype: torch.dtype, *, partitioned: bool) -> None:
+def fill_parameters(
+    native: nn.Module, source: Source, dtype: torch.dtype, *, partitioned: bool, grows: bool = False
+) -> None:
     """Fill every parameter from its tensor, after names and shapes are checked without reading data.
 
     Position embeddings of another tile size are resized.
 
     Args:
         partitioned: parameters are partitioned (ZeRO-3), and rank 0 alone reads.
+        grows: embeddings that lack rows get them.
 
     Raises:
         CheckpointError: the tensors do not fit the model.
     """
     shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
-    _check_tensors(source, shapes)
+    _check_tensors(source, shapes, grows=grows)
     lead = not partitioned or torch.distributed.get_rank() == 0
     stream = source.rename(read_tensors(source.entries) if lead else shape_tensors(source.entries))
     for name, tensor in stream:
         if name.endswith(POSITION_EMBEDDINGS) and tuple(tensor.shape) != tuple(shapes[name]):
             tensor = resize_position_embeddings(tensor, shapes[name][1])
+        elif can_grow(name, tensor, shapes[name]):
+            tensor = grow_rows(tensor, shapes[name][0])
         if partitioned:
             _fill_partitioned(native.get_parameter(name), tensor, lead)
         else:
@@ -98,7 +104,9 @@ def _fill_partitioned(parameter: nn.Parameter, tensor: torch.Tensor, lead: bool)
             parameter.copy_(tensor)
 
 
-def _check_tensors(source: Source, shapes: Mapping[str, torch.Size], *, resizable: bool = True) -> None:
+def _check_tensors(
+    source: Source, shapes: Mapping[str, torch.Size], *, resizable: bool = True, grows: bool = False
+) -> None:
     """Raises CheckpointError unless every parameter has a tensor of its shape, and no tensor is left over."""
     missing = set(shapes)
     for entry in source.entries:
@@ -112,7 +120,8 @@ def _check_tensors(source: Source, shapes: Mapping[str, torch.Size], *, resizabl
                 )
             missing.discard(name)
             fits = tuple(tensor.shape) == tuple(shapes[name])
-            if not fits and not (resizable and _is_resizable(name, tensor, shapes[name])):
+            fits = fits or (resizable and _is_resizable(name, tensor, shapes[name]))
+            if not fits and not (grows and can_grow(name, tensor, shapes[name])):
                 raise _mismatch(entry, name, tensor, shapes[name])
     if missing:
         name = min(missing)

@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .adapter_base import check_adapter_base
 from .adapter_files import Adapter, load_adapter, read_adapter
 from .adapters import Adaptable
 from .checkpoint_format.files import CheckpointError, StoredTensors
+from .checkpoint_source import Source
 from .parameters import POSITION_EMBEDDINGS, resize_position_embeddings
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
@@ -58,17 +60,26 @@ class TrainedWeights:
             )
 
 
-def read_trained_weights(directory: Path, *, positions: int) -> TrainedWeights:
-    """The weights in an exported adapter's directory. Raises CheckpointError when a file is missing or damaged."""
-    others = directory / OTHER_WEIGHTS
-    return TrainedWeights(read_adapter(directory), StoredTensors(others) if others.exists() else {}, positions)
-
-
-def load_trained(model: Adaptable, directory: str | Path) -> None:
-    """Add an exported adapter, and other trained weights if there are any, to its base model.
+def read_trained_weights(directory: Path, base: Source, *, positions: int) -> TrainedWeights:
+    """The weights in an exported adapter's directory, for its base model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit the model.
+        CheckpointError: a file is missing or damaged, or the adapter was trained on another model than `base`.
+    """
+    others = directory / OTHER_WEIGHTS
+    adapter = read_adapter(directory)
+    check_adapter_base(directory, base)
+    return TrainedWeights(adapter, StoredTensors(others) if others.exists() else {}, positions)
+
+
+def load_trained(model: Adaptable, directory: str | Path, base: Source) -> None:
+    """Add an exported adapter, and other trained weights if there are any, to its base model.
+
+    Args:
+        base: the checkpoint that `model` was loaded from.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, does not fit the model, or belongs to another one.
     """
     path = Path(directory) / OTHER_WEIGHTS
     if path.exists():
@@ -82,3 +93,4 @@ def load_trained(model: Adaptable, directory: str | Path) -> None:
             message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
             raise CheckpointError("AdapterMismatch", message, str(path))
     load_adapter(model, directory)
+    check_adapter_base(Path(directory), base)  # last: a tensor that does not fit says more

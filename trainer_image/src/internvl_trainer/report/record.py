@@ -83,6 +83,11 @@ class Record:
             return Verdict(condition, None, str(error))
 
     @property
+    def warnings(self) -> list[str]:
+        """What training found wrong with the loss."""
+        return [row["warning"] for row in self.steps if "warning" in row]
+
+    @property
     def attempts(self) -> list[Attempt]:
         """In the order of their steps."""
         groups = groupby(self.steps, key=lambda row: (row.get("attempt", 1), row["world_size"]))

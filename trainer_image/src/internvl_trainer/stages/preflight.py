@@ -24,6 +24,7 @@ from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
 from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, open_media
 from internvl_trainer.artifacts.storage import Storage, sha256_of
+from internvl_trainer.data.checkpoint_tiling import FIELDS, config_path, read_config
 from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
 from internvl_trainer.data.open_datasets import (
     VALIDATION,
@@ -49,13 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TILING = {
-    "dynamic_image_size": "dynamic",
-    "min_dynamic_patch": "min_dynamic_patch",
-    "max_dynamic_patch": "max_dynamic_patch",
-    "use_thumbnail": "thumbnail",
-}
-"""Fields of upstream's config.json, and of the spec's section image, that say how pictures are cut."""
 _CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
@@ -76,6 +70,7 @@ def run(context: RunContext) -> StageResult:
     findings["spec.model"] = check_code(config)
     report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
+    report["tiling"] = dict(zip(FIELDS, config.image.tiling, strict=True))
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     for dataset in report["datasets"]:
         logger.info("%s: taken for %s, %d rows", dataset["name"], dataset["takenFor"], dataset["rows"])
@@ -125,7 +120,7 @@ def check_model(config: RunConfig) -> tuple[SampleSettings, PreTrainedTokenizerB
 
     settings, tokenizer = read_settings(config, directory), load_tokenizer(directory)
     check_template(tokenizer, settings.template, "spec.model.template")
-    check_vocabulary(tokenizer, directory, config.model.source)
+    check_vocabulary(tokenizer, directory, config.model.source, resize=config.model.resize_embeddings)
     return settings, tokenizer
 
 
@@ -196,18 +191,16 @@ def check_code(config: RunConfig) -> list[Finding]:
 
 def compare_tiling(config: RunConfig) -> list[Finding]:
     """A warning for each setting of pictures in which the run differs from the checkpoint's config.json."""
-    from internvl_trainer.model.checkpoint_format.files import read_json
-
     directory = fetch_directory(config.model.source, field="spec.model.source", weights=False)
-    stored = read_json(directory / "config.json", missing="download it again")
+    stored = read_config(config_path(directory))
     findings = []
-    for key, name in _TILING.items():
+    for key, name in FIELDS.items():
         field = Image.model_fields[name].alias or name
         own = getattr(config.image, name)
-        if key in stored and stored[key] != own:
+        if own is not None and key in stored and stored[key] != own:
             message = (
                 f"the run has {json.dumps(own)}, the checkpoint's config.json {json.dumps(stored[key])}; a model "
-                f"published with its own value answers worse with another. Set spec.image.{field} to choose"
+                f"published with its own value answers worse with another. Remove spec.image.{field} to follow it"
             )
             findings.append(Finding("TilingDiffers", message, f"image.{field}", "warning"))
     return findings

@@ -24,7 +24,9 @@ from internvl_trainer.data.preflight_results import read_bad_lines, read_row_siz
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.adapter_base import identify_base
 from internvl_trainer.model.adapters import Freeze, apply_method
+from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import quantize_language_model
 from internvl_trainer.run_context import GroupContext, RunContext
@@ -53,7 +55,7 @@ def chat_components(context: GroupContext, base: Path) -> Components:
     reporter.doing("indexing the data")
     rows = open_rows(context, loaded)
     order = make_order(
-        config, rows, context.storage, image_tokens=config.image.max_dynamic_patch * loaded.context_tokens
+        config, rows, context.storage, image_tokens=config.image.tiling.max_tiles * loaded.context_tokens
     )
     return Components(
         model=loaded.model,
@@ -74,7 +76,8 @@ def chat_components(context: GroupContext, base: Path) -> Components:
 
 def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
     if config.method == "lora":
-        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group)
+        recorded = identify_base(open_checkpoint(base), config.model.source) if group.leads else None
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
     return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
 
 
@@ -110,6 +113,7 @@ def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
         dtype=weights_dtype(config),
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
+        resize_embeddings=config.model.resize_embeddings,
         zero3_config=partitioning(config, group),
     )
 

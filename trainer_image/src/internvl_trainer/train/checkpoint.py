@@ -45,6 +45,7 @@ from internvl_trainer.artifacts.output_layout import (
 from internvl_trainer.artifacts.storage import Storage, persistently
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.base_identity import compare_bases
 from internvl_trainer.train.optimizer_shards import (
     KINDS,
     Fragment,
@@ -65,14 +66,23 @@ Layout = dict[str, dict[str, list[int]]]
 class Checkpoints:
     """The checkpoints of one run. All ranks call every method together.
 
-    `epoch`: of the output's lease, which rank 0 holds; None without one.
+    Args:
+        base: what describe_base says of the base model, which has the weights that a checkpoint leaves out.
+        epoch: of the output's lease, which rank 0 holds; None without one.
     """
 
     def __init__(
-        self, storage: Storage, group: Group, *, fingerprint: str, keep: int, epoch: int | None = None
+        self,
+        storage: Storage,
+        group: Group,
+        *,
+        fingerprint: str,
+        keep: int,
+        base: dict[str, Any] | None = None,
+        epoch: int | None = None,
     ) -> None:
         self._storage, self._group, self._fingerprint, self._keep = storage, group, fingerprint, keep
-        self._epoch = epoch
+        self._base, self._epoch = base, epoch
         self.newest: CheckpointStatus | None = None
         self.newest_bytes = 0
 
@@ -130,6 +140,7 @@ class Checkpoints:
             worldSize=self._group.world_size,
             shapes=shapes,
             layout={name: ranges for share in shares for name, ranges in share["layout"].items()},
+            base=self._base,
             versions={name: version(name) for name in ("torch", "deepspeed", "transformers")},
         )
         check_sizes(self._storage, folder, manifest)
@@ -218,6 +229,8 @@ class Checkpoints:
                 f"{shapes.get(differs)}; was the base model changed in place? Choose another output",
                 "spec.output",
             )
+        if self._base and (recorded := manifest.extra.get("base")):  # older checkpoints do not record it
+            compare_bases(recorded, self._base)
 
 
 class Overlap(NamedTuple):

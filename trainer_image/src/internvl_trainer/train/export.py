@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from internvl_trainer.distributed import Group
+from internvl_trainer.model.adapter_base import AdapterBase
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
@@ -27,12 +28,18 @@ from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.retrieval.load import LoadedRetrievalModel
 
 
-def export_adapter(engine: Any, model: Adaptable, directory: Path, group: Group) -> Iterator[Path]:
-    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it."""
+def export_adapter(
+    engine: Any, model: Adaptable, directory: Path, group: Group, base: AdapterBase | None
+) -> Iterator[Path]:
+    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it.
+
+    Args:
+        base: the model that the adapter records, on rank 0.
+    """
     state = dict(full_tensors(engine, group, only_trainable=True))
     if not group.leads:
         return
-    save_adapter(model, directory, state)
+    save_adapter(model, directory, state, base)
     if others := dict(_native_names(state.items())):
         save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
     yield from _files(directory)
@@ -54,7 +61,13 @@ def export_model(
     copy_files(base, directory)
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
-        changed = trained_config(loaded.upstream_config, config, template=loaded.template, image_size=loaded.image_size)
+        changed = trained_config(
+            loaded.upstream_config,
+            config,
+            template=loaded.template,
+            image_size=loaded.image_size,
+            vocabulary=loaded.vocabulary if config.model.resize_embeddings else None,
+        )
         (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
     if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))

@@ -27,7 +27,7 @@ class StepRecord:
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
     `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
     after which it was taken. `dataset_losses` and `validation_losses` are those of each dataset, where there are
-    several, without loss weights.
+    several, without loss weights. `warning` is what LossWatch found in this step.
     """
 
     step: int
@@ -45,6 +45,7 @@ class StepRecord:
     validation_loss: float | None = None
     dataset_losses: dict[str, float] | None = None
     validation_losses: dict[str, float] | None = None
+    warning: str | None = None
 
 
 class MetricsLog:
@@ -83,11 +84,11 @@ class MetricsLog:
     @property
     def is_validated(self) -> bool:
         """Whether the last step's row has a validation loss."""
-        return "validation_loss" in self._rows()[-1]
+        return "validation_loss" in self.rows()[-1]
 
     def add_validation(self, loss: float, by_dataset: dict[str, float] | None = None) -> None:
         """Add the loss on held-out rows, and that of each dataset, to the last step's row."""
-        *earlier, last = self._rows()
+        *earlier, last = self.rows()
         self._metrics.close()
         path = self.folder / METRICS_FILE
         found = {"validation_loss": loss, **({"validation_losses": by_dataset} if by_dataset else {})}
@@ -96,7 +97,8 @@ class MetricsLog:
         self._metrics = path.open("a", encoding="utf-8")
         self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far."""
         self._metrics.flush()
         lines = (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]

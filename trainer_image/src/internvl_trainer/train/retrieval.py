@@ -14,9 +14,10 @@ from internvl_trainer.data.preflight_results import read_bad_lines
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.adapter_base import identify_base
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.layer_decay import LayerDecay, describe_groups, layer_groups
-from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model, open_retrieval_checkpoint
 from internvl_trainer.retrieval.methods import apply_retrieval_method
 from internvl_trainer.retrieval.pair_dataset import (
     OpenPairs,
@@ -130,5 +131,6 @@ def _validation(
 
 def _export(config: RunConfig, base: Path, loaded: LoadedRetrievalModel, group: Group) -> Export:
     if config.method == "lora":
-        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group)
+        recorded = identify_base(open_retrieval_checkpoint(base), config.model.source) if group.leads else None
+        return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
     return lambda engine, directory: export_retrieval_model(engine, loaded, base, directory, group)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median_low
 from typing import Any
@@ -27,6 +27,7 @@ from internvl_trainer.signals import StopFlag
 from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.engine import apply_step, run_backward
+from internvl_trainer.train.loss_watch import LossWatch
 from internvl_trainer.train.metrics_log import MetricsLog, StepRecord, restore_metrics_log
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import TrainingSetup, prepare
@@ -46,6 +47,7 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
         group,
         fingerprint=fingerprint,
         keep=config.checkpoint.keep,
+        base=setup.base_identity,
         epoch=group.first(context.epoch),
     )
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
@@ -106,6 +108,7 @@ class Trainer:
     stop: StopFlag
     saved_step: int
     loss: float = math.nan
+    watch: LossWatch = field(init=False)
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
 
     @property
@@ -118,6 +121,15 @@ class Trainer:
         self.reporter.total_steps.set(self.setup.total_steps)
         self.reporter.update(step=self.saved_step, total_steps=self.setup.total_steps)
         self.reporter.doing("training")
+        self.watch = LossWatch(self.setup.total_steps)
+        for row in self.log.rows() if self.log else ():
+            self.watch.add(row)
+        self.reporter.update(warning=self.warning)
+
+    @property
+    def warning(self) -> str | None:
+        """What has been found wrong with the loss so far; on rank 0."""
+        return str(self.watch.found) if self.watch.found else None
 
     def take_step(self, step: int, window: Window, weights: list[float]) -> None:
         """Take one optimizer step. Raises UserError for a loss that is not finite, before it reaches the weights.
@@ -149,7 +161,7 @@ class Trainer:
         )
         norm = apply_step(self.setup.engine, rate)
         if not self.setup.engine.was_step_applied():
-            raise _not_finite(step, "the gradients are not finite", self.saved_step)
+            raise self._not_finite(step, "the gradients are not finite")
         seconds = time.monotonic() - began + window.waited
         self.reporter.update(slowest_rank=straggler(waits, seconds))
         held_out = self._validate(step + 1)  # before the log, so that a checkpoint never lacks a due loss
@@ -227,7 +239,8 @@ class Trainer:
             self.log.close()
         group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        return self._result("succeeded", "Trained", f"{self.setup.total_steps} steps{loss}", artifacts)
+        warned = f"; {self.warning}" if self.warning else ""
+        return self._result("succeeded", "Trained", f"{self.setup.total_steps} steps{loss}{warned}", artifacts)
 
     def _export(self, directory: Path, kind: str) -> list[ManifestFile]:
         """Store the exported files one at a time, so that the scratch disk need not hold a whole model."""
@@ -269,7 +282,18 @@ class Trainer:
 
     def _refuse_nan(self, step: int) -> None:
         if not math.isfinite(self.loss):
-            raise _not_finite(step, f"the loss is {self.loss}", self.saved_step)
+            raise self._not_finite(step, f"the loss is {self.loss}")
+
+    def _not_finite(self, step: int, what: str) -> UserError:
+        """The error of all ranks, with what the loss did before: that is the first cause."""
+        good = f"the checkpoint of step {self.saved_step} is whole" if self.saved_step else "there is no checkpoint yet"
+        before = self.context.group.first(self.warning)
+        return UserError(
+            "LossNotFinite",
+            f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise "
+            f"warmupRatio or look at the rows of this step{f'. Before, {before}' if before else ''}",
+            "spec.training",
+        )
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
@@ -296,6 +320,10 @@ class Trainer:
             eta_seconds=round((self.setup.total_steps - record.step) * mean(self.durations), 1),
         )
         if self.log is not None:
+            if self.watch.add(asdict(record)):
+                logger.warning("%s", self.warning)
+                reporter.update(warning=self.warning)
+                record = replace(record, warning=self.warning)
             self.log.record(record)
             logger.info(
                 "step %d/%d loss %.4f lr %.3g norm %.3f %.1f tokens/s waited %.2f s",
@@ -313,13 +341,3 @@ class Trainer:
             checkpoint=self.checkpoints.newest,
             artifacts=artifacts or {},
         )
-
-
-def _not_finite(step: int, what: str, saved_step: int) -> UserError:
-    good = f"the checkpoint of step {saved_step} is whole" if saved_step else "there is no checkpoint yet"
-    return UserError(
-        "LossNotFinite",
-        f"{what} at step {step + 1}; the weights were not touched and {good}. Lower learningRate, raise warmupRatio "
-        "or look at the rows of this step",
-        "spec.training",
-    )

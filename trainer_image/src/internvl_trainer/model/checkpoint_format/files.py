@@ -17,8 +17,8 @@ from ...json_text import InvalidJson, parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPE_NAMES = {dtype: name for name, dtype in _WEIGHT_DTYPES.items()}
+WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
 """safetensors' name of each dtype that weights may have."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -114,18 +114,20 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
     return entries
 
 
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
+"""How a git-lfs pointer begins."""
 
 
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            message = "is a git-lfs pointer, not the weights; run `git lfs pull` in the clone it comes from"
-            raise CheckpointError("InvalidSafetensors", message, str(path))
+def refuse_pointer(start: bytes, place: str) -> None:
+    """Raises CheckpointError when the start of a file is that of a git-lfs pointer."""
+    if start == POINTER:
+        message = "is a git-lfs pointer, not the weights; run `git lfs pull` in the clone it comes from"
+        raise CheckpointError("InvalidSafetensors", message, place)
 
 
 def _read_header(path: Path) -> Iterator[TensorEntry]:
-    _refuse_pointer(path)
+    with path.open("rb") as file:
+        refuse_pointer(file.read(len(POINTER)), str(path))
     try:
         with safe_open(path, framework="pt") as shard:
             names = shard.keys()
@@ -139,14 +141,14 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
             str(path),
         ) from error
     for name, shape, dtype in described:
-        if dtype not in _WEIGHT_DTYPES:
+        if dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 "UnsupportedDtype",
-                f"tensor {name} has dtype {dtype}; expected one of {', '.join(_WEIGHT_DTYPES)}. "
+                f"tensor {name} has dtype {dtype}; expected one of {', '.join(WEIGHT_DTYPES)}. "
                 f"Use the unquantized checkpoint",
                 str(path),
             )
-        yield TensorEntry(name, path, shape, _WEIGHT_DTYPES[dtype])
+        yield TensorEntry(name, path, shape, WEIGHT_DTYPES[dtype])
 
 
 def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:

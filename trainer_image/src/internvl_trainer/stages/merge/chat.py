@@ -179,7 +179,7 @@ def _prepare(context: RunContext, trained: Manifest, scratch: Path) -> Work:
     if config.image.tile_size is not None:
         architecture = replace(architecture, image_size=config.image.tile_size)
     positions = (architecture.image_size // architecture.patch_size) ** 2 + 1
-    weights = read_trained_weights(scratch / kind, positions=positions)
+    weights = read_trained_weights(scratch / kind, source, positions=positions)
     weights.check_all_used([piece.name for piece in source.pieces()], stages.uri("train", kind))
     settings = partial(
         trained_config, config=config, template=architecture.template, image_size=architecture.image_size

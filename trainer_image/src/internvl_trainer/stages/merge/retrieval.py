@@ -38,7 +38,7 @@ def merge_retrieval_model(context: RunContext) -> StageResult:
         reporter.doing("fetching the base model")
         base = open_retrieval_checkpoint(fetch_directory(config.model.source, field="spec.model.source"))
         size = config.image.tile_size or base.architecture.image_size
-        weights = read_trained_weights(scratch / "adapter", positions=(size // _patch(base)) ** 2 + 1)
+        weights = read_trained_weights(scratch / "adapter", base, positions=(size // _patch(base)) ** 2 + 1)
         weights.check_all_used([piece.name for piece in base.pieces()], stages.uri("train", "adapter"))
         needed = check_room(context.storage, base, scratch, 1)
         with naming_full_disk(scratch.parent, needed, "a merged model"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 
 from internvl_trainer.artifacts.output_layout import ARTIFACTS
 from internvl_trainer.errors import Rejected
 from internvl_trainer.run_context import RunContext
 from internvl_trainer.stage_store import StageStore
-from internvl_trainer.stages.publish.collect import finished_stages
+from internvl_trainer.stages.publish.collect import Manifests, finished_stages
 from internvl_trainer.stages.publish.hub_upload import publish_to_hub
 from internvl_trainer.stages.publish.output import fill_output, find_published, name_artifacts
 from internvl_trainer.stages.publish_condition import check_publish_condition
@@ -18,6 +19,7 @@ def run(context: RunContext) -> StageResult:
     """Fill artifacts/, then the Hub's repository. What is there already, whole, is not sent again."""
     hub, stages = context.config.publish.hub, context.stages
     made = finished_stages(stages)
+    check_recorded_base(context.config, made)
     refuse_below_threshold(stages)
     context.reporter.doing("looking for what is published already")
     manifest = find_published(stages, made) or fill_output(context, made)
@@ -34,6 +36,18 @@ def run(context: RunContext) -> StageResult:
         message=f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB in {place}{also}",
         artifacts=artifacts,
     )
+
+
+def check_recorded_base(config: RunConfig, made: Manifests) -> None:
+    """Raises UserError when the base that a published adapter's card names is not the one that it was trained on.
+
+    Merging has checked it already where a whole model is published too.
+    """
+    recorded = made["train"].extra.get("base")
+    if config.method == "lora" and "merge" not in made and recorded:
+        from internvl_trainer.model.base_identity import check_base  # imports PyTorch
+
+        check_base(config, recorded)
 
 
 def refuse_below_threshold(stages: StageStore) -> None:
