@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from e2e.harness import NAMESPACE, STEPS, Platform, trains
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Platform, trains
 from internvl_api.constants import LABEL_JOB
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.images import pause_image
 from ivft_cluster.shell import wait_for
+from ivft_demo.results import losses
 from kubernetes import client
 
 pytestmark = pytest.mark.e2e
@@ -147,3 +148,18 @@ def test_runs_whose_names_end_in_a_part_of_a_stage_do_not_meet(platform: Platfor
     names = [pod.metadata.name for run in ("x", "x-baseline") for pod in platform.pods(run)]
     assert len(set(names)) == len(names)
     assert "x-baseline-evaluate-0" in names
+
+
+def test_a_second_run_keeps_off_an_output_that_another_run_writes(platform: Platform) -> None:
+    output = platform.apply("quickstart", "owner", training=STEPS, checkpoint=CHECKPOINT)
+    platform.wait("owner", "training", trains)
+    platform.apply("quickstart", "guest", training=STEPS, checkpoint=CHECKPOINT, output=output)
+    status = platform.wait("guest", "Stalled", lambda status: stalled(status) == "OutputInUse")
+    (message,) = [each.message for each in status.conditions if each.type == "Stalled"]
+    assert f"{NAMESPACE}/owner" in message
+    platform.follow("owner")
+    done = platform.wait("guest", "Succeeded", lambda status: status.phase == "Succeeded")
+    assert [stage.name for stage in done.stages if stage.state == "Succeeded"] == ["preflight"], (
+        "nothing is trained twice"
+    )
+    assert [each.step for each in losses(platform.s3, output)] == list(range(1, STEPS["maxSteps"] + 1))
