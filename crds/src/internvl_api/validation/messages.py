@@ -84,7 +84,8 @@ def _may_be_secret(path: Path) -> bool:
 def _expected(kind: str, context: dict[str, Any]) -> str | None:
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"{words} {context[key]:g}"
+        bound = context[key]
+        return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
     if kind == "literal_error":
         return str(context["expected"])
     if kind == "string_pattern_mismatch":

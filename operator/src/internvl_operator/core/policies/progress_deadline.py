@@ -6,6 +6,7 @@ and can name the lagging process.
 """
 
 from collections.abc import Sequence
+
 from internvl_api.status import Progress, StepPhase
 
 from internvl_operator.core.context import ReconcileContext
