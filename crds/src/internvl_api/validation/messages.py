@@ -68,7 +68,7 @@ def _message(problem: Problem, path: Path) -> str:
         described = meaning(path)
         return f"required field is missing: {described}" if described else "required field is missing"
     if kind == "too_long":
-        return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
+        return f"found {len(problem['input'])} entries, expected at most {context['max_length']}"
     if context.get("pattern") == SOURCE_PATTERN and has_credentials(problem["input"]):
         return credentials_message(problem["input"])
     hidden = "invalid value (not shown: it may be secret)"
