@@ -26,7 +26,7 @@ def describe_inputs(config: RunConfig) -> Versions:
 
     Files that are gone are left out: the stage that reads them reports that, and a finished stage no longer needs them.
     """
-    versions = {}
+    versions: Versions = {}
     for field, uri in _annotations(config):
         try:
             versions |= {
