@@ -48,3 +48,9 @@ def test_of_many_mistakes_the_first_hundred_are_named() -> None:
 def test_every_check_works_on_small_values_only(field: str) -> None:
     (violation,) = check_spec({"data": {}, "output": "s3://out/run", field: "/" * 1_000_000}).violations
     assert violation.field == f"spec.{field}"
+
+
+def test_a_message_counts_the_entries_of_a_map() -> None:
+    labels = {f"label-{number}": "x" for number in range(101)}
+    found = {each.field: each.message for each in check_spec({"podTemplate": {"labels": labels}}).violations}
+    assert found["spec.podTemplate.labels"] == "found 101 entries, expected at most 100"

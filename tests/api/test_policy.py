@@ -61,6 +61,10 @@ def env(secret: str) -> Raw:
     return pods(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": secret, "key": "a"}}}, {"name": "B"}])
 
 
+def claim(**metadata: Any) -> Raw:
+    return volume(ephemeral={"volumeClaimTemplate": {"metadata": metadata, "spec": {}}})
+
+
 ROLE = "node-role.kubernetes.io/control-plane"
 LISTED = Policy(
     volume_types=("*", "hostPath"), images=("registry.example.org/team/", "docker.io/trainer:1", "ghcr.io/trainer@"),
@@ -91,6 +95,7 @@ ALLOWED = [
     pytest.param(pods(labels={"team": "a", "kueue.x-k8s.io/priority-class": "high"}), DEFAULT, id="labels"),
     pytest.param(pods(labels={"app.kubernetes.io/part-of": "a"}), LISTED, id="label's domain listed"),
     pytest.param(pods(annotations={"note": "a"}), DEFAULT, id="annotation"),
+    pytest.param(claim(labels={"team": "a"}, annotations={"note": "a"}), DEFAULT, id="a claim's label and annotation"),
     pytest.param(pods(annotations={"sidecar.istio.io/inject": "false"}), LISTED, id="annotation listed"),
     pytest.param(pods(nodeSelector={"nvidia.com/gpu.product": "A100"}), DEFAULT, id="node"),
     pytest.param(node(ROLE, "DoesNotExist"), DEFAULT, id="away from the control plane"),
@@ -129,6 +134,8 @@ REFUSED = [
     ),
     pytest.param(pods(image="docker.io/trainer:1.x"), LISTED, "Image", "docker.io/trainer:1.x", id="begins alike"),
     pytest.param(volume(image={"reference": "evil"}), LISTED, "Image", "evil", id="image of a volume"),
+    pytest.param(claim(labels={"a.b/c": "x"}), DEFAULT, "Label", "a.b/c", id="label of a claim"),
+    pytest.param(claim(annotations={"a.b/c": "x"}), DEFAULT, "Annotation", "a.b/c", id="annotation of a claim"),
     pytest.param(pods(image="a"), NOTHING, "Image", "a", id="no image of one's own"),
     pytest.param(pods(serviceAccountName="admin"), DEFAULT, "ServiceAccount", "admin", id="another account"),
     pytest.param(pods(serviceAccountName="default"), LISTED, "ServiceAccount", "default", id="default not listed"),

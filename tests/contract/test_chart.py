@@ -90,6 +90,9 @@ def test_lint_has_no_warning() -> None:
         pytest.param({"podSecurity": {"runAsUser": 0}}, "runAsUser", id="root"),
         pytest.param({"podLabels": {"tier": 1}}, "/podLabels/tier", id="label-not-a-string"),
         pytest.param({"policy": {"image": []}}, "image", id="no-such-policy"),
+        pytest.param({"policy": {"images": None}}, "images", id="a-policy-taken-away"),
+        pytest.param({"policy": None}, "policy", id="no-policy"),
+        pytest.param({"podDefaults": None}, "podDefaults", id="no-defaults"),
         pytest.param({"policy": {"images": ["a/*"]}}, "/policy/images/0", id="a-glob-in-the-policy"),
         pytest.param({"podDefaults": {"hostNetwork": True}}, "hostNetwork", id="no-such-default"),
     ],
@@ -97,6 +100,15 @@ def test_lint_has_no_warning() -> None:
 def test_schema_refuses(values: dict[str, Any], named: str) -> None:
     with pytest.raises(helm.HelmValuesError, match=named):
         helm.template(values)
+
+
+def test_names_fit_whatever_the_name_of_the_release() -> None:
+    """Helm allows 53 characters, a Service 63."""
+    values = {"webhook": {"enabled": True}}
+    objects = helm.template(values, release="x" * 53)
+    services = {each["metadata"]["name"] for each in kind(objects, "Service")}
+    assert {name.rpartition("-")[2] for name in services} == {"metrics", "webhook"}
+    assert max(map(len, services)) <= 63
 
 
 def test_foreign_service_account_needs_a_name() -> None:

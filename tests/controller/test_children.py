@@ -62,6 +62,27 @@ def test_a_run_of_a_name_that_is_still_held_by_an_earlier_run_waits_for_its_pods
     assert world.pods("preflight") == ["run-preflight-0"]
 
 
+def test_a_pod_of_an_earlier_run_on_a_dead_node_is_deleted_by_force_in_the_end() -> None:
+    world = World()
+    world.reach("train")
+    dead = world.server.pods["run-train-1"]
+    world.server.delete("Pod", "team", "run-train-1", uid=dead["metadata"]["uid"], force=False)
+    dead = dict(world.server.pods["run-train-1"])
+    world.server.remove(KIND, "run")
+    world.server.objects["Pod"]["run-train-1"] = dead  # its kubelet does not answer
+    fresh = custom_resource()
+    fresh["metadata"]["uid"] = "another"
+    world.server.create(fresh)
+    world.operator = Operator(world.server)
+    world.operator.settle()
+    world.later(120 + 59)  # grace period and almost the bound
+    assert world.pods("train") == ["run-train-1"]
+    assert world.server.condition("Reconciling")["reason"] == "WaitingForOldPods"
+    world.later(1)
+    assert world.pods("train") == []
+    assert world.pods("preflight") == ["run-preflight-0"]
+
+
 def test_the_status_of_an_earlier_run_is_not_the_next_ones_of_that_name() -> None:
     world = World()
     world.reach("train")

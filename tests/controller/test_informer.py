@@ -217,6 +217,7 @@ def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> No
         ),
         pytest.param(lambda controller: _age_pass(controller, 1000), "a pass has taken", id="a-pass-hangs"),
         pytest.param(lambda controller: _age_watch(controller, 100), "", id="a-quiet-watch-is-no-hang"),
+        pytest.param(lambda controller: _end_thread(controller), "thread reconcile-0 has ended", id="a-thread-ends"),
     ],
 )
 def test_liveness_reports_what_a_restart_would_fix(break_it: Callable[[Controller], None], words: str) -> None:
@@ -234,3 +235,9 @@ def _age_watch(controller: Controller, seconds: float) -> None:
 
 def _age_pass(controller: Controller, seconds: float) -> None:
     controller._started[1] = time.monotonic() - seconds
+
+
+def _end_thread(controller: Controller) -> None:
+    controller._queue.close()  # ends the thread, as an error outside of a pass would
+    controller._workers[0].start()
+    controller._workers[0].join(timeout=30)

@@ -155,3 +155,25 @@ def test_an_orphan_that_changes_meanwhile_is_adopted_by_the_next_pass(monkeypatc
     world.operator.settle()
     assert owners(world) == {"another"}
     assert world.status["phase"] == "Running"
+
+
+def test_a_server_that_refuses_adoption_is_quoted_and_nothing_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenShift lets only those change an owner who may delete the object; the operator may delete pods alone."""
+    world = World()
+    world.reach("train")
+    again(world, ADOPT)
+    connection = world.operator._connection
+    patch, words = connection.patch, "cannot set an ownerRef on a resource you can't delete"
+
+    def forbid(kind: str, namespace: str, name: str, body: Raw) -> Raw:
+        if kind != "Pod":
+            raise ApiError(403, "Forbidden", words)
+        return patch(kind, namespace, name, body)
+
+    monkeypatch.setattr(connection, "patch", forbid)
+    passes(world)
+    stalled = world.server.condition("Stalled")
+    assert stalled["reason"] == "NameTaken"
+    assert stalled["message"].endswith(f"; the API server refuses adoption, so delete them: {words}")
+    assert "kubectl delete configmap,networkpolicy,pod,service -n team" in stalled["message"]
+    assert owners(world) == {""}

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
 from controller.builders import Raw, text, waiting
 from controller.fake_server import clock
 from controller.simulator import Operator, World
+from internvl_api.constants import KIND
 
 NO_GPU = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
 GATED = "Scheduling is blocked due to non-empty scheduling gates"
@@ -49,6 +51,23 @@ def test_a_group_that_finds_no_room_frees_what_it_has_and_tries_again_later() ->
     world.later(10)
     assert world.server.attempts("train") == {"2"}
     assert world.status["restarts"] == {"user": 0, "infrastructure": 0}
+
+
+@pytest.mark.parametrize("seconds", [10**12, 2**63 - 1])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "activeDeadlineSeconds", "schedulingDeadlineSeconds", "startDeadlineSeconds", "progressDeadlineSeconds",
+        "ttlSecondsAfterFinished",
+    ],
+)  # fmt: skip
+def test_a_deadline_beyond_the_calendar_never_comes(field: str, seconds: int) -> None:
+    world = half_scheduled(**{field: seconds})
+    world.later(10**6)
+    assert world.status["phase"] == "Pending"
+    world.server.change(KIND, "run", lambda raw: raw["spec"]["runPolicy"].update(suspend=True))
+    world.operator.settle()
+    assert world.status["phase"] == "Suspended"
 
 
 def test_the_scheduling_deadline_outlives_the_operator_and_ends_with_the_last_pod_scheduled() -> None:

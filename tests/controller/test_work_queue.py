@@ -30,6 +30,24 @@ def test_what_is_added_during_the_work_comes_after_it() -> None:
     assert queue.get() == "a"
 
 
+def test_a_delay_of_centuries_ends_no_thread() -> None:
+    waiting, found = threading.Event(), list[str | None]()
+
+    def clock() -> float:
+        waiting.set()  # the thread holds the lock until it waits
+        return 0.0
+
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("late", after=float(2**63))
+    waiting.clear()
+    thread = threading.Thread(target=lambda: found.append(queue.get()))
+    thread.start()
+    assert waiting.wait(5)
+    queue.add("now")
+    thread.join(5)
+    assert found == ["now"]
+
+
 def test_the_earliest_of_several_delays_counts() -> None:
     clock = Clock()
     queue: WorkQueue[str] = WorkQueue(clock)

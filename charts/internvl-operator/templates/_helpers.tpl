@@ -1,9 +1,12 @@
-{{/* The release's name if it contains the chart's name, else both joined by a hyphen. */}}
+{{/*
+The release's name if it contains the chart's name, else both joined by a hyphen. A Service's name has at most 63
+characters, and those of the chart's Services end with -metrics and -webhook.
+*/}}
 {{- define "internvl-operator.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 55 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 55 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 

@@ -168,8 +168,11 @@ class Controller:
         threads = [informer.problem() for informer in self.informers] + [resync.problem() for resync in self._resyncs]
         now, longest = time.monotonic(), _LONGEST_PASS * self._settings.request_timeout_seconds
         passes = [now - began for began in list(self._started.values())]
-        return [problem for problem in threads if problem] + [
-            f"a pass has taken {taken:.0f} s" for taken in passes if taken > longest
+        ended = [worker.name for worker in self._workers if worker.ident is not None and not worker.is_alive()]
+        return [
+            *(problem for problem in threads if problem),
+            *(f"a pass has taken {taken:.0f} s" for taken in passes if taken > longest),
+            *(f"the thread {name} has ended" for name in ended),
         ]
 
     def step(self) -> bool:

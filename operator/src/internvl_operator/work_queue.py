@@ -8,6 +8,7 @@ from threading import Condition
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+_LONGEST_PAUSE = 3600.0  # seconds; Python refuses to wait for a few hundred years, which a deadline of a run may be
 
 
 class WorkQueue(Generic[K]):
@@ -101,5 +102,5 @@ class WorkQueue(Generic[K]):
                 del self._due[key]
                 self._make_ready(key)
             else:
-                return when - self._clock()
+                return min(when - self._clock(), _LONGEST_PAUSE)
         return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from internvl_trainer.artifacts import fenced_storage
 from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive
 from internvl_trainer.artifacts.lease_record import Owner, describe_process, has_ended, parse_lease
 from internvl_trainer.artifacts.output_layout import LEASE_FILE
@@ -257,6 +258,32 @@ def test_the_heartbeat_renews_releases_and_tells_a_loss(storage: Away) -> None:
     kept = parse_lease(found.data) if found else None
     assert kept is not None
     assert (kept.released, kept.finished, kept.owner.attempt) == (True, True, 3)
+
+
+def test_a_slow_renewal_of_an_ended_stage_does_not_stop_the_next_one(
+    storage: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`internvl-trainer run` does the next stage in the same process, while the last stage's request is under way."""
+    renewing, answered, lost = threading.Event(), threading.Event(), threading.Event()
+    timing = Timing(live=5, beat=0.01, grace=1)
+
+    class Slow(OutputLease):
+        def renew(self) -> None:
+            renewing.set()
+            assert answered.wait(5)
+            super().renew()
+
+    monkeypatch.setattr(fenced_storage, "_RELEASE_SECONDS", 0.0)
+    ended = Slow(storage, owner(), timing=timing)
+    ended.acquire()
+    with kept_alive(ended, on_loss=lost.set):
+        assert renewing.wait(5)
+    (thread,) = [each for each in threading.enumerate() if each.name == "lease"]
+    OutputLease(storage, owner(), timing=timing).acquire()
+    answered.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert not lost.is_set()
 
 
 def test_a_process_of_this_machine_is_known_to_have_ended(storage: Away, time: Time) -> None:

@@ -111,6 +111,22 @@ def test_a_file_that_is_gone_does_not_undo_what_is_done(config: RunConfig, tmp_p
     assert not any("rows.jsonl" in name for name in describe_inputs(config))
 
 
+@pytest.mark.parametrize("file", ["part-2.parquet", "part-1.parquet"], ids=["comes", "goes"])
+def test_a_shard_that_comes_or_goes_is_a_change(tmp_path: Path, file: str) -> None:
+    for number in (0, 1):
+        (tmp_path / f"part-{number}.parquet").write_bytes(b"rows")
+    data = {"train": {"rows": {"annotation": str(tmp_path / "part-*.parquet")}}}
+    config = make_config(str(tmp_path / "out"), data=data)
+    store_of(config).claim_output()
+    store_of(config).check_output(reads_rows=True)
+    shard = tmp_path / file
+    shard.unlink() if shard.exists() else shard.write_bytes(b"more rows")
+    with pytest.raises(UserError) as refused:
+        store_of(config).check_output(reads_rows=True)
+    assert refused.value.reason == "InputChanged"
+    assert f"spec.data.train.rows.annotation ({shard}) has changed" in str(refused.value)
+
+
 def test_answers_to_other_rows_are_answers_of_another_task(config: RunConfig, tmp_path: Path) -> None:
     before = store_of(config).task_version("evaluate")
     assert store_of(config).task_version("evaluate") == before

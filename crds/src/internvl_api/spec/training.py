@@ -10,6 +10,7 @@ from internvl_api.types import ApiModel
 
 Method = Literal["full", "lora", "head"]
 Precision = Literal["bf16", "fp32"]
+MOST = 2**20  # far beyond any run; the operator searches all smaller values for those that fit the GPUs
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -47,11 +48,13 @@ class Training(ApiModel):
     adam_epsilon: float = Field(1e-8, gt=0.0, description="Epsilon of AdamW")
     max_grad_norm: float = Field(1.0, ge=0.0, description="Maximum norm of the gradient; 0 disables clipping")
     global_batch_size: int = Field(
-        16, ge=1, description="Samples (with packing: packs) in one optimizer step, over all ranks"
+        16, ge=1, le=MOST, description="Samples (with packing: packs) in one optimizer step, over all ranks"
     )
-    micro_batch_size: int = Field(1, ge=1, description="Samples (with packing: packs) in one forward pass of one rank")
+    micro_batch_size: int = Field(
+        1, ge=1, le=MOST, description="Samples (with packing: packs) in one forward pass of one rank"
+    )
     max_seq_length: int = Field(
-        8192, ge=16, description="Maximum tokens in a row; preflight reports longer rows as findings"
+        8192, ge=16, le=MOST, description="Maximum tokens in a row; preflight reports longer rows as findings"
     )
     precision: Precision = Field(
         "bf16", description="Number format of weights and activations; the optimizer state is always fp32"

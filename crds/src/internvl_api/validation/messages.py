@@ -68,7 +68,7 @@ def _message(problem: Problem, path: Path) -> str:
         described = meaning(path)
         return f"required field is missing: {described}" if described else "required field is missing"
     if kind == "too_long":
-        return f"found {context['actual_length']} entries, expected at most {context['max_length']}"
+        return f"found {len(problem['input'])} entries, expected at most {context['max_length']}"
     if context.get("pattern") == SOURCE_PATTERN and has_credentials(problem["input"]):
         return credentials_message(problem["input"])
     hidden = "invalid value (not shown: it may be secret)"
@@ -84,7 +84,8 @@ def _may_be_secret(path: Path) -> bool:
 def _expected(kind: str, context: dict[str, Any]) -> str | None:
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"{words} {context[key]:g}"
+        bound = context[key]
+        return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
     if kind == "literal_error":
         return str(context["expected"])
     if kind == "string_pattern_mismatch":

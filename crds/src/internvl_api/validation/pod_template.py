@@ -35,8 +35,21 @@ RULES = (one_kind_of_volume,)
 
 def wrong_pod_template(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Violations of a podTemplate that no rule of the CRD finds."""
+    yield from _volumes(spec)
     yield from _mounts(spec)
     yield from _resources(spec)
+
+
+def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Volumes that no pod would have; an emptyDir's loss is none, as the operator's own volume is as empty."""
+    names = [volume["name"] for volume in spec.pod_template.volumes]
+    for index, (name, volume) in enumerate(zip(names, spec.pod_template.volumes, strict=True)):
+        field = f"spec.podTemplate.volumes[{index}].name"
+        if name in names[:index]:
+            yield Violation(field, f"found {name!r} twice; give each volume a name of its own")
+        elif _OWN_VOLUMES.fullmatch(name) and "emptyDir" not in volume:
+            text = f"found {name!r}, a volume that the operator adds to every pod and that would hide this one"
+            yield Violation(field, f"{text}; rename it here and in volumeMounts, for example to 'my-{name}'")
 
 
 def _mounts(spec: InternVLFineTuneSpec) -> Iterator[Violation]:

@@ -41,10 +41,12 @@ class Policy(ApiModel):
     priority_classes: Entries = Field((ANY,), description="PriorityClasses of the pods; * is any but system-…")
     runtime_classes: Entries = Field((ANY,), description="RuntimeClasses of the pods")
     labels: Entries = Field(
-        (ANY, "kueue.x-k8s.io/"), description="Keys of labels of the pods; * is any key without a domain"
+        (ANY, "kueue.x-k8s.io/"),
+        description="Keys of labels of the pods and of their ephemeral volumes; * is any key without a domain",
     )
     annotations: Entries = Field(
-        (ANY, "kueue.x-k8s.io/"), description="Keys of annotations of the pods; * is any key without a domain"
+        (ANY, "kueue.x-k8s.io/"),
+        description="Keys of annotations of the pods and of their ephemeral volumes; * is any key without a domain",
     )
     node_labels: Entries = Field(
         (ANY,), description="Labels of nodes that a run may choose; * is any but node-role.kubernetes.io/…"

@@ -20,6 +20,7 @@ ALL_TAINTS = "(all)"  # a toleration without a key
 _NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
 _SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
 SELECTED = "(selected)"  # namespaces that a selector chooses
+_CLAIM = "podTemplate.volumes.[].ephemeral.volumeClaimTemplate.metadata"
 _NODES = "podTemplate.affinity.nodeAffinity"
 
 
@@ -156,12 +157,18 @@ RULES = (
         "spec.podTemplate.runtimeClassName",
         ("podTemplate.runtimeClassName",),
     ),
-    PolicyRule("labels", "LabelNotAllowed", "spec.podTemplate.labels", ("podTemplate.labels.{keys}",), _DOMAINS),
+    PolicyRule(
+        "labels",
+        "LabelNotAllowed",
+        "spec.podTemplate.labels",
+        ("podTemplate.labels.{keys}", f"{_CLAIM}.labels.{{keys}}"),
+        _DOMAINS,
+    ),
     PolicyRule(
         "annotations",
         "AnnotationNotAllowed",
         "spec.podTemplate.annotations",
-        ("podTemplate.annotations.{keys}",),
+        ("podTemplate.annotations.{keys}", f"{_CLAIM}.annotations.{{keys}}"),
         _DOMAINS,
     ),
     PolicyRule(

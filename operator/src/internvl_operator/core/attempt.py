@@ -59,6 +59,7 @@ def start(context: ReconcileContext, stage: Stage) -> None:
         return  # the conditions set at the end of the last attempt still apply
     if context.old_pods or context.children_of_earlier_run:
         context.remove(context.old_pods)
+        context.remove(context.leaving_pods_of_earlier_run)
         _wait_for_old_pods(context, stage)
         return
     have = {pod.rank for pod in context.workers}

@@ -90,6 +90,12 @@ class ReconcileContext:
         owners = ((raw["metadata"]["name"], owner(raw)) for by_name in shared for raw in by_name.values())
         return pods + [name for name, found in owners if found and found[1] != self.run.uid]
 
+    @property
+    def leaving_pods_of_earlier_run(self) -> list[Pod]:
+        """Pods of an earlier run of the same name that Kubernetes deletes; on a dead node they never end."""
+        pods = self.observed.pods
+        return [pod for pod in pods if pod.owner_uid != self.run.uid and pod.deletion_timestamp is not None]
+
     def entry(self, stage: Stage) -> StageStatus:
         """The stage's entry in status."""
         return next(entry for entry in self.status.stages if entry.name == stage.name)

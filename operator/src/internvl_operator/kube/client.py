@@ -214,7 +214,10 @@ class Api:
     ) -> Raw:
         limit = urllib3.Timeout(total=timeout or self.timeout)
         response = self._send(method, path, query, body, timeout=limit, content=content)
-        loaded: Raw = json.loads(response.data)
+        try:
+            loaded: Raw = json.loads(response.data)
+        except (ValueError, RecursionError) as error:  # a proxy's page, or an object nested too deep for Python
+            raise ApiError(0, "Unreadable", f"the answer to {method} {path} is not JSON that can be read") from error
         return loaded
 
     def _send(

@@ -43,11 +43,18 @@ class NameConflicts:
 
     def _resolve(self, run: Run, taken: Sequence[Child]) -> NoReturn:
         left = [Child(kind, raw) for kind in self._children for raw in self._orphans(run, kind)]
+        conflict = orphans.conflict(run, taken, left)
         if left and run.adopt and orphans.same_output(run, left):
-            for child in left:
-                self._adopt(run, child)
+            try:
+                for child in sorted(left, key=lambda child: child.kind == "Pod"):  # pods last: they alone are deleted
+                    self._adopt(run, child)
+            except ApiError as error:
+                if error.refused:
+                    text = f"{conflict}; the API server refuses adoption, so delete them: {error.message}"
+                    raise Refused("NameTaken", text) from error
+                raise
             raise Adopted(f"adopted {len(left)} orphaned children of an earlier run {run.name!r}")
-        raise Refused("NameTaken", orphans.conflict(run, taken, left))
+        raise Refused("NameTaken", conflict)
 
     def _adopt(self, run: Run, child: Child) -> None:
         try:

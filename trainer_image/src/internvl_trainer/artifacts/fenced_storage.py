@@ -77,8 +77,8 @@ class FencedStorage:
 def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator[Callable[[], None]]:
     """Renew the lease within the block and release it after. Yields a function that marks the run as finished.
 
-    `on_loss` is called once, in another thread, when another holder has taken the lease. A lease that cannot be
-    released in a few seconds becomes stale by itself.
+    `on_loss` is called once, in another thread, when another holder has taken the lease within the block. A lease that
+    cannot be released in a few seconds becomes stale by itself.
     """
     ended, finished = threading.Event(), threading.Event()
 
@@ -87,8 +87,9 @@ def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator
             while not ended.wait(lease.timing.beat):
                 _renew(lease)
         except LeaseLost as error:
-            logger.error("%s", error)
-            on_loss()
+            if not ended.is_set():  # else the next stage of this process has taken over from a slow request
+                logger.error("%s", error)
+                on_loss()
             return
         try:
             lease.release(finished=finished.is_set())

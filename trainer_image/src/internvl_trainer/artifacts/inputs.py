@@ -22,24 +22,34 @@ Versions = dict[str, str]
 
 
 def describe_inputs(config: RunConfig) -> Versions:
-    """The version of every annotation file that can be reached.
+    """The version of every annotation file of each field whose files can all be reached.
 
-    A file that is gone is left out: the stage that reads it reports that, and a finished stage no longer needs it.
+    Files that are gone are left out: the stage that reads them reports that, and a finished stage no longer needs them.
     """
-    versions = {}
+    versions: Versions = {}
     for field, uri in _annotations(config):
         try:
-            for shard in list_shards(uri, field=f"spec.{field}"):
-                versions[f"{field} ({shard.partition('?')[0]})"] = describe_file(shard, _digest, field=f"spec.{field}")
+            versions |= {
+                f"{field} ({shard.partition('?')[0]})": describe_file(shard, _digest, field=f"spec.{field}")
+                for shard in list_shards(uri, field=f"spec.{field}")
+            }
         except UserError:
             continue
     return versions
 
 
 def first_changed(recorded: Mapping[str, str], found: Mapping[str, str], *prefixes: str) -> str | None:
-    """The first file, as `field (URI)`, whose recorded and found versions differ; prefixes limit the fields."""
-    names = sorted(name for name in recorded if name in found and name.startswith(prefixes or ("",)))
-    return next((name for name in names if recorded[name] != found[name]), None)
+    """The first file, as `field (URI)`, whose recorded and found versions differ; prefixes limit the fields.
+
+    A file that came or went differs too, where its field has others in both: it is a shard.
+    """
+    fields = set(map(_field_of, recorded)) & set(map(_field_of, found))
+    names = sorted(name for name in {*recorded, *found} if name.startswith(prefixes or ("",)))
+    return next((n for n in names if _field_of(n) in fields and recorded.get(n) != found.get(n)), None)
+
+
+def _field_of(name: str) -> str:
+    return name.partition(" (")[0]
 
 
 def training_prefixes() -> tuple[str, ...]:

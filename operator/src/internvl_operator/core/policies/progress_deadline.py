@@ -6,7 +6,6 @@ and can name the lagging process.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from internvl_api.status import Progress, StepPhase
 
@@ -36,7 +35,7 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     answers = context.observed.rank_answers
     running = tuple(pod for pod in context.workers if pod.running)
     current = answers is not None and answers.pod_uids == {pod.uid for pod in running}
-    if answers is None or not current or answers.asked_at < since + timedelta(seconds=limit):
+    if answers is None or not current or (answers.asked_at - since).total_seconds() < limit:
         return Decision(probe=running, wait=_PROBE_AGAIN)
     if _has_advanced(answers, context.status.progress or Progress()):
         return Decision(wait=limit, record={"progress_at": to_text(answers.asked_at)})

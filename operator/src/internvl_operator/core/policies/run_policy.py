@@ -1,6 +1,6 @@
 """Restart budgets, back-off, deadlines and time to live. `now` is passed in; durations are seconds."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus
@@ -77,4 +77,4 @@ def left(since: str | None, seconds: int | None, now: datetime) -> float | None:
     start = from_text(since)
     if start is None or seconds is None:
         return None
-    return max(0.0, (start + timedelta(seconds=seconds) - now).total_seconds())
+    return max(0.0, seconds - (now - start).total_seconds())  # start + seconds may be beyond the calendar

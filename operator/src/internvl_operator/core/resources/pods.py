@@ -34,6 +34,7 @@ from internvl_operator.core.stages import Stage
 PVC_ROOT = "/pvc"
 DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
+_CACHE = "cache"  # name of the volume
 _SHM = "/dev/shm"
 _DISK = "ephemeral-storage"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
@@ -183,7 +184,7 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
     ours: list[dict[str, Any]] = [
         {"name": "config", "configMap": {"name": names.config_map(run.name)}},
         {"name": "scratch"} | disk,
-        {"name": "cache"} | cache,
+        {"name": _CACHE} | cache,
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.pod_template.shm_size}},
     ]
     ours += [
@@ -207,16 +208,26 @@ def _disk_limit(resources: dict[str, Any], default: str) -> str:
 def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
     """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
     spec = run.spec
-    users = {mount["mountPath"]: mount for mount in spec.pod_template.volume_mounts}
+    users = {mount["mountPath"]: _of_namespace(mount, run, config) for mount in spec.pod_template.volume_mounts}
     users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {
         _CONFIG_FOLDER: {"name": "config", "readOnly": True},
         SCRATCH_PATH: {"name": "scratch"},
-        CACHE_PATH: {"name": "cache"} | ({"subPath": run.namespace} if config.cache_host_path else {}),
+        CACHE_PATH: _of_namespace({"name": _CACHE}, run, config),
         _SHM: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
     return [*(mount | {"mountPath": path} for path, mount in ours.items() if path not in users), *users.values()]
+
+
+def _of_namespace(mount: Mapping[str, Any], run: Run, config: OperatorConfig) -> dict[str, Any]:
+    """The mount; one of a node's cache is always the folder of the run's namespace.
+
+    A deeper folder, which subPath may name, could be a link to the folder of another namespace.
+    """
+    if mount["name"] != _CACHE or not config.cache_host_path:
+        return {**mount}
+    return {key: value for key, value in mount.items() if key != "subPathExpr"} | {"subPath": run.namespace}
 
 
 def claims(spec: InternVLFineTuneSpec) -> dict[str, str]:
