@@ -181,11 +181,11 @@ def test_a_leader_that_dies_during_renewal_leaves_a_served_certificate_that_is_t
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        pytest.param(lambda served: served._replace(certificate=b"words"), "can be read", id="unreadable"),
+        pytest.param(lambda served: served._replace(certificate=b"words"), "cannot be read", id="unreadable"),
         pytest.param(lambda served: served._replace(key=b""), "no certificate yet", id="no-key"),
         pytest.param(lambda served: served._replace(key=issue(HOST, START).key), "another", id="foreign-key"),
         pytest.param(lambda served: issue("other.svc", START), f"not for {HOST}", id="another-name"),
-        pytest.param(lambda served: issue(HOST, START - LIFETIME), "valid until 2026-01-31", id="expired"),
+        pytest.param(lambda served: issue(HOST, START - LIFETIME), "to 2026-01-31", id="expired"),
         pytest.param(
             lambda served: served._replace(authorities=issue(HOST, START).authorities), "authority", id="foreign-ca"
         ),

@@ -33,8 +33,8 @@ _ABOUT = """\
 Reconciles InternVLFineTune resources: preflight, train, publish, as groups of pods.
 
 Finds the cluster as kubectl does: a pod's service account, else KUBECONFIG or ~/.kube/config.
-Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume, and reads no Secret but that of
-its own webhook's certificate.
+Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume. The only Secret that
+it reads holds its own webhook's certificate.
 """
 
 
@@ -119,7 +119,10 @@ def work(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
 
 
 def _webhook_tls(settings: Settings, api: Api, health: Health) -> Callable[[], ssl.SSLContext]:
-    """What gives the webhook's TLS context: a folder, or the certificate that the operator keeps. Raises OSError."""
+    """A function that gives the webhook's TLS context, from a folder or from the operator's own certificate.
+
+    Raises OSError when the folder has no certificate.
+    """
     if settings.webhook_secret is None:
         return TlsFolder(settings.webhook_certificates).context
     namespace = settings.lease_namespace

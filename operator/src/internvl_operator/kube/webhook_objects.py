@@ -44,7 +44,7 @@ class WebhookObjects:
         return Stored(served, self._api.replace(before.raw | {"data": data}))
 
     def trust(self, authorities: bytes) -> bool:
-        """Make API servers trust these authorities in every webhook; False when the configuration does not exist."""
+        """Make API servers trust these CAs for every webhook; False when the configuration does not exist."""
         found = self._api.find(_CONFIGURATION, None, self._name)
         if found is None:
             return False
@@ -57,7 +57,7 @@ class WebhookObjects:
                 "metadata": {"name": self._name},
                 "webhooks": [{"name": hook["name"], "clientConfig": client_config} for hook in hooks],
             }
-            self._api.apply(change, force=True)  # whoever wrote an older caBundle, such as Helm
+            self._api.apply(change, force=True)  # force: an earlier release wrote caBundle by Helm
         return True
 
 
