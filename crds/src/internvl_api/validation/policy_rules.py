@@ -2,7 +2,7 @@
 
 The operator and its webhook use the Python, the chart's ValidatingAdmissionPolicy the CEL, which
 `internvl_api.admission_policy` writes. A rule has the paths of the values that its setting decides; `policy_paths`
-reads them in both languages. tests/api/test_policy.py compares the two.
+reads them in both languages. tests/api/test_policy.py compares the two languages.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from internvl_api.validation.violations import Violation
 
 ALL_TAINTS = "(all)"  # a toleration without a key
 _NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
-_SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
+_SHOWN = 1000  # characters of the values found; the API server limits messages to 5 KiB as well
 SELECTED = "(selected)"  # namespaces that a selector chooses
 _NODES = "podTemplate.affinity.nodeAffinity"
 

@@ -5,7 +5,7 @@ Rules that are decided here:
   logs stay readable. cleanPodPolicy: All deletes them when the run ends.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change except runPolicy restarts
   the pipeline, where the trainer skips stages that the change does not affect. Neither counts as a restart.
-- An unstarted pod that was made with other settings of the operator, such as its default image, is replaced. This
+- An unstarted pod that was made with other settings of the operator, such as its default image, is recreated. This
   does not count as a restart.
 - A Complete run ignores changes of its spec, and its Ready condition says so. A Failed run starts again with a full
   budget as soon as its spec changes.
