@@ -14,7 +14,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
-from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, telling_loss
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, raising_lease_loss
 from internvl_trainer.artifacts.lease_record import Owner
 from internvl_trainer.artifacts.output_lease import OutputLease
 from internvl_trainer.distributed import Rendezvous
@@ -79,7 +79,7 @@ def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]
     lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
     with stop_by_exception():
         lease.acquire()
-    with kept_alive(lease, on_loss=_stop_this_process) as finish, telling_loss(lease):
+    with kept_alive(lease, on_loss=_stop_this_process) as finish, raising_lease_loss(lease):
         yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
 
 
