@@ -29,9 +29,9 @@ _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
 def container_memory(statistics: Path = _MEMORY) -> int | None:
-    """Bytes of the container that cannot be reclaimed, /dev/shm too; None where the kernel does not say.
+    """Bytes of the container that cannot be reclaimed, including /dev/shm; None where the kernel does not report them.
 
-    A container is killed when these reach its limit; the page cache, which the kernel drops before, is left out.
+    The kernel kills a container when these reach its limit; it drops the page cache first, which is not counted.
     """
     try:
         lines = (line.split() for line in statistics.read_text().splitlines())
@@ -63,7 +63,7 @@ class Reporter:
         self._labels = labels
         self._dataset_loss = Gauge(
             "internvl_train_dataset_loss",
-            f"Mean loss of a supervised token of a dataset, as last taken; of at most {MOST_DATASETS} datasets",
+            f"Last mean loss of a supervised token of a dataset; of at most {MOST_DATASETS} datasets",
             [*labels, "dataset"],
             registry=self.registry,
         )
@@ -100,13 +100,13 @@ class Reporter:
         logger.info("%s: %s", self.progress.stage, detail)
 
     def set_dataset_losses(self, losses: Mapping[str, float]) -> None:
-        """Set the gauge of each dataset; datasets after the first MOST_DATASETS that were drawn have none."""
+        """Set the gauge of each dataset, for the first MOST_DATASETS that were drawn."""
         for name, loss in losses.items():
             if (label := self._dataset_label(name)) is not None:
                 self._dataset_loss.labels(**self._labels, dataset=label).set(loss)
 
     def _dataset_label(self, name: str) -> str | None:
-        """The dataset's label value, of bounded length and unlike all others; None when there are too many."""
+        """The dataset's label value, unique and of bounded length; None for datasets over the maximum."""
         if name not in self._dataset_labels and len(self._dataset_labels) < MOST_DATASETS:
             short = name if len(name) <= _LONGEST_LABEL else f"{name[:_LONGEST_LABEL]}…{len(self._dataset_labels)}"
             self._dataset_labels[name] = short.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""The header of a safetensors file that lies elsewhere, checked from the file's start and its length."""
+"""Check a remote safetensors file by its header and its length, without downloading it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ReadStart = Callable[[int], bytes]
 
 
 def check_header(name: str, size: int, read: ReadStart, place: str) -> list[TensorEntry]:
-    """The tensors of a file of `size` bytes, from its header alone.
+    """The tensors of a file of `size` bytes; reads only its header.
 
     Raises:
         CheckpointError: a git-lfs pointer, no safetensors, or a length that does not fit the header.
