@@ -33,7 +33,7 @@ class Objects(Protocol):
     def may_write(self) -> bool: ...
     def read(self) -> Stored: ...
     def write(self, before: Stored, served: Served) -> Stored: ...
-    def trust(self, authorities: bytes) -> bool: ...
+    def trust(self, authorities: bytes) -> str | None: ...
 
 
 class _Successor(NamedTuple):
@@ -100,8 +100,8 @@ class CertificateKeeper:
         elif renewal_due(served, now):
             new = self._successor or _Successor(issue(self._host, now), now)
         authorities = trusted(now, new.served.authorities if new else b"", served.authorities)
-        if not self._objects.trust(authorities):
-            problems.append("no ValidatingWebhookConfiguration of this name, so API servers do not call the webhook")
+        if problem := self._objects.trust(authorities):
+            problems.append(problem)
         self._successor = new
         if new is None or not (why or now >= new.since + _PROPAGATION):
             return stored

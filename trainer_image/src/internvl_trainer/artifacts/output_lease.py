@@ -137,10 +137,9 @@ class OutputLease:
         if lease.released:
             return lease.finished or lease.owner.run == self._owner.run
         process = lease.owner.process
-        own = (
-            process is not None and process == self._owner.process
-        )  # an earlier stage of this process, which runs one at a time
-        return own or lease.owner.is_earlier_attempt(self._owner) or has_ended(process)
+        # A process runs one stage at a time: its own earlier one has ended.
+        is_own = process is not None and process == self._owner.process
+        return is_own or lease.owner.is_earlier_attempt(self._owner) or has_ended(process)
 
     def _take(self, before: Lease | None, tag: str | None) -> bool:
         mine = replace(self._held, epoch=(before.epoch if before else 0) + 1)
