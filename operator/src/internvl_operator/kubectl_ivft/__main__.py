@@ -256,8 +256,11 @@ def _parser() -> _Parser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    _add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands"))
+    return parser
 
+
+def _add_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     def command(name: str, text: str, act: Act, *, named: bool = True) -> _Parser:
         about = f"{text[0].upper()}{text[1:]}. {_DETAILS.get(name, '')}"
         made = commands.add_parser(name, help=text, description=about, parents=[_place(argparse.SUPPRESS)])
@@ -292,7 +295,6 @@ def _parser() -> _Parser:
     )
     shell = command("completion", "the completion script of a shell", _nothing, named=False)
     shell.add_argument("shell", choices=completion.SHELLS, help="your shell")
-    return parser
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ class Trainer:
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
-        reporter.set_dataset_losses(record.dataset_losses or {})
+        reporter.dataset_losses.set(record.dataset_losses or {})
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)
