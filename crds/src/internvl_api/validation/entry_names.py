@@ -9,7 +9,7 @@ from internvl_api.validation.cel_rules import Rule, Values, rule
 
 
 def _named(at: str, pattern: str, message: str) -> Rule:
-    """A rule that every name of a map has the pattern."""
+    """The rule that every name of a map matches a pattern."""
 
     @rule(
         at,

@@ -44,7 +44,7 @@ class Reserved:
         return value in self.names or value.startswith(self.prefixes) or bool(self.part and self.part in value)
 
     def cel(self, value: str) -> str:
-        """The same in CEL, of a CEL value."""
+        """CEL that is true when `*` leaves the value out; `value` is CEL."""
         tests = [f"{value} == '{name}'" for name in self.names]
         tests += [f"{value}.startsWith('{prefix}')" for prefix in self.prefixes]
         tests += [f"{value}.contains('{self.part}')"] if self.part else []
@@ -83,7 +83,7 @@ class PolicyRule:
         return " + ".join(refused_at(path, self._refuses_cel) for path in self.paths)
 
     def message_cel(self, found: str) -> str:
-        """CEL of what the violation says; `found` is the CEL of the refused values."""
+        """CEL of the violation's message; `found`: CEL of the refused values."""
         entries = f"variables.{self.setting}"
         allowed = f"{entries}.map(entry, entry == '{ANY}' ? '{self.reserved.rest}' : entry).join(', ')"
         text = f'"{self.field}: {self._message("{0}", "{1}")}"'

@@ -39,7 +39,7 @@ def refusal_reason(
 
 
 def _request_less(stage: str | None, requested: str | None) -> str:
-    """How to request less: GPUs and the number of pods have fields of their own."""
+    """The advice to request less; GPUs and the number of pods have fields of their own."""
     if stage is None:
         return "ask its administrator"
     if requested and _GPU.search(requested):
