@@ -1,4 +1,4 @@
-"""Pack kubectl-ivft for krew: an archive with all that it needs but Python, and the manifest that names the archive.
+"""Pack kubectl-ivft for krew: an archive with everything it needs except Python, and krew's manifest for it.
 
 The archive holds compiled packages, so it is for the operating system, processor and Python version that built it.
 """
@@ -42,7 +42,7 @@ def version() -> str:
 
 
 def install(target: Path) -> None:
-    """The operator and all that it imports, as files below `target`."""
+    """Install the operator and everything that it imports below `target`."""
     packages = [str(CHECKOUT / "crds"), str(CHECKOUT / "operator")]
     pip = [sys.executable, "-m", "pip", "install", "-q", "-c", str(CHECKOUT / "constraints.txt"), "--target"]
     subprocess.run([*pip, str(target), *packages], check=True)
@@ -51,7 +51,7 @@ def install(target: Path) -> None:
 
 
 def archive(packages: Path, target: Path) -> Path:
-    """A tar.gz in the folder `target`, with launcher, license and the installed `packages`."""
+    """The path of a new tar.gz in the folder `target`, with launcher, license and the installed `packages`."""
     system, arch = machine()
     path = target / f"kubectl-ivft-{system}-{arch}.tar.gz"
     launcher = target / "kubectl-ivft"

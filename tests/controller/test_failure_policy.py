@@ -155,29 +155,7 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="nothing-to-run-in-the-image",
         ),
         pytest.param(
-            ended(137, exit_reason="OOMKilled", memory_limit="64Gi"),
-            "retry",
-            "user",
-            "OutOfMemory",
-            "used more memory than its limit of 64Gi: raise spec.podTemplate.resources.limits.memory or lower "
-            "spec.training.dataWorkers",
-            id="oom",
-        ),
-        pytest.param(
-            member(stage="merge", phase="Failed", exit_code=137, exit_reason="OOMKilled", memory_limit="512Mi"),
-            "retry",
-            "user",
-            "OutOfMemory",
-            "its limit of 512Mi: raise spec.podTemplate.stageResources.merge.limits.memory",
-            id="oom-of-a-stage-on-the-cpu",
-        ),
-        pytest.param(
-            ended(137, exit_reason="OOMKilled"),
-            "retry",
-            "user",
-            "OutOfMemory",
-            "has no memory limit, and its node ran out of memory",
-            id="oom-of-a-node",
+            ended(137, exit_reason="OOMKilled"), "retry", "user", "OutOfMemory", "ran out of memory", id="oom"
         ),
         pytest.param(ended(137), "retry", "user", "WorkerKilled", "SIGKILL", id="killed"),
         pytest.param(ended(139), "retry", "user", "WorkerKilled", "SIGSEGV", id="segmentation-fault"),

@@ -3,7 +3,6 @@
 import pytest
 from controller.builders import Raw, result, terminated
 from controller.simulator import World
-from internvl_api.status import Progress
 
 
 def checkpoint(step: int) -> Raw:
@@ -73,39 +72,6 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_says_where() -> None:
     assert words in failed["message"]
     world.later(3600)
     assert world.server.attempts("train") == {"1"}
-
-
-def test_a_worker_killed_for_its_memory_is_not_started_for_ever() -> None:
-    resources = {"limits": {"memory": "3Gi"}}
-    world = World(runPolicy={"backoffLimit": 1}, podTemplate={"resources": resources})
-    world.reach("train")
-    for _ in range(2):
-        killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-31T11:00:00Z"}
-        status = {"containerStatuses": [{"name": "trainer", "state": {"terminated": killed}}]}
-        world.server.set_pod("run-train-1", {"phase": "Failed", **status})
-        world.operator.settle()
-        train_again(world)
-    failed = world.server.condition("Failed")
-    assert failed["reason"] == "BackoffLimitExceeded"
-    assert "used more memory than its limit of 3Gi: raise spec.podTemplate.resources.limits.memory" in failed["message"]
-
-
-@pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
-def test_the_peak_of_the_worker_that_reports_is_told(rank: int, told: bool) -> None:
-    world = World(runPolicy={"backoffLimit": 0}, podTemplate={"resources": {"limits": {"memory": "3Gi"}}})
-    world.reach("train")
-    report = {"stage": "train", "step": 4, "totalSteps": 9, "peakMemoryBytes": 3_000_000_000}
-    world.server.answers["run-train-0"] = Progress.model_validate(report)
-    for _ in range(2):
-        world.operator.run_pass()
-        world.operator.settle()
-    killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-31T11:00:00Z"}
-    status = {"containerStatuses": [{"name": "trainer", "state": {"terminated": killed}}]}
-    world.server.set_pod(f"run-train-{rank}", {"phase": "Failed", **status})
-    world.operator.settle()
-    failed = world.server.condition("Failed")
-    assert failed["reason"] == "BackoffLimitExceeded"
-    assert ("(it last reported a peak of 2.8 GiB)" in failed["message"]) == told
 
 
 @pytest.mark.parametrize(

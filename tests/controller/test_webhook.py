@@ -139,17 +139,25 @@ LISTS, OBJECTS = "[" * 11_900 + "1" + "]" * 11_900, '{"a":' * 11_900 + "1" + "}"
         pytest.param(b"\xff", "JSON", id="not-utf-8"),
         pytest.param(b"[" * 2_000_000, "RecursionError", id="brackets-without-end"),
         pytest.param(with_text(HOLE, "9" * 5000), "ValueError", id="5000-digits"),
-        pytest.param(b"null", "the body: expected an object, found nothing", id="null"),
-        pytest.param(b"[1]", "the body: expected an object, found list", id="list"),
-        pytest.param(b'{"request": {"uid": "7"}}', "apiVersion: expected admission.k8s.io/v1", id="no-version"),
+        pytest.param(b"null", "the body: found nothing, expected an object", id="null"),
+        pytest.param(b"[1]", "the body: found list, expected an object", id="list"),
         pytest.param(
-            b'{"apiVersion": "admission.k8s.io/v1", "request": [1]}', "request: expected an object", id="request"
+            b'{"request": {"uid": "7"}}', "apiVersion: found nothing, expected admission.k8s.io/v1", id="no-version"
         ),
-        pytest.param(body(None, uid=7), "request.uid: expected a text", id="uid-is-a-number"),
-        pytest.param(body(None, uid="7" * 1000), "request.uid: expected a text", id="uid-is-long"),
-        pytest.param(body([1]), "request.object: expected an object, found list", id="object"),
-        pytest.param(body({"spec": {}}), "request.object.metadata: expected an object", id="no-metadata"),
-        pytest.param(body(None, {"metadata": "x"}), "request.oldObject.metadata: expected", id="metadata"),
+        pytest.param(
+            b'{"apiVersion": "admission.k8s.io/v1", "request": [1]}',
+            "request: found list, expected an object",
+            id="request",
+        ),
+        pytest.param(body(None, uid=7), "request.uid: found 7, expected a text", id="uid-is-a-number"),
+        pytest.param(body(None, uid="7" * 1000), "request.uid: found '777", id="uid-is-long"),
+        pytest.param(body([1]), "request.object: found list, expected an object", id="object"),
+        pytest.param(
+            body({"spec": {}}), "request.object.metadata: found nothing, expected an object", id="no-metadata"
+        ),
+        pytest.param(
+            body(None, {"metadata": "x"}), "request.oldObject.metadata: found 'x', expected an object", id="metadata"
+        ),
     ],
 )
 def test_what_is_no_review_is_refused_with_the_part_that_is_wrong(sent: bytes, found: str) -> None:

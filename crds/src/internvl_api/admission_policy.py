@@ -1,15 +1,13 @@
-"""Writes the part of the chart's ValidatingAdmissionPolicy that comes from the policy's rules.
+"""Generate the part of the chart's ValidatingAdmissionPolicy that comes from the policy's rules.
 
 The chart adds the names, and one variable for each setting with its list. A changed podTemplate or secrets must obey;
 a resource that is older than the policy can still be suspended, labelled and deleted.
 Reference: Kubernetes documentation, "Validating Admission Policy".
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from internvl_api.crd import write_generated
+from internvl_api.crd import generate
 from internvl_api.validation.policy_rules import RULES, PolicyRule
 
 _SECTIONS = ("podTemplate", "secrets")  # of the spec, that the rules read
@@ -51,11 +49,7 @@ def _validation(rule: PolicyRule) -> dict[str, str]:
 
 def main() -> int:
     """Write the chart's part to each path; with `--check` fail when a file is out of date."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
-    parser.add_argument("paths", nargs="+", type=Path)
-    arguments = parser.parse_args()
-    return write_generated(build_admission_policy(), arguments.paths, check=arguments.check)
+    return generate(build_admission_policy(), main.__doc__)
 
 
 if __name__ == "__main__":

@@ -168,26 +168,26 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def write_generated(content: Schema, paths: list[Path], *, check: bool) -> int:
-    """Write an object as YAML to each path, or only `check` the files; 1 when one is out of date, else 0."""
+def generate(content: Schema, description: str | None) -> int:
+    """Write an object as YAML to the paths on the command line; with --check, 1 when one is out of date, else 0."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    parser.add_argument("paths", nargs="+", type=Path)
+    arguments = parser.parse_args()
     text = _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
-    stale = [p for p in paths if not p.exists() or p.read_text(encoding="utf-8") != text]
+    stale = [p for p in arguments.paths if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:
-        if check:
+        if arguments.check:
             print(f"{path} differs from the models; run `make generate`", file=sys.stderr)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    return 1 if check and stale else 0
+    return 1 if arguments.check and stale else 0
 
 
 def main() -> int:
     """Write the CRD to each path; with `--check` fail when a file is out of date."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
-    parser.add_argument("paths", nargs="+", type=Path)
-    arguments = parser.parse_args()
-    return write_generated(build_crd(), arguments.paths, check=arguments.check)
+    return generate(build_crd(), main.__doc__)
 
 
 if __name__ == "__main__":

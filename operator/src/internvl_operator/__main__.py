@@ -33,8 +33,8 @@ _ABOUT = """\
 Reconciles InternVLFineTune resources: preflight, train, publish, as groups of pods.
 
 Finds the cluster as kubectl does: a pod's service account, else KUBECONFIG or ~/.kube/config.
-Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume, and reads no Secret but that of
-its own webhook's certificate.
+Serves GET /healthz (liveness), /readyz and /metrics (Prometheus). Needs no volume.
+The only Secret that it reads holds its own webhook's certificate.
 """
 
 
@@ -69,20 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     health = Health()
     if settings.leader_election:
         api.time_left = lambda: 0.0  # no write before this replica leads
-    for name, serve in (
-        ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
-        ("liveness_port", health.serve),
-        ("webhook_port", lambda port: webhook.serve(port, _webhook_tls(settings, api, health), settings.policy)),
-    ):
-        port = getattr(settings, name)
-        try:
-            if port is not None:
-                serve(port)
-        except OSError as error:
-            return _complain(1, f"{variable(name)}: port {port}: {error}")
+    if problem := _start_servers(settings, api, health):
+        return _complain(1, problem)
     stop = threading.Event()
-    for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     if settings.leader_election:
         lead(settings, api, health, stop)
     else:
@@ -118,8 +109,27 @@ def work(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
     return bool(memo.idle)
 
 
+def _start_servers(settings: Settings, api: Api, health: Health) -> str | None:
+    """Start the servers of metrics, probes and webhook; returns the problem of the first that cannot start."""
+    for name, serve in (
+        ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
+        ("liveness_port", health.serve),
+        ("webhook_port", lambda port: webhook.serve(port, _webhook_tls(settings, api, health), settings.policy)),
+    ):
+        port = getattr(settings, name)
+        try:
+            if port is not None:
+                serve(port)
+        except OSError as error:
+            return f"{variable(name)}: port {port}: {error}"
+    return None
+
+
 def _webhook_tls(settings: Settings, api: Api, health: Health) -> Callable[[], ssl.SSLContext]:
-    """What gives the webhook's TLS context: a folder, or the certificate that the operator keeps. Raises OSError."""
+    """A function that gives the webhook's TLS context, from a folder or from the operator's own certificate.
+
+    Raises OSError when the folder has no certificate.
+    """
     if settings.webhook_secret is None:
         return TlsFolder(settings.webhook_certificates).context
     namespace = settings.lease_namespace

@@ -1,8 +1,8 @@
-"""Keep the webhook's certificate: the leader makes and renews it in a Secret, every replica serves what is there.
+"""Keep the webhook's certificate: the leader makes and renews it in a Secret, and every replica serves that Secret.
 
-API servers must trust an authority before a replica serves its certificate. So the leader first adds the new authority
-to the webhook's configuration, waits `_SETTLE`, and only then writes the Secret. The old authority stays trusted until
-it expires: other replicas read the Secret at their own times, and its key no longer exists.
+API servers must trust a CA before a replica serves its certificate. So the leader first adds the new CA to the
+webhook's configuration, waits `_PROPAGATION`, and only then writes the Secret. The old CA stays trusted until it
+expires, because other replicas read the Secret later; this is safe, because its key no longer exists.
 """
 
 import logging
@@ -20,31 +20,31 @@ from internvl_operator.certificates import Served, expiry, issue, renewal_due, t
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kube.webhook_objects import Stored
 
-_SETTLE = timedelta(seconds=60)  # until every API server has seen a changed configuration
-_EVERY = 30.0  # seconds between two reads of the Secret
-_SOON = 2.0  # seconds while there is no certificate
+_PROPAGATION = timedelta(seconds=60)  # until every API server has seen a changed configuration
+_CHECK_EVERY = 30.0  # seconds between two reads of the Secret
+_RETRY_EVERY = 2.0  # seconds between two reads while there is no certificate
 
 logger = logging.getLogger(__name__)
 
 
 class Objects(Protocol):
-    """The part of `kube.webhook_objects.WebhookObjects` that is needed here."""
+    """What the keeper needs of `kube.webhook_objects.WebhookObjects`."""
 
     def may_write(self) -> bool: ...
     def read(self) -> Stored: ...
     def write(self, before: Stored, served: Served) -> Stored: ...
-    def trust(self, authorities: bytes) -> bool: ...
+    def trust(self, authorities: bytes) -> str | None: ...
 
 
 class _Successor(NamedTuple):
-    """A new certificate whose authority API servers trust from `since` on."""
+    """The next certificate; `since`: when its CA was added to the webhook's configuration."""
 
     served: Served
     since: datetime
 
 
 class CertificateKeeper:
-    """`start`, then `context` gives the TLS context for the next connection."""
+    """Gives the TLS context for each connection, once `start` has been called."""
 
     def __init__(self, objects: Objects, host: str, now: Callable[[], datetime] = utc_now) -> None:
         self._objects, self._host, self._now = objects, host, now
@@ -55,7 +55,7 @@ class CertificateKeeper:
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
 
     def start(self) -> None:
-        """Check from now on, in a thread."""
+        """Start the thread that checks the certificate."""
         self._thread.start()
 
     def context(self) -> ssl.SSLContext:
@@ -73,24 +73,25 @@ class CertificateKeeper:
         return None if self._thread.is_alive() else "the thread that renews the webhook's certificate has ended"
 
     def check(self) -> list[str]:
-        """Read the Secret, renew its content if this replica leads and it is time, and serve it; the problems found."""
+        """Serve the Secret's certificate, renewed first if this replica leads and it is due; returns the problems."""
         problems: list[str] = []
         try:
             stored = self._objects.read()
             wrong = self._serve(stored.served)
             if self._objects.may_write():
-                wrong = self._serve(self._maintained(stored, problems).served)
+                wrong = self._serve(self._maintain(stored, problems).served)
             else:
                 self._successor = None
             problems += [wrong] if wrong else []
         except (ApiError, OSError) as error:
             problems.append(str(error))
         for problem in set(problems) - set(self._problems):  # once while it lasts
-            logger.warning("the webhook's certificate: %s; trying again", problem)
+            logger.warning("the webhook's certificate: %s; trying again every %.0f s", problem, self._pause())
         self._problems = problems
         return problems
 
-    def _maintained(self, stored: Stored, problems: list[str]) -> Stored:
+    def _maintain(self, stored: Stored, problems: list[str]) -> Stored:
+        """What the Secret holds after a renewal, if one was due; adds to `problems`."""
         served, now = stored.served, self._now()
         why, new = unusable(served, self._host, now), None
         if why:
@@ -99,17 +100,17 @@ class CertificateKeeper:
         elif renewal_due(served, now):
             new = self._successor or _Successor(issue(self._host, now), now)
         authorities = trusted(now, new.served.authorities if new else b"", served.authorities)
-        if not self._objects.trust(authorities):
-            problems.append("no ValidatingWebhookConfiguration found: no API server asks the webhook")
+        if problem := self._objects.trust(authorities):
+            problems.append(problem)
         self._successor = new
-        if new is None or not (why or now >= new.since + _SETTLE):
+        if new is None or not (why or now >= new.since + _PROPAGATION):
             return stored
         written = self._objects.write(stored, new.served._replace(authorities=authorities))
         self._successor = None
         return written
 
     def _serve(self, served: Served) -> str | None:
-        """Load a certificate that is not loaded yet; why it cannot be used, or None."""
+        """Load the certificate unless it is loaded; returns why it cannot be used, or None."""
         if self._loaded and served[1:] == self._loaded[1:]:
             return None
         if why := unusable(served, self._host, self._now()):
@@ -122,13 +123,16 @@ class CertificateKeeper:
     def _run(self) -> None:
         while True:
             self.check()
-            time.sleep(_EVERY if self._context else _SOON)
+            time.sleep(self._pause())
+
+    def _pause(self) -> float:
+        return _CHECK_EVERY if self._context else _RETRY_EVERY
 
 
 def _load(served: Served) -> ssl.SSLContext:
-    """A context with this certificate. Raises OSError. The ssl module reads keys from files only."""
+    """A TLS context with this certificate. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys only from files
         file = Path(folder, "tls.pem")
         file.touch(mode=0o600)
         file.write_bytes(served.key + served.certificate)

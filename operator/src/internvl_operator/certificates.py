@@ -1,7 +1,7 @@
 """Make and check the certificates of the webhook, as PEM; the clock is passed in.
 
-Each certificate has an authority of its own. The authority's key is discarded once it has signed, so that nobody can
-issue a second certificate that API servers would trust.
+Each certificate has a CA of its own. The CA's key is discarded once it has signed, so that nobody can issue a second
+certificate that API servers would trust.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ _CA_USAGE = x509.KeyUsage(
 
 
 class Served(NamedTuple):
-    """What a replica serves: certificate and key; `authorities`, newest first, are those that clients must trust."""
+    """What a replica serves: certificate and key; `authorities`: the CAs that clients must trust, newest first."""
 
     authorities: bytes
     certificate: bytes
@@ -38,7 +38,7 @@ class Served(NamedTuple):
 
 
 def issue(host: str, now: datetime) -> Served:
-    """A new authority, and a certificate of it for this DNS name."""
+    """A new CA, and a certificate for this DNS name that it signed."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"internvl-operator webhook {now:%Y-%m-%d}")])
     ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
@@ -51,9 +51,8 @@ def issue(host: str, now: datetime) -> Served:
     )
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id)
     certificate = (
-        _builder(
-            x509.Name([]), ca_name, key, now
-        )  # a common name ends at 64 characters; clients read only the DNS name
+        # An empty subject: a common name ends at 64 characters, and clients read only the DNS name.
+        _builder(x509.Name([]), ca_name, key, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -64,7 +63,7 @@ def issue(host: str, now: datetime) -> Served:
 
 
 def unusable(served: Served, host: str, now: datetime) -> str | None:
-    """Why clients would refuse what is served now; None when they accept it."""
+    """Why clients would refuse this certificate now; None when they accept it."""
     if not (served.certificate and served.key):
         return "there is no certificate yet"
     try:
@@ -73,37 +72,38 @@ def unusable(served: Served, host: str, now: datetime) -> str | None:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         authorities = x509.load_pem_x509_certificates(served.authorities)
     except (ValueError, TypeError, x509.ExtensionNotFound) as error:
-        return f"the Secret holds no certificate that can be read ({error})"
+        return f"the certificate or the key in the Secret cannot be read ({error})"
     if certificate.public_key() != key.public_key():
         return "the key belongs to another certificate"
     if host not in names.get_values_for_type(x509.DNSName):
         return f"the certificate is not for {host}"
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        return f"the certificate is valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not start <= now < end:
+        return f"the certificate is valid from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now"
     if not any(_issued_by(certificate, each) for each in authorities):
-        return "the certificate's authority is not in ca.crt"
+        return "the certificate's authority (CA) is not in ca.crt"
     return None
 
 
 def renewal_due(served: Served, now: datetime) -> bool:
-    """Whether a usable certificate has lived two thirds of its life."""
+    """Whether two thirds of a certificate's lifetime have passed."""
     made = x509.load_pem_x509_certificate(served.certificate).not_valid_before_utc + _CLOCK_SKEW
     return now >= made + RENEW_AFTER
 
 
 def expiry(certificate: bytes) -> datetime:
-    """The end of a certificate's life. Raises ValueError."""
+    """When a certificate expires. Raises ValueError."""
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 def trusted(now: datetime, *bundles: bytes) -> bytes:
-    """The authorities of several bundles that have not expired, in order, each once; skips unreadable bundles."""
+    """One bundle of the CAs in `bundles` that have not expired, in order, each once; skips unreadable bundles."""
     found = [certificate for bundle in bundles for certificate in _certificates(bundle)]
     return b"".join(dict.fromkeys(_pem(each) for each in found if now < each.not_valid_after_utc))
 
 
 def utc_now() -> datetime:
-    """The time of this machine."""
+    """This machine's time, in UTC."""
     return datetime.now(UTC)
 
 

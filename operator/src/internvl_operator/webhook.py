@@ -1,7 +1,7 @@
 """Admission webhook: refuse at `kubectl apply` what a schema cannot express, with the messages of the operator.
 
 Every replica answers, leading or not. The webhook is optional: the operator makes the same checks itself. Any pod can
-send it a request, so that every part of a review is checked before it is used.
+send it a request, so every part of a review is checked before it is used.
 """
 
 import json
@@ -22,17 +22,18 @@ PATH = "/validate"
 REVIEW_VERSION = "admission.k8s.io/v1"
 _BODY_LIMIT = 8 * 2**20  # bytes; an object has at most 1.5 MB, and an update contains two
 _UID_LIMIT = 256  # characters
+_SHOWN = 80  # characters of a wrong value in a message
 
 Raw = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 class MalformedReview(ValueError):
-    """The body is no AdmissionReview; the message says which part is wrong."""
+    """The body is not an AdmissionReview; the message names the wrong part."""
 
 
 class Request(NamedTuple):
-    """What matters of an AdmissionReview: the run after the change and before it; None where there is none."""
+    """The part of an AdmissionReview that is used: the run after and before the change; None where it has none."""
 
     uid: str
     new: Raw | None
@@ -40,19 +41,19 @@ class Request(NamedTuple):
 
 
 def read_request(body: bytes) -> Request:
-    """The request of an AdmissionReview. Raises MalformedReview, whatever the bytes are."""
+    """The request of an AdmissionReview. Raises MalformedReview for any other bytes."""
     try:
-        # Brackets without end raise RecursionError, a number of more than 4,300 digits ValueError.
+        # Deep nesting raises RecursionError, a number of more than 4,300 digits ValueError.
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MalformedReview(f"the body is not JSON that can be read ({type(error).__name__})") from None
     review = _object(asked, "the body")
     if review.get("apiVersion") != REVIEW_VERSION:
-        raise MalformedReview(f"apiVersion: expected {REVIEW_VERSION}")
+        raise MalformedReview(f"apiVersion: found {_short(review.get('apiVersion'))}, expected {REVIEW_VERSION}")
     request = _object(review.get("request"), "request")
     uid = request.get("uid")
     if not isinstance(uid, str) or len(uid) > _UID_LIMIT:
-        raise MalformedReview(f"request.uid: expected a text of at most {_UID_LIMIT} characters")
+        raise MalformedReview(f"request.uid: found {_short(uid)}, expected a text of at most {_UID_LIMIT} characters")
     return Request(uid, _run(request, "object"), _run(request, "oldObject"))
 
 
@@ -82,7 +83,7 @@ def answer(body: bytes, policy: Policy | None = None) -> tuple[int, str]:
         return 200, json.dumps(review(read_request(body), policy))
     except MalformedReview as error:
         return 400, f"expected an AdmissionReview: {error}\n"
-    except Exception:  # a mistake of ours: the API server's failurePolicy decides
+    except Exception:  # a bug: let the API server's failurePolicy decide
         logger.exception("cannot check a run at admission")
         return 500, "cannot check this run; the operator's log has the reason\n"
 
@@ -105,14 +106,19 @@ def _run(request: Raw, name: str) -> Raw | None:
 
 def _object(value: object, name: str) -> Raw:
     if not isinstance(value, dict):
-        raise MalformedReview(
-            f"{name}: expected an object, found {'nothing' if value is None else type(value).__name__}"
-        )
+        raise MalformedReview(f"{name}: found {_short(value)}, expected an object")
     return value
 
 
+def _short(value: object) -> str:
+    """A wrong value for messages, of bounded length and depth."""
+    if value is None:
+        return "nothing"
+    return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:_SHOWN]
+
+
 def _post(handler: Handler, policy: Policy | None) -> None:
-    """AdmissionReview in, AdmissionReview out; 400 for anything else."""
+    """Answer an AdmissionReview with one; 400 for anything else."""
     if handler.path.partition("?")[0] != PATH:
         return handler.answer(404, f"POST {PATH}\n".encode())
     asked = handler.read_body(_BODY_LIMIT)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from internvl_trainer.artifacts.fenced_storage import FencedStorage, telling_loss
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, raising_lease_loss
 from internvl_trainer.artifacts.lease_record import Owner, parse_lease
 from internvl_trainer.artifacts.output_layout import LEASE_FILE
 from internvl_trainer.artifacts.output_lease import OutputLease
@@ -189,7 +189,7 @@ class Run:
             before = storage.newest_step
             ended: list[bool] = []
             history.hearts[name] = simulation.start(f"heart of {name}", lambda: _beat(simulation, lease, ended))
-            with telling_loss(lease):
+            with raising_lease_loss(lease):
                 self._train(lease, before, name)
             ended.append(True)
             self.done = True

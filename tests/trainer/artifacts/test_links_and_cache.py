@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from internvl_trainer.artifacts import sources
 from internvl_trainer.artifacts.cache import Cache
+from internvl_trainer.artifacts.directory_download import has_small_files_of
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.convert_checkpoint import copy_files
@@ -122,7 +123,7 @@ def test_an_entry_planted_with_its_record_is_checked_against_the_source(tmp_path
 
     cache_of_a_process(tmp_path / "cache").folder("model", plant)
     found = cache_of_a_process(tmp_path / "cache").folder(
-        "model", make_config, lambda folder: sources._has_small_files_of(storage, files, folder)
+        "model", make_config, lambda folder: has_small_files_of(storage, files, folder)
     )
     assert [path.name for path in found.iterdir()] == ["config.json"]
 

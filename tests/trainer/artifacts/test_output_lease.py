@@ -104,7 +104,7 @@ def test_a_run_that_writes_keeps_another_out(storage: Away, time: Time) -> None:
 def test_a_run_that_was_applied_again_is_told_of_its_predecessor(storage: Away, time: Time) -> None:
     first = held(storage, time, owner())
     time.meanwhile = lambda: time.seconds % 10 or first.renew()
-    with pytest.raises(UserError, match=r"an earlier run or .* goes on when that one has ended") as caught:
+    with pytest.raises(UserError, match=r"an earlier run or .* continues when that one has ended") as caught:
         held(storage, time, owner(uid="uid-2"))
     assert caught.value.reason == "OutputInUse"
 

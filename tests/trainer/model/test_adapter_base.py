@@ -121,7 +121,7 @@ def test_an_adapter_without_a_base_is_a_warning(
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with caplog.at_level(logging.WARNING):
         check_adapter_base(adapter, open_checkpoint(checkpoint("internlm2")))
-    assert "does not record which model it was trained on" in caplog.text
+    assert "does not record the model that it was trained on" in caplog.text
 
 
 @pytest.mark.parametrize(

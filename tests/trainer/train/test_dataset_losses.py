@@ -70,18 +70,18 @@ def scraped(reporter: Reporter) -> dict[str, float]:
 def test_prometheus_has_the_last_loss_of_each_dataset() -> None:
     reporter = Reporter("team/run", "train")
     assert scraped(reporter) == {}
-    reporter.set_dataset_losses({"text": 2.5, "validation of a meta": 1.0})
-    reporter.set_dataset_losses({"text": 2.0})
+    reporter.dataset_losses.set({"text": 2.5, "validation of a meta": 1.0})
+    reporter.dataset_losses.set({"text": 2.0})
     assert scraped(reporter) == {"text": 2.0, "validation of a meta": 1.0}
 
 
 def test_names_of_a_meta_cannot_flood_prometheus() -> None:
     reporter = Reporter("team/run", "train")
-    reporter.set_dataset_losses({f"{'long' * 200}{number}": 1.0 for number in range(1000)} | {"late": 1.0})
+    reporter.dataset_losses.set({f"{'long' * 200}{number}": 1.0 for number in range(1000)} | {"late": 1.0})
     labels = scraped(reporter)
     assert len(labels) == MOST_DATASETS
     assert max(map(len, labels)) < 110
-    reporter.set_dataset_losses({"\udc00": 1.0})
+    reporter.dataset_losses.set({"\udc00": 1.0})
     assert reporter.answer("/metrics")
 
 

@@ -74,7 +74,7 @@ def leave(stage: StageName) -> NoReturn:
 
 
 def exit_code_of(error: UserError) -> ExitCode:
-    """Who can help: a new secret, time, another attempt, or the user."""
+    """The exit code of an error, by what can help: a new Secret, time, another attempt, or the user."""
     if isinstance(error, AccessDenied):
         return ExitCode.ACCESS_DENIED
     if isinstance(error, LeaseLost):

@@ -29,15 +29,42 @@ _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
 def container_memory(statistics: Path = _MEMORY) -> int | None:
-    """Bytes of the container that cannot be reclaimed, /dev/shm too; None where the kernel does not say.
+    """Bytes of the container that cannot be reclaimed, including /dev/shm; None where the kernel does not report them.
 
-    A container is killed when these reach its limit; the page cache, which the kernel drops before, is left out.
+    The kernel kills a container when these reach its limit; it drops the page cache first, which is not counted.
     """
     try:
         lines = (line.split() for line in statistics.read_text().splitlines())
         return sum(int(amount) for name, amount in lines if name in ("anon", "shmem"))
     except (OSError, ValueError):
         return None
+
+
+class DatasetLossGauge:
+    """The last loss of each dataset in Prometheus, for the first MOST_DATASETS that are drawn."""
+
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self._gauge = Gauge(
+            "internvl_train_dataset_loss",
+            f"Last mean loss of a supervised token of a dataset; of at most {MOST_DATASETS} datasets",
+            [*labels, "dataset"],
+            registry=registry,
+        )
+        self._names: dict[str, str] = {}  # the dataset's name -> its label
+
+    def set(self, losses: Mapping[str, float]) -> None:
+        """Set the losses of these datasets."""
+        for name, loss in losses.items():
+            if (label := self._label(name)) is not None:
+                self._gauge.labels(**self._labels, dataset=label).set(loss)
+
+    def _label(self, name: str) -> str | None:
+        """The dataset's label value, unique and of bounded length; None for datasets over the maximum."""
+        if name not in self._names and len(self._names) < MOST_DATASETS:
+            short = name if len(name) <= _LONGEST_LABEL else f"{name[:_LONGEST_LABEL]}…{len(self._names)}"
+            self._names[name] = short.encode(errors="replace").decode()
+        return self._names.get(name)
 
 
 class Reporter:
@@ -60,14 +87,7 @@ class Reporter:
             return Counter(metric, text, list(labels), registry=self.registry).labels(**labels)
 
         self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
-        self._labels = labels
-        self._dataset_loss = Gauge(
-            "internvl_train_dataset_loss",
-            f"Mean loss of a supervised token of a dataset, as last taken; of at most {MOST_DATASETS} datasets",
-            [*labels, "dataset"],
-            registry=self.registry,
-        )
-        self._dataset_labels: dict[str, str] = {}  # by the dataset's name
+        self.dataset_losses = DatasetLossGauge(self.registry, labels)
         self.validation_loss = gauge(
             "internvl_train_validation_loss", "Mean loss of a supervised token of data.validation, as last taken"
         )
@@ -98,19 +118,6 @@ class Reporter:
         """Set and log what the stage is doing."""
         self.progress = self.progress.model_copy(update={"detail": detail})
         logger.info("%s: %s", self.progress.stage, detail)
-
-    def set_dataset_losses(self, losses: Mapping[str, float]) -> None:
-        """Set the gauge of each dataset; datasets after the first MOST_DATASETS that were drawn have none."""
-        for name, loss in losses.items():
-            if (label := self._dataset_label(name)) is not None:
-                self._dataset_loss.labels(**self._labels, dataset=label).set(loss)
-
-    def _dataset_label(self, name: str) -> str | None:
-        """The dataset's label value, of bounded length and unlike all others; None when there are too many."""
-        if name not in self._dataset_labels and len(self._dataset_labels) < MOST_DATASETS:
-            short = name if len(name) <= _LONGEST_LABEL else f"{name[:_LONGEST_LABEL]}…{len(self._dataset_labels)}"
-            self._dataset_labels[name] = short.encode(errors="replace").decode()
-        return self._dataset_labels.get(name)
 
     def update(self, **fields: Any) -> None:
         """Set fields of /progress."""

@@ -44,7 +44,7 @@ class RunContext:
         return StageStore(self.config, self.storage)
 
     def begin(self) -> StageResult | None:
-        """The result when the stage is done already. Raises UserError when it must not be done here."""
+        """The earlier result if the stage is done, else None. Raises UserError when it must not run in this output."""
         self.stages.check_output(reads_rows=self.stage in _READING_ROWS)
         result = self.stages.result(self.stage)
         if result is None and self.stage == "train":
@@ -79,7 +79,7 @@ class GroupContext(RunContext):
         return self.joined or StageStore(self.config, self.storage)
 
     def begin(self) -> StageResult | None:
-        """What `RunContext.begin` gives or raises on rank 0, on every rank."""
+        """The result or the error of `RunContext.begin` on rank 0, on every rank."""
         found = self.group.first(self._try_to_begin() if self.group.leads else None)
         if found["error"] is not None:
             kind, reason, message, where = found["error"]
@@ -87,7 +87,7 @@ class GroupContext(RunContext):
         return None if found["result"] is None else StageResult.model_validate(found["result"])
 
     def _try_to_begin(self) -> dict[str, Any]:
-        """As JSON: the earlier result, and the error."""
+        """The earlier result and the error, as JSON."""
         try:
             result = super().begin()
         except UserError as error:

@@ -59,13 +59,13 @@ class StageStore:
 
     @property
     def inputs(self) -> Versions:
-        """The versions of the annotation files when this store, or rank 0 for it, first looked."""
+        """The versions of the annotation files, looked up once by this store or by rank 0."""
         if self._inputs is None:
             self._inputs = describe_inputs(self.config)
         return self._inputs
 
     def use_inputs(self, inputs: Versions) -> None:
-        """Take the versions that another rank has looked up."""
+        """Set the versions to those that another rank has looked up."""
         self._inputs = inputs
 
     def task_version(self, stage: StageName) -> str:

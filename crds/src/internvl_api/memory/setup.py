@@ -114,7 +114,7 @@ def setup_of(config: RunConfig) -> Setup | None:
 
 
 def _max_tiles(config: RunConfig, model: CatalogueModel) -> int:
-    """Tiles of one image; what the run takes from its checkpoint is estimated with the catalogue's value."""
+    """Maximum tiles of one image; the catalogue's value stands for what the run takes from its checkpoint."""
     tiling = config.image.tiling
     if not tiling.dynamic:
         return 1

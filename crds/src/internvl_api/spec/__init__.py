@@ -10,14 +10,14 @@ from pydantic import Field, field_validator
 
 from internvl_api.spec.data import Data, Dataset
 from internvl_api.spec.evaluation import Evaluation
-from internvl_api.spec.model import USUAL_TILING, Freeze, Image, Lora, Model, Tiling
+from internvl_api.spec.model import DEFAULT_TILING, Freeze, Image, Lora, Model, Tiling
 from internvl_api.spec.pods import PodTemplate, RunPolicy, Scheduling, Secrets
 from internvl_api.spec.publish import Hub, Merge, Publish
 from internvl_api.spec.training import Checkpoint, Method, Packing, Precision, Retrieval, Training
 from internvl_api.types import ApiModel
 
 __all__ = [
-    "RECIPE_SECTIONS", "USUAL_TILING", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image",
+    "DEFAULT_TILING", "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image",
     "InternVLFineTuneSpec", "Lora", "Merge", "Method", "Model", "Packing", "PodTemplate", "Precision", "Publish",
     "Retrieval", "RunPolicy", "Scheduling", "Secrets", "Tiling", "Training",
 ]  # fmt: skip

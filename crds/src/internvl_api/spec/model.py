@@ -37,7 +37,7 @@ class Model(ApiModel):
 
 
 class Tiling(NamedTuple):
-    """How an image becomes tiles: split by its aspect ratio or not, into how many, and with a thumbnail or not."""
+    """How images are cut into tiles: `dynamic`: by aspect ratio; the number of tiles, without the thumbnail."""
 
     dynamic: bool
     min_tiles: int
@@ -45,8 +45,8 @@ class Tiling(NamedTuple):
     thumbnail: bool
 
 
-USUAL_TILING = Tiling(dynamic=True, min_tiles=1, max_tiles=12, thumbnail=True)
-"""Of a checkpoint that does not say."""
+DEFAULT_TILING = Tiling(dynamic=True, min_tiles=1, max_tiles=12, thumbnail=True)
+"""The tiling of a checkpoint whose config.json sets none."""
 
 
 class Image(ApiModel):
@@ -57,7 +57,7 @@ class Image(ApiModel):
     )
     dynamic: bool | None = Field(
         None,
-        description="Split an image into tiles by its aspect ratio; false: one tile an image; default: as the "
+        description="Split an image into tiles by its aspect ratio; false: one tile per image; default: as the "
         "checkpoint's config.json says, else true",
     )
     min_dynamic_patch: int | None = Field(
@@ -89,13 +89,13 @@ class Image(ApiModel):
 
     @property
     def tiling(self) -> Tiling:
-        """How images are cut, with USUAL_TILING where neither the spec nor, in the trainer, the checkpoint says."""
-        usual = USUAL_TILING
+        """How images are cut; DEFAULT_TILING for what neither the spec nor, in the trainer, the checkpoint sets."""
+        default = DEFAULT_TILING
         return Tiling(
-            dynamic=usual.dynamic if self.dynamic is None else self.dynamic,
-            min_tiles=self.min_dynamic_patch or usual.min_tiles,
-            max_tiles=self.max_dynamic_patch or usual.max_tiles,
-            thumbnail=usual.thumbnail if self.thumbnail is None else self.thumbnail,
+            dynamic=default.dynamic if self.dynamic is None else self.dynamic,
+            min_tiles=self.min_dynamic_patch or default.min_tiles,
+            max_tiles=self.max_dynamic_patch or default.max_tiles,
+            thumbnail=default.thumbnail if self.thumbnail is None else self.thumbnail,
         )
 
 

@@ -1,4 +1,4 @@
-"""What refuses the names that users give to datasets and tasks: they are parts of file names, labels and conditions."""
+"""Rules for the names of datasets and tasks, which become parts of file names, labels and conditions."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from internvl_api.validation.cel_rules import Rule, Values, rule
 
 
 def _named(at: str, pattern: str, message: str) -> Rule:
-    """A rule about all names of a map."""
+    """The rule that every name of a map matches a pattern."""
 
     @rule(
         at,

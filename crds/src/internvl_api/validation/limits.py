@@ -10,13 +10,13 @@ from internvl_api.spec.kubernetes.container import MAX_VALUE
 from internvl_api.validation.violations import Violation
 
 MAX_DEPTH = 32  # levels of objects and lists; the deepest field of the schema has 14
-MAX_TEXT = MAX_VALUE  # characters of a key or value; an environment variable is the longest that anybody needs
+MAX_TEXT = MAX_VALUE  # characters of a key or value; the longest useful text is that of an environment variable
 MAX_VALUES = 50_000  # objects, lists, texts and numbers; a thousand datasets with every field have 12,000
 _SHOWN = 5  # steps of a path in a message
 
 
 def over_limits(raw: object) -> Violation | None:
-    """The first value that is nested too deep, too long or one too many; None when all are within the limits."""
+    """The first violation of depth, length or number of values; None when all are within the limits."""
     todo: list[tuple[tuple[str, ...], object]] = [(("spec",), raw)]
     seen = 1
     while todo:

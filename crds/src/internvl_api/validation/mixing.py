@@ -1,4 +1,4 @@
-"""Settings that mix datasets and contradict each other, or have no effect."""
+"""Rules for mixing settings that contradict each other or have no effect."""
 
 from internvl_api.spec import Data, Dataset
 from internvl_api.validation.cel_rules import Values, rule

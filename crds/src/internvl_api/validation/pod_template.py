@@ -1,7 +1,7 @@
-"""What refuses `spec.podTemplate` beyond the bounds of its fields.
+"""Rules for `spec.podTemplate` beyond the bounds of its fields.
 
-An API server finds the same when the pod is made; of `resources`, which only training workers get, after the whole
-preflight.
+The API server finds the same mistakes when a pod is made; those in `resources`, which only training workers get, after
+the whole preflight.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The administrator's policy: what a run may ask for its pods, as one list for each thing.
+"""The administrator's policy: what a run may ask for its pods, with one list for each kind of thing.
 
 A list names what is allowed. An entry that ends with `/`, `:` or `@` allows everything that begins with it. `*` allows
 everything but the values that the setting reserves (`policy_rules` says which); these must be listed themselves. An

@@ -2,7 +2,7 @@
 
 The operator and its webhook use the Python, the chart's ValidatingAdmissionPolicy the CEL, which
 `internvl_api.admission_policy` writes. A rule has the paths of the values that its setting decides; `policy_paths`
-reads them in both languages. tests/api/test_policy.py compares the two.
+reads them in both languages. tests/api/test_policy.py compares the two languages.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from internvl_api.validation.violations import Violation
 
 ALL_TAINTS = "(all)"  # a toleration without a key
 _NEXT_STEP = "change it, or ask the cluster's administrator, who sets policy.{setting} of the operator's chart"
-_SHOWN = 1000  # characters of the values found; an API server uses no longer message than 5 KiB either
+_SHOWN = 1000  # characters of the values found; the API server limits messages to 5 KiB as well
 SELECTED = "(selected)"  # namespaces that a selector chooses
 _CLAIM = "podTemplate.volumes.[].ephemeral.volumeClaimTemplate.metadata"
 _NODES = "podTemplate.affinity.nodeAffinity"
@@ -45,7 +45,7 @@ class Reserved:
         return value in self.names or value.startswith(self.prefixes) or bool(self.part and self.part in value)
 
     def cel(self, value: str) -> str:
-        """The same in CEL, of a CEL value."""
+        """CEL that is true when `*` leaves the value out; `value` is CEL."""
         tests = [f"{value} == '{name}'" for name in self.names]
         tests += [f"{value}.startsWith('{prefix}')" for prefix in self.prefixes]
         tests += [f"{value}.contains('{self.part}')"] if self.part else []
@@ -84,7 +84,7 @@ class PolicyRule:
         return " + ".join(refused_at(path, self._refuses_cel) for path in self.paths)
 
     def message_cel(self, found: str) -> str:
-        """CEL of what the violation says; `found` is the CEL of the refused values."""
+        """CEL of the violation's message; `found`: CEL of the refused values."""
         entries = f"variables.{self.setting}"
         allowed = f"{entries}.map(entry, entry == '{ANY}' ? '{self.reserved.rest}' : entry).join(', ')"
         text = f'"{self.field}: {self._message("{0}", "{1}")}"'

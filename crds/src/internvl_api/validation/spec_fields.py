@@ -1,4 +1,4 @@
-"""The fields of the spec by their path: what messages say about names that no field has."""
+"""Look up fields of the spec by path, for hints in messages about unknown and missing fields."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple, Required, get_args, get_origin, get_type_hints

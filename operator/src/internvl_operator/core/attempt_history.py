@@ -25,7 +25,10 @@ def record(
     spec: InternVLFineTuneSpec | None,
     now: datetime,
 ) -> None:
-    """Write the attempts of this pass into `new`. `old`: the recorded status; `spec`: None when it is invalid."""
+    """Write the attempts, as this pass sees them, into `new`.
+
+    `old`: the recorded status; `spec`: None when it is invalid.
+    """
     before = {entry.name: entry for entry in old.stages}
     current = stages.current(new.stages)
     for entry in new.stages:

@@ -68,7 +68,7 @@ def summarise(
 def with_note_of_change(conditions: Sequence[Condition], *, changed: bool) -> list[Condition]:
     """The conditions of a complete run; Ready's message ends with a note while the spec differs from the published one.
 
-    The note of an earlier operator, which begins alike, is replaced.
+    Replaces the note of an earlier operator, which begins with the same words.
     """
     out = [condition.model_copy() for condition in conditions]
     for ready in out:

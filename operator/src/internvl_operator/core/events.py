@@ -20,11 +20,11 @@ def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> 
 
 def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
     before = {entry.name: entry for entry in old.stages}
-    summaries = list(_summaries(old, new))
-    told_reasons = {event.reason for event in summaries}
+    run_events = list(_run_events(old, new))
+    reported = {event.reason for event in run_events}
     for entry in new.stages:
-        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry, told_reasons)
-    yield from summaries
+        yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry, reported)
+    yield from run_events
     if (note := note_of_change(new.conditions)) and not note_of_change(old.conditions):
         yield Event("Warning", "SpecChangeIgnored", note)
     for node in sorted({*bad_nodes.avoided(new)} - {*bad_nodes.avoided(old)}):
@@ -32,25 +32,26 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
     warning = new.progress.warning if new.progress else None
     if warning and (old.progress is None or old.progress.warning != warning):
         reason, _, message = warning.partition(": ")
-        if _REASON.fullmatch(reason):  # a pod may send anything; status has its words
+        if _REASON.fullmatch(reason):  # a pod may send anything; what is no reason stays in status alone
             yield Event("Warning", reason, message)
-    told, tells = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
-    if tells and tells.status == "False" and (told is None or told.message != tells.message):
-        yield Event("Warning", tells.reason, tells.message)
+    was, now = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
+    if now and now.status == "False" and (was is None or was.message != now.message):
+        yield Event("Warning", now.reason, now.message)
 
 
-def _summaries(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+def _run_events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+    """Events for conditions of the whole run that became True."""
     for kind in ("Stalled", "Suspended", "Complete"):  # a failed run is Stalled too
-        told, tells = _find(old, kind), _find(new, kind)
-        if tells and tells.status == "True" and (told is None or (told.status, told.reason) != ("True", tells.reason)):
-            yield Event("Warning" if kind == "Stalled" else "Normal", tells.reason, tells.message)
+        was, now = _find(old, kind), _find(new, kind)
+        if now and now.status == "True" and (was is None or (was.status, was.reason) != ("True", now.reason)):
+            yield Event("Warning" if kind == "Stalled" else "Normal", now.reason, now.message)
 
 
-def _stage_events(old: StageStatus, new: StageStatus, told: set[str]) -> Iterator[Event]:
-    """`told`: reasons of which the run's own events tell already."""
+def _stage_events(old: StageStatus, new: StageStatus, reported: set[str]) -> Iterator[Event]:
+    """Events for one stage. `reported`: reasons that events of the run report already."""
     if new.attempt != old.attempt and new.attempt:
         yield Event("Normal", "StageStarted", f"{new.name}: attempt {new.attempt} started")
-    is_news = (new.reason, new.message) != (old.reason, old.message) and new.reason not in told
+    is_news = (new.reason, new.message) != (old.reason, old.message) and new.reason not in reported
     if new.message and new.state != "Succeeded" and is_news:
         yield Event("Warning", "AttemptEnded", f"{new.name}: {ending(new)}")
     if new.state == "Succeeded" and old.state != "Succeeded":

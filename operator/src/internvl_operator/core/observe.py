@@ -21,7 +21,7 @@ from internvl_operator.core.telemetry import clean_text, read_result
 from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
-_QUANTITY = 64  # characters of a quantity
+_QUANTITY_LENGTH = 64  # characters of a quantity
 _DIGITS = 18  # of a number in a label; status holds 64 bits, and another attempt may follow
 
 
@@ -177,7 +177,7 @@ def _memory_limit(spec: dict[str, Any]) -> str:
     for container in spec.get("containers") or ():
         if container.get("name") == CONTAINER:
             limits = (container.get("resources") or {}).get("limits") or {}
-            return clean_text(limits.get("memory"), _QUANTITY)
+            return clean_text(limits.get("memory"), _QUANTITY_LENGTH)
     return ""
 
 

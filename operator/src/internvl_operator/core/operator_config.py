@@ -34,7 +34,7 @@ class PodSecurity(ApiModel):
     fs_group: int | None = Field(None, ge=0, le=2**31 - 1)
 
 
-# As the image's Dockerfile has it.
+# The user of the image, as its Dockerfile says.
 IMAGES_USER = PodSecurity(run_as_user=10001, run_as_group=10001, fs_group=10001)
 
 

@@ -6,7 +6,7 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.telemetry import clean_text
 
 _COLUMN = 120  # characters of the Progress column
-_OF_THE_MOMENT = (
+_ONLY_WHILE_RUNNING = (
     "detail",
     "samples_per_second",
     "tokens_per_second",
@@ -34,10 +34,10 @@ def collect(context: ReconcileContext) -> None:
 
 
 def between_workers(context: ReconcileContext) -> None:
-    """Keep the figures of training, and drop what only a running worker can say: what it does, and how fast."""
+    """Keep the figures of training, and drop those that only a running worker has: what it does, and how fast."""
     status = context.status
     if status.progress is not None:
-        status.progress = status.progress.model_copy(update=dict.fromkeys(_OF_THE_MOMENT))
+        status.progress = status.progress.model_copy(update=dict.fromkeys(_ONLY_WHILE_RUNNING))
         status.progress_text = figures(status.progress)
 
 
@@ -95,7 +95,7 @@ def _take(context: ReconcileContext, progress: Progress | None, checkpoint: Chec
         old = status.progress or Progress()
         # Later stages report no steps: keep the figures of training.
         news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
-        if progress.stage == "train":  # a run that starts again has no warning yet
+        if progress.stage == "train":  # also None: a run that starts again has no warning yet
             news["warning"] = progress.warning
         status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):

@@ -5,7 +5,8 @@ Rules that are decided here:
   logs stay readable. cleanPodPolicy: All deletes them when the run ends.
 - A changed podTemplate, secrets or scheduling restarts the current stage; any other change except runPolicy restarts
   the pipeline, where the trainer skips stages that the change does not affect. Neither counts as a restart.
-- An unstarted pod that was made with other settings of the operator (its default image) is made again; no restart.
+- An unstarted pod that was made with other settings of the operator, such as its default image, is recreated. This
+  does not count as a restart.
 - A Complete run ignores changes of its spec, and its Ready condition says so. A Failed run starts again with a full
   budget as soon as its spec changes.
 - activeDeadlineSeconds counts from startedAt, which a resumed run resets, as a Kubernetes Job does.
@@ -98,7 +99,7 @@ def _stays_finished(run: Run) -> bool:
 def _keep_finished(context: ReconcileContext) -> None:
     """Note a changed spec; delete the pods that cleanPodPolicy names, and the CR when its TTL has passed.
 
-    runPolicy applies by itself: the rest of the spec may have become invalid since.
+    Reads only runPolicy, because the rest of the spec may have become invalid.
     """
     run, status = context.run, context.status
     changed = status.run_digest not in (None, run.run_digest)
@@ -170,9 +171,9 @@ def _follow_spec(context: ReconcileContext) -> None:
 
 
 def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:
-    """Whether a worker has an earlier spec, or has not started and has settings that the operator has no more.
+    """Whether a worker has an earlier spec, or has not started and has earlier settings of the operator.
 
-    Pods of an operator that recorded no digest of its settings are left alone, so that an upgrade restarts nothing.
+    Keeps pods of an operator that recorded no digest of its settings, so that an upgrade restarts nothing.
     """
     run = context.run
     if (pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest):
@@ -280,6 +281,7 @@ def _found_published(context: ReconcileContext, stage: Stage) -> bool:
 
 
 def _complete_at_once(context: ReconcileContext) -> None:
+    """Complete a run that was published before, without its remaining stages."""
     for entry in context.status.stages:
         if entry.state != "Succeeded":
             entry.state, entry.finished_at = "Skipped", context.timestamp()

@@ -1,6 +1,6 @@
 """Send Kubernetes Events from a separate thread: they may be late or lost, but never delay a pass.
 
-An event that repeats an earlier one, up to numbers and times, raises that one's count: one line for each cause.
+An event that repeats an earlier one, except for numbers and times, raises the count of the earlier one.
 """
 
 import itertools
@@ -75,7 +75,7 @@ class EventRecorder:
             self._sent.popitem(last=False)
 
     def _raise_count(self, event: dict[str, Any], sent: _Sent) -> bool:
-        """Whether the event sent before could take this one in."""
+        """Count a repetition in the event that was sent; False when that is impossible and a new event is needed."""
         patch = {"count": sent.times + 1, "lastTimestamp": event["lastTimestamp"], "message": event["message"]}
         try:
             self._api.patch("Event", event["metadata"]["namespace"], sent.name, patch)
@@ -87,7 +87,7 @@ class EventRecorder:
 
 
 def _cause(event: dict[str, Any]) -> tuple[str, ...]:
-    """What two events have in common that say the same: numbers and times in the message may differ."""
+    """A key that is equal for repetitions of an event: numbers and times in the message may differ."""
     about = event["involvedObject"]["uid"], event["type"], event["reason"]
     return *about, _VARIABLE.sub("#", event["message"])
 

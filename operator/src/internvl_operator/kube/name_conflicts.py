@@ -1,4 +1,4 @@
-"""Names that a run needs and another object has: name all of them at once, or adopt orphans where the user asks."""
+"""Find objects that hold the names of a run's children; report all of them, or adopt orphans if the user asks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 class Adopted(Exception):
-    """Orphaned children belong to the run now; the next pass counts them as its own."""
+    """The run owns orphaned children now; the next pass sees them as its own."""
 
 
 class NameConflicts:

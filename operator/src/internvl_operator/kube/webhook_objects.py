@@ -43,11 +43,12 @@ class WebhookObjects:
         data = (before.raw.get("data") or {}) | content
         return Stored(served, self._api.replace(before.raw | {"data": data}))
 
-    def trust(self, authorities: bytes) -> bool:
-        """Make API servers trust these authorities in every webhook; False when the configuration does not exist."""
+    def trust(self, authorities: bytes) -> str | None:
+        """Make API servers trust these CAs for every webhook; returns the problem when it cannot, else None."""
         found = self._api.find(_CONFIGURATION, None, self._name)
         if found is None:
-            return False
+            problem = f"{_CONFIGURATION} {self._name!r} does not exist, so API servers do not call the webhook"
+            return f"{problem}; restore it with `helm upgrade`"
         client_config = {"caBundle": _encoded(authorities)}
         hooks = found.get("webhooks") or []
         if any(hook["clientConfig"].get("caBundle") != client_config["caBundle"] for hook in hooks):
@@ -57,8 +58,8 @@ class WebhookObjects:
                 "metadata": {"name": self._name},
                 "webhooks": [{"name": hook["name"], "clientConfig": client_config} for hook in hooks],
             }
-            self._api.apply(change, force=True)  # whoever wrote an older caBundle, such as Helm
-        return True
+            self._api.apply(change, force=True)  # force: Helm may have written an older caBundle
+        return None
 
 
 def _encoded(value: bytes) -> str:

@@ -29,7 +29,7 @@ examples:
   kubectl ivft logs coco-lora --rank 3 --stage train --tail 100
   kubectl ivft wait coco-lora --timeout 24h && echo published
   kubectl ivft cost coco-lora --price 2.5
-  kubectl ivft diff coco-lora coco-full what their configurations differ in, recipes and defaults included
+  kubectl ivft diff coco-lora coco-full where their configurations differ, recipes and defaults included
   kubectl ivft suspend coco-lora        save a checkpoint and free every GPU
   kubectl ivft report coco-lora --out report.html
 
@@ -46,8 +46,8 @@ _DETAILS = {  # more than a line of help, by command
     "warnings are marked with !. A cluster keeps events for an hour by default.",
     "cost": "Reads the times in the run's status: an attempt counts from its first pod on a node to its end. The "
     "seconds in which its pods then terminate are not counted. GPUs are those that the pods request.",
-    "diff": "Compares what the trainer gets: the specs with the settings of their recipes and all defaults. A dash is "
-    "a field without a value. Addresses are compared without their queries.",
+    "diff": "Compares what the trainer gets: the specs with the settings of their recipes and all defaults. A dash "
+    "stands for a field without a value. Addresses are compared without their queries.",
     "completion": "Load it with `source <(kubectl-ivft completion bash)`, or zsh, or with `kubectl-ivft completion "
     "fish | source`. kubectl completes `kubectl ivft` by itself when kubectl_complete-ivft is on the PATH.",
 }
@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complete(words: Sequence[str] | None = None) -> int:
-    """Print the candidates for the last word. `kubectl_complete-ivft` is this, and kubectl calls it."""
+    """Print the candidates for the last word; kubectl calls this as `kubectl_complete-ivft`."""
     for line in completion.answer(_parser(), sys.argv[1:] if words is None else words, _names):
         print(plain(line))
     return 0
 
 
 def _names(before: list[str]) -> list[str]:
-    """The names of the runs; none when the cluster does not answer, as a shell shows no error."""
+    """The names of the runs; none when the cluster does not answer, because a shell shows no errors."""
     place = _Parser(add_help=False, parents=[_place(None)], exit_on_error=False)
     try:
         options, _ = place.parse_known_args(before)
@@ -256,8 +256,11 @@ def _parser() -> _Parser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    _add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands"))
+    return parser
 
+
+def _add_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     def command(name: str, text: str, act: Act, *, named: bool = True) -> _Parser:
         about = f"{text[0].upper()}{text[1:]}. {_DETAILS.get(name, '')}"
         made = commands.add_parser(name, help=text, description=about, parents=[_place(argparse.SUPPRESS)])
@@ -292,7 +295,6 @@ def _parser() -> _Parser:
     )
     shell = command("completion", "the completion script of a shell", _nothing, named=False)
     shell.add_argument("shell", choices=completion.SHELLS, help="your shell")
-    return parser
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ SCRIPTS = dict(zip(SHELLS, (_BASH, _ZSH, _FISH), strict=True))
 
 
 class Candidate(NamedTuple):
-    """A word that may stand next, and what it does."""
+    """A word that may come next, and its help."""
 
     word: str
     about: str = ""
@@ -79,38 +79,38 @@ def _candidates(
     option: argparse.Action | None,
     runs: Callable[[list[str]], list[str]],
 ) -> Iterable[Candidate]:
-    current, places = _position(parser, before)
+    current, missing = _parse(parser, before)
     if option is not None:
         return [Candidate(str(choice)) for choice in option.choices or ()]
     if typed.startswith("-"):
         return _options(current)
-    if not places:
+    if not missing:
         return ()
-    if places[0].choices is not None:
-        return _choices(places[0])
+    if missing[0].choices is not None:
+        return _choices(missing[0])
     return [Candidate(name) for name in runs(before)]
 
 
-def _position(
+def _parse(
     parser: argparse.ArgumentParser, before: Sequence[str]
 ) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
-    """The parser in force after these words, and the positions that are still open."""
-    current, places = parser, _places(parser)
+    """The parser of the command in these words, and its positional arguments that are still missing."""
+    current, missing = parser, _positionals(parser)
     skip = False
     for word in before:
         if skip or word.startswith("-"):
             skip = not skip and _takes_a_value(current, word)
-        elif places and isinstance(places[0].choices, dict):
-            current = places[0].choices.get(word, current)
-            places = _places(current) if current is not parser else []
+        elif missing and isinstance(missing[0].choices, dict):
+            current = missing[0].choices.get(word, current)
+            missing = _positionals(current) if current is not parser else []
         else:
-            places = places[1:]
-    return current, places
+            missing = missing[1:]
+    return current, missing
 
 
 def _open_option(parser: argparse.ArgumentParser, before: Sequence[str]) -> argparse.Action | None:
     """The option whose value comes next."""
-    current, _ = _position(parser, before)
+    current, _ = _parse(parser, before)
     if not before or not _takes_a_value(current, before[-1]):
         return None
     return next(action for action in current._actions if before[-1] in action.option_strings)
@@ -120,7 +120,7 @@ def _takes_a_value(parser: argparse.ArgumentParser, word: str) -> bool:
     return any(word in action.option_strings and action.nargs is None for action in parser._actions)
 
 
-def _places(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+def _positionals(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if not action.option_strings]
 
 
@@ -131,9 +131,9 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[Candidate]:
                 yield Candidate(option, action.help or "")
 
 
-def _choices(place: argparse.Action) -> list[Candidate]:
-    """A command's help is on the action's own entries."""
-    if isinstance(place.choices, dict):
-        abouts = {entry.dest: entry.help or "" for entry in place._get_subactions()}  # type: ignore[attr-defined]
-        return [Candidate(name, abouts.get(name, "")) for name in place.choices]
-    return [Candidate(str(choice)) for choice in place.choices or ()]
+def _choices(positional: argparse.Action) -> list[Candidate]:
+    """The choices of a positional argument; argparse keeps the help of commands apart from their parsers."""
+    if isinstance(positional.choices, dict):
+        abouts = {entry.dest: entry.help or "" for entry in positional._get_subactions()}  # type: ignore[attr-defined]
+        return [Candidate(name, abouts.get(name, "")) for name in positional.choices]
+    return [Candidate(str(choice)) for choice in positional.choices or ()]

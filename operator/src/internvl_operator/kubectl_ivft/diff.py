@@ -27,7 +27,7 @@ def differences(first: Raw, second: Raw) -> list[Difference]:
 
 
 def resolved(raw: Raw) -> Raw:
-    """The spec as the trainer gets it. An address is without its query, which may hold a key."""
+    """The spec as the trainer gets it; addresses have no query, which may hold a key."""
     metadata, status = raw["metadata"], read_status(raw.get("status") or {})
     text = json.dumps(raw.get("spec") or {})
     found = resolve_spec(f"{metadata['namespace']}/{metadata['name']}", metadata["uid"], text, InCluster.of(status))
@@ -53,7 +53,7 @@ def _between(field: str, first: Any, second: Any) -> list[Difference]:
 
 
 def _by_name(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
-    """Lists of named objects, such as podTemplate.env, as maps: their order is no difference."""
+    """Lists of named objects, such as podTemplate.env, as maps, because their order does not matter."""
     if not all(isinstance(part, dict) and "name" in part for part in (*first, *second)):
         return first, second
     maps = [{str(part["name"]): part for part in parts} for parts in (first, second)]

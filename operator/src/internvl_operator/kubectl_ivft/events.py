@@ -55,7 +55,7 @@ def _cause(same: list[Raw]) -> Cause:
 
 
 def _of(run: Raw, events: Iterable[Raw]) -> Iterator[Raw]:
-    """The run's own events, and those of its children; an earlier run of this name has had children of these names."""
+    """The events of the run and of its children, without those of an earlier run of the same name."""
     metadata = run["metadata"]
     created = from_text(metadata.get("creationTimestamp")) or _NEVER
     children = _children(metadata["name"])

@@ -139,7 +139,7 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
     reason, message = (found.reason, found.message) if found else ("", "")
     again = _again(status, now)
     cause = message.partition(":")[0]
-    if reason in _LIMITS and cause in _NEXT:  # the last attempt's reason; what helps there helps here
+    if reason in _LIMITS and cause in _NEXT:  # the reason of the last attempt, whose next step applies here too
         return _step(_NEXT[cause], raw, status) + "; any change of the spec starts the run again with a full budget"
     if reason in _NEXT:
         return _step(_NEXT[reason], raw, status, message) + again

@@ -76,7 +76,7 @@ def explanation(name: str, told: Explanation) -> RenderableType:
 
 
 def event_list(causes: Iterable[Cause], now: datetime) -> RenderableType:
-    """One line for each cause, oldest first; a warning has a mark."""
+    """One line for each cause, oldest first; `!` marks a warning."""
     table = _table("", "LAST SEEN", "COUNT", "OBJECT", "EVENT")
     table.columns[2].justify = "right"
     for each in causes:
@@ -103,7 +103,7 @@ def cost_table(lines: Iterable[Line], price: float | None) -> RenderableType:
 
 
 def difference_table(found: Iterable[Difference], first: str, second: str) -> RenderableType:
-    """One line for each field, with the value of either run."""
+    """One line for each field, with the values of both runs."""
     table = _table("FIELD", first, second)
     for each in found:
         table.add_row(each.field, each.first, each.second)

@@ -44,7 +44,7 @@ class Archive(Protocol):
         ...
 
     def names(self) -> Iterator[str]:
-        """Names of the members that can be asked for."""
+        """Names of the members that can be read."""
         ...
 
 
@@ -54,7 +54,7 @@ def is_archive(uri: str) -> bool:
 
 
 def archives_in(root: str) -> Iterator[tuple[str, str]]:
-    """Each archive that a root may be or lead into, and the folder in it: `a.zip/photos` gives (a.zip, photos/)."""
+    """Each archive that a root may name, and the folder in it: `a.zip/photos` gives (a.zip, photos/)."""
     path, mark, query = root.partition("?")
     parts = path.rstrip("/").split("/")
     for end in range(_parts_of_place(path) + 1, len(parts) + 1):
@@ -64,7 +64,7 @@ def archives_in(root: str) -> Iterator[tuple[str, str]]:
 
 
 def _parts_of_place(path: str) -> int:
-    """How many parts of an address name a bucket, claim, host or repository; they may end like an archive."""
+    """Number of parts that name a bucket, claim, host or repository, which may end like an archive."""
     if path.startswith("hf://"):
         return 5 if path.startswith("hf://datasets/") else 4
     return 3 if "://" in path else 0
@@ -129,7 +129,7 @@ class ZipArchive:
             raise BadFile("MemberBroken", f"{name} cannot be unpacked ({error})") from error
 
     def names(self) -> Iterator[str]:
-        return _askable(self._members)
+        return _readable(self._members)
 
 
 class TarArchive:
@@ -153,10 +153,10 @@ class TarArchive:
         return data
 
     def names(self) -> Iterator[str]:
-        return _askable(self._members)
+        return _readable(self._members)
 
 
-def _askable(members: Iterable[str]) -> Iterator[str]:
+def _readable(members: Iterable[str]) -> Iterator[str]:
     return (name for name in members if not name.startswith("\0"))
 
 

@@ -207,7 +207,7 @@ def open_cache() -> Cache:
     limit = int(float(os.environ.get("INTERNVL_CACHE_GIB", _DEFAULT_GIB)) * _GIB)
     root = cache_root()
     if os.path.ismount(CACHE_PATH) and not os.access(CACHE_PATH, os.W_OK):
-        logger.warning("%s cannot be written by uid %d, so that %s is the cache", CACHE_PATH, os.getuid(), root)
+        logger.warning("uid %d cannot write to %s; caching in %s", os.getuid(), CACHE_PATH, root)
     return Cache(root, limit, os.environ.get(ENV_NAMESPACE, ""))
 
 

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint are read, carried into models made from it, or never read."""
+"""Which files of a checkpoint are read, copied into models made from it, or never read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def is_code(name: str) -> bool:
 
 
 def is_carried(name: str) -> bool:
-    """Whether a file of a base model, by its relative name, belongs into a model made from it: an allow-list.
+    """Whether a file of a base model, by its relative name, is copied into a model made from it.
 
-    It has what upstream's and transformers' formats read, the model card and the licence.
+    An allow-list: what upstream's and transformers' formats read, the model card and the licence.
     """
     path = Path(name)
     if any(part.startswith(".") for part in path.parts) or path.parent.as_posix() not in _CARRIED_FOLDERS:

@@ -46,7 +46,7 @@ def _tell(uri: str, arrived: int, total: int) -> None:
 
 
 def progress_text(uri: str, arrived: int, total: int) -> str:
-    """What a download of `total` bytes says; without sizes where the total is not known.
+    """The progress text of a download of `total` bytes; without sizes when the total is not known.
 
     >>> progress_text("s3://data/rows.jsonl", 2_000, 4_100)
     'downloading s3://data/rows.jsonl: 2.0 kB of 4.1 kB'

@@ -1,4 +1,4 @@
-"""An output that is written to only while this process holds its lease."""
+"""Storage of an output that accepts writes only while this process holds the output's lease."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RELEASE_SECONDS = 5.0  # a pod that was told to stop has little time
 class FencedStorage:
     """`storage`, with the lease confirmed before each request that changes something. Raises LeaseLost.
 
-    `list` results are as old as the call: what a deletion names was there while this process held the lease.
+    Results of `list` are as old as the call: a deletion names only files that were there under this process's lease.
     """
 
     def __init__(self, storage: Storage, lease: OutputLease) -> None:
@@ -75,7 +75,7 @@ class FencedStorage:
 
 @contextmanager
 def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator[Callable[[], None]]:
-    """Renew the lease within the block and release it after. Yields a function that marks the run as finished.
+    """Renew the lease within the block and release it afterwards. Yields a function that marks the run as finished.
 
     `on_loss` is called once, in another thread, when another holder has taken the lease within the block. A lease that
     cannot be released in a few seconds becomes stale by itself.
@@ -106,17 +106,17 @@ def kept_alive(lease: OutputLease, *, on_loss: Callable[[], object]) -> Iterator
 
 
 @contextmanager
-def telling_loss(lease: OutputLease) -> Iterator[None]:
-    """Within the block, an error of a process that has lost the lease becomes LeaseLost.
+def raising_lease_loss(lease: OutputLease) -> Iterator[None]:
+    """Within the block, raise LeaseLost for any error of a process that has lost the lease.
 
-    Its successor prunes: files that are missing, for example, are no fault of the run.
+    The loss is the root cause: files may be missing, for example, because the new holder prunes.
     """
     try:
         yield
     except LeaseLost:
         raise
     except StopRequested:
-        lease.check()  # asks nobody: a pod that was told to stop has little time
+        lease.check()  # without a request: a pod that was told to stop has little time
         raise
     except UserError:
         with suppress(Unavailable, AccessDenied):
@@ -125,7 +125,7 @@ def telling_loss(lease: OutputLease) -> Iterator[None]:
 
 
 def _renew(lease: OutputLease) -> None:
-    """Raises LeaseLost only: whoever writes meanwhile learns by itself that storage does not answer."""
+    """Renew the lease if storage answers. Raises only LeaseLost: each write confirms the lease again."""
     try:
         lease.renew()
     except LeaseLost:

@@ -8,7 +8,7 @@ from typing import Any
 
 from internvl_api.address import IDENTIFIED
 from internvl_api.run_config import RunConfig
-from internvl_api.spec import USUAL_TILING, Image
+from internvl_api.spec import DEFAULT_TILING, Image
 from internvl_api.status import StageName
 from internvl_api.types import ApiModel
 
@@ -27,14 +27,14 @@ def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
 
 
 def _dump_image(image: Image) -> dict[str, Any]:
-    """The section without the usual tiling, which was its default once: runs of that time are recognised."""
-    usual = Image(
-        dynamic=USUAL_TILING.dynamic,
-        min_dynamic_patch=USUAL_TILING.min_tiles,
-        max_dynamic_patch=USUAL_TILING.max_tiles,
-        thumbnail=USUAL_TILING.thumbnail,
+    """The section without the default tiling, as earlier versions wrote it, so that their runs keep their identity."""
+    default = Image(
+        dynamic=DEFAULT_TILING.dynamic,
+        min_dynamic_patch=DEFAULT_TILING.min_tiles,
+        max_dynamic_patch=DEFAULT_TILING.max_tiles,
+        thumbnail=DEFAULT_TILING.thumbnail,
     ).to_dict()
-    return {name: value for name, value in _dump(image).items() if value != usual.get(name)}
+    return {name: value for name, value in _dump(image).items() if value != default.get(name)}
 
 
 def _without_effect(config: RunConfig) -> set[str]:

@@ -39,12 +39,12 @@ class Owner:
         return cls(config.job, config.job_uid, stage, int(attempt) if attempt else None, describe_process(os.getpid()))
 
     def describe(self) -> str:
-        """For messages: stage train of run team/pets (attempt 2)."""
+        """Text for messages: `stage train of run team/pets (attempt 2)`."""
         attempt = f" (attempt {self.attempt})" if self.attempt is not None else ""
         return f"stage {self.stage} of run {self.run}{attempt}"
 
     def is_earlier_attempt(self, other: Owner) -> bool:
-        """Whether this is the run of `other`, in an attempt that the operator has ended."""
+        """Whether this is an attempt of the run of `other` that the operator has ended; also the same attempt."""
         if self.attempt is None or other.attempt is None:
             return False
         return self.uid == other.uid and self.run == other.run and self.attempt <= other.attempt
@@ -76,7 +76,7 @@ class Lease:
     finished: bool = False
 
     def encode(self) -> bytes:
-        """The text of the file; the time is for people, programs never compare it."""
+        """The content of the file; its time is for people, programs never compare it."""
         document = asdict(self) | {"version": 1, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         return json.dumps(document, indent=1, sort_keys=True).encode()
 
@@ -105,7 +105,7 @@ def parse_lease(data: bytes) -> Lease | None:
 
 
 def describe_process(number: int) -> str | None:
-    """Boot, process namespace, number and start time of a process beside this one: no two have the same."""
+    """An identity that no two processes share: boot, process namespace, number and start time."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = os.readlink(_PROC / "self/ns/pid")
@@ -115,7 +115,7 @@ def describe_process(number: int) -> str | None:
 
 
 def has_ended(process: str | None) -> bool:
-    """Whether `process` certainly runs no more. False for one of another machine or container."""
+    """Whether `process` has certainly ended. False for a process of another machine or container."""
     own, parts = describe_process(os.getpid()), (process or "").split()
     if own is None or len(parts) != 4 or parts[:2] != own.split()[:2] or not parts[2].isdecimal():
         return False

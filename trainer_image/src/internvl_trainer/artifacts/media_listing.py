@@ -1,4 +1,4 @@
-"""What stands at a media path that is no file: a folder with its files, or nothing, with the path that was meant."""
+"""Media below a root: read a local file, list a folder, and find the path that a wrong one probably means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
+
+from internvl_trainer.errors import AccessDenied, BadFile
 
 MOST_NAMES = 100_000
 """Maximum names of a root that a wrong path is compared with."""
@@ -34,10 +36,10 @@ class MediaMissing(FileNotFoundError):
 
 
 class NearestPaths:
-    """Finds the path that was meant among the paths below a root; made once, a look-up is a few comparisons."""
+    """Finds the path below a root that a wrong path probably means; a look-up costs a few comparisons."""
 
     def __init__(self, root: str, paths: Iterable[str]) -> None:
-        """`root` is what messages call it."""
+        """`root`: its address, for messages; `paths`: those below it."""
         self._root = root.rstrip("/")
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, str] = {}
@@ -50,7 +52,7 @@ class NearestPaths:
                 self._by_stem.setdefault(name.rpartition(".")[0] or name, path)
 
     def hint(self, wanted: str) -> str:
-        """The nearest path and what to do, to follow "is not below …"; empty without one."""
+        """The end of a message "… is not below …": the nearest path and the next step; empty when none is near."""
         name = _folded(wanted.rpartition("/")[2])
         if alike := self._by_name.get(name):
             return self._explain(wanted, max(alike, key=lambda path: _common_parts(path, wanted)))
@@ -84,6 +86,26 @@ def gbk_reading(name: str) -> str | None:
         return None
 
 
+def read_below(root: Path, name: str) -> bytes:
+    """The bytes of a file below a local root.
+
+    Raises FileNotFoundError, AccessDenied, or BadFile for a link that leaves the root.
+    """
+    try:
+        path = (root / name).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a loop of links
+        raise FileNotFoundError(f"{root}/{name}") from error
+    if not path.is_relative_to(root.resolve()):
+        raise BadFile("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
+    if not found:
+        raise FileNotFoundError(path)
+    try:
+        return path.read_bytes()
+    except PermissionError as error:
+        raise AccessDenied("AccessDenied", f"{path}: {error.strerror}", "data.root") from error
+
+
 def files_of_folder(root: Path, name: str) -> list[str] | None:
     """Paths of the files in a folder below a local root; None when it is no folder, or a link out of the root."""
     try:
@@ -97,7 +119,7 @@ def files_of_folder(root: Path, name: str) -> list[str] | None:
 
 
 def paths_below(root: Path) -> Iterator[str]:
-    """Paths of files below a local folder, its own files first; of a huge one, only those of the first folders."""
+    """Paths of files below a local folder, its own files first; of a huge folder, those in its first sub-folders."""
     waiting, visited = [root], 0
     while waiting and visited < _MOST_FOLDERS:
         folder, visited = waiting.pop(0), visited + 1

@@ -1,7 +1,7 @@
 """The lease of an output: one stage of one run writes to spec.output, until it ends or a later attempt begins.
 
-lease.json names the holder; the holder renews it. Clocks of different machines are never compared: whoever waits
-watches by its own clock whether the file changes. docs/reliability.md has the rules in the user's words.
+lease.json names the holder; the holder renews it. Clocks of different machines are never compared: a waiting process
+watches, by its own clock, whether the file changes. docs/reliability.md explains the rules to users.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from internvl_trainer.artifacts.lease_record import Lease, Owner, has_ended, parse_lease
 from internvl_trainer.artifacts.output_layout import LEASE_FILE
-from internvl_trainer.artifacts.storage import ConditionsUnsupported, Storage
+from internvl_trainer.artifacts.storage import ConditionsUnsupported, Storage, Tagged
 from internvl_trainer.errors import LeaseLost, UserError
 
 logger = logging.getLogger(__name__)
@@ -25,14 +25,14 @@ _ATTEMPTS = 5  # at a renewal whose answers contradict each other
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds.
+    """Durations in seconds.
 
     Attributes:
-        live: a holder that could not renew for so long stops writing.
+        live: how long a holder may write after its last renewal.
         beat: between two renewals.
-        grace: how much longer others wait, for a request that was under way.
-        poll: between two looks of one that waits.
-        settle: without conditional writes, before a new holder looks whether another one has written since.
+        grace: how much longer others wait, for a request in flight.
+        poll: between two reads of a waiting process.
+        settle: between taking the lease and reading it back, where storage has no conditional writes.
     """
 
     live: float = 30.0
@@ -43,7 +43,7 @@ class Timing:
 
     @property
     def stale(self) -> float:
-        """How long a lease must not change before another run takes it."""
+        """How long a lease must stay unchanged before another run takes it."""
         return self.live + self.grace
 
 
@@ -51,7 +51,7 @@ _TIMING = Timing()
 
 
 class OutputLease:
-    """One acquisition of the lease of `storage`. `now` and `sleep` are this machine's clock; `tell` gets progress.
+    """One acquisition of the lease of `storage`. `now`, `sleep`: this machine's clock; `tell`: called with progress.
 
     `renew` and `confirm` may be called from several threads.
     """
@@ -89,8 +89,7 @@ class OutputLease:
         """
         watch = _Watch(self._owner, self.timing.stale)
         while True:
-            found = self._storage.read_tagged(LEASE_FILE)
-            lease = parse_lease(found.data) if found else None
+            found, lease = self._read()
             if found is None or self._may_take(lease) or watch.is_stale(lease, found.tag, self._now()):
                 if self._take(lease, found.tag if found else None):
                     return
@@ -101,7 +100,7 @@ class OutputLease:
             self._sleep(self.timing.poll)
 
     def renew(self) -> None:
-        """Show that the holder lives. Raises LeaseLost, or Unavailable when storage does not answer."""
+        """Renew the lease. Raises LeaseLost, or Unavailable when storage does not answer."""
         with self._lock:
             for _ in range(_ATTEMPTS):
                 self.check()
@@ -109,21 +108,18 @@ class OutputLease:
                 if self._put(replace(self._held, beat=self._held.beat + 1)):
                     self._valid_until = began + self.timing.live
                     return
-                self._look()
+                self._find_conflict()
             raise self._lose(None)
 
     def confirm(self) -> None:
-        """Return only while this process holds the lease, as storage says now. Raises as `renew` does."""
+        """Return only if storage says that this process holds the lease. Raises as `renew` does."""
         self.check()
-        if self._now() < self._valid_until:
-            found = self._storage.read_tagged(LEASE_FILE)
-            lease = parse_lease(found.data) if found else None
-            if lease and lease.holder == self._held.holder and self._now() < self._valid_until:
-                return
-        self.renew()
+        # Valid after the request too: it may have taken long.
+        if not (self._is_valid() and self._is_stored() and self._is_valid()):
+            self.renew()
 
     def check(self) -> None:
-        """Raises LeaseLost when this process is known to have lost the lease; asks nobody."""
+        """Raise LeaseLost when this process is known to have lost the lease; sends no request."""
         if self._lost is not None:
             raise self._lost
 
@@ -135,14 +131,15 @@ class OutputLease:
             self._lost = LeaseLost("OutputLeaseLost", "the stage has released the lease of its output", "spec.output")
 
     def _may_take(self, lease: Lease | None) -> bool:
-        """Whether the stored lease certainly binds nobody."""
+        """Whether the lease can be taken at once: its holder has ended, or this is a later attempt of its run."""
         if lease is None:
             return False
         if lease.released:
             return lease.finished or lease.owner.run == self._owner.run
         process = lease.owner.process
-        own = process is not None and process == self._owner.process  # of an earlier stage: it does one at a time
-        return own or lease.owner.is_earlier_attempt(self._owner) or has_ended(process)
+        # A process runs one stage at a time: its own earlier one has ended.
+        is_own = process is not None and process == self._owner.process
+        return is_own or lease.owner.is_earlier_attempt(self._owner) or has_ended(process)
 
     def _take(self, before: Lease | None, tag: str | None) -> bool:
         mine = replace(self._held, epoch=(before.epoch if before else 0) + 1)
@@ -162,7 +159,7 @@ class OutputLease:
         return True
 
     def _check_conditions(self, earlier_tag: str | None) -> None:
-        """Write once more, on a condition that is false: a server that stores this ignores conditions."""
+        """Detect a server that ignores conditions: it stores a write whose condition is false."""
         next_beat = replace(self._held, beat=self._held.beat + 1)
         tag = self._storage.replace(LEASE_FILE, next_beat.encode(), expected=earlier_tag)
         if tag is not None:
@@ -172,13 +169,13 @@ class OutputLease:
     def _do_without_conditions(self, why: str) -> None:
         self._writes_on_condition = False
         logger.warning(
-            "%s; a stage waits %.0f s after it takes the output, and looks whether another run has taken it too. Two "
-            "runs that start with the same output within one slow request may still both write",
+            "%s; so a stage waits %.0f s after it takes the output, and checks whether another run has taken it too. "
+            "Two runs that start with the same output within one slow request may still both write",
             why, self.timing.settle,
         )  # fmt: skip
 
     def _put(self, lease: Lease) -> bool:
-        """Store `lease` unless another holder has stored one since; whether it is stored."""
+        """Store `lease` unless another holder has stored one since; returns whether it is stored."""
         data = lease.encode()
         if self._writes_on_condition:
             try:
@@ -189,8 +186,7 @@ class OutputLease:
                 if tag is not None:
                     self._held, self._tag = lease, tag
                 return tag is not None
-        found = self._storage.read_tagged(LEASE_FILE)
-        stored = parse_lease(found.data) if found else None
+        found, stored = self._read()
         if (found.tag if found else None) != self._tag and (stored is None or stored.holder != lease.holder):
             return False
         self._storage.write(LEASE_FILE, data)
@@ -198,34 +194,40 @@ class OutputLease:
         self._tag = found.tag if found else None
         return True
 
-    def _look(self) -> None:
+    def _find_conflict(self) -> None:
         """Find out why a renewal was refused. Raises LeaseLost when another holder has taken the lease."""
-        found = self._storage.read_tagged(LEASE_FILE)
-        lease = parse_lease(found.data) if found else None
+        found, lease = self._read()
         if found is not None and (lease is None or lease.holder != self._held.holder):
             raise self._lose(lease)
         self._tag = found.tag if found else None  # an earlier renewal arrived late, or a user deleted the file
         if lease is not None:
             self._held = replace(self._held, beat=max(self._held.beat, lease.beat))
 
+    def _is_valid(self) -> bool:
+        return self._now() < self._valid_until
+
     def _is_stored(self) -> bool:
-        found = self._storage.read_tagged(LEASE_FILE)
-        lease = parse_lease(found.data) if found else None
+        _, lease = self._read()
         return lease is not None and lease.holder == self._held.holder
+
+    def _read(self) -> tuple[Tagged | None, Lease | None]:
+        """The stored file and the lease in it; the lease is None when the file cannot be understood."""
+        found = self._storage.read_tagged(LEASE_FILE)
+        return found, parse_lease(found.data) if found else None
 
     def _lose(self, other: Lease | None) -> LeaseLost:
         who = other.owner.describe() if other else "another writer"
         self._lost = LeaseLost(
             "OutputLeaseLost",
-            f"{who} has taken {self._storage.uri}; {self._owner.describe()} writes there no more. Checkpoints that are "
-            "complete stay",
+            f"{who} has taken {self._storage.uri}; {self._owner.describe()} no longer writes there. Its complete "
+            "checkpoints stay",
             "spec.output",
         )
         return self._lost
 
 
 class _Watch:
-    """What one that waits has seen of a lease so far."""
+    """What a waiting process has seen of a lease so far."""
 
     def __init__(self, owner: Owner, stale: float) -> None:
         self._owner, self._stale = owner, stale
@@ -236,7 +238,7 @@ class _Watch:
         self.is_new = False
 
     def is_stale(self, lease: Lease | None, tag: str, now: float) -> bool:
-        """Note the stored lease; whether it has not changed for long enough."""
+        """Note the stored lease; returns whether it has stayed unchanged for long enough."""
         self.is_new = tag != self._tag
         if self.is_new:
             self._is_live = self._tag is not None and not (lease and lease.released)
@@ -244,7 +246,7 @@ class _Watch:
         return now - self._since >= self._stale
 
     def refuse_live(self, uri: str) -> None:
-        """Raises UserError OutputInUse, or LeaseLost, when the lease was renewed while it was watched."""
+        """Raise UserError OutputInUse, or LeaseLost, if the lease was renewed while it was watched."""
         if not self._is_live:
             return
         who = self._seen.owner.describe() if self._seen else "a program of another version"
@@ -252,16 +254,16 @@ class _Watch:
             message = f"{who} is writing to {uri}; {self._owner.describe()} has been replaced and stops"
             raise LeaseLost("OutputLeaseLost", message, "spec.output")
         if self._seen and self._seen.owner.run == self._owner.run:
-            step = "it is an earlier run or a second process of this name; this one goes on when that one has ended"
+            step = "it is an earlier run or a second process of this name; this one continues when that one has ended"
         else:
             step = (
-                f"choose another output for {self._owner.run}, or suspend or delete that run: this one then goes on by "
-                "itself"
+                f"choose another output for {self._owner.run}, or suspend or delete that run: this one then continues "
+                "by itself"
             )
         raise UserError("OutputInUse", f"{who} is writing to {uri}; {step}", "spec.output")
 
     def describe(self) -> str:
-        """For the progress: what is waited for, and how long at most."""
+        """Text for the progress: what the process waits for, and how long at most."""
         if self._seen is None:
             return f"waiting up to {self._stale:.0f} s: the output's lease.json cannot be read"
         if self._seen.released:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
@@ -16,8 +16,9 @@ from internvl_api.address import Address, reveal
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, archives_in, decompress, is_packed_tar, open_archive
-from internvl_trainer.artifacts.cache import Cache, digest_of, open_cache
+from internvl_trainer.artifacts.cache import Cache, open_cache
 from internvl_trainer.artifacts.checkpoint_files import is_code, is_unused, is_weights
+from internvl_trainer.artifacts.directory_download import download_files, has_small_files_of, require_files
 from internvl_trainer.artifacts.download_progress import announced
 from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.links import files_below
@@ -28,13 +29,14 @@ from internvl_trainer.artifacts.media_listing import (
     NearestPaths,
     files_of_folder,
     paths_below,
+    read_below,
 )
-from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage, sha256_of
-from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
+from internvl_trainer.artifacts.storage import Storage, inside, local_path, open_storage, sha256_of
+from internvl_trainer.errors import AccessDenied, UserError
 
 _PARALLEL_FILES = 8
 _LONGEST_KEY = 1024  # bytes of a key of S3
-_LISTING = threading.Lock()  # one thread lists a root, the others wait for its result
+_LISTING_LOCK = threading.Lock()  # one thread lists a root, the others wait for its result
 
 
 def list_sizes(uri: str, *, field: str) -> dict[str, int]:
@@ -45,7 +47,7 @@ def list_sizes(uri: str, *, field: str) -> dict[str, int]:
         sizes = {file.path: file.size for file in hub.list_files(repo, hub.commit_of(repo))}
     else:
         storage = _open(uri, field)
-        sizes = {file.key: file.size for file in _present(storage, storage.list(), field)}
+        sizes = {file.key: file.size for file in require_files(storage, storage.list(), field)}
     return {name: size for name, size in sizes.items() if not is_unused(name)}
 
 
@@ -73,7 +75,7 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
         return {file.path: hub.digest_of(file) for file in hub.list_files(repo, commit) if wanted(file.path)}
     if uri.startswith(("s3://", "https://")):
         storage = _open(uri, field)
-        files = _present(storage, storage.list(), field)
+        files = require_files(storage, storage.list(), field)
         return {file.key: f"{file.etag} {file.size}" for file in files if wanted(file.key)}
     folder = _present_folder(local_path(uri, field=field), uri, field)
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
@@ -109,7 +111,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     """A local folder with the files of a checkpoint URI; plain paths and PVCs are used where they are.
 
     `weights=False` leaves the safetensors out, which is all that preflight needs. Of a Hub repository, *.py come only
-    from a pinned commit: nobody here runs them, and who loads the published model does.
+    from a pinned commit: the trainer never runs them, but whoever loads the published model does.
     """
     uri = Address(uri)
     if uri.startswith("hf://"):
@@ -121,14 +123,14 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
         return folder
     storage = _open(uri, field)
     wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not is_weights(file.key))]
-    files = _present(storage, wanted, field)
+    files = require_files(storage, wanted, field)
     name = "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
 
     def make(folder: Path) -> None:
         with announced(storage.uri, folder, sum(file.size for file in files)):
-            _download(storage, files, folder)
+            download_files(storage, files, folder)
 
-    return _cache().folder(name, make, lambda folder: _has_small_files_of(storage, files, folder))
+    return _cache().folder(name, make, lambda folder: has_small_files_of(storage, files, folder))
 
 
 def fetch_file(uri: str, *, field: str) -> Path:
@@ -184,7 +186,7 @@ def open_media(root: str, relative: str) -> bytes:
             if len(name.encode()) > _LONGEST_KEY:
                 raise MediaMissing(name)
             return _cache().bytes_of(f"{reveal(root)}\n{name}", lambda: _open(root, field).read(name))
-        return _read_inside(local_path(root, field=field), name)
+        return read_below(local_path(root, field=field), name)
     except FileNotFoundError as error:
         raise _explain_missing(root, name) from error
     except UserError as error:
@@ -201,7 +203,7 @@ def _explain_missing(root: Address, name: str) -> OSError:
         files = None
     if files is not None:
         return MediaFolder(name, files)
-    with _LISTING:
+    with _LISTING_LOCK:
         nearest = _nearest_paths(root, os.getpid())
     return MediaMissing(name, nearest.hint(name))
 
@@ -352,54 +354,6 @@ def _fetch_from_hub(uri: str, field: str) -> Path:
 def _commit(repo: hub.Repository) -> str:
     """The commit of the repository's revision, looked up once in each process."""
     return hub.commit_of(repo)
-
-
-def _read_inside(root: Path, name: str) -> bytes:
-    try:
-        path = (root / name).resolve()
-        found = path.is_file()
-    except (OSError, RuntimeError) as error:  # a name that is too long, or a loop of links
-        raise FileNotFoundError(f"{root}/{name}") from error
-    if not path.is_relative_to(root.resolve()):
-        raise BadFile("PathOutsideRoot", f"found {name!r}, a link that leaves {root}", "data.root")
-    if not found:
-        raise FileNotFoundError(path)
-    try:
-        return path.read_bytes()
-    except PermissionError as error:
-        raise AccessDenied("AccessDenied", f"{path}: {error.strerror}", "data.root") from error
-
-
-def _has_small_files_of(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> bool:
-    """Whether code, tokenizer and configuration in a cached folder equal their source; reads the source."""
-    wanted = [file for file in files if not is_weights(file.key)]
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
-    if not found <= {file.key for file in wanted}:
-        return False
-    return all((folder / file.key).read_bytes() == storage.read(file.key) for file in wanted)
-
-
-def _download(storage: Storage | HttpsSource, files: Iterable[StoredFile], folder: Path) -> None:
-    def download(file: StoredFile) -> None:
-        path = folder / inside(file.key, field=storage.uri)
-        if path.exists():  # an earlier attempt downloaded it
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arriving = path.with_name(f".arriving-{digest_of(path.name)}")
-        storage.download(file.key, arriving)
-        if arriving.stat().st_size != file.size:
-            raise Unavailable("DownloadIncomplete", f"{storage.uri}/{file.key} changed while it was read; try again")
-        os.replace(arriving, path)
-
-    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        list(pool.map(download, files))
-
-
-def _present(storage: Storage | HttpsSource, files: Iterable[StoredFile], field: str) -> list[StoredFile]:
-    found = list(files)
-    if not found:
-        raise UserError("NotFound", f"found no file under {storage.uri}; check the URI", field)
-    return found
 
 
 def _present_folder(path: Path, uri: str, field: str) -> Path:

@@ -1,4 +1,4 @@
-"""How a checkpoint says that images are cut into tiles, and a run's settings completed by it."""
+"""Tile settings in a checkpoint's config.json, and a run's configuration completed from them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _CONFIG = "config.json"
 
 
 def follow_checkpoint(config: RunConfig, storage: Storage) -> RunConfig:
-    """The run with every tile setting: the spec's, else the checkpoint's config.json, else the catalogue's.
+    """The run with every tile setting: the spec's, else the checkpoint's, else the catalogue's.
 
-    Every stage calls it first, so that its fingerprint and all that it writes have the values in use. Nothing is read
-    for a run that sets all of them. A checkpoint that is away is not needed once the run has begun: run.json records
-    its values.
+    Every stage calls it first, so that its fingerprint and all that it writes have the values in use. Reads nothing for
+    a run that sets all of them. When the checkpoint cannot be read, takes the values that run.json recorded when the
+    run began.
 
     Args:
         storage: of the run's output.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read, and run.json has no values.
     """
     unset = [name for name in FIELDS.values() if getattr(config.image, name) is None]
     if not unset or config.model.kind == "retrieval":
@@ -72,7 +72,7 @@ def follow_checkpoint(config: RunConfig, storage: Storage) -> RunConfig:
 
 
 def _read_record(config: RunConfig, storage: Storage) -> dict[str, Any] | None:
-    """The values of the run that has begun in this output, by attribute of Image; None for one of another model."""
+    """The values of the run in this output, by attribute of Image; None without a run, or for another model."""
     try:
         begun = parse_json(storage.read(RUN_FILE))["identity"]
         if begun["model"]["source"] != identity(config)["model"]["source"]:
@@ -84,7 +84,7 @@ def _read_record(config: RunConfig, storage: Storage) -> dict[str, Any] | None:
 
 
 def read_tiling(directory: Path, names: Collection[str] = tuple(FIELDS.values())) -> dict[str, Any]:
-    """What the config.json of a checkpoint's directory says, by attribute of Image, of those in `names`.
+    """The settings in the config.json of a checkpoint's directory: those in `names`, by attribute of Image.
 
     Raises UserError for a file or a value that cannot be used.
     """
@@ -93,7 +93,7 @@ def read_tiling(directory: Path, names: Collection[str] = tuple(FIELDS.values())
 
 
 def tiling_of(stored: Mapping[str, Any], place: str, names: Collection[str] = tuple(FIELDS.values())) -> dict[str, Any]:
-    """The same of a config.json's object; `place` is named in errors."""
+    """The same from the object in a config.json; `place`: its name in errors."""
     found = {}
     for key, name in FIELDS.items():
         value = stored.get(key)

@@ -46,9 +46,9 @@ def read_video(
 def check_video(
     media: RowMedia, settings: SampleSettings, root: str, open_media: OpenMedia
 ) -> tuple[int, list[Finding]]:
-    """Number of frames that are taken, and warnings about how frames that are pictures are decoded, each kind once.
+    """Number of frames of a sample, and one warning of each kind about pictures among the frames.
 
-    Training draws any of these frames, so every one is decoded. Raises RowError.
+    Decodes every picture, because training may draw any of them. Raises RowError.
     """
     found = _find(media, root, open_media)
     if isinstance(found, bytes):
@@ -61,7 +61,7 @@ def check_video(
 
 
 def frames_of_folder(video: MediaFile, files: Sequence[str]) -> list[MediaFile]:
-    """The pictures of a folder in the order of the numbers in their names; hidden files are left out.
+    """The pictures in a folder, without hidden files, in the order of the numbers in their names.
 
     Raises:
         RowError: there is no picture in it, or there are too many files.
@@ -77,7 +77,7 @@ def frames_of_folder(video: MediaFile, files: Sequence[str]) -> list[MediaFile]:
 
 
 def choose_frames(total: int, settings: SampleSettings, rng: np.random.Generator | None) -> list[int]:
-    """Which of so many frames are taken: all when they are no more than asked for, as upstream; else as of a video."""
+    """Indices of the frames to take out of `total`: all if no more are asked for, as upstream does, else a sample."""
     count = settings.max_frames if rng is None else int(rng.integers(settings.min_frames, settings.max_frames + 1))
     if total <= count:
         return list(range(total))

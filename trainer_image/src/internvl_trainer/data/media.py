@@ -17,8 +17,8 @@ from .row_schema import MediaFile, media_path
 OpenMedia = Callable[[str, str], bytes]
 """(root, relative path) -> the file's bytes.
 
-Raises FileNotFoundError, which may have a `hint` at the path that was meant; IsADirectoryError, which has the paths of
-the folder's `files`; or BadFile.
+Raises FileNotFoundError, whose `hint` may name the path that was meant; IsADirectoryError, whose `files` are the paths
+in the folder; or BadFile.
 """
 
 
@@ -33,7 +33,7 @@ def open_picture(image: MediaFile, root: str, open_media: OpenMedia, decoding: D
 def open_picture_with_notes(
     image: MediaFile, root: str, open_media: OpenMedia, decoding: Decoding
 ) -> tuple[Image.Image, list[Finding]]:
-    """The same with warnings about its orientation, transparency and depth."""
+    """The RGB picture of a row, with warnings about its orientation, transparency and depth. Raises as open_picture."""
     data = fetch_media(image, root, open_media)
     try:
         picture, notes = decode_with_notes(data, decoding)

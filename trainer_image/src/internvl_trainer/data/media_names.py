@@ -1,4 +1,4 @@
-"""What the text of a row's media field is: a path, a `data:` URL, or a picture as bare base64 text."""
+"""Classify the text of a row's media field: a path, a `data:` URL, or a picture in bare base64."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def shown_path(path: str) -> str:
 
 
 def natural_order(path: str) -> tuple[list[tuple[int, str]], str]:
-    """A sorting key by which numbers in names count as numbers: frame2 comes before frame10."""
+    """A sort key that compares numbers in names as numbers: frame2 comes before frame10."""
     parts = [part for part in _DIGITS.split(path) if part]
     numbers = [part.lstrip("0") for part in parts]
     return [

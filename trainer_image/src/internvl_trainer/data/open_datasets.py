@@ -65,7 +65,7 @@ class OpenDataset:
         return rows[~np.isin(rows, bad)] if bad else rows
 
     def _rows_of_line(self, line: int) -> range:
-        """Rows that stand on a line: one, or as many as a list of captions has."""
+        """The rows of a line: one, or one for each caption of a list."""
         every, number_of = range(len(self.index)), self.index.line_number
         return range(bisect.bisect_left(every, line, key=number_of), bisect.bisect_right(every, line, key=number_of))
 

@@ -45,7 +45,7 @@ def read_media(
 
 
 def tiles_per_image(settings: SampleSettings, images: int) -> int:
-    """The most tiles of one image, for a row of so many images: they share the tiles of a single one."""
+    """Maximum tiles per image of a row with so many images, which share the tiles of a single one."""
     return max(1, settings.max_tiles // max(1, images))
 
 

@@ -1,4 +1,4 @@
-"""The base model of an adapter: recorded in adapter_config.json, and checked wherever an adapter meets a model."""
+"""The base model of an adapter: recorded in adapter_config.json, checked whenever an adapter is put on a model."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def identify_base(source: Source, address: str) -> AdapterBase:
 
 
 def weights_digest(source: Source) -> str:
-    """Hex sha256 of a sample of every tensor, the same wherever a model lies and whichever format it is in.
+    """Hex sha256 of a sample of every tensor, the same for every copy and format of a model.
 
-    The sample is the start of each tensor's first row, rounded to bf16: it stays the same in other shards, in a copy of
-    another precision and in transformers' format, and takes seconds for the largest model. Training changes it.
+    The sample is the start of each tensor's first row, rounded to bf16: other shards, another precision or
+    transformers' format do not change it, training does. Takes seconds for the largest model.
     """
     by_file: dict[Path, list[Piece]] = {}
     for piece in source.pieces():
@@ -76,15 +76,14 @@ def weights_digest(source: Source) -> str:
 
 
 def check_adapter_base(adapter: Path, base: Source) -> None:
-    """Raises CheckpointError AdapterMismatch for an adapter that was trained on another model than `base`.
+    """Raise CheckpointError AdapterMismatch for an adapter that was trained on another model than `base`.
 
-    An adapter that does not record its base, as those of other tools, is only warned about.
+    Only warns about an adapter that does not record its base, such as those of other tools.
     """
     recorded = read_adapter_base(adapter)
     if recorded is None:
         logger.warning(
-            "%s does not record which model it was trained on; its answers are right on that model only, so check that "
-            "%s is the one",
+            "%s does not record the model that it was trained on; it works on that model only, so check that it is %s",
             adapter / ADAPTER_CONFIG,
             base.directory,
         )

@@ -93,4 +93,4 @@ def load_trained(model: Adaptable, directory: str | Path, base: Source) -> None:
             message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
             raise CheckpointError("AdapterMismatch", message, str(path))
     load_adapter(model, directory)
-    check_adapter_base(Path(directory), base)  # last: a tensor that does not fit says more
+    check_adapter_base(Path(directory), base)  # last: the error about a tensor that does not fit is more specific

@@ -25,7 +25,7 @@ def grow_vocabulary(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def grow_rows(embedding: torch.Tensor, rows: int) -> torch.Tensor:
     """(rows, hidden) from fewer rows: each new one is the mean of all old ones, taken in fp32.
 
-    So a new token begins as the model's average token; the same bits come out on every machine and rank.
+    A new token thus begins as the model's average token, with the same bits on every machine and rank.
     """
     mean = embedding.float().mean(dim=0, keepdim=True).to(embedding.dtype)
     return torch.cat([embedding, mean.expand(rows - len(embedding), -1)])

@@ -134,7 +134,7 @@ def base_model(config: RunConfig) -> str | None:
 
 
 def has_code(source: str) -> bool:
-    """Whether *.py of the base model travel with the result; see sources.fetch_directory."""
+    """Whether the published model has the *.py of its base; see sources.fetch_directory."""
     return not source.startswith("hf://") or hub.pinned_commit(hub.repository(source, field="model.source")) is not None
 
 

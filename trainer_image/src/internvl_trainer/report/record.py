@@ -84,7 +84,7 @@ class Record:
 
     @property
     def warnings(self) -> list[str]:
-        """What training found wrong with the loss."""
+        """Warnings of training about the loss."""
         return [row["warning"] for row in self.steps if "warning" in row]
 
     @property

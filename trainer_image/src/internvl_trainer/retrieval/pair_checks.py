@@ -42,7 +42,7 @@ def check_captions(
     """
     images = list(dict.fromkeys(row.media for row in rows))
     with ThreadPoolExecutor(threads) as pool:
-        look = partial(_look, dataset, open_media, decoding)
+        look = partial(_check_picture, dataset, open_media, decoding)
         problems = dict(zip(images, pool.map(look, images), strict=True))
     return [
         finding.at(row.file, row.line)
@@ -66,7 +66,9 @@ def _check(
         yield Finding("CaptionCut", message, "caption", "warning")
 
 
-def _look(dataset: DatasetDescription, open_media: OpenMedia, decoding: Decoding, image: MediaFile) -> list[Finding]:
+def _check_picture(
+    dataset: DatasetDescription, open_media: OpenMedia, decoding: Decoding, image: MediaFile
+) -> list[Finding]:
     """The problem of a picture, or warnings about how it is decoded."""
     try:
         return open_picture_with_notes(image, dataset.root, open_media, decoding)[1]

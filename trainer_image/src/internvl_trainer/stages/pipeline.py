@@ -14,7 +14,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.download_progress import told_to
-from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, telling_loss
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive, raising_lease_loss
 from internvl_trainer.artifacts.lease_record import Owner
 from internvl_trainer.artifacts.output_lease import OutputLease
 from internvl_trainer.distributed import Rendezvous
@@ -31,7 +31,7 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
     tell = told_to(lambda text: reporter.update(detail=text))
     with leased(open_context(stage, config, reporter)) as (context, finish), tell:
         result = _published(context.stages) if stage == "preflight" else None
-        # Several ranks meet first, and rank 0 finds out for all.
+        # With several ranks, rank 0 calls begin for all after they have met.
         result = result or (None if several else context.begin()) or _run(context)
         if stage == "evaluate" and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
@@ -41,9 +41,9 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
 
 
 def _published(stages: StageStore) -> StageResult | None:
-    """What preflight reports of a run whose every stage is done, so that no other stage needs a pod; else None."""
+    """The result of preflight for a run whose stages are all done, so that none needs a pod; else None."""
     done: dict[StageName, StageResult] = {}
-    for stage in reversed(stages_of(stages.config)):  # publish first: until then there is one request
+    for stage in reversed(stages_of(stages.config)):  # publish first: mostly it is not done, which costs one request
         if (result := stages.result(stage)) is None:
             return None
         done[stage] = result
@@ -63,9 +63,9 @@ def _published(stages: StageStore) -> StageResult | None:
 
 @contextmanager
 def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]]]:
-    """The context of a process that writes to the output only while it holds the lease, and marks the run finished.
+    """Within the block, hold the output's lease. Yields the context to use, and a function that marks the run finished.
 
-    Only the first rank takes the lease: what the others store counts when that one commits it.
+    Only the first rank takes the lease: what the others store counts only when the first rank commits it.
 
     Raises:
         UserError: `OutputInUse`, another run is writing there.
@@ -79,12 +79,12 @@ def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]
     lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
     with stop_by_exception():
         lease.acquire()
-    with kept_alive(lease, on_loss=_stop_this_process) as finish, telling_loss(lease):
+    with kept_alive(lease, on_loss=_stop_this_process) as finish, raising_lease_loss(lease):
         yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
 
 
 def _stop_this_process() -> None:
-    """End the stage as SIGTERM does; a checkpoint that it would still save is refused."""
+    """End the stage as SIGTERM does; the lost lease refuses the checkpoint that it would save."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -36,7 +36,7 @@ def check_publish_condition(stages: StageStore, result: StageResult) -> None:
 
 
 def meets_publish_condition(config: RunConfig, figures: EvaluationStatus) -> bool:
-    """Whether publishIf, which may have changed since, lets these figures be published."""
+    """Whether publishIf, which may have changed since the evaluation, accepts these figures."""
     try:
         condition = config.evaluation.publish_if
         return condition is None or holds(condition, figures.final, figures.baseline)[0]
@@ -45,7 +45,7 @@ def meets_publish_condition(config: RunConfig, figures: EvaluationStatus) -> boo
 
 
 def figures_of(after: StageResult | None, before: StageResult | None) -> EvaluationStatus:
-    """The figures of both evaluations together; `before`: of the base model."""
+    """The figures of both evaluations; `after`: of the trained model, `before`: of the base model."""
     final = after.evaluation.final if after and after.evaluation else {}
     return EvaluationStatus(baseline=before.evaluation.baseline if before and before.evaluation else {}, final=final)
 

@@ -67,7 +67,7 @@ class Checkpoints:
     """The checkpoints of one run. All ranks call every method together.
 
     Args:
-        base: what describe_base says of the base model, which has the weights that a checkpoint leaves out.
+        base: describe_base of the base model, which has the weights that a checkpoint leaves out.
         epoch: of the output's lease, which rank 0 holds; None without one.
     """
 
@@ -157,7 +157,7 @@ class Checkpoints:
         )
 
     def _drop_partial(self, step: int, own: str) -> None:
-        """Delete what killed attempts stored of this step: there may be no room for it twice."""
+        """Delete partial checkpoints of this step, left by killed attempts: there may be no room for two."""
         found = self._folders(checkpoint_folder(step))
         whole = stored_checkpoints(self._storage)
         for folder in found:

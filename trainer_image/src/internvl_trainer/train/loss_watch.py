@@ -1,4 +1,4 @@
-"""Recognises a loss that rises and stays high, from the recorded steps alone, and keeps the first cause."""
+"""Detect a loss that rises and stays high, from the recorded steps alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _WINDOW = 10  # steps of a mean
 _SHORTEST_WINDOW = 3  # of a short run
 _FACTOR = 10.0
 _JUMP = 5.0  # of a loss that begins too high to rise tenfold: a model that guesses has about 12
-_LEAST_FIRST = 0.5  # one batch may be easy by chance
-_SMALLEST = 1.0  # a mean that is risen and still below is noise of a loss near 0
+_LEAST_FIRST = 0.5  # lower bound of the first step's loss: one batch may be easy by chance
+_SMALLEST = 1.0  # lower means never count as risen: they are noise of a loss near 0
 
 
 class LossRise(NamedTuple):
@@ -40,11 +40,11 @@ class LossRise(NamedTuple):
 
 
 class LossWatch:
-    """Sees each step in turn. The rule is deterministic: equal steps give an equal finding, in any attempt.
+    """Watches the loss of each step. The rule is deterministic: equal steps give an equal finding, in any attempt.
 
     The loss has risen when the mean of the last ten steps (fewer in a run of less than 20) is more than ten times the
-    lowest such mean before, or more than 5 above it; the first step counts as such a mean. A loss that came down again
-    keeps its finding.
+    lowest such mean before, or more than 5 above it; the first step counts as such a mean. The finding stays when the
+    loss falls again.
     """
 
     def __init__(self, total_steps: int) -> None:
@@ -56,7 +56,7 @@ class LossWatch:
         self.found: LossRise | None = None
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Look at one step, as in metrics.jsonl; whether the loss is found to have risen just now."""
+        """Add one step, as in metrics.jsonl; returns whether this step reveals a rise."""
         self._losses.append(row["loss"])
         self._peak_rate = max(self._peak_rate, row["learning_rate"])
         if self._low is None:  # the untouched model's: a rate that is too high ruins it before the first mean

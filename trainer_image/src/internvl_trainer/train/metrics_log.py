@@ -27,7 +27,7 @@ class StepRecord:
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
     `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
     after which it was taken. `dataset_losses` and `validation_losses` are those of each dataset, where there are
-    several, without loss weights. `warning` is what LossWatch found in this step.
+    several, without loss weights. `warning` is LossWatch's finding in this step.
     """
 
     step: int

@@ -128,7 +128,7 @@ class Trainer:
 
     @property
     def warning(self) -> str | None:
-        """What has been found wrong with the loss so far; on rank 0."""
+        """The warning about the loss so far, on rank 0; None without one."""
         return str(self.watch.found) if self.watch.found else None
 
     def take_step(self, step: int, window: Window, weights: list[float]) -> None:
@@ -285,7 +285,7 @@ class Trainer:
             raise self._not_finite(step, f"the loss is {self.loss}")
 
     def _not_finite(self, step: int, what: str) -> UserError:
-        """The error of all ranks, with what the loss did before: that is the first cause."""
+        """The error for all ranks, with the earlier warning about the loss, which is the likely cause."""
         good = f"the checkpoint of step {self.saved_step} is whole" if self.saved_step else "there is no checkpoint yet"
         before = self.context.group.first(self.warning)
         return UserError(
@@ -298,7 +298,7 @@ class Trainer:
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
         reporter.loss.set(record.loss)
-        reporter.set_dataset_losses(record.dataset_losses or {})
+        reporter.dataset_losses.set(record.dataset_losses or {})
         reporter.learning_rate.set(record.learning_rate)
         reporter.gradient_norm.set(record.gradient_norm)
         reporter.step.set(record.step)

@@ -1,7 +1,7 @@
 """Remember the nodes whose failure ended attempts of a run, and avoid a node that has failed twice.
 
-A node with broken hardware often comes back, is scheduled again as it is empty, and fails again. Orderly shutdowns,
-drains and evictions are no failures of a node.
+A node with broken hardware often comes back, gets the next pods because it is empty, and fails again. Orderly
+shutdowns, drains and evictions do not count as failures of a node.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from internvl_operator.core.policies import failure_policy
 _REASONS = ("NodeLost", "NodeRefused", "NodeTainted")
 _TOLERATED = 1  # failures; a node that fails more often is avoided
 _REMEMBERED = 64  # nodes in status
-# Seconds in which the pods of a run with avoided nodes must find others; then the avoided ones are allowed again.
+# Seconds that pods wait for a node that is not avoided; after that the avoided ones are allowed again.
 PATIENCE = 60
 
 
 def counted(status: InternVLFineTuneStatus, workers: Sequence[Pod], restarted: Pod | None) -> dict[str, int]:
-    """Failures by node, with those that ended the current attempt; `restarted`: the worker restarted in place."""
+    """Failures by node, including those that ended the current attempt; `restarted`: a worker restarted in place."""
     failures = dict(status.node_failures)
     failed = {pod.node for pod in workers if pod is restarted or _is_failure(pod)}
     for node in sorted(node for node in failed if node):
@@ -34,7 +34,7 @@ def avoided(status: InternVLFineTuneStatus) -> list[str]:
 
 
 def allowed_again(status: InternVLFineTuneStatus) -> dict[str, int]:
-    """The failures to remember when there is no room without the avoided nodes: one more, and each is avoided again."""
+    """Failures by node that allow every node again; one more failure of a node makes the run avoid it again."""
     return {node: min(count, _TOLERATED) for node, count in status.node_failures.items()}
 
 

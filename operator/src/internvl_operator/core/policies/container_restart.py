@@ -30,7 +30,7 @@ def restarted_in_place(context: ReconcileContext) -> Outcome | None:
 
 
 def restarted_pod(context: ReconcileContext) -> Pod | None:
-    """The first worker whose container is not the one that joined the rendezvous; None without one."""
+    """The first worker whose container is not the one that joined the rendezvous; None when there is none."""
     known = context.status.containers
     if len(known) < 2:
         return None

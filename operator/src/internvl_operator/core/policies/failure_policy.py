@@ -202,7 +202,7 @@ def _exited(pod: Pod, who: str, image: str) -> Outcome:
 
 
 def _out_of_memory(pod: Pod) -> str:
-    """What a worker killed for host memory had, and what to change; it stays true when a budget ends the run."""
+    """The limit of a worker that ran out of host memory, and what to change; also true when a budget ends the run."""
     field = requirements.setting(pod.stage)
     if not pod.memory_limit:
         return f"has no memory limit, and its node ran out of memory: request what it uses in {field}.requests.memory"

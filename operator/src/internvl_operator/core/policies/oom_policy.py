@@ -37,7 +37,7 @@ def decide(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunP
 
 
 def with_peak(outcome: Outcome, workers: Sequence[Pod], status: InternVLFineTuneStatus) -> Outcome:
-    """The outcome of host out of memory with the peak that worker 0, the one that reports, had reported."""
+    """The outcome; for host out of memory of worker 0, with the peak that it last reported."""
     peak = status.progress.peak_memory_bytes if status.progress else None
     killed = any(pod.rank == 0 and pod.exit_reason == "OOMKilled" for pod in workers)
     if outcome.reason != "OutOfMemory" or peak is None or not killed:

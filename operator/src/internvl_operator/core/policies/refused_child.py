@@ -4,7 +4,7 @@ import re
 
 from internvl_operator.core.resources import requirements
 
-_QUOTA_FULL = re.compile(r"exceeded quota: (?P<quota>[^\s,]+)(?:, requested: (?P<asked>.*?), used: )?")
+_QUOTA_FULL = re.compile(r"exceeded quota: (?P<quota>[^\s,]+)(?:, requested: (?P<requested>.*?), used: )?")
 _QUOTA_UNMET = re.compile(r"failed quota: (?P<quota>[^\s:]+): must specify (?P<names>.*)")
 _LIMIT_RANGE = re.compile(
     r"(maximum|minimum) \S+ usage per (Container|Pod)|max limit to request ratio per (Container|Pod)"
@@ -16,16 +16,16 @@ _GPU = re.compile(r"\bnvidia\.com/")
 def refusal_reason(
     name: str, stage: str | None, namespace: str, status: int, reason: str, message: str
 ) -> tuple[str, str]:
-    """Reason and message for a condition; `name`: kind and name of the child, `stage`: of a pod.
+    """Reason and message for a condition.
 
-    `status`, `reason` and `message` are the API server's.
+    `name`: kind and name of the child; `stage`: of a pod, else None. `status`, `reason` and `message` are the server's.
     """
     text = f"the API server refuses {name}: {message}"
     if found := _QUOTA_FULL.search(message):
         quota = f"ResourceQuota {found['quota']!r} of namespace {namespace!r}"
         return (
             "QuotaExceeded",
-            f"{text}; {quota} has no room: raise it, end other pods, or {_less(stage, found['asked'])}",
+            f"{text}; {quota} has no room: raise it, end other pods, or {_request_less(stage, found['requested'])}",
         )
     setting = requirements.setting(stage) if stage else "spec.podTemplate"
     if found := _QUOTA_UNMET.search(message):
@@ -38,12 +38,12 @@ def refusal_reason(
     return ("NameTaken" if status == 409 else f"{reason or 'Invalid'}Child"), text
 
 
-def _less(stage: str | None, asked: str | None) -> str:
-    """What to ask less with: GPUs and the number of pods have fields of their own."""
+def _request_less(stage: str | None, requested: str | None) -> str:
+    """The advice to request less; GPUs and the number of pods have fields of their own."""
     if stage is None:
         return "ask its administrator"
-    if asked and _GPU.search(asked):
+    if requested and _GPU.search(requested):
         return "lower spec.workers or spec.gpusPerWorker"
-    if asked and all(part.strip().startswith(("pods=", "count/pods=")) for part in asked.split(",")):
+    if requested and all(part.strip().startswith(("pods=", "count/pods=")) for part in requested.split(",")):
         return "lower spec.workers"
     return f"lower {requirements.setting(stage)}"

@@ -70,7 +70,7 @@ def _problem_of(pod: Pod, spec: InternVLFineTuneSpec, namespace: str) -> Startup
 
 
 def _missing_claim(claim: str, state: str, spec: InternVLFineTuneSpec, namespace: str) -> StartupProblem:
-    """The scheduler waits for a claim as for a node, but no node has it: only the user can create it."""
+    """A problem that only the user can fix: the scheduler would wait for the claim as it waits for nodes."""
     fields = [field for field, source in spec.sources() if f"{source}/".startswith(f"pvc://{claim}/")]
     fields += [
         f"spec.podTemplate.volumes[{index}]"

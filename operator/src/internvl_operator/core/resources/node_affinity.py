@@ -1,4 +1,4 @@
-"""Add nodes to avoid to the affinity of a pod."""
+"""Exclude nodes in the affinity of a pod."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ Affinity = Mapping[str, Any]
 
 
 def without(affinity: Affinity | None, nodes: Sequence[str]) -> Affinity | None:
-    """The affinity with these nodes excluded, whatever else it asks for.
+    """The affinity, with these nodes excluded from each of its alternatives.
 
-    By the nodes' names, as the label kubernetes.io/hostname may differ. Terms are alternatives, so each gets them.
+    Matches the nodes' names, because the label kubernetes.io/hostname may differ.
     """
     if not nodes:
         return affinity

@@ -34,7 +34,7 @@ class Child(NamedTuple):
 
 
 def selector(run: Run) -> str:
-    """Selects the children of all runs of this name."""
+    """The label selector of the children of all runs of this name."""
     return f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_JOB}={names.run_label(run.name)}"
 
 
@@ -62,7 +62,7 @@ def same_output(run: Run, orphans: Sequence[Child]) -> bool:
 
 
 def conflict(run: Run, taken: Sequence[Child], orphans: Sequence[Child]) -> str:
-    """The message about every name that the run needs and cannot have; `taken`: those found first."""
+    """The message about every object whose name the run needs; `taken`: those found first, `orphans`: all of them."""
     left = {(child.kind, child.name) for child in orphans}
     foreign = [child for child in taken if (child.kind, child.name) not in left]
     parts = []

@@ -74,7 +74,7 @@ def build(
 
 
 def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> str:
-    """Digest of the operator's settings that decide a pod of this stage; settings that the spec overrides do not."""
+    """Digest of the operator's settings that a pod of this stage depends on; not of those that the spec overrides."""
     parts = {
         "image": None if spec.pod_template.image else config.trainer_image,
         "pullPolicy": config.image_pull_policy,
@@ -163,7 +163,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         ENV_IMAGE: _image(run.spec, config),
         ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
         "HOME": SCRATCH_PATH,
-        "USER": "internvl",  # libraries ask for it; a uid that an admission controller chose has no name
+        "USER": "internvl",  # libraries read it; a uid chosen by an admission controller has no name
         "TMPDIR": SCRATCH_PATH,
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a

@@ -46,7 +46,7 @@ def _with_gpus(resources: Amounts, gpus: int) -> dict[str, Any]:
 
 
 def _within_limits(defaults: Amounts, limits: Amounts) -> dict[str, Any]:
-    """The defaults with the limits that workers have, as a namespace's policy asks every pod for the same limits."""
+    """The defaults, with the workers' limits: a namespace's quota asks every pod for the same limits."""
     own = defaults.get("limits") or {}
     requests = defaults.get("requests") or {}
     derived = {
@@ -58,7 +58,7 @@ def _within_limits(defaults: Amounts, limits: Amounts) -> dict[str, Any]:
 
 
 def size(quantity: Any) -> Decimal:
-    """A quantity as a number, to compare two; one that is not understood is the largest.
+    """A quantity as a number, for comparisons; infinity for one that is not understood.
 
     >>> size("512Mi") < size("1e9") < size("1Gi"), size("100m") < size(1)
     (True, True)

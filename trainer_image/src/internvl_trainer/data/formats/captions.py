@@ -22,7 +22,7 @@ CAPTION_NAMES = ("caption", "text", "txt")
 _FLICKR_LINE = re.compile(
     r"(?P<image>.+?\.(?:jpe?g|png|webp|bmp|gif|tiff?))(?:#\d+)?\s*[,\t](?P<caption>.*)", re.IGNORECASE
 )
-_HALVES = "surrogatepass"  # the checks report half of a surrogate pair
+_HALVES = "surrogatepass"  # keeps half of a surrogate pair, which the checks report
 _HEADERS = ("image,caption", "image_name,comment")
 
 
@@ -85,7 +85,7 @@ class CaptionLists(ConvertedRows):
 
 
 def caption_rows(records: RowSource, first: Iterable[Record]) -> ConvertedRows:
-    """The rows of captions; those of lists of captions, when one of the `first` records has such a list."""
+    """The rows of records with captions: CaptionLists if one of the `first` records has a list, else one row each."""
     if not any(isinstance(record.get(_caption_name(record)), list) for record in first):
         return ConvertedRows(records, from_caption)
     counts = [_count_captions(records, number) for number in range(len(records))]

@@ -83,7 +83,7 @@ class _Inline:
             self._take_next(kind, place)
 
     def _take_next(self, kind: str, place: str) -> None:
-        """The row's next medium; the frames of a video are one medium."""
+        """Use the row's next picture or video for this part; the frames of a video are taken together."""
         left = self.rows[kind][self.unnamed[kind] :]
         if not left:
             message = f"found no {kind} for this part; name it here or in `{kind}s`"

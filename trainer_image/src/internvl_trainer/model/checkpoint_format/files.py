@@ -125,6 +125,18 @@ def refuse_pointer(start: bytes, place: str) -> None:
         raise CheckpointError("InvalidSafetensors", message, place)
 
 
+def weight_dtype(tensor: str, dtype: str, place: str) -> torch.dtype:
+    """The PyTorch dtype of a tensor in the file `place`. Raises CheckpointError for one that weights do not have."""
+    if dtype not in WEIGHT_DTYPES:
+        raise CheckpointError(
+            "UnsupportedDtype",
+            f"tensor {tensor} has dtype {dtype}; expected one of {', '.join(WEIGHT_DTYPES)}. Use the unquantized "
+            "checkpoint",
+            place,
+        )
+    return WEIGHT_DTYPES[dtype]
+
+
 def _read_header(path: Path) -> Iterator[TensorEntry]:
     with path.open("rb") as file:
         refuse_pointer(file.read(len(POINTER)), str(path))
@@ -141,14 +153,7 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
             str(path),
         ) from error
     for name, shape, dtype in described:
-        if dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                "UnsupportedDtype",
-                f"tensor {name} has dtype {dtype}; expected one of {', '.join(WEIGHT_DTYPES)}. "
-                f"Use the unquantized checkpoint",
-                str(path),
-            )
-        yield TensorEntry(name, path, shape, WEIGHT_DTYPES[dtype])
+        yield TensorEntry(name, path, shape, weight_dtype(name, dtype, str(path)))
 
 
 def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file that lies elsewhere, checked from the file's start and its length."""
+"""Check a remote safetensors file by its header and its length, without downloading it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import UserError
 from ...json_text import parse_json
-from .files import POINTER, WEIGHT_DTYPES, CheckpointError, TensorEntry, refuse_pointer
+from .files import POINTER, CheckpointError, TensorEntry, refuse_pointer, weight_dtype
 
 _LENGTH_BYTES = 8  # little-endian, before the header
 _FIRST_READ = 128 << 10  # holds the header of nearly every file
@@ -22,7 +20,7 @@ ReadStart = Callable[[int], bytes]
 
 
 def check_header(name: str, size: int, read: ReadStart, place: str) -> list[TensorEntry]:
-    """The tensors of a file of `size` bytes, from its header alone.
+    """The tensors of a file of `size` bytes; reads only its header.
 
     Raises:
         CheckpointError: a git-lfs pointer, no safetensors, or a length that does not fit the header.
@@ -54,16 +52,8 @@ def _read_entries(header: Any, name: str, size: int, place: str) -> tuple[list[T
     for tensor, described in header.items():
         if tensor == "__metadata__":
             continue
-        dtype = described.get("dtype") if isinstance(described, dict) else None
-        if isinstance(dtype, str) and dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                "UnsupportedDtype",
-                f"tensor {tensor} has dtype {dtype}; expected one of {', '.join(WEIGHT_DTYPES)}. Use the unquantized "
-                "checkpoint",
-                place,
-            )
         try:
-            entry, span = _read_entry(tensor, described, name)
+            entry, span = _read_entry(tensor, described, name, place)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(f"its header does not describe tensor {tensor}", size, place) from error
         entries.append(entry)
@@ -76,14 +66,17 @@ def _read_entries(header: Any, name: str, size: int, place: str) -> tuple[list[T
     return entries, end
 
 
-def _read_entry(tensor: str, described: dict[str, Any], name: str) -> tuple[TensorEntry, tuple[int, int]]:
-    """Raises KeyError, TypeError or ValueError for a description that does not fit itself."""
+def _read_entry(tensor: str, described: dict[str, Any], name: str, place: str) -> tuple[TensorEntry, tuple[int, int]]:
+    """One tensor, and where its data begins and ends.
+
+    Raises KeyError, TypeError or ValueError for a description that contradicts itself, CheckpointError for its dtype.
+    """
+    dtype = weight_dtype(tensor, described["dtype"], place)
     first, last = described["data_offsets"]
     shape = tuple(described["shape"])
     numbers = (first, last, *shape)
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(tensor)
-    dtype: torch.dtype = WEIGHT_DTYPES[described["dtype"]]
     if last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError(tensor)
     return TensorEntry(tensor, Path(name), shape, dtype), (first, last)

@@ -39,9 +39,9 @@ def run(context: RunContext) -> StageResult:
 
 
 def check_recorded_base(config: RunConfig, made: Manifests) -> None:
-    """Raises UserError when the base that a published adapter's card names is not the one that it was trained on.
+    """Raise UserError when the base in a published adapter's card is not the one that it was trained on.
 
-    Merging has checked it already where a whole model is published too.
+    Merging has already checked it when a whole model is published too.
     """
     recorded = made["train"].extra.get("base")
     if config.method == "lora" and "merge" not in made and recorded:
