@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import POINTER, UserError
 from .row_schema import LONGEST_ROW
 
 _CHUNK = 1 << 24
@@ -85,13 +85,10 @@ _BEGINNINGS = {
 }
 
 
-_POINTER = b"version https://git-lfs"
-
-
 def refuse_pointer(path: Path, uri: str) -> None:
     """Raises UserError naming `uri` for a git-lfs pointer, whatever file it stands for."""
     with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
+        if file.read(len(POINTER)) == POINTER:
             message = "the annotation file is a git-lfs pointer; run `git lfs pull` where it comes from"
             raise UserError("AnnotationIsPointer", message, uri)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ...errors import UserError
+from ...errors import POINTER, UserError
 from ...json_text import parse_json
-from .files import POINTER, WEIGHT_DTYPES, CheckpointError, TensorEntry, refuse_pointer
+from .files import WEIGHT_DTYPES, CheckpointError, TensorEntry, refuse_pointer
 
 _LENGTH_BYTES = 8  # little-endian, before the header
 _FIRST_READ = 128 << 10  # holds the header of nearly every file
