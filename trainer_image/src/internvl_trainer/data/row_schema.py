@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from ..json_text import InvalidJson, parse_json
 from .diagnostics import Finding, errors_of
 from .media_names import is_base64_picture, is_inline, is_picture_name, is_video_name
-from .row_fields import check_row_fields, check_turn_fields, hint_turn_field
+from .row_fields import check_foreign_marks, check_row_fields, check_turn_fields, hint_turn_field
 
 LONGEST_ROW = 16 << 20
 """Bytes of a line; a longer one is a finding and is not parsed."""
@@ -242,6 +242,8 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
     else:
         yield from _check_characters(turn["value"], f"{place}.value")
     yield from check_turn_fields(turn, place)
+    if turn.get("from") == "human" and isinstance(turn.get("value"), str):
+        yield from check_foreign_marks(turn["value"], f"{place}.value")
 
 
 def _check_system(system: Any, first: Mapping[str, Any]) -> Iterator[Finding]:
