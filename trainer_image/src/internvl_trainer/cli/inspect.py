@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.cli.options import add_picture_arguments, check_target, count
+from internvl_trainer.cli.options import add_picture_arguments, check_target, count, tiles
 from internvl_trainer.data.checkpoint_tiling import read_tiling
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
@@ -75,10 +75,10 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=count, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
     )
     parser.add_argument(
-        "--min-tiles", type=count, metavar="N", help="tiles of an image at least; default: the checkpoint's"
+        "--min-tiles", type=tiles, metavar="N", help="tiles of an image at least; default: the checkpoint's"
     )
     parser.add_argument(
-        "--max-tiles", type=count, metavar="N", help="tiles of an image at most; default: the checkpoint's"
+        "--max-tiles", type=tiles, metavar="N", help="tiles of an image at most; default: the checkpoint's"
     )
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")

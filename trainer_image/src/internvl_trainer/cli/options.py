@@ -15,6 +15,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.spec import Image
 from pydantic import ValidationError
 
+from internvl_trainer.data.tiling import MOST_TILES
 from internvl_trainer.errors import UserError
 
 
@@ -58,6 +59,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+    return value
+
+
+def tiles(text: str) -> int:
+    """The type of an option that counts the tiles of a picture."""
+    value = count(text)
+    if value > MOST_TILES:
+        raise argparse.ArgumentTypeError(f"found {text}, expected at most {MOST_TILES}")
     return value
 
 
