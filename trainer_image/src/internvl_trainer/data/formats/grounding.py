@@ -54,7 +54,7 @@ def _boxes(record: Record, objects: dict[str, Any], boxes: list[Any]) -> Iterato
         yield f"<box>[{_scaled(box, whole, field)}]</box>"
 
 
-def _scaled(box: list[float], whole: tuple[float, ...], field: str) -> list[int]:
+def _scaled(box: list[float], whole: tuple[Any, ...], field: str) -> list[int]:
     try:
         scaled = [round(value / size * _SCALE) for value, size in zip(box, whole, strict=True)]
     except (ValueError, OverflowError):  # NaN, or a number of hundreds of digits
