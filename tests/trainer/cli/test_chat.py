@@ -117,6 +117,11 @@ def test_several_pictures(capsys: pytest.CaptureFixture[str]) -> None:
             "ImageMarkMismatch: question: found 2 <image> marks for 1 pictures",
             id="marks that do not fit",
         ),
+        pytest.param(
+            ["--model", str(CHECKPOINTS / "qwen2"), "--question", "\udcff"],
+            "InvalidText: question: found \\udcff, half of a surrogate pair",
+            id="bytes that are no text",
+        ),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -171,3 +176,17 @@ def test_pictures_are_decoded_as_in_training(
     assert (seen[0].size, seen[0].getpixel((0, 0))) == (size, (grey,) * 3)
     printed = capsys.readouterr().err
     assert tuple(reason for reason in ("ImageOrientation", "ImageTransparent") if reason in printed) == warned
+
+
+def test_questions_in_another_encoding_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("你好一只猫".encode("gbk")), "utf-8"))
+    assert chat("--model", CHECKPOINTS / "qwen2") == ExitCode.USER_ERROR
+    assert "InvalidEncoding: stdin: not valid UTF-8" in capsys.readouterr().err
+
+
+def test_more_tiles_than_any_model_has_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        chat("--model", CHECKPOINTS / "qwen2", "--max-tiles", "100000", "--question", "what?")
+    assert "--max-tiles: found 100000, expected at most 64" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from golden import GOLDEN, ROWS, checkpoint
 from internvl_trainer.cli import data
 from internvl_trainer.data.formats.open_source import open_source
+from internvl_trainer.errors import UserError
 from rich.console import Console
 from trainer.data.format_files import FORMATS
 from trainer.report.test_report import Page
@@ -83,3 +84,28 @@ def test_the_preview_shows_tiles_and_labels_and_runs_nothing(annotation: Path, t
     assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.tags("img"))
     spans = [attrs.get("class") for attrs in page.tags("span")]
     assert {"supervised", "plain", "context"} <= set(spans)
+
+
+@pytest.mark.parametrize("action", ["convert", "preview"])
+def test_the_annotation_is_never_overwritten(action: str, annotation: Path) -> None:
+    before = annotation.read_bytes()
+    words = [annotation, annotation] if action == "convert" else model(annotation, "--out", annotation)
+    with pytest.raises(UserError, match="this is a file of the annotation; name another file to write"):
+        run(action, *words)
+    assert annotation.read_bytes() == before
+
+
+def test_convert_leaves_out_a_medium_that_no_record_holds(tmp_path: Path) -> None:
+    row = {"image": "@record/5/x", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    code, text = run("convert", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert (code, "ImageMissing" in text) == (65, True)
+
+
+@pytest.mark.parametrize(
+    "option", ["--video-frames", "--image-size", "--max-tiles", "--max-length", "--rows", "--shown"]
+)
+def test_options_that_count_refuse_zero(option: str, annotation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("preview", *model(annotation, "--out", annotation.with_suffix(".html"), option, 0))
+    assert f"argument {option}: found 0, expected 1 or more" in capsys.readouterr().err

@@ -30,6 +30,7 @@ def counts(mixed: MixedRows | None) -> list[int]:
         pytest.param((None, None), (900, 100), 2, [750, 250], id="temperature 2 is by the root of the size"),
         pytest.param((None, None), (900, 100), 1e9, [500, 500], id="a high temperature is even"),
         pytest.param((1, 1), (10, 0), None, [10, 0], id="an empty dataset"),
+        pytest.param((1e308, 1e308), (10, 10), None, [10, 10], id="weights whose sum is infinite"),
     ],
 )
 def test_shares_of_an_epoch(
@@ -83,6 +84,7 @@ def test_packs_hold_the_mixture() -> None:
     [
         ((1, None), None, "dataset 'd1' has no weight, others have one; give every dataset a weight, or none"),
         ((1, 2), 2.0, "datasets have weights; remove them or mixingTemperature"),
+        ((1e-6, 1), None, "dataset 'd0' gets none of the 7 rows of an epoch; raise its weight, or leave it out"),
     ],
 )
 def test_contradictions_are_refused(weights: tuple[float | None, ...], temperature: float | None, message: str) -> None:

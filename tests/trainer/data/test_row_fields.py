@@ -162,3 +162,19 @@ def test_an_empty_answer_is_a_warning(empty: str) -> None:
     row, findings = parse(conversations=answered(empty))
     assert row is not None
     assert findings == ["warning: conversations[1].value: the answer is empty; the row teaches to end the turn at once"]
+
+
+@pytest.mark.parametrize(
+    "mark", ["<Image>", "<ImageHere>", "<|image_1|>", "<|image_pad|>", "<image_placeholder>", "<image/>"]
+)
+def test_a_mark_of_another_tool_is_a_warning(mark: str) -> None:
+    question = {"from": "human", "value": f"<image> and {mark}: what"}
+    row, findings = parse(image="a.jpg", conversations=[question, GPT])
+    assert row is not None
+    message = f"found {mark}, a mark of another tool, which stays text; write <image> or <video>"
+    assert findings == [f"warning: conversations[0].value: {message}"]
+
+
+@pytest.mark.parametrize("text", ["an <img src=x> tag", "images > 3", "<image>"])
+def test_other_texts_are_no_marks(text: str) -> None:
+    assert parse(image="a.jpg", conversations=[{"from": "human", "value": text}, GPT])[1] == []

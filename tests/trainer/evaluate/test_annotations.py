@@ -336,3 +336,10 @@ def test_an_annotation_that_is_not_there(tmp_path: Path) -> None:
     task = EvaluationTask.model_validate({"task": "vqa", "annotation": str(tmp_path / "none.jsonl")})
     with pytest.raises(UserError, match=r"spec\.evaluation\.tasks\.mine\.annotation: found no file"):
         open_task("mine", task)
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_half_a_character_is_named(field: str, tmp_path: Path) -> None:
+    row = {"image": "a.png", "question": "what", "answer": "a cat"} | {field: "\ud800"}
+    with pytest.raises(UserError, match=rf"{field}: found .ud800, half of a surrogate pair"):
+        opened(tmp_path, [row], "vqa")

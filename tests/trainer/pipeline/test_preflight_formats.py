@@ -65,3 +65,18 @@ def test_each_shard_counts_in_the_digest(tmp_path: Path, monkeypatch: pytest.Mon
     last.write_bytes(sorted(pattern.parent.iterdir())[0].read_bytes())
     _, after = checked(tmp_path / "b", pattern)
     assert before["datasets"][0]["sha256"] != after["datasets"][0]["sha256"]
+
+
+def test_a_weight_that_gives_no_row_is_refused(tmp_path: Path) -> None:
+    rows = str(write_upstream(tmp_path, conversations()[:2]))
+    common = {"annotation": rows, "root": str(MEDIA)}
+    train = {"often": {**common, "weight": 1}, "never": {**common, "weight": 1e-6}}
+    with pytest.raises(UserError, match="dataset 'never' gets none of the 4 rows of an epoch; raise its weight"):
+        run(context_of(make_config(str(tmp_path / "out"), data={"train": train}), "preflight"))
+
+
+def test_half_a_character_in_a_fields_name_is_escaped(tmp_path: Path) -> None:
+    row = {**conversations()[0], "\ud800": 1}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    _, report = checked(tmp_path / "out", tmp_path / "rows.jsonl")
+    assert [finding["field"] for finding in report["findings"]] == ["\ud800"]

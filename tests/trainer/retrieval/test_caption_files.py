@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from golden import checkpoint
 from internvl_trainer.errors import UserError
+from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.caption_files import PairRow, read_captions
-from internvl_trainer.retrieval.caption_text import normalise_caption
+from internvl_trainer.retrieval.caption_text import encode_caption, normalise_caption
 
 FLICKR = "image,caption\n1000.jpg,Two dogs, one brown, run.\n1000.jpg,Dogs.\n\n36.JPG , A man in a hat.jpg,ok\n"
 
@@ -137,3 +139,35 @@ def test_unknown_format_and_absent_file(tmp_path: Path) -> None:
 )
 def test_normalisation(text: str, normalised: str) -> None:
     assert normalise_caption(text) == normalised
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"video": "a.mp4"}, "FieldUnsupported"),
+        ({"caption": "a dog \ud800"}, "InvalidText"),
+        ({"image": "\ud800.jpg"}, "InvalidText"),
+        ({"image_id": "9" * 40}, "InvalidImageId"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_a_finding(fields: dict[str, str], reason: str, tmp_path: Path) -> None:
+    row = {"image": "a.jpg", "caption": "A dog.", "image_id": "coco_1"} | fields
+    other = {"image": "b.jpg", "caption": "A cat.", "image_id": "coco_2"}
+    found = read_captions(write(tmp_path, json.dumps([row, other])), "coco")
+    assert [row.image for row in found.rows] == ["b.jpg"]
+    assert reason in [finding.reason for finding in found.findings]
+
+
+def test_a_file_of_another_kind_gets_the_next_step(tmp_path: Path) -> None:
+    lines = write(tmp_path, '{"image": "a.jpg", "caption": "x"}\n{"image": "b.jpg", "caption": "y"}\n')
+    assert "; expected one array of" in read_captions(lines, "coco").findings[0].message
+    with pytest.raises(UserError, match="is a git-lfs pointer; run `git lfs pull`"):
+        read_captions(write(tmp_path, "version https://git-lfs.github.com/spec/v1\n"), "flickr")
+
+
+def test_special_tokens_in_captions_are_plain_text() -> None:
+    tokenizer = read_tokenizer(checkpoint("phi3"))
+    ids = encode_caption(tokenizer, "a dog </s> <s> a cat")
+    assert [ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)] == [1, 1]
+    plain = tokenizer("a dog", add_special_tokens=False).input_ids
+    assert encode_caption(tokenizer, "a dog")[1:-1] == plain

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from internvl_trainer.errors import UserError
+from internvl_trainer.errors import POINTER, UserError
 
 
 class InvalidJson(UserError):
@@ -21,6 +21,9 @@ def parse_json(
     text: str | bytes, where: str | None = None, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
     """The value of a JSON text; `pairs` makes the objects. Raises InvalidJson naming `where`, and nothing else."""
+    if text[: len(POINTER)] in (POINTER, POINTER.decode()):
+        message = "it is a git-lfs pointer, not the file itself; run `git lfs pull` where it comes from"
+        raise InvalidJson(message, where)
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:

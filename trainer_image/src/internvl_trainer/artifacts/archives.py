@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from internvl_trainer.artifacts.storage import inside
-from internvl_trainer.errors import BadFile, UserError
+from internvl_trainer.errors import POINTER, BadFile, UserError
 
 _ZIP, _TAR, _PACKED_TAR = (".zip",), (".tar",), (".tar.gz", ".tgz")
 _CHUNK = 1 << 20
@@ -86,7 +86,7 @@ def open_archive(path: Path, uri: str, index: Callable[[Callable[[Path], None]],
             return ZipArchive(path)
         return TarArchive(path, index(partial(_write_index, path)))
     except _BROKEN as error:
-        raise UserError("ArchiveBroken", f"cannot be read as an archive ({error}); is it complete?", uri) from error
+        raise UserError("ArchiveBroken", f"cannot be read as an archive ({error}); {_advice(path)}", uri) from error
 
 
 def decompress(packed: Path, target: Path, uri: str) -> None:
@@ -103,7 +103,14 @@ def decompress(packed: Path, target: Path, uri: str) -> None:
                     )
                 out.write(chunk)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError("ArchiveBroken", f"cannot be unpacked ({error}); is it complete?", uri) from error
+        raise UserError("ArchiveBroken", f"cannot be unpacked ({error}); {_advice(packed)}", uri) from error
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that is no archive."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(POINTER)) == POINTER
+    return "it is a git-lfs pointer: run `git lfs pull` where it comes from" if is_pointer else "is it complete?"
 
 
 class ZipArchive:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from internvl_api.spec import Image
 
-from internvl_trainer.cli.options import add_picture_arguments, count
+from internvl_trainer.cli.options import add_picture_arguments, count, tiles
 from internvl_trainer.data.checkpoint_tiling import tiling_of
 from internvl_trainer.data.pictures import DEFAULT, Decoding, ImageProblem, decode_with_notes
-from internvl_trainer.data.row_schema import IMAGE_MARK, Turn
+from internvl_trainer.data.row_schema import IMAGE_MARK, Turn, check_characters
 from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.distributed import prepare_environment
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--question", metavar="TEXT", help="ask this and end; without it, questions are read from stdin"
     )
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
-    parser.add_argument("--max-tiles", type=count, metavar="N", help="tiles of a picture; default: the model's")
+    parser.add_argument("--max-tiles", type=tiles, metavar="N", help="tiles of a picture; default: the model's")
     parser.add_argument(
         "--max-new-tokens", type=count, default=1024, metavar="N", help="length of an answer (default: 1024)"
     )
@@ -105,6 +105,8 @@ class Conversation:
         """The answer, which is remembered with the question."""
         from internvl_trainer.model.greedy_answers import answer_all, make_prompt
 
+        for finding in check_characters(question, "question"):
+            raise UserError(finding.reason, finding.message, "question")
         turns = [*self.turns, Turn("human", self._with_marks(question))]
         groups = [cut(image, self.loaded, self.options.max_tiles) for image in self.images]
         tiles = np.concatenate(groups) if groups else None
@@ -166,6 +168,8 @@ def _questions(loaded: LoadedModel) -> Iterator[str]:
             question = input("> " if is_person else "").strip()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError("InvalidEncoding", "not valid UTF-8; convert it: iconv -t UTF-8", "stdin") from error
         if question:
             yield question
 

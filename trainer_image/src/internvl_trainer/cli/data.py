@@ -21,9 +21,11 @@ from internvl_trainer.cli.inspect import (
     token_runs,
     token_texts,
 )
-from internvl_trainer.cli.options import CommandError
+from internvl_trainer.cli.options import CommandError, check_target, count
 from internvl_trainer.data.diagnostics import findings_table
 from internvl_trainer.data.formats.export import write_upstream
+from internvl_trainer.data.formats.open_source import Opened
+from internvl_trainer.data.formats.source import shards_of
 from internvl_trainer.data.sample import Sample
 from internvl_trainer.data.statistics import DatasetStatistics
 
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(with_loss=False)
         if name == "preview":
             action.add_argument("--out", required=True, type=Path, metavar="FILE", help="HTML file to write")
-            action.add_argument("--shown", type=int, default=30, metavar="N", help="rows on the page (default: 30)")
+            action.add_argument("--shown", type=count, default=30, metavar="N", help="rows on the page (default: 30)")
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
 
 def _convert(args: argparse.Namespace, console: Console) -> int:
     opened = open_rows(args)
+    check_target(args.target, shards_of(opened.rows))
     done = write_upstream(opened.rows, args.annotation, args.target)
     if done.findings:
         console.print(findings_table(done.findings[:_SHOWN_FINDINGS]))
@@ -80,7 +83,7 @@ def _convert(args: argparse.Namespace, console: Console) -> int:
 
 
 def _stats(args: argparse.Namespace, console: Console) -> int:
-    stats, _ = _measure(args, load_subject(args), kept=0)
+    stats, _ = _measure(args, open_rows(args), load_subject(args), kept=0)
     table = Table("figure", "value", "note", title=stats.taken_for)
     for fact in stats.facts():
         table.add_row(*fact)
@@ -93,8 +96,9 @@ def _stats(args: argparse.Namespace, console: Console) -> int:
 def _preview(args: argparse.Namespace, console: Console) -> int:
     from internvl_trainer.report.data_page import PreviewRow, render_data_page, tile_uris
 
-    subject = load_subject(args)
-    stats, shown = _measure(args, subject, kept=args.shown)
+    subject, opened = load_subject(args), open_rows(args)
+    check_target(args.out, shards_of(opened.rows))
+    stats, shown = _measure(args, opened, subject, kept=args.shown)
     rows: list[PreviewRow] = []
     for number, line, _, sample, _ in shown:
         if sample is None:
@@ -109,9 +113,10 @@ def _preview(args: argparse.Namespace, console: Console) -> int:
     return ExitCode.USER_ERROR if stats.broken else ExitCode.OK
 
 
-def _measure(args: argparse.Namespace, subject: Subject, *, kept: int) -> tuple[DatasetStatistics, list[RowOutcome]]:
+def _measure(
+    args: argparse.Namespace, opened: Opened, subject: Subject, *, kept: int
+) -> tuple[DatasetStatistics, list[RowOutcome]]:
     """Figures of every row, and the first rows that can be used."""
-    opened = open_rows(args)
     stats = DatasetStatistics(opened.taken_for)
     shown: list[RowOutcome] = []
     for outcome in read_samples(args, opened, subject):

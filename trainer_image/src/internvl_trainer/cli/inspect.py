@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from internvl_trainer.artifacts.sources import open_media
-from internvl_trainer.cli.options import add_picture_arguments
+from internvl_trainer.cli.options import add_picture_arguments, check_target, count, tiles
 from internvl_trainer.data.checkpoint_tiling import read_tiling
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
 from internvl_trainer.data.formats.open_source import Opened, open_source
-from internvl_trainer.data.formats.source import media_opener, read_row
+from internvl_trainer.data.formats.source import media_opener, read_row, shards_of
 from internvl_trainer.data.pictures import Decoding
 from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
@@ -72,25 +72,25 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=".", metavar="DIR", help="directory of the images and videos (default: .)")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="default: the checkpoint's own")
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
+        "--image-size", type=count, metavar="N", help="pixels of a tile's side; default: the checkpoint's own"
     )
     parser.add_argument(
-        "--min-tiles", type=int, metavar="N", help="tiles of an image at least; default: the checkpoint's"
+        "--min-tiles", type=tiles, metavar="N", help="tiles of an image at least; default: the checkpoint's"
     )
     parser.add_argument(
-        "--max-tiles", type=int, metavar="N", help="tiles of an image at most; default: the checkpoint's"
+        "--max-tiles", type=tiles, metavar="N", help="tiles of an image at most; default: the checkpoint's"
     )
     parser.add_argument("--no-thumbnail", action="store_true", help="leave out the small copy of a cut image")
     parser.add_argument("--no-tiling", action="store_true", help="each image is one tile")
     add_picture_arguments(parser)
     parser.add_argument(
-        "--video-frames", type=int, default=8, metavar="N", help="frames of a video, evenly spread (default: 8)"
+        "--video-frames", type=count, default=8, metavar="N", help="frames of a video, evenly spread (default: 8)"
     )
     parser.add_argument(
-        "--max-length", type=int, default=8192, metavar="N", help="tokens; longer rows are cut (default: 8192)"
+        "--max-length", type=count, default=8192, metavar="N", help="tokens; longer rows are cut (default: 8192)"
     )
     parser.add_argument("--compat", choices=("default", "upstream"), default="default", help="whose labels to show")
-    parser.add_argument("--rows", type=int, metavar="N", help="rows from the start of the file (default: all)")
+    parser.add_argument("--rows", type=count, metavar="N", help="rows from the start of the file (default: all)")
 
 
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
@@ -100,10 +100,12 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
         UserError: the model or the annotation file cannot be used.
     """
     console = console or Console()
-    subject = load_subject(args)
+    subject, opened = load_subject(args), open_rows(args)
+    if args.out:
+        check_target(args.out, shards_of(opened.rows))
     arrays: dict[str, np.ndarray] = {}
     broken = 0
-    for number, line, _, sample, findings in read_samples(args, open_rows(args), subject):
+    for number, line, _, sample, findings in read_samples(args, opened, subject):
         if sample is None:
             broken += any(finding.severity == "error" for finding in findings)
             for finding in findings:

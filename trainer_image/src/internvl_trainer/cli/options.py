@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,9 @@ from internvl_api.constants import CONFIG_PATH, ENV_DEVICE, ExitCode
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Image
 from pydantic import ValidationError
+
+from internvl_trainer.data.tiling import MOST_TILES
+from internvl_trainer.errors import UserError
 
 
 class CommandError(Exception):
@@ -56,6 +60,22 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
     return value
+
+
+def tiles(text: str) -> int:
+    """The type of an option that counts the tiles of a picture."""
+    value = count(text)
+    if value > MOST_TILES:
+        raise argparse.ArgumentTypeError(f"found {text}, expected at most {MOST_TILES}")
+    return value
+
+
+def check_target(target: Path, sources: Iterable[Path]) -> None:
+    """Raises UserError when a file to write is one of the files that are read, which would be lost."""
+    if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
+        raise UserError(
+            "OutputNotWritable", "this is a file of the annotation; name another file to write", str(target)
+        )
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:

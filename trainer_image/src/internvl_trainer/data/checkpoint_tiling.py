@@ -18,6 +18,8 @@ from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.json_text import parse_json
 
+from .tiling import MOST_TILES
+
 FIELDS = {
     "dynamic_image_size": "dynamic",
     "min_dynamic_patch": "min_dynamic_patch",
@@ -26,7 +28,6 @@ FIELDS = {
 }
 """Field of upstream's config.json to attribute of the spec's section image."""
 _SWITCHES = ("dynamic", "thumbnail")
-_MOST_TILES = 64
 _CONFIG = "config.json"
 
 
@@ -100,7 +101,7 @@ def tiling_of(stored: Mapping[str, Any], place: str, names: Collection[str] = tu
         if name not in names or value is None:
             continue
         if not _is_valid(name, value):
-            expected = "true or false" if name in _SWITCHES else f"a whole number from 1 to {_MOST_TILES}"
+            expected = "true or false" if name in _SWITCHES else f"a whole number from 1 to {MOST_TILES}"
             field = Image.model_fields[name].alias or name
             message = f"{key} is {value!r}, expected {expected}; correct the file, or set spec.image.{field}"
             raise UserError("InvalidConfig", message, place)
@@ -126,4 +127,4 @@ def read_config(path: Path) -> Mapping[str, Any]:
 def _is_valid(name: str, value: Any) -> bool:
     if name in _SWITCHES:
         return isinstance(value, bool)
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_TILES
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_TILES

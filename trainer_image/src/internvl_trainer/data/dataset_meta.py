@@ -14,6 +14,7 @@ from internvl_api.validation.suggest import did_you_mean
 
 from ..errors import UserError
 from ..json_text import InvalidJson, parse_json
+from .tiling import MOST_TILES
 
 _LARGEST_NUMBER = 1e9
 
@@ -111,6 +112,9 @@ def _describe(name: str, entry: Any, path: str) -> DatasetDescription:
             raise UserError(
                 "InvalidMeta", f"expected a number above 0, found {_short(entry[key])}", f"{path}: {name}.{key}"
             )
+    if (description.max_tiles or 0) > MOST_TILES:
+        message = f"expected at most {MOST_TILES}, found {_short(entry['max_dynamic_patch'])}"
+        raise UserError("InvalidMeta", message, f"{path}: {name}.max_dynamic_patch")
     if description.repeat_time > 1 and not description.repeat_time.is_integer():
         raise UserError(
             "InvalidMeta",

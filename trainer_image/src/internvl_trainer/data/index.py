@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import POINTER, UserError
 from .row_schema import LONGEST_ROW
 
 _CHUNK = 1 << 24
@@ -80,14 +80,22 @@ class RowIndex:
 _BEGINNINGS = {
     codecs.BOM_UTF16_LE: ("AnnotationEncoding", "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"),
     codecs.BOM_UTF16_BE: ("AnnotationEncoding", "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"),
-    b"version https://git-lfs": ("AnnotationIsPointer", "is a git-lfs pointer; run `git lfs pull` where it comes from"),
     b"PK\x03\x04": ("AnnotationCompressed", "is a zip archive; unpack it and name the file inside"),
     b"\x1f\x8b": ("AnnotationCompressed", "is compressed with gzip; unpack it with `gunzip`"),
 }
 
 
+def refuse_pointer(path: Path, uri: str) -> None:
+    """Raises UserError naming `uri` for a git-lfs pointer, whatever file it stands for."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            message = "the annotation file is a git-lfs pointer; run `git lfs pull` where it comes from"
+            raise UserError("AnnotationIsPointer", message, uri)
+
+
 def _check_encoding(path: Path, lines: int) -> None:
     """Raises UserError, once for the file, where each of its lines would be called invalid JSON."""
+    refuse_pointer(path, str(path))
     with path.open("rb") as file:
         start = file.read(1 << 16)
     for beginning, (reason, what) in _BEGINNINGS.items():

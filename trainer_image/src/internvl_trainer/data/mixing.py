@@ -45,7 +45,7 @@ def mixed_rows(
     """The mixture of a run; None where every row comes up once in an epoch.
 
     Raises:
-        UserError: only some datasets have a weight, or there are weights and a temperature.
+        UserError: only some datasets have a weight, there are weights and a temperature, or a weight gives no row.
     """
     weights = [dataset.weight for dataset in datasets]
     if all(weight is None for weight in weights):
@@ -58,7 +58,12 @@ def mixed_rows(
         message = f"dataset {missing!r} has no weight, others have one; give every dataset a weight, or none"
         raise UserError("MixingInvalid", message, "spec.data")
     empty = np.array([size == 0 for size in sizes])
-    return MixedRows(sizes, _normalised(np.where(empty, 0.0, np.array(weights, float))), seed)
+    mixture = MixedRows(sizes, _normalised(np.where(empty, 0.0, np.array(weights, float))), seed)
+    never = (each.name for each, count, size in zip(datasets, mixture.counts, sizes, strict=True) if size and not count)
+    if name := next(never, None):
+        message = f"dataset {name!r} gets none of the {sum(sizes)} rows of an epoch; raise its weight, or leave it out"
+        raise UserError("MixingInvalid", message, "spec.data")
+    return mixture
 
 
 def split_exactly(total: int, shares: np.ndarray) -> np.ndarray:
@@ -71,5 +76,6 @@ def split_exactly(total: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
+    values = values / max(values.max(), np.finfo(float).tiny)  # the sum of huge values is infinite
     shares: np.ndarray = values / values.sum()
     return shares

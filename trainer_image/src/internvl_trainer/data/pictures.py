@@ -12,12 +12,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import POINTER
+
 _ORIENTATION = 0x0112  # EXIF
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65535
 _USED = 1 / 8  # of the depth's range; a picture whose brightest pixels stay below this was not meant for this depth
 _PERCENTILES = (1, 50, 99.9)
 _TEXTS = {
-    b"version https://git-lfs": "is a git-lfs pointer; run `git lfs pull` where the pictures come from",
+    POINTER: "is a git-lfs pointer; run `git lfs pull` where the pictures come from",
     b"<svg": "is an SVG drawing; convert it to PNG",
     b"<!doctype": "is a web page, as a failed download leaves it; download the picture again",
     b"<html": "is a web page, as a failed download leaves it; download the picture again",

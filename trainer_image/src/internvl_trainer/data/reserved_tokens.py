@@ -6,6 +6,7 @@ A tokenizer matches its special tokens anywhere. Without this, `<|im_end|>` in a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 
 _GROUNDING = frozenset(f"<{slash}{name}>" for name in ("ref", "box", "quad") for slash in ("", "/"))
 """Special tokens that rows write on purpose: regions and their boxes."""
+MARKS = frozenset(
+    (
+        "<img>",
+        "<IMG_CONTEXT>",
+        "</img>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>",
+    )
+)
+"""Marks of images and of the templates' turns, reserved even where a tokenizer's files call them ordinary tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,13 @@ class Tokens:
 
 @lru_cache(maxsize=8)
 def reserved_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Id and text of every special token that a row's own text must not produce."""
-    special = tokenizer.added_tokens_decoder.items()
-    return {number: token.content for number, token in special if token.special and token.content not in _GROUNDING}
+    """Id and text of every token that a row's own text must not produce."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in added if _is_reserved(token)}
+
+
+def _is_reserved(token: Any) -> bool:
+    return token.content in MARKS or (token.special and token.content not in _GROUNDING)
 
 
 def tokenize(
@@ -80,6 +99,9 @@ def _as_plain_text(text: str, tokens: Tokens, places: Sequence[int], tokenizer: 
 @lru_cache(maxsize=8)
 def _without_special_tokens(tokenizer: PreTrainedTokenizerBase) -> Any:
     """A copy of the tokenizer that reads special tokens as plain text; the original is shared by threads."""
-    copy = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in MARKS
+    copy = type(tokenizer.backend_tokenizer).from_str(json.dumps(settings))
     copy.encode_special_tokens = True
     return copy

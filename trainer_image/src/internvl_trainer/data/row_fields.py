@@ -24,6 +24,11 @@ _WORDS = {
     **dict.fromkeys(("conversation", "message", "dialog", "dialogue", "chat", "turn"), "conversations"),
     "prompt": "system",
 }
+_FOREIGN_MARK = re.compile(
+    r"<(?:image|video)(?:[ _-]?(?:\d+|here|pad|token|placeholder))?/?>"
+    r"|<\|(?:image|video)(?:_?\d+|_pad)?\|>",
+    re.IGNORECASE,
+)
 _CLOSE = 0.79  # 'imgae' is close to 'image', 'image_id' is not
 _PLACES = {"", "path", "file", "filename", "name", "url", "uri", "list", "src", "bytes", "data", "base64"}
 
@@ -54,6 +59,14 @@ def check_turn_fields(turn: Mapping[str, Any], place: str) -> Iterator[Finding]:
             yield Finding("UnknownField", message, f"{place}.{name}")
         elif "from" in turn and "value" in turn:
             yield Finding("UnknownField", "the field is not known and not read", f"{place}.{name}", "warning")
+
+
+def check_foreign_marks(text: str, place: str) -> Iterator[Finding]:
+    """A warning for the first mark of another tool in a question, which stands for no medium here."""
+    marks = (mark[0] for mark in _FOREIGN_MARK.finditer(text) if mark[0] not in ("<image>", "<video>"))
+    if found := next(marks, None):
+        message = f"found {found}, a mark of another tool, which stays text; write <image> or <video>"
+        yield Finding("ForeignMark", message, place, "warning")
 
 
 def hint_turn_field(turn: Mapping[str, Any], wanted: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from ..json_text import InvalidJson, parse_json
 from .diagnostics import Finding, errors_of
 from .media_names import is_base64_picture, is_inline, is_picture_name, is_video_name
-from .row_fields import check_row_fields, check_turn_fields, hint_turn_field
+from .row_fields import check_foreign_marks, check_row_fields, check_turn_fields, hint_turn_field
 
 LONGEST_ROW = 16 << 20
 """Bytes of a line; a longer one is a finding and is not parsed."""
@@ -240,8 +240,10 @@ def _check_turn(turn: Any, position: int) -> Iterator[Finding]:
         found = _kind(turn["value"]) if "value" in turn else f"nothing{hint_turn_field(turn, 'value')}"
         yield Finding("ValueNotText", f"expected text, found {found}", f"{place}.value")
     else:
-        yield from _check_characters(turn["value"], f"{place}.value")
+        yield from check_characters(turn["value"], f"{place}.value")
     yield from check_turn_fields(turn, place)
+    if turn.get("from") == "human" and isinstance(turn.get("value"), str):
+        yield from check_foreign_marks(turn["value"], f"{place}.value")
 
 
 def _check_system(system: Any, first: Mapping[str, Any]) -> Iterator[Finding]:
@@ -251,7 +253,7 @@ def _check_system(system: Any, first: Mapping[str, Any]) -> Iterator[Finding]:
     if not isinstance(system, str):
         yield Finding("SystemNotText", f"expected text, found {_kind(system)}", "system")
         return
-    yield from _check_characters(system, "system")
+    yield from check_characters(system, "system")
     if system and first["from"] == "system" and first["value"] != system:
         message = "the row has another system turn in conversations; keep one of the two"
         yield Finding("SystemTwice", message, "system")
@@ -332,8 +334,8 @@ def _check_clip(clip: Any) -> Iterator[Finding]:
         yield Finding("ClipInvalid", f"expected [start, end] in seconds, found {json.dumps(clip)[:200]}", "clip")
 
 
-def _check_characters(text: str, field: str) -> Iterator[Finding]:
-    """JSON can hold half of a surrogate pair, which neither a tokenizer nor a file system accepts."""
+def check_characters(text: str, field: str) -> Iterator[Finding]:
+    """A finding of half a surrogate pair, which JSON can hold and neither a tokenizer nor a file system accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -343,7 +345,7 @@ def _check_characters(text: str, field: str) -> Iterator[Finding]:
 
 def check_media_path(media: MediaFile) -> Iterator[Finding]:
     """Findings of a path that cannot be below a root; a picture in the text itself has none."""
-    yield from _check_characters(media.path, media.field)
+    yield from check_characters(media.path, media.field)
     if is_inline(media.path) or (media.is_picture and is_base64_picture(media.path)):
         return
     try:

@@ -11,6 +11,8 @@ from PIL import Image
 BLANK = (255, 255, 255)
 """RGB colour of the blank tile of a text-only row."""
 
+MOST_TILES = 64
+"""Maximum of a setting that counts tiles; the shapes that are tried grow with its square."""
 JPEG_QUALITIES = range(75, 101)
 """JPEG qualities that upstream's data_augment draws from."""
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding, errors_of
 from internvl_trainer.data.formats.vqa import VQA_QUESTION
-from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, RowMedia, check_media_path, parse_chat_row
+from internvl_trainer.data.row_schema import (
+    LONGEST_ROW,
+    MediaFile,
+    RowMedia,
+    check_characters,
+    check_media_path,
+    parse_chat_row,
+)
 from internvl_trainer.errors import UserError
 from internvl_trainer.json_text import InvalidJson, parse_json
 
@@ -258,4 +265,6 @@ def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = json.dumps(value) if isinstance(value, str) or value is None else f"a {type(value).__name__}"
         raise _Problem("ReferenceEmpty", f"expected text, found {found}", field)
+    for finding in check_characters(value, field):
+        raise _Problem(finding.reason, finding.message, field)
     return value

@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from ..data.tokenize import TEMPLATES
-from ..errors import UserError
+from ..errors import POINTER, UserError
 from .checkpoint_format.files import CheckpointError, read_json
 
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -55,6 +55,8 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of any supported model, padding on the right. Raises CheckpointError when a file is missing."""
     path = directory / _CONFIG_FILE
     config = read_json(path, missing="copy the tokenizer's files from the model's repository")
+    for file in ("tokenizer.json", _SENTENCEPIECE_FILE, *_BYTE_LEVEL_FILES):
+        _refuse_pointer(directory / file)
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     tokenizer: PreTrainedTokenizerBase
     try:
@@ -64,12 +66,23 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             tokenizer = Qwen2Tokenizer.from_pretrained(directory)
         elif _require(directory, ()):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(
             "InvalidTokenizer", f"the tokenizer ({name or 'no tokenizer_class'}) cannot be read: {error}", str(path)
         ) from error
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _refuse_pointer(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+        if start == POINTER:
+            message = "is a git-lfs pointer, not the file itself; run `git lfs pull` in the clone it comes from"
+            raise CheckpointError("TokenizerFileMissing", message, str(path))
 
 
 def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:

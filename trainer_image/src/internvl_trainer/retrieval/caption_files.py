@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from internvl_trainer.data.diagnostics import Finding
-from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile
+from internvl_trainer.data.formats.media_fields import MEDIA_NAMES
+from internvl_trainer.data.index import refuse_pointer
+from internvl_trainer.data.row_schema import LONGEST_ROW, MediaFile, check_characters
 from internvl_trainer.errors import UserError
 from internvl_trainer.retrieval.caption_text import normalise_caption
 
 FORMATS = ("flickr", "coco")
 _HEADER = "image,caption"
+_LONGEST_ID = 18  # digits that fit 64 bits
 _IMAGE_LINE = re.compile(r"(?P<image>.+?\.(?:jpe?g|png|webp|bmp|gif|tiff?))\s*,(?P<caption>.*)", re.IGNORECASE)
 _COCO_EXAMPLE = '{"image": "val2014/….jpg", "caption": "…", "image_id": "coco_1"}'
 
@@ -70,6 +73,7 @@ def read_captions(path: str | Path, format: str, *, name: str | None = None) -> 
     if format not in FORMATS:
         raise UserError("UnknownFormat", f"format is {format!r}; expected {' or '.join(FORMATS)}", file)
     try:
+        refuse_pointer(Path(path), file)
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError("AnnotationMissing", "the annotation file is not there; check the path", file) from error
@@ -121,6 +125,8 @@ def _pair_row(image: str, image_id: int, caption: Any, file: str, line: int) -> 
     if not isinstance(caption, str) or not normalise_caption(caption):
         message = f"{image} has no caption (found {caption!r}); add one or remove the row"
         return Finding("CaptionMissing", message, "caption", line=line)
+    for halves in (*check_characters(image, "image"), *check_characters(caption, "caption")):
+        return halves.at(None, line)
     return PairRow(image, image_id, caption, file, line)
 
 
@@ -132,7 +138,8 @@ def _coco_rows(data: bytes, file: str) -> Iterator[Parsed]:
         yield Finding("InvalidEncoding", f"not UTF-8 ({error.reason}); save the file as UTF-8")
         return
     except json.JSONDecodeError as error:
-        message = f"not valid JSON: {error.msg} (column {error.colno}); is the file complete?"
+        advice = f"expected one array of {_COCO_EXAMPLE}" if error.msg == "Extra data" else "is the file complete?"
+        message = f"not valid JSON: {error.msg} (column {error.colno}); {advice}"
         yield Finding("InvalidJson", message, line=error.lineno)
         return
     except RecursionError:
@@ -168,6 +175,11 @@ def _coco_captions(row: Any, ids: dict[str, int], file: str, line: int) -> Itera
     if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
         yield Finding("InvalidRow", f"expected {_COCO_EXAMPLE}, found {str(row)[:60]}", "image", line=line)
         return
+    if video := next((name for name in MEDIA_NAMES if name.lower().startswith("video") and row.get(name)), None):
+        yield Finding(
+            "FieldUnsupported", "retrieval models learn from pictures alone; remove the field", video, line=line
+        )
+        return
     image = row["image"]
     image_id = _number(row["image_id"]) if "image_id" in row else ids.setdefault(image, len(ids))
     if image_id is None:
@@ -182,7 +194,7 @@ def _coco_captions(row: Any, ids: dict[str, int], file: str, line: int) -> Itera
 def _number(value: Any) -> int | None:
     """The number after the last underscore, as upstream reads it."""
     found = re.fullmatch(r"(?:.*_)?(\d+)", str(value))
-    return int(found[1]) if found else None
+    return int(found[1]) if found and len(found[1]) <= _LONGEST_ID else None
 
 
 def _drop_repeated(rows: list[PairRow]) -> tuple[list[PairRow], list[Finding]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from internvl_trainer.data.reserved_tokens import tokenize
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -32,8 +34,12 @@ def normalise_caption(text: str, max_words: int = MAX_WORDS) -> str:
 
 
 def encode_caption(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int = MAX_TOKENS) -> list[int]:
-    """Token ids with start and end token, at most `max_tokens`; a long text loses its end, never the end token."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids[: max_tokens - 2]
+    """Token ids with start and end token, at most `max_tokens`; a long text loses its end, never the end token.
+
+    Special tokens that the text spells are plain text.
+    """
+    tokens, _ = tokenize(text, tokenizer, [(0, len(text))], add_special_tokens=False)
+    ids = tokens.ids[: max_tokens - 2].tolist()
     return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
 
 

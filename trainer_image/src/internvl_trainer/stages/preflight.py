@@ -26,9 +26,11 @@ from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, o
 from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.checkpoint_tiling import FIELDS, config_path, read_config
 from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
+from internvl_trainer.data.mixing import mixed_rows
 from internvl_trainer.data.open_datasets import (
     VALIDATION,
     OpenDataset,
+    describe_datasets,
     open_datasets,
     open_validation,
     picture_decoding,
@@ -78,10 +80,13 @@ def run(context: RunContext) -> StageResult:
     stages.discard("preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         path = Path(scratch) / PREFLIGHT
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        # Half of a surrogate pair, which a row's field may have in its name, becomes its escape in JSON.
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
         write_row_sizes(Path(scratch) / ROW_SIZES, sizes)
         files = stages.upload("preflight", {PREFLIGHT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
     refuse_bad_rows(config, report, stages.uri("preflight", PREFLIGHT))
+    check_mixing(config, report)
     stages.commit("preflight", files)
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
 
@@ -298,6 +303,13 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     # A problem of a whole file has no line to skip.
     advice = "correct the file" if fatal else "correct them, or set data.badRows: skip with data.maxBadRows"
     raise UserError(finding.reason, f"{finding}{more}; {step}{advice}. All are in {place}")
+
+
+def check_mixing(config: RunConfig, report: dict[str, Any]) -> None:
+    """Raises UserError for weights that training would refuse, such as one that gives a dataset no row."""
+    rows = {dataset["name"]: dataset["rowsInEpoch"] for dataset in report["datasets"]}
+    described = [description for description, _ in describe_datasets(config)]
+    mixed_rows(described, [rows[each.name] for each in described], config.data.mixing_temperature, seed=0)
 
 
 def rows_left(report: dict[str, Any]) -> dict[str, int]:

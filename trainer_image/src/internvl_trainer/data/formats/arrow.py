@@ -19,7 +19,7 @@ from internvl_trainer.artifacts.sources import derived_file
 from internvl_trainer.errors import UserError
 
 from ..media_names import STORED
-from .media_fields import refuse_unread_media
+from .media_fields import MEDIA_NAMES, refuse_unread_media
 from .source import ARROW_MAGIC, PARQUET_MAGIC, find_part
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20  # of a record batch in the cache; bounds the memory of the copy
@@ -45,11 +45,11 @@ class ArrowRecords:
         table, place = self._find(row)
         batch, offset = table.locate(place)
         record = {
-            name: _plain(batch.column(position)[offset], f"{STORED}{row + 1}/{name}")
+            name: _value(batch.column(position)[offset], name, f"{STORED}{row + 1}/{name}")
             for position, name in enumerate(batch.schema.names)
         }
         refuse_unread_media(record)
-        return json.dumps(record, ensure_ascii=False, default=str).encode(errors="surrogatepass")
+        return json.dumps(record, ensure_ascii=False, default=_as_text).encode(errors="surrogatepass")
 
     def line_number(self, row: int) -> int:
         """1-based number of the record, over all files."""
@@ -61,7 +61,7 @@ class ArrowRecords:
         try:
             table, place = self._find(int(number) - 1)
             batch, offset = table.locate(place)
-            value = batch.column(name)[offset]
+            value = _decoded(batch.column(name)[offset])
             value = value.values[int(position[0])] if position else value
             value = value["bytes"] if pa.types.is_struct(value.type) else value
         except (KeyError, ValueError, IndexError) as error:
@@ -102,8 +102,8 @@ class _Table:
 def _open(path: Path) -> _Table:
     try:
         return _Table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError("AnnotationUnreadable", f"not a whole Arrow file: {error}", str(path)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, "Arrow", path) from error
 
 
 def _as_arrow(path: Path) -> Path:
@@ -121,8 +121,15 @@ def _copy_parquet(path: Path, target: Path) -> None:
             with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, source.schema_arrow) as writer:
                 for batch in source.iter_batches(batch_size=rows, use_threads=False):
                     writer.write_batch(batch)
-    except pa.ArrowInvalid as error:
-        raise UserError("AnnotationUnreadable", f"not a whole Parquet file: {error}", str(path)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, "Parquet", path) from error
+
+
+def _unreadable(error: Exception, kind: str, path: Path) -> Exception:
+    """The error of a damaged file; one of the machine, such as a full disk, stays as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return UserError("AnnotationUnreadable", f"not a whole {kind} file: {error}", str(path))
 
 
 def _rows_of_batch(source: pq.ParquetFile) -> int:
@@ -132,12 +139,42 @@ def _rows_of_batch(source: pq.ParquetFile) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
 
 
+def _value(value: pa.Scalar, name: str, path: str) -> Any:
+    """A column's value as JSON has it; bytes that are text under a name that is none of media are that text."""
+    value = _decoded(value)
+    if name not in MEDIA_NAMES and value.is_valid and _is_binary(value.type):
+        return _as_text(value.as_py()) or path
+    return _plain(value, path)
+
+
+def _as_text(value: Any) -> str | None:
+    """The text of a value that JSON has no type for; None for bytes that are no text."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _decoded(value: pa.Scalar) -> pa.Scalar:
+    """The value itself where its column holds each value once, with numbers in their places."""
+    return value.value if pa.types.is_dictionary(value.type) and value.is_valid else value
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    of = pa.types
+    return bool(
+        of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind) or of.is_binary_view(kind)
+    )
+
+
 def _plain(value: pa.Scalar, path: str) -> Any:
     """A value as JSON has it; media as `path`, or as their own path when they hold no bytes."""
     if not value.is_valid:
         return None
     kind = value.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if _is_binary(kind):
         return path
     if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
         return path if value["bytes"].is_valid else value.as_py().get("path")
@@ -150,4 +187,4 @@ def _holds_media(kind: pa.DataType) -> bool:
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return False
     inner = kind.value_type
-    return pa.types.is_binary(inner) or (pa.types.is_struct(inner) and "bytes" in [field.name for field in inner])
+    return _is_binary(inner) or (pa.types.is_struct(inner) and "bytes" in [field.name for field in inner])

@@ -14,7 +14,7 @@ from internvl_api.spec.evaluation import TASK_DEFAULTS
 from ..diagnostics import RowError
 from .json_records import JsonArray
 from .media_fields import media_of
-from .source import ConvertedRows, Record, RowSource, parse_record
+from .source import ConvertedRows, Record, RowSource, not_utf8, parse_record
 from .turns import finish_row
 
 QUESTION = TASK_DEFAULTS["caption"].prompt
@@ -117,7 +117,10 @@ class FlickrLines:
 
     def __getitem__(self, row: int) -> bytes:
         """Raises RowError for a line that is no caption."""
-        text = self.lines[row + self._skipped].decode("utf-8-sig", errors="replace")
+        try:
+            text = self.lines[row + self._skipped].decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise not_utf8(error, "caption") from error
         found = _FLICKR_LINE.fullmatch(text.strip())
         if found is None:
             raise RowError.single("InvalidLine", f"expected <image file>,<caption>, found {text[:60]!r}", "image")
@@ -142,7 +145,9 @@ def is_flickr_header(line: bytes) -> bool:
 
 
 def is_flickr_line(line: bytes) -> bool:
-    """Whether a line is an image and its caption."""
+    """Whether a line is an image and its caption; the text of a JSON object may look like one."""
+    if line.removeprefix(b"\xef\xbb\xbf").startswith(b"{"):
+        return False
     return _FLICKR_LINE.fullmatch(line.decode("utf-8-sig", errors="replace").strip()) is not None
 
 
@@ -151,7 +156,7 @@ class CocoCaptions:
     """Records of COCO's captions_*.json: `annotations` with the file name of their `images`."""
 
     annotations: JsonArray
-    names: dict[int, str]
+    names: dict[int | str, str]
 
     @property
     def path(self) -> Path:
@@ -164,7 +169,8 @@ class CocoCaptions:
     def __getitem__(self, row: int) -> bytes:
         """Raises RowError for an annotation of no image."""
         record = parse_record(self.annotations[row]) or {}
-        name = self.names.get(record.get("image_id", -1))
+        number = record.get("image_id")
+        name = self.names.get(number) if isinstance(number, int | str) else None
         if name is None:
             message = f"found {record.get('image_id')!r}, which no entry of `images` has"
             raise RowError.single("ImageMissing", message, "image_id")
@@ -178,5 +184,9 @@ class CocoCaptions:
 def coco_captions(arrays: dict[str | None, JsonArray]) -> CocoCaptions:
     """The captions of COCO's document, from its arrays `images` and `annotations`."""
     images = (parse_record(arrays["images"][row]) or {} for row in range(len(arrays["images"])))
-    names = {image["id"]: image["file_name"] for image in images if "id" in image and "file_name" in image}
+    names = {
+        image["id"]: image["file_name"]
+        for image in images
+        if isinstance(image.get("id"), int | str) and "file_name" in image
+    }
     return CocoCaptions(arrays["annotations"], names)

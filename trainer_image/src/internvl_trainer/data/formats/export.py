@@ -67,7 +67,11 @@ def _saved(paths: list[Any], number: int, kind: str, opener: OpenMedia, done: Ex
         if not isinstance(path, str) or not path.startswith(STORED):
             yield path
             continue
-        data = opener("", path)
+        try:
+            data = opener("", path)
+        except FileNotFoundError as error:
+            message = f"{path} names a medium of a record, and no record holds it"
+            raise RowError.single(f"{kind.capitalize()}Missing", message, kind) from error
         file = done.folder / f"{number // 1000:04d}" / f"{number}-{position}.{_suffix(data, path, kind)}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)

@@ -11,9 +11,10 @@ from .source import Record
 
 _REFERENCE, _BOX = "<ref-object>", "<bbox>"
 _SCALE = 1000  # InternVL's boxes count in thousandths of the picture's width and height
+_MARGIN = 10  # thousandths outside of the picture that count as rounding of the annotation; moved onto the edge
 
 
-def write_boxes(record: Record, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def write_boxes(record: Record, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The turns with names and boxes in place of their marks.
 
     `bbox_type`: real (pixels; the default, which needs `width` and `height`) or norm1 (0 to 1).
@@ -51,5 +52,16 @@ def _boxes(record: Record, objects: dict[str, Any], boxes: list[Any]) -> Iterato
         if kind not in ("real", "norm1"):
             raise RowError.single("ObjectsInvalid", f"found {kind!r}; expected real or norm1", "objects.bbox_type")
         whole = (*sizes, *sizes) if kind == "real" else (1, 1, 1, 1)
+        yield f"<box>[{_scaled(box, whole, field)}]</box>"
+
+
+def _scaled(box: list[float], whole: tuple[Any, ...], field: str) -> list[int]:
+    try:
         scaled = [round(value / size * _SCALE) for value, size in zip(box, whole, strict=True)]
-        yield f"<box>[{scaled}]</box>"
+    except (ValueError, OverflowError):  # NaN, or a number of hundreds of digits
+        scaled = [-_SCALE]
+    if not all(-_MARGIN <= value <= _SCALE + _MARGIN for value in scaled):
+        size = f"{whole[0]} x {whole[1]}"
+        message = f"found {str(box)[:100]}, outside of the picture ({size}); correct the box, the size or bbox_type"
+        raise RowError.single("ObjectsInvalid", message, field)
+    return [min(max(value, 0), _SCALE) for value in scaled]

@@ -56,7 +56,7 @@ def index_arrays(path: Path) -> dict[str | None, JsonArray]:
     Elements that are numbers or texts are no records.
 
     Raises:
-        UserError: the document ends early.
+        UserError: the document ends early, or another one follows it.
     """
     text = map_file(path)
     spans: dict[str | None, list[int]] = {}
@@ -66,6 +66,10 @@ def index_arrays(path: Path) -> dict[str | None, JsonArray]:
     for token in _TOKEN.finditer(text):
         mark = token[0]
         if mark in _OPEN:
+            if depth == 0 and (base or spans):
+                line = text[: token.start()].count(b"\n") + 1
+                message = "a second JSON document begins here; keep one array in a file, or write one row on each line"
+                raise UserError("InvalidJson", message, f"{path}:{line}")
             if depth == base and mark == b"[" and (depth == 0 or key is not None):
                 current, own = _name(key), depth + 1
                 spans[current] = []

@@ -23,14 +23,15 @@ def media_of(record: Record) -> dict[str, list[str]]:
 
 def refuse_unread_media(record: Record) -> None:
     """Raises RowError when bytes are stored under other names alone: the row would lose its picture or video."""
-    stored = [name for name, value in record.items() if _is_stored(value)]
+    stored = [name for name, value in record.items() if is_stored(value)]
     if not stored or any(record.get(name) for name in MEDIA_NAMES) or _names_media(record.get("messages")):
         return
     message = "it holds bytes and is not read; name the column `image` or `video`, or leave it out"
     raise RowError.single("FieldUnsupported", message, stored[0])
 
 
-def _is_stored(value: Any) -> bool:
+def is_stored(value: Any) -> bool:
+    """Whether a field's value is media that the annotation itself holds."""
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, str) and first.startswith(STORED)
 

@@ -15,7 +15,7 @@ from internvl_trainer.artifacts.sources import fetch_file
 from internvl_trainer.errors import UserError
 
 from ..diagnostics import RowError
-from ..index import RowIndex
+from ..index import RowIndex, refuse_pointer
 from .captions import CaptionLists, FlickrLines, caption_rows, coco_captions, is_flickr_header, is_flickr_line
 from .json_records import JsonArray, index_arrays
 from .kinds import CONVERT, Kind, recognise
@@ -49,7 +49,10 @@ def open_source(annotation: str, form: DataFormat, *, field: str, questions: str
     Raises:
         UserError: the annotation is absent or unreadable, or is not in that format.
     """
-    paths = [fetch_file(uri, field=f"{field}.annotation") for uri in list_shards(annotation, field=field)]
+    uris = list_shards(annotation, field=field)
+    paths = [fetch_file(uri, field=f"{field}.annotation") for uri in uris]
+    for uri, path in zip(uris, paths, strict=True):
+        refuse_pointer(path, uri)
     try:
         return _open(paths, form, field, questions)
     except UserError as error:
@@ -109,7 +112,9 @@ def _open_document(
             message = "VQAv2's questions are in a file of their own; name it in `questions`"
             raise UserError("QuestionsMissing", message, f"{field}.questions")
         place = f"{field}.questions"
-        answers = open_vqa(_filled(arrays["annotations"]), fetch_file(questions, field=place), place)
+        questions_file = fetch_file(questions, field=place)
+        refuse_pointer(questions_file, questions)
+        answers = open_vqa(_filled(arrays["annotations"]), questions_file, place)
         return Opened(ConvertedRows(answers, CONVERT["vqav2"]), "vqav2 questions and answers")
     names = ", ".join(str(name) for name in arrays) or "none"
     message = f"expected a JSON array of rows, or COCO's or VQAv2's document; found an object with the arrays: {names}"

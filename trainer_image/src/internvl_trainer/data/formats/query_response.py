@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..diagnostics import RowError
+from .grounding import write_boxes
 from .media_fields import media_of
 from .source import Record
 from .turns import finish_row
@@ -24,7 +25,7 @@ def from_query_response(record: Record) -> Record:
         for each in rounds
         for role, cell in zip(("human", "gpt"), each, strict=True)
     ]
-    return finish_row(record, turns, media_of(record))
+    return finish_row(record, write_boxes(record, turns), media_of(record), read=(*names, "history"))
 
 
 def _rounds(history: Any) -> list[tuple[tuple[Any, str], ...]]:

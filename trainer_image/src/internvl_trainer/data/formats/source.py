@@ -23,6 +23,12 @@ PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
 """How Parquet and Arrow files begin."""
 
 
+def not_utf8(error: UnicodeDecodeError, field: str) -> RowError:
+    """The finding of a text that is in another encoding."""
+    message = f"not valid UTF-8 (byte {error.start}); convert the text: iconv -t UTF-8"
+    return RowError.single("InvalidEncoding", message, field)
+
+
 class RowSource(Protocol):
     """Random access to upstream's rows as JSON; `RowIndex` is the one for upstream's own files."""
 

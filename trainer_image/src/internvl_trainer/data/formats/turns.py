@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..diagnostics import RowError
 from ..media_names import is_video_name
 from ..row_schema import IMAGE_MARK, VIDEO_MARK
 from .grounding import write_boxes
-from .media_fields import KINDS, entry_path, media_of
+from .media_fields import KINDS, MEDIA_NAMES, entry_path, is_stored, media_of
 from .source import Record
 
 _ROLES = {
@@ -20,6 +20,9 @@ _ROLES = {
 }
 _MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 _UNSUPPORTED = ("tools", "audios", "rejected_response", "rejected_messages")
+_READ = {*MEDIA_NAMES, *_UNSUPPORTED, "system", "objects", "id", "clip"}
+_LEARNED = ("loss", "weight", "train")
+"""Fields by which tools leave an answer out of training when they are false or 0."""
 
 
 def from_sharegpt(record: Record) -> Record:
@@ -32,8 +35,13 @@ def from_messages(record: Record) -> Record:
     return _convert(record, "messages")
 
 
-def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, list[str]]) -> Record:
-    """Upstream's row; pictures get marks when the record's text has none.
+def finish_row(
+    record: Record, turns: list[dict[str, Any]], media: Mapping[str, list[str]], read: Collection[str] = ()
+) -> Record:
+    """Upstream's row, with pictures marked where no text does; fields that are not read stay, for the checks.
+
+    Args:
+        read: fields of the record beyond `_READ` that `turns` come from.
 
     Raises:
         RowError: the record has fields whose meaning would be lost.
@@ -42,9 +50,12 @@ def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, 
         if record.get(name):
             raise RowError.single("FieldUnsupported", "training cannot use this field; remove it", name)
     system = record.get("system")
+    row: Record = {key: record[key] for key in ("id", "clip") if record.get(key) is not None}
     if isinstance(system, str) and system and not any(turn["from"] == "system" for turn in turns):
         turns.insert(0, {"from": "system", "value": system})
-    row: Record = {key: record[key] for key in ("id", "clip") if record.get(key) is not None}
+    elif system:
+        row["system"] = system
+    row |= {key: record[key] for key in record if key not in _READ and key not in read and not is_stored(record[key])}
     images, videos = media["image"], media["video"]
     if len(videos) > 1 and any(map(is_video_name, videos)):
         raise RowError.single("VideoInvalid", f"found {len(videos)} videos; a row has one", "videos")
@@ -56,7 +67,7 @@ def finish_row(record: Record, turns: list[dict[str, str]], media: Mapping[str, 
     return {**row, "conversations": turns}
 
 
-def _place_missing_marks(turns: list[dict[str, str]], images: int) -> None:
+def _place_missing_marks(turns: list[dict[str, Any]], images: int) -> None:
     """As ms-swift: several pictures without any mark stand before the first question."""
     first = next((turn for turn in turns if turn["from"] == "human"), None)
     if images > 1 and first is not None and not any(IMAGE_MARK in turn["value"] for turn in turns):
@@ -110,10 +121,10 @@ def _convert(record: Record, key: str) -> Record:
         raise RowError.single("ConversationsMissing", message, key)
     inline = _Inline(media_of(record))
     turns = list(_turns(found, key, inline))
-    return finish_row(record, write_boxes(record, turns), inline.all())
+    return finish_row(record, write_boxes(record, turns), inline.all(), read=(key,))
 
 
-def _turns(found: list[Any], key: str, inline: _Inline) -> Iterator[dict[str, str]]:
+def _turns(found: list[Any], key: str, inline: _Inline) -> Iterator[dict[str, Any]]:
     for position, turn in enumerate(found):
         place = f"{key}[{position}]"
         if not isinstance(turn, dict):
@@ -123,11 +134,14 @@ def _turns(found: list[Any], key: str, inline: _Inline) -> Iterator[dict[str, st
         if not isinstance(role, str) or role not in _ROLES:
             message = f"found {role!r}; expected user, assistant or system"
             raise RowError.single("UnknownRole", message, f"{place}.{role_key}")
-        if turn.get("tool_calls") or turn.get("loss") is False:
-            name = "tool_calls" if turn.get("tool_calls") else "loss"
+        left_out = [name for name in _LEARNED if turn.get(name) in (False, 0)]
+        if turn.get("tool_calls") or left_out:
+            name = left_out[0] if left_out else "tool_calls"
             raise RowError.single("FieldUnsupported", "training cannot use this field; remove it", f"{place}.{name}")
         text_key = "value" if "value" in turn else "content"
-        yield {"from": _ROLES[role], "value": _text(turn.get(text_key), f"{place}.{text_key}", inline)}
+        read = (role_key, text_key, "tool_calls", *_LEARNED)
+        text = _text(turn.get(text_key), f"{place}.{text_key}", inline)
+        yield {"from": _ROLES[role], "value": text} | {name: turn[name] for name in turn if name not in read}
 
 
 def _text(content: Any, place: str, inline: _Inline) -> str:
@@ -139,7 +153,7 @@ def _text(content: Any, place: str, inline: _Inline) -> str:
     text = ""
     for position, part in enumerate(content):
         where = f"{place}[{position}]"
-        kind = part.get("type", "").removesuffix("_url") if isinstance(part, dict) else None
+        kind = str(part.get("type")).removesuffix("_url") if isinstance(part, dict) else None
         if isinstance(part, str):
             text += part
         elif kind == "text" and isinstance(part.get("text"), str):

@@ -18,6 +18,7 @@ from .source import Record, parse_record
 
 VQA_QUESTION = "{} Answer the question using a single word or phrase."
 """How upstream's scripts ask for a short answer."""
+_LONGEST_ID = 18  # digits that fit 64 bits
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
 
 
@@ -48,10 +49,12 @@ class VqaAnswers:
         """Raises RowError for an answer without a question."""
         answer = parse_record(self.answers[row]) or {}
         number = answer.get("question_id")
-        place = int(np.searchsorted(self.ids, number)) if isinstance(number, int) else len(self.ids)
-        if place == len(self.ids) or self.ids[place] != number:
+        place = int(np.searchsorted(self.ids, _id(number)))
+        if place == len(self.ids) or self.ids[place] != _id(number) or _id(number) < 0:
             raise RowError.single("QuestionMissing", f"found {number!r}, which no question has", "question_id")
         question = parse_record(self.questions[int(self.places[place])]) or {}
+        if not isinstance(question.get("question"), str):
+            raise RowError.single("ValueNotText", f"the question {number} of the other file has no text", "question_id")
         image = question.get("image", answer.get("image_id"))
         name = f"COCO_{self.subset}_{image:012d}.jpg" if isinstance(image, int) else image
         return json.dumps(
@@ -78,7 +81,15 @@ def open_vqa(answers: JsonArray, questions: Path, field: str) -> VqaAnswers:
     found = index_arrays(questions).get("questions")
     if found is None or len(found) == 0:
         raise UserError("QuestionsMissing", "expected VQAv2's questions file, found no `questions` in it", field)
-    numbers = np.array([(parse_record(found[row]) or {}).get("question_id", -1) for row in range(len(found))], np.int64)
+    numbers = np.array(
+        [_id((parse_record(found[row]) or {}).get("question_id")) for row in range(len(found))], np.int64
+    )
     order = np.argsort(numbers, kind="stable")
     named = _SUBTYPE.search(map_file(questions)) or _SUBTYPE.search(map_file(answers.path))
     return VqaAnswers(answers, found, numbers[order], order, named[1].decode() if named else "train2014")
+
+
+def _id(number: object) -> int:
+    """The id of a question, which a file may write as text; -1 for one that is none."""
+    text = str(number)
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_ID else -1

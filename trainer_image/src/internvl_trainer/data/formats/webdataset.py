@@ -19,7 +19,7 @@ from internvl_trainer.errors import UserError
 from ..diagnostics import RowError
 from ..media_names import PICTURES, STORED, VIDEOS
 from .media_fields import MEDIA_NAMES
-from .source import find_part, parse_record
+from .source import find_part, not_utf8, parse_record
 
 _BLOCK = 512
 _TEXTS = ("txt", "caption")
@@ -59,7 +59,7 @@ class WebDatasetRecords:
                     return text
                 record = {**(record or {}), **parsed}
             elif extension in _TEXTS:
-                record = {"caption": shard.read(start, size).decode(errors="replace"), **(record or {})}
+                record = {"caption": _decode(shard.read(start, size), suffix), **(record or {})}
             elif extension in _UNREADABLE:
                 unread.append(suffix)
         if unread and not any(media.values()):
@@ -86,6 +86,13 @@ class WebDatasetRecords:
     def _find(self, row: int) -> tuple[_Shard, int]:
         shard, sample = find_part(self._ends, row)
         return self._indexes[shard], sample
+
+
+def _decode(text: bytes, suffix: str) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(error, suffix) from error
 
 
 def _with_media(record: dict[str, Any], media: dict[str, list[str]]) -> dict[str, Any]:

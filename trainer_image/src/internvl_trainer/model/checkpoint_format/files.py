@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...errors import UserError
+from ...errors import POINTER, UserError
 from ...json_text import InvalidJson, parse_json
 
 SINGLE_FILE = "model.safetensors"
@@ -112,10 +112,6 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
             )
         entries += [entry for entry in found if entry.name in by_file[file]]
     return entries
-
-
-POINTER = b"version https://git-lfs"
-"""How a git-lfs pointer begins."""
 
 
 def refuse_pointer(start: bytes, place: str) -> None:

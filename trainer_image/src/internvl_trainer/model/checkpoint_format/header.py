@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import POINTER, UserError
 from ...json_text import parse_json
-from .files import POINTER, CheckpointError, TensorEntry, refuse_pointer, weight_dtype
+from .files import CheckpointError, TensorEntry, refuse_pointer, weight_dtype
 
 _LENGTH_BYTES = 8  # little-endian, before the header
 _FIRST_READ = 128 << 10  # holds the header of nearly every file
