@@ -293,8 +293,8 @@ BROKEN = [
     ),
     pytest.param(
         write("tokenizer.model", "version https://git-lfs.github.com/spec/v1\n"),
-        "InvalidTokenizer",
-        "tokenizer.model: not a sentencepiece model (",
+        "TokenizerFileMissing",
+        "tokenizer.model: is a git-lfs pointer",
         id="tokenizer is a git-lfs pointer",
     ),
     pytest.param(
