@@ -94,7 +94,7 @@ class ChatModel(nn.Module):
         super().__init__()
         self.native = native
         self.architecture = architecture
-        self.head_loss = HeadLoss(native.config.text_config.vocab_size)
+        self.head_loss = HeadLoss(self.native.config.text_config.vocab_size)
         self.reset_rotary()
 
     @property
