@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from internvl_api.memory import activations
 from internvl_api.memory.estimate import memory
 from internvl_api.memory.setup import Row, Setup, ZeroSettings
 from internvl_api.models.catalogue import CatalogueModel, LanguageKind, LanguageModel, VisionTower
@@ -172,9 +173,14 @@ def test_activations_are_what_the_native_layers_need(setup: Setup, tolerance: fl
     assert found.activations + found.logits == pytest.approx(measured, rel=tolerance)
 
 
-def test_logits_are_what_the_loss_needs() -> None:
-    setup = a_setup("qwen2")
+@pytest.mark.parametrize("positions", [140, 300], ids=["three chunks", "one chunk"])
+@pytest.mark.parametrize("changes", [{}, LORA, {"element_bytes": 4}], ids=["full", "lora", "fp32"])
+def test_logits_are_what_the_loss_needs(
+    changes: dict[str, object], positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = a_setup("qwen2", **changes)
     wide = replace(setup, model=replace(setup.model, language=replace(setup.model.language, vocab=20_000)))
+    monkeypatch.setattr(activations, "LOSS_CHUNK_BYTES", positions * activations.LOGIT_BYTES * 20_000)
     row = Row(tokens=TOKENS, tiles=1, supervised=300)
     found = memory(wide, row)
     assert found.logits > found.activations, "else this measures nothing"

@@ -19,6 +19,7 @@ from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method, 
 STEPS = [(0, 3), (2, 4), (5, 1)]
 CASE = "internlm2/internlm2-chat"
 LORA = LoraSettings(language_rank=4, vision_rank=2, dropout=0.0)
+CHUNK = 5  # supervised positions at a time: in step 0 one chunk on rank 0, and eleven on rank 1
 
 
 def optimizer_for(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -38,10 +39,17 @@ def train(stage: int, method: str, directory: Path) -> None:
     model = load("internlm2", zero3_config=config if stage == 3 else None).model
     apply_method(model, method, freeze=Freeze(vision=method == "lora"), lora=LORA)
     model.set_gradient_checkpointing(True)
+    model.head_loss.positions = CHUNK
     engine, *_ = deepspeed.initialize(model=model, config=config, optimizer=optimizer_for(model))
     losses = []
     for rows in STEPS:
-        output = engine(**collate([sample(CASE, rows[rank])], pad_token_id=0))
+        batch = collate([sample(CASE, rows[rank])], pad_token_id=0)
+        engine.eval()  # a validation between steps
+        with torch.no_grad():
+            validated = engine(**batch)
+        engine.train()
+        output = engine(**batch)
+        torch.testing.assert_close(validated.loss_sum, output.loss_sum.detach())
         total = torch.stack([output.loss_sum.detach(), output.weight_sum])
         torch.distributed.all_reduce(total)
         # DeepSpeed takes the mean of the ranks' gradients; the loss is the mean of all ranks' tokens.

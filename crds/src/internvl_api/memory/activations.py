@@ -13,6 +13,14 @@ from internvl_api.models.catalogue import CatalogueModel, LanguageModel, VisionT
 # At its peak the backward pass of cross entropy in fp32 holds the log-probabilities and two gradients: bytes for each
 # supervised token and word of the vocabulary.
 LOGIT_BYTES = 12
+# The trainer computes the loss in chunks of positions, whose logits need at most this much at a time. Four rows with
+# 256 supervised tokens of a vocabulary of 151,674 are one chunk: several need fp32 sums, which cost time and memory.
+LOSS_CHUNK_BYTES = 2 * 2**30
+
+
+def positions_per_chunk(vocabulary: int) -> int:
+    """Supervised positions whose logits the trainer computes at a time."""
+    return max(1, LOSS_CHUNK_BYTES // (LOGIT_BYTES * vocabulary))
 
 
 class Cost(NamedTuple):
@@ -64,6 +72,23 @@ def vision_cost(tower: VisionTower, size: int, *, checkpointing: bool, learns: b
         return Cost(tower.layers * size * hidden, recomputed + dropped)
     saved = (10 * size if plain else 12 * size + 16) * hidden + 2 * size * inner + dropped
     return Cost(tower.layers * saved, 3 * size * inner)
+
+
+def loss_bytes(model: LanguageModel, size: int, supervised: int, *, learns: bool, whole: bool) -> int:
+    """Bytes of the loss of `supervised` positions, beyond what is held until it is computed.
+
+    Args:
+        learns: the head has gradients. The sum over several chunks is in fp32, beside a chunk's own gradient.
+        whole: the logits of all positions are there at once, as in upstream's code.
+    """
+    rows = supervised * size * model.hidden
+    if whole:
+        return rows + supervised * LOGIT_BYTES * model.vocab
+    chunk = min(supervised, positions_per_chunk(model.vocab))
+    gradient = size * model.vocab * model.hidden if learns else 0
+    sums = 4 * model.vocab * model.hidden if learns and supervised > chunk else 0
+    logits = max(LOGIT_BYTES * model.vocab * chunk, size * model.vocab * chunk + gradient)
+    return 2 * rows + sums + logits
 
 
 def projector_held(model: CatalogueModel, size: int) -> int:

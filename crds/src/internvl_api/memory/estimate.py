@@ -14,7 +14,7 @@ native layers.
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from internvl_api.memory.activations import LOGIT_BYTES, language_cost, projector_held, vision_cost
+from internvl_api.memory.activations import language_cost, loss_bytes, projector_held, vision_cost
 from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import Row, Setup, longest_row, setup_of, typical_row
 from internvl_api.models.catalogue import count_patches
@@ -169,7 +169,7 @@ def _buffers(setup: Setup) -> int:
 def _activations(setup: Setup, row: Row) -> tuple[int, int]:
     """Bytes of (activations, logits): the largest of three peaks of a step.
 
-    1. the loss: all held activations, and the logits of supervised tokens;
+    1. the loss: all held activations, the logits of a chunk of supervised tokens, and the head's gradients;
     2. the backward pass of a language layer: all held activations, and those of that layer;
     3. the vision tower: its forward pass when it is frozen (it holds nothing then), else its backward pass.
     """
@@ -192,6 +192,8 @@ def _activations(setup: Setup, row: Row) -> tuple[int, int]:
     if vision_learns or setup.learns_projector:
         held_vision += tiles * setup.context_tokens * projector_held(model, size)
     held = held_vision + tokens * language.held
-    loss = tokens * language.ends + supervised * (LOGIT_BYTES * model.language.vocab + size * model.language.hidden)
+    loss = tokens * language.ends + loss_bytes(
+        model.language, size, supervised, learns=setup.learns_language, whole=setup.whole_logits
+    )
     activations = int(max(held + tokens * language.layer, held_vision + patches * vision.layer))
     return activations, max(0, int(held + loss) - activations)

@@ -58,6 +58,7 @@ class Setup:
     pack: tuple[int, int] | None = None  # tokens and tiles of a full pack, when rows are packed
     zero: ZeroSettings = field(default_factory=ZeroSettings)
     quantized: bool = False  # the language model's layers in 4 bits
+    whole_logits: bool = False  # the logits of all supervised positions at once, as in upstream's code
 
     @property
     def adapter_parameters(self) -> int:

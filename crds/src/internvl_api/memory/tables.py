@@ -88,12 +88,12 @@ class Comparison(NamedTuple):
 def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
     """The estimate for upstream's own run, at the micro batch of the guide's command and at the script's.
 
-    Rows are the longest (lengths are grouped), with logits at EVERY position. Upstream's DeepSpeed ignores
+    Rows are the longest (lengths are grouped), with logits at EVERY position, all at once. Upstream's DeepSpeed ignores
     contiguous_gradients below stage 2 and makes no buckets there; above, buckets have full size.
     """
     script = recipe_setup(row.recipe)
     zero = replace(script.zero, fitted=False, contiguous_gradients=script.zero_stage > 1)
-    setup = replace(script, world_size=row.gpus, zero=zero)
+    setup = replace(script, world_size=row.gpus, zero=zero, whole_logits=True)
     tokens = row.tokens or setup.max_seq_length
     rows = longest_row(setup)._replace(tokens=tokens, supervised=tokens)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import InternVLForConditionalGeneration
 
 from .checkpoint_format import Architecture
+from .head_loss import HeadLoss
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -94,6 +94,7 @@ class ChatModel(nn.Module):
         super().__init__()
         self.native = native
         self.architecture = architecture
+        self.head_loss = HeadLoss(self.native.config.text_config.vocab_size)
         self.reset_rotary()
 
     @property
@@ -153,17 +154,15 @@ class ChatModel(nn.Module):
     def _add_loss(
         self, output: ChatOutput, hidden: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None
     ) -> None:
-        """Add the fp32 cross entropy; logits are computed only where the next token is supervised."""
+        """Add the fp32 cross entropy of the positions whose next token is supervised."""
         targets = labels[:, 1:]
         supervised = targets != IGNORED
-        logits = self.native.lm_head(hidden[:, :-1][supervised]).float()
-        losses = functional.cross_entropy(logits, targets[supervised], reduction="none")
-        output.tokens, output.token_losses = supervised.sum(), losses.detach()
-        if loss_weights is None:
-            output.loss_sum, output.weight_sum = losses.sum(), output.tokens.to(torch.float32)
-        else:
-            weights = loss_weights[:, 1:][supervised]
-            output.loss_sum, output.weight_sum = (losses * weights).sum(), weights.sum()
+        weights = torch.ones_like(targets, dtype=torch.float32) if loss_weights is None else loss_weights[:, 1:]
+        weights = weights[supervised]
+        output.loss_sum, output.token_losses = self.head_loss.compute(
+            self.native.lm_head, hidden[:, :-1][supervised], targets[supervised], weights
+        )
+        output.tokens, output.weight_sum = supervised.sum(), weights.sum()
 
     def embed(
         self,
