@@ -108,6 +108,16 @@ def test_what_processes_print_goes_on_while_they_run(capfd: pytest.CaptureFixtur
     assert sorted(printed.out.split()) == ["0", "1", "from", "from"]
 
 
+def test_a_child_that_keeps_the_pipe_open_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker of a DataLoader, whose process was aborted, does for some seconds."""
+    monkeypatch.setattr("internvl_trainer.cli.launcher._DRAIN_SECONDS", 0.1)
+    pids = tmp_path / "pids"
+    code = f"import subprocess\nopen({str(pids)!r}, 'a').write(f'{{subprocess.Popen([\"sleep\", \"60\"]).pid}}\\n')"
+    assert launch(python(code), two(), None) == 0
+    for pid in pids.read_text().split():
+        os.kill(int(pid), signal.SIGKILL)  # raises where it has ended
+
+
 def test_output_comes_line_by_line() -> None:
     lines: list[str] = []
     launch(python("print('from', rank)"), two(), None, output=lines.append)
