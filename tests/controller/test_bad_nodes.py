@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from controller.builders import Raw, a_run, member
+from controller.builders import Raw, a_run, member, result
 from controller.simulator import World
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import InternVLFineTuneStatus, StageResult
 from internvl_operator.core.policies import bad_nodes
 from internvl_operator.core.resources import node_affinity
 from internvl_operator.metrics import RunCollector
@@ -47,7 +47,7 @@ def test_a_node_that_failed_twice_is_avoided_and_named() -> None:
     assert terms(world) == [{"matchFields": [EXCLUDED]}]
     assert world.status["nodeFailures"] == {"bad": 2}
     told = [message for _, reason, message in world.server.events if reason == "NodeAvoided"]
-    assert told == ["node bad failed twice under this run; its next attempts avoid it"]
+    assert told == [f"node bad {bad_nodes.AVOIDED}; its next attempts avoid it"]
 
 
 def test_nodes_that_fail_once_each_are_not_avoided() -> None:
@@ -70,6 +70,41 @@ def test_orderly_ends_are_no_failures_of_the_node(reason: str) -> None:
 def test_a_container_restarted_in_place_counts_against_its_node() -> None:
     pod = member(1, node="bad")
     assert bad_nodes.counted(InternVLFineTuneStatus(), [member(0, node="good"), pod], pod) == {"bad": 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "weight"),
+    [
+        pytest.param("GpuHardwareError", 2, id="broken: avoided at once"),
+        pytest.param("GpuFault", 1, id="suspect"),
+        pytest.param("GpuUnavailable", 1, id="no GPU that works"),
+        pytest.param("RdmaRegistrationFailed", 1, id="no locked memory"),
+        pytest.param("PeerLost", 0, id="another node may be the cause"),
+        pytest.param("NetworkFault", 0, id="the network between them"),
+        pytest.param("GpuOutOfMemory", 0, id="the micro batch"),
+        pytest.param("DeviceAssertFailed", 0, id="the data"),
+        pytest.param("OutOfMemory", 0, id="the settings"),
+    ],
+)
+def test_how_much_the_last_word_of_a_worker_counts_against_its_node(reason: str, weight: int) -> None:
+    said = StageResult.model_validate(result("train", "failed", reason))
+    failed = member(1, node="bad", phase="Failed", exit_code=1, result=said)
+    peer = member(0, node="good", phase="Failed", exit_code=1)
+    counted = bad_nodes.counted(InternVLFineTuneStatus(), [peer, failed, failed], None)
+    assert counted == ({"bad": weight} if weight else {})
+    avoided = bad_nodes.avoided(InternVLFineTuneStatus(node_failures=counted))
+    assert avoided == (["bad"] if weight > 1 else [])
+
+
+def test_a_node_with_a_broken_gpu_is_avoided_by_the_next_attempt() -> None:
+    world = World()
+    world.pass_stage("preflight")
+    world.run("train")
+    world.server.change("Pod", "run-train-1", lambda raw: raw["spec"].update(nodeName="bad"))
+    world.end("train", 1, result("train", "failed", "GpuHardwareError", message="rank 1: ECC"), ranks=(1,))
+    world.collect()
+    assert terms(world) == [{"matchFields": [EXCLUDED]}]
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
 
 
 def test_avoided_nodes_are_allowed_again_when_nothing_else_has_room() -> None:

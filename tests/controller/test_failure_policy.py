@@ -106,6 +106,46 @@ OWN_DISK = 'Usage of EmptyDir volume "x" exceeds the limit "1Gi".'
             id="gpu-out-of-memory",
         ),
         pytest.param(
+            ended(1, node="gpu-7", result=said("failed", "GpuHardwareError", "rank 3: uncorrectable ECC error")),
+            "retry",
+            "infrastructure",
+            "GpuHardwareError",
+            "worker 0 (pod run-train-0) on node gpu-7: rank 3: uncorrectable ECC error",
+            id="broken-gpu",
+        ),
+        pytest.param(
+            ended(134, node=None, result=said("failed", "GpuFault", "illegal memory access")),
+            "retry",
+            "infrastructure",
+            "GpuFault",
+            "worker 0 (pod run-train-0): illegal memory access",
+            id="aborted-after-a-fault-of-its-gpu",
+        ),
+        pytest.param(
+            ended(1, result=said("failed", "RdmaRegistrationFailed", "ibv_reg_mr: Cannot allocate memory")),
+            "retry",
+            "infrastructure",
+            "RdmaRegistrationFailed",
+            "ibv_reg_mr",
+            id="memory-that-the-network-card-cannot-register",
+        ),
+        pytest.param(
+            ended(1, result=said("failed", "NetworkFault", "IBV_WC_RETRY_EXC_ERR")),
+            "retry",
+            "infrastructure",
+            "NetworkFault",
+            "IBV_WC",
+            id="network",
+        ),
+        pytest.param(
+            ended(1, result=said("failed", "DeviceAssertFailed", "index out of range")),
+            "retry",
+            "user",
+            "DeviceAssertFailed",
+            "index out of range",
+            id="index-out-of-range-in-a-kernel",
+        ),
+        pytest.param(
             ended(1, result=said("failed", "OutputLeaseLost", "attempt 3 has taken s3://models/pets")),
             "retry",
             "infrastructure",
@@ -311,6 +351,7 @@ def test_nothing_is_wrong_with(pod: Pod) -> None:
 LOST_PEER = ended(1, 0, result=said("failed", "PeerLost", "gone"))
 OUTGREW_DISK = ended(75, 0, pod_reason="Evicted", pod_message=OWN_DISK, disruption_reason="TerminationByKubelet")
 FULL_GPU = ended(1, 1, result=said("failed", "GpuOutOfMemory", "full"))
+BROKEN_GPU = ended(1, 0, result=said("failed", "GpuHardwareError", "ECC"))
 RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure")
 
 
@@ -338,6 +379,9 @@ RETRY_USER, RETRY_INFRASTRUCTURE = ("retry", "user"), ("retry", "infrastructure"
         pytest.param([LOST_PEER, ended(75, 1)], ("resume", "none"), id="saved-and-who-heard-of-it"),
         pytest.param([LOST_PEER, member(1)], RETRY_INFRASTRUCTURE, id="only-who-heard-of-it"),
         pytest.param([FULL_GPU, member(0, **DELETED)], ("change", "none"), id="a-full-gpu-and-its-peer-deleted"),
+        pytest.param([BROKEN_GPU, FULL_GPU], ("change", "none"), id="a-full-gpu-and-a-broken-one"),
+        pytest.param([BROKEN_GPU, ended(75, 1)], RETRY_INFRASTRUCTURE, id="a-broken-gpu-and-its-peer-saved"),
+        pytest.param([BROKEN_GPU, ended(1, 1)], RETRY_INFRASTRUCTURE, id="a-broken-gpu-and-its-peer-failed"),
     ],
 )
 def test_the_gravest_diagnosis_is_the_groups(pods: list[Pod], expected: tuple[str, str] | None) -> None:

@@ -195,7 +195,8 @@ class InternVLFineTuneStatus(_Reported):
     node_failures: dict[Word, int] = Field(
         default_factory=dict,
         max_length=100,
-        description="Node -> attempts of this run that its failure ended; new pods avoid a node from 2 on",
+        description="Node -> attempts of this run that its failure ended, two for a broken GPU; new pods avoid a node "
+        "from 2 on",
     )
     run_digest: Word | None = Field(
         None, description="Digest of the part of the spec that decides the result; a change restarts the stages"

@@ -53,7 +53,7 @@ class RunCollector(Collector):
         total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
         loss = GaugeMetricFamily("internvl_job_loss", "Last reported training loss", labels=names)
         attempt = GaugeMetricFamily("internvl_job_attempt", "Current attempt", labels=names)
-        avoided = GaugeMetricFamily("internvl_job_avoided_nodes", "Nodes that failed twice under the run", labels=names)
+        avoided = GaugeMetricFamily("internvl_job_avoided_nodes", "Nodes that the run avoids", labels=names)
         evaluation = GaugeMetricFamily(
             "internvl_job_evaluation",
             "Metrics of the base model (model=baseline) and the trained model (model=final)",

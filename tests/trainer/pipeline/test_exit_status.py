@@ -77,6 +77,24 @@ def raising(error: Exception) -> Callable[[], StageResult]:
             id="GPU memory full",
         ),
         pytest.param(
+            raising(
+                torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https")
+            ),
+            ExitCode.INTERNAL,
+            "failed",
+            "GpuOutOfMemory",
+            id="GPU memory full outside of torch's allocator",
+        ),
+        pytest.param(
+            raising(
+                torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nSearch for `cudaErrorECC")
+            ),
+            ExitCode.INTERNAL,
+            "failed",
+            "GpuHardwareError",
+            id="broken GPU",
+        ),
+        pytest.param(
             raising(OSError(errno.ENOSPC, "No space left on device", "/scratch/x")),
             ExitCode.INTERNAL,
             "failed",

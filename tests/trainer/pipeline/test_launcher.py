@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from internvl_api.constants import ExitCode
+from internvl_api.status import StageResult
 from internvl_trainer.cli.launcher import launch
 from internvl_trainer.distributed import Rendezvous, free_port, prepare_environment, wait_for_master
 from internvl_trainer.errors import Unavailable
@@ -73,6 +74,48 @@ sys.exit(65 if rank == "1" else 0)
 """
     assert launch(python(code), two(), result) == ExitCode.USER_ERROR
     assert result.read_text() == "3 of 4"
+
+
+ECC = "CUDA error: uncorrectable ECC error encountered"
+LOST = '{"stage":"train","outcome":"failed","reason":"PeerLost","message":"gone","artifacts":{}}'
+
+
+def test_why_a_process_was_aborted_comes_before_who_only_heard_of_it(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    code = f"""
+if rank == "0":
+    open(os.environ["INTERNVL_TERMINATION_LOG"], "w").write({LOST!r})
+    sys.exit(1)
+sys.stderr.write("[rank3]: watchdog thread terminated with exception: {ECC}\\n")
+os.abort()
+"""
+    assert launch(python(code), two(), result, stage="evaluate") == 128 + signal.SIGABRT
+    said = StageResult.model_validate_json(result.read_text())
+    assert (said.stage, said.outcome, said.reason) == ("evaluate", "failed", "GpuHardwareError")
+    assert said.message.startswith(f"rank 3: {ECC}; the GPU")
+
+
+def test_a_process_that_is_aborted_without_a_known_word_has_none(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    assert launch(python("sys.stderr.write('no idea\\n'); os.abort()"), two(), result) == 128 + signal.SIGABRT
+    assert not result.exists()
+
+
+def test_what_processes_print_goes_on_while_they_run(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(python("sys.stderr.write('x' * 300_000 + '\\n'); print('from', rank)"), two(), None) == 0
+    printed = capfd.readouterr()
+    assert printed.err.count("x") == 600_000
+    assert sorted(printed.out.split()) == ["0", "1", "from", "from"]
+
+
+def test_a_child_that_keeps_the_pipe_open_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker of a DataLoader, whose process was aborted, does for some seconds."""
+    monkeypatch.setattr("internvl_trainer.cli.launcher._DRAIN_SECONDS", 0.1)
+    pids = tmp_path / "pids"
+    code = f"import subprocess\nopen({str(pids)!r}, 'a').write(f'{{subprocess.Popen([\"sleep\", \"60\"]).pid}}\\n')"
+    assert launch(python(code), two(), None) == 0
+    for pid in pids.read_text().split():
+        os.kill(int(pid), signal.SIGKILL)  # raises where it has ended
 
 
 def test_output_comes_line_by_line() -> None:

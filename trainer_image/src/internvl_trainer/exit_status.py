@@ -15,6 +15,7 @@ from internvl_api.address import redact as redact_addresses
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
 from internvl_api.status import StageName, StageResult
 
+from internvl_trainer import faults
 from internvl_trainer.errors import AccessDenied, LeaseLost, Rejected, Unavailable, UserError
 from internvl_trainer.signals import StopRequested
 from internvl_trainer.terminal import printable
@@ -25,18 +26,6 @@ ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN", "HF_WRITE_TOKEN")
 SOURCE_VARIABLES = "SOURCE_"  # variables that an address may name as its query, $(SOURCE_NAME)
 _SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
-# Messages of gloo and NCCL when another process is gone or does not answer in time.
-_PEER_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "remote process exited",
-    "Timed out waiting",
-    "Application timeout caused pair closure",
-    "collective operation timeout",
-    "NCCL communicator was aborted",
-    "ncclRemoteError",
-)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,10 +48,7 @@ def conclude(stage: StageName, work: Callable[[], StageResult]) -> Outcome:
         return Outcome(exit_code_of(error), _failed(stage, error.reason, str(error)))
     except Exception as error:
         logger.error("%s failed", stage, exc_info=True)
-        if is_peer_lost(error):
-            message = "another process of the run is gone; its own log says why. The last checkpoint is whole"
-            return Outcome(ExitCode.INTERNAL, _failed(stage, "PeerLost", message))
-        return Outcome(ExitCode.INTERNAL, _failed(stage, _fault_of(error), _first_line(error)))
+        return Outcome(ExitCode.INTERNAL, _failed(stage, *_fault_of(error)))
     return Outcome(ExitCode.RESUME if result.outcome == "resume" else ExitCode.OK, result)
 
 
@@ -82,23 +68,24 @@ def exit_code_of(error: UserError) -> ExitCode:
     return ExitCode.UNAVAILABLE if isinstance(error, Unavailable) else ExitCode.USER_ERROR
 
 
-def _fault_of(error: Exception) -> str:
+def aborted(stage: StageName, printed: str, rank: int) -> StageResult | None:
+    """The last word for a process that a thread of NCCL or torch aborted; None when `printed` does not say why."""
+    found = faults.diagnose_abort(printed)
+    return _failed(stage, found.fault.reason, faults.explain(found, str(rank))) if found else None
+
+
+def _fault_of(error: Exception) -> tuple[str, str]:
+    """Reason and message of an exception that nobody expected."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return "DiskFull"
-    torch = sys.modules.get("torch")  # a stage that has not imported it cannot have filled a GPU
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return "GpuOutOfMemory"
-    return "InternalError"
+        return "DiskFull", _first_line(error)
+    if found := faults.diagnose(error):
+        return found.fault.reason, faults.explain(found)
+    return "InternalError", _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
-
-
-def is_peer_lost(error: Exception) -> bool:
-    """Whether a collective failed because another rank is gone, which is not this rank's fault."""
-    return any(text in str(error) for text in _PEER_LOST)
 
 
 def report(outcome: Outcome) -> None:

@@ -28,7 +28,7 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
     if (note := note_of_change(new.conditions)) and not note_of_change(old.conditions):
         yield Event("Warning", "SpecChangeIgnored", note)
     for node in sorted({*bad_nodes.avoided(new)} - {*bad_nodes.avoided(old)}):
-        yield Event("Warning", "NodeAvoided", f"node {node} failed twice under this run; its next attempts avoid it")
+        yield Event("Warning", "NodeAvoided", f"node {node} {bad_nodes.AVOIDED}; its next attempts avoid it")
     warning = new.progress.warning if new.progress else None
     if warning and (old.progress is None or old.progress.warning != warning):
         reason, _, message = warning.partition(": ")

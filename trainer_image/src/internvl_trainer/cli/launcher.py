@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from internvl_api import faults
 from internvl_api.constants import ExitCode
+from internvl_api.status import StageName
 
 from internvl_trainer.distributed import Rendezvous
-from internvl_trainer.exit_status import ENV_TERMINATION_LOG
+from internvl_trainer.exit_status import ENV_TERMINATION_LOG, aborted, termination_message
 from internvl_trainer.signals import handled
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 10.0  # for processes to notice that a peer is gone, before they are killed
+_DRAIN_SECONDS = 2.0  # for the last lines of a process; a child of its own may hold the pipe open for longer
+_TAIL_BYTES = 1 << 17  # of what a process printed; C++ stack traces follow the sentence that says why
+_STDERR = 2
 
 _TELLING = (ExitCode.USER_ERROR, ExitCode.ACCESS_DENIED, ExitCode.CONFIG, ExitCode.UNAVAILABLE)
 
@@ -33,6 +39,7 @@ def launch(
     rendezvous: Rendezvous,
     result_path: Path | None,
     output: Callable[[str], None] | None = None,
+    stage: StageName = "train",
 ) -> int:
     """Run `command` once for each local rank; the exit code that decides (128 + number for a signal).
 
@@ -48,28 +55,60 @@ def launch(
                 command,
                 env={**os.environ, **rendezvous.environment(rank), ENV_TERMINATION_LOG: str(path)},
                 stdout=subprocess.PIPE if output else None,
-                stderr=subprocess.STDOUT if output else None,
+                stderr=subprocess.STDOUT if output else subprocess.PIPE,
             )
             for rank, path in enumerate(results)
         ]
-        readers = [_pass_on(process, output) for process in processes if output]
+        printed = [_Printed(process, output) for process in processes]
         with forwarded_signals(processes):
-            decisive = _wait(processes, results)
-        for reader in readers:
-            reader.join()
+            broken = _wait(processes)
+        _drain(printed)
+        for rank, path in enumerate(results):
+            if processes[rank].returncode == -signal.SIGABRT and not path.stat().st_size:
+                result = aborted(stage, printed[rank].tail(), rendezvous.rank - rendezvous.local_rank + rank)
+                path.write_bytes(termination_message(result) if result else b"")
+        decisive = _decisive(processes, results, broken)
         if result_path is not None and (text := results[decisive].read_text(encoding="utf-8")):
             result_path.write_text(text, encoding="utf-8")
         return exit_code(processes[decisive].returncode)
 
 
-def _pass_on(process: subprocess.Popen[bytes], output: Callable[[str], None]) -> threading.Thread:
-    def read() -> None:
-        for line in process.stdout or ():
-            output(line.decode(errors="replace").rstrip())
+class _Printed:
+    """Passes on what a process prints, and keeps the end of it."""
 
-    thread = threading.Thread(target=read, name=f"output of {process.pid}", daemon=True)
-    thread.start()
-    return thread
+    def __init__(self, process: subprocess.Popen[bytes], output: Callable[[str], None] | None) -> None:
+        self._process, self._output, self._end = process, output, bytearray()
+        self._reader = threading.Thread(target=self._read, name=f"output of {process.pid}", daemon=True)
+        self._reader.start()
+
+    def tail(self) -> str:
+        """The last characters."""
+        return bytes(self._end).decode(errors="replace")
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of what it prints, for so long at most."""
+        self._reader.join(seconds)
+
+    def _read(self) -> None:
+        for data in self._process.stdout or iter(self._chunk, b""):
+            self._end += data
+            del self._end[:-_TAIL_BYTES]
+            if self._output:
+                self._output(data.decode(errors="replace").rstrip())
+            else:
+                with suppress(OSError):  # nobody reads it, and the process must not wait for a full pipe
+                    os.write(_STDERR, data)
+
+    def _chunk(self) -> bytes:
+        """What stderr has now, whether or not a line ends; empty at its end."""
+        return os.read(self._process.stderr.fileno(), 1 << 16) if self._process.stderr else b""
+
+
+def _drain(printed: Sequence[_Printed]) -> None:
+    """Wait for the last lines of processes that have ended."""
+    limit = time.monotonic() + _DRAIN_SECONDS
+    for each in printed:
+        each.join(max(0.0, limit - time.monotonic()))
 
 
 @contextmanager
@@ -85,26 +124,39 @@ def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[
         yield
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]) -> int:
-    """The rank whose exit code decides: 0 when all succeed, else the one that knows the cause best."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait until all have ended; the ranks that failed first, whose peers were then ended."""
     while True:
         codes = [process.poll() for process in processes]
         broken = [rank for rank, code in enumerate(codes) if code not in (None, ExitCode.OK, ExitCode.RESUME)]
         if broken:
             logger.error("rank(s) %s of this machine failed; ending the others", broken)
             _end(processes)
-            return _cause(processes, results, broken)
+            return broken
         if None not in codes:
-            return next((rank for rank, code in enumerate(codes) if code), 0)
+            return []
         time.sleep(_POLL_SECONDS)
 
 
-def _cause(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path], first_broken: Sequence[int]) -> int:
-    """The rank that knows the cause: one with a user error, else one that was killed, else one that lost no peer."""
+def _decisive(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path], broken: Sequence[int]) -> int:
+    """The rank whose exit code decides.
+
+    The first that did not succeed where none failed; else one with a user error, else one that knows a fault of its
+    own, else one that was killed, else one that lost no peer.
+    """
+    if not broken:
+        return next((rank for rank, process in enumerate(processes) if process.returncode), 0)
+    texts = [path.read_text(encoding="utf-8") for path in results]
     telling = [rank for rank, process in enumerate(processes) if process.returncode in _TELLING]
-    killed = [rank for rank in first_broken if processes[rank].returncode < 0]
-    alone = [rank for rank in first_broken if '"PeerLost"' not in results[rank].read_text(encoding="utf-8")]
-    return [*telling, *killed, *alone, *first_broken][0]
+    own = [rank for rank, text in enumerate(texts) if _has(text, faults.blamed("batch", "hardware", "node", "run"))]
+    alone = [rank for rank in broken if not _has(texts[rank], faults.blamed("peer"))]
+    killed = [rank for rank in alone if processes[rank].returncode < 0]
+    return [*telling, *own, *killed, *alone, *broken][0]
+
+
+def _has(text: str, reasons: Sequence[str]) -> bool:
+    """Whether a termination message has one of the reasons."""
+    return any(f'"{reason}"' in text for reason in reasons)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

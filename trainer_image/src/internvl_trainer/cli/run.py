@@ -112,7 +112,7 @@ def _in_children(stage: StageName, config: RunConfig, scratch: Path, display: Di
     count = config.processes_per_worker
     rendezvous = Rendezvous("127.0.0.1", free_port(), world_size=count, rank=0, local_rank=0, processes=count)
     with display.follow(stage, lambda: _ask(port)):
-        code = launch(own_command(stage, str(path)), rendezvous, result_path, output=display.line)
+        code = launch(own_command(stage, str(path)), rendezvous, result_path, output=display.line, stage=stage)
     return Outcome(code, _read_result(stage, result_path, code))
 
 

@@ -68,7 +68,7 @@ def run_stage_here(stage: StageName, config: RunConfig, path: Path) -> int:
     # The kernel keeps SIGABRT from process 1 of a container: abort() there ends as a segmentation fault.
     alone = rendezvous.processes == 1 and os.getpid() != 1
     if stage in PARALLEL_STAGES and not alone and "LOCAL_RANK" not in os.environ:
-        return launch(own_command(stage, str(path)), rendezvous, termination_path())
+        return launch(own_command(stage, str(path)), rendezvous, termination_path(), stage=stage)
     if "LOCAL_RANK" in os.environ:
         die_with_parent()
     prepare_environment(config.device, rendezvous.processes)

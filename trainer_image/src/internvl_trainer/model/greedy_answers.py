@@ -12,6 +12,7 @@ import torch
 
 from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.data.tokenize import TEMPLATES, encode_prompt
+from internvl_trainer.faults import is_gpu_out_of_memory
 from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.tokenizer import decode_answer
 
@@ -151,8 +152,8 @@ def _generate(
             eos_token_id=end,
             pad_token_id=padding,
         )
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
+    except RuntimeError as error:
+        if len(prompts) == 1 or not is_gpu_out_of_memory(error):
             raise
         logger.warning("the GPU has no memory for %d prompts at a time; answering half as many", len(prompts))
         return None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
+from internvl_api import faults
 from internvl_api.constants import ExitCode
 
 from internvl_operator.core.observe import Pod
@@ -25,10 +26,11 @@ _STALLING = {
     ExitCode.UNAVAILABLE: "Unavailable",
 }
 # Reasons of the trainer that decide regardless of its exit code.
-_SECONDARY = ("PeerLost", "RendezvousTimeout")
+_SECONDARY = (*faults.blamed("peer"), "RendezvousTimeout")
 _FENCED = ("OutputLeaseLost",)  # the attempt was replaced while its node could not be reached
 _NOT_RETRIED = ("LossNotFinite",)  # the next attempt would compute the same
-_TOO_LARGE = ("GpuOutOfMemory",)
+_TOO_LARGE = faults.blamed("batch")
+_THE_NODE = faults.blamed("hardware", "node")  # the pod's node is broken or wrongly set up
 # Reasons of the kubelet or the control plane for pods they ended -> our reasons.
 _NOT_THE_RUN = {
     "Evicted": "Evicted",
@@ -182,7 +184,7 @@ def _node_reason(reason: str) -> str | None:
 def _exited(pod: Pod, who: str, image: str) -> Outcome:
     result, code = pod.result, pod.exit_code
     message = result.message if result else pod.termination_message
-    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, f"{who}: {message}")):
+    if result and result.outcome == "failed" and (decided := _by_reason(result.reason, who, message, pod.node)):
         return decided
     if code in _STALLING:
         default = _STALLING[ExitCode(code)]
@@ -210,7 +212,10 @@ def _out_of_memory(pod: Pod) -> str:
     return f"used more memory than its limit of {pod.memory_limit}: raise {field}.limits.memory{fewer}"
 
 
-def _by_reason(reason: str, words: str) -> Outcome | None:
+def _by_reason(reason: str, who: str, message: str, node: str | None) -> Outcome | None:
+    words = f"{who}: {message}"
+    if reason in _THE_NODE:
+        return _infrastructure(reason, f"{who} on node {node}: {message}" if node else words)
     if reason in _SECONDARY:
         return Outcome("retry", reason, words, "infrastructure", secondary=True)
     if reason in _FENCED:

@@ -47,8 +47,8 @@ def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
 def _allow_nodes_again(context: ReconcileContext, avoided: list[str], limit: int) -> Decision:
     """Start again with every node allowed: a node that may fail again is better than none."""
     text = (
-        f"the workers found no node within {limit} s without the avoided {', '.join(avoided[:5])} (each failed twice "
-        "under this run), which are allowed again"
+        f"the workers found no node within {limit} s without the avoided {', '.join(avoided[:5])} (each "
+        f"{bad_nodes.AVOIDED}), which are allowed again"
     )
     return Decision(
         Outcome("resume", "AvoidedNodesAllowed", text),
