@@ -137,7 +137,7 @@ def assert_backs_off(scene: Scene, path: str) -> None:
 def test_names_that_are_not_ascii(scene: Scene) -> None:
     with pytest.raises(ApiException, match="RFC 1123"):
         scene.cluster.create("läuft")
-    strange = {"фото": "s3://data/фото.jsonl", "犬 🐶": "s3://data/犬.jsonl", "a/../b": "s3://data/b.jsonl"}
+    strange = {"photos": "s3://data/фото.jsonl", "dogs": "s3://data/犬 🐶.jsonl", "a..b": "s3://data/b.jsonl"}
     scene.cluster.create(data={"train": {name: {"annotation": address} for name, address in strange.items()}})
     scene.cluster.patch({"metadata": {"annotations": {"bemerkung": "Grüße 🐶 " * 1000}}})
     scene.kubelet.wait_phase(scene.cluster.namespace, "run-preflight-0")
@@ -336,9 +336,13 @@ def test_a_resource_too_large_for_its_status_is_explained_by_an_event(scene: Sce
     scene.assert_quiet("run")
 
 
+_LONGEST_VALUE = 32_000  # characters of an environment variable; the CRD allows a few more
+
+
 def filler(size: int) -> Raw:
     """What makes a run and each of its pods larger by so many bytes, and run.yaml not."""
-    return {"env": [{"name": "FILLER", "value": "x" * size}]}
+    lengths = [_LONGEST_VALUE] * (size // _LONGEST_VALUE) + [size % _LONGEST_VALUE]
+    return {"env": [{"name": f"FILLER_{number}", "value": "x" * length} for number, length in enumerate(lengths)]}
 
 
 def creates(scene: Scene, **changes: Any) -> bool:

@@ -168,14 +168,16 @@ def undisturbed(served: ApiServer, volcano: Any, tmp_path_factory: pytest.TempPa
 
 
 def test_the_undisturbed_run_makes_every_kind_of_write(undisturbed: Telling) -> None:
-    assert kinds(undisturbed.writes) == {
+    made = kinds(undisturbed.writes)
+    # A pod's place on a node and its start are one change or two, as the watch delivers them.
+    assert 15 <= made.pop("PATCH internvlfinetunes/status") <= 18
+    assert made == {
         "POST leases": 1,
         "PATCH configmaps": 1,
         "PATCH services": 1,
         "PATCH networkpolicies": 1,
         "PATCH podgroups": 3,
         "PATCH pods": 6,
-        "PATCH internvlfinetunes/status": 15,
         "DELETE pods": 2,
         "DELETE internvlfinetunes": 1,
     }
