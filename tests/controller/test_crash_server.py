@@ -79,9 +79,14 @@ class Telling:
         self._run("run-publish-0")
         self._until("publish: 1 of 1 workers run")
         self._succeed("run-publish-0", "publish")
-        lives = 1 if self.kill_after is None else 2
-        self._wait("the run and its children are gone", lambda: not self.witness.there and self._lives == lives)
+        self._wait(
+            "the run and its children are gone", lambda: not self.witness.there and self._lives == self._expected()
+        )
         wait_for("the operator looks on", self.operator.ready)
+
+    def _expected(self) -> int:
+        """Lives of the operator; a run with fewer writes of its status than the undisturbed one may end before a kill."""
+        return 2 if self.kill_after is not None and len(self.writes) >= self.kill_after else 1
 
     def _train(self, attempt: str) -> None:
         self._until(f"train: 0 of 2 workers run{attempt}")
@@ -155,6 +160,11 @@ def tell(server: ApiServer, folder: Path, kill_after: int | None = None) -> Tell
         stack.push(telling.operator)
         telling.tell()
     return telling
+
+
+def to_children(writes: list[str]) -> list[str]:
+    """The writes without those of status: how many of these there are depends on how the watch delivers changes."""
+    return [write for write in writes if not write.endswith("/status")]
 
 
 def kinds(writes: list[str]) -> Counter[str]:
@@ -232,7 +242,8 @@ def test_a_kill_after_any_write_changes_nothing_in_the_end(
             told = tell(served, tmp_path / str(kill_after), kill_after)
         except (AssertionError, HarnessError, ApiException) as error:
             return str(error)
-        return _difference(undisturbed.writes[:kill_after], told.writes[:kill_after]) or _difference(
+        until_then = to_children(told.writes[:kill_after])
+        return _difference(to_children(undisturbed.writes)[: len(until_then)], until_then) or _difference(
             undisturbed.witness.in_the_end(), told.witness.in_the_end()
         )
 
