@@ -85,7 +85,7 @@ class Telling:
         wait_for("the operator looks on", self.operator.ready)
 
     def _expected(self) -> int:
-        """Lives of the operator; a run with fewer writes of its status than the undisturbed one may end before a kill."""
+        """Lives of the operator; a run with fewer status writes than the undisturbed one may end before its kill."""
         return 2 if self.kill_after is not None and len(self.writes) >= self.kill_after else 1
 
     def _train(self, attempt: str) -> None:
