@@ -62,9 +62,14 @@ class Cluster:
             GROUP, VERSION, self.namespace, PLURAL, name, {"status": change}
         )
 
-    def delete(self, name: str = "run") -> None:
+    def delete(self, name: str = "run", **options: Any) -> None:
         """What `kubectl delete` does."""
-        self.runs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        self.runs.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, **options)
+
+    def wait_gone(self) -> None:
+        """Wait until the namespace has no run."""
+        listed = self.runs.list_namespaced_custom_object
+        wait_for("no run is left", lambda: not listed(GROUP, VERSION, self.namespace, PLURAL)["items"], timeout=60)
 
     def wait(self, what: str, holds: Callable[[Raw], Any], name: str = "run", timeout: float = 60) -> Raw:
         """The status, once `holds(status)`."""

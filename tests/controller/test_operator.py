@@ -214,16 +214,12 @@ def test_a_foreign_object_of_the_same_name_is_not_taken_over(
 
 
 def test_orphans_are_named_at_once_and_adopted_on_request(run: Story, operator: OperatorProcess) -> None:
-    """The test removes the owner references, as a garbage collector does after `--cascade=orphan`."""
     cluster = run.cluster
     cluster.create()
     run.to_training()
     before = {pod: cluster.core.read_namespaced_pod(pod, cluster.namespace).metadata.uid for pod in cluster.pods()}
-    cluster.delete()
-    for kind, children in cluster.children().items():
-        patch = getattr(cluster.core, f"patch_namespaced_{'config_map' if kind == 'ConfigMap' else kind.lower()}")
-        for name in children:
-            patch(name, cluster.namespace, {"metadata": {"ownerReferences": None}})
+    cluster.delete(propagation_policy="Orphan")  # as `kubectl delete --cascade=orphan`
+    cluster.wait_gone()
     cluster.create()
     stalled = cluster.wait_condition("Stalled", "NameTaken")
     for words in ("orphaned", "ConfigMap ivft-run", "Service ivft-run", "Pod run-train-1"):
