@@ -223,7 +223,7 @@ BAD_INPUT = [
         {"AWS_SECRET_ACCESS_KEY": "a-wrong-secret-key"},
         ExitCode.ACCESS_DENIED,
         "AccessDenied",
-        "spec.output: {uri}/bad/run.json was refused",
+        "spec.model.source: {uri}/model was refused",
         id="wrong credentials",
     ),
     pytest.param(
@@ -254,6 +254,7 @@ def test_bad_input_gets_one_clear_message(
     remote.put("data/no-image.jsonl", b'{"image": "images/none.png", "conversations": [{"from": "human", "value": '
                b'"<image>?"}, {"from": "gpt", "value": "!"}]}\n')  # fmt: skip
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    remote.put("half-a-model/config.json", b"{}")
     remote.put("half-a-model/model.safetensors.index.json", json.dumps(index).encode())
     remote.put("half-a-model/model-00001-of-00002.safetensors", b"")
     shutil.rmtree(remote.folder / "bad", ignore_errors=True)
