@@ -14,6 +14,9 @@ STARTED := $(shell date +%s)
 # The oldest supported Kubernetes. tests/cluster/ivft_cluster/releases.py has all releases; the newest is the default.
 # `make test KUBERNETES=1.36` picks another: make exports a variable of its command line or environment by itself.
 FLOOR := 1.34
+# The operator's tests that depend on the API server's version; the others differ in the operator alone.
+FLOOR_TESTS := $(patsubst %,tests/controller/test_%.py,applier_server disruptions_server gang_server hostile_objects \
+	operator refused_status_server replicas rights_server)
 
 .PHONY: help demo demo-down test test-floor test-unit chaos soak lint typecheck generate verify fuzz bench bench-scale krew setup clean
 
@@ -39,13 +42,14 @@ demo-down: $(STAMP) ## remove every trace of the demo
 	$(DEMO) down
 
 test: setup verify ## run every test: unit, contract, integration, end to end (KUBERNETES=1.36 selects a release)
-	$(PY) -m pytest
+	$(MAKE) --no-print-directory test-unit
+	$(PY) -m pytest -m 'integration or e2e or slow'
 ifneq ($(KUBERNETES),$(FLOOR))
 	$(MAKE) --no-print-directory test-floor
 endif
 
 test-floor: setup ## run the API server's tests on the oldest supported Kubernetes
-	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract tests/controller
+	KUBERNETES=$(FLOOR) $(PY) -m pytest -m 'integration and not e2e' tests/api tests/contract $(FLOOR_TESTS)
 
 test-unit: $(STAMP) ## the tests that need neither root nor a server, and are not slow: a minute
 	$(PY) -m pytest -n 2 -m 'not integration and not e2e and not slow'
