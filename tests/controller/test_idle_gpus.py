@@ -266,7 +266,7 @@ def test_two_runs_that_each_get_half_a_group_from_a_quota_hold_no_gpus_and_both_
     admitted, refused = cluster.server.refuse, set[str]()
 
     def refuse(obj: Raw) -> ApiError | None:
-        """Requests arrive in turns: each run's first worker is admitted, then each second one is too many."""
+        """The quota admits the first worker of each run and refuses the second one."""
         name = obj["metadata"]["name"]
         if name.endswith("-train-1") and name not in refused:
             refused.add(name)

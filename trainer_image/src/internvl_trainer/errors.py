@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from internvl_api.status import StageResult
 
-POINTER = b"version https://git-lfs"
-"""How a git-lfs pointer begins, the small text that stands for a file that was not downloaded."""
-
 
 class UserError(Exception):
     """A mistake in the user's input: shown as a message, never as a traceback.

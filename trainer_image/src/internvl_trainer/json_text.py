@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from internvl_trainer.errors import POINTER, UserError
+from internvl_trainer.errors import UserError
+from internvl_trainer.git_lfs import POINTER
 
 
 class InvalidJson(UserError):

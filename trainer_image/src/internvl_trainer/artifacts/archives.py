@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from internvl_trainer.artifacts.storage import inside
-from internvl_trainer.errors import POINTER, BadFile, UserError
+from internvl_trainer.errors import BadFile, UserError
+from internvl_trainer.git_lfs import is_pointer
 
 _ZIP, _TAR, _PACKED_TAR = (".zip",), (".tar",), (".tar.gz", ".tgz")
 _CHUNK = 1 << 20
@@ -108,9 +109,7 @@ def decompress(packed: Path, target: Path, uri: str) -> None:
 
 def _advice(path: Path) -> str:
     """What to do about a file that is no archive."""
-    with path.open("rb") as file:
-        is_pointer = file.read(len(POINTER)) == POINTER
-    return "it is a git-lfs pointer: run `git lfs pull` where it comes from" if is_pointer else "is it complete?"
+    return "it is a git-lfs pointer: run `git lfs pull` where it comes from" if is_pointer(path) else "is it complete?"
 
 
 class ZipArchive:

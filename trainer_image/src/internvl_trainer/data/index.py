@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import POINTER, UserError
+from ..errors import UserError
+from ..git_lfs import is_pointer
 from .row_schema import LONGEST_ROW
 
 _CHUNK = 1 << 24
@@ -87,10 +88,9 @@ _BEGINNINGS = {
 
 def refuse_pointer(path: Path, uri: str) -> None:
     """Raises UserError naming `uri` for a git-lfs pointer, whatever file it stands for."""
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            message = "the annotation file is a git-lfs pointer; run `git lfs pull` where it comes from"
-            raise UserError("AnnotationIsPointer", message, uri)
+    if is_pointer(path):
+        message = "the annotation file is a git-lfs pointer; run `git lfs pull` where it comes from"
+        raise UserError("AnnotationIsPointer", message, uri)
 
 
 def _check_encoding(path: Path, lines: int) -> None:

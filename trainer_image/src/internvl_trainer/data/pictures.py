@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import POINTER
+from ..git_lfs import POINTER
 
 _ORIENTATION = 0x0112  # EXIF
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65535

@@ -12,7 +12,8 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from ..data.tokenize import TEMPLATES
-from ..errors import POINTER, UserError
+from ..errors import UserError
+from ..git_lfs import is_pointer
 from .checkpoint_format.files import CheckpointError, read_json
 
 CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -77,12 +78,9 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _refuse_pointer(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(len(POINTER))
-        if start == POINTER:
-            message = "is a git-lfs pointer, not the file itself; run `git lfs pull` in the clone it comes from"
-            raise CheckpointError("TokenizerFileMissing", message, str(path))
+    if path.is_file() and is_pointer(path):
+        message = "is a git-lfs pointer, not the file itself; run `git lfs pull` in the clone it comes from"
+        raise CheckpointError("TokenizerFileMissing", message, str(path))
 
 
 def _require(directory: Path, files: tuple[str, ...] | list[str]) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...errors import POINTER, UserError
+from ...errors import UserError
+from ...git_lfs import POINTER
 from ...json_text import InvalidJson, parse_json
 
 SINGLE_FILE = "model.safetensors"

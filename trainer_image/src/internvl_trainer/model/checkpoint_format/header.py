@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import POINTER, UserError
+from ...errors import UserError
+from ...git_lfs import POINTER
 from ...json_text import parse_json
 from .files import CheckpointError, TensorEntry, refuse_pointer, weight_dtype
 
