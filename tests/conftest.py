@@ -2,7 +2,7 @@
 
 import hypothesis
 import pytest
-from ivft_cluster import releases
+from ivft_cluster import audit, releases
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.crds import install_crd
 from ivft_cluster.releases import CONTAINERD, ETCD
@@ -16,8 +16,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the rights that operators used on every server in the cache; fail when one was missing."""
+    if rights := audit.rights():
+        session.config.cache.set("operator/rights", sorted(rights))  # type: ignore[union-attr]
+    if audit.refusals():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which servers the tests ran on."""
+    """Say which servers the tests ran on, and what RBAC refused to an operator there."""
+    if rights := audit.rights():
+        terminalreporter.write_line(f"operators used {len(rights)} rights of the chart's on {audit.servers()} servers")
+    for line in audit.refusals():
+        terminalreporter.write_line(f"a right that the chart does not give: {line}", red=True)
     parts = {"Kubernetes": f"v{releases.release()}", "etcd": ETCD.version, "containerd": CONTAINERD.version}
     terminalreporter.write_line("ran with " + ", ".join(f"{name} {version}" for name, version in parts.items()))
 

@@ -74,6 +74,8 @@ def evaluate(expression: str, known: dict[str, Any]) -> Any:
     add_stdlib_to_context(context)
     context.add_function("format", _format)
     context.add_function("join", lambda texts, between: between.join(texts))
+    context.add_function("split", lambda text, at: text.split(at))
+    context.add_function("substring", lambda text, start: text[start:])
     context.add_function("find", lambda text, pattern: (re.search(pattern, text) or [""])[0])
     return cel.evaluate(_OPTIONAL.sub(_plain, expression), context)
 

@@ -59,6 +59,12 @@ def test_only_the_run_yaml_of_a_stage_has_the_whole_address() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        ("postgres://user:hunter22@db:5432/x", "postgres://db:5432/x"),
+        ("mongodb+srv://user:hun/ter22@db/x?w=1 failed", "mongodb+srv://db/x?w=1 failed"),
+        ("git+https://hunter22@host/x.git?a=hunter22", "git+https://host/x.git?…"),
+        ("REDIS://:hunter22@cache:6379, ssh://git@host/x", "REDIS://cache:6379, ssh://git@host/x"),
+        ("docker://image:tag and unix:///run/x.sock", "docker://image:tag and unix:///run/x.sock"),
+        ("a" * 40 + "https://u:hunter22@host/x", "a" * 40 + "https://host/x"),
         ("HTTPS://me:pw@host/x?y", "HTTPS://host/x?…"),
         ("https://host/x;sig=abc", "https://host/x;…"),
         ("https://host/#access_token=abc", "https://host/#…"),

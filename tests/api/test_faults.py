@@ -94,6 +94,11 @@ TEXTS = {
         nccl("Call to ibv_reg_dmabuf_mr failed with error Invalid argument", SYSTEM, CALL_OR_DEVICE),
         nccl("Call to mlx5dv_reg_dmabuf_mr failed with error Bad address", SYSTEM, CALL_OR_DEVICE),
     ),
+    "NodeUnfit": (
+        "internvl_trainer.stages.doctor.NodeUnfit: doctor: 1 check failed on this node: NVLink: 8 links a GPU "
+        "(expected 18: choose another kind of node)",
+        "NodeUnfit: doctor: 2 checks failed on this node: disk: /scratch: Read-only file system (set TMPDIR)",
+    ),
     "SharedMemoryFull": (
         nccl(
             "Error while creating shared memory segment /dev/shm/nccl-dnPbjl (size 33030528), error: No space left on "
@@ -217,7 +222,7 @@ def test_every_row_of_the_table_has_a_text_here() -> None:
 def test_who_is_to_blame() -> None:
     assert blamed("batch") == ("GpuOutOfMemory",)
     assert blamed("hardware") == ("GpuHardwareError",)
-    assert blamed("node") == ("GpuUnavailable", "RdmaRegistrationFailed", "GpuFault")
+    assert blamed("node") == ("GpuUnavailable", "RdmaRegistrationFailed", "NodeUnfit", "GpuFault")
     assert blamed("peer") == ("PeerLost", "NetworkFault")
     assert blamed("run") == ("DeviceAssertFailed", "SharedMemoryFull", "OutOfMemory")
 

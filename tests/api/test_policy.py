@@ -10,7 +10,8 @@ from crd_evaluator import evaluate
 from internvl_api.admission_policy import build_admission_policy
 from internvl_api.constants import PLURAL
 from internvl_api.crd import spec_schema
-from internvl_api.spec import PodTemplate
+from internvl_api.spec import InternVLFineTuneSpec, PodTemplate
+from internvl_api.types import SOURCE_PATTERN
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.policy import Policy
@@ -61,6 +62,14 @@ def env(secret: str) -> Raw:
     return pods(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": secret, "key": "a"}}}, {"name": "B"}])
 
 
+def cloned(**source: Any) -> Raw:
+    return volume(ephemeral={"volumeClaimTemplate": {"spec": source}})
+
+
+def data(section: str = "train", name: str = "pets", **parts: Any) -> Raw:
+    return {"data": {section: {name: {"annotation": "s3://data/pets.jsonl", **parts}}}}
+
+
 def claim(**metadata: Any) -> Raw:
     return volume(ephemeral={"volumeClaimTemplate": {"metadata": metadata, "spec": {}}})
 
@@ -71,6 +80,8 @@ LISTED = Policy(
     service_accounts=("trainer",), priority_classes=("system-node-critical",), labels=("app.kubernetes.io/",),
     annotations=("sidecar.istio.io/inject",), node_labels=("node-role.kubernetes.io/gpu",), tolerations=("(all)",),
     secrets=("s3-credentials",), runtime_classes=("gvisor",), affinity_namespaces=("shared",),
+    claims=("data", "team:"), queues=("team-a",), schedulers=("bin-packing",),
+    network_profiles=("host",),
 )  # fmt: skip
 NOTHING = Policy.model_validate({rule.setting: [] for rule in RULES})
 DEFAULT = Policy()
@@ -108,9 +119,25 @@ ALLOWED = [
     pytest.param(pods(tolerations=[{"operator": "Exists"}]), LISTED, id="every taint listed"),
     pytest.param(env("token") | {"secrets": {"huggingFace": "hf"}}, DEFAULT, id="any Secret"),
     pytest.param(env("s3-credentials"), LISTED, id="Secret listed"),
+    pytest.param({"scheduling": {"gang": "kueue", "queue": "any"}}, DEFAULT, id="any queue"),
+    pytest.param({"scheduling": {"gang": "volcano", "queue": "team-a"}}, LISTED, id="queue listed"),
+    pytest.param({"scheduling": {"schedulerName": "bin-packing"}}, LISTED, id="scheduler listed"),
+    pytest.param({"scheduling": {"gang": "volcano"}}, NOTHING, id="no queue and no scheduler asked for"),
+    pytest.param({"model": {"source": "pvc://any"}} | data(root="pvc://data"), DEFAULT, id="any claim"),
+    pytest.param({"model": {"source": "pvc://data/tiny"}} | data(root="pvc://data"), LISTED, id="claim listed"),
+    pytest.param(data(root="s3://bucket/pvc://theirs/x"), LISTED, id="no claim in an address of another kind"),
+    pytest.param({"network": {"profile": "infiniband"}}, DEFAULT, id="network profile"),
+    pytest.param({"network": {"profile": "host"}}, LISTED, id="network of the node listed"),
+    pytest.param({"network": {"profile": "none"}}, NOTHING, id="the pod network by its name"),
 ]  # fmt: skip
 REFUSED = [
     pytest.param(volume(hostPath={"path": "/"}), DEFAULT, "VolumeType", "hostPath", id="hostPath"),
+    pytest.param({"network": {"profile": "host"}}, DEFAULT, "NetworkProfile", "host", id="network of the node"),
+    pytest.param(
+        pods(annotations={"kueue.x-k8s.io/queue-name": "theirs"}), Policy(queues=("ours",)), "Queue", "theirs",
+        id="queue of an annotation",
+    ),
+    pytest.param({"network": {"profile": "roce"}}, NOTHING, "NetworkProfile", "roce", id="no network profile"),
     pytest.param(volume(hostPath={}), Policy(volume_types=("*",)), "VolumeType", "hostPath", id="hostPath under *"),
     pytest.param(volume(csi={"driver": "secrets-store.csi.k8s.io"}), DEFAULT, "VolumeType", "csi", id="csi"),
     pytest.param(volume(nfs={"server": "a", "path": "/"}), DEFAULT, "VolumeType", "nfs", id="nfs"),
@@ -181,6 +208,33 @@ REFUSED = [
         volume(csi={"driver": "x", "nodePublishSecretRef": {"name": "a"}}), LISTED, "Secret", "a", id="Secret of csi"
     ),
     pytest.param(volume(cephfs={"secretRef": {"name": "ceph"}}), LISTED, "Secret", "ceph", id="Secret of a volume"),
+    pytest.param(
+        volume(persistentVolumeClaim={"claimName": "payroll"}), LISTED, "Claim", "payroll", id="claim of a volume"
+    ),
+    pytest.param(cloned(dataSource={"kind": "A", "name": "b"}), LISTED, "Claim", "b", id="a clone of a claim"),
+    pytest.param(cloned(dataSourceRef={"kind": "A", "name": "b"}), LISTED, "Claim", "b", id="a volume's origin"),
+    pytest.param({"model": {"source": "pvc://payroll"}}, LISTED, "Claim", "payroll", id="claim of the model"),
+    pytest.param({"model": {"source": "pvc://datasets/x"}}, LISTED, "Claim", "datasets", id="claim that begins alike"),
+    pytest.param({"data": {"metaRoot": "pvc://payroll/a"}}, LISTED, "Claim", "payroll", id="claim of metaRoot"),
+    pytest.param(data(questions="pvc://payroll/q"), LISTED, "Claim", "payroll", id="claim of questions"),
+    pytest.param(data("validation", "name", root="pvc://x"), LISTED, "Claim", "x", id="claim of a dataset called name"),
+    pytest.param(
+        {"evaluation": {"tasks": {"coco": {"annotation": "pvc://a/b", "root": "pvc://b"}}}}, LISTED, "Claim", "a, b",
+        id="claims of a task",
+    ),
+    pytest.param(data(root="pvc://any"), NOTHING, "Claim", "any", id="no claim at all"),
+    pytest.param({"scheduling": {"gang": "kueue", "queue": "team-b"}}, LISTED, "Queue", "team-b", id="queue"),
+    pytest.param(
+        pods(labels={"kueue.x-k8s.io/queue-name": "team-b"}), LISTED, "Queue", "team-b", id="queue by a label"
+    ),
+    pytest.param(
+        pods(annotations={"scheduling.volcano.sh/queue-name": "team-b"}), LISTED, "Queue", "team-b",
+        id="queue by an annotation",
+    ),
+    pytest.param(
+        pods(labels={"kueue.x-k8s.io/priority-class": "high"}), LISTED, "PriorityClass", "high", id="kueue's priority"
+    ),
+    pytest.param({"scheduling": {"schedulerName": "theirs"}}, LISTED, "Scheduler", "theirs", id="scheduler"),
 ]  # fmt: skip
 
 
@@ -231,6 +285,13 @@ def test_the_policy_holds_in_a_cluster_only() -> None:
     assert check_spec(spec, InCluster(policy=LISTED)).violations == ()
 
 
+@pytest.mark.parametrize("address", ["s3://out/a\x00b", "s3://out/\x1b[2J", "/data/a\x85b"])
+def test_an_address_with_control_characters_is_refused(address: str) -> None:
+    found = check_spec(BASE | {"output": f"{address}/out"} | data(root=address)).violations
+    told = [each.field for each in found if "control characters" in each.message]
+    assert told == ["spec.output", "spec.data.train.pets.root"]
+
+
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "examples").rglob("*.yaml")), ids=lambda path: str(path.name))
 def test_the_default_policy_allows_every_example(path: Any) -> None:
     for each in yaml.safe_load_all(path.read_text(encoding="utf-8")):
@@ -250,7 +311,7 @@ def test_a_pod_template_cannot_name_what_would_lift_its_confinement(field: str) 
 
 # Fields of podTemplate that lend nothing of the namespace, the node or another team.
 HARMLESS = {
-    "resources", "stageResources", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
+    "resources", "gpuResource", "stageResources", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
 }  # fmt: skip
 
 
@@ -279,6 +340,31 @@ def test_every_secret_that_the_schema_can_name_is_governed() -> None:
     named = set(secret_names(spec_schema()["properties"]["podTemplate"], "podTemplate"))
     any_volume = {re.sub(r"^(podTemplate\.volumes\.\[\])\.\w+(?=\.\w+(\.name)?$)", r"\1.*", path) for path in named}
     assert {each for each in any_volume if each not in rule.paths} == set()
+
+
+def source_paths(schema: Raw, path: str) -> Iterator[str]:
+    """Paths of the fields of a schema that hold an address, in the language of rules."""
+    if schema.get("pattern") == SOURCE_PATTERN:
+        yield f"{path}.{{claim}}"
+    for name, part in schema.get("properties", {}).items():
+        yield from source_paths(part, f"{path}.{name}" if path else name)
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        yield from source_paths(values, f"{path}.{{values}}")
+
+
+def test_the_claim_of_every_address_is_governed_and_mounted() -> None:
+    (rule,) = [rule for rule in RULES if rule.setting == "claims"]
+    paths = {path for path in rule.paths if path.endswith("{claim}")}
+    assert paths == set(source_paths(spec_schema(), ""))
+    spec: Raw = {"output": "s3://out/run", "evaluation": {"tasks": {"any": {"task": "caption"}}}}
+    for number, path in enumerate(sorted(paths)):
+        *steps, last = path.removesuffix(".{claim}").replace("{values}", "any").split(".")
+        node = spec
+        for step in steps:
+            node = node.setdefault(step, {})
+        node[last] = f"pvc://claim-{number}/a"
+    read = InternVLFineTuneSpec.model_validate(spec)
+    assert sorted(address for _, address in read.sources()) == sorted(f"pvc://claim-{n}/a" for n in range(len(paths)))
 
 
 @pytest.mark.parametrize(
@@ -310,10 +396,13 @@ PODS = {"serviceAccountName": "admin"}
         pytest.param({}, pods(**PODS), True, id="removed"),
         pytest.param(pods(**PODS, image="a"), pods(**PODS), True, id="another part changed"),
         pytest.param({"secrets": {"huggingFace": "a"}}, {"secrets": {"huggingFace": "b"}}, True, id="secrets"),
+        pytest.param({"scheduling": {"queue": "a"}}, {}, True, id="queue"),
+        pytest.param(data(root="pvc://a"), data(root="pvc://b"), True, id="claim"),
+        pytest.param({"workers": 2}, {"workers": 1}, False, id="what no rule reads"),
         pytest.param({}, {}, False, id="neither"),
     ],
 )
-def test_the_admission_policy_looks_at_changed_pods_only(new: Raw, old: Raw | None, asked: bool) -> None:
+def test_the_admission_policy_looks_at_changed_sections_only(new: Raw, old: Raw | None, asked: bool) -> None:
     (condition,) = BUILT["matchConditions"]
     before = None if old is None else {"spec": BASE | old}
     assert evaluate(condition["expression"], {"object": {"spec": BASE | new}, "oldObject": before}) is asked
@@ -325,9 +414,11 @@ def test_the_admission_policy_looks_at_changed_pods_only(new: Raw, old: Raw | No
         {"volumes": "x"}, {"volumes": [None, "x", {"projected": "x"}, {"projected": {"sources": "x"}}]},
         {"labels": ["x"], "annotations": 1}, {"affinity": {"nodeAffinity": [1]}}, {"tolerations": [[]], "env": [{}]},
         {"env": [{"valueFrom": {"secretKeyRef": "x"}}], "imagePullSecrets": {"name": "x"}},
+        {"volumes": [{"persistentVolumeClaim": "x", "ephemeral": {"volumeClaimTemplate": []}}]},
     ],
     ids=str,
 )  # fmt: skip
 def test_python_survives_values_of_another_type(template: Raw) -> None:
     for rule in RULES:
-        rule.violation({"podTemplate": template, "secrets": "x"}, LISTED)
+        rule.violation({"podTemplate": template, "secrets": "x", "data": {"train": ["x"], "meta": 1}}, LISTED)
+        rule.violation({"scheduling": [], "model": {"source": {}}, "data": {"train": {"a": "x"}}}, LISTED)

@@ -12,7 +12,8 @@ from internvl_api.validation.policy_rules import RULES
 
 WORDS = st.sampled_from(
     ["a", "ab", "name", "a/", "a/b", "a/b/c", "a:1", "a@sha256:0", "system-x", "hostPath", "nfs", "secret", "(all)",
-     "node-role.kubernetes.io/x", "it's", 'say "so"', "{0}", "%s", "\\", "ü", ""]
+     "node-role.kubernetes.io/x", "it's", 'say "so"', "{0}", "%s", "kueue.x-k8s.io/queue-name",
+     "kueue.x-k8s.io/priority-class", "\\", "ü", ""]
 )  # fmt: skip
 ENTRIES = st.lists(WORDS.filter(lambda word: word and " " not in word) | st.just("*"), max_size=3)
 
@@ -26,9 +27,11 @@ def many(items: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
 
 
 named = some(name=WORDS)
+cloned = some(dataSource=named, dataSourceRef=named)
 volumes = some(
     name=WORDS, emptyDir=some(), hostPath=some(path=WORDS), secret=some(secretName=WORDS), image=some(reference=WORDS),
-    csi=some(nodePublishSecretRef=named), nfs=some(), cephfs=some(secretRef=named),
+    csi=some(nodePublishSecretRef=named), persistentVolumeClaim=some(claimName=WORDS),
+    ephemeral=some(volumeClaimTemplate=some(spec=cloned)), nfs=some(), cephfs=some(secretRef=named),
     projected=some(sources=many(some(secret=named, configMap=named, serviceAccountToken=some(audience=WORDS)))),
 )  # fmt: skip
 nodes = some(matchExpressions=many(some(key=WORDS, operator=st.sampled_from(["In", "DoesNotExist", "Exists"]))))
@@ -40,9 +43,16 @@ affinity = some(
     podAffinity=beside,
     podAntiAffinity=beside,
 )
-keys = st.dictionaries(WORDS, st.just("x"), max_size=3)
+keys = st.dictionaries(WORDS, WORDS, max_size=3)
+addresses = WORDS | WORDS.map(lambda word: f"pvc://{word}")
+datasets = st.dictionaries(WORDS, some(annotation=addresses, questions=addresses, root=addresses), max_size=3)
 parts = some(
+    model=some(source=addresses),
+    data=some(meta=addresses, metaRoot=addresses, validationMeta=addresses, train=datasets, validation=datasets),
+    evaluation=some(tasks=st.dictionaries(WORDS, some(annotation=addresses, root=addresses), max_size=3)),
+    scheduling=some(queue=WORDS, schedulerName=WORDS),
     secrets=some(objectStorage=WORDS, huggingFace=WORDS),
+    network=some(profile=WORDS),
     podTemplate=some(
         image=WORDS, serviceAccountName=WORDS, priorityClassName=WORDS, runtimeClassName=WORDS, labels=keys,
         annotations=keys, nodeSelector=keys, affinity=affinity, volumes=many(volumes),

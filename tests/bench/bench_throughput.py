@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from golden import chat_row, checkpoint, load, read_file, settings, tokenizer_of
-from internvl_trainer.data.collate import collate, collate_packs
+from internvl_trainer.data.collate import collate
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.packing import PackedOrder, PackLimits
@@ -21,6 +21,7 @@ from internvl_trainer.data.sample import Sample, build_sample
 from internvl_trainer.data.sampler import GlobalOrder
 from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.model.chat_model import ChatModel
+from padded import pad_rows
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -46,8 +47,7 @@ def bench_padded_grouped_packed() -> None:
         "padded": _padded(plain, rows),
         "grouped by length": _padded(grouped, rows),
         "packed": (
-            collate_packs([[rows[draw.row] for draw in packed.batch(step)[0]]], 0)
-            for step in range(packed.count_steps(1, None))
+            collate([rows[draw.row] for draw in packed.batch(step)[0]]) for step in range(packed.count_steps(1, None))
         ),
     }
     report = _table(f"{ROWS} text rows of 64 to 512 tokens, fp32, one thread", "batches", "efficiency", "tokens/CPU s")
@@ -60,7 +60,7 @@ def bench_padded_grouped_packed() -> None:
 
 
 def _padded(order: GlobalOrder, rows: list[Sample]) -> Iterator[dict[str, torch.Tensor]]:
-    return (collate([rows[draw.row] for draw in order.batch(step)], 0) for step in range(ROWS // MICRO_BATCH))
+    return (pad_rows([rows[draw.row] for draw in order.batch(step)]) for step in range(ROWS // MICRO_BATCH))
 
 
 def _train(model: ChatModel, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[int, float]:

@@ -39,6 +39,6 @@ def test_a_changed_source_causes_another_build(tmp_path: Path, monkeypatch: pyte
     source = tmp_path / "kubernetes/main.go"
     source.parent.mkdir()
     source.write_text("package main")
-    before = releases.daemons("1.37.2").folder
+    before = releases.control_plane("1.37.2").folder
     source.write_text("package main // changed")
-    assert releases.daemons("1.37.2").folder != before
+    assert releases.control_plane("1.37.2").folder != before

@@ -16,7 +16,8 @@ from internvl_api.constants import GROUP, PLURAL, VERSION
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.policy import Policy
-from internvl_operator.certificates import issue, utc_now
+from internvl_operator.certificates import issue
+from internvl_operator.clock import utc_now
 from internvl_operator.kube.client import Api, ApiError
 from internvl_operator.kube.webhook_objects import WebhookObjects
 from ivft_cluster import helm
@@ -144,8 +145,20 @@ REFUSED = [  # one for each setting, and several at once: what Python finds, the
     {"podTemplate": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "payments", "key": "a"}}}]}},
     {"podTemplate": {"volumes": [{"name": "s", "secret": {"secretName": "payments"}}]}},
     {"secrets": {"objectStorage": "payments"}},
+    {"podTemplate": {"volumes": [{"name": "c", "persistentVolumeClaim": {"claimName": "payments"}}]}},
+    {"model": {"source": "pvc://payments/tiny"}},
+    {"data": {"train": {"pets": {"annotation": "s3://data/pets.jsonl", "root": "pvc://payments"}}}},
+    {"scheduling": {"gang": "kueue", "queue": "team-b"}},
+    {"podTemplate": {"labels": {"kueue.x-k8s.io/queue-name": "team-b"}}},
+    {"scheduling": {"schedulerName": "theirs"}},
 ]  # fmt: skip
-STRICT = {"images": ["registry.example.org/ml/"], "secrets": ["s3-credentials"]}
+STRICT = {
+    "images": ["registry.example.org/ml/"],
+    "secrets": ["s3-credentials"],
+    "claims": ["data"],
+    "queues": ["team-a"],
+}
+STRICT |= {"schedulers": []}
 
 
 @pytest.mark.parametrize("installed", [pytest.param({"policy": STRICT}, id="strict")], indirect=True)

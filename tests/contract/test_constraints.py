@@ -11,7 +11,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 OUR_OWN = {"internvl-api", "internvl-operator", "internvl-trainer"}
-NOT_HERE = {"flash-attn"}  # built for one GPU base at a time
 
 
 def pins() -> dict[str, str]:
@@ -34,7 +33,7 @@ def asked_for() -> list[Requirement]:
         ):
             found += group
     requirements = [Requirement(line) for line in sorted(set(found))]
-    return [each for each in requirements if each.name not in OUR_OWN | NOT_HERE]
+    return [each for each in requirements if each.name not in OUR_OWN]
 
 
 @pytest.mark.parametrize("requirement", [pytest.param(each, id=str(each)) for each in asked_for()])

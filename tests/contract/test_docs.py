@@ -124,6 +124,11 @@ def test_the_reference_has_every_task_with_its_figures() -> None:
     }
 
 
+def test_the_reference_has_every_figure_of_answers() -> None:
+    named = [cells[0].strip("`") for cells in rows(REFERENCE, "figure")]
+    assert named == list(publish_condition.ANSWER_METRICS)
+
+
 @pytest.mark.parametrize(
     ("section", "model"),
     [
@@ -144,7 +149,7 @@ def test_the_reference_has_the_grammar_of_conditions() -> None:
         "".join(line.strip() + "\n" for line in str(publish_condition.__doc__).split("\n\n")[1].splitlines()) == grammar
     )
     examples = [cells[0].strip("`") for cells in rows(REFERENCE, "example")]
-    assert len(examples) == 4
+    assert len(examples) == 5
     assert all(publish_condition.operands(example) for example in examples)
 
 

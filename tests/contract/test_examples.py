@@ -24,6 +24,7 @@ FOLDER = CHECKOUT / "examples"
 EXAMPLES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "gitops/run.yaml"]
 MEASURED = "preflight baseline-evaluate train evaluate"
 EVERY_STAGE = "preflight baseline-evaluate train evaluate merge publish"
+CAPTIONED = "preflight baseline-evaluate baseline-score train evaluate score"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -59,12 +60,16 @@ def test_example_is_accepted(path: Path) -> None:
             "mini-internvl", "Mini-InternVL-Chat-2B-V1-5", 2, "preflight train merge publish", id="Mini-InternVL"
         ),
         pytest.param("internvl-chat-v1-5", "InternVL-Chat-V1-5", 8, "preflight train publish", id="InternVL-Chat-V1-5"),
-        pytest.param("coco-caption", "InternVL2-2B", 8, EVERY_STAGE, id="COCO captions"),
+        pytest.param("coco-caption", "InternVL2-2B", 8, f"{CAPTIONED} merge publish", id="COCO captions"),
         pytest.param("ui-dataset", "InternVL2-1B", 1, EVERY_STAGE, id="UI dataset"),
-        pytest.param("retrieval-full", "InternVL-14B-224px", 32, f"{MEASURED} publish", id="retrieval, full"),
+        pytest.param("retrieval-full", "InternVL-14B-224px", 32, f"{CAPTIONED} publish", id="retrieval, full"),
         pytest.param("retrieval-head", "InternVL-14B-224px", 4, f"{MEASURED} publish", id="retrieval, head"),
         pytest.param("retrieval-lora", "InternVL-14B-224px", 4, EVERY_STAGE, id="retrieval, LoRA"),
         pytest.param("quickstart-retrieval", "InternVL-14B-224px", 0, f"{MEASURED} publish", id="quickstart retrieval"),
+        pytest.param("evaluate", "InternVL2-2B", 2, "preflight evaluate score publish", id="evaluation alone"),
+        pytest.param(
+            "evaluate-retrieval", "InternVL-14B-224px", 2, "preflight evaluate publish", id="retrieval evaluation alone"
+        ),
         pytest.param("gitops/run", "InternVL2-8B", 2, EVERY_STAGE, id="GitOps"),
     ],
 )
@@ -72,13 +77,15 @@ def test_example_does_what_its_guide_says(name: str, model: str | None, gpus: in
     config = check(load(FOLDER / f"{name}.yaml"))
     assert config.model.name == model
     assert (config.world_size if config.device == "cuda" else 0) == gpus
-    assert stage_names(config.method, config.evaluation, config.merge) == tuple(stages.split())
+    assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(stages.split())
 
 
 def test_the_run_of_the_readme_is_accepted() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     config = check(yaml.safe_load(text))
-    assert stage_names(config.method, config.evaluation, config.merge) == tuple(EVERY_STAGE.split())
+    assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(
+        f"{CAPTIONED} merge publish".split()
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

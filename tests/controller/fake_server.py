@@ -41,6 +41,7 @@ class Server:
         self.refuse: Callable[[Raw], ApiError | None] = lambda obj: None
         self.created: list[tuple[str, str]] = []
         self.events: list[tuple[str, str, str]] = []  # type, reason and message of Kubernetes Events
+        self.silent: dict[str, float] = {}  # node -> seconds without a renewed Lease; its pods are silent too
         self.answers: dict[str, Progress] = {}  # pod -> what its /progress says; the others do not answer
         self._count = itertools.count(1)
 
@@ -66,7 +67,8 @@ class Server:
             found, wanted = self.objects[kind][name]["metadata"], clone(patch["metadata"])
             if any(found[key] != wanted[key] for key in ("uid", "resourceVersion")):
                 raise ApiError(409, "Conflict", "the object has been modified")
-            wanted["labels"] = found["labels"] | wanted["labels"]
+            for part in ("labels", "annotations"):
+                wanted[part] = found.get(part, {}) | wanted.get(part, {})
             return self.change(kind, name, lambda raw: raw["metadata"].update(wanted))
 
     def find(self, kind: str, namespace: str, name: str) -> Raw | None:
@@ -84,7 +86,7 @@ class Server:
             status = clone(obj["status"])
             return self.change(KIND, obj["metadata"]["name"], lambda raw: raw.update(status=status))
 
-    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool, grace: int | None = None) -> Raw:
         with self._write("delete", {"kind": kind, "metadata": {"name": name}}):
             found = self.objects[kind].get(name)
             if found is None:
@@ -95,9 +97,11 @@ class Server:
             if kind != "Pod" or force or phase in ("Pending", "Succeeded", "Failed"):
                 self.remove(kind, name)
                 return clone(found)
-            grace = found["spec"]["terminationGracePeriodSeconds"]
-            ends = text(self.now + timedelta(seconds=grace))
-            if "deletionTimestamp" in found["metadata"]:
+            seconds = found["spec"]["terminationGracePeriodSeconds"] if grace is None else grace
+            ends = text(self.now + timedelta(seconds=seconds))
+            if found["metadata"].get("deletionTimestamp", ends) < ends or (
+                grace is None and "deletionTimestamp" in found["metadata"]
+            ):
                 return clone(found)
             return self.change(kind, name, lambda raw: raw["metadata"].update(deletionTimestamp=ends))
 

@@ -63,12 +63,11 @@ Fault = Answer | AnswerLost | Unreachable | None
 
 
 class FaultyProxy:
-    """Plain HTTP in, the administrator's TLS out; point an operator's KUBECONFIG at `kubeconfig`."""
+    """Plain HTTP in, TLS out, with the token that it was sent; point an operator's KUBECONFIG at `kubeconfig`."""
 
     def __init__(self, server: ApiServer, folder: Path) -> None:
         pki = server.control_plane.pki
         self._tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
-        self._tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
         self._upstream = urlsplit(server.url)
         self.fault: Callable[[Request], Fault] = lambda request: None
         self.requests: list[Request] = []

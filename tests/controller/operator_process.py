@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.builders import Raw, spec
+from controller.operator_account import kubeconfig_with, make_account
 from internvl_api.constants import API_VERSION, GROUP, KIND, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.ports import free_ports
@@ -81,6 +82,10 @@ class Cluster:
         found: Raw = wait_for(what, look, timeout=timeout, on_timeout=lambda: str(self.get(name).get("status")))
         return found
 
+    def wait_workers(self, number: int) -> None:
+        """Wait until the operator has seen so many workers run: one that goes earlier is made again without a word."""
+        self.wait(f"{number} workers run", lambda status: (status.get("workers") or {}).get("active") == number)
+
     def wait_condition(self, kind: str, reason: str | None = None, name: str = "run") -> Raw:
         """The condition, once it is True (for that reason)."""
         status = self.wait(
@@ -136,12 +141,17 @@ class Cluster:
 
 
 class OperatorProcess:
-    """Started on entering, killed on leaving; its log is in `log`."""
+    """Started on entering, killed on leaving; its log is in `log`.
+
+    It has the rights of the chart's ServiceAccount, whose namespace is the cluster's. `kubeconfig`: another way to the
+    server than its own.
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, kubeconfig: Path | None = None, **settings: str) -> None:
         self.log = folder / "operator.log"
-        self._kubeconfig = kubeconfig or cluster.server.kubeconfig
+        self._cluster, self._through = cluster, kubeconfig or cluster.server.kubeconfig
         self._settings = {"NAMESPACES": cluster.namespace, "LOG_LEVEL": "INFO"} | QUICK | settings
+        self._kubeconfig: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -151,6 +161,9 @@ class OperatorProcess:
 
     def launch(self) -> None:
         """Returns at once."""
+        if self._kubeconfig is None:
+            token = make_account(self._cluster.server, self._cluster.namespace, self._settings)
+            self._kubeconfig = kubeconfig_with(token, self._through, self.log.with_name("operator.kubeconfig"))
         self.metrics_port, self.liveness_port = free_ports(2)
         ports = {"METRICS_PORT": str(self.metrics_port), "LIVENESS_PORT": str(self.liveness_port)}
         ours = {f"INTERNVL_OPERATOR_{key}": value for key, value in (self._settings | ports).items()}
@@ -216,7 +229,11 @@ class OperatorProcess:
         )
 
     def __enter__(self) -> "OperatorProcess":
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

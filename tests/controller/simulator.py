@@ -5,7 +5,7 @@ threads, sockets or a clock is replaced (`controller.Parts`). Nothing here knows
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from controller.builders import Raw, custom_resource, result, terminated
@@ -13,7 +13,7 @@ from controller.fake_server import POD_GROUP, Server, clock, clone, names_of
 from internvl_api.constants import KIND
 from internvl_operator import metrics
 from internvl_operator.controller import Controller, Parts
-from internvl_operator.core.observe import LiveProgress, Pod, ProcessState, RankAnswers
+from internvl_operator.core.observe import LiveProgress, Pod, ProcessState, RankAnswers, Silence
 from internvl_operator.core.plan import Event
 from internvl_operator.core.run import Key, Run
 from internvl_operator.kube.client import list_path
@@ -42,6 +42,7 @@ class Operator:
             events=_Events(server),  # type: ignore[arg-type]
             poller=_Poller(server, self._queue.add),  # type: ignore[arg-type]
             rank_probe=self.probe,  # type: ignore[arg-type]
+            node_watch=_NodeWatch(server),  # type: ignore[arg-type]
             now=lambda: server.now,
         )
         self._controller = Controller(settings, self._connection, parts)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ class _Connection:
         self.apply, self.apply_status = server.apply, server.apply_status
         self.delete, self.find = server.delete, server.find
 
-    def list_pages(self, path: str, *, selector: str) -> Iterator[Raw]:
+    def list_pages(self, path: str, *, selector: str, page: int = 500) -> Iterator[Raw]:
         if path not in self._kinds:  # of one namespace: a request, not the beginning of a watch
             (kind,) = [kind for kind in CHILDREN if list_path(kind, "team") == path]
             wanted = dict(pair.split("=") for pair in selector.split(","))
@@ -230,6 +231,20 @@ class _RankProbe:
         return self.answers.get(key)
 
 
+class _NodeWatch:
+    """Silent are the suspects on the nodes in `server.silent`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._suspects = server, dict[Key, Sequence[Pod]]()
+
+    def follow(self, key: Key, pods: Sequence[Pod]) -> None:
+        self._suspects[key] = pods
+
+    def silences(self, key: Key) -> dict[str, Silence]:
+        silent = self._server.silent
+        return {pod.uid: Silence(silent[pod.node], 10) for pod in self._suspects.get(key, ()) if pod.node in silent}
+
+
 class _Events:
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -242,13 +257,14 @@ class _Inline(ThreadPoolExecutor):
     """Runs what it is given at once: no test depends on threads."""
 
     def submit(self, act: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        act(*args, **kwargs)
-        return _Done()
-
-
-class _Done:
-    def result(self) -> None:
-        return None
+        done: Future[None] = Future()
+        try:
+            act(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - as of a thread
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        return done
 
 
 def _internal_errors() -> float:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from controller.builders import Raw, result, text
+from controller.builders import Raw, result, text, waiting
 from controller.simulator import Operator, World
 from internvl_api.status import ATTEMPTS_LISTED
 from internvl_operator.core.run import read_status
@@ -18,6 +18,31 @@ def training(**changes: Any) -> World:
 def attempts(world: World, stage: str = "train") -> list[Raw]:
     (entry,) = [entry for entry in world.status["stages"] if entry["name"] == stage]
     return list(entry.get("attempts", ()))
+
+
+def test_a_pod_that_got_a_node_costs_no_write_of_the_status() -> None:
+    world = training()
+    before = len(world.server.writes)
+    for name in world.pods("train"):
+        world.server.change("Pod", name, lambda raw: raw["spec"].update(nodeName="node-1"))
+        world.server.set_pod(name, {"startTime": text(world.server.now)})
+        world.operator.settle()
+    assert world.server.writes[before:] == []
+    begun = text(world.server.now)
+    world.server.now = world.server.now.replace(hour=13)
+    world.run("train")
+    assert attempts(world) == [{"number": 1, "gpus": 8, "startedAt": begun}]
+
+
+def test_an_attempt_that_ends_before_it_runs_is_counted() -> None:
+    world = training(runPolicy={"startDeadlineSeconds": 60})
+    begun = text(world.server.now)
+    for name in world.pods("train"):
+        world.server.change("Pod", name, lambda raw: raw["spec"].update(nodeName="node-1"))
+        world.server.set_pod(name, {"startTime": begun, **waiting("ContainerCreating")})
+    world.operator.settle()
+    world.later(60)
+    assert [(each["startedAt"], each["reason"]) for each in attempts(world)] == [(begun, "StartDeadlineExceeded")]
 
 
 def lose_a_worker(world: World) -> None:

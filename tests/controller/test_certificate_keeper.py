@@ -11,7 +11,8 @@ import pytest
 from cryptography import x509
 from internvl_operator import webhook
 from internvl_operator.certificate_keeper import CertificateKeeper
-from internvl_operator.certificates import LIFETIME, Served, issue, trusted, unusable, utc_now
+from internvl_operator.certificates import LIFETIME, Served, issue, trusted, unusable
+from internvl_operator.clock import utc_now
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kube.webhook_objects import Stored
 

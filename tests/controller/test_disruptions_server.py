@@ -72,6 +72,7 @@ def test_a_worker_that_is_taken_away(
         kubelet.finish(namespace, "run-preflight-0", message=json.dumps(result("preflight")))
         for rank in (0, 1):
             kubelet.wait_phase(namespace, f"run-train-{rank}")
+        cluster.wait_workers(2)
         act(cluster, "run-train-1")
         status = cluster.wait("the attempt ended", lambda status: status["attempt"] == 2)
         ended = wait_for("an event tells", lambda: ends(cluster))

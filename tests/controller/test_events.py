@@ -68,6 +68,18 @@ TRAIN = {"name": "train", "state": "Running", "attempt": 1}
             id="training-warned-before",
         ),
         pytest.param({}, {"progress": {"warning": "no reason: x"}}, [], id="a-warning-without-a-reason"),
+        pytest.param(
+            {"progress": {"step": 8}},
+            {"progress": {"step": 8, "endedEarly": "ended after step 8: …"}},
+            ["Normal EarlyStopped"],
+            id="training-ends-early",
+        ),
+        pytest.param(
+            {"progress": {"step": 8, "endedEarly": "ended after step 8: …"}},
+            {"progress": {"stage": "publish", "step": 8, "endedEarly": "ended after step 8: …"}},
+            [],
+            id="it-ended-before",
+        ),
         pytest.param({}, {"conditions": [condition("Stalled", "True", "BadRow")]}, ["Warning BadRow"], id="stalled"),
         pytest.param(
             {"conditions": [condition("Stalled", "True", "BadRow")]},
@@ -151,6 +163,18 @@ class Recorder:
     @property
     def told(self) -> list[tuple[str, int]]:
         return [(event["message"], event["count"]) for event in self.events.values()]
+
+
+def test_an_unexpected_error_costs_one_event_and_not_the_thread() -> None:
+    class Failing(Recorder):
+        def create(self, obj: Raw) -> Raw:
+            if obj["message"] == "first":
+                raise KeyError("words")
+            return super().create(obj)
+
+    server = Failing()
+    server.take("first", "a lone half of a pair: \ud83d")
+    assert server.told == [("a lone half of a pair: ", 1)]
 
 
 def test_a_repeated_event_is_one_line_with_a_count_and_the_newest_words() -> None:

@@ -148,7 +148,7 @@ def test_a_pod_that_goes_and_a_run_that_is_edited_without_an_event(
     cluster_of_test.create()
     kubelet.wait_phase(cluster_of_test.namespace, "run-preflight-0")
     kubelet.finish(cluster_of_test.namespace, "run-preflight-0", message=json.dumps(result("preflight")))
-    kubelet.wait_phase(cluster_of_test.namespace, "run-train-0")
+    cluster_of_test.wait_workers(2)
     proxy.lost = lambda event: event["object"]["metadata"].get("name") == "run-train-0"
     cluster_of_test.core.delete_namespaced_pod("run-train-0", cluster_of_test.namespace, grace_period_seconds=0)
     within_the_interval("the loss is noticed", lambda: cluster_of_test.get()["status"]["attempt"] == 2)

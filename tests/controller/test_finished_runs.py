@@ -130,6 +130,7 @@ def test_a_published_run_that_is_applied_again_takes_one_pod_and_no_gpu() -> Non
         ("preflight", "Succeeded"),
         ("train", "Skipped"),
         ("evaluate", "Skipped"),
+        ("score", "Skipped"),
         ("publish", "Skipped"),
     ]
     assert world.status["artifacts"] == found["artifacts"]

@@ -3,27 +3,31 @@
 The seed is fixed; FUZZ_EXAMPLES sets the number of inputs of each test (`make fuzz` has many).
 """
 
+import copy
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from controller.builders import CONFIG, NOW, Raw, custom_resource, raw_pod, result, terminated
+from growth import assert_proportional
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internvl_api.constants import KIND
 from internvl_operator import webhook
 from internvl_operator.core.observe import LiveProgress, Observed, read_pod
 from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.run import read_run, read_status
-from internvl_operator.core.telemetry import read_answer, read_result
+from internvl_operator.core.telemetry import printable, read_answer, read_result
 from internvl_operator.kubectl_ivft import render
 from internvl_operator.kubectl_ivft.__main__ import _console
 from internvl_operator.kubectl_ivft.explain import explain
-from internvl_operator.kubectl_ivft.terminal import plain, plain_line, plain_object
+from internvl_operator.kubectl_ivft.terminal import plain_line, plain_object
+from ivft_cluster.paths import CHECKOUT
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +41,7 @@ fuzz = settings(
 )
 
 NASTY = ["\x1b[31m", "\x1b]0;x\x07", "[bold]x[/nope]", ":boom:", "\x00", "\u202e", "\n", "🐶", "{run}", "%s", "\x9b2J"]
+NASTY += ["NaN", "-inf", "1e999", "9" * 30]  # texts that become numbers
 NUMBERS = st.sampled_from([0, -1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**26, 10**4000]) | st.integers()
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 TIMES = st.sampled_from(
@@ -224,7 +229,9 @@ def test_statuses(status: Raw) -> None:
     INPUTS["statuses"] += 1
     read_status(status)
     stored = json.loads(json.dumps(status))
-    reconcile(read_run(custom_resource(status=stored)), Observed(), NOW, CONFIG)
+    plan = reconcile(read_run(custom_resource(status=stored)), Observed(), NOW, CONFIG)
+    if plan.status is not None:
+        json.dumps(plan.status.to_dict(), allow_nan=False)
 
 
 @fuzz
@@ -238,7 +245,7 @@ def test_what_kubectl_shows(status: Raw, queue: str) -> None:
     console.file = sink
     console.print(render.run_list([run], NOW, namespaces=True))
     console.print(render.run_status(run, NOW))
-    told = explain(run, read_status(run["status"]), NOW, queue=plain(queue))
+    told = explain(run, read_status(run["status"]), NOW, queue=printable(queue))
     console.print(render.explanation("run", told))
     assert not set(sink.getvalue()) & set("\x1b\x00\x07\x9b\u202e")
 
@@ -248,6 +255,63 @@ def test_what_kubectl_shows(status: Raw, queue: str) -> None:
 def test_lines_of_logs(line: bytes) -> None:
     INPUTS["log lines"] += 1
     assert not set(plain_line(line).decode()) & set("\x1b\x00\x07\x9b\u202e")
+
+
+SPECS = [
+    document["spec"]
+    for path in sorted((CHECKOUT / "examples").rglob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    if isinstance(document, dict) and document.get("kind") == KIND
+]
+LARGE = st.sampled_from([{}, [], "pvc://a/b", "x" * 40_000, {str(n): n for n in range(2000)}])
+EDITS = st.lists(st.tuples(st.integers(0, 10_000), VALUES | LARGE), max_size=3)
+
+
+def edited(original: Raw, edits: list[tuple[int, Any]]) -> Raw:
+    """A spec with values at any place replaced."""
+    changed = copy.deepcopy(original)
+    for number, value in edits:
+        places = list(places_of(changed))
+        holder, key = places[number % len(places)]
+        holder[key] = copy.deepcopy(value)  # a value may be drawn twice
+    return changed
+
+
+def places_of(node: Any) -> Iterator[tuple[Any, Any]]:
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        yield node, key
+        if isinstance(value, dict | list):
+            yield from places_of(value)
+
+
+@fuzz
+@given(st.sampled_from(SPECS), EDITS)
+def test_specs(original: Raw, edits: list[tuple[int, Any]]) -> None:
+    """A pass over a run with any spec makes a status that can be stored, and the webhook decides."""
+    INPUTS["specs"] += 1
+    raw = custom_resource() | {"spec": edited(original, edits)}
+    plan = reconcile(read_run(raw), Observed(), NOW, CONFIG)
+    assert plan.status is not None
+    assert_storable(plan.status.to_dict())
+    request = {"uid": "7", "object": raw, "oldObject": custom_resource()}
+    status, _ = webhook.answer(json.dumps({"apiVersion": webhook.REVIEW_VERSION, "request": request}).encode())
+    assert status == 200
+
+
+def see_pods(body: bytes) -> None:
+    read_pod(raw_pod(status=json.loads(body)))
+
+
+def see_status(body: bytes) -> None:
+    reconcile(read_run(custom_resource(status=json.loads(body))), Observed(), NOW, CONFIG)
+
+
+def see_spec(body: bytes) -> None:
+    reconcile(read_run(custom_resource(**json.loads(body))), Observed(), NOW, CONFIG)
+
+
+def dumped(make: Callable[[int], Raw]) -> Callable[[int], bytes]:
+    return lambda size: json.dumps(make(size)).encode()
 
 
 def nested(size: int) -> bytes:
@@ -283,6 +347,27 @@ def review(spec: Raw) -> bytes:
             lambda size: review({"data": {"train": {f"d{n}": {} for n in range(size)}}}),
             id="review-data",
         ),
+        pytest.param(
+            see_pods, dumped(lambda size: {"reason": "x" * size, "message": "http://" * size}), id="pod-words"
+        ),
+        pytest.param(
+            see_status,
+            dumped(lambda size: {"conditions": [{"type": f"T{n}"} for n in range(size)]}),
+            id="status-conditions",
+        ),
+        pytest.param(see_status, dumped(lambda size: {"stages": [{"name": "train"}] * size}), id="status-stages"),
+        pytest.param(
+            see_spec,
+            dumped(lambda size: {"podTemplate": {"env": [{"name": f"V{n}"} for n in range(size)]}}),
+            id="spec-env",
+        ),
+        pytest.param(
+            see_spec,
+            dumped(lambda size: {"podTemplate": {"labels": {f"k{n}": "" for n in range(size)}}}),
+            id="spec-labels",
+        ),
+        pytest.param(see_spec, dumped(lambda size: {"output": "s3://out/" + "/" * size + "x"}), id="spec-slashes"),
+        pytest.param(see_spec, dumped(lambda size: {"recipe": "-" * size}), id="spec-recipe"),
         pytest.param(plain_line, lambda size: b"\x1b[" * size, id="log-unfinished-escapes"),
         pytest.param(plain_line, lambda size: b"\x1b]" * size, id="log-unfinished-titles"),
         pytest.param(plain_line, lambda size: b"\x1b[" + b"1;" * size, id="log-endless-parameters"),
@@ -291,24 +376,4 @@ def review(spec: Raw) -> bytes:
 def test_work_grows_with_the_input_and_not_with_its_square(
     act: Callable[[bytes], object], make: Callable[[int], bytes]
 ) -> None:
-    """Counted in calls of Python functions and lines, so that no clock decides; regexes by a generous size."""
-
-    def work(body: bytes) -> int:
-        count = 0
-
-        def trace(*_: Any) -> Any:
-            nonlocal count
-            count += 1
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            act(body)
-        finally:
-            sys.settrace(before)
-        return count
-
-    small, large = work(make(2_000)), work(make(4_000))
-    assert large <= 2.5 * small + 100
-    act(make(200_000))  # a quadratic one would take minutes: the test's time-out
+    assert_proportional(act, make, large=400_000)

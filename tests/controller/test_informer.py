@@ -87,6 +87,12 @@ EXPIRED = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "messag
             id="expired-version-lists-again",
         ),
         pytest.param(
+            [listed(90, pod(60), pod(61, 1)), [EXPIRED], listed(50, pod(40, 2)), [event("MODIFIED", pod(51, 2))]],
+            ["list", "watch 90", "list", "watch 50", "watch 51"],
+            [2],
+            id="a-server-restored-from-a-backup",
+        ),
+        pytest.param(
             [listed(10), [event("ADDED", pod(11)), ApiError(0, "Disconnected", "silence")], []],
             ["list", "watch 10", "watch 11", "watch 11"],
             [0],
@@ -146,8 +152,10 @@ class Listing:
     def __init__(self, *runs: Raw) -> None:
         self.runs = runs
 
+    version = 99
+
     def list_pages(self, path: str) -> Iterator[Raw]:
-        yield {"metadata": {"resourceVersion": "99"}, "items": list(self.runs)}
+        yield {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.runs)}
 
 
 def custom(name: str, version: int, uid: str = "1") -> Raw:
@@ -186,6 +194,16 @@ def test_what_kopfs_watch_has_missed_is_found(
     assert (told_seen, told_gone) == (seen, gone)
     assert resync.compare() == 0
     assert {raw["metadata"]["uid"] for raw in runs.all()} == {raw["metadata"]["uid"] for raw in there}
+
+
+def test_runs_of_a_server_that_was_restored_from_a_backup_replace_the_cached_ones() -> None:
+    runs, api = RunCache(), Listing(custom("a", 80), custom("b", 90))
+    resync = Resync(api, runs, None, seen=runs.seen, gone=runs.gone, interval=1)  # type: ignore[arg-type]
+    resync.compare()
+    api.runs, api.version = (custom("a", 40),), 50
+    resync.compare()
+    assert {raw["metadata"]["name"]: raw["metadata"]["resourceVersion"] for raw in runs.all()} == {"a": "40"}
+    assert runs.seen(custom("a", 51)), "what changes from then on is news"
 
 
 def test_a_watch_that_misses_something_every_time_is_a_reason_to_restart() -> None:

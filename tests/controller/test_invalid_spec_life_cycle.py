@@ -69,3 +69,9 @@ def test_an_invalid_run_policy_is_read_in_part(policy: object) -> None:
     world.operator.settle()
     suspended = isinstance(policy, dict) and policy["suspend"] is True
     assert world.status["phase"] == ("Suspended" if suspended else "Stalled")
+
+
+def test_a_message_holds_nothing_that_a_terminal_obeys() -> None:
+    world = World(**{"\x1b[2Jx\u202e": 1})
+    stalled = world.server.condition("Stalled")
+    assert stalled["message"] == "spec.x: unknown field"

@@ -76,6 +76,13 @@ def test_durations_are_said_as_kubectl_says_them(seconds: float, said: str) -> N
         pytest.param(run(age=3), "is new", "created 3s ago", "", id="just-made"),
         pytest.param(run(), "has not been processed", "no operator", "kubectl get pods -A", id="no-operator"),
         pytest.param(
+            run(status("Running", progress=Progress(warning="LossRises: the mean loss of 10 steps rose"))),
+            "runs, with a warning",
+            "LossRises: the mean loss",
+            "kubectl ivft -n team suspend run), then lower spec.training.learningRate",
+            id="a-warning-of-training",
+        ),
+        pytest.param(
             run(status("Running"), generation=2), "has been changed", "last change", "operator runs", id="not-answered"
         ),
         pytest.param(run(deletionTimestamp=text(at(-5))), "is being deleted", "5s", "", id="deleted"),
@@ -200,7 +207,9 @@ TRAINING = status(
     stage="train",
     attempt=2,
     progress=Progress(stage="train", step=120, total_steps=400, loss=1.2345, tokens_per_second=31201, eta_seconds=4200),
-    evaluation=EvaluationStatus(baseline={"coco": {"CIDEr": 0.793}}, final={"coco": {"CIDEr": 1.312}}),
+    evaluation=EvaluationStatus(
+        baseline={"coco": {"CIDEr": 0.793, "repetition": 0.0}}, final={"coco": {"CIDEr": 1.312, "repetition": 0.5}}
+    ),
     artifacts={"adapter": "s3://out/adapter"},
     stages=[
         StageStatus(name="preflight", state="Succeeded", started_at=text(at(-300)), finished_at=text(at(-208))),
@@ -219,6 +228,7 @@ TRAINING = status(
         pytest.param("● train Running 11:56:40 3m20s attempt 2: its node was lost", id="a-stage-with-its-last-trouble"),
         pytest.param("· publish Waiting", id="a-stage-to-come"),
         pytest.param("coco CIDEr 0.7930 1.3120 +0.5190", id="figures"),
+        pytest.param("coco repetition 0.0000 0.5000 +0.5000", id="figures of the answers"),
         pytest.param("adapter s3://out/adapter", id="artifacts"),
         pytest.param("In progress, for 1m40s: TrainRunning", id="conditions-in-words"),
     ],

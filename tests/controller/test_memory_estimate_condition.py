@@ -6,7 +6,7 @@ import pytest
 from controller.builders import CONFIG, NOW, a_run, at, custom_resource, text
 from internvl_api.memory.quantity import GIB
 from internvl_api.status import Condition
-from internvl_operator.core.conditions import with_memory_estimate
+from internvl_operator.core.conditions import with_estimates
 from internvl_operator.core.observe import Observed
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan
@@ -17,7 +17,7 @@ BIG = {"model": {"name": "InternVL2-8B"}, "workers": 1, "gpusPerWorker": 1}
 
 
 def found(gpu_memory: int | None, **changes: Any) -> Condition | None:
-    return next(iter(with_memory_estimate([], a_run(**changes), gpu_memory, NOW)), None)
+    return next(iter(with_estimates([], a_run(**changes), gpu_memory, NOW)), None)
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,12 @@ def test_a_pod_whose_name_is_not_its_labels_is_not_ours(name: str) -> None:
     pod = raw_pod()
     assert read_pod(pod) is not None
     assert read_pod(pod | {"metadata": pod["metadata"] | {"name": name}}) is None
+
+
+@pytest.mark.parametrize("strange", ["x", [1], 7, True, None])
+def test_parts_of_another_type_count_as_absent(strange: object) -> None:
+    raw = custom_resource() | {"spec": strange, "status": strange}
+    raw["metadata"] |= {"annotations": strange, "labels": strange}
+    run = read_run(raw)
+    assert run.mistake is not None
+    assert run.status.phase == read_status({}).phase

@@ -105,9 +105,12 @@ def test_what_a_changed_spec_makes_of_it(change: Raw, expected: tuple[int, int, 
         pytest.param("train", 2, "fail", "fail", "onOutOfMemory: halveMicroBatch", id="not-asked-for"),
         pytest.param("train", None, "halveMicroBatch", "fail", "maxSeqLength", id="nothing-smaller-than-one"),
         pytest.param("evaluate", 2, "halveMicroBatch", "fail", "evaluation.batchSize", id="not-training"),
+        pytest.param("doctor", None, "fail", "retry", "other processes on that GPU", id="the-doctor-needs-little"),
+        pytest.param("merge", None, "fail", "fail", "words", id="without-gpus-no-advice"),
     ],
 )
 def test_a_full_gpu(stage: StageName, smaller: int | None, wish: Any, kind: Kind, words: str) -> None:
     judged = oom_policy.decide(Outcome("change", "Reason", "words"), stage, smaller, RunPolicy(on_out_of_memory=wish))
     assert judged.kind == kind
     assert words in judged.message
+    assert ("batchSize" in judged.message) == (stage == "evaluate")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from controller.builders import Raw, waiting
+from controller.fake_server import clock
 from controller.simulator import SETTINGS, Operator, World
 from internvl_operator.core.resources.pods import DEFAULT_IMAGE
 
@@ -11,7 +12,8 @@ BAD = waiting("ImagePullBackOff", 'Back-off pulling image "localhost/internvl-tr
 
 
 def restart_operator(world: World, **changes: Any) -> None:
-    """An administrator upgrades the release with other values."""
+    """An administrator upgrades the release with other values, after the pods had time to start."""
+    clock(world.server, 15)
     world.operator = Operator(world.server, SETTINGS.model_copy(update=changes))
     world.operator.settle()
 

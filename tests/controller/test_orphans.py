@@ -61,6 +61,37 @@ def test_orphans_are_adopted_where_the_user_asks_and_training_goes_on_in_its_pod
         assert raw["metadata"]["labels"]["internvl.dev/job-uid"] == "another"
 
 
+def adopted_uids(world: World, pod: str) -> str:
+    (container,) = world.server.pods[pod]["spec"]["containers"]
+    (value,) = [each["value"] for each in container["env"] if each["name"] == "INTERNVL_ADOPTED_UIDS"]
+    return str(value)
+
+
+def test_later_pods_know_the_uid_under_which_adopted_pods_hold_the_output() -> None:
+    """So that they take the lease over at once from an adopted pod that may live on."""
+    world = World()
+    world.reach("train")
+    first = world.server.objects[KIND]["run"]["metadata"]["uid"]
+    assert adopted_uids(world, "run-train-0") == ""
+    again(world, ADOPT)
+    world.operator.settle()
+    world.server.remove("Pod", "run-train-1")
+    world.operator.settle()
+    world.collect()
+    assert world.status["attempt"] == 2
+    assert adopted_uids(world, "run-train-0") == first
+    world.run("train")
+    world.server.orphan()
+    third = custom_resource()
+    third["metadata"] |= {"uid": "third", "annotations": ADOPT}
+    world.server.create(third)
+    world.operator = Operator(world.server)
+    world.operator.settle()
+    world.collect()
+    assert world.server.attempts("preflight") == {"2"}, "pods of a later attempt do not fit the new run"
+    assert set(adopted_uids(world, "run-preflight-0").split(",")) == {first, "another"}
+
+
 def test_the_annotation_may_come_later() -> None:
     world = World()
     world.reach("train")

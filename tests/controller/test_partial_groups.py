@@ -1,8 +1,11 @@
 """Groups that the API server lets the operator create only in part: a quota admits one of two pods."""
 
-from controller.builders import Raw
+import pytest
+from controller.builders import Raw, at, text
 from controller.fake_server import Server
 from controller.simulator import World
+from internvl_api.constants import KIND
+from internvl_operator.core.policies import run_policy
 from internvl_operator.kube.client import ApiError
 
 
@@ -80,3 +83,28 @@ def test_a_service_that_is_refused_does_not_end_a_running_group() -> None:
     world.operator.settle()
     assert world.status["phase"] == "Running"
     assert world.server.attempts("train") == {"1"}
+
+
+def test_a_very_long_refusal_is_cut_and_does_not_keep_status_from_being_written() -> None:
+    world = World(minWorkers=1)
+    long = "exceeded quota: team, " + "x" * 100_000
+    world.server.refuse = lambda obj: (
+        ApiError(403, "Forbidden", long) if obj["metadata"]["name"] == "run-train-1" else None
+    )
+    world.pass_stage("preflight")
+    assert world.status["elastic"]["workers"] == 1
+    assert 1000 < len(world.status["elastic"]["message"]) < 10_000
+    assert max(len(entry.get("message") or "") for entry in world.status["stages"]) < 10_000
+
+
+@pytest.mark.parametrize(("running", "seconds"), [((0,), run_policy.SHORT_GRACE), ((0, 1), 120)])
+def test_workers_whose_peer_never_started_get_a_short_grace_period(running: tuple[int, ...], seconds: int) -> None:
+    """They have not met, so they have nothing to save; a group that ran as a whole gets its whole grace period."""
+    world = World()
+    world.pass_stage("preflight")
+    for rank in running:
+        world.server.set_pod(f"run-train-{rank}", {"phase": "Running"})
+    world.operator.settle()
+    world.server.change(KIND, "run", lambda raw: raw["spec"].update(runPolicy={"suspend": True}))
+    world.operator.settle()
+    assert world.server.pods["run-train-0"]["metadata"]["deletionTimestamp"] == text(at(seconds))

@@ -10,9 +10,10 @@ import pytest
 from controller.builders import member, text
 from controller.fake_server import clock
 from controller.simulator import Operator, World
+from internvl_api.constants import TAKING_STEPS
 from internvl_api.status import Heartbeat, Progress, StepPhase
 from internvl_operator.core.observe import ProcessState, RankAnswers
-from internvl_operator.core.policies.progress_deadline import slowest
+from internvl_operator.core.policies.progress_deadline import limit_of, slowest
 from internvl_operator.core.run import Key
 from internvl_operator.polling.rank_probe import RankProbe
 
@@ -147,6 +148,45 @@ def test_no_hang_is_seen_where(policy: dict[str, None]) -> None:
         say(world, 41, 0, 1)
     world.later(86_400)
     assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
+
+
+STEPS = {"stage": "train", "detail": TAKING_STEPS, "total_steps": 100}
+
+
+@pytest.mark.parametrize(
+    ("given", "progress", "seconds"),
+    [
+        pytest.param(60, Progress(**STEPS, step=1, eta_seconds=99), 60, id="the-spec-says-it"),
+        pytest.param(60, None, 60, id="the-spec-says-it-whatever-is-known"),
+        pytest.param(None, Progress(**STEPS, step=50, eta_seconds=50 * 10), 1800, id="short-steps-have-half-an-hour"),
+        pytest.param(None, Progress(**STEPS, step=50, eta_seconds=50 * 200), 4000, id="long-steps-have-twenty-of-them"),
+        pytest.param(None, Progress(**STEPS, step=50), 7200, id="the-first-step-of-an-attempt"),
+        pytest.param(None, Progress(**STEPS, step=100, eta_seconds=0), 7200, id="the-last-step-is-done"),
+        pytest.param(None, Progress(**STEPS, step=99, eta_seconds=-5), 1800, id="a-pod-may-say-anything"),
+        pytest.param(
+            None,
+            Progress(stage="train", step=50, total_steps=100, eta_seconds=500, detail="checkpoint at step 50"),
+            None,
+            id="a-checkpoint-may-take-long",
+        ),
+        pytest.param(None, None, None, id="nothing-was-heard"),
+    ],
+)
+def test_the_deadline(given: int | None, progress: Progress | None, seconds: float | None) -> None:
+    found = limit_of(given, progress)
+    assert (found.seconds if found else None) == seconds
+
+
+def test_without_a_deadline_in_the_spec_a_hang_ends_after_twenty_steps() -> None:
+    world = training(progressDeadlineSeconds=None)
+    stepping = Progress(**STEPS, step=41, eta_seconds=59 * 120)
+    world.server.answers = {f"run-train-{worker}": stepping for worker in (0, 1)}
+    world.operator.settle()
+    world.later(2399)
+    assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
+    world.later(1)
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
+    assert "(default: 20 steps of 120.0 s, at least 1800 s)" in world.status["stages"][1]["message"]
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

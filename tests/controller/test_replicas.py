@@ -48,7 +48,7 @@ def pair(cluster_of_test: Cluster, tmp_path: Path, request: pytest.FixtureReques
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultyProxy(cluster_of_test.server, tmp_path)) for _ in range(2)]
         replicas = [
-            Replica(cluster_of_test, tmp_path / str(number), proxy, getattr(request, "param", 3))
+            Replica(cluster_of_test, tmp_path / str(number), proxy, getattr(request, "param", 9))
             for number, proxy in enumerate(proxies)
         ]
         yield Pair(*[stack.enter_context(replica) for replica in replicas])

@@ -57,6 +57,7 @@ def volume(pod: Raw, name: str) -> Raw:
                 "PET_MASTER_PORT": "29500",
                 "INTERNVL_ATTEMPT": "5",
                 "INTERNVL_JOB_UID": UID,
+                "INTERNVL_ADOPTED_UIDS": "",
                 "HOME": "/scratch",
                 "TMPDIR": "/scratch",
             },
@@ -89,6 +90,34 @@ def test_rendezvous(stage: Any, rank: int, expected: dict[str, str]) -> None:
 def test_gpus(stage: Any, gpus: int, limits: Raw | None) -> None:
     pod = build(stage, gpusPerWorker=gpus, workers=1)
     assert container(pod)["resources"].get("limits") == limits
+
+
+@pytest.mark.parametrize(("own", "default", "expected"), [
+    (None, "amd.com/gpu", "amd.com/gpu"),
+    ("nvidia.com/mig-3g.40gb", "amd.com/gpu", "nvidia.com/mig-3g.40gb"),
+])  # fmt: skip
+def test_gpus_have_the_name_that_run_or_operator_gives_them(own: str | None, default: str, expected: str) -> None:
+    template = {"gpuResource": own, "resources": {"limits": {"nvidia.com/gpu": 1, expected: 1, "memory": "64Gi"}}}
+    pod = build(workers=1, gpusPerWorker=4, podTemplate=template, options=OperatorConfig(gpu_resource=default))
+    assert pod["spec"]["containers"][0]["resources"] == {"limits": {"memory": "64Gi", expected: "4"}}
+
+
+@pytest.mark.parametrize(("stage", "gpus", "own", "default", "expected"), [
+    pytest.param(TRAIN, 8, {"pool": "cpu"}, {"zone": "cpu"}, {"pool": "gpu", "zone": "gpu"}, id="with-gpus"),
+    pytest.param(PREFLIGHT, 8, {"pool": "cpu"}, {"zone": "cpu"}, {"pool": "cpu", "zone": "cpu"}, id="without-gpus"),
+    pytest.param(TRAIN, 0, {"pool": "cpu"}, {"zone": "cpu"}, {"pool": "cpu", "zone": "cpu"}, id="training-on-the-cpu"),
+    pytest.param(PREFLIGHT, 8, {}, None, {"zone": "gpu"}, id="any-node"),
+    pytest.param(PREFLIGHT, 8, None, None, {"pool": "gpu", "zone": "gpu"}, id="the-same-nodes"),
+])  # fmt: skip
+def test_stages_without_gpus_leave_the_nodes_with_gpus_alone(
+    stage: Any, gpus: int, own: Raw | None, default: Raw | None, expected: Raw
+) -> None:
+    defaults = PodDefaults.model_validate({"nodeSelector": {"zone": "gpu"}, "cpuNodeSelector": default})
+    template = {"nodeSelector": {"pool": "gpu"}, "cpuNodeSelector": own}
+    pod = build(
+        stage, workers=1, gpusPerWorker=gpus, podTemplate=template, options=OperatorConfig(pod_defaults=defaults)
+    )
+    assert pod["spec"]["nodeSelector"] == expected
 
 
 def test_gpus_per_worker_wins_over_the_pod_templates_own() -> None:
@@ -302,7 +331,7 @@ def test_prometheus_finds_every_worker() -> None:
 
 
 def test_the_configuration_is_what_a_stage_reads(tmp_path: Path) -> None:
-    made = config_map.build(a_run(), a_run().resolved.run_yaml)
+    made = config_map.build(a_run(), a_run().resolved.run_yaml, CONFIG)
     file = tmp_path / "run.yaml"
     file.write_text(made["data"]["run.yaml"])
     run = RunConfig.load(file)
@@ -320,7 +349,7 @@ def test_the_service_gives_names_to_members_that_are_not_ready_yet() -> None:
 
 @pytest.mark.parametrize(
     "child",
-    [config_map.build(a_run(), a_run().resolved.run_yaml), service.build(a_run()), build()],
+    [config_map.build(a_run(), a_run().resolved.run_yaml, CONFIG), service.build(a_run()), build()],
     ids=lambda c: c["kind"],
 )
 def test_every_child_goes_with_its_run_and_is_found_by_label(child: Raw) -> None:

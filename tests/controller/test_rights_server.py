@@ -1,98 +1,69 @@
 """The chart's rules are what the operator uses: no right is missing, none is unused.
 
-The operator runs with the chart's service account on an audited API server, through a story with everything in it.
+The operator runs with the chart's service account through a story with everything in it. Every other test with an
+operator process has the same account, and tests/conftest.py fails the session for a right that was missing there.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from controller.operator_account import account_objects
 from controller.operator_process import Cluster, OperatorProcess
 from controller.pod_groups import install_pod_groups
 from controller.story import Story
-from ivft_cluster import helm
+from ivft_cluster import audit
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.audit import Right
+from ivft_cluster.crds import install_crd
 from ivft_cluster.fake_kubelet import FakeKubelet
 from ivft_cluster.ports import free_ports
 from ivft_cluster.shell import tail, wait_for
+from kubernetes import client
 
 pytestmark = pytest.mark.integration
 
-VALUES = {"gangSchedulers": ["volcano"], "webhook": {"enabled": True}}
-ACCOUNT = "internvl-operator"
-SETTINGS = {
-    "NAMESPACES": "",
-    "GANG_SCHEDULERS": "volcano",
-    "NETWORK_POLICY_PEERS": "[]",
-    "LEADER_ELECTION": "true",
-    "LEASE_NAMESPACE": helm.NAMESPACE,
-    "LEASE_NAME": "internvl-operator",
-    "LEASE_SECONDS": "3",
-    "WEBHOOK_SECRET": "internvl-operator-webhook-certificate",
-    "WEBHOOK_CONFIGURATION": f"internvl-operator-webhook-{helm.NAMESPACE}",
-}
-Right = tuple[str, str, str]  # API group, resource, verb
+HOOK = "internvl-operator-webhook"
+LEASE_RENEWED = Right("coordination.k8s.io", "leases", "update", True)
 
 
 @pytest.fixture
 def audited(tmp_path: Path) -> Iterator[ApiServer]:
-    with ApiServer(tmp_path / "server", audited=True) as server:
-        helm.install(server.kubeconfig, VALUES, wait=False)
+    """A server of its own: its log has one operator."""
+    with ApiServer(tmp_path / "server") as server:
+        install_crd(server)
         install_pod_groups(server)
         yield server
 
 
-def kubeconfig_of_the_account(server: ApiServer, path: Path) -> Path:
-    """Like the administrator's, with a token of the operator's service account."""
-    body = {"spec": {"expirationSeconds": 3600}}
-    token = server.core.create_namespaced_service_account_token(ACCOUNT, helm.NAMESPACE, body).status.token
-    config = yaml.safe_load(server.kubeconfig.read_text(encoding="utf-8"))
-    config["users"][0]["user"] = {"token": token}
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return path
-
-
-def requests(server: ApiServer) -> list[dict[str, Any]]:
-    """What the operator asked for."""
-    lines = server.control_plane.audit_log.read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines]
-    name = f"system:serviceaccount:{helm.NAMESPACE}:{ACCOUNT}"
-    return [event for event in events if event["user"]["username"] == name and "objectRef" in event]
-
-
-def used(events: list[dict[str, Any]]) -> set[Right]:
-    found = set()
-    for event in events:
-        about = event["objectRef"]
-        resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
-        found.add((about.get("apiGroup", ""), resource, event["verb"]))
-        if (
-            event["verb"] == "patch" and event.get("responseStatus", {}).get("code") == 201
-        ):  # applied, and created by it
-            found.add((about.get("apiGroup", ""), resource, "create"))
-    return found
-
-
-def granted() -> set[Right]:
-    """The rules of the roles that are bound to the operator's account."""
-    objects = helm.template(VALUES)
-    bound = {each["roleRef"]["name"] for each in objects if each["kind"].endswith("RoleBinding") if is_ours(each)}
-    roles = [each for each in objects if each["kind"] in ("Role", "ClusterRole") and each["metadata"]["name"] in bound]
+def settings_of(home: str, watched: str) -> dict[str, str]:
     return {
-        (group, resource, verb)
-        for role in roles
-        for rule in role["rules"]
+        "NAMESPACES": watched,
+        "GANG_SCHEDULERS": "volcano",
+        "NODE_LEASES": "false" if watched else "true",
+        "SETTLE_SECONDS": "3",  # in which the operator looks at the Leases of the nodes
+        "NETWORK_POLICY_PEERS": "[]",
+        "LEADER_ELECTION": "true",
+        "LEASE_NAMESPACE": home,
+        "LEASE_SECONDS": "3",
+        "WEBHOOK_PORT": str(free_ports(1)[0]),
+        "WEBHOOK_SERVICE": HOOK,
+        "WEBHOOK_SECRET": f"{HOOK}-certificate",
+        "WEBHOOK_CONFIGURATION": f"{HOOK}-{home}",
+    }
+
+
+def granted(home: str, settings: dict[str, str]) -> set[Right]:
+    """The rules of the roles that are bound to the operator's account."""
+    return {
+        Right(group, resource, verb, each["kind"] == "Role")
+        for each in account_objects(home, settings)
+        for rule in each.get("rules", ())
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-
-
-def is_ours(binding: dict[str, Any]) -> bool:
-    return ACCOUNT in {subject["name"] for subject in binding["subjects"]}
 
 
 def story(cluster: Cluster, kubelet: FakeKubelet) -> None:
@@ -109,31 +80,69 @@ def story(cluster: Cluster, kubelet: FakeKubelet) -> None:
     wait_for("the workers are gone", lambda: not any("train" in pod for pod in cluster.pods()))
     cluster.edit({"runPolicy": {"suspend": False}})
     run.training(attempt=2)
+    run.finish("run-train-0", "train", 1, reason="PeerLost")  # is the node of the other one still there?
+    run.training(attempt=3)
     for rank in (0, 1):
         run.finish(f"run-train-{rank}", "train")
     run.finish("run-publish-0", "publish")
     wait_for("its TTL deletes the run", lambda: not cluster.names())
 
 
-def test_the_charts_rules_are_what_the_operator_uses(audited: ApiServer, tmp_path: Path) -> None:
-    with audited.namespace("rights") as namespace, FakeKubelet(audited.api) as kubelet:
-        cluster = Cluster(audited, namespace)
-        config = kubeconfig_of_the_account(audited, tmp_path / "operator.kubeconfig")
-        settings = SETTINGS | {"WEBHOOK_PORT": str(free_ports(1)[0])}
-        with OperatorProcess(cluster, tmp_path, config, **settings) as operator:
-            story(cluster, kubelet)
-
-            def renewed() -> bool:
-                return ("coordination.k8s.io", "leases", "update") in used(requests(audited))
-
-            wait_for("the Lease is renewed", renewed, on_timeout=lambda: tail(operator.log))
-    events = requests(audited)
-    assert granted()
-    refused = {
-        (event["verb"], event["objectRef"]["resource"])
-        for event in events
-        if event.get("responseStatus", {}).get("code") == 403
+def hook(server: ApiServer, home: str) -> None:
+    """What the chart makes for the webhook, and the operator completes."""
+    server.core.create_namespaced_secret(home, {"metadata": {"name": f"{HOOK}-certificate"}})
+    service = {"name": HOOK, "namespace": home, "path": "/validate"}
+    found = {
+        "name": "runs.internvl.dev",
+        "clientConfig": {"service": service},
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "failurePolicy": "Ignore",
     }
-    assert refused == set()
-    assert used(events) - granted() == set(), "rights that the operator uses and the chart does not grant"
-    assert granted() - used(events) == set(), "rights that the chart grants and the operator does not use"
+    hooks: Any = client.AdmissionregistrationV1Api(server.api)
+    hooks.create_validating_webhook_configuration({"metadata": {"name": f"{HOOK}-{home}"}, "webhooks": [found]})
+
+
+@pytest.mark.parametrize("whole_cluster", [True, False], ids=["cluster", "namespace"])
+def test_the_charts_rules_are_what_the_operator_uses(audited: ApiServer, tmp_path: Path, whole_cluster: bool) -> None:
+    log = audited.control_plane.audit_log
+
+    def used() -> set[Right]:
+        """Whether a Role or a ClusterRole gives a right, not where it is used, is the chart's choice."""
+        wide = {(right.group, right.resource, right.verb) for right in rules if not right.namespaced}
+        return {right._replace(namespaced=right[:3] not in wide) for right in audit.used(audit.read(log))}
+
+    with (
+        audited.namespace("home") as home,
+        audited.namespace("rights") as namespace,
+        FakeKubelet(audited.api) as kubelet,
+    ):
+        settings = settings_of(home, "" if whole_cluster else namespace)
+        rules = granted(home, settings)
+        hook(audited, home)
+        with OperatorProcess(Cluster(audited, home), tmp_path, **settings) as operator:
+            story(Cluster(audited, namespace), kubelet)
+            wait_for("the Lease is renewed", lambda: LEASE_RENEWED in used(), on_timeout=lambda: tail(operator.log))
+    assert audit.refused(audit.read(log)) == []
+    assert rules
+    assert used() - rules == set(), "rights that the operator uses and the chart does not grant"
+    assert rules - used() == set(), "rights that the chart grants and the operator does not use"
+    if not whole_cluster:
+        elsewhere = {right for right in audit.used(audit.read(log)) if not right.namespaced}
+        assert {right.resource for right in elsewhere} == {"validatingwebhookconfigurations"}
+
+
+def test_a_right_that_is_taken_away_is_found_in_the_log(audited: ApiServer, tmp_path: Path) -> None:
+    rbac: Any = client.RbacAuthorizationV1Api(audited.api)
+    with audited.namespace("rights") as namespace, OperatorProcess(Cluster(audited, namespace), tmp_path):
+        role = rbac.read_namespaced_role("internvl-operator", namespace)
+        role.rules = [rule for rule in role.rules if "configmaps" not in rule.resources]
+        rbac.replace_namespaced_role("internvl-operator", namespace, role)
+        Cluster(audited, namespace).create()
+        log = audited.control_plane.audit_log
+
+        def missed() -> bool:
+            return any("configmaps" in line for line in audit.refused(audit.read(log)))
+
+        wait_for("the log says so", missed)
+    audit.forget(log)

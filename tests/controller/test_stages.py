@@ -6,7 +6,7 @@ import pytest
 from controller.builders import Raw, a_run, result
 from controller.simulator import World
 from internvl_api.constants import ENV_IMAGE, ExitCode
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import InternVLFineTuneStatus, Progress
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.resources import pods
 from internvl_operator.core.stages import Stage, pipeline
@@ -17,13 +17,20 @@ EVALUATION: Raw = {
     "baseline": True,
     "publishIf": "CIDEr > baseline.CIDEr",
 }
-EVERYTHING: Raw = {"method": "lora", "evaluation": EVALUATION, "merge": {"formats": ["upstream"]}}
-STAGES = ("preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish")
+EVERYTHING: Raw = {
+    "method": "lora",
+    "evaluation": EVALUATION,
+    "merge": {"formats": ["upstream"]},
+    "doctor": {"enabled": True},
+}
+STAGES = (
+    "preflight", "doctor", "baseline-evaluate", "baseline-score", "train", "evaluate", "score", "merge", "publish",
+)  # fmt: skip
 BASELINE, FINAL = {"coco": {"CIDEr": 0.8}}, {"coco": {"CIDEr": 1.3}}
 
 
 def _pass(world: World, stage: str) -> None:
-    figures = {"baseline-evaluate": {"baseline": BASELINE}, "evaluate": {"final": FINAL}}
+    figures = {"baseline-score": {"baseline": BASELINE}, "score": {"final": FINAL}}
     said: dict[str, Any] = {"evaluation": figures[stage]} if stage in figures else {}
     world.run(stage)
     world.end(stage, 0, result(stage, **said))
@@ -39,7 +46,7 @@ def test_a_run_with_every_stage() -> None:
     world = World(**EVERYTHING)
     for stage in STAGES:
         assert world.status["stage"] == stage
-        assert len(world.pods(stage)) == (2 if stage in ("baseline-evaluate", "train", "evaluate") else 1)
+        assert len(world.pods(stage)) == (2 if stage in ("doctor", "baseline-evaluate", "train", "evaluate") else 1)
         _pass(world, stage)
     assert world.status["phase"] == "Succeeded"
     assert [(entry["name"], entry["state"]) for entry in world.status["stages"]] == [(s, "Succeeded") for s in STAGES]
@@ -76,6 +83,32 @@ def test_a_warning_of_training_stays_with_its_stage() -> None:
     assert world.status["progress"]["warning"] == warning
 
 
+def test_early_stopping_and_the_best_step_stay_in_status() -> None:
+    ended = "ended after step 8: none of the last 2 losses on data.validation is below the 1.9500 of step 4"
+    best = {"bestStep": 4, "bestValidationLoss": 1.95, "exportedStep": 4, "endedEarly": ended}
+    world = World()
+    world.pass_stage("preflight")
+    world.run("train")
+    world.end("train", 0, result("train", progress={"stage": "train", "step": 8, "totalSteps": 40, **best}))
+    world.pass_stage("publish")
+    assert world.status["phase"] == "Succeeded"
+    assert {name: world.status["progress"].get(name) for name in best} == best
+    said = {entry["name"]: entry.get("message") for entry in world.status["stages"]}
+    assert said["train"] == ended
+
+
+def test_a_run_that_trains_again_has_no_best_step_yet() -> None:
+    world = World()
+    world.pass_stage("preflight")
+    world.run("train")
+    world.server.answers = {"run-train-0": Progress(stage="train", step=8, best_step=4, ended_early="ended")}
+    world.operator.settle()
+    assert world.status["progress"]["bestStep"] == 4
+    world.server.answers = {"run-train-0": Progress(stage="train", step=1)}
+    world.operator.settle()
+    assert {"bestStep", "endedEarly"}.isdisjoint(world.status["progress"])
+
+
 def test_figures_are_gauges_that_outlive_the_pods() -> None:
     world = World(**EVERYTHING)
     for stage in STAGES:
@@ -94,17 +127,16 @@ def test_figures_are_gauges_that_outlive_the_pods() -> None:
 
 def test_a_result_below_the_condition_ends_the_run_and_keeps_what_was_made() -> None:
     world = World(**EVERYTHING)
-    _reach(world, "evaluate")
+    _reach(world, "score")
     refused = result(
-        "evaluate",
+        "score",
         "failed",
         "EvaluationBelowThreshold",
         message="CIDEr = 0.7000, baseline.CIDEr = 0.8000; publishIf: CIDEr > baseline.CIDEr",
-        artifacts={"adapter": "s3://out/run/stages/train/adapter", "report": "s3://out/run/stages/evaluate/report"},
+        artifacts={"adapter": "s3://out/run/stages/train/adapter", "report": "s3://out/run/stages/score/report"},
         evaluation={"final": {"coco": {"CIDEr": 0.7}}},
     )
-    world.end("evaluate", ExitCode.REJECTED, refused, ranks=(0,))
-    world.end("evaluate", 0, result("evaluate"), ranks=(1,))
+    world.end("score", ExitCode.REJECTED, refused)
     failed = world.server.condition("Failed")
     assert (failed["status"], failed["reason"]) == ("True", "EvaluationBelowThreshold")
     assert "CIDEr = 0.7000" in failed["message"]
@@ -117,8 +149,8 @@ def test_a_result_below_the_condition_ends_the_run_and_keeps_what_was_made() -> 
 
 def test_a_lower_condition_lets_a_refused_run_go_on() -> None:
     world = World(**EVERYTHING)
-    _reach(world, "evaluate")
-    world.end("evaluate", ExitCode.REJECTED, result("evaluate", "failed", "EvaluationBelowThreshold"))
+    _reach(world, "score")
+    world.end("score", ExitCode.REJECTED, result("score", "failed", "EvaluationBelowThreshold"))
     world.server.edit_spec(evaluation=EVALUATION | {"publishIf": "CIDEr > 0.1"})
     world.operator.settle()
     world.collect()
@@ -134,7 +166,7 @@ def test_only_what_works_in_parallel_takes_gpus(stage: Any) -> None:
     run = a_run(gpusPerWorker=4, training={"globalBatchSize": 8}, secrets={}, **EVERYTHING)
     built = pods.build(run, Stage(stage), 1, 0, OperatorConfig())
     (container,) = built["spec"]["containers"]
-    parallel = stage in ("baseline-evaluate", "train", "evaluate")
+    parallel = stage in ("doctor", "baseline-evaluate", "train", "evaluate")
     assert container["resources"].get("limits", {}).get("nvidia.com/gpu") == ("4" if parallel else None)
     env = {item["name"]: item["value"] for item in container["env"]}
     assert env["WORLD_SIZE"] == ("8" if parallel else "1")
@@ -144,4 +176,4 @@ def test_only_what_works_in_parallel_takes_gpus(stage: Any) -> None:
 
 def test_the_pipeline_follows_the_spec() -> None:
     assert [stage.name for stage in pipeline(a_run().spec)] == ["preflight", "train", "publish"]
-    assert [stage.title for stage in pipeline(a_run(**EVERYTHING).spec)][1] == "BaselineEvaluate"
+    assert [stage.title for stage in pipeline(a_run(**EVERYTHING).spec)][1:3] == ["Doctor", "BaselineEvaluate"]

@@ -281,8 +281,9 @@ def test_the_api_server_trusts_the_certificate_that_the_operator_makes(
     cluster_of_test: Cluster, tmp_path: Path
 ) -> None:
     cluster, (port,), address = cluster_of_test, free_ports(1), own_address()
-    namespace, name = cluster.namespace, "hook"
-    cluster.core.create_namespaced_secret(namespace, {"metadata": {"name": name}})
+    namespace, name = cluster.namespace, "internvl-operator-webhook"  # as in the chart
+    secret, configuration = f"{name}-certificate", f"{name}-{cluster.namespace}"
+    cluster.core.create_namespaced_secret(namespace, {"metadata": {"name": secret}})
     cluster.core.create_namespaced_service(
         namespace, {"metadata": {"name": name}, "spec": {"ports": [{"name": "webhook", "port": 443}]}}
     )
@@ -304,12 +305,12 @@ def test_the_api_server_trusts_the_certificate_that_the_operator_makes(
         "sideEffects": "None",
         "admissionReviewVersions": ["v1"],
     }
-    hooks.create_validating_webhook_configuration({"metadata": {"name": namespace}, "webhooks": [hook]})
+    hooks.create_validating_webhook_configuration({"metadata": {"name": configuration}, "webhooks": [hook]})
     settings = {
         "WEBHOOK_PORT": str(port),
-        "WEBHOOK_SECRET": name,
+        "WEBHOOK_SECRET": secret,
         "WEBHOOK_SERVICE": name,
-        "WEBHOOK_CONFIGURATION": namespace,
+        "WEBHOOK_CONFIGURATION": configuration,
         "LEASE_NAMESPACE": namespace,
     }
 
@@ -326,7 +327,7 @@ def test_the_api_server_trusts_the_certificate_that_the_operator_makes(
             assert told in wait_for("the webhook answers", answered)
             cluster.create("good")
     finally:
-        hooks.delete_validating_webhook_configuration(namespace)
+        hooks.delete_validating_webhook_configuration(configuration)
 
 
 @pytest.mark.integration

@@ -101,6 +101,22 @@ def test_closing_sends_every_waiting_worker_home() -> None:
     assert answers == [None, None, None]
 
 
+def test_an_exception_of_one_key_ends_no_thread() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    done = []
+
+    def work(key: int) -> None:
+        if key == 1:
+            raise ValueError("words")
+        done.append(key)
+        queue.close()
+
+    queue.add(1)
+    queue.add(2)
+    queue.serve(work)
+    assert done == [2]
+
+
 def test_many_workers_never_share_a_key_and_miss_none() -> None:
     queue: WorkQueue[int] = WorkQueue()
     busy: set[int] = set()

@@ -6,18 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 from e2e.harness import CHECKPOINT, STEPS, ChildLog, Finished, Platform
+from e2e.holds import Holds
 from ivft_cluster import helm
 from ivft_cluster.cluster import Cluster
 from ivft_demo.data import upload_demo_data, write_secret
-from ivft_demo.install import build_images, install_operator
+from ivft_demo.install import Images, build_images, install_operator
 from ivft_demo.results import losses
 
 
 @pytest.fixture(scope="session")
-def platform(cluster: Cluster) -> Iterator[Platform]:
-    """Operator and trainer images built from the checkout, the chart installed by Helm, the demo's data uploaded."""
+def images(cluster: Cluster) -> Images:
+    """Operator and trainer images built from the checkout, on every node."""
     images = build_images()
     cluster.load(*images)
+    return images
+
+
+@pytest.fixture(scope="session")
+def platform(cluster: Cluster, images: Images) -> Iterator[Platform]:
+    """These images, the chart installed by Helm, the demo's data uploaded."""
     upload_demo_data(cluster.s3)
     write_secret(cluster)
     install_operator(cluster, images, retryCapSeconds=5)  # these tests make a stage stall on purpose
@@ -34,6 +41,16 @@ def child_log(platform: Platform) -> Iterator[ChildLog]:
     log = ChildLog(platform)
     yield log
     log.stop()
+
+
+@pytest.fixture(scope="session")
+def holds(platform: Platform, pytestconfig: pytest.Config) -> Iterator[Holds]:
+    """Recorder of how long training workers hold places without a step; prints its table when all tests are done."""
+    recorder = Holds(platform)
+    yield recorder
+    recorder.stop()
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # type: ignore[union-attr]
+        print(f"\n{recorder.table()}")
 
 
 @pytest.fixture(scope="session")

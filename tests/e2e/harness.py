@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections import defaultdict
@@ -38,6 +40,17 @@ def trains(status: InternVLFineTuneStatus) -> bool:
     return (status.stage, status.phase, detail) == ("train", "Running", "training")
 
 
+def condition(status: InternVLFineTuneStatus, kind: str) -> str:
+    """Message of a condition that is True; empty when there is none."""
+    return next((each.message for each in status.conditions if (each.type, each.status) == (kind, "True")), "")
+
+
+def stalled(status: InternVLFineTuneStatus) -> str:
+    """The reason of the condition Stalled, while it is True; else empty."""
+    found = [each.reason for each in status.conditions if (each.type, each.status) == ("Stalled", "True")]
+    return found[0] if found else ""
+
+
 def assert_same_losses(curve: list[Loss], expected: list[Loss]) -> None:
     """Assert the same steps, each once and in order, with losses within 1e-6."""
     assert [each.step for each in curve] == [each.step for each in expected]
@@ -53,34 +66,41 @@ class Finished(NamedTuple):
 
 
 class Platform:
-    """A user's access to the cluster: kubectl-like calls, object storage, and runs created from the examples."""
+    """A user's access to one namespace: kubectl-like calls, object storage, and runs created from the examples."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, namespace: str = NAMESPACE) -> None:
+        self.cluster, self.namespace = cluster, namespace
         self.api = cluster.api
         self.core: Any = client.CoreV1Api(self.api)
         self.custom: Any = client.CustomObjectsApi(self.api)
         self.s3 = cluster.s3.client()
 
-    def apply(self, example: str, name: str, **spec: Any) -> str:
+    def kubectl_ivft(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the plugin as a user does."""
+        place = ["-n", self.namespace, "--kubeconfig", str(self.cluster.kubeconfig)]
+        command = [sys.executable, "-m", "internvl_operator.kubectl_ivft", *words, *place]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=RUN_SECONDS)
+
+    def apply(self, example: str, name: str, *, annotations: dict[str, str] | None = None, **spec: Any) -> str:
         """Create a run from an example with its own name and output, and `spec` merged over it; return the output."""
         resource = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text())
-        resource["metadata"]["name"] = name
+        resource["metadata"] |= {"name": name, "annotations": annotations or {}}
         resource["spec"]["output"] = f"s3://{BUCKET}/runs/{name}"
         for field, value in spec.items():
             below = resource["spec"].get(field)
             both = isinstance(below, dict) and isinstance(value, dict)
             resource["spec"][field] = {**copy.deepcopy(below), **value} if both else value
-        self.custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, resource)
+        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, resource)
         return str(resource["spec"]["output"])
 
     def follow(self, name: str) -> InternVLFineTuneStatus:
         """Wait until a run succeeds. Raises RunProblem when it does not."""
-        return follow(self.api, name, NAMESPACE, timeout=RUN_SECONDS)
+        return follow(self.api, name, self.namespace, timeout=RUN_SECONDS)
 
-    def change(self, name: str, **spec: Any) -> None:
-        """Merge `spec` into a run's, as `kubectl patch --type merge` does."""
-        self.custom.patch_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name, {"spec": spec})
+    def change(self, name: str, **spec: Any) -> int:
+        """Merge `spec` into a run's, as `kubectl patch --type merge` does; return the new generation."""
+        place = (GROUP, VERSION, self.namespace, PLURAL, name)
+        return int(self.custom.patch_namespaced_custom_object(*place, {"spec": spec})["metadata"]["generation"])
 
     def wait(self, name: str, what: str, condition: Any, timeout: float = RUN_SECONDS) -> InternVLFineTuneStatus:
         """Wait until `condition(status)` holds and return the status; `what` names it in the error message."""
@@ -90,7 +110,7 @@ class Platform:
         """The same, but returns the whole resource."""
         seen = None
         try:
-            for resource in changes(self.api, name, NAMESPACE, timeout=timeout):
+            for resource in changes(self.api, name, self.namespace, timeout=timeout):
                 seen = read_status(resource)
                 if condition(seen):
                     return resource
@@ -110,7 +130,7 @@ class Platform:
 
     def forget(self, name: str) -> None:
         """Delete a run; the garbage collector deletes its children later."""
-        self.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
+        self.custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
 
     def delete(self, name: str) -> None:
         """Delete a run and wait until its children are gone."""
@@ -119,7 +139,7 @@ class Platform:
 
     def delete_all(self) -> None:
         """Delete every run, so that no pod outlives the tests."""
-        for resource in self.custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL)["items"]:
+        for resource in self.custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]:
             self.delete(resource["metadata"]["name"])
 
     def children(self, name: str) -> list[str]:
@@ -133,7 +153,7 @@ class Platform:
         return [
             item.metadata.name
             for listing in lists
-            for item in listing(NAMESPACE, label_selector=selector).items
+            for item in listing(self.namespace, label_selector=selector).items
             if any(owner.name == name for owner in item.metadata.owner_references or ())
         ]
 
@@ -141,16 +161,22 @@ class Platform:
         """A run's pods; `labels` by the last part of their names, such as stage="train"."""
         wanted = {LABEL_JOB: name} | {f"{GROUP}/{label}": value for label, value in labels.items()}
         selector = ",".join(f"{label}={value}" for label, value in wanted.items())
-        return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
+        return list(self.core.list_namespaced_pod(self.namespace, label_selector=selector).items)
 
     def signal_worker(self, pod: str, number: signal.Signals) -> None:
         """Signal the training process of a pod (not its launcher) as soon as it exists."""
-        uid = self.core.read_namespaced_pod(pod, NAMESPACE).metadata.uid
+        uid = self.core.read_namespaced_pod(pod, self.namespace).metadata.uid
         found = wait_for(
             f"a training process in {pod}",
             lambda: processes(f"pod{uid}", "-m internvl_trainer train"),
         )
         found[0].send_signal(number)
+
+    def events(self, name: str) -> list[str]:
+        """The Events of a run, each `reason: message`."""
+        field = f"involvedObject.name={name}"
+        found = self.core.list_namespaced_event(self.namespace, field_selector=field).items
+        return [f"{event.reason}: {event.message}" for event in found]
 
     def upload_poisoned_checkpoint(self, key: str) -> None:
         """A checkpoint whose logits overflow, so that training gets no finite loss."""

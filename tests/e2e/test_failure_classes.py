@@ -24,7 +24,7 @@ from ivft_demo.follow import read_status
 from ivft_demo.results import losses
 from kubernetes import client
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("holds")]
 
 POISONED_KEY = f"{MODEL_KEY}-poisoned"
 NO_ROOM, MORE_IMPORTANT = "classes-no-room", "classes-more-important"  # PriorityClasses
@@ -283,7 +283,9 @@ def test_kubectl_ivft_why_shows_the_reason_in_a_terminal(
 def test_a_finished_run_is_deleted_after_its_ttl(platform: Platform) -> None:
     late = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 2}
     platform.apply("quickstart", "short-lived", podTemplate={"nodeSelector": {"disk": "none"}}, runPolicy=late)
-    platform.wait("short-lived", "Failed", Told("Failed", "DeadlineExceeded", "finds no node").by)
+    platform.wait(
+        "short-lived", "Failed", Told("Failed", "DeadlineExceeded", "spec.runPolicy.activeDeadlineSeconds").by
+    )
     with pytest.raises(AssertionError, match="was deleted"):
         platform.wait("short-lived", "deleted", lambda status: False)
     wait_for("no child is left", lambda: not platform.children("short-lived"))

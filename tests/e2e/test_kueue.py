@@ -26,6 +26,7 @@ HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
 # Enough steps to preempt a run between its first checkpoint and its end.
 LONG = {"maxSteps": 150, "epochs": 60, "globalBatchSize": 16}
+SHORT = LONG | {"maxSteps": 8}  # of a run that waits for its turn
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
     (
@@ -109,7 +110,7 @@ def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
     return True
 
 
-def submit(platform: Platform, name: str, **more: Any) -> str:
+def submit(platform: Platform, name: str, training: dict[str, int] = LONG, **more: Any) -> str:
     """A run with four processes that each hold one fake GPU and train on the CPU."""
     template = {
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
@@ -119,7 +120,13 @@ def submit(platform: Platform, name: str, **more: Any) -> str:
     scheduling = {"gang": "kueue", "queue": "team"}
     checkpoint = {"everySteps": 40}
     return platform.apply(
-        "quickstart", name, **GPUS, training=LONG, checkpoint=checkpoint, scheduling=scheduling, podTemplate=template
+        "quickstart",
+        name,
+        **GPUS,
+        training=training,
+        checkpoint=checkpoint,
+        scheduling=scheduling,
+        podTemplate=template,
     )
 
 
@@ -149,7 +156,7 @@ def test_the_queue_admits_one_run_after_the_other(
     assert len(pods_started(platform, "first")) == GPUS["workers"]
 
     # No quota is left: the second run waits with Kueue's own reason, and its preflight holds no GPU.
-    submit(platform, "second")
+    submit(platform, "second", SHORT)
     platform.wait("second", "held by its queue", gated)
     tell("the second run waits")
     assert not pods_started(platform, "second")

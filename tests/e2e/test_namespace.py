@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Platform, trains
+from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, Platform, stalled, trains
 from internvl_api.constants import LABEL_JOB
-from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.images import pause_image
 from ivft_cluster.shell import wait_for
 from ivft_demo.results import losses
@@ -97,12 +96,6 @@ def begun(platform: Platform, quota: None, injection: bool) -> Iterator[None]:
     platform.apply("quickstart", "x-baseline", training=SHORT, evaluation=both)
     yield
     platform.delete_all()
-
-
-def stalled(status: InternVLFineTuneStatus) -> str:
-    """The reason of the condition Stalled, while it is True."""
-    found = [each.reason for each in status.conditions if (each.type, each.status) == ("Stalled", "True")]
-    return found[0] if found else ""
 
 
 def active_pods(platform: Platform, run: str, **labels: str) -> list[str]:

@@ -1,14 +1,19 @@
-"""A run survives drain, shutdown and memory pressure of its node."""
+"""A run survives drain, shutdown, memory pressure and power loss of its node."""
 
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from e2e.harness import CHECKPOINT, NAMESPACE, Platform, assert_same_losses, trains
 from internvl_api.constants import LABEL_JOB
 from internvl_api.status import InternVLFineTuneStatus, StageStatus
+from ivft_cluster import helm
 from ivft_cluster.shell import wait_for
+from ivft_demo.install import Images, chart_values
 from ivft_demo.results import Loss, losses
 from kubernetes import client
 
@@ -95,7 +100,7 @@ def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
     output, before = start(platform, "pressed")
     victim = node_of(platform, "pressed-train-1")
     available = int(platform.cluster.memory_available(victim))
-    platform.cluster.set_eviction(victim, "memory.available", str(available + (4 << 30)))
+    platform.cluster.set_eviction(victim, "memory.available", str(available + (12 << 30)))
     try:
         stage = ended_attempt(platform, "pressed", before)
         assert stage.reason == "Evicted", stage.message
@@ -104,4 +109,48 @@ def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
         platform.cluster.set_eviction(victim, "memory.available", "100Mi")
     status = platform.follow("pressed")
     assert status.restarts.user == 0
+    assert_same_losses(losses(platform.s3, output), undisturbed)
+
+
+@pytest.fixture
+def node_leases(platform: Platform, images: Images) -> Iterator[None]:
+    """The chart's value that lets the operator read the Leases of nodes."""
+    values = chart_values(images, retryCapSeconds=5)
+    helm.upgrade(platform.cluster.kubeconfig, values | {"nodeLeases": True})
+    yield
+    helm.upgrade(platform.cluster.kubeconfig, values)
+
+
+def node_of_leader(platform: Platform) -> str:
+    """The node of the operator's replica that leads."""
+    coordination: Any = client.CoordinationV1Api(platform.api)
+    holder = coordination.read_namespaced_lease(helm.RELEASE, helm.NAMESPACE).spec.holder_identity
+    pods = platform.core.list_namespaced_pod(helm.NAMESPACE).items
+    return next(str(pod.spec.node_name) for pod in pods if holder.startswith(pod.metadata.name))
+
+
+def test_a_node_without_power_is_replaced_before_kubernetes_gives_it_up(
+    platform: Platform, undisturbed: list[Loss], node_leases: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, before = start(platform, "powerless")
+    # the operator itself goes on: this is about what it sees
+    victim = next(name for name in platform.cluster.node_names if name != node_of_leader(platform))
+    assert victim in {node_of(platform, f"powerless-train-{rank}") for rank in (0, 1)}
+    platform.cluster.kill_node(victim)
+    off = time.monotonic()
+    try:
+        stage = ended_attempt(platform, "powerless", before)
+        ended = time.monotonic() - off
+        assert stage.reason == "NodeLost", stage.message
+        again = platform.wait("powerless", "training again", lambda s: s.attempt > before.attempt and trains(s))
+        with capsys.disabled():
+            print(
+                f"\nno power: the attempt ended after {ended:.0f} s, trains again after {time.monotonic() - off:.0f} s"
+            )
+        assert victim not in {node_of(platform, f"powerless-train-{rank}") for rank in (0, 1)}
+        assert again.restarts.user == 0
+    finally:
+        platform.cluster.start_node(victim)
+        platform.cluster.wait_nodes_ready()
+    platform.follow("powerless")
     assert_same_losses(losses(platform.s3, output), undisturbed)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from e2e.harness import Platform
-from internvl_api.publish_condition import RETRIEVAL_METRICS
+from internvl_api.publish_condition import ANSWER_METRICS, RETRIEVAL_METRICS
 from internvl_api.status import InternVLFineTuneStatus
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET
@@ -16,7 +16,7 @@ from ivft_demo.results import download, list_keys, read_object, verify_manifest
 
 pytestmark = pytest.mark.e2e
 
-STAGES = ["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
+STAGES = ["preflight", "baseline-evaluate", "baseline-score", "train", "evaluate", "score", "merge", "publish"]
 
 
 class Finished(NamedTuple):
@@ -36,7 +36,11 @@ def test_one_cr_runs_every_stage_and_the_captions_get_better(evaluated: Finished
     assert all(stage.started_at and stage.finished_at for stage in status.stages)
     assert status.evaluation is not None
     before, after = status.evaluation.baseline["photographs"], status.evaluation.final["photographs"]
-    assert set(before) == set(after) == {"BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr"}
+    assert (
+        set(before)
+        == set(after)
+        == {"BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", *ANSWER_METRICS}
+    )
     assert after["CIDEr"] > before["CIDEr"] + 0.1
     assert all(after[metric] > before[metric] for metric in ("BLEU_1", "METEOR", "ROUGE_L"))
 
@@ -61,7 +65,7 @@ def test_published_files_are_complete_and_in_status(platform: Platform, evaluate
 
 
 def test_metrics_are_available_after_the_pods_are_gone(platform: Platform, evaluated: Finished) -> None:
-    query = 'internvl_job_evaluation{name="evaluated",task="photographs",metric="CIDEr",model="final"}'
+    query = 'internvl_job_evaluation{job_name="evaluated",task="photographs",metric="CIDEr",model="final"}'
     (series,) = wait_for("Prometheus has the figure", lambda: platform.cluster.prometheus.query(query), timeout=60)
     assert evaluated.status.evaluation is not None
     assert float(series["value"][1]) == pytest.approx(evaluated.status.evaluation.final["photographs"]["CIDEr"])
@@ -96,7 +100,7 @@ def test_an_unmet_condition_publishes_nothing_and_keeps_the_adapter(platform: Pl
     (failed,) = [condition for condition in status.conditions if condition.type == "Failed"]
     assert failed.reason == "EvaluationBelowThreshold"
     assert "CIDEr >= 100" in failed.message
-    assert [stage.state for stage in status.stages] == ["Succeeded"] * 3 + ["Failed"] + ["Pending"] * 2
+    assert [stage.state for stage in status.stages] == ["Succeeded"] * 5 + ["Failed"] + ["Pending"] * 2
     assert not list_keys(platform.s3, f"{evaluated.output}/artifacts/manifest.json")
     assert "condition" in json.dumps(read_object(platform.s3, status.artifacts["report"]).decode()).lower()
     assert list_keys(platform.s3, status.artifacts["adapter"])
@@ -106,7 +110,9 @@ def test_retrieval_training_improves_recall(platform: Platform) -> None:
     """A retrieval model runs through the same stages on two nodes."""
     output = platform.apply("quickstart-retrieval", "retrieval")
     status = platform.follow("retrieval")
-    assert [stage.name for stage in status.stages] == [name for name in STAGES if name != "merge"]
+    assert [stage.name for stage in status.stages] == [
+        name for name in STAGES if name not in ("baseline-score", "score", "merge")
+    ]
     assert status.evaluation is not None
     before, after = status.evaluation.baseline["photographs"], status.evaluation.final["photographs"]
     assert set(before) == set(after) == set(RETRIEVAL_METRICS)

@@ -4,13 +4,12 @@ A box is a module or subpackage directly under its package; the contract is one 
 that close a cycle are left out of the layering and listed below it, so that the picture shows what is still to mend.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import Path
 
 import grimp
+from internvl_api.generated import generate
 
 CONTRACT = "internvl_api"
 APPLICATIONS = ("internvl_operator", "internvl_trainer")
@@ -164,20 +163,8 @@ def _document(parts: list[str], height: float) -> str:
 
 
 def main() -> int:
-    """Write the picture of the import layers; `--check` fails instead when it is out of date."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the picture differs")
-    parser.add_argument("path", type=Path)
-    arguments = parser.parse_args()
-    path: Path = arguments.path
-    drawn = draw()
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    if arguments.check and before != drawn:
-        print(f"{path}: differs from the imports in the code; run `make generate`", file=sys.stderr)
-        return 1
-    if before != drawn:
-        path.write_text(drawn, encoding="utf-8")
-    return 0
+    """Write the picture of the import layers; with `--check` fail when it is out of date."""
+    return generate(main.__doc__, lambda path: {path: draw()})
 
 
 if __name__ == "__main__":

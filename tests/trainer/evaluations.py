@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
+from internvl_trainer.model.adapters import LoraSettings, apply_method
+from internvl_trainer.model.load import LoadedModel, load_chat_model
 from PIL import Image
 from trainer.contexts import Alone, group_context
 from trainer.runs import make_config
@@ -81,3 +84,15 @@ def predictions(folder: Path, stage: str, task: str) -> list[dict[str, Any]]:
     """Rows of a task's predictions."""
     path = folder / "output" / "stages" / stage / "predictions" / f"{task}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def load_with_adapter(base: Path) -> LoadedModel:
+    """A chat model in fp32 with an adapter that changes its answers; every call gives the same weights."""
+    loaded = load_chat_model(base, dtype=torch.float32)
+    apply_method(loaded.model, "lora", lora=LoraSettings(4, 2))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return loaded

@@ -89,9 +89,10 @@ def test_what_is_nothing_beside_the_largest_may_be_rounding_alone() -> None:
 
 def gradients(supervised: int) -> dict[str, torch.Tensor]:
     """Gradients when only the last `supervised` tokens of the answer carry labels; the row has a picture."""
-    model, batch = load("qwen2").model.train(), collate([sample("qwen2/Hermes-2", 3)], 0)
+    model, batch = load("qwen2").model.train(), collate([sample("qwen2/Hermes-2", 3)])
     places = (batch["labels"] != -100).nonzero()[:-supervised]
     batch["labels"][tuple(places.T)] = -100
+    del batch["supervised"]
     model(**batch).loss_sum.backward()
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 

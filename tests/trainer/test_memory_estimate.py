@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gpu.models import upstream_config
 from internvl_api.memory import activations
 from internvl_api.memory.estimate import memory
 from internvl_api.memory.setup import Row, Setup, ZeroSettings
@@ -78,33 +79,7 @@ def a_setup(kind: LanguageKind, tower: VisionTower = SMALL_TOWER, **changes: obj
 
 def build(setup: Setup) -> ChatModel:
     """The native model of a setup's dimensions, ready to train."""
-    language, vision = setup.model.language, setup.model.vision
-    upstream = {
-        "model_type": "internvl_chat",
-        "ps_version": "v2",
-        "template": "Hermes-2",
-        "llm_config": {
-            "model_type": language.kind,
-            "hidden_size": language.hidden,
-            "num_hidden_layers": language.layers,
-            "num_attention_heads": language.heads,
-            "num_key_value_heads": language.kv_heads,
-            "intermediate_size": language.intermediate,
-            "vocab_size": language.vocab,
-            "bias": False,
-            "pad_token_id": 0,
-        },
-        "vision_config": {
-            "image_size": 448,
-            "hidden_size": vision.hidden,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.intermediate,
-            "qkv_bias": vision.qkv_bias,
-            "qk_normalization": vision.qk_norm,
-            "norm_type": "layer_norm" if vision.layer_norm else "rms_norm",
-        },
-    }
+    upstream = upstream_config(setup.model)
     native = InternVLForConditionalGeneration(native_config(upstream, IMAGE_TOKEN))
     native.set_attn_implementation("sdpa")
     model = ChatModel(native, read_architecture(upstream))
@@ -155,9 +130,16 @@ LORA = {"language_rank": 8, "learns_language": False, "learns_projector": False}
         pytest.param(a_setup("phi3", gradient_checkpointing=False, element_bytes=4), 0.02, id="phi3, fp32, no ckpt"),
         pytest.param(a_setup("qwen2", **LORA), 0.02, id="qwen2, lora"),
         pytest.param(a_setup("qwen2", **LORA, element_bytes=4), 0.02, id="qwen2, lora, fp32"),
-        pytest.param(a_setup("qwen2", **LORA, gradient_checkpointing=False), 0.05, id="qwen2, lora, no checkpointing"),
-        pytest.param(a_setup("internlm2", **LORA), 0.02, id="internlm2, lora with one A for q, k, v"),
-        pytest.param(a_setup("phi3", **LORA), 0.02, id="phi3, lora"),
+        pytest.param(
+            a_setup("qwen2", **LORA, gradient_checkpointing=False),
+            0.05,
+            id="qwen2, lora, no checkpointing",
+            marks=pytest.mark.soak,
+        ),
+        pytest.param(
+            a_setup("internlm2", **LORA), 0.02, id="internlm2, lora with one A for q, k, v", marks=pytest.mark.soak
+        ),
+        pytest.param(a_setup("phi3", **LORA), 0.02, id="phi3, lora", marks=pytest.mark.soak),
         pytest.param(a_setup("qwen2", learns_vision=True), 0.10, id="small tower learns"),
         pytest.param(a_setup("qwen2", LARGE_TOWER, learns_vision=True), 0.10, id="large tower learns"),
         pytest.param(

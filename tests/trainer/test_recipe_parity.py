@@ -188,3 +188,11 @@ def test_a_difference_in_behaviour_is_shown_by_a_test(row: list[str]) -> None:
     file, _, name = shown_by.strip("`").partition("::")
     text = (ROOT / "tests" / "trainer" / file).read_text(encoding="utf-8")
     assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"{shown_by} is not there"
+
+
+@pytest.mark.parametrize("recipe", ["internvl-14b-head-coco", "internvl-14b-lora-coco"])
+def test_where_guide_and_script_disagree_the_recipe_is_the_script(recipe: str) -> None:
+    rows = [row for row in table("Where upstream's guide and its scripts disagree") if row[3] != row[2]]
+    assert [row[3] for row in rows] == ["0.0", "`zero_stage3_config.json`"] * 2
+    config = recipe_config(recipe)
+    assert (config.model.drop_path_rate, config.training.zero_stage) == (0.0, 3)

@@ -1,25 +1,44 @@
 {{/*
-The release's name if it contains the chart's name, else both joined by a hyphen. A Service's name has at most 63
-characters, and those of the chart's Services end with -metrics and -webhook.
+fullnameOverride, else the release's name if it contains the chart's name (or nameOverride), else both joined by a
+hyphen. A Service's name has at most 63 characters, and those of the chart's Services end with -metrics and -webhook.
 */}}
 {{- define "internvl-operator.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 55 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 55 | trimSuffix "-" -}}
+{{- $name := include "internvl-operator.name" . -}}
+{{- $release := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{- .Values.fullnameOverride | default $release | trunc 55 | trimSuffix "-" -}}
 {{- end -}}
+
+{{- define "internvl-operator.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "internvl-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "internvl-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Labels of every object. The schema keeps the selector's labels out of commonLabels. */}}
 {{- define "internvl-operator.labels" -}}
-{{ include "internvl-operator.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- $chart := printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 -}}
+{{- $labels := dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service -}}
+{{- $labels = merge (include "internvl-operator.selectorLabels" . | fromYaml) $labels (dict "helm.sh/chart" $chart) -}}
+{{- mergeOverwrite $labels (.Values.commonLabels | default dict) | toYaml -}}
+{{- end -}}
+
+{{/* Reference of an image: a dict with image (registry, repository, tag, digest) and root (the chart's context). */}}
+{{- define "internvl-operator.image" -}}
+{{- $registry := .image.registry | default (.root.Values.global).imageRegistry -}}
+{{- $repository := empty $registry | ternary .image.repository (printf "%s/%s" (trimSuffix "/" ($registry | toString)) .image.repository) -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (.image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Pull secrets as JSON: those of the given list and global.imagePullSecrets, each once. */}}
+{{- define "internvl-operator.pullSecrets" -}}
+{{- concat (.secrets | default list) ((.root.Values.global).imagePullSecrets | default list) | uniq | toJson -}}
 {{- end -}}
 
 {{- define "internvl-operator.serviceAccountName" -}}
@@ -65,6 +84,54 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
 {{- $pods := dict "matchLabels" (include "internvl-operator.selectorLabels" . | fromYaml) -}}
 {{- prepend .Values.networkPolicy.prometheus (dict "namespaceSelector" $namespace "podSelector" $pods) | toJson -}}
+{{- end -}}
+
+{{/* A proxy's URL; a dict with name and url. The message shows no part of a password. */}}
+{{- define "internvl-operator.proxyUrl" -}}
+{{- if contains "@" .url -}}
+{{- fail (printf "proxy.%s: found a user name or a password, expected http://host:port; pods of every namespace would show it, so let runs set HTTPS_PROXY in podTemplate.env from a Secret of their namespace" .name) -}}
+{{- end -}}
+{{- if and .url (not (regexMatch "^https?://[^\\s/]+/?$" .url)) -}}
+{{- fail (printf "proxy.%s: found %q, expected http://host:port" .name .url) -}}
+{{- end -}}
+{{- .url -}}
+{{- end -}}
+
+{{/*
+Variables of the operator's way out, as a JSON list; extraEnv wins. The API server is always reached directly: the kubelet
+puts its address where the reference is.
+*/}}
+{{- define "internvl-operator.egress" -}}
+{{- $set := dict -}}
+{{- range $name := list "http" "https" -}}
+{{- $url := include "internvl-operator.proxyUrl" (dict "name" $name "url" (get $.Values.proxy $name | default "")) -}}
+{{- if $url -}}
+{{- $_ := set $set (printf "%s_PROXY" (upper $name)) $url -}}
+{{- end -}}
+{{- end -}}
+{{- if or $set .Values.proxy.noProxy -}}
+{{- $direct := list "localhost" "127.0.0.1" "::1" ".svc" ".cluster.local" "$(KUBERNETES_SERVICE_HOST)" .Values.proxy.noProxy -}}
+{{- $_ := set $set "NO_PROXY" (compact $direct | join ",") -}}
+{{- end -}}
+{{- range $name := keys $set -}}
+{{- $_ := set $set (lower $name) (get $set $name) -}}
+{{- end -}}
+{{- if .Values.caBundle.configMap -}}
+{{- range $name := list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" -}}
+{{- $_ := set $set $name "/etc/internvl/ca/ca.crt" -}}
+{{- end -}}
+{{- end -}}
+{{- $taken := list -}}
+{{- range .Values.extraEnv -}}
+{{- $taken = append $taken (lower .name) -}}
+{{- end -}}
+{{- $found := list -}}
+{{- range $name := keys $set | sortAlpha -}}
+{{- if not (has (lower $name) $taken) -}}
+{{- $found = append $found (dict "name" $name "value" (get $set $name)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
 {{- end -}}
 
 {{- define "internvl-operator.subject" -}}

@@ -20,9 +20,10 @@ IDENTIFIED = {"addresses": "identified"}
 
 HIDDEN = "…"
 # The scheme of an address within a text; what follows it, up to white space or a quote, is the address.
-_SCHEME = re.compile(r"((?:https?|s3|hf|pvc|ftps?|wss?)://)", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)", re.IGNORECASE)
 _END = re.compile(r"[\s\"'<>`]")
 _SECRET_PART = re.compile(r"[?#;]")  # where the query, the fragment or the path parameters begin
+_AT_REVISION = ("hf://", "pvc://")  # an @ in these begins a revision
 _WEB = ("http://", "https://", "ftp://", "ftps://", "ws://", "wss://")
 
 
@@ -117,21 +118,24 @@ def redact(text: str) -> str:
 def _redact_one(scheme: str, rest: str) -> tuple[str, bool]:
     """What to show of an address, and whether its end was left out."""
     rest = _without_user(scheme.lower(), rest)
-    if scheme.lower() in _WEB and (secret := _SECRET_PART.search(rest)):
+    if scheme.lower().endswith(_WEB) and (secret := _SECRET_PART.search(rest)):
         return f"{scheme}{rest[: secret.start()]}{rest[secret.start()]}{HIDDEN}", True
     return f"{scheme}{rest}", False
 
 
 def _without_user(scheme: str, rest: str) -> str:
     """The part after the scheme without `user:password@`; a password may hold a slash."""
-    if scheme not in (*_WEB, "s3://"):
+    if scheme.endswith(_AT_REVISION):
         return rest
     authority = re.split(r"[/?#;]", rest, maxsplit=1)[0]
+    known = scheme.endswith((*_WEB, "s3://"))
+    if not known and ":" not in rest.partition("@")[0]:  # a user without a password, as in ssh://git@host
+        return rest
     if "@" in authority:
         return rest[authority.rindex("@") + 1 :]
     _, colon, port = authority.partition(":")
     if colon and not port.isdigit() and not authority.startswith("["):  # the rest of a password follows a slash
-        return rest.rpartition("@")[2] if "@" in rest else f"{HIDDEN}"
+        return rest.rpartition("@")[2] if "@" in rest else HIDDEN if known else rest
     return rest
 
 

@@ -6,6 +6,7 @@ GROUP = "internvl.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "InternVLFineTune"
+LOCAL_UID = "local"  # the uid of every run without a cluster, so that the same file always gives the same run.yaml
 PLURAL = "internvlfinetunes"
 SINGULAR = "internvlfinetune"
 SHORT_NAME = "ivft"
@@ -20,13 +21,17 @@ LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_NODE_RANK = f"{GROUP}/node-rank"
 # Digests of the spec as written that a pod belongs to; an upgraded operator computes the same, so it restarts nothing.
 ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of the part that decides the result
-ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets and scheduling; runPolicy is in neither
+ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets, scheduling, network; runPolicy in neither
 # Digest of the operator's settings that a pod was made with: an unstarted pod with another one is recreated.
 ANNOTATION_DEFAULTS_DIGEST = f"{GROUP}/defaults-digest"
 # On a run, "true": take over the children that an earlier run of this name and output left behind.
 ANNOTATION_ADOPT = f"{GROUP}/adopt"
+# On an adopted child: uids of the runs that it belonged to before, the latest first.
+ANNOTATION_ADOPTED_FROM = f"{GROUP}/adopted-from"
 
-GPU = "nvidia.com/gpu"  # resource name of GPUs
+GPU = "nvidia.com/gpu"  # resource of GPUs, unless the run or the operator names another
+# An extended resource: a domain, a slash and a name.
+GPU_RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 # Inside a worker pod.
 CONFIG_PATH = "/etc/internvl/run.yaml"
@@ -39,10 +44,12 @@ METRICS_PORT = 9400  # /metrics and /progress of a pod's first rank; its other r
 
 ENV_ATTEMPT = "INTERNVL_ATTEMPT"
 ENV_JOB_UID = "INTERNVL_JOB_UID"
+ENV_ADOPTED_UIDS = "INTERNVL_ADOPTED_UIDS"  # of earlier runs whose pods this run has adopted, separated by commas
 ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks for
 ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
+TAKING_STEPS = "training"  # `detail` of /progress while training takes steps, and does nothing else
 ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
 
 

@@ -5,16 +5,15 @@ Reference: Kubernetes documentation, "Extend the Kubernetes API with CustomResou
 structural schema".
 """
 
-import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from internvl_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
+from internvl_api.generated import generate
 from internvl_api.spec import RECIPE_SECTIONS, InternVLFineTuneSpec
 from internvl_api.status import UNOBSERVED, InternVLFineTuneStatus
 from internvl_api.validation.cel_rules import add_rules
@@ -168,26 +167,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def generate(content: Schema, description: str | None) -> int:
-    """Write an object as YAML to the paths on the command line; with --check, 1 when one is out of date, else 0."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
-    parser.add_argument("paths", nargs="+", type=Path)
-    arguments = parser.parse_args()
-    text = _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
-    stale = [p for p in arguments.paths if not p.exists() or p.read_text(encoding="utf-8") != text]
-    for path in stale:
-        if arguments.check:
-            print(f"{path} differs from the models; run `make generate`", file=sys.stderr)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    return 1 if arguments.check and stale else 0
+def as_yaml(content: Schema) -> str:
+    """The text of a generated file with one object."""
+    return _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def main() -> int:
     """Write the CRD to each path; with `--check` fail when a file is out of date."""
-    return generate(build_crd(), main.__doc__)
+    return generate(main.__doc__, lambda path: {path: as_yaml(build_crd())})
 
 
 if __name__ == "__main__":

@@ -153,6 +153,12 @@ FAULTS = (
         ),
     ),
     Fault(
+        reason="NodeUnfit",
+        blame="node",
+        advice="run `internvl-trainer doctor` on the node for the whole table, or lower spec.doctor.expect",
+        texts=(Text("the stage doctor", r"doctor: \d+ checks? failed on this node: "),),
+    ),
+    Fault(
         reason="SharedMemoryFull",
         blame="run",
         advice="/dev/shm is full: raise spec.podTemplate.shmSize, or lower spec.training.dataWorkers",

@@ -24,9 +24,11 @@ GROUNDING_METRICS = ("box_accuracy",)
 _WAYS = ("image_to_text", "text_to_image")
 # InternVL-C compares pooled vision features with the text's, InternVL-G the features of its queries.
 RETRIEVAL_METRICS = tuple(f"{model}_{way}_R{k}" for model in ("C", "G") for way in _WAYS for k in (1, 5, 10))
-METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS, *RETRIEVAL_METRICS)
+# Of every task whose answers are texts: they say whether the model answers at all, not how well.
+ANSWER_METRICS = ("distinct_answers", "answers_at_limit", "empty_answers", "repetition")
+METRICS = (*CAPTION_METRICS, *VQA_METRICS, *GROUNDING_METRICS, *RETRIEVAL_METRICS, *ANSWER_METRICS)
 
-_NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(METRICS)})"
+_NAME = rf"(baseline\.)?([A-Za-z][A-Za-z0-9_]*\.)?({'|'.join(sorted(METRICS, key=len, reverse=True))})"  # R10 before R1
 _NUMBER = r"[0-9]+(\.[0-9]+)?"
 _OPERAND = rf"({_NAME}|{_NUMBER})"
 _SIDE = rf"{_OPERAND}( *[-+*] *{_OPERAND})?"

@@ -11,25 +11,30 @@ from internvl_api.models.kinds import ModelKind
 from internvl_api.spec import (
     Checkpoint,
     Data,
+    Doctor,
     Evaluation,
     Image,
     Lora,
     Merge,
     Method,
+    Network,
     Precision,
     Publish,
     Retrieval,
     Training,
 )  # fmt: skip
 from internvl_api.types import ApiModel, Template
-from internvl_api.validation import cross_field, entry_names, evaluation
+from internvl_api.validation import cross_field, entry_names, evaluation, evaluation_alone, row_sizes
 from internvl_api.validation.cel_rules import broken
 
-# What also refuses a run.yaml written by hand: the rules about one section.
-_SECTION_RULES = tuple(
-    rule
-    for rule in (*entry_names.RULES, *cross_field.RULES, *evaluation.RULES)
-    if rule.at.partition(".")[0] in ("data", "image", "training", "evaluation")
+# What also refuses a run.yaml written by hand: the rules about one section, and what an evaluation alone needs.
+_SECTION_RULES = (
+    tuple(
+        rule
+        for rule in (*entry_names.RULES, *cross_field.RULES, *row_sizes.RULES, *evaluation.RULES)
+        if rule in evaluation.HELD_OUT_RULES or rule.at.partition(".")[0] in ("data", "image", "training", "evaluation")
+    )
+    + evaluation_alone.RUN_CONFIG_RULES
 )
 
 
@@ -39,6 +44,7 @@ class ResolvedModel(ApiModel):
     name: str | None = None
     kind: ModelKind = "chat"
     source: Addressed
+    adapter: Addressed | None = Field(None, description="Adapter to evaluate on the base model, with method none")
     template: Template | None = Field(
         None, description="Conversation template; None: the one in the checkpoint's config.json"
     )
@@ -63,11 +69,16 @@ class RunConfig(ApiModel):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     merge: Merge = Field(default_factory=Merge)
     publish: Publish = Field(default_factory=Publish)
+    doctor: Doctor = Field(default_factory=Doctor)
+    network: Network = Field(default_factory=Network)
     output: str
     workers: int = Field(ge=1)
     processes_per_worker: int = Field(ge=1)
     device: Literal["cuda", "cpu"]
     gradient_accumulation: int = Field(ge=1)
+    grace_seconds: int | None = Field(
+        None, ge=1, description="Seconds from SIGTERM until a training worker is killed; None: no limit"
+    )
     allow_private_addresses: bool | None = Field(
         None,
         description="Whether https:// sources may be on private and loopback addresses; default: the variable "
@@ -84,6 +95,11 @@ class RunConfig(ApiModel):
     def world_size(self) -> int:
         """Ranks over all pods."""
         return self.workers * self.processes_per_worker
+
+    @property
+    def validation_every(self) -> int:
+        """Steps between two losses on data.validation."""
+        return self.evaluation.every_steps or self.checkpoint.every_steps
 
     @property
     def precision(self) -> Precision:

@@ -7,10 +7,22 @@ from pydantic import ConfigDict, Field, field_validator
 from internvl_api.types import ApiModel
 
 Phase = Literal["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed"]
-StageName = Literal["preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish"]
+StageName = Literal[
+    "preflight", "doctor", "baseline-evaluate", "baseline-score", "train", "evaluate", "score", "merge", "publish"
+]
 StageState = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"]
 StepPhase = Literal["data", "meeting", "computing"]
-ConditionType = Literal["Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "MemoryEstimate"]
+ConditionType = Literal[
+    "Ready",
+    "Reconciling",
+    "Stalled",
+    "Suspended",
+    "Complete",
+    "Failed",
+    "MemoryEstimate",
+    "ResourceEstimate",
+    "NetworkEstimate",
+]
 ATTEMPTS_LISTED = 10  # attempts of a stage that status lists; of earlier ones it keeps the GPU-seconds
 # observedGeneration of a run that no operator has seen yet. The API server fills it in: without it, kstatus takes a new
 # run for a finished one, and Flux does not wait for it.
@@ -22,6 +34,8 @@ Uri = Annotated[str, Field(max_length=8192)]
 Text = Annotated[str, Field(max_length=32_768)]  # as of a condition's message
 Word = Annotated[str, Field(max_length=256)]
 Metrics = Annotated[dict[str, float], Field(max_length=1000)]
+# Bytes per second. Pods report them: a number outside these bounds is no measurement.
+Rate = Annotated[float, Field(strict=True, ge=1, le=1e15)]
 Artifacts = Annotated[dict[str, Uri], Field(max_length=10_000)]
 
 
@@ -39,6 +53,16 @@ class Condition(_Reported):
     message: str = Field("", max_length=32768, description="Details: what, where, found, expected, next step")
     last_transition_time: Time = Field(description="When `status` last changed")
     observed_generation: int | None = Field(None, description="metadata.generation that the condition is about")
+
+
+class Bandwidth(_Reported):
+    """What an attempt at training measures at its start; each checkpoint measures `storageWrite` again."""
+
+    all_reduce: Rate | None = Field(
+        None, description="Bus bandwidth of an all-reduce over all ranks, as nccl-tests counts it (busbw)"
+    )
+    storage_write: Rate | None = Field(None, description="Bytes per second that the slowest node writes to spec.output")
+    storage_read: Rate | None = Field(None, description="Bytes per second that the slowest node reads from spec.output")
 
 
 class Progress(_Reported):
@@ -60,9 +84,19 @@ class Progress(_Reported):
         "there is none",
     )
     validation_loss: float | None = Field(None, description="Latest loss on data.validation")
+    best_step: int | None = Field(None, description="Step with the lowest loss on data.validation so far")
+    best_validation_loss: float | None = Field(None, description="Lowest loss on data.validation so far")
+    exported_step: int | None = Field(None, description="Step whose weights were exported, once they are")
+    ended_early: Text | None = Field(
+        None, description="Why training ended before its last step (training.earlyStopping); absent otherwise"
+    )
     peak_memory_bytes: int | None = Field(
         None, description="Most memory that the reporting container used at a report, without the page cache"
     )
+    peak_gpu_memory_bytes: int | None = Field(
+        None, description="Most memory that torch reserved on the GPU of the reporting process, in training"
+    )
+    bandwidth: Bandwidth | None = Field(None, description="Bandwidths that training measured")
     warning: Text | None = Field(
         None, description="First warning of training, `Reason: message`; training goes on, and its result may be bad"
     )
@@ -109,7 +143,7 @@ class StageStatus(_Reported):
     message: Text | None = Field(
         None,
         description="Why the last attempt ended before the stage was done, in detail; of a stage that is done, its "
-        "warning",
+        "warning, and why training ended early",
     )
     artifacts: Artifacts = Field(default_factory=dict, description="Name -> URI of what the stage wrote")
     attempts: list[AttemptStatus] | None = Field(
@@ -126,6 +160,25 @@ class Workers(_Reported):
     active: int = Field(0, description="Number of pods that are pending or running")
     succeeded: int = Field(0, description="Number of pods that succeeded")
     failed: int = Field(0, description="Number of pods that failed")
+
+
+class ElasticStatus(_Reported):
+    """Size of the groups of a run with minWorkers that does not have all of its workers."""
+
+    workers: int = Field(description="Number of workers in a group")
+    wanted: int = Field(description="spec.workers")
+    reason: Word = Field(description="Why there are fewer, as one word")
+    message: Text = Field(description="Why there are fewer, in detail")
+    grow_at: Time | None = Field(
+        None, description="Time after which the run tries all workers again, at its next checkpoint"
+    )
+    checkpoint_step: int | None = Field(
+        None, description="Step of the newest checkpoint when the groups got this size; they grow after a later one"
+    )
+    failed_growths: int = Field(0, description="Consecutive tries with all workers that failed; each doubles the wait")
+    growing_from: int | None = Field(
+        None, description="Number of workers before the present try with all of them; absent when none is in progress"
+    )
 
 
 class Restarts(_Reported):
@@ -167,6 +220,7 @@ class InternVLFineTuneStatus(_Reported):
         default_factory=dict, description="Name -> URI of everything that was written or published"
     )
     workers: Workers = Field(default_factory=Workers)
+    elastic: ElasticStatus | None = None
     restarts: Restarts = Field(default_factory=Restarts)
     started_at: Time | None = Field(None, description="When the run started")
     finished_at: Time | None = Field(None, description="When the run succeeded or failed")
@@ -197,6 +251,11 @@ class InternVLFineTuneStatus(_Reported):
         max_length=100,
         description="Node -> attempts of this run that its failure ended, two for a broken GPU; new pods avoid a node "
         "from 2 on",
+    )
+    lost_nodes: list[Word] = Field(
+        default_factory=list,
+        max_length=1024,
+        description="Nodes that were gone when the last attempt ended; the pods of the current one avoid them",
     )
     run_digest: Word | None = Field(
         None, description="Digest of the part of the spec that decides the result; a change restarts the stages"

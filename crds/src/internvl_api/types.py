@@ -8,6 +8,9 @@ from pydantic.alias_generators import to_camel
 from internvl_api.address import HOLD, OPEN, SHOW
 
 SOURCE_PATTERN = r"^(s3://[^/@:]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/@]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
+"""Addresses that a run writes to."""
+
 Source = Annotated[
     str,
     Field(

@@ -21,6 +21,7 @@ from internvl_operator import (
 )
 from internvl_operator.certificate_keeper import CertificateKeeper
 from internvl_operator.controller import Controller
+from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.health import Health
 from internvl_operator.http_server import TlsFolder
 from internvl_operator.kube.client import Api
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.setrecursionlimit(_NESTING)
     try:
         settings = Settings.from_env()
+        config = settings.operator_config()
         _set_up_logging(settings)
         api = Api.connect(timeout=settings.request_timeout_seconds, connections=4 * settings.worker_threads + 8)
     except SettingsError as error:
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     health = Health()
     if settings.leader_election:
         api.time_left = lambda: 0.0  # no write before this replica leads
-    if problem := _start_servers(settings, api, health):
+    if problem := _start_servers(settings, config, api, health):
         return _complain(1, problem)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,12 +111,16 @@ def work(settings: Settings, api: Api, health: Health, stop: threading.Event) ->
     return bool(memo.idle)
 
 
-def _start_servers(settings: Settings, api: Api, health: Health) -> str | None:
+def _start_servers(settings: Settings, config: OperatorConfig, api: Api, health: Health) -> str | None:
     """Start the servers of metrics, probes and webhook; returns the problem of the first that cannot start."""
+
+    def tls() -> Callable[[], ssl.SSLContext]:
+        return _webhook_tls(settings, api, health)
+
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
         ("liveness_port", health.serve),
-        ("webhook_port", lambda port: webhook.serve(port, _webhook_tls(settings, api, health), settings.policy)),
+        ("webhook_port", lambda port: webhook.serve(port, tls(), config.policy, config.gpu_memory)),
     ):
         port = getattr(settings, name)
         try:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from internvl_operator import metrics
-from internvl_operator.certificates import Served, expiry, issue, renewal_due, trusted, unusable, utc_now
+from internvl_operator.certificates import Served, expiry, issue, renewal_due, trusted, unusable
+from internvl_operator.clock import utc_now
 from internvl_operator.kube.client import ApiError
 from internvl_operator.kube.webhook_objects import Stored
 

@@ -4,7 +4,7 @@ Each certificate has a CA of its own. The CA's key is discarded once it has sign
 certificate that API servers would trust.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from cryptography import x509
@@ -100,11 +100,6 @@ def trusted(now: datetime, *bundles: bytes) -> bytes:
     """One bundle of the CAs in `bundles` that have not expired, in order, each once; skips unreadable bundles."""
     found = [certificate for bundle in bundles for certificate in _certificates(bundle)]
     return b"".join(dict.fromkeys(_pem(each) for each in found if now < each.not_valid_after_utc))
-
-
-def utc_now() -> datetime:
-    """This machine's time, in UTC."""
-    return datetime.now(UTC)
 
 
 def _certificates(bundle: bytes) -> list[x509.Certificate]:

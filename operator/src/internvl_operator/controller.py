@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator import metrics
+from internvl_operator.clock import utc_now
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
 from internvl_operator.core.reconcile import child_refused, reconcile, rejected
@@ -24,7 +25,9 @@ from internvl_operator.kube.client import Api, ApiError
 from internvl_operator.kube.event_recorder import EventRecorder
 from internvl_operator.kube.informer import Informer
 from internvl_operator.kube.name_conflicts import Adopted, Refused
+from internvl_operator.kube.node_lease import read_renewal
 from internvl_operator.kube.resync import Resync
+from internvl_operator.polling.node_watch import NodeWatch
 from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
 from internvl_operator.resolved_specs import ResolvedSpecs
@@ -51,7 +54,8 @@ class Parts:
     events: EventRecorder
     poller: ProgressPoller
     rank_probe: RankProbe
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    node_watch: NodeWatch
+    now: Callable[[], datetime] = utc_now
 
     @classmethod
     def make(cls, settings: Settings, api: Api) -> "Parts":
@@ -64,6 +68,7 @@ class Parts:
             events=EventRecorder(api),
             poller=ProgressPoller(queue.add, interval=interval, threads=threads),
             rank_probe=RankProbe(queue.add, threads=threads),
+            node_watch=NodeWatch(queue.add, lambda node: read_renewal(api, node), threads=threads),
         )
 
 
@@ -74,7 +79,7 @@ class Controller:
         parts = parts or Parts.make(settings, api)
         self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
         self._queue, self._events = parts.queue, parts.events
-        self._poller, self._rank_probe = parts.poller, parts.rank_probe
+        self._poller, self._rank_probe, self._node_watch = parts.poller, parts.rank_probe, parts.node_watch
         self._runs, self._resolved = RunCache(), ResolvedSpecs()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
@@ -125,6 +130,7 @@ class Controller:
         self._events.start()
         self._poller.start()
         self._rank_probe.start()
+        self._node_watch.start()
         for resync in self._resyncs:
             resync.start()
         for worker in self._workers:
@@ -136,6 +142,7 @@ class Controller:
         self._queue.close()
         self._poller.stop()
         self._rank_probe.stop()
+        self._node_watch.stop()
         for informer in self.informers:
             informer.stop()
         for resync in self._resyncs:
@@ -203,7 +210,8 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        run, now = read_run(raw, self._resolved.get, self._config.policy), self._now()
+        config, now = self._config, self._now()
+        run = read_run(raw, self._resolved.get, config.policy, config.gpu_memory)
         observed = self._observe(key)
         plan = reconcile(run, observed, now, self._config)
         try:
@@ -259,6 +267,7 @@ class Controller:
             pod_groups={raw["metadata"]["name"]: raw for groups in self._pod_groups.values() for raw in groups.of(key)},
             live=self._poller.latest(key),
             rank_answers=self._rank_probe.latest(key),
+            silences=self._node_watch.silences(key),
         )
 
     def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
@@ -276,6 +285,7 @@ class Controller:
             metrics.FIRST_POD_SECONDS.observe(max(0.0, (self._now() - run.created).total_seconds()))
 
     def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
+        self._node_watch.follow(key, plan.suspects)
         current = (plan.status.stage, plan.status.attempt, 0) if plan.status else None
         for pod in observed.pods:
             mine = pod.owner_uid == run.uid and (pod.stage, pod.attempt, pod.rank) == current
@@ -300,6 +310,7 @@ class Controller:
         self._applier.forget(uid)
         self._poller.forget(key)
         self._rank_probe.forget(key)
+        self._node_watch.follow(key, ())
         self._succeeded(key)
 
     def _succeeded(self, key: Key) -> None:

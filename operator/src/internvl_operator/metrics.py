@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
 
 from internvl_operator.core.policies import bad_nodes
+from internvl_operator.core.timestamps import from_text
 
 _PREFIX = "internvl_operator"
 
@@ -39,6 +40,26 @@ EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events d
 Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
 
 
+_PER_RUN = {
+    "phase": "1 for the run's phase",
+    "step": "Optimizer steps done",
+    "total_steps": "Optimizer steps of the run",
+    "loss": "Last reported training loss",
+    "attempt": "Current attempt",
+    "restarts": "Attempts that ended before their stage succeeded, by cause",
+    "avoided_nodes": "Nodes that the run avoids",
+    "missing_workers": "Workers that the spec asks for and the cluster has no room for",
+    "progress_timestamp_seconds": "When the current attempt of a running run last made progress",
+    "checkpoint_timestamp_seconds": "When the newest checkpoint of a run that trains was verified",
+    "evaluation": "Metrics of the base model (model=baseline) and the trained model (model=final)",
+}
+# Not `namespace`: Prometheus sets that to the namespace of the pod that it reads, here the operator's.
+_LABELS = ("job_namespace", "job_name")
+_MORE_LABELS = {"phase": ["phase"], "restarts": ["cause"], "evaluation": ["model", "task", "metric"]}
+
+Sample = tuple[str, tuple[str, ...], float]  # name without prefix, values of _MORE_LABELS, value
+
+
 class RunCollector(Collector):
     """Gauges of the runs that exist at scrape time, so that none outlives its run."""
 
@@ -46,35 +67,46 @@ class RunCollector(Collector):
         self._statuses = statuses
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One family for phases, and one for each number of progress."""
+        """The number of runs in each phase, then the families of _PER_RUN."""
         phases = GaugeMetricFamily(f"{_PREFIX}_jobs", "InternVLFineTunes by phase", labels=["phase"])
-        names = ["namespace", "name"]
-        step = GaugeMetricFamily("internvl_job_step", "Optimizer steps done", labels=names)
-        total = GaugeMetricFamily("internvl_job_total_steps", "Optimizer steps of the run", labels=names)
-        loss = GaugeMetricFamily("internvl_job_loss", "Last reported training loss", labels=names)
-        attempt = GaugeMetricFamily("internvl_job_attempt", "Current attempt", labels=names)
-        avoided = GaugeMetricFamily("internvl_job_avoided_nodes", "Nodes that the run avoids", labels=names)
-        evaluation = GaugeMetricFamily(
-            "internvl_job_evaluation",
-            "Metrics of the base model (model=baseline) and the trained model (model=final)",
-            labels=[*names, "model", "task", "metric"],
-        )
+        families = {
+            name: GaugeMetricFamily(f"internvl_job_{name}", text, labels=[*_LABELS, *_MORE_LABELS.get(name, [])])
+            for name, text in _PER_RUN.items()
+        }
         counts: dict[str, int] = {}
         for namespace, name, status in self._statuses():
             phase = status.phase or "Pending"
             counts[phase] = counts.get(phase, 0) + 1
-            attempt.add_metric([namespace, name], status.attempt)
-            avoided.add_metric([namespace, name], len(bad_nodes.avoided(status)))
-            if progress := status.progress:
-                figures = ((step, progress.step), (total, progress.total_steps), (loss, progress.loss))
-                for family, figure in figures:
-                    if figure is not None:
-                        family.add_metric([namespace, name], figure)
-            for labels, value in _figures(status):
-                evaluation.add_metric([namespace, name, *labels], value)
+            for family, labels, value in _samples(status):
+                families[family].add_metric([namespace, name, *labels], value)
         for label, count in sorted(counts.items()):
             phases.add_metric([label], count)
-        yield from (phases, step, total, loss, attempt, avoided, evaluation)
+        yield from (phases, *families.values())
+
+
+def _samples(status: InternVLFineTuneStatus) -> Iterator[Sample]:
+    yield "phase", (status.phase or "Pending",), 1
+    yield "attempt", (), status.attempt
+    yield "restarts", ("user",), status.restarts.user
+    yield "restarts", ("infrastructure",), status.restarts.infrastructure
+    yield "avoided_nodes", (), len(bad_nodes.avoided(status))
+    yield "missing_workers", (), status.elastic.wanted - status.elastic.workers if status.elastic else 0
+    if progress := status.progress:
+        figures = (("step", progress.step), ("total_steps", progress.total_steps), ("loss", progress.loss))
+        yield from ((name, (), figure) for name, figure in figures if figure is not None)
+    if status.phase == "Running":
+        yield from _times(status)
+    for labels, value in _figures(status):
+        yield "evaluation", labels, value
+
+
+def _times(status: InternVLFineTuneStatus) -> Iterator[Sample]:
+    """Unix times, only of running runs: alerts compare them with now."""
+    if progress_at := from_text(status.progress_at):
+        yield "progress_timestamp_seconds", (), progress_at.timestamp()
+    checkpoint = status.checkpoint if status.stage == "train" else None
+    if checkpoint and (verified_at := from_text(checkpoint.verified_at)):
+        yield "checkpoint_timestamp_seconds", (), verified_at.timestamp()
 
 
 def _figures(status: InternVLFineTuneStatus) -> Iterator[tuple[tuple[str, str, str], float]]:

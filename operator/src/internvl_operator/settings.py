@@ -2,20 +2,25 @@
 
 import json
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from internvl_api.address import HIDDEN, redact
+from internvl_api.constants import GPU_RESOURCE_PATTERN
 from internvl_api.memory.quantity import parse_bytes
 from internvl_api.spec.pods import BYTES_PATTERN
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity
+from internvl_operator.core.network_profiles import Profiles, with_known_profiles
+from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity, Proxy
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
+_CA_BYTES = 384 * 1024  # a ConfigMap holds 1 MiB, and run.yaml is in the same one
 
 
 def _json(value: object) -> object:
@@ -72,6 +77,14 @@ class Settings(BaseModel):
         (),
         description="Schedulers whose PodGroups runs may use, comma-separated: volcano, coscheduling",
     )
+    gpu_resource: Annotated[str, Field(pattern=GPU_RESOURCE_PATTERN)] = Field(
+        DEFAULTS.gpu_resource,
+        description="Resource of which a worker gets its GPUs, such as amd.com/gpu; a run may name another",
+    )
+    node_leases: bool = Field(
+        False,
+        description="true: read the Leases of nodes (in kube-node-lease), to recognise a lost node early",
+    )
     gpu_memory: str | None = Field(
         None,
         description="Memory of one GPU, such as 80Gi; runs estimated not to fit get MemoryEstimate=False",
@@ -86,6 +99,15 @@ class Settings(BaseModel):
     )
     pod_defaults: Annotated[PodDefaults, BeforeValidator(_json)] = Field(
         DEFAULTS.pod_defaults, description="JSON; what every pod of a run gets (docs/security.md)"
+    )
+    proxy: Annotated[Proxy, BeforeValidator(_json)] = Field(
+        DEFAULTS.proxy, description="JSON; http, https and noProxy of the pods of runs (docs/install.md)"
+    )
+    ca_bundle: Path | None = Field(
+        None, description="File of certificates (PEM) that the pods of runs trust instead of their image's"
+    )
+    network_profiles: Annotated[Profiles, BeforeValidator(_json)] = Field(
+        DEFAULTS.network_profiles, description="JSON; network profiles by name, beside the built-in (docs/network.md)"
     )
     progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Concurrent requests to /progress")
@@ -178,10 +200,11 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name, *below = map(str, first["loc"])
             found = first["input"] if below else given.get(name)
-            raise SettingsError(f"{'.'.join([variable(name), *below])}: found {found!r}: {first['msg']}") from None
+            shown = HIDDEN if name == "proxy" and "@" in repr(found) else redact(repr(found))
+            raise SettingsError(f"{'.'.join([variable(name), *below])}: found {shown}: {first['msg']}") from None
 
     def operator_config(self) -> OperatorConfig:
-        """The settings that the core uses."""
+        """The settings that the core uses. Raises SettingsError for an unusable `ca_bundle`."""
         return OperatorConfig(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
@@ -189,11 +212,16 @@ class Settings(BaseModel):
             scratch_size_limit=self.scratch_size_limit,
             cache_host_path=self.cache_host_path,
             allow_private_addresses=self.allow_private_addresses,
+            gpu_resource=self.gpu_resource,
             gpu_memory=parse_bytes(self.gpu_memory) if self.gpu_memory else None,
+            node_leases=self.node_leases,
             gang_schedulers=self.gang_schedulers,
             network_policy_peers=self.network_policy_peers,
-            policy=self.policy,
+            policy=with_known_profiles(self.policy, self.network_profiles),
+            network_profiles=self.network_profiles,
             pod_defaults=self.pod_defaults,
+            proxy=self.proxy,
+            ca_bundle=_authorities(self.ca_bundle) if self.ca_bundle else "",
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
             retry_base=self.retry_base_seconds,
@@ -201,6 +229,29 @@ class Settings(BaseModel):
             settle=self.settle_seconds,
             force_delete_after=self.force_delete_after_seconds,
         )
+
+
+def _authorities(path: Path) -> str:
+    """The certificates of a file. It is copied into a ConfigMap of each run, which its users may read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_CA_BYTES + 1)
+        text, problem = content.decode(), _problem(path, content)
+    except (OSError, ValueError) as error:
+        problem = f"{error}; expected certificates (PEM)"
+    if problem:
+        raise SettingsError(f"{variable('ca_bundle')}: {path}: {problem}")
+    return text
+
+
+def _problem(path: Path, content: bytes) -> str | None:
+    """Why clients could not use a file of certificates, or should not get it. Raises OSError for what is not PEM."""
+    if len(content) > _CA_BYTES:
+        return f"found more than {_CA_BYTES} bytes; each run has a copy, so keep only the authorities that runs need"
+    if b"PRIVATE KEY" in content:
+        return "found a private key, which pods of every namespace would show; expected only certificates"
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    return None
 
 
 def variable(field: str) -> str:

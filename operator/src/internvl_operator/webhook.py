@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from internvl_api.memory.shortfall import shortfalls
+from internvl_api.recipes.resolve import resolve
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.policy import Policy
@@ -57,30 +59,34 @@ def read_request(body: bytes) -> Request:
     return Request(uid, _run(request, "object"), _run(request, "oldObject"))
 
 
-def review(request: Request, policy: Policy | None = None) -> Raw:
+def review(request: Request, policy: Policy | None = None, gpu_memory: int | None = None) -> Raw:
     """The AdmissionReview with the answer."""
     response: Raw = {"uid": request.uid, "allowed": True}
     # What was wrong before may still be suspended, labelled or deleted.
-    before = _violations(request.old, policy)
-    if wrong := [each for each in _violations(request.new, policy) if each not in before]:
+    before = _violations(request.old, policy, gpu_memory)
+    if wrong := [each for each in _violations(request.new, policy, gpu_memory) if each not in before]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
+    elif request.new is not None and (warnings := _warnings(request.new)):
+        response["warnings"] = warnings
     return {"apiVersion": REVIEW_VERSION, "kind": "AdmissionReview", "response": response}
 
 
-def serve(port: int, tls: Callable[[], ssl.SSLContext], policy: Policy | None = None) -> Server:
-    """Start answering; `tls` gives the context of each connection. Raises OSError."""
+def serve(
+    port: int, tls: Callable[[], ssl.SSLContext], policy: Policy | None = None, gpu_memory: int | None = None
+) -> Server:
+    """Start answering; `tls` gives the context of each connection, `gpu_memory` is of one GPU. Raises OSError."""
 
     class Reviews(Handler):
         def do_POST(self) -> None:
-            _post(self, policy)
+            _post(self, policy, gpu_memory)
 
     return Server(port, Reviews, name="webhook", tls=tls).start()
 
 
-def answer(body: bytes, policy: Policy | None = None) -> tuple[int, str]:
+def answer(body: bytes, policy: Policy | None = None, gpu_memory: int | None = None) -> tuple[int, str]:
     """HTTP status, and an AdmissionReview in JSON (200) or a message."""
     try:
-        return 200, json.dumps(review(read_request(body), policy))
+        return 200, json.dumps(review(read_request(body), policy, gpu_memory))
     except MalformedReview as error:
         return 400, f"expected an AdmissionReview: {error}\n"
     except Exception:  # a bug: let the API server's failurePolicy decide
@@ -88,12 +94,19 @@ def answer(body: bytes, policy: Policy | None = None) -> tuple[int, str]:
         return 500, "cannot check this run; the operator's log has the reason\n"
 
 
-def _violations(raw: Raw | None, policy: Policy | None) -> tuple[Violation, ...]:
+def _violations(raw: Raw | None, policy: Policy | None, gpu_memory: int | None) -> tuple[Violation, ...]:
     if raw is None or "deletionTimestamp" in raw["metadata"]:
         return ()
     status = raw.get("status")
     checkpoint = status.get("checkpoint") if isinstance(status, dict) else None
-    return check_spec(raw.get("spec"), InCluster.of(read_status({"checkpoint": checkpoint}), policy)).violations
+    cluster = InCluster.of(read_status({"checkpoint": checkpoint}), policy, gpu_memory)
+    return check_spec(raw.get("spec"), cluster).violations
+
+
+def _warnings(raw: Raw) -> list[str]:
+    """What kubectl shows of a run that is admitted: requests and limits below what its stages need."""
+    spec = check_spec(raw.get("spec")).spec
+    return shortfalls(spec, resolve(spec, job="", job_uid="")) if spec else []
 
 
 def _run(request: Raw, name: str) -> Raw | None:
@@ -117,12 +130,12 @@ def _short(value: object) -> str:
     return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:_SHOWN]
 
 
-def _post(handler: Handler, policy: Policy | None) -> None:
+def _post(handler: Handler, policy: Policy | None, gpu_memory: int | None) -> None:
     """Answer an AdmissionReview with one; 400 for anything else."""
     if handler.path.partition("?")[0] != PATH:
         return handler.answer(404, f"POST {PATH}\n".encode())
     asked = handler.read_body(_BODY_LIMIT)
     if asked is None:
         return None
-    status, text = answer(asked, policy)
+    status, text = answer(asked, policy, gpu_memory)
     return handler.answer(status, text.encode(), "application/json" if status == 200 else "text/plain; charset=utf-8")

@@ -1,6 +1,7 @@
 """A queue of keys, each at most once in the queue and once in progress, now or after a delay."""
 
 import heapq
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -9,6 +10,8 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 _LONGEST_PAUSE = 3600.0  # seconds; Python refuses to wait for a few hundred years, which a deadline of a run may be
+
+logger = logging.getLogger(__name__)
 
 
 class WorkQueue(Generic[K]):
@@ -56,10 +59,12 @@ class WorkQueue(Generic[K]):
                 self._changed.notify()
 
     def serve(self, work: Callable[[K], object]) -> None:
-        """Call `work` for one key after the other until the queue is closed: the body of a thread."""
+        """Call `work` for one key after the other until the queue is closed: the body of a thread. Logs exceptions."""
         while (key := self.get()) is not None:
             try:
                 work(key)
+            except Exception:  # the thread works for every run
+                logger.exception("unexpected error in the work for %s", key)
             finally:
                 self.done(key)
 

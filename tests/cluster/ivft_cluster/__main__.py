@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         help="where a cluster keeps its data and logs (default: $IVFT_CLUSTER_STATE, else %(default)s)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("setup", help="install and build what is missing (minutes once, then under 2 s)")
+    prepare = commands.add_parser("setup", help="install and build what is missing (minutes once, then under 2 s)")
+    prepare.add_argument("--control-plane", action="store_true", help="only what an API server without nodes needs")
     up = commands.add_parser("up", help="start a fresh cluster and wait until it is ready")
     up.add_argument("--nodes", type=int, default=2, choices=range(1, 10), metavar="N", help="default: 2")
     commands.add_parser("down", help="remove every trace of the cluster but its logs; safe to repeat")
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     cluster = Cluster(options.state_dir)
     started = time.monotonic()
     match options.command:
+        case "setup" if options.control_plane:
+            machine.setup_servers()
         case "setup":
             machine.setup()
         case "up":

@@ -25,7 +25,6 @@ class ApiServer:
 
     Nothing schedules or runs pods (see `fake_kubelet`). `controllers` names what the controller-manager runs: by
     default children of a deleted owner and the contents of a deleted namespace go; an empty tuple runs none.
-    `audited`: the control plane's `audit_log` has every request of a service account.
     Its processes die with this one; start it from the main thread, which is the one they watch.
     """
 
@@ -34,7 +33,6 @@ class ApiServer:
         state: Path,
         controllers: Sequence[str] = CONTROLLERS,
         scheduler: bool = False,
-        audited: bool = False,
     ) -> None:
         port, etcd_port, peer_port = free_ports(3)
         self.state = state
@@ -48,7 +46,6 @@ class ApiServer:
             etcd_peer_port=peer_port,
             die_with_parent=True,
             disabled_admission=("ServiceAccount",),  # no controller creates the default account
-            audited=audited,
         )
 
     @property

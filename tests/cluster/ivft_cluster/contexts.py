@@ -1,7 +1,8 @@
 """Build contexts for the project's Dockerfiles, assembled outside the checkout.
 
-A context holds `constraints.txt`, `crds/`, the component's own folder and `wheelhouse/` with every wheel it needs, so
-that a build needs no network. Times and modes are made equal everywhere: only content decides what is built anew.
+A context holds `crds/`, the component's own folder, `constraints.txt` for the operator, and `wheelhouse/` with every
+package it needs, so that a build needs no network. Times and modes are made equal everywhere: only content decides what
+is built anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ivft_cluster.paths import CHECKOUT, cache_dir, content_hash, locked
 from ivft_cluster.shell import HarnessError, run
 
 COMPONENTS = {"operator": "operator", "trainer": "trainer_image"}
-EXTRAS = ("eval",)  # optional dependencies that the Dockerfiles install whatever their build arguments
+LOCKED = ("requirements.txt", "requirements-source.txt", "requirements-torch.txt")  # all that the trainer installs
 LONG_AGO = 946684800  # 2000-01-01, the time of every staged file
 
 
@@ -39,7 +40,7 @@ def stage_context(component: str) -> Path:
 
 def source_files(component: str) -> list[Path]:
     """Tracked and untracked files that git does not ignore."""
-    folders = ["constraints.txt", "crds", COMPONENTS[component]]
+    folders = ["crds", COMPONENTS[component], *(["constraints.txt"] if component == "operator" else [])]
     listing = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders], cwd=CHECKOUT)
     paths = [CHECKOUT / name for name in sorted(set(listing.split("\0"))) if name]
     return [path for path in paths if path.is_file()]
@@ -51,34 +52,34 @@ def context_hash(component: str) -> str:
 
 
 def requirements(component: str) -> list[str]:
-    """Third-party packages of the component and of the contract, with what pip needs to build the two."""
+    """pip's arguments for the component's third-party packages, with what it needs to build ours."""
+    if component == "trainer":
+        return ["--require-hashes", "--no-deps", *(word for name in LOCKED for word in ("-r", f"trainer_image/{name}"))]
     found = set()
     for folder in ("crds", COMPONENTS[component]):
         project = tomllib.loads((CHECKOUT / folder / "pyproject.toml").read_text())
         found |= {*project["project"]["dependencies"], *project["build-system"]["requires"]}
-        for extra in EXTRAS:
-            found |= set(project["project"].get("optional-dependencies", {}).get(extra, []))
-    return sorted(found - {"internvl-api"})
+    return ["-c", "constraints.txt", *sorted(found - {"internvl-api"})]
 
 
 def wheelhouse_key(component: str) -> str:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return content_hash([python, *requirements(component), (CHECKOUT / "constraints.txt").read_text()])
+    arguments = requirements(component)
+    files = [CHECKOUT / name for name in arguments if name.endswith(".txt")]
+    return content_hash([python, *arguments, *(path.read_text() for path in files)])
 
 
 def wheelhouse(component: str) -> Path:
-    """A cached folder with a wheel for each package that the component needs, from this virtualenv's pip."""
+    """A cached folder with a file for each package that the component needs, from this virtualenv's pip."""
     folder = cache_dir() / "wheelhouses" / f"{component}-{wheelhouse_key(component)}"
     with locked(f"wheelhouse-{component}"):
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            pip = [sys.executable, "-m", "pip", "wheel"]
-            run(
-                [*pip, "--wheel-dir", partial, "--constraint", CHECKOUT / "constraints.txt", *requirements(component)],
-                log=folder.with_suffix(".log"),
-            )
+            fetch = ["download", "--dest"] if component == "trainer" else ["wheel", "--wheel-dir"]
+            pip = [sys.executable, "-m", "pip", *fetch, partial, *requirements(component)]
+            run(pip, cwd=CHECKOUT, log=folder.with_suffix(".log"))
             for wheel in partial.iterdir():
                 os.utime(wheel, (LONG_AGO, LONG_AGO))
             partial.rename(folder)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ivft_cluster import daemons
+from ivft_cluster import audit, daemons
 from ivft_cluster.pki import ADMIN_GROUP, SERVICE_NAMES, Authority
 from ivft_cluster.releases import binary
 from ivft_cluster.shell import tail, wait_for
@@ -16,14 +16,6 @@ from ivft_cluster.shell import tail, wait_for
 SERVICE_CIDR = "10.96.0.0/16"
 KUBERNETES_SERVICE_IP = "10.96.0.1"
 NO_PORT = "--secure-port=0"  # several clusters share one machine
-AUDIT_POLICY = """\
-apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived]
-rules:
-  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
-  - {level: None}
-"""
 CLIENTS = {
     "admin": ("admin", ADMIN_GROUP),
     "kube-controller-manager": ("system:kube-controller-manager", None),
@@ -47,7 +39,6 @@ class ControlPlane:
     netns: tuple[str, ...] = ()
     die_with_parent: bool = False
     disabled_admission: Sequence[str] = field(default=())
-    audited: bool = False
 
     @property
     def pki(self) -> Path:
@@ -59,8 +50,8 @@ class ControlPlane:
 
     @property
     def audit_log(self) -> Path:
-        """One JSON event a line, for each request of a service account."""
-        return self.state / "audit.log"
+        """One JSON event a line, for each request of a service account; see `audit`."""
+        return self.log("audit")
 
     def issue_certificates(self, more_hosts: Iterable[str] = ()) -> Authority:
         authority = Authority.create(self.pki)
@@ -119,10 +110,10 @@ class ControlPlane:
             flags.append("--endpoint-reconciler-type=none")  # loopback may not be an endpoint of the Service kubernetes
         if self.disabled_admission:
             flags.append(f"--disable-admission-plugins={','.join(self.disabled_admission)}")
-        if self.audited:
-            policy = self.state / "audit-policy.yaml"
-            policy.write_text(AUDIT_POLICY, encoding="utf-8")
-            flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
+        policy = self.state / "audit-policy.yaml"
+        policy.write_text(audit.POLICY, encoding="utf-8")
+        flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
+        audit.remember(self.audit_log)
         self._start("kube-apiserver", *flags)
 
     def start_controller_manager(self, controllers: Iterable[str] = ("*",)) -> None:

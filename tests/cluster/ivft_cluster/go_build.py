@@ -35,6 +35,7 @@ class GoProgram:
     also: tuple[str, ...] = ()  # more modules, as module@version
     ldflags: tuple[str, ...] = ()
     links: tuple[str, ...] = field(default=())  # names by which the first binary is started
+    tags: tuple[str, ...] = ()  # build tags
 
     @property
     def folder(self) -> Path:
@@ -56,7 +57,15 @@ class GoProgram:
 
     def _recipe(self) -> list[str | Path]:
         sources = sorted((SOURCES / self.source).glob("*.go")) if self.source else []
-        described = (self.module, self.version, sorted(self.binaries.items()), self.also, self.ldflags, self.links)
+        described = (
+            self.module,
+            self.version,
+            sorted(self.binaries.items()),
+            self.also,
+            self.ldflags,
+            self.links,
+            self.tags,
+        )
         return [repr(described), *sources]
 
     def _build(self) -> None:
@@ -70,7 +79,8 @@ class GoProgram:
             (work / "packages.go").write_text(f"//go:build packages\n\npackage packages\n\n{imports}")
         with log.open("a") as sink:
             sink.write(go("mod", "tidy", folder=work))
-        flags = ["-trimpath", "-mod=mod", "-ldflags", " ".join(("-s -w", *self.ldflags))]
+        flags = ["-trimpath", "-mod=mod", "-ldflags", " ".join(("-s -w", *self.ldflags)), "-tags", ",".join(self.tags)]
+        flags += ["-gcflags=all=-dwarf=false"]  # what -s and -w remove need not be made: an eighth of the time
         for binary, package in self.binaries.items():
             run([_go(), "build", *flags, "-o", work / "out" / binary, package], cwd=work, env=environment(), log=log)
         for link in self.links:

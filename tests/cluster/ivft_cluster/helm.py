@@ -40,7 +40,7 @@ def template(
         chart.validate_schema(chart.merge_values(values))
         files = chart.render(values, name=release, namespace=namespace)
     manifests = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
-    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+    return [document for text in manifests for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def lint(values: Values | None = None) -> list[str]:

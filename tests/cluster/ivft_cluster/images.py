@@ -20,6 +20,8 @@ BASE_PACKAGES = ("ca-certificates", "default-jre-headless", "python3", "python3-
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/var/lib/apt/lists/*", "/var/cache/apt/*")
 # The storage library leaves its folder mounted, so run it in a mount namespace that ends with the command.
 OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "--")
+# The base has Java, and a build has no network to install more.
+_BUILD_ARGUMENTS = {"trainer": {"APT_PACKAGES": ""}}
 PAUSE_SOURCE = PACKAGE / "pause.c"
 
 
@@ -64,7 +66,7 @@ def component_image(component: str, build_args: Mapping[str, str] | None = None)
     Its tag is the hash of everything that went in, so a pod that names it never gets an older build.
     Raises HarnessError when a build fails or the disk has no room for it.
     """
-    base, arguments = base_image(), dict(build_args or {})
+    base, arguments = base_image(), {**_BUILD_ARGUMENTS.get(component, {}), **(build_args or {})}
     key = content_hash([context_hash(component), base.digest, repr(sorted(arguments.items()))])
     image = Image(f"localhost/internvl-{component}:{key}")
     if not image.exists():

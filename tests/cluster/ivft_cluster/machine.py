@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ivft_cluster import go_build, images, releases
 from ivft_cluster.contexts import COMPONENTS
+from ivft_cluster.go_build import GoProgram
 from ivft_cluster.paths import locked
 from ivft_cluster.shell import HarnessError, phase, run
 
@@ -43,14 +44,23 @@ def setup(*, tests: bool = True) -> None:
     require_root()
     with phase("Debian packages"):
         install_packages()
+    wanted = (*releases.programs(), *(releases.extra_programs() if tests else ()))
     with ThreadPoolExecutor(2) as pool:  # compilers use the CPU, image builds mostly wait for archives and disks
-        steps = [pool.submit(_build_programs, tests), pool.submit(_build_images)]
+        steps = [pool.submit(_build_programs, wanted), pool.submit(_build_images)]
         for step in steps:
             step.result()
 
 
-def _build_programs(tests: bool) -> None:
-    for program in (*releases.programs(), *(releases.extra_programs() if tests else ())):
+def setup_servers() -> None:
+    """Prepare this machine to run API servers without nodes. Raises HarnessError."""
+    require_root()
+    with phase("Debian packages"):
+        install_packages()
+    _build_programs(releases.server_programs())
+
+
+def _build_programs(programs: Iterable[GoProgram]) -> None:
+    for program in programs:
         with phase(f"{program.name} {program.version}", live=False):
             program.build()
     go_build.remove_intermediates()

@@ -56,12 +56,13 @@ class Prometheus:
 
         wait_for("Prometheus is ready", ready, on_timeout=lambda: tail(self.state / "prometheus.log"))
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """An instant query: `[{"metric": {label: value}, "value": [time, "number"]}, …]`.
+    def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The answer at a Unix time, or now: `[{"metric": {label: value}, "value": [time, "number"]}, …]`.
 
         Raises requests.HTTPError with Prometheus's own message for a wrong expression.
         """
-        answer = requests.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10)
+        asked = {"query": expression} if at is None else {"query": expression, "time": str(at)}
+        answer = requests.get(f"{self.url}/api/v1/query", params=asked, timeout=10)
         if not answer.ok:
             raise requests.HTTPError(answer.text, response=answer)
         return list(answer.json()["data"]["result"])

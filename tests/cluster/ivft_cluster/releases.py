@@ -14,8 +14,9 @@ from ivft_cluster.shell import HarnessError
 
 RELEASES = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
 FLOOR, *_, DEFAULT = sorted(RELEASES, key=lambda minor: [int(part) for part in minor.split(".")])  # oldest, newest
-DAEMONS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-STAND_INS = ("device-plugin", "logind")  # in the same binary: see go/kubernetes
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager")
+NODES = ("kube-scheduler", "kubelet", "kube-proxy")
+STAND_INS = ("device-plugin", "logind")  # in the same binary as the daemons of nodes: see go/kubernetes
 
 ETCD = GoProgram("etcd", "go.etcd.io/etcd/server/v3", "v3.6.16", {"etcd": "go.etcd.io/etcd/server/v3"})
 _RUNTIME = "github.com/containerd/containerd/v2"
@@ -34,6 +35,8 @@ GITOPS = GoProgram(
     "gitops",
     also=("github.com/yuin/gopher-lua@v1.1.2",),
 )
+_KREW = "sigs.k8s.io/krew"
+KREW = GoProgram("krew", _KREW, "v0.4.4", {name: f"{_KREW}/cmd/{name}" for name in ("krew", "validate-krew-manifest")})
 
 
 def release() -> str:
@@ -44,31 +47,46 @@ def release() -> str:
     return RELEASES[chosen]
 
 
-def daemons(version: str) -> GoProgram:
-    """The five daemons of a release, in one binary."""
+def control_plane(version: str) -> GoProgram:
+    """API server and controller manager of a release, in one binary."""
+    return _daemons("control-plane", version, CONTROL_PLANE)
+
+
+def nodes(version: str) -> GoProgram:
+    """What a release needs to run pods, in one binary."""
+    return _daemons("nodes", version, NODES + STAND_INS, ("nodes",))
+
+
+def _daemons(name: str, version: str, links: tuple[str, ...], tags: tuple[str, ...] = ()) -> GoProgram:
     major, minor, _ = version.split(".")
     facts = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     package = "k8s.io/component-base/version"
-    flags = tuple(f"-X {package}.{name}={value}" for name, value in facts.items())
+    flags = tuple(f"-X {package}.{key}={value}" for key, value in facts.items())
     return GoProgram(
-        "kubernetes",
+        f"kubernetes-{name}",
         "k8s.io/kubernetes",
         f"v{version}",
         {"kubernetes": "."},
         source="kubernetes",
         ldflags=flags,
-        links=DAEMONS + STAND_INS,
+        links=links,
+        tags=tags,
     )
 
 
 def programs() -> list[GoProgram]:
     """Programs of a cluster of the selected release; the largest first."""
-    return [daemons(release()), CONTAINERD, ETCD]
+    return [control_plane(release()), nodes(release()), CONTAINERD, ETCD]
+
+
+def server_programs() -> list[GoProgram]:
+    """Programs of an API server of the selected release, without nodes."""
+    return [control_plane(release()), ETCD]
 
 
 def extra_programs() -> tuple[GoProgram, ...]:
-    """Additional programs for tests, including the API server of the oldest supported release."""
-    return (GITOPS, KUEUE, daemons(RELEASES[FLOOR]))
+    """Additional programs for tests."""
+    return (GITOPS, KREW, KUEUE)
 
 
 def binary(name: str) -> Path:

@@ -29,13 +29,18 @@ def build_images() -> Images:
 
 def chart_values(images: Images, **settings: Any) -> dict[str, Any]:
     """Values that run these images; `settings` are the operator's own, in camelCase."""
-    repository, _, tag = images.operator.name.rpartition(":")
     return {
-        "image": {"repository": repository, "tag": tag},
-        "trainer": {"image": images.trainer.name},
+        "image": image_values(images.operator.name),
+        "trainer": {"image": image_values(images.trainer.name)},
         # A run of one minute needs more frequent polling than a run of days.
         "settings": {"progressIntervalSeconds": 1, "retryBaseSeconds": 2, **settings},
     }
+
+
+def image_values(reference: str) -> dict[str, str]:
+    """Values of a reference `repository:tag`."""
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
 
 
 def install_operator(cluster: Cluster, images: Images, **settings: Any) -> None:

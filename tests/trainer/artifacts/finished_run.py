@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from internvl_api.pipeline import SCORED_BY
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from internvl_trainer.artifacts.storage import Storage
@@ -55,13 +56,19 @@ def leave_run(storage: Storage, config: RunConfig, model: dict[str, bytes] | Non
         merged = MODEL | (model or shards(2, 1000))
         leave_stage(storage, config, "merge", merged, artifacts={})
         published |= merged
-    for stage, figures in (("baseline-evaluate", {"baseline": BASELINE}), ("evaluate", {"final": FIGURES})):
+    measured = {"baseline-evaluate": {"baseline": BASELINE}, "evaluate": {"final": FIGURES}}
+    for stage, scored_by in SCORED_BY.items():
         if config.evaluation.tasks and (stage == "evaluate" or config.evaluation.baseline):
-            predictions = json.dumps({"id": 1, "prediction": stage}).encode() + b"\n"
-            left = {"predictions/coco.jsonl": predictions, "scores.json": b"{}"}
-            leave_stage(storage, config, stage, left, evaluation=figures)  # type: ignore[arg-type]
-            published[f"predictions/{stage}/coco.jsonl"] = predictions
+            answers = {"predictions/coco.jsonl": _row(stage), "scores.json": b"{}"}
+            leave_stage(storage, config, stage, answers, evaluation={})
+            scored = {"predictions/coco.jsonl": _row(stage, CIDEr=1.0), "scores.json": b"{}"}
+            leave_stage(storage, config, scored_by, scored, evaluation=measured[stage])
+            published[f"predictions/{stage}/coco.jsonl"] = scored["predictions/coco.jsonl"]
     return published
+
+
+def _row(prediction: str, **scores: float) -> bytes:
+    return json.dumps({"id": 1, "prediction": prediction, "scores": scores}).encode() + b"\n"
 
 
 def sha256(content: bytes) -> str:

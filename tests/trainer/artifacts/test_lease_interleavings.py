@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from internvl_trainer.artifacts import manifest as manifests
 from internvl_trainer.artifacts.fenced_storage import FencedStorage, raising_lease_loss
 from internvl_trainer.artifacts.lease_record import Owner, parse_lease
 from internvl_trainer.artifacts.output_layout import LEASE_FILE
@@ -21,13 +22,25 @@ from internvl_trainer.artifacts.storage import ConditionsUnsupported, FolderStor
 from internvl_trainer.errors import LeaseLost, UserError
 from internvl_trainer.train import checkpoint as checkpoint_module
 from internvl_trainer.train.checkpoint import Checkpoints
+from trainer.contexts import Alone
 
 from .virtual_time import Actor, Killed, Simulation, VirtualLock
 
 STEPS, EVERY, KEEP = 60, 5, 2
+STAGE = "stages/merge"
 DISTURBANCES = 6
 LIMIT = 20_000.0  # virtual seconds
 PROMPT, SLOW = 1.0, 60.0  # the longest delay of a request
+
+
+def at_once(work: Callable[[], Any]) -> Future[Any]:
+    """Does the work before it returns, in this actor: virtual time knows no threads."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - as of a thread
+        future.set_exception(error)
+    return future
 
 
 class Spied(FolderStorage):
@@ -101,7 +114,7 @@ class Spied(FolderStorage):
         found = {}
         for key in self.files:
             folder, _, name = key.rpartition("/")
-            if name == "manifest.json":
+            if name == "manifest.json" and folder != STAGE:
                 manifest = json.loads(self.files[key])
                 stored = {file["sha256"]: self.files.get(f"{folder}/{file['path']}") for file in manifest["files"]}
                 for digest, data in stored.items():
@@ -109,6 +122,16 @@ class Spied(FolderStorage):
                 if None not in stored.values():
                     found[folder] = manifest["step"]
         return found
+
+    def mixed(self) -> list[str]:
+        """Files of the stage that are not as its manifest says."""
+        manifest = json.loads(self.files[f"{STAGE}/manifest.json"])
+        stored = {file["path"]: self.files.get(f"{STAGE}/{file['path']}", b"") for file in manifest["files"]}
+        return [
+            file["path"]
+            for file in manifest["files"]
+            if hashlib.sha256(stored[file["path"]]).hexdigest() != file["sha256"]
+        ]
 
     def _put(self, key: str, data: bytes) -> None:
         self.files[key] = data
@@ -119,7 +142,7 @@ class Spied(FolderStorage):
                 self.taken.append((self._simulation.now(), lease.epoch))
             return
         self._note()
-        if key.endswith("/manifest.json"):
+        if key.startswith("checkpoints/") and key.endswith("/manifest.json"):
             step, writer = json.loads(data)["step"], self.epochs[self._simulation.current.name]
             if writer == self.taken[-1][1]:  # the last request of a replaced writer is committed for nobody
                 self.newest_step = max(self.newest_step, step)
@@ -191,6 +214,7 @@ class Run:
             history.hearts[name] = simulation.start(f"heart of {name}", lambda: _beat(simulation, lease, ended))
             with raising_lease_loss(lease):
                 self._train(lease, before, name)
+                self._merge(lease, name)
             ended.append(True)
             self.done = True
         except LeaseLost:
@@ -203,7 +227,7 @@ class Run:
     def _train(self, lease: OutputLease, before: int, name: str) -> None:
         history = self.history
         fenced = FencedStorage(history.storage, lease)
-        checkpoints = Checkpoints(fenced, ALONE, fingerprint="f", keep=KEEP, epoch=lease.epoch)  # type: ignore[arg-type]
+        checkpoints = Checkpoints(fenced, Alone(), fingerprint="f", keep=KEEP, epoch=lease.epoch, start=at_once)
         folder = history.folder / name
         folder.mkdir()
         step = checkpoints.restore(None, folder)
@@ -216,6 +240,22 @@ class Run:
             step += EVERY
             (folder / "metrics.jsonl").write_text(f"{name} {step}", encoding="utf-8")
             checkpoints.save(None, step, {"metrics.jsonl": folder / "metrics.jsonl"})
+            checkpoints.finish()
+
+    def _merge(self, lease: OutputLease, name: str) -> None:
+        """Store a stage's files, whose content tells the writer, and then their manifest, as the stages do."""
+        fenced = FencedStorage(self.history.storage, lease)
+        if manifests.read_manifest(fenced, STAGE) is not None:
+            return
+        manifests.discard(fenced, STAGE)
+        files = []
+        for number in range(4):
+            self.history.simulation.pause(self.history.simulation.random.uniform(1, 6))
+            path = self.history.folder / name / f"part-{number}"
+            path.write_text(f"{name} {number}", encoding="utf-8")
+            files.append(manifests.describe(path.name, path))
+            fenced.upload(path, f"{STAGE}/{path.name}")
+        manifests.commit(fenced, STAGE, files, "f")
 
 
 def _beat(simulation: Simulation, lease: OutputLease, ended: list[bool]) -> None:
@@ -251,17 +291,6 @@ class History:
             self.simulation.kill(f"heart of {name}")
 
 
-ALONE = SimpleNamespace(
-    rank=0,
-    world_size=1,
-    leads=True,
-    barrier=lambda: None,
-    gather=lambda value: [value],
-    first=lambda value: value,
-    sum=list,
-)
-
-
 @pytest.fixture(autouse=True)
 def without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of the metrics log only."""
@@ -283,6 +312,7 @@ def test_never_two_writers_and_never_a_lost_checkpoint(seeds: range, slowest: fl
         storage = history.storage
         assert max(storage.complete().values()) == STEPS, seed
         if slowest == PROMPT:
+            assert storage.mixed() == [], f"{seed}: files of two writers in one stage"
             assert storage.late <= 4 * PROMPT, f"{seed}: a writer went on {storage.late:.1f} s after it was replaced"
         killed, lost, refused = killed + history.killed, lost + history.lost, refused + history.refused
     assert min(killed, lost, refused) >= len(seeds) / 2, "the histories have what they are about"

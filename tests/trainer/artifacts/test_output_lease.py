@@ -6,11 +6,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import fenced_storage
-from internvl_trainer.artifacts.fenced_storage import FencedStorage, kept_alive
+from internvl_trainer.artifacts.fenced_storage import FencedStorage, check_epoch, kept_alive
 from internvl_trainer.artifacts.lease_record import Owner, describe_process, has_ended, parse_lease
 from internvl_trainer.artifacts.output_layout import LEASE_FILE
 from internvl_trainer.artifacts.output_lease import OutputLease, Timing
@@ -124,6 +125,9 @@ def test_a_run_that_died_is_taken_over_once_its_lease_is_stale(storage: Away, ti
     [
         pytest.param(owner(attempt=1), owner(attempt=2), id="the next attempt"),
         pytest.param(owner(stage="train"), owner(stage="merge"), id="the next stage, of a first that never released"),
+        pytest.param(
+            owner(attempt=5), replace(owner(uid="uid-2"), adopted=("uid-0", "uid-1")), id="a run that adopted its pods"
+        ),
     ],
 )
 def test_a_run_takes_over_from_itself_at_once(storage: Away, time: Time, earlier: Owner, later: Owner) -> None:
@@ -135,6 +139,13 @@ def test_a_run_takes_over_from_itself_at_once(storage: Away, time: Time, earlier
         with pytest.raises(LeaseLost) as caught:
             act()
         assert caught.value.reason == "OutputLeaseLost"
+
+
+def test_a_run_of_another_name_does_not_take_over_what_a_run_has_adopted(storage: Away, time: Time) -> None:
+    first = held(storage, time, owner("team/pets"))
+    time.meanwhile = lambda: time.seconds % 10 or first.renew()
+    with pytest.raises(UserError):
+        held(storage, time, replace(owner("team/cats", uid="uid-2"), adopted=("uid-1",)))
 
 
 def test_an_attempt_that_was_replaced_does_not_come_back(storage: Away, time: Time) -> None:
@@ -302,3 +313,18 @@ def test_a_process_of_this_machine_is_known_to_have_ended(storage: Away, time: T
 @pytest.mark.parametrize("process", [None, "", "a b c", "boot pid:[1] 1 2", "boot pid:[1] x 2"])
 def test_of_other_machines_nothing_is_known(process: str | None) -> None:
     assert not has_ended(process)
+
+
+def test_a_rank_without_the_lease_sees_when_another_attempt_has_taken_it(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path, field="spec.output")
+    check_epoch(storage, None)
+    with pytest.raises(LeaseLost):
+        check_epoch(storage, 1)
+    first = OutputLease(storage, Owner("run", "uid", "train", 1, process=None))
+    first.acquire()
+    check_epoch(storage, first.epoch)
+    later = OutputLease(storage, Owner("run", "uid", "train", 2, process=None))
+    later.acquire()
+    check_epoch(storage, later.epoch)
+    with pytest.raises(LeaseLost, match="has taken"):
+        check_epoch(storage, first.epoch)

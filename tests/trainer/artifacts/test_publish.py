@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from internvl_trainer.artifacts.manifest import ManifestError, read_manifest
+from internvl_trainer.artifacts.manifest import ManifestError, commit, read_manifest
+from internvl_trainer.artifacts.output_layout import stored_checkpoints
 from internvl_trainer.artifacts.storage import FolderStorage, Storage, open_storage
 from internvl_trainer.errors import Rejected, UserError
 from internvl_trainer.metrics import Reporter
@@ -18,7 +19,7 @@ from internvl_trainer.run_context import RunContext
 from internvl_trainer.stages.publish import run as publish
 from trainer.artifacts.finished_run import BASELINE, FIGURES, TASK, bytes_of, leave_run, leave_stage, sha256
 from trainer.artifacts.report_stand_in import CARD, PAGE, stand_ins
-from trainer.runs import make_config
+from trainer.runs import GOLDEN, make_config
 
 FULL: dict[str, Any] = {
     "method": "lora",
@@ -99,6 +100,57 @@ def test_a_full_run_publishes_the_model_that_training_wrote(storage: Storage, re
     assert found.items() >= expected.items()
     assert found.keys() - expected.keys() == {"README.md", "run.yaml", "report/index.html", "report/loss.png"}
     assert {"adapter", "evaluation"}.isdisjoint(result.artifacts)
+
+
+@pytest.mark.parametrize(
+    ("after_success", "left"),
+    [
+        pytest.param("keep", {"step-00000010.000002"}, id="the newest whole one stays"),
+        pytest.param("delete", set(), id="none stays"),
+    ],
+)
+def test_checkpoints_of_a_published_run_go_after_its_manifest(
+    storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch, after_success: str, left: set[str]
+) -> None:
+    config = make_config(storage.uri, checkpoint={"afterSuccess": after_success})
+    leave_run(storage, config)
+    for folder in ("step-00000005.000001", "step-00000010.000002"):
+        storage.write(f"checkpoints/{folder}/rank-00000-000.safetensors", b"state")
+        storage.write(f"checkpoints/{folder}/manifest.json", b"{}")
+    storage.write("checkpoints/step-00000015.000002/rank-00000-000.safetensors", b"partial")
+    writes = Writes(storage, monkeypatch)
+    publish(RunContext("publish", config, storage, reporter))
+    folders = {file.key.split("/")[1] for file in storage.list("checkpoints/")}
+    assert folders == left
+    first = next(number for number, each in enumerate(writes.done) if each.startswith("delete checkpoints/"))
+    assert writes.done.index("write artifacts/manifest.json") < first
+    assert first < writes.done.index("write stages/publish/manifest.json"), "a crash before it deletes again"
+
+
+def test_the_best_checkpoint_of_a_published_run_stays_with_the_newest(storage: Storage, reporter: Reporter) -> None:
+    validation = {"held": {"annotation": str(GOLDEN / "data" / "samples.jsonl")}}
+    config = make_config(storage.uri, data={"validation": validation}, checkpoint={"keepBest": True})
+    leave_run(storage, config)
+    for step in (5, 10, 15):
+        commit(storage, f"checkpoints/step-{step:08d}", [], "fingerprint", step=step, best=5)
+    publish(RunContext("publish", config, storage, reporter))
+    assert stored_checkpoints(storage) == ["checkpoints/step-00000015", "checkpoints/step-00000005"]
+
+
+def test_a_run_that_cannot_be_published_keeps_its_checkpoints(
+    storage: Storage, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(storage.uri, checkpoint={"afterSuccess": "delete"})
+    leave_run(storage, config)
+    storage.write("checkpoints/step-00000010/manifest.json", b"{}")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("AccessDenied", "no more copies", "spec.output")
+
+    monkeypatch.setattr(storage, "copy", refuse)
+    with pytest.raises(UserError, match="no more copies"):
+        publish(RunContext("publish", config, storage, reporter))
+    assert storage.stat("checkpoints/step-00000010/manifest.json") is not None
 
 
 def test_a_model_that_was_merged_takes_the_place_of_the_trained_one(storage: Storage, reporter: Reporter) -> None:

@@ -16,6 +16,7 @@ from internvl_api.constants import ExitCode
 from internvl_trainer.__main__ import main
 from internvl_trainer.artifacts.manifest import commit, upload_files
 from internvl_trainer.artifacts.storage import Storage
+from internvl_trainer.cli import tensorboard as tensorboard_command
 from internvl_trainer.cli.tensorboard import newest_events, put
 from internvl_trainer.distributed import free_port
 from internvl_trainer.stage_store import StageStore
@@ -114,6 +115,17 @@ def test_nothing_to_show_is_said(storage: Storage, tmp_path: Path, capsys: pytes
         assert tensorboard("--logdir", place) == ExitCode.USER_ERROR
         expected = f"NotFound: --logdir: found no TensorBoard events under {place}; check the "
         assert capsys.readouterr().err.startswith(expected)
+
+
+@pytest.mark.parametrize(("words", "host"), [((), "localhost"), (("--host", "0.0.0.0"), "0.0.0.0")])
+def test_tensorboard_listens_where_it_is_told(
+    words: tuple[str, ...], host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "events.tfevents.1").touch()
+    shown: list[str] = []
+    monkeypatch.setattr(tensorboard_command, "_show", lambda _folder, host, *_: shown.append(host) or 0)
+    assert tensorboard("--logdir", tmp_path, *words) == ExitCode.OK
+    assert shown == [host]
 
 
 def test_a_run_yaml_that_is_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

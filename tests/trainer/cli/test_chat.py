@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,24 @@ def test_the_answer_is_upstreams(capsys: pytest.CaptureFixture[str], kind: str) 
     options = ["--max-tiles", "6", "--max-new-tokens", "12"]
     assert chat("--model", CHECKPOINTS / kind, "--image", image, "--question", CAPTION, *options) == ExitCode.OK
     assert said(capsys) == golden["text"]
+
+
+@pytest.mark.slow
+def test_processes_that_hold_the_model_together_answer_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", CHECKPOINTS / "internlm2", "--image", PHOTO, "--question", CAPTION, "--max-new-tokens", "8"]
+    assert chat(*words) == ExitCode.OK
+    command = [sys.executable, "-m", "internvl_trainer", "chat", *map(str, words), "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr.decode()
+    assert done.stdout.decode().rstrip("\n") == said(capsys)
+
+
+def test_heads_that_processes_cannot_share_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat("--model", CHECKPOINTS / "qwen2", "--question", "hello", "--processes", "3") == ExitCode.USER_ERROR
+    assert (
+        "--processes: found 3; the model's 4 heads, 2 key-value heads and 128 MLP channels must be shared evenly"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_a_conversation_remembers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +190,7 @@ def test_pictures_are_decoded_as_in_training(
         seen.append(read_image(path, decoding))
         return seen[-1]
 
-    monkeypatch.setattr(chat_command, "_load", stop)
+    monkeypatch.setattr(chat_command, "_choose_processes", stop)
     monkeypatch.setattr(chat_command, "read_image", look)
     chat("--model", "none", "--image", tmp_path / "photo.png", *words, "--question", "what?")
     assert (seen[0].size, seen[0].getpixel((0, 0))) == (size, (grey,) * 3)

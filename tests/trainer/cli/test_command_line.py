@@ -26,7 +26,8 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        pytest.param("evaluate", "check publishIf.", id="the stage of the figures"),
+        pytest.param("evaluate", "Without captions, check publishIf: figures below", id="the stage of the answers"),
+        pytest.param("score", "Score the captions of evaluate, and check publishIf", id="the stage of the captions"),
         pytest.param("publish", "to the Hugging Face Hub in one commit", id="publish says where it sends"),
         pytest.param("run", "the same command goes on where it was", id="run says what it does"),
         pytest.param("report", "index.html (open it in a browser)", id="report says what it writes"),
@@ -80,6 +81,26 @@ def test_a_run_yaml_that_cannot_be_used_is_explained(
     assert error.startswith(f"{path} cannot be used:")
     assert said in error
     assert "pydantic" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"\xff\xfe", "can't decode", id="no text"),
+        pytest.param(b"output: 2024-13-45", "month must be in 1..12", id="no day"),
+        pytest.param(b"[" * 3000, "recursion", id="deeper than YAML is read"),
+    ],
+)
+def test_a_file_that_is_no_run_yaml_is_named(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a folder" / "run.yaml"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert main(["run", str(path)]) == 78
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path} cannot be used:")
+    assert said in error
 
 
 @pytest.mark.parametrize(("chosen", "used"), [("cpu", "cpu"), ("cuda", "cuda"), (None, "cuda")])

@@ -3,9 +3,14 @@
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from crd_evaluator import rule_messages, schema_errors
+from internvl_api.constants import API_VERSION, KIND
 from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.recipes.summary import recipe_config
 from internvl_trainer.__main__ import main
 
@@ -35,6 +40,36 @@ def test_recipes_show() -> None:
     assert "languageRank: 128" in text
     assert "125,829,120 parameters" in text
     assert "9.1 GiB with typical rows" in text
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_no_name_is_broken_on_a_narrow_terminal(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    code, text = run("recipes")
+    assert code == 0
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    starts = [line.split()[0] for line in lines if line.split()]
+    assert set(recipe_names()) <= set(starts), "each name is whole, at the start of its line"
+    assert lines[0].split() == ["recipe", "GPUs", "ZeRO", "micro", "global", "lr", "tokens", "tiles"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_printed_as_an_api_server_takes_it(name: str) -> None:
+    code, text = run("recipes", "show", name)
+    assert code == 0
+    resource = yaml.safe_load(text)
+    assert (resource["apiVersion"], resource["kind"]) == (API_VERSION, KIND)
+    assert resource["metadata"] == {"name": name}
+    assert schema_errors(resource["spec"]) == []
+    assert rule_messages(resource["spec"]) == []
+    shown, recipe = (resolve(parse_spec(spec), job="a/b", job_uid="c") for spec in (resource["spec"], alone(resource)))
+    assert shown == recipe, "its settings are those of the recipe"
+
+
+def alone(resource: dict[str, Any]) -> dict[str, Any]:
+    """The spec without the settings that repeat its recipe."""
+    return {key: resource["spec"][key] for key in ("recipe", "data", "output")}
 
 
 @pytest.mark.parametrize(

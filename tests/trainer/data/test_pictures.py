@@ -13,7 +13,14 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding
 from internvl_trainer.data.index import RowIndex
-from internvl_trainer.data.pictures import Background, Decoding, ImageProblem, decode_image, decode_with_notes
+from internvl_trainer.data.pictures import (
+    Background,
+    Decoding,
+    ImageProblem,
+    decode_image,
+    decode_with_notes,
+    small_jpeg,
+)
 from internvl_trainer.data.row_checks import Checker, check_rows
 from PIL import Image
 
@@ -188,3 +195,17 @@ def test_a_warning_about_a_picture_lets_the_row_train(tmp_path: Path) -> None:
     (finding,) = findings_of("a.png", tmp_path)
     assert (finding.reason, finding.severity, finding.field) == ("ImageTransparent", "warning", "image")
     assert finding.message == "a.png: it has transparent pixels, shown on white (image.background)"
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((800, 400), (360, 180)),
+        ((40, 80), (180, 360)),
+        ((1, 5000), (1, 360)),
+        ((2000, 2), (360, 1)),
+        ((1, 1), (360, 360)),
+    ],
+)
+def test_a_small_copy_has_every_shape_of_picture(size: tuple[int, int], small: tuple[int, int]) -> None:
+    assert Image.open(io.BytesIO(small_jpeg(Image.new("RGB", size), 360))).size == small

@@ -238,14 +238,20 @@ def test_a_file_outside_of_the_root_is_never_opened(path: str) -> None:
     assert str(caught.value) == f"image: {path!r} leaves the dataset's root; expected a path below it"
 
 
-def test_a_batch_is_padded_by_length_and_never_by_token() -> None:
+def test_a_batch_is_one_sequence_of_its_rows() -> None:
     samples = [build(ROWS[index], compat="default") for index in (0, 3)]
-    samples[0].input_ids[:] = 0  # a real token in Qwen2 and Llama-3
-    batch = collate(samples, pad_token_id=0)
-    short, long = samples[0].length, samples[1].length
-    assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
-    assert batch["attention_mask"].sum(1).tolist() == [short, long]
-    assert batch["labels"][0, short:].eq(-100).all()
-    assert batch["position_ids"][1].tolist() == list(range(long))
-    assert batch["pixel_values"].shape == (1 + 7, 3, 56, 56)
-    assert batch["image_flags"].tolist() == [0] + [1] * 7
+    text, picture = samples
+    context = tokenizer_of(checkpoint("qwen2")).convert_tokens_to_ids("<IMG_CONTEXT>")
+    batch = collate(samples, "sample", image_token_id=context)
+    end, total = text.length, text.length + picture.length
+    assert batch["input_ids"].tolist() == [[*text.input_ids, *picture.input_ids]]
+    assert batch["position_ids"].tolist() == [[*range(end), *range(picture.length)]]
+    assert batch["row_starts"].tolist() == [0, end, total]
+    labels = batch["labels"][0]
+    assert labels[end] == -100, "no token of another row predicts a row's first"
+    assert batch["supervised"].tolist() == [place for place in range(total - 1) if labels[place + 1] != -100]
+    assert (labels[batch["supervised"] + 1] != -100).all()
+    assert batch["image_places"].tolist() == (batch["input_ids"][0] == context).nonzero()[:, 0].tolist() != []
+    assert batch["pixel_values"].shape == (7, 3, 56, 56), "without the text row's blank tile"
+    assert batch["image_flags"].tolist() == [1] * 7
+    assert batch["loss_weights"][0, labels != -100].sum() == pytest.approx(2.0)

@@ -41,13 +41,13 @@ def gated(folder: Path, condition: str | None, **sections: Any) -> StageStore:
     config = evaluation_config(folder, {"coco": task}, evaluation=evaluation, **sections)
     stages = store_of(config)
     figures = EvaluationStatus(baseline={"coco": {"CIDEr": 0.5}}).to_dict()
-    stages.commit("baseline-evaluate", [], evaluation=figures)
+    stages.commit("baseline-score", [], evaluation=figures)
     return stages
 
 
 def measured(cider: float) -> StageResult:
     figures = EvaluationStatus(final={"coco": {"CIDEr": cider}})
-    return StageResult(stage="evaluate", outcome="succeeded", reason="Evaluated", evaluation=figures)
+    return StageResult(stage="score", outcome="succeeded", reason="Scored", evaluation=figures)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_not_good_enough_keeps_what_was_made(tmp_path: Path, reports: list[str],
     with pytest.raises(Rejected) as refused:
         check_publish_condition(stages, measured(0.25))
     result = refused.value.result
-    assert (result.stage, result.outcome, result.reason) == ("evaluate", "failed", "EvaluationBelowThreshold")
+    assert (result.stage, result.outcome, result.reason) == ("score", "failed", "EvaluationBelowThreshold")
     assert result.message.startswith(
         "CIDEr = 0.2500, baseline.CIDEr = 0.5000; publishIf: CIDEr > baseline.CIDEr; nothing is published"
     )
     assert result.artifacts == {
         kind: f"{tmp_path}/output/stages/train/{kind}",
-        "report": f"{tmp_path}/output/stages/evaluate/report/index.html",
+        "report": f"{tmp_path}/output/stages/score/report/index.html",
     }
     assert result.evaluation == EvaluationStatus(baseline={"coco": {"CIDEr": 0.5}}, final={"coco": {"CIDEr": 0.25}})
-    assert reports == ["stages/evaluate/report"]
+    assert reports == ["stages/score/report"]
 
 
 def test_the_exit_code_of_a_refusal(tmp_path: Path, reports: list[str]) -> None:

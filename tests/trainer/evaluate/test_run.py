@@ -20,7 +20,6 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.chunks import Chunk, ChunkStore, to_lines
 from internvl_trainer.evaluate.vqa import exact_match
 from internvl_trainer.model.adapter_files import save_adapter
-from internvl_trainer.model.adapters import LoraSettings, apply_method
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.greedy_answers import answer
 from internvl_trainer.model.load import LoadedModel, load_chat_model
@@ -28,7 +27,7 @@ from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.signals import StopRequested
 from safetensors.torch import save_file
 from trainer.contexts import store_of
-from trainer.evaluations import evaluation_config, predictions, run_evaluation, write_vqa
+from trainer.evaluations import evaluation_config, load_with_adapter, predictions, run_evaluation, write_vqa
 from trainer.runs import GOLDEN
 
 pytestmark = pytest.mark.slow
@@ -57,13 +56,8 @@ def load(base: Path = BASE) -> LoadedModel:
 
 def store_adapter(config: RunConfig, folder: Path, base: Path = BASE) -> LoadedModel:
     """A finished train stage with an adapter that changes the answers; the model with it on."""
-    loaded = load_chat_model(base, dtype=torch.float32)
-    apply_method(loaded.model, "lora", lora=LoraSettings(4, 2))
-    torch.manual_seed(1)
+    loaded = load_with_adapter(base)
     with torch.no_grad():
-        for name, parameter in loaded.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
         norm = "model.multi_modal_projector.layer_norm.weight"
         loaded.model.native.get_parameter(norm).mul_(1.5)
     save_adapter(loaded.model, folder / "adapter")
@@ -82,6 +76,7 @@ def test_every_row_is_answered_as_it_would_be_alone(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == list(range(ROWS))
     loaded = load()
     assert len({row["prediction"] for row in rows}) > 3
+    assert {type(row["at_limit"]) for row in rows} == {bool}
     for row in rows[::5]:
         assert row["prediction"] == expected_answer(loaded, tmp_path, row)
 

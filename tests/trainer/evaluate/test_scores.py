@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from internvl_trainer.data.boxes import box_accuracy, find_box, overlap
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate import captions
-from internvl_trainer.evaluate.boxes import box_accuracy, find_box, overlap
 from internvl_trainer.evaluate.captions import check_tools, score_captions
 from internvl_trainer.evaluate.scores import score
 from internvl_trainer.evaluate.vqa import exact_match, normalise, vqa_accuracy

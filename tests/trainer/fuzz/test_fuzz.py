@@ -1,6 +1,7 @@
 """Random and mutated inputs for everything that the trainer reads: only its own errors may come out.
 
-FUZZ_SECONDS is the time of all targets together. Seeds are 0, 1, 2 and so on: a failure comes again.
+Seeds are 0, 1, 2 and so on: a failure comes again. Every machine tries the same ones, unless FUZZ_SECONDS, the time of
+all targets together, asks for more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from golden import GOLDEN, checkpoint, tokenizer_of
 from golden import settings as sample_settings
+from growth import assert_proportional
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from internvl_api.address import Address, redact
@@ -48,6 +50,7 @@ pytestmark = pytest.mark.slow
 
 Target = Callable[[Any], None]
 _EXAMPLES = 50  # of one seed
+_SEEDS = 20  # two minutes for all targets on two cores
 _SECRET = "s3cr3t-s1gnature"
 
 
@@ -101,8 +104,9 @@ def _show_counts(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 def fuzz(name: str, strategy: st.SearchStrategy[Any], target: Target, *allowed: type[Exception]) -> None:
-    """Feed the target until its share of FUZZ_SECONDS is over; print the number of inputs."""
-    end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "66")) / 11
+    """Feed the target with every seed, or until its share of FUZZ_SECONDS is over; print the number of inputs."""
+    asked = os.environ.get("FUZZ_SECONDS")
+    end = time.monotonic() + float(asked) / 11 if asked else 0
     inputs, round_number = 0, 0
 
     def run(value: Any) -> None:
@@ -116,7 +120,7 @@ def fuzz(name: str, strategy: st.SearchStrategy[Any], target: Target, *allowed: 
     quiet = settings(
         max_examples=_EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True
     )
-    while time.monotonic() < end:
+    while time.monotonic() < end if asked else round_number < _SEEDS:
         seed(round_number)(quiet(given(strategy)(run)))()
         round_number += 1
     _counts.append(f"fuzz {name}: {inputs} inputs, {round_number} seeds")
@@ -309,37 +313,110 @@ def test_strings_of_a_report() -> None:
 
 
 def _repeated(piece: bytes) -> Callable[[int], bytes]:
-    return lambda count: piece * count
+    return lambda size: piece * (size // len(piece))
 
 
-def _turns(count: int) -> bytes:
-    turns = [{"from": "human" if number % 2 == 0 else "gpt", "value": "<image>"} for number in range(count)]
+def _rows(make: Callable[[int], Any]) -> Callable[[int], bytes]:
+    return lambda size: _dump([make(number) for number in range(size)])
+
+
+def _named(make: Callable[[int], Any]) -> Callable[[int], bytes]:
+    return lambda size: _dump({f"n{number}": make(number) for number in range(size)})
+
+
+def _turns(size: int) -> bytes:
+    turns = [{"from": "human" if number % 2 == 0 else "gpt", "value": "<image>"} for number in range(size)]
     return _dump({"conversations": turns})
 
 
+def _header(size: int) -> bytes:
+    """A safetensors file of small tensors, one after the other."""
+    parts = {f"t{n}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]} for n in range(size)}
+    document = _dump(parts)
+    return len(document).to_bytes(8, "little") + document + bytes(4 * size)
+
+
+def _index(size: int) -> bytes:
+    return _dump({"weight_map": {f"t{n}": f"model-{n}.safetensors" for n in range(size)}})
+
+
+def _coco(size: int) -> bytes:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(size)]
+    return _dump({"images": images, "annotations": [{"image_id": number, "caption": "a"} for number in range(size)]})
+
+
+def _text(read: Callable[[str], object]) -> Callable[[Path], Target]:
+    return lambda _: lambda data: read(data.decode())
+
+
+def _in_a_file(read: Callable[[Path], object], name: str) -> Callable[[Path], Target]:
+    """A target that gets a folder with this file."""
+
+    def at(folder: Path) -> Target:
+        def act(data: bytes) -> None:
+            (folder / name).write_bytes(data)
+            read(folder)
+
+        return act
+
+    return at
+
+
+_ROW = _text(lambda text: parse_chat_row(text.encode(), "f", 1))
+_COCO = _text(lambda text: list(_read_coco(parse_json(text.encode(), "f"), "f")))
+_META = _text(lambda text: list(read_meta(text, "meta.json")))
+_SHARDS = _text(lambda text: shard_names(text.encode(), "index"))
+_FINDING = _text(lambda text: Console(width=80, file=io.StringIO()).print(findings_table([Finding("R", text, "f")])))
+_CAPTIONS = _in_a_file(lambda folder: read_captions(folder / "captions", "coco"), "captions")
+_LINES = _in_a_file(lambda folder: read_captions(folder / "captions", "flickr"), "captions")
+_TENSORS = _in_a_file(list_tensors, "model.safetensors")
+_CONFIG = _in_a_file(describe_checkpoint, "config.json")
+
+
 @pytest.mark.parametrize(
-    ("target", "make"),
+    ("target", "make", "large"),
     [
-        pytest.param(lambda data: redact(data.decode()), _repeated(b"http://"), id="addresses"),
-        pytest.param(lambda data: redact(data.decode()), _repeated(b"https://a:b"), id="passwords"),
-        pytest.param(lambda data: plain(data.decode()), _repeated(b"[`*"), id="markdown"),
-        pytest.param(lambda data: printable(data.decode()), _repeated(b"\x1b["), id="control sequences"),
-        pytest.param(lambda data: parse_chat_row(data, "f", 1), _turns, id="turns"),
-        pytest.param(lambda data: parse_chat_row(data, "f", 1), _repeated(b'{"a":1,'), id="broken rows"),
+        pytest.param(_text(redact), _repeated(b"http://"), 2_000_000, id="addresses"),
+        pytest.param(_text(redact), _repeated(b"https://a:b"), 2_000_000, id="passwords"),
+        pytest.param(_text(redact), _repeated(b"https://a?b;"), 2_000_000, id="queries"),
+        pytest.param(_text(plain), _repeated(b"[`*"), 2_000_000, id="markdown"),
+        pytest.param(_text(printable), _repeated(b"\x1b["), 2_000_000, id="control sequences"),
+        pytest.param(_FINDING, _repeated(b"[bold]x[/] "), 200_000, id="markup in a finding"),
+        pytest.param(_ROW, _turns, 100_000, id="turns"),
+        pytest.param(_ROW, _repeated(b'{"a":1,'), 2_000_000, id="broken rows"),
+        pytest.param(_LINES, _repeated(b"a.jpg,one\n"), 400_000, id="caption lines"),
+        pytest.param(_LINES, _repeated(b".jpg ,"), 2_000_000, id="one caption line of many names"),
+        pytest.param(_CAPTIONS, _rows(lambda n: {"image": f"{n}.jpg", "caption": f"a {n}"}), 50_000, id="captions"),
+        pytest.param(_COCO, _coco, 50_000, id="annotations of tasks"),
+        pytest.param(_META, _named(lambda n: {"annotation": f"/{n}.jsonl", "root": "/"}), 20_000, id="meta JSON"),
+        pytest.param(_CONFIG, _named(lambda n: n), 100_000, id="config.json"),
+        pytest.param(_SHARDS, _index, 50_000, id="index.json"),
+        pytest.param(_TENSORS, _header, 20_000, id="safetensors"),
     ],
 )
-def test_no_target_takes_more_than_linear_time(target: Target, make: Callable[[int], bytes]) -> None:
-    """Quadratic work takes 16 times as long for four times the input; the least of several times is compared."""
+def test_work_grows_with_the_input_and_not_with_its_square(
+    tmp_path: Path, target: Callable[[Path], Target], make: Callable[[int], bytes], large: int
+) -> None:
+    assert_proportional(target(tmp_path), make, large=large, allowed=(UserError,))
 
-    def seconds(count: int) -> float:
-        data, times = make(count), []
-        for _ in range(3):
-            start = time.process_time()
-            target(data)
-            times.append(time.process_time() - start)
-        return min(times)
 
-    count = 10_000
-    while (once := seconds(count)) < 0.02 and count < 200_000:
-        count *= 2
-    assert seconds(4 * count) <= 9 * once + 0.2
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_work_grows_with_the_members_of_an_archive(tmp_path: Path, kind: str) -> None:
+    def make(size: int) -> Path:
+        path = tmp_path / f"{size}.{kind}"
+        names = [f"images/{number}.jpg" for number in range(size)]
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for name in names:
+                    archive.writestr(name, b"")
+        else:
+            with tarfile.open(path, "w") as tar:
+                for name in names:
+                    tar.addfile(tarfile.TarInfo(name))
+        return path
+
+    def index(write: Callable[[Path], None]) -> Path:
+        write(tmp_path / "index")
+        return tmp_path / "index"
+
+    assert_proportional(lambda path: open_archive(path, path.name, index), make, large=20_000)

@@ -65,7 +65,7 @@ def test_all_forms_compute_what_the_adapter_does(case: str, tmp_path: Path) -> N
     kind = case.split("/")[0]
     base = golden_base(kind, tmp_path / "base")
     merged = run(trained_adapter(base, tmp_path / "out", merge=BOTH))
-    batch = collate([sample(case, 0)], pad_token_id=0)
+    batch = collate([sample(case, 0)])
     wanted = adapter_logits(base, tmp_path / "out/stages/train/adapter", batch)
     assert not torch.allclose(whole_logits(base, batch), wanted, atol=0.1)
     for name in ("model", "model-hf"):

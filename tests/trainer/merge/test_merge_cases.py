@@ -67,7 +67,7 @@ def test_another_tile_size_resizes_the_positions_as_training_did(kind: str, tmp_
     config = json.loads((merged / "model/config.json").read_text())
     assert (config["force_image_size"], config["vision_config"]["image_size"]) == (84, 84)
     case = {"qwen2": "qwen2/Hermes-2"}.get(kind, f"{kind}/internlm2-chat")
-    batch = collate([sample(case, 0, image_size=84, context_tokens=9)], pad_token_id=0)
+    batch = collate([sample(case, 0, image_size=84, context_tokens=9)])
     loaded = load_chat_model(merged / "model", dtype=torch.float32)
     assert (loaded.image_size, loaded.context_tokens) == (84, 9)
     assert_close(whole_logits(merged / "model-hf", batch), whole_logits(merged / "model", batch))
@@ -123,7 +123,7 @@ def test_a_full_fine_tune_becomes_the_hf_form_too(tmp_path: Path) -> None:
     merged = run(config)
     assert {path.name for path in merged.iterdir()} == {"model-hf", "manifest.json"}
     assert checks(merged)["model-hf"]["difference"] == 0.0
-    batch = collate([sample("internlm2/internlm2-chat", 0)], pad_token_id=0)
+    batch = collate([sample("internlm2/internlm2-chat", 0)])
     assert torch.equal(whole_logits(merged / "model-hf", batch), whole_logits(trained, batch))
 
 

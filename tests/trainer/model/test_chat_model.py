@@ -1,7 +1,9 @@
 """What the wrapper adds to the native model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from closeness import GRADIENTS, LOSS, assert_close, assert_each_close
@@ -10,6 +12,7 @@ from internvl_trainer.data.collate import collate
 from internvl_trainer.data.sample import Sample
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel, ChatOutput, normalise_tiles
+from padded import pad_rows
 
 CASE = "internlm2/internlm2-chat"
 TEXT, IMAGE, IMAGES, VIDEO = (sample(CASE, row) for row in (1, 3, 4, 5))
@@ -21,7 +24,11 @@ def model() -> ChatModel:
 
 
 def run(model: ChatModel, *samples: Sample, **options: object) -> ChatOutput:
-    return model(**collate(samples, pad_token_id=0), return_logits=True, **options)  # type: ignore[no-any-return]
+    return model(**collate(samples), return_logits=True, **options)  # type: ignore[no-any-return]
+
+
+def run_padded(model: ChatModel, *samples: Sample) -> ChatOutput:
+    return model(**pad_rows(samples), return_logits=True)  # type: ignore[no-any-return]
 
 
 def logits(output: ChatOutput) -> torch.Tensor:
@@ -35,25 +42,16 @@ def mean(output: ChatOutput) -> torch.Tensor:
     return output.loss_sum / output.weight_sum
 
 
-def pack(*samples: Sample) -> dict[str, torch.Tensor]:
-    """Rows one after another in one, positions starting anew, and no mask."""
-    single = [collate([one], pad_token_id=0) for one in samples]
-    keys = ("input_ids", "labels", "position_ids")
-    packed = {key: torch.cat([batch[key] for batch in single], dim=1) for key in keys}
-    tiles = {key: torch.cat([batch[key] for batch in single]) for key in ("pixel_values", "image_flags")}
-    return packed | tiles
-
-
 @torch.no_grad()
 def test_padding_changes_nothing(model: ChatModel) -> None:
-    batch = run(model, TEXT, IMAGE, VIDEO)
+    batch = run_padded(model, TEXT, IMAGE, VIDEO)
     for position, alone in enumerate((TEXT, IMAGE, VIDEO)):
         assert_close(logits(batch)[position, : alone.length], logits(run(model, alone))[0])
 
 
 @torch.no_grad()
-def test_packing_changes_nothing(model: ChatModel) -> None:
-    packed = model(**pack(TEXT, IMAGE, VIDEO), return_logits=True)
+def test_one_sequence_of_rows_changes_nothing(model: ChatModel) -> None:
+    packed = run(model, TEXT, IMAGE, VIDEO)
     start = 0
     for alone in (TEXT, IMAGE, VIDEO):
         here = logits(packed)[0, start : start + alone.length]
@@ -64,7 +62,7 @@ def test_packing_changes_nothing(model: ChatModel) -> None:
 @torch.no_grad()
 def test_the_loss_is_that_of_all_logits(model: ChatModel) -> None:
     output = run(model, TEXT, IMAGE)
-    labels = collate([TEXT, IMAGE], pad_token_id=0)["labels"]
+    labels = collate([TEXT, IMAGE])["labels"]
     wanted = torch.nn.functional.cross_entropy(logits(output)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert_close(mean(output), wanted, LOSS)
     assert output.tokens == (labels[:, 1:] != -100).sum()
@@ -72,9 +70,7 @@ def test_the_loss_is_that_of_all_logits(model: ChatModel) -> None:
 
 @torch.no_grad()
 def test_weights_count_each_token(model: ChatModel) -> None:
-    labels = collate([TEXT, IMAGE], pad_token_id=0)["labels"]
-    counts = (labels != -100).sum(1, keepdim=True)
-    output = run(model, TEXT, IMAGE, loss_weights=(1 / counts).expand_as(labels))
+    output = model(**collate([TEXT, IMAGE], "sample"))
     wanted = (mean(run(model, TEXT)) + mean(run(model, IMAGE))) / 2
     assert_close(mean(output), wanted, LOSS)
     assert_close(output.weight_sum, 2.0, LOSS)
@@ -82,15 +78,14 @@ def test_weights_count_each_token(model: ChatModel) -> None:
 
 @torch.no_grad()
 def test_a_row_without_supervision_adds_nothing(model: ChatModel) -> None:
-    batch = collate([TEXT], pad_token_id=0)
-    batch["labels"].fill_(-100)
-    output = model(**batch)
+    unsupervised = replace(TEXT, labels=np.full_like(TEXT.labels, -100))
+    output = model(**collate([unsupervised]))
     assert (float(output.loss_sum), int(output.tokens), float(output.weight_sum)) == (0.0, 0, 0.0)
 
 
 @torch.no_grad()
 def test_what_is_on_a_blank_tile_does_not_matter(model: ChatModel) -> None:
-    batch = collate([TEXT], pad_token_id=0)
+    batch = collate([TEXT])
     wanted = model(**batch, return_logits=True).logits
     assert torch.equal(
         model(**{**batch, "pixel_values": 255 - batch["pixel_values"]}, return_logits=True).logits, wanted
@@ -109,14 +104,14 @@ def test_text_alone_gives_every_parameter_a_gradient(model: ChatModel) -> None:
 
 
 def test_tiles_normalised_here_or_before_are_the_same(model: ChatModel) -> None:
-    batch = collate([IMAGE], pad_token_id=0)
+    batch = collate([IMAGE])
     floats = {**batch, "pixel_values": normalise_tiles(batch["pixel_values"])}
     with torch.no_grad():
         assert torch.equal(logits(model(**batch, return_logits=True)), logits(model(**floats, return_logits=True)))
 
 
 def test_a_batch_cut_inside_an_image_is_refused(model: ChatModel) -> None:
-    batch = collate([IMAGE], pad_token_id=0)
+    batch = collate([IMAGE])
     batch["input_ids"] = batch["input_ids"].clone()
     batch["input_ids"][0, (batch["input_ids"][0] == 431).nonzero()[0]] = 5
     with pytest.raises(ValueError, match="the batch has 27 <IMG_CONTEXT> tokens but its tiles give 28 features"):

@@ -85,7 +85,7 @@ def test_plain_transformers_computes_the_same_from_the_hf_form(case: str, tmp_pa
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     ours, again = load(kind), load_chat_model(tmp_path / "hf", dtype=torch.float32)
     for row in range(len(ROWS)):
-        batch = collate([sample(case, row)], pad_token_id=0)
+        batch = collate([sample(case, row)])
         wanted = ours.model.eval()(**batch, return_logits=True).logits
         real = batch["pixel_values"][batch["image_flags"].bool()]
         pixels = {"pixel_values": normalise_tiles(real)} if len(real) else {}

@@ -30,7 +30,7 @@ def loaded(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
 def compute(case: str, model: ChatModel, row: int, **batch: torch.Tensor) -> ChatOutput:
     """What the model makes of a golden row, with some of its arguments replaced."""
     with torch.no_grad():
-        return model(**collate([sample(case, row)], pad_token_id=0) | batch, return_logits=True)  # type: ignore[no-any-return]
+        return model(**collate([sample(case, row)]) | batch, return_logits=True)  # type: ignore[no-any-return]
 
 
 def check(case: str, row: int, output: ChatOutput) -> None:
@@ -61,7 +61,7 @@ def train(case: str, **changes: Any) -> list[float]:
     optimizer = torch.optim.AdamW(learning, **options | changes)
     losses = []
     for row in golden["order"]:
-        output = model(**collate([sample(case, row)], pad_token_id=0))
+        output = model(**collate([sample(case, row)]))
         loss = output.loss_sum / output.tokens
         optimizer.zero_grad()
         loss.backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden import KINDS, load, sample
 from internvl_trainer.data.row_schema import Turn
-from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt, plan_batches
+from internvl_trainer.model.greedy_answers import Prompt, answer_all, generate_all, make_prompt, plan_batches
 from internvl_trainer.model.load import LoadedModel
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,9 @@ def test_answers_are_as_long_as_they_must_be(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("internvl_trainer.model.greedy_answers.end_of_answer", lambda *_: int(first))
     assert answer_all(loaded, [question], max_new_tokens=6) == [""]
     assert answer_all(loaded, [question], max_new_tokens=6, min_new_tokens=4) != [""]
+    assert not generate_all(loaded, [question], max_new_tokens=6)[0].at_limit
+    (cut,) = generate_all(loaded, [question], max_new_tokens=6, min_new_tokens=6)
+    assert cut.at_limit
 
 
 def test_a_gpu_that_is_too_small_gets_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +12,11 @@ from closeness import GRADIENTS, assert_close, assert_each_close
 from golden import load, sample
 from internvl_api.memory.activations import LOGIT_BYTES, LOSS_CHUNK_BYTES, positions_per_chunk
 from internvl_trainer.data.collate import collate
+from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.head_loss import HeadLoss
+from internvl_trainer.model.quantize import quantize_language_model
+from internvl_trainer.model.vocabulary import grow_rows
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional
@@ -193,7 +197,7 @@ def model() -> ChatModel:
 
 
 def test_a_models_step_never_has_all_its_logits(model: ChatModel) -> None:
-    rows = collate([sample("internlm2/internlm2-chat", row) for row in (1, 3)], pad_token_id=0)
+    rows = collate([sample("internlm2/internlm2-chat", row) for row in (1, 3)])
     vocabulary, tokens = model.native.lm_head.out_features, int((rows["labels"][:, 1:] != -100).sum())
     wanted = model(**rows)
     wanted.loss_sum.backward()
@@ -209,3 +213,42 @@ def test_a_models_step_never_has_all_its_logits(model: ChatModel) -> None:
     assert_close(found.loss_sum, wanted.loss_sum, EXACT)
     chunks = {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
     assert_each_close(chunks, {name: whole[name] for name in chunks}, GRADIENTS)
+
+
+def tied(model: ChatModel) -> None:
+    """One matrix for both ends of the vocabulary, as small Qwen2 models have: its gradient comes from both."""
+    model.native.lm_head.weight = model.language_model.get_input_embeddings().weight
+
+
+def grown(model: ChatModel) -> None:
+    """Seven rows more than the checkpoint, as `model.resizeEmbeddings` adds them."""
+    for matrix in (model.native.lm_head, model.language_model.get_input_embeddings()):
+        matrix.weight = nn.Parameter(grow_rows(matrix.weight.detach(), len(matrix.weight) + 7))
+    model.native.lm_head.out_features += 7
+
+
+def in_4_bits(model: ChatModel) -> None:
+    """QLoRA: the layers in 4 bits, the ends of the vocabulary as they were, an adapter that learns."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes (extra qlora) is not installed")
+    quantize_language_model(model, torch.device("cpu"))
+    apply_method(model, "lora", freeze=Freeze(True, True, True), lora=LoraSettings(4, dropout=0.0))
+
+
+@pytest.mark.parametrize("change", [tied, grown, in_4_bits])
+def test_vocabularies_and_weights_of_every_kind_have_the_same_gradients(
+    model: ChatModel, change: Callable[[ChatModel], None]
+) -> None:
+    change(model)
+    rows = collate([sample("internlm2/internlm2-chat", row) for row in (1, 3)])
+    found = []
+    for positions in (10_000, 3):
+        model.zero_grad()
+        model.head_loss.positions = positions
+        loss = model(**rows).loss_sum
+        loss.backward()
+        learned = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        found.append((loss.detach(), learned))
+    (whole, all_gradients), (chunked, chunk_gradients) = found
+    assert_close(chunked, whole, EXACT)
+    assert chunk_gradients.keys() == all_gradients.keys() != set()
+    assert_each_close(chunk_gradients, all_gradients, GRADIENTS)

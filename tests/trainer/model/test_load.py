@@ -9,6 +9,7 @@ import pytest
 import torch
 from closeness import assert_close
 from golden import checkpoint, load
+from internvl_trainer.model.attention import SDPA
 from internvl_trainer.model.checkpoint_format.files import CheckpointError
 from internvl_trainer.model.load import load_chat_model
 from safetensors.torch import load_file, save_file
@@ -55,7 +56,7 @@ def test_what_is_learnt_on_the_way(directory: Path) -> None:
         56,
         4,
     )
-    assert loaded.attn_implementation == "sdpa"
+    assert loaded.attn_implementation == SDPA
     assert loaded.upstream_config == json.loads((directory / "config.json").read_text())
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
     assert loaded.model.native.config.image_token_id == 431
@@ -360,7 +361,8 @@ def point_outside(directory: Path) -> None:
         pytest.param(
             point_outside,
             "InvalidIndex",
-            "model.safetensors.index.json: weight_map names '../../other.safetensors', which is no plain file name",
+            "model.safetensors.index.json: weight_map names '../../other.safetensors'; "
+            "expected the name of a .safetensors file beside the index",
             id="index points outside",
         ),
         pytest.param(

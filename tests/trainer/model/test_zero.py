@@ -32,7 +32,7 @@ def train_alone(method: str) -> tuple[list[float], ChatModel]:
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1, momentum=0.9)
     losses = []
     for rows in STEPS:
-        output = model.train()(**collate([sample("internlm2/internlm2-chat", row) for row in rows], pad_token_id=0))
+        output = model.train()(**collate([sample("internlm2/internlm2-chat", row) for row in rows]))
         loss = output.loss_sum / output.weight_sum
         optimizer.zero_grad()
         loss.backward()

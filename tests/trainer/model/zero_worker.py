@@ -28,6 +28,15 @@ def optimizer_for(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(learning, lr=0.1, momentum=0.9)
 
 
+def check_loaded(model: torch.nn.Module) -> None:
+    """The shares that the ranks have read, gathered, are what one process reads."""
+    wanted = dict(load("internlm2").model.named_parameters())
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            assert torch.equal(parameter, wanted.pop(name)), name
+    assert not wanted
+
+
 def train(stage: int, method: str, directory: Path) -> None:
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     config = {
@@ -37,13 +46,15 @@ def train(stage: int, method: str, directory: Path) -> None:
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
     model = load("internlm2", zero3_config=config if stage == 3 else None).model
+    if stage == 3:
+        check_loaded(model)
     apply_method(model, method, freeze=Freeze(vision=method == "lora"), lora=LORA)
     model.set_gradient_checkpointing(True)
     model.head_loss.positions = CHUNK
     engine, *_ = deepspeed.initialize(model=model, config=config, optimizer=optimizer_for(model))
     losses = []
     for rows in STEPS:
-        batch = collate([sample(CASE, rows[rank])], pad_token_id=0)
+        batch = collate([sample(CASE, rows[rank])])
         engine.eval()  # a validation between steps
         with torch.no_grad():
             validated = engine(**batch)

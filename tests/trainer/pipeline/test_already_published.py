@@ -53,7 +53,7 @@ def test_what_only_the_computation_knows_may_differ(tmp_path: Path) -> None:
     assert preflight(a_config(tmp_path, workers=2)).reason == "AlreadyPublished"
 
 
-@pytest.mark.parametrize("stage", ["baseline-evaluate", "train", "evaluate", "publish"])
+@pytest.mark.parametrize("stage", ["baseline-evaluate", "baseline-score", "train", "evaluate", "score", "publish"])
 def test_a_run_that_lacks_one_stage_goes_on(tmp_path: Path, stage: Any) -> None:
     config = a_config(tmp_path)
     publish(config)

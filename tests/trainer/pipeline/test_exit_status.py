@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, ExitCode
+from internvl_api.publish_condition import ANSWER_METRICS, CAPTION_METRICS
 from internvl_api.status import EvaluationStatus, StageResult
+from internvl_trainer import signals
 from internvl_trainer.errors import AccessDenied, LeaseLost, Unavailable, UserError
 from internvl_trainer.exit_status import RedactingFormatter, conclude, report, termination_message
-from internvl_trainer.signals import StopRequested
+from internvl_trainer.signals import StopRequested, stop_by_exception
 
 DONE = StageResult(stage="train", outcome="succeeded", reason="Trained", message="ok")
 SECRET = "wJalrXUtnFEMI-not-a-real-key"
@@ -157,9 +160,45 @@ def test_figures_of_too_many_tasks_are_left_out_of_a_termination_message() -> No
     assert len(kept.message) > 500
 
 
+def test_figures_of_answers_give_way_to_the_tasks_own() -> None:
+    own = {f"task_{number}": dict.fromkeys(CAPTION_METRICS, 1 / 3) for number in range(16)}
+    both = {task: metrics | dict.fromkeys(ANSWER_METRICS, 0.1234) for task, metrics in own.items()}
+    data = termination_message(
+        DONE.model_copy(update={"evaluation": EvaluationStatus(final=both), "message": "x" * 99})
+    )
+    assert len(data) <= TERMINATION_MESSAGE_LIMIT
+    assert StageResult.model_validate_json(data).evaluation == EvaluationStatus(final=own)
+
+
 def test_secrets_are_in_no_message_and_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     ended = conclude("train", raising(RuntimeError(f"signed with {SECRET}")))
     assert SECRET not in termination_message(ended.result).decode()
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "failed with %s", (SECRET,), None)
     assert RedactingFormatter("%(message)s").format(record) == "failed with <AWS_SECRET_ACCESS_KEY>"
+
+
+def test_a_repeated_signal_does_not_disturb_the_clean_up() -> None:
+    cleaned = []
+
+    def stopped_twice() -> None:
+        try:
+            with stop_by_exception():
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append("the lease")
+
+    with pytest.raises(StopRequested), stop_by_exception():
+        stopped_twice()
+    assert cleaned == ["the lease"]
+    with pytest.raises(StopRequested), stop_by_exception():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_later_signal_stops_again_what_swallowed_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_REPEATED_SECONDS", -1.0)
+    with stop_by_exception():
+        for _ in range(2):
+            with pytest.raises(StopRequested):
+                signal.raise_signal(signal.SIGTERM)

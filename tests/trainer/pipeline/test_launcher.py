@@ -191,6 +191,22 @@ def test_caches_go_to_the_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     assert os.environ["DS_ACCELERATOR"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        pytest.param("cuda", {}, "expandable_segments:True", id="on a GPU"),
+        pytest.param("cpu", {}, None, id="on the processor"),
+        pytest.param("cuda", {"PYTORCH_ALLOC_CONF": "x:1"}, "x:1", id="the user's own"),
+    ],
+)
+def test_blocks_of_gpu_memory_grow(
+    device: str, given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", dict(given))
+    prepare_environment(device, 1)
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
+
+
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["preflight", "--help"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = "import sys; from internvl_trainer.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

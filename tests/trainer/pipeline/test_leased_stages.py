@@ -13,9 +13,9 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 from internvl_trainer.artifacts.fenced_storage import kept_alive
 from internvl_trainer.artifacts.lease_record import Lease, Owner, parse_lease
-from internvl_trainer.artifacts.output_layout import LEASE_FILE
+from internvl_trainer.artifacts.output_layout import LEASE_FILE, RUN_FILE
 from internvl_trainer.artifacts.output_lease import OutputLease, Timing
-from internvl_trainer.artifacts.storage import Storage, open_storage
+from internvl_trainer.artifacts.storage import FolderStorage, Storage, open_storage
 from internvl_trainer.errors import LeaseLost, UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import RunContext
@@ -140,6 +140,35 @@ def test_an_error_after_the_lease_was_lost_is_no_mistake_of_the_user(
     working.append(miss_a_file)
     with pytest.raises(LeaseLost):
         run_stage("merge", config)
+
+
+def test_a_later_stage_of_a_run_reads_once_whose_output_it_is(
+    config: RunConfig, output: Storage, working: list[Callable[..., object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = FolderStorage.read
+
+    def note(storage: FolderStorage, key: str) -> bytes:
+        reads.append(key)
+        return read(storage, key)
+
+    monkeypatch.setattr(FolderStorage, "read", note)
+    run_stage("train", config)
+    assert reads.count(RUN_FILE) == 2, "before a lease is written there, and under the lease"
+    reads.clear()
+    run_stage("merge", config)
+    assert reads.count(RUN_FILE) == 1
+
+
+def test_an_output_of_another_run_gets_no_lease(
+    config: RunConfig, output: Storage, working: list[Callable[..., object]]
+) -> None:
+    output.write(RUN_FILE, b'{"job": "team-b/cats", "identity": {"method": "full"}}')
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            run_stage("merge", config)
+        assert caught.value.reason == "OutputHoldsAnotherRun"
+    assert output.stat(LEASE_FILE) is None
 
 
 def test_only_the_first_rank_takes_the_lease(

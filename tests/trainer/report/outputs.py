@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from internvl_api.pipeline import figures_stage
 from internvl_api.run_config import RunConfig
 from internvl_trainer.artifacts.fingerprint import fingerprint
 from internvl_trainer.artifacts.manifest import commit, upload_files
@@ -43,8 +44,10 @@ class Output:
     def evaluate(
         self, figures: dict[str, float], rows: list[dict[str, Any]], *, task: str = "coco", baseline: bool = False
     ) -> Output:
-        """An evaluation stage is done."""
-        stage: Any = "baseline-evaluate" if baseline else "evaluate"
+        """An evaluation is done, and scored."""
+        answering: Any = "baseline-evaluate" if baseline else "evaluate"
+        stage = figures_stage(answering, self.config.evaluation)
+        self.stages.commit(answering, [], evaluation={})
         name = f"predictions/{task}.jsonl"
         described = self.stages.upload(stage, {name: self._write(f"{stage}.jsonl", rows)})
         measured = {"baseline" if baseline else "final": {task: figures}}
@@ -119,5 +122,5 @@ def evaluated(folder: Path, *, baseline: bool = True, publish_if: str | None = N
     evaluation = {"tasks": {"coco": TASK}, "baseline": baseline, **({"publishIf": publish_if} if publish_if else {})}
     output = Output(folder, method="lora", evaluation=evaluation, **sections).preflight().train()
     if baseline:
-        output.evaluate(BEFORE, [prediction(number, "before it", 0.1) for number in range(20)], baseline=True)
-    return output.evaluate(AFTER, [prediction(number, "after it", number / 10) for number in range(20)])
+        output.evaluate(BEFORE, [prediction(number, "before it", 0.25) for number in range(20)], baseline=True)
+    return output.evaluate(AFTER, [prediction(number, "after it", 0.55 + number / 10) for number in range(20)])

@@ -17,7 +17,8 @@ from internvl_trainer.model.adapter_files import load_adapter, save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method, lora_layers
 from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.report.model_card import Contents, contents, hub_card, model_card, plain
+from internvl_trainer.report.contents import Contents, contents
+from internvl_trainer.report.model_card import hub_card, model_card, plain
 from safetensors.torch import load_file, save_file
 from trainer.report.outputs import TASK, Output, evaluated, prediction
 
@@ -49,8 +50,8 @@ def test_the_hub_reads_base_figures_and_kind(tmp_path: Path) -> None:
 def test_a_person_reads_figures_settings_and_lineage(tmp_path: Path) -> None:
     text = card_of(evaluated(tmp_path, publish_if="CIDEr >= 1")).text
     for line in (
-        "| coco | CIDEr | 0.2500 | 1.5000 | +1.2500 |",
-        "| coco | BLEU\\_4 | 0.1250 | 0.0625 | −0.0625 |",
+        "| coco | CIDEr | 0.2500 | 1.5000 | +1.2500 | +0.9950 to +1.4900 |",
+        "| coco | BLEU\\_4 | 0.1250 | 0.0625 | −0.0625 |  |",
         "Publishing condition: `CIDEr >= 1` (met).",
         "| Steps | 80 (8 epochs) |",
         "| Learning rate | 0.003, cosine, warm-up 0.03 of the steps |",
@@ -181,6 +182,14 @@ def test_a_local_base_without_evaluation_has_neither_base_nor_figures(tmp_path: 
     assert "base_model" not in data
     assert "model-index" not in data
     assert "datasets" not in data
+
+
+def test_weights_from_elsewhere_are_not_called_the_hubs(tmp_path: Path) -> None:
+    """model.name says which model they resemble, not that they are its weights."""
+    card = card_of(Output(tmp_path, model={"source": "s3://team/own-weights", "name": "InternVL2-2B"}).train(2))
+    assert "base_model" not in card.data.to_dict()
+    assert "OpenGVLab" not in card.content
+    assert "s3://team/own-weights, fine-tuned" in card.content
 
 
 def test_data_cannot_break_the_card(tmp_path: Path) -> None:

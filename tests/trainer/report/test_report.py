@@ -16,10 +16,10 @@ from internvl_trainer.artifacts.sources import open_media
 from internvl_trainer.artifacts.storage import sha256_of
 from internvl_trainer.errors import Unavailable
 from internvl_trainer.report.build import build_report, write_report
-from internvl_trainer.report.page import duration
 from internvl_trainer.report.plots import smoothed
 from internvl_trainer.report.record import read_record
 from internvl_trainer.report.samples import choose_rows, choose_samples
+from internvl_trainer.report.words import duration
 from internvl_trainer.stage_store import StageStore
 from PIL import Image
 from trainer.report.outputs import TASK, Output, evaluated, prediction
@@ -79,15 +79,15 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     for text in (
         "team/run",
         "The publishing condition was met CIDEr = 1.5000, baseline.CIDEr = 0.2500; publishIf: CIDEr > baseline.CIDEr",
-        "CIDEr 0.2500 1.5000 +1.2500",
+        "CIDEr 0.2500 1.5000 +1.2500 +0.9950 to +1.4900",
         "BLEU_4 0.1250 0.0625 −0.0625",
-        "largest gain Before · CIDEr 0.10 before it After · CIDEr 1.90 after it Reference a reference",
+        "largest gain Before · CIDEr 0.25 before it After · CIDEr 2.45 after it Reference a reference",
         "All were asked: “What is it?”",
         "Training loss 0.8000 3.8095 at the start",
         "Validation loss 1.0000 lowest 1.0000, after step 80",
         "Throughput 2,000 tokens/s on 1 or 2 processes",
         "1 1–30 1 15 s 3 31–80 2 25 s",
-        "golden 6 5 1",
+        "golden 6 5 all 1",
         "sha256 " + "5a" * 32,
         "Base model: commit c0ffee",
         f"Test set: coco {TASK['annotation']}",
@@ -208,7 +208,7 @@ def test_without_a_baseline(tmp_path: Path) -> None:
     assert "The base model was not evaluated" in page.text
     assert "metrics.png" in files
     assert "before it" not in page.text
-    assert page.text.index("highest score After · CIDEr 1.90") < page.text.index("lowest score After · CIDEr 0.00")
+    assert page.text.index("highest score After · CIDEr 2.45") < page.text.index("lowest score After · CIDEr 0.55")
 
 
 def test_a_condition_that_cannot_be_told(tmp_path: Path) -> None:
@@ -311,6 +311,33 @@ def test_rows_are_paired_by_what_they_are_and_text_needs_no_picture(tmp_path: Pa
 )
 def test_rows_are_chosen_by_their_gain(gains: list[float | None], count: int, places: list[int]) -> None:
     assert [place for place, _ in choose_rows(gains, count)] == places
+
+
+@pytest.mark.parametrize(
+    ("gains", "reasons"),
+    [
+        pytest.param([3.0, 2.0, 1.0], ["largest gain", "smallest gain", "from across the set"], id="gains"),
+        pytest.param([0.0, 0.0, 0.0], ["no gain", "from across the set", "from across the set"], id="all the same"),
+        pytest.param([-1.0, -2.0, -3.0], ["largest loss", "from across the set", "from across the set"], id="losses"),
+    ],
+)
+def test_only_a_gain_is_called_one(gains: list[float | None], reasons: list[str]) -> None:
+    assert [why for _, why in choose_rows(gains, 3)] == reasons
+
+
+def test_boxes_are_drawn_on_the_picture_of_a_sample(tmp_path: Path) -> None:
+    output = Output(tmp_path, evaluation={"tasks": {"coco": TASK}}).train(2)
+    box = "<box>[[100, 100, 900, 900]]</box>"
+    plain, boxed = (prediction(number, references=[text]) for number, text in enumerate(("a cat", box)))
+    output.evaluate({"box_accuracy": 0.0}, [plain, boxed])
+    first, second = choose_samples(read_record(output.stages))["coco"]
+    assert (first.boxes, second.boxes) == ((), ("reference",))
+    assert first.picture != second.picture
+
+
+def test_the_condition_is_said_once(tmp_path: Path) -> None:
+    page, _ = build(evaluated(tmp_path, publish_if="CIDEr > baseline.CIDEr"))
+    assert page.text.partition("The whole configuration")[0].count("CIDEr > baseline.CIDEr") == 1
 
 
 def test_many_tasks_share_the_pictures(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from closeness import ADAMW, LOSS, assert_close
-from internvl_trainer.retrieval.load import LoadedRetrievalModel
+from internvl_trainer.model.attention import SDPA, choose_attention
+from internvl_trainer.retrieval import load as load_module
+from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, VISION_REFERENCE
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, describe_retrieval_checkpoint
 from internvl_trainer.retrieval.model import normalise
-from retrieval_golden import CASES, arrays, batch, load, results
+from retrieval_golden import CASES, arrays, batch, checkpoint, load, results
 
 CASE_PARAMS = [pytest.param(case, id=case) for case in CASES]
 
@@ -86,12 +89,31 @@ def test_captions_where_nothing_cross_attends(use_cache: bool) -> None:
     assert found.tolist() == golden["generated"].tolist()
 
 
+@pytest.mark.parametrize("name", [choose_attention(torch.device("cuda"), flat=False), "sdpa"])
 @pytest.mark.parametrize("case", CASE_PARAMS)
-def test_fused_attention_is_the_same_model(case: str) -> None:
+def test_fused_attention_is_the_same_model(case: str, name: str) -> None:
     """What runs on a GPU: no reference arithmetic, equal but for rounding."""
     with torch.no_grad():
-        output = load(case, attn_implementation="sdpa").model(**batch(case))
+        output = load(case, attn_implementation=name).model(**batch(case))
     assert_close(output.loss, results(case)["loss"], LOSS)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "asked", "expected"),
+    [
+        pytest.param("cpu", torch.float32, None, (VISION_REFERENCE, QLLAMA_REFERENCE), id="upstream's arithmetic"),
+        pytest.param("cuda", torch.bfloat16, None, (SDPA, SDPA), id="a GPU"),
+        pytest.param("cuda", torch.bfloat16, "eager", ("eager", "eager"), id="asked for"),
+    ],
+)
+def test_the_device_decides_the_attention(
+    device: str, dtype: torch.dtype, asked: str | None, expected: tuple[str, str]
+) -> None:
+    """The device of the weights: a model on the processor of a machine with a GPU keeps upstream's arithmetic."""
+    architecture = describe_retrieval_checkpoint(checkpoint("cross-attention"))
+    load_module._set_attention(architecture, asked, torch.device(device), dtype)
+    found = (architecture.vision._attn_implementation, architecture.qllama._attn_implementation)
+    assert found == expected
 
 
 def test_eight_bit_pixels_are_normalised() -> None:

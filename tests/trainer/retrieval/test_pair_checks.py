@@ -134,6 +134,14 @@ def test_an_empty_split_cannot_be_skipped_and_nothing_says_so(tmp_path: Path) ->
     assert "data.badRows" not in str(raised.value)
 
 
+def test_a_reserved_token_in_a_caption_is_a_warning(tmp_path: Path) -> None:
+    annotation = write_pairs(tmp_path / "data")
+    annotation.write_text(annotation.read_text().replace("images/003.png,One", "images/003.png,<img> <IMG_CONTEXT>"))
+    (finding,) = check(tmp_path)["findings"]
+    assert (finding["reason"], finding["severity"], finding["line"]) == ("ReservedToken", "warning", 9)
+    assert "the reserved tokens <IMG_CONTEXT>, <img>; it is tokenized as plain text" in finding["message"]
+
+
 def test_a_long_caption_is_a_warning(tmp_path: Path) -> None:
     report = check(tmp_path, training={"maxSeqLength": 16})
     assert {finding["reason"] for finding in report["findings"]} == {"CaptionCut"}

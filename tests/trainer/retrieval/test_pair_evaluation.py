@@ -106,9 +106,9 @@ def test_an_evaluation_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: p
     asked: list[int] = []
     answer_chunks = run.answer_chunks
 
-    def listen(context: Any, answerer: Any, pending: Any, store: Any) -> None:
+    def listen(context: Any, answerer: Any, pending: Any, store: Any, **shard: Any) -> None:
         asked.extend(chunk.number for chunk in pending)
-        answer_chunks(context, answerer, pending, store)
+        answer_chunks(context, answerer, pending, store, **shard)
 
     monkeypatch.setattr(run, "answer_chunks", listen)
     found = run_evaluation("baseline-evaluate", config).evaluation
@@ -118,8 +118,8 @@ def test_an_evaluation_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: p
     assert not list(open_storage(config.output, field="spec.output").list("stages/baseline-evaluate/chunks/"))
 
 
-def test_captions_are_searched_with_five_beams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From upstream's prompt; scoring is another test's."""
+def test_captions_are_searched_with_five_beams(tmp_path: Path) -> None:
+    """From upstream's prompt; another stage scores them."""
     annotation = tmp_path / "captions.json"
     write_pairs(tmp_path / "data", 3)
     names = [f"images/{number:03d}.png" for number in range(3)]
@@ -127,8 +127,6 @@ def test_captions_are_searched_with_five_beams(tmp_path: Path, monkeypatch: pyte
     annotation.write_text(f"[{rows}]")
     task = {"task": "caption", "annotation": str(annotation), "root": str(tmp_path / "data")}
     config = retrieval_config(tmp_path, evaluation={"tasks": {"words": task}, "batchSize": 2})
-    monkeypatch.setattr(run, "check_tools", lambda: None)
-    monkeypatch.setattr(run, "score", lambda name, kind, rows: ({"CIDEr": 0.0}, [{} for _ in rows]))
     run_evaluation("baseline-evaluate", config)
     loaded = load_retrieval_model(tmp_path / "model", dtype=torch.float32)
     tokenizer = read_tokenizer(tmp_path / "model")
@@ -139,4 +137,5 @@ def test_captions_are_searched_with_five_beams(tmp_path: Path, monkeypatch: pyte
         ids = loaded.model.eval().generate(pixels, prompt, torch.ones_like(prompt), pad_token_id=0, **search)[0]
         assert row["prediction"] == decode_answer(tokenizer, ids.tolist()).strip()
         assert row["question"] == CAPTION_PROMPT
+        assert row["at_limit"] == (tokenizer.eos_token_id not in ids.tolist())
         assert len(tokenizer(row["prediction"], add_special_tokens=False).input_ids) >= 8

@@ -49,6 +49,7 @@ def run(config: Any, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.soak  # e2e/test_pipeline has it on nodes
 def test_pictures_find_their_captions_better_than_before(tmp_path: Path) -> None:
     said = run(example(tmp_path), tmp_path)
     artifacts = tmp_path / "runs/quickstart-retrieval/artifacts"

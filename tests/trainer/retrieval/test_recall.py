@@ -96,6 +96,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_five_thousand_images_by_twenty_five_thousand_captions_within_a_gigabyte() -> None:
     """Of the width that InternVL-14B's features have."""
     ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

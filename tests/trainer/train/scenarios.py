@@ -40,7 +40,7 @@ STOPPED_AFTER = 4
 
 
 class StopAfter(StopFlag):
-    """Asks to stop once the loop has looked that many times."""
+    """Asks to stop once the loop has looked that many times: before each micro-batch, and each batch of validation."""
 
     def __init__(self, looks: int) -> None:
         super().__init__(leave=sys.exit)
@@ -64,11 +64,15 @@ def main(folder: Path) -> None:
 
     outcomes: dict[str, Any] = {}
 
-    def run(name: str, base: str = "qwen2", *, stop_after: int = 1000, attempt: str = "", **sections: Any) -> None:
+    def run(
+        name: str, base: str = "qwen2", *, stop_after: int = 500, looks: int = 0, attempt: str = "", **sections: Any
+    ) -> None:
+        """`looks`: of the loop at the flag, beyond those of `stop_after` steps."""
         config = make_config(str(folder / name), base, workers=2, **sections)
+        looks += stop_after * config.gradient_accumulation
         reporter = Reporter(config.job, "train")
         try:
-            result = train(group_context(config, "train", group, reporter), StopAfter(stop_after))
+            result = train(group_context(config, "train", group, reporter), StopAfter(looks))
             _, metrics = reporter.answer("/metrics") or ("", b"")
             outcomes[name + attempt] = {**result.to_dict(), "metrics": metrics.decode()}
         except UserError as error:
@@ -86,11 +90,12 @@ def main(folder: Path) -> None:
         run(f"lora-zero{stage}", "internlm2", **LORA, training={"zeroStage": stage})
         run(f"full-zero{stage}", training={"zeroStage": stage})
         run(f"validated-zero{stage}", "internlm2", **LORA, **VALIDATED, training={"zeroStage": stage})
-        run(f"resumed-zero{stage}", training={"zeroStage": stage}, stop_after=STOPPED_AFTER, attempt="-first")
+        # Between the two micro-batches of step 5, which is abandoned.
+        run(f"resumed-zero{stage}", training={"zeroStage": stage}, stop_after=STOPPED_AFTER, looks=1, attempt="-first")
         run(f"resumed-zero{stage}", training={"zeroStage": stage})
-        # Looked at before each step and each batch of validation: it stops in the one after step 3.
+        # It stops in the validation after step 3, at the second batch.
         validated: dict[str, Any] = {**LORA, **VALIDATED, "training": {"zeroStage": stage}}
-        run(f"late-zero{stage}", "internlm2", **validated, stop_after=STOPPED_AFTER, attempt="-first")
+        run(f"late-zero{stage}", "internlm2", **validated, stop_after=3, looks=1, attempt="-first")
         run(f"late-zero{stage}", "internlm2", **validated)
 
     run_stage(1)

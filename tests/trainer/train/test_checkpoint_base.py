@@ -32,7 +32,9 @@ def checkpoints(folder: Path, base: dict[str, Any] | None) -> Checkpoints:
 def saved(tmp_path: Path, base: dict[str, Any] | None) -> Path:
     journal = tmp_path / "metrics.jsonl"
     journal.write_text("{}")
-    checkpoints(tmp_path / "out", base).save(None, 5, {"metrics.jsonl": journal})
+    saving = checkpoints(tmp_path / "out", base)
+    saving.save(None, 5, {"metrics.jsonl": journal})
+    saving.finish()
     return tmp_path / "out"
 
 

@@ -43,18 +43,27 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def export(base: Path, target: Path, change: Any = None) -> dict[str, bytes]:
-    """Name to content of what is exported, each file taken and deleted as it comes."""
+def export(base: Path, target: Path, change: Any = None, rank: int = 0, world_size: int = 1) -> dict[str, bytes]:
+    """Name to content of what a rank exports, each file taken and deleted as it comes."""
     loaded = load_chat_model(base, dtype=torch.float32)
     if change is not None:
         change(loaded.model)
     engine = SimpleNamespace(module=loaded.model)
-    group = Group(0, 1, 0, torch.device("cpu"), control=None)
+    group = Group(rank, world_size, 0, torch.device("cpu"), control=None)
     files = {}
     for path in export_model(engine, loaded, base, target, make_config("/out"), group):
         files[path.relative_to(target).as_posix()] = path.read_bytes()
         path.unlink()
     return files
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_each_rank_exports_shards_of_its_own(base: Path, tmp_path: Path, world_size: int) -> None:
+    ranks = [export(base, tmp_path / f"{rank}", rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert sum(len(files) for files in ranks) == len(set().union(*ranks)), "no file comes from two ranks"
+    assert {name: data for files in ranks for name, data in files.items()} == export(base, tmp_path / "alone")
+    weights = [sum(name.endswith(".safetensors") for name in files) for files in ranks]
+    assert weights == [1, 1, 0][:world_size]
 
 
 def test_untouched_weights_come_out_bit_for_bit(base: Path, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from golden import checkpoint
-from internvl_trainer.distributed import Group
 from internvl_trainer.model.convert_checkpoint import convert_checkpoint
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.train.export import export_model
+from trainer.contexts import Alone
 from trainer.runs import make_config
 
 
@@ -24,7 +24,7 @@ def test_a_model_trained_from_the_hf_form_is_one_and_still_goes_back(tmp_path: P
         loaded.model.native.lm_head.weight.add_(1.0)
     engine: Any = SimpleNamespace(module=loaded.model)
     config = make_config("/out", image={"maxDynamicPatch": 3})
-    group = cast(Group, SimpleNamespace(leads=True))
+    group = Alone()
     assert list(export_model(engine, loaded, base, tmp_path / "tuned", config, group))
     convert_checkpoint(tmp_path / "tuned", tmp_path / "back", "upstream")
     wanted = loaded.model.native.state_dict()

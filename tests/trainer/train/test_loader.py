@@ -60,7 +60,7 @@ def test_worker_processes_change_nothing() -> None:
 
 def test_counts_are_those_of_the_batches() -> None:
     window = make_loader().window()
-    assert window.tokens == sum(int(batch["attention_mask"].sum()) for batch in window.batches)
+    assert window.tokens == sum(int(batch["row_starts"][-1]) for batch in window.batches) == window.places
     assert window.supervised_tokens == sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in window.batches)
     assert all(batch["pixel_values"].dtype == torch.uint8 for batch in window.batches)
 

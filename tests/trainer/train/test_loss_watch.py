@@ -90,10 +90,12 @@ def test_a_loss_that_is_no_number_keeps_the_rise_before_it() -> None:
     rows = [{"step": step, "loss": 0.5 if step < 20 else 9.0, "learning_rate": 0.1} for step in range(1, 31)]
     reporter = Reporter("team/run", "train")
     setup: Any = SimpleNamespace(total_steps=60)
-    context: Any = SimpleNamespace(reporter=reporter, group=Alone())
-    log: Any = SimpleNamespace(rows=lambda: rows)
+    config = SimpleNamespace(training=SimpleNamespace(early_stopping=None))
+    context: Any = SimpleNamespace(reporter=reporter, group=Alone(), config=config)
+    log: Any = SimpleNamespace(rows=lambda: rows, validations=lambda: [])
     stop: Any = None
-    trainer = Trainer(context, setup, SimpleNamespace(newest=None), log, stop, 30)  # type: ignore[arg-type]
+    checkpoints: Any = SimpleNamespace(newest=None, in_flight=None)
+    trainer = Trainer(context, setup, checkpoints, log, stop, 30)
     assert reporter.progress.warning == trainer.warning
     trainer.loss = math.nan
     with pytest.raises(UserError) as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,7 @@ from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.trainer import straggler
 from trainer.contexts import store_of
-from trainer.runs import make_config
+from trainer.runs import GOLDEN, make_config
 from transformers import get_scheduler
 
 
@@ -169,6 +170,16 @@ def test_number_of_steps(rows: int, batch: int, epochs: float, limit: int | None
         pytest.param({"training": {"zeroStage": 3, "microBatchSize": 2, "dataWorkers": 9}}, None, id="speed only"),
         pytest.param({"workers": 4}, None, id="workers"),
         pytest.param({"checkpoint": {"everySteps": 1, "keep": 9}}, None, id="checkpoints"),
+        pytest.param(
+            {"checkpoint": {"keepBest": True}, "data": {"validation": {"a": {"annotation": "/held.jsonl"}}}},
+            "spec.checkpoint",
+            id="the best step",
+        ),
+        pytest.param(
+            {"training": {"earlyStopping": {}}, "data": {"validation": {"a": {"annotation": "/held.jsonl"}}}},
+            "spec.data.validation",
+            id="early stopping",
+        ),
     ],
 )
 def test_another_run_is_told_from_another_attempt(tmp_path: Path, changes: Any, difference: str | None) -> None:
@@ -184,6 +195,47 @@ def test_another_run_is_told_from_another_attempt(tmp_path: Path, changes: Any, 
         store_of(ours).check_output()
     assert caught.value.reason == "OutputHoldsAnotherRun"
     assert f"differs in {difference}" in caught.value.message
+
+
+HELD_OUT = {"held": {"annotation": str(GOLDEN / "data" / "samples.jsonl")}}
+
+
+@pytest.mark.parametrize(
+    ("chooses", "changes", "difference"),
+    [
+        pytest.param(False, {"evaluation": {"everySteps": 2}}, None, id="losses that are only shown"),
+        pytest.param(True, {"evaluation": {"everySteps": 2}}, "spec.evaluation.everySteps", id="when they are taken"),
+        pytest.param(True, {"checkpoint": {"everySteps": 2}}, "spec.evaluation.everySteps", id="the default of that"),
+        pytest.param(True, {"data": {"validation": {"other": HELD_OUT["held"]}}}, "spec.data.validation", id="rows"),
+        pytest.param(True, {"checkpoint": {"keep": 9}}, None, id="how many are kept"),
+    ],
+)
+def test_what_chooses_the_exported_step_tells_runs_apart(
+    tmp_path: Path, chooses: bool, changes: Any, difference: str | None
+) -> None:
+    base: dict[str, Any] = {"data": {"validation": HELD_OUT}, "checkpoint": {"everySteps": 5, "keepBest": chooses}}
+    merged = {name: {**base.get(name, {}), **changes.get(name, {})} for name in {*base, *changes}}
+    ours, theirs = make_config(str(tmp_path), **base), make_config(str(tmp_path), **merged)
+    assert (fingerprint(ours) == fingerprint(theirs)) is (difference is None)
+    store_of(theirs).claim_output()
+    if difference:
+        with pytest.raises(UserError, match=f"differs in {re.escape(difference)}"):
+            store_of(ours).check_output()
+
+
+def test_changed_held_out_rows_are_noticed_where_they_choose_the_exported_step(tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    data = {"validation": {"held": {"annotation": str(held)}}}
+    for keeps, noticed in ((True, True), (False, False)):
+        config = make_config(str(tmp_path / f"{keeps}"), data=data, checkpoint={"keepBest": keeps})
+        held.write_text("{}\n")
+        store_of(config).claim_output()
+        held.write_text("{}\n{}\n")
+        if noticed:
+            with pytest.raises(UserError, match=r"spec\.data\.validation\.held\.annotation .* has changed"):
+                store_of(config).check_output(reads_rows=True)
+        else:
+            store_of(config).check_output(reads_rows=True)
 
 
 def test_a_version_with_a_new_field_knows_the_runs_of_an_older_one(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from internvl_trainer.artifacts.storage import FolderStorage
 from internvl_trainer.errors import Unavailable
 from internvl_trainer.train import checkpoint as checkpoint_module
 from internvl_trainer.train.checkpoint import Checkpoints
+from trainer.contexts import Alone
 
 CALLS = ("list", "delete", "write", "upload")
 WHOLE = "checkpoints/step-00000005.000001/manifest.json"
@@ -38,13 +38,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     monkeypatch.setattr(checkpoint_module, "local_fragments", lambda *_: [])
     monkeypatch.setattr(checkpoint_module, "trainable_shapes", lambda _: {})
-    return SimpleNamespace(rank=0, world_size=1, leads=True, barrier=lambda: None, gather=lambda value: [value])
+    return Alone()
 
 
 def save(storage: FolderStorage, group: Any, journal: Path) -> Checkpoints:
     checkpoints = Checkpoints(storage, group, fingerprint="f", keep=1)
     for step in (5, 10):
         checkpoints.save(None, step, {"metrics.jsonl": journal})
+    checkpoints.finish()
     return checkpoints
 
 
@@ -63,6 +64,7 @@ def test_what_a_killed_attempt_stored_makes_room_first(alone: Any, tmp_path: Pat
     storage.write("checkpoints/step-00000005.000002/rank-00000-000.safetensors", b"of a killed attempt")
     checkpoints = Checkpoints(storage, alone, fingerprint="f", keep=1, epoch=3)
     checkpoints.save(None, 5, {"metrics.jsonl": journal})
+    checkpoints.finish()
     assert stored_checkpoints(storage) == ["checkpoints/step-00000005.000003"]
 
 

@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_upstreams_rows(
 ) -> None:
     arguments = configured(tmp_path, file.write(tmp_path, file.rows))
     with started(arguments, environment(tmp_path), tmp_path / "killed") as stage:
-        stage.wait_for("step 7/10")
+        stage.wait_for(f"checkpoint at step {CHECKPOINT_EVERY} is complete")
         stage.stop(signal.SIGKILL)
         assert stage.wait() == -signal.SIGKILL
     with started(arguments, environment(tmp_path), tmp_path / "resumed") as stage:

@@ -25,7 +25,13 @@ _STEP_TIMEOUT = timedelta(minutes=15)
 # Around downloads and checkpoints, where ranks differ much. A peer that dies ends the wait at once, because its
 # connection closes.
 _SLOW_TIMEOUT = timedelta(hours=4)
+# Of the meeting of all ranks before each step but the first: a rank whose data do not come ends the attempt, which
+# then starts again from the newest checkpoint, instead of holding every GPU.
+_MEETING_SECONDS = 120.0
+ENV_MEETING_SECONDS = "INTERNVL_MEETING_SECONDS"
 _RENDEZVOUS_SECONDS = 600.0
+_RECORDED_COLLECTIVES = 2000  # of each rank
+FLIGHT_PREFIX = "nccl-rank-"
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,34 @@ def prepare_environment(device: str, processes: int) -> None:
         "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        **_recorder_environment(),
         "OMP_NUM_THREADS": str(max(1, usable_cpus() // processes)),
     }
     if device == "cpu":
         defaults["DS_ACCELERATOR"] = "cpu"
         defaults["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # Flat batches differ in length: blocks that grow leave less memory unused between them.
+        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def flight_folder() -> Path:
+    """Where the ranks of this machine record their collectives; deleted with the pod."""
+    return Path(tempfile.gettempdir()) / "flight-recorder"
+
+
+def _recorder_environment() -> dict[str, str]:
+    """What makes torch record NCCL's collectives, and write them when one times out.
+
+    Source: torch 2.13, FlightRecorder.hpp and ProcessGroupNCCL.hpp.
+    """
+    return {
+        "TORCH_FR_BUFFER_SIZE": str(_RECORDED_COLLECTIVES),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": str(flight_folder() / FLIGHT_PREFIX),  # torch appends the rank
+    }
 
 
 def usable_cpus() -> int:
@@ -133,9 +160,11 @@ def wait_for_master(rendezvous: Rendezvous) -> None:
 class Group:
     """All ranks of a run. Small data travel over gloo, as JSON and float64 tensors; tensors over the engine's group."""
 
-    def __init__(self, rank: int, world_size: int, local_rank: int, device: torch.device, control: Any) -> None:
+    def __init__(
+        self, rank: int, world_size: int, local_rank: int, device: torch.device, control: Any, meeting: Any = None
+    ) -> None:
         self.rank, self.world_size, self.local_rank, self.device = rank, world_size, local_rank, device
-        self._control = control
+        self._control, self._meeting = control, meeting
 
     @property
     def leads(self) -> bool:
@@ -143,13 +172,16 @@ class Group:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Elementwise sums over all ranks, in float64."""
-        import torch
+        """Elementwise sums over all ranks, in float64. Waits for hours: ranks differ around downloads and files."""
+        return _sum(values, self._control)
 
-        tensor = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(tensor, group=self._control)
-        result: list[float] = tensor.tolist()
-        return result
+    def meet(self, values: Sequence[float], *, patient: bool = False) -> list[float]:
+        """As `sum`, before a step: a rank that does not come within two minutes ends the attempt.
+
+        Args:
+            patient: wait as `sum` does, where data workers start and caches are cold.
+        """
+        return _sum(values, self._control if patient or self._meeting is None else self._meeting)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON value, in the order of ranks, on every rank."""
@@ -169,9 +201,28 @@ class Group:
         """Rank 0's JSON value, on every rank."""
         return self.gather(value if self.leads else None)[0]
 
+    def neighbours(self, size: int) -> Any:
+        """torch's process group of the `size` consecutive ranks that this rank is among. All ranks call it."""
+        import torch
+
+        starts = range(0, self.world_size, size)
+        groups = [
+            torch.distributed.new_group(list(range(start, start + size)), timeout=_STEP_TIMEOUT) for start in starts
+        ]
+        return groups[self.rank // size]
+
     def barrier(self) -> None:
         """Wait for every rank."""
         self.sum([0.0])
+
+
+def _sum(values: Sequence[float], group: Any) -> list[float]:
+    import torch
+
+    tensor = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(tensor, group=group)
+    result: list[float] = tensor.tolist()
+    return result
 
 
 def join_group(rendezvous: Rendezvous, device: str) -> Group:
@@ -185,7 +236,9 @@ def join_group(rendezvous: Rendezvous, device: str) -> Group:
         vars(deepspeed.ops)["__compatible_ops__"] = {}
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     else:
-        torch.cuda.set_device(rendezvous.local_rank)
+        # Slurm may show each process only its own GPU, as number 0.
+        index = rendezvous.local_rank % max(1, torch.cuda.device_count())
+        torch.cuda.set_device(index)
     os.environ.update(rendezvous.environment(rendezvous.local_rank))
     if rendezvous.master_port == 0:
         os.environ["MASTER_PORT"] = str(free_port())
@@ -197,11 +250,13 @@ def join_group(rendezvous: Rendezvous, device: str) -> Group:
             verbose=False,
         )
         control = torch.distributed.new_group(backend="gloo", timeout=_SLOW_TIMEOUT)
+        seconds = float(os.environ.get(ENV_MEETING_SECONDS, _MEETING_SECONDS))
+        meeting = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
     except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
         raise Unavailable(
             "RendezvousTimeout",
             f"rank {rendezvous.rank} of {rendezvous.world_size} did not meet the others at "
             f"{rendezvous.master_addr}:{rendezvous.master_port}: {error}; do all workers run?",
         ) from error
-    where = torch.device("cpu") if device == "cpu" else torch.device("cuda", rendezvous.local_rank)
-    return Group(rendezvous.rank, rendezvous.world_size, rendezvous.local_rank, where, control)
+    where = torch.device("cpu") if device == "cpu" else torch.device("cuda", index)
+    return Group(rendezvous.rank, rendezvous.world_size, rendezvous.local_rank, where, control, meeting)

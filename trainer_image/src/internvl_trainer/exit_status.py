@@ -13,7 +13,8 @@ from typing import NamedTuple, NoReturn
 
 from internvl_api.address import redact as redact_addresses
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, ExitCode
-from internvl_api.status import StageName, StageResult
+from internvl_api.publish_condition import ANSWER_METRICS
+from internvl_api.status import EvaluationStatus, StageName, StageResult
 
 from internvl_trainer import faults
 from internvl_trainer.errors import AccessDenied, LeaseLost, Rejected, Unavailable, UserError
@@ -107,15 +108,29 @@ def termination_path() -> Path | None:
 
 
 def termination_message(result: StageResult) -> bytes:
-    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then the figures go."""
+    """Compact JSON of at most TERMINATION_MESSAGE_LIMIT bytes; a long message is cut, then figures go."""
     message = printable(redact(result.message))
     data = _encode(result, message)
     while len(data) > TERMINATION_MESSAGE_LIMIT:
-        if not message and result.evaluation is not None:  # dozens of tasks; their figures are in storage
-            result = result.model_copy(update={"evaluation": None})
+        if not message and result.evaluation is not None:  # dozens of tasks; all figures are in storage
+            result = result.model_copy(update={"evaluation": _fewer(result.evaluation)})
         message = message[: len(message) * 9 // 10]
         data = _encode(result, f"{message} …")
     return data
+
+
+def _fewer(figures: EvaluationStatus) -> EvaluationStatus | None:
+    """The figures without those of the answers themselves; None when these are gone already."""
+    fewer = EvaluationStatus(
+        **{
+            model: {
+                task: {name: value for name, value in metrics.items() if name not in ANSWER_METRICS}
+                for task, metrics in tasks.items()
+            }
+            for model, tasks in (("baseline", figures.baseline), ("final", figures.final))
+        }
+    )
+    return None if fewer == figures else fewer
 
 
 def _encode(result: StageResult, message: str) -> bytes:

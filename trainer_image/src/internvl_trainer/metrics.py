@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from internvl_api.constants import METRICS_PORT
-from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageName, StepPhase
+from internvl_api.status import Bandwidth, CheckpointStatus, Heartbeat, Progress, StageName, StepPhase
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -21,23 +21,39 @@ from internvl_trainer.http_server import BoundedServer
 
 logger = logging.getLogger(__name__)
 
-_MEMORY = Path("/sys/fs/cgroup/memory.stat")  # of the container, with cgroup v2
+_GROUPS = Path("/sys/fs/cgroup")  # of the container
+_UNLIMITED = 1 << 62  # bytes; without a limit cgroup v1 reports almost 2^63
 MOST_DATASETS = 50
 """Maximum datasets with a loss in Prometheus; metrics.jsonl has all."""
 _LONGEST_LABEL = 100  # characters
 _STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
-def container_memory(statistics: Path = _MEMORY) -> int | None:
+def container_memory(groups: Path = _GROUPS) -> int | None:
     """Bytes of the container that cannot be reclaimed, including /dev/shm; None where the kernel does not report them.
 
     The kernel kills a container when these reach its limit; it drops the page cache first, which is not counted.
     """
+    version_1 = groups / "memory/memory.stat"
+    file, names = (
+        (version_1, ("total_rss", "total_shmem")) if version_1.exists() else (groups / "memory.stat", ("anon", "shmem"))
+    )
     try:
-        lines = (line.split() for line in statistics.read_text().splitlines())
-        return sum(int(amount) for name, amount in lines if name in ("anon", "shmem"))
+        lines = (line.split() for line in file.read_text().splitlines())
+        return sum(int(amount) for name, amount in lines if name in names)
     except (OSError, ValueError):
         return None
+
+
+def free_container_memory(groups: Path = _GROUPS) -> int | None:
+    """Bytes until the kernel kills the container; None where it has no limit, or the kernel does not report it."""
+    used = container_memory(groups)
+    version_1 = groups / "memory/memory.limit_in_bytes"
+    try:
+        limit = int((version_1 if version_1.exists() else groups / "memory.max").read_text())
+    except (OSError, ValueError):  # not reported, or "max"
+        return None
+    return None if used is None or limit >= _UNLIMITED else limit - used
 
 
 class DatasetLossGauge:
@@ -67,6 +83,25 @@ class DatasetLossGauge:
         return self._names.get(name)
 
 
+class BandwidthGauge:
+    """Bandwidths in Prometheus, in bytes per second; one that was not measured is absent."""
+
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self._gauge = Gauge(
+            "internvl_train_bandwidth_bytes_per_second",
+            "Measured by training: path all-reduce (bus bandwidth over all ranks), storage-write and storage-read (of "
+            "the slowest node)",
+            [*labels, "path"],
+            registry=registry,
+        )
+
+    def set(self, found: Bandwidth) -> None:
+        """Set those that were measured."""
+        for name, rate in found.model_dump(exclude_none=True).items():
+            self._gauge.labels(**self._labels, path=name.replace("_", "-")).set(rate)
+
+
 class Reporter:
     """The metrics and progress of one process. Rank 0 reports the run's; other ranks their data wait and step time."""
 
@@ -88,6 +123,7 @@ class Reporter:
 
         self.loss = gauge("internvl_train_loss", "(Weighted) mean loss of a supervised token in the last step")
         self.dataset_losses = DatasetLossGauge(self.registry, labels)
+        self.bandwidth = BandwidthGauge(self.registry, labels)
         self.validation_loss = gauge(
             "internvl_train_validation_loss", "Mean loss of a supervised token of data.validation, as last taken"
         )
@@ -103,12 +139,26 @@ class Reporter:
         )
         self.samples = counter("internvl_train_samples", "Samples learned from by this attempt")
         self.data_wait = counter("internvl_train_data_wait_seconds", "Time in which steps waited for data")
-        self.checkpoint_seconds = gauge("internvl_train_checkpoint_seconds", "Time the last checkpoint took")
+        self.checkpoint_seconds = gauge(
+            "internvl_train_checkpoint_seconds", "Time from the step of the last checkpoint until it was complete"
+        )
+        self.checkpoint_stall_seconds = gauge(
+            "internvl_train_checkpoint_stall_seconds", "Time that training stood still for the last checkpoint"
+        )
+        self.checkpoint_upload_seconds = gauge(
+            "internvl_train_checkpoint_upload_seconds", "Time in which rank 0 stored its share of the last checkpoint"
+        )
         self.checkpoint_bytes = gauge("internvl_train_checkpoint_bytes", "Size of the last checkpoint")
         self.checkpoint_step = gauge("internvl_train_checkpoint_step", "Step of the newest verified checkpoint")
         self.skipped_rows = gauge("internvl_data_skipped_rows", "Bad rows left out (data.badRows: skip)")
         self.dropped_connections = gauge(
             "internvl_http_dropped_connections", "Connections to this server that were too many, too slow or cut off"
+        )
+        self.gpu_memory_peak = gauge(
+            "internvl_gpu_memory_peak_bytes", "Most memory that torch reserved on this process's GPU"
+        )
+        self.host_memory_peak = gauge(
+            "internvl_host_memory_peak_bytes", "Most memory that the container used at a report, without page cache"
         )
         self.step_seconds = Histogram(
             "internvl_train_step_seconds", "Time of a step", list(labels), registry=self.registry, buckets=_STEP_BUCKETS
@@ -123,11 +173,19 @@ class Reporter:
         """Set fields of /progress."""
         self.progress = self.progress.model_copy(update=fields)
 
+    def note_memory(self, gpu: int | None) -> None:
+        """Note the peaks of memory so far; `gpu`: bytes that torch reserved at most, None on the CPU."""
+        host = self._memory().get("peakMemoryBytes")
+        if gpu is not None:
+            self.gpu_memory_peak.set(gpu)
+        self.update(peak_gpu_memory_bytes=gpu, peak_memory_bytes=host)
+
     def _memory(self) -> dict[str, int]:
         used = container_memory()
         if used is None:
             return {}
         self._peak_memory = max(self._peak_memory, used)
+        self.host_memory_peak.set(self._peak_memory)
         return {"peakMemoryBytes": self._peak_memory}
 
     def enter(self, phase: StepPhase) -> None:
@@ -171,6 +229,7 @@ class Reporter:
         match path.partition("?")[0]:
             case "/metrics":
                 self.dropped_connections.set(self._server.dropped if self._server else 0)
+                self._memory()
                 return CONTENT_TYPE_LATEST, generate_latest(self.registry)
             case "/progress":
                 body = self.progress.to_dict() | self._memory()

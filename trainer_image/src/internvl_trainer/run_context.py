@@ -56,8 +56,9 @@ class RunContext:
 
         Rank 0 looks up the versions of the annotation files for all.
         """
-        self.reporter.doing("waiting for the others")
-        group = join_group(Rendezvous.from_environment(os.environ), self.config.device)
+        rendezvous = Rendezvous.from_environment(os.environ)
+        self.reporter.doing("waiting for the others" if rendezvous.world_size > 1 else "preparing the processor or GPU")
+        group = join_group(rendezvous, self.config.device)
         self.stages.use_inputs(group.first(self.stages.inputs if group.leads else None))
         return GroupContext(self.stage, self.config, self.storage, self.reporter, group, self.stages, epoch=self.epoch)
 

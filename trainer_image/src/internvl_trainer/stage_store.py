@@ -24,13 +24,15 @@ from internvl_trainer.errors import UserError
 _READS_ROWS: dict[StageName, tuple[str, ...]] = {
     "preflight": (),
     "baseline-evaluate": (TASKS,),
+    "baseline-score": (TASKS,),
     "evaluate": (TASKS,),
+    "score": (TASKS,),
 }
 
 
 def stages_of(config: RunConfig) -> tuple[StageName, ...]:
     """The stages of this run, in their order."""
-    return stage_names(config.method, config.evaluation, config.merge)
+    return stage_names(config.method, config.evaluation, config.merge, config.doctor)
 
 
 def stage_key(stage: StageName, path: str = "") -> str:
@@ -157,11 +159,12 @@ class StageStore:
 
         With `reads_rows` also when this run has, from annotation files that have changed since.
         """
-        if self.storage.stat(RUN_FILE) is None:
+        found = self.storage.read_tagged(RUN_FILE)
+        if found is None:
             return
         place = f"{self.storage.uri}/{RUN_FILE}"
         try:
-            stored = json.loads(self.storage.read(RUN_FILE))
+            stored = json.loads(found.data)
             other, owner, inputs = stored["identity"], stored["job"], dict(stored.get("inputs", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -179,7 +182,7 @@ class StageStore:
                 "spec.output",
             )
 
-        if reads_rows and (changed := first_changed(inputs, self.inputs, *training_prefixes())):
+        if reads_rows and (changed := first_changed(inputs, self.inputs, *training_prefixes(self.config))):
             raise UserError(
                 "InputChanged",
                 f"spec.{changed} has changed since {self.storage.uri} was begun with it; to train on the new file "
@@ -191,7 +194,7 @@ class StageStore:
         """Raises UserError when a file that preflight checked has changed since."""
         found = self.find("preflight")
         recorded = found.extra.get("inputs", {}) if found else {}
-        if changed := first_changed(recorded, self.inputs, *training_prefixes()):
+        if changed := first_changed(recorded, self.inputs, *training_prefixes(self.config)):
             message = f"spec.{changed} has changed since preflight checked it; run preflight again"
             raise UserError("InputChanged", message, "spec.data")
 

@@ -9,6 +9,7 @@ keeps no square matrix (sdpa, flash). Principle: Korthikanti et al. 2022, arXiv:
 from typing import NamedTuple
 
 from internvl_api.models.catalogue import CatalogueModel, LanguageModel, VisionTower
+from internvl_api.models.retrieval import RetrievalCatalogueModel
 
 # At its peak the backward pass of cross entropy in fp32 holds the log-probabilities and two gradients: bytes for each
 # supervised token and word of the vocabulary.
@@ -93,5 +94,7 @@ def loss_bytes(model: LanguageModel, size: int, supervised: int, *, learns: bool
 
 def projector_held(model: CatalogueModel, size: int) -> int:
     """Bytes that the projector holds for each context token when gradients go through it."""
+    if isinstance(model, RetrievalCatalogueModel):
+        return 0  # its layers recompute the cross-attention
     (inputs, outputs), _ = model.projector_shapes
     return 2 * size * (inputs + outputs)

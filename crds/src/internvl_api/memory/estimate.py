@@ -81,8 +81,8 @@ class Estimate:
 
 
 def estimate(config: RunConfig, gpu_memory: int) -> Estimate | None:
-    """The estimate of a run on GPUs of `gpu_memory` bytes; None when the model is not in the catalogue."""
-    setup = setup_of(config)
+    """The estimate of training on GPUs of `gpu_memory` bytes; None without training or with an unknown model."""
+    setup = setup_of(config) if config.method != "none" else None
     return judge(setup, gpu_memory) if setup else None
 
 

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from internvl_api.models.catalogue import CatalogueModel, count_context_tokens, find_model
+from internvl_api.models.retrieval import RETRIEVAL_CATALOGUE, RetrievalCatalogueModel
 from internvl_api.run_config import RunConfig
+from internvl_api.spec.model import Freeze
 
 _TEXT_TOKENS = 512  # of a typical row: a question and its answer
 _ANSWER_TOKENS = 256
+_TEXTS = 3  # of a retrieval model's pair: one for contrast, two for matching
 
 
 class Row(NamedTuple):
@@ -58,6 +61,7 @@ class Setup:
     pack: tuple[int, int] | None = None  # tokens and tiles of a full pack, when rows are packed
     zero: ZeroSettings = field(default_factory=ZeroSettings)
     quantized: bool = False  # the language model's layers in 4 bits
+    learns_head: bool = False  # of a retrieval model: the language head and the text projection
     whole_logits: bool = False  # the logits of all supervised positions at once, as in upstream's code
 
     @property
@@ -70,8 +74,10 @@ class Setup:
     def trainable_parameters(self) -> int:
         """Parameters with a gradient and an optimizer state."""
         model = self.model
+        head = model.head_parameters if self.learns_head and isinstance(model, RetrievalCatalogueModel) else 0
         return (
             self.adapter_parameters
+            + head
             + model.language.parameters * self.learns_language
             + model.vision.parameters * self.learns_vision
             + model.projector_parameters * self.learns_projector
@@ -79,16 +85,23 @@ class Setup:
 
     @property
     def context_tokens(self) -> int:
-        """Context tokens of one tile."""
-        return count_context_tokens(self.tile_size)
+        """Context tokens of one tile, at least one: run.yaml may have a tile that is too small for one."""
+        return max(1, count_context_tokens(self.tile_size))
 
 
 def setup_of(config: RunConfig) -> Setup | None:
-    """The setup of a RunConfig; None when its model is not in the catalogue."""
-    model = find_model(config.model.name) if config.model.name else None
+    """The setup of a RunConfig; None when its model is not in the catalogue. With method none, nothing learns."""
+    name = config.model.name or ""
+    model = find_model(name) or RETRIEVAL_CATALOGUE.get(name)
     if model is None:
         return None
-    training, freeze = config.training, config.training.freeze
+    retrieves = isinstance(model, RetrievalCatalogueModel)
+    towers_frozen = retrieves and config.method != "full"
+    training = config.training
+    # Training of a retrieval model goes by its method alone.
+    freeze = Freeze(vision=False, projector=False, language=False) if retrieves else training.freeze
+    if config.method == "none":
+        freeze = Freeze(vision=True, projector=True, language=True)
     lora = config.method == "lora"
     language_rank = config.lora.language_rank if lora else 0
     vision_rank = config.lora.vision_rank if lora else 0
@@ -105,9 +118,10 @@ def setup_of(config: RunConfig) -> Setup | None:
         gradient_checkpointing=training.gradient_checkpointing,
         language_rank=language_rank,
         vision_rank=vision_rank,
-        learns_language=not freeze.language and not language_rank,
-        learns_vision=not freeze.vision and not vision_rank,
-        learns_projector=not freeze.projector,
+        learns_language=not (freeze.language or language_rank or towers_frozen),
+        learns_vision=not (freeze.vision or vision_rank or towers_frozen),
+        learns_projector=not (freeze.projector or towers_frozen),
+        learns_head=towers_frozen and config.method != "none",
         pack=(training.packing.max_tokens, training.packing.max_tiles) if training.packing.enabled else None,
         zero=_zero_settings(training.deepspeed.get("zero_optimization", {})),
         quantized=lora and config.lora.quantize is not None,
@@ -149,6 +163,8 @@ def _zero_settings(overrides: Mapping[str, Any]) -> ZeroSettings:
 
 def typical_row(setup: Setup) -> Row:
     """A row with one image of as many tiles as allowed, a question and a supervised answer; or a pack of such rows."""
+    if isinstance(setup.model, RetrievalCatalogueModel):
+        return _pair(setup, setup.model)
     if setup.pack is not None:
         one = typical_row(replace(setup, pack=None))
         rows = setup.pack[0] // one.tokens
@@ -160,9 +176,16 @@ def typical_row(setup: Setup) -> Row:
 
 def longest_row(setup: Setup) -> Row:
     """A row with one image and supervised text up to maxSeqLength; or a pack full of tiles, with supervised text."""
+    if isinstance(setup.model, RetrievalCatalogueModel):
+        return _pair(setup, setup.model)
     if setup.pack is not None:
         tokens = setup.pack[0]
         tiles = min(setup.pack[1], tokens // setup.context_tokens)
         return Row(tokens, tiles, tokens - tiles * setup.context_tokens)
     tiles = typical_row(setup).tiles
     return Row(setup.max_seq_length, tiles, setup.max_seq_length - tiles * setup.context_tokens)
+
+
+def _pair(setup: Setup, model: RetrievalCatalogueModel) -> Row:
+    """An image with its captions: QLLaMA reads three texts, each behind the learned queries, and has no logits."""
+    return Row(_TEXTS * (model.slots + setup.max_seq_length), 1, 0)

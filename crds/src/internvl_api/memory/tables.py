@@ -3,17 +3,17 @@
 `python -m internvl_api.memory.tables docs/memory.md` writes them between their markers; `--check` only compares.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
+from internvl_api.generated import generate, with_table
 from internvl_api.memory.estimate import judge, memory
 from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import longest_row
-from internvl_api.recipes.summary import chat_recipe_names, recipe_setup
+from internvl_api.recipes.files import recipe_names
+from internvl_api.recipes.summary import recipe_setup
 
 _CARD = 80 * GIB  # of the A100 that the guides' figures are from
 
@@ -106,7 +106,7 @@ def compare(row: GuideRow) -> tuple[Comparison, Comparison]:
 
 def guide_table() -> str:
     """Markdown table: every row of the guides with the estimate and its error at both micro batches."""
-    return _markdown(
+    return markdown(
         ("recipe", "GPUs", "ZeRO", "guide, GB", "command's batch", "script's batch", "figure repeated from"),
         (
             (
@@ -130,8 +130,8 @@ def _beside(found: Comparison) -> str:
 
 def recipe_table() -> str:
     """Markdown table: memory that each recipe needs on a GPU, and whether it fits 80 GiB."""
-    judged = [(name, judge(recipe_setup(name), _CARD)) for name in chat_recipe_names()]
-    return _markdown(
+    judged = [(name, judge(recipe_setup(name), _CARD)) for name in recipe_names()]
+    return markdown(
         ("recipe", "GPUs", "micro batch", "ZeRO", "typical rows, GiB", "longest rows, GiB", "80 GiB"),
         (
             (
@@ -148,7 +148,8 @@ def recipe_table() -> str:
     )
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
@@ -156,27 +157,13 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def fill(text: str) -> str:
     """`text` with each table between its markers."""
     for name, table in (("guides", guide_table()), ("recipes", recipe_table())):
-        begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        after = rest.partition(end)[2]
-        text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+        text = with_table(text, name, table)
     return text
 
 
 def main() -> int:
-    """Write the tables into the document; `--check` fails instead when they are out of date."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a table differs")
-    parser.add_argument("path", type=Path)
-    arguments = parser.parse_args()
-    before = arguments.path.read_text(encoding="utf-8")
-    after = fill(before)
-    if arguments.check and before != after:
-        print(f"{arguments.path}: its tables differ from the estimate; run `make generate`", file=sys.stderr)
-        return 1
-    if before != after:
-        arguments.path.write_text(after, encoding="utf-8")
-    return 0
+    """Write the tables into the document; with `--check` fail when one is out of date."""
+    return generate(main.__doc__, lambda path: {path: fill(path.read_text(encoding="utf-8"))})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ Shape = tuple[int, int]
 PATCH_SIZE = 14  # pixels, in every InternViT
 IMAGE_SIZE = 448  # side of a tile in pixels that the position embeddings are made for
 DOWNSAMPLE_RATIO = 0.5  # of the pixel shuffle: a context token stands for 2 x 2 patches
+SIDE_OF_TOKEN = round(PATCH_SIZE / DOWNSAMPLE_RATIO)  # pixels
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class VisionTower:
 
     @property
     def parameters(self) -> int:
-        return self.embeddings + self.layers * (_area(self.shapes) + self.layer_vectors)
+        return self.embeddings + self.layers * (add_areas(self.shapes) + self.layer_vectors)
 
     def lora_parameters(self, rank: int) -> int:
         """Parameters of an adapter on every matrix of `shapes`."""
@@ -114,7 +115,7 @@ class LanguageModel:
     @property
     def linear_parameters(self) -> int:
         """Parameters of all layers' matrices, without embeddings and head: what QLoRA quantizes."""
-        return self.layers * _area(self.upstream_shapes)
+        return self.layers * add_areas(self.upstream_shapes)
 
     @property
     def parameters(self) -> int:
@@ -164,7 +165,7 @@ class CatalogueModel:
     @property
     def projector_parameters(self) -> int:
         (inputs, hidden), _ = self.projector_shapes
-        return 2 * inputs + _area(self.projector_shapes) + 2 * hidden
+        return 2 * inputs + add_areas(self.projector_shapes) + 2 * hidden
 
     @property
     def parameters(self) -> int:
@@ -192,7 +193,8 @@ def count_context_tokens(tile_size: int) -> int:
     return int(count_patches(tile_size) * DOWNSAMPLE_RATIO**2)
 
 
-def _area(shapes: tuple[Shape, ...]) -> int:
+def add_areas(shapes: tuple[Shape, ...]) -> int:
+    """The number of elements of all matrices."""
     return sum(inputs * outputs for inputs, outputs in shapes)
 
 

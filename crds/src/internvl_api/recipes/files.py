@@ -28,7 +28,10 @@ def load_recipe(name: str) -> dict[str, Any]:
 def with_recipe(written: dict[str, Any]) -> dict[str, Any]:
     """A raw spec over the settings of its recipe; unchanged when it names none."""
     name = written.get("recipe")
-    return merge(_for_model(load_recipe(name), written), written) if isinstance(name, str) else written
+    if not isinstance(name, str):
+        return written
+    recipe = _for_model(load_recipe(name), written)
+    return merge(_for_evaluation(recipe) if written.get("method") == "none" else recipe, written)
 
 
 def _for_model(recipe: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +42,21 @@ def _for_model(recipe: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
         return recipe
     own = {key: value for key, value in recipe["model"].items() if key not in ("name", "template", "source")}
     return recipe | {"model": own}
+
+
+def _for_evaluation(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says about answering: the model, its pictures, its precision, and the pods; nothing of training."""
+    kept = {
+        "model": ("name", "template", "source"),
+        "image": tuple(recipe.get("image", {})),
+        "training": ("precision",),
+    }
+    sections = {
+        section: {key: recipe[section][key] for key in keys if key in recipe[section]}
+        for section, keys in kept.items()
+        if section in recipe
+    }
+    return sections | {key: recipe[key] for key in ("workers", "gpusPerWorker") if key in recipe}
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

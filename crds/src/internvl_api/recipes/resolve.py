@@ -1,9 +1,10 @@
 """spec + recipe + catalogue -> RunConfig: the only place where defaults meet."""
 
+from internvl_api.memory.stop_time import grace_seconds
 from internvl_api.models.catalogue import find_model, hub_repository
-from internvl_api.models.kinds import RETRIEVAL_MODELS, ModelKind
+from internvl_api.models.kinds import CAPTION_TOKENS, RETRIEVAL_MODELS, ModelKind
 from internvl_api.run_config import ResolvedModel, RunConfig
-from internvl_api.spec import Evaluation, InternVLFineTuneSpec, Model
+from internvl_api.spec import Evaluation, InternVLFineTuneSpec, Model, Training
 from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
 from internvl_api.validation.check import check_spec
 
@@ -15,8 +16,8 @@ def parse_spec(raw: object) -> InternVLFineTuneSpec:
 
 def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
     """The RunConfig of a checked spec."""
-    training = spec.training
-    return RunConfig(
+    training = _training(spec)
+    config = RunConfig(
         job=job,
         job_uid=job_uid,
         recipe=spec.recipe,
@@ -31,12 +32,18 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
         evaluation=_evaluation(spec.evaluation),
         merge=spec.merge,
         publish=spec.publish,
+        doctor=spec.doctor,
+        network=spec.network,
         output=spec.output,
         workers=spec.workers,
         processes_per_worker=spec.processes_per_worker,
         device="cuda" if spec.gpus_per_worker else "cpu",
-        gradient_accumulation=training.global_batch_size // (spec.world_size * training.micro_batch_size),
+        gradient_accumulation=1
+        if spec.method == "none"
+        else training.global_batch_size // (spec.world_size * training.micro_batch_size),
     )
+    grace = grace_seconds(spec.pod_template.termination_grace_period_seconds, config)
+    return config.model_copy(update={"grace_seconds": grace})
 
 
 def _model(model: Model) -> ResolvedModel:
@@ -48,10 +55,20 @@ def _model(model: Model) -> ResolvedModel:
         name=model.name,
         kind=kind,
         source=source,
+        adapter=model.adapter,
         template=template,
         drop_path_rate=model.drop_path_rate,
         resize_embeddings=model.resize_embeddings,
     )
+
+
+def _training(spec: InternVLFineTuneSpec) -> Training:
+    """With method none, a retrieval model reads captions as upstream's evaluation does, unless the spec says more."""
+    training = spec.training
+    if spec.method != "none" or spec.model.name not in RETRIEVAL_MODELS:
+        return training
+    written = "max_seq_length" in training.model_fields_set
+    return training if written else training.model_copy(update={"max_seq_length": CAPTION_TOKENS})
 
 
 def _evaluation(evaluation: Evaluation) -> Evaluation:

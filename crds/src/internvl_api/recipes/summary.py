@@ -46,15 +46,15 @@ def recipe_config(name: str) -> RunConfig:
 
 @cache
 def recipe_setup(name: str) -> Setup:
-    """The estimate's input for a recipe. Raises SpecError for an unknown one, LookupError for a retrieval model's."""
+    """The estimate's input for a recipe. Raises SpecError for an unknown one, LookupError for an unknown model."""
     setup = setup_of(recipe_config(name))
     if setup is None:
-        raise LookupError(f"recipe {name} is for a retrieval model; the memory estimate covers chat models only")
+        raise LookupError(f"recipe {name} names a model that is not in the catalogue")
     return setup
 
 
 def chat_recipe_names() -> tuple[str, ...]:
-    """Names of the recipes for chat models, which the estimate covers."""
+    """Names of the recipes for chat models."""
     return tuple(name for name in recipe_names() if recipe_config(name).model.kind == "chat")
 
 

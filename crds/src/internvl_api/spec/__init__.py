@@ -8,25 +8,35 @@ from collections.abc import Iterator
 
 from pydantic import Field, field_validator
 
-from internvl_api.spec.data import Data, Dataset
+from internvl_api.spec.data import Data, Dataset, Preflight
+from internvl_api.spec.doctor import Doctor
 from internvl_api.spec.evaluation import Evaluation
 from internvl_api.spec.model import DEFAULT_TILING, Freeze, Image, Lora, Model, Tiling
+from internvl_api.spec.network import Network
 from internvl_api.spec.pods import PodTemplate, RunPolicy, Scheduling, Secrets
 from internvl_api.spec.publish import Hub, Merge, Publish
-from internvl_api.spec.training import Checkpoint, Method, Packing, Precision, Retrieval, Training
-from internvl_api.types import ApiModel
+from internvl_api.spec.training import (
+    Checkpoint,
+    EarlyStopping,
+    Method,
+    Packing,
+    Precision,
+    Retrieval,
+    Samples,
+    Training,
+)  # fmt: skip
+from internvl_api.types import OUTPUT_PATTERN, ApiModel
 
 __all__ = [
-    "DEFAULT_TILING", "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Evaluation", "Freeze", "Hub", "Image",
-    "InternVLFineTuneSpec", "Lora", "Merge", "Method", "Model", "Packing", "PodTemplate", "Precision", "Publish",
-    "Retrieval", "RunPolicy", "Scheduling", "Secrets", "Tiling", "Training",
+    "DEFAULT_TILING", "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Doctor", "EarlyStopping", "Evaluation",
+    "Freeze", "Hub", "Image", "InternVLFineTuneSpec", "Lora", "Merge", "Method", "Model", "Network", "Packing",
+    "PodTemplate", "Precision", "Preflight", "Publish", "Retrieval", "RunPolicy", "Samples", "Scheduling", "Secrets",
+    "Tiling", "Training",
 ]  # fmt: skip
-
-OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
 
 
 class InternVLFineTuneSpec(ApiModel):
-    """One fine-tuning run, from a base model and data to a published result."""
+    """One fine-tuning run, from a base model and data to a published result; or, with method none, an evaluation."""
 
     recipe: str | None = Field(
         None,
@@ -35,14 +45,22 @@ class InternVLFineTuneSpec(ApiModel):
         description="Name of a recipe that supplies defaults; `internvl-trainer recipes` lists all",
     )
     model: Model = Field(default_factory=Model)
-    data: Data
+    data: Data = Field(default_factory=Data)
     image: Image = Field(default_factory=Image)
     method: Method = Field(
         "full",
-        description="What to train: full (weights), lora (an adapter), or head (of a retrieval model only)",
+        description="What to train: full (weights), lora (an adapter), head (of a retrieval model only), or none: "
+        "evaluate the model alone",
     )
     lora: Lora = Field(default_factory=Lora)
     workers: int = Field(1, ge=1, le=1024, description="Number of pods in a training group")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Fewest workers that the run may train with when the cluster has no room for all of `workers`. The "
+        "global batch stays the same; the run returns to `workers` at a later checkpoint. Default: always `workers`",
+    )
     gpus_per_worker: int = Field(
         0, ge=0, le=16, description="Number of GPUs of a worker, one rank each; 0: one rank that trains on the CPU"
     )
@@ -52,11 +70,13 @@ class InternVLFineTuneSpec(ApiModel):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     merge: Merge = Field(default_factory=Merge)
     publish: Publish = Field(default_factory=Publish)
+    doctor: Doctor = Field(default_factory=Doctor)
     output: str = Field(
         pattern=OUTPUT_PATTERN,
         max_length=1024,
         description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume",
     )
+    network: Network = Field(default_factory=Network)
     secrets: Secrets = Field(default_factory=Secrets)
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     scheduling: Scheduling = Field(default_factory=Scheduling)
@@ -79,15 +99,21 @@ class InternVLFineTuneSpec(ApiModel):
 
     def sources(self) -> Iterator[tuple[str, str]]:
         """(field, address) of everything the run reads."""
-        places = [("spec.model.source", self.model.source), ("spec.data.meta", self.data.meta)]
-        places.append(("spec.data.validationMeta", self.data.validation_meta))
-        for section, entries in (
-            ("data.train", self.data.train),
-            ("data.validation", self.data.validation),
-            ("evaluation.tasks", self.evaluation.tasks),
+        data, dataset = self.data, ("annotation", "questions", "root")
+        places = [
+            ("spec.model.source", self.model.source),
+            ("spec.model.adapter", self.model.adapter),
+            ("spec.data.meta", data.meta),
+            ("spec.data.metaRoot", data.meta_root),
+            ("spec.data.validationMeta", data.validation_meta),
+        ]
+        for section, entries, parts in (
+            ("data.train", data.train, dataset),
+            ("data.validation", data.validation, dataset),
+            ("evaluation.tasks", self.evaluation.tasks, ("annotation", "root")),
         ):
             for name, entry in entries.items():
-                places += [(f"spec.{section}.{name}.{part}", getattr(entry, part)) for part in ("annotation", "root")]
+                places += [(f"spec.{section}.{name}.{part}", getattr(entry, part)) for part in parts]
         return ((field, address) for field, address in places if address is not None)
 
 

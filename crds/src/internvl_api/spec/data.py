@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from internvl_api.types import ApiModel, DataFormat, Source
+from internvl_api.types import OUTPUT_PATTERN, ApiModel, DataFormat, Source
 
 DATASET_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
@@ -51,8 +51,27 @@ class Dataset(ApiModel):
     )
 
 
+class Preflight(ApiModel):
+    """How many rows preflight checks, and where it keeps the results."""
+
+    sample: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Rows of each dataset to check, spread evenly over it; training ends at a bad row among the "
+        "others. Default: every row",
+    )
+    cache: str | None = Field(
+        None,
+        pattern=OUTPUT_PATTERN,
+        max_length=1024,
+        description="Where preflight keeps results of checked rows for runs with other outputs: s3://bucket/prefix or "
+        "an absolute path on a mounted volume; whoever can write there can hide bad rows. Default: nowhere",
+    )
+
+
 class Data(ApiModel):
-    """Training data: named datasets, upstream's meta JSON, or both."""
+    """Training data: named datasets, upstream's meta JSON, or both. Absent with method none."""
 
     train: dict[str, Dataset] = Field(default_factory=dict, max_length=1000, description="Training datasets by name")
     meta: Source | None = Field(None, description="Upstream's meta JSON; its datasets are added to those of data.train")
@@ -75,6 +94,7 @@ class Data(ApiModel):
         max_length=100,
         description="Held-out datasets by name; training measures the loss on them",
     )
+    preflight: Preflight = Field(default_factory=Preflight)
     bad_rows: Literal["fail", "skip"] = Field(
         "fail", description="What to do with rows that cannot be used: fail the run in preflight, or skip them"
     )
@@ -84,3 +104,8 @@ class Data(ApiModel):
     compat: Literal["default", "upstream"] = Field(
         "default", description="upstream reproduces the defects of upstream's labels, to compare numbers with it"
     )
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are held-out datasets, by name or in a meta JSON."""
+        return bool(self.validation) or self.validation_meta is not None

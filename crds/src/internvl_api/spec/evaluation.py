@@ -4,7 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from internvl_api.publish_condition import CAPTION_METRICS, GROUNDING_METRICS, RETRIEVAL_METRICS, VQA_METRICS
+from internvl_api.publish_condition import (
+    ANSWER_METRICS,
+    CAPTION_METRICS,
+    GROUNDING_METRICS,
+    RETRIEVAL_METRICS,
+    VQA_METRICS,
+)
 from internvl_api.types import ApiModel, Source
 
 TaskKind = Literal[
@@ -50,6 +56,16 @@ TASK_DEFAULTS: dict[TaskKind, TaskDefaults] = {
     "retrieval-coco": _retrieval("coco"),
     "retrieval": _retrieval(None),
 }
+
+
+def is_caption(kind: TaskKind) -> bool:
+    """Whether the answers are captions, which Java takes minutes to score."""
+    return kind.startswith("caption")
+
+
+def makes_text(kind: TaskKind) -> bool:
+    """Whether the model writes the answers, so that they can be empty, cut or all the same."""
+    return not kind.startswith("retrieval")
 
 
 class EvaluationTask(ApiModel):
@@ -110,4 +126,7 @@ class Evaluation(ApiModel):
 
     def metrics(self) -> dict[str, tuple[str, ...]]:
         """Task name -> names of its metrics."""
-        return {name: TASK_DEFAULTS[task.task].metrics for name, task in self.tasks.items()}
+        return {
+            name: (*TASK_DEFAULTS[task.task].metrics, *(ANSWER_METRICS if makes_text(task.task) else ()))
+            for name, task in self.tasks.items()
+        }

@@ -10,7 +10,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 class Model(ApiModel):
-    """The base model to fine-tune."""
+    """The base model to fine-tune, or the model to evaluate."""
 
     name: str | None = Field(
         None,
@@ -21,6 +21,11 @@ class Model(ApiModel):
     source: Source | None = Field(
         None,
         description="Checkpoint folder in upstream's or the Hugging Face format; default: the model's Hub repository",
+    )
+    adapter: Source | None = Field(
+        None,
+        description="Adapter to evaluate on this model: a folder that a run has published as artifacts/adapter. Needs "
+        "method none",
     )
     template: Template | None = Field(
         None,

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from internvl_api.constants import GPU_RESOURCE_PATTERN
 from internvl_api.spec.kubernetes.container import EnvVar, PullSecret, Resources, VolumeMount
 from internvl_api.spec.kubernetes.placement import Affinity, Toleration
 from internvl_api.spec.kubernetes.volumes import Volume
@@ -60,7 +61,14 @@ class RunPolicy(ApiModel):
         None,
         ge=1,
         description="Maximum seconds until every pod of a group is scheduled; then its pods are deleted and tried "
-        "again later",
+        "again later, with minWorkers at once and with fewer workers. Default: no limit; with minWorkers 60",
+    )
+    grow_after_seconds: int = Field(
+        1800,
+        ge=1,
+        le=86_400,
+        description="Seconds that a run with fewer workers than spec.workers trains before it tries all of them, at "
+        "its next checkpoint; each failed try doubles the time, up to a day",
     )
     start_deadline_seconds: int = Field(
         1800,
@@ -72,8 +80,8 @@ class RunPolicy(ApiModel):
         None,
         ge=10,
         description="Maximum seconds without progress once training reports it; then training restarts from the newest "
-        "checkpoint. Must exceed the longest step, validation, checkpoint and download. Default: no limit but the "
-        "timeouts of collective operations",
+        "checkpoint. Must exceed the longest step, validation, checkpoint and download. Default, only while it takes "
+        "steps: 20 times the mean step, at least 1800; 7200 for the first step of an attempt",
     )
     clean_pod_policy: Literal["Running", "All", "None"] = Field(
         "Running",
@@ -113,6 +121,7 @@ class StageResources(ApiModel):
         None,
         description="Requests and limits of a worker in baseline-evaluate and evaluate; default: podTemplate.resources",
     )
+    score: Resources | None = Field(None, description="Requests and limits of a baseline-score or score pod")
     merge: Resources | None = Field(None, description="Requests and limits of the merge pod")
     publish: Resources | None = Field(None, description="Requests and limits of the publish pod")
 
@@ -123,7 +132,7 @@ class StageResources(ApiModel):
 
 
 def stage_field(stage: str) -> str:
-    """The field of `stageResources` that is about a stage: both evaluations share one, and train has none of its own.
+    """The field of `stageResources` about a stage: evaluations share one, scorings too; train and doctor have none.
 
     >>> stage_field("baseline-evaluate")
     'evaluate'
@@ -137,18 +146,33 @@ class PodTemplate(ApiModel):
     image: str | None = Field(
         None, min_length=1, max_length=1024, description="Trainer image; default: the operator's setting"
     )
+    gpu_resource: str | None = Field(
+        None,
+        pattern=GPU_RESOURCE_PATTERN,
+        max_length=317,
+        description="Resource of which a worker gets gpusPerWorker, such as amd.com/gpu or nvidia.com/mig-3g.40gb; "
+        "default: the operator's setting, else nvidia.com/gpu",
+    )
     node_selector: Labels = Field(default_factory=dict, description="Labels that a pod's node must have")
+    cpu_node_selector: Labels | None = Field(
+        None,
+        description="Labels that the node of a stage without GPUs must have, such as preflight and publish; "
+        "default: nodeSelector",
+    )
     tolerations: list[Toleration] = Field(
         default_factory=list, max_length=100, description="Node taints that the pods tolerate"
     )
     affinity: Affinity | None = Field(None, description="Affinity of the pods to nodes and to other pods")
     resources: Resources | None = Field(
-        None, description="Requests and limits of a training worker; set GPUs with gpusPerWorker"
+        None,
+        description="Requests and limits of a training worker; set GPUs with gpusPerWorker. Default: requests derived "
+        "from model, method and data settings (docs/scheduling.md)",
     )
     stage_resources: StageResources = Field(
         default_factory=StageResources,
         description="Requests and limits of other stages. Without them, preflight, merge and publish request what the "
-        "operator's settings say, with the limits of cpu (at least 1) and memory (at least 4Gi) in `resources`",
+        "operator's settings say, else what is derived from the model, with the limits of cpu (at least 1) and memory "
+        "(at least 4Gi) in `resources`",
     )
     priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods")
     service_account_name: str | None = Field(None, max_length=253, description="ServiceAccount of the pods")
@@ -167,9 +191,17 @@ class PodTemplate(ApiModel):
     )
     labels: Labels = Field(default_factory=dict, description="Labels added to the pods")
     annotations: Annotations = Field(default_factory=dict, description="Annotations added to the pods")
-    shm_size: str = Field(
-        "8Gi", pattern=BYTES_PATTERN, max_length=32, description="Size limit of the memory-backed /dev/shm"
+    shm_size: str | None = Field(
+        None,
+        pattern=BYTES_PATTERN,
+        max_length=32,
+        description="Size limit of the memory-backed /dev/shm; default: 8Gi, or more where the batches that data "
+        "workers prepare ahead need it",
     )
-    termination_grace_period_seconds: int = Field(
-        120, ge=1, le=3600, description="Seconds that a pod has after SIGTERM to save a checkpoint"
+    termination_grace_period_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=3600,
+        description="Seconds that a pod has after SIGTERM to save a checkpoint. Default: 120, or more where a step and "
+        "a worker's share of the checkpoint take longer (docs/checkpoints.md)",
     )

@@ -8,7 +8,7 @@ from internvl_api.spec.deepspeed import DeepSpeed
 from internvl_api.spec.model import Freeze
 from internvl_api.types import ApiModel
 
-Method = Literal["full", "lora", "head"]
+Method = Literal["full", "lora", "head", "none"]
 Precision = Literal["bf16", "fp32"]
 MOST = 2**20  # far beyond any run; the operator searches all smaller values for those that fit the GPUs
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -23,6 +23,35 @@ class Packing(ApiModel):
     buffer_size: int = Field(
         20, ge=1, le=1000, description="Number of packs filled at the same time (upstream's max_buffer_size)"
     )
+
+
+class EarlyStopping(ApiModel):
+    """End training when the loss on data.validation stops falling."""
+
+    metric: Literal["validationLoss"] = Field(
+        "validationLoss", description="What must improve: validationLoss, the mean loss on data.validation, by falling"
+    )
+    patience: int = Field(
+        3, ge=1, le=1000, description="Number of validations in a row without an improvement, after which training ends"
+    )
+    min_delta: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1000.0,
+        description="A loss is an improvement when it is lower by more than this than the last improvement",
+    )
+
+
+class Samples(ApiModel):
+    """Answers to a few held-out rows during training, for a person to look at."""
+
+    every_steps: int = Field(
+        100, ge=1, description="Number of steps between two rounds of answers; also at the start and at the end"
+    )
+    rows: int = Field(
+        4, ge=1, le=16, description="Number of rows of data.validation, drawn once by training.seed and always the same"
+    )
+    max_new_tokens: int = Field(64, ge=1, le=256, description="Maximum tokens of an answer; decoding is greedy")
 
 
 class Training(ApiModel):
@@ -62,7 +91,7 @@ class Training(ApiModel):
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass, to save GPU memory"
     )
-    group_by_length: bool = Field(False, description="Batch rows of similar length, to reduce padding")
+    group_by_length: bool = Field(False, description="Batch rows of similar length, so that ranks have equal work")
     packing: Packing = Field(default_factory=Packing)
     loss_weighting: Literal["token", "sample", "square"] = Field(
         "token",
@@ -80,6 +109,16 @@ class Training(ApiModel):
         4, ge=0, le=64, description="Number of processes that decode and tokenize for each rank; 0: the rank itself"
     )
     freeze: Freeze = Field(default_factory=Freeze)
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="End training, as after its last step, when the loss on data.validation stops falling; default: "
+        "train all steps",
+    )
+    samples: Samples | None = Field(
+        None,
+        description="Answer a few rows of data.validation during training, for the report and TensorBoard; default: "
+        "none. Chat models with zeroStage 1 or 2 only",
+    )
 
 
 class Retrieval(ApiModel):
@@ -103,3 +142,18 @@ class Checkpoint(ApiModel):
 
     every_steps: int = Field(200, ge=1, description="Number of steps between two checkpoints")
     keep: int = Field(2, ge=1, le=100, description="Number of verified checkpoints to keep; older ones are deleted")
+    last_step: Literal["weights", "full"] = Field(
+        "weights",
+        description="What the checkpoint after the last step holds: weights, which the export after a crash needs, or "
+        "full, with the optimizer's state",
+    )
+    after_success: Literal["keep", "delete"] = Field(
+        "keep",
+        description="What publish does with checkpoints once the result is published: keep the newest (with keepBest, "
+        "also the best), or delete all",
+    )
+    keep_best: bool = Field(
+        False,
+        description="Keep the checkpoint with the lowest loss on data.validation and export its weights, instead of "
+        "those of the last step; each new lowest loss saves a checkpoint",
+    )

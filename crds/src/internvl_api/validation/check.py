@@ -7,7 +7,15 @@ from pydantic import ValidationError
 
 from internvl_api.recipes.files import recipe_names, with_recipe
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.validation import cross_field, entry_names, evaluation, mixing, pod_template
+from internvl_api.validation import (
+    cross_field,
+    entry_names,
+    evaluation,
+    evaluation_alone,
+    mixing,
+    pod_template,
+    row_sizes,
+)
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
 from internvl_api.validation.limits import over_limits
@@ -15,7 +23,10 @@ from internvl_api.validation.messages import shape_violations
 from internvl_api.validation.model_kind import wrong_kind
 from internvl_api.validation.violations import SpecError, Violation
 
-RULES = (*entry_names.RULES, *cross_field.RULES, *mixing.RULES, *evaluation.RULES, *pod_template.RULES)
+RULES = (
+    *entry_names.RULES, *cross_field.RULES, *row_sizes.RULES, *mixing.RULES, *evaluation.RULES,
+    *evaluation_alone.RULES, *pod_template.RULES,
+)  # fmt: skip
 
 
 class Checked(NamedTuple):

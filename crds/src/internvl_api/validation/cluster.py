@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from internvl_api.memory.answering import answering_of, gpus_of_a_copy, not_possible
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_api.validation import policy_rules
@@ -15,16 +16,19 @@ from internvl_api.validation.violations import Violation
 class InCluster(NamedTuple):
     """What the cluster knows of the run, and its administrator's policy.
 
-    `checkpoint_uri` is "" before the first checkpoint.
+    `checkpoint_uri` is "" before the first checkpoint; `gpu_memory` is in bytes, None where it is not known.
     """
 
     checkpoint_uri: str = ""
     policy: Policy = Policy()
+    gpu_memory: int | None = None
 
     @classmethod
-    def of(cls, status: InternVLFineTuneStatus, policy: Policy | None = None) -> "InCluster":
+    def of(
+        cls, status: InternVLFineTuneStatus, policy: Policy | None = None, gpu_memory: int | None = None
+    ) -> "InCluster":
         """From the recorded status, whatever the spec was then; `policy`: None for the default."""
-        return cls(status.checkpoint.uri if status.checkpoint else "", policy or Policy())
+        return cls(status.checkpoint.uri if status.checkpoint else "", policy or Policy(), gpu_memory)
 
 
 class OutputChange(NamedTuple):
@@ -56,8 +60,10 @@ ROOT_RULES = (output_stays,)
 def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Violation]:
     """Violations of a spec that is valid by itself."""
     yield from policy_rules.violations(spec, cluster.policy)
-    if spec.output.startswith("/"):
-        yield from _output_is_mounted(spec)
+    yield from _is_mounted(spec, "spec.output", spec.output)
+    yield from _is_mounted(spec, "spec.data.preflight.cache", spec.data.preflight.cache or "")
+    if cluster.gpu_memory is not None:
+        yield from _evaluation_fits(spec, cluster.gpu_memory)
     kept, _, _ = cluster.checkpoint_uri.rpartition("/checkpoints/")
     output = str(PurePosixPath(spec.output)) if spec.output.startswith("/") else spec.output
     values = output_stays.check(OutputChange(output, kept))
@@ -65,12 +71,22 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
         yield Violation("spec.output", output_stays.message.format(**values), output_stays.reason)
 
 
-def _output_is_mounted(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    """Each stage runs in its own pods: the next one sees only what is on a volume."""
+def _evaluation_fits(spec: InternVLFineTuneSpec, gpu_memory: int) -> Iterator[Violation]:
+    """The GPUs of a worker together hold the model that answers; else hours of training would end in a failure."""
+    model = answering_of(spec) if spec.evaluation.tasks and spec.gpus_per_worker else None
+    if model is not None and gpus_of_a_copy(model, spec.processes_per_worker, gpu_memory) is None:
+        message = not_possible(model, spec.processes_per_worker, gpu_memory)
+        yield Violation("spec.evaluation.tasks", message, "EvaluationNotPossible")
+
+
+def _is_mounted(spec: InternVLFineTuneSpec, field: str, place: str) -> Iterator[Violation]:
+    """A violation for a path on no mounted volume: each stage has its own pods, so the next one would not find it."""
+    if not place.startswith("/"):
+        return
     mounts = [mount["mountPath"] for mount in spec.pod_template.volume_mounts]
-    if not any(PurePosixPath(spec.output).is_relative_to(path) for path in mounts):
+    if not any(PurePosixPath(place).is_relative_to(path) for path in mounts):
         text = (
-            f"found {spec.output!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
+            f"found {place!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
             "the pod; use s3://bucket/prefix, or mount a volume there"
         )
-        yield Violation("spec.output", text)
+        yield Violation(field, text)

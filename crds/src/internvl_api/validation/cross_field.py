@@ -1,5 +1,6 @@
 """Fields that are valid by themselves and do not go together. A setting that would have no effect is refused too."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import recipe_names
 from internvl_api.spec import Data, Image, InternVLFineTuneSpec, Scheduling, Training
 from internvl_api.validation.cel_rules import Values, given, positive, rule
+from internvl_api.validation.evaluation_alone import ALONE
 from internvl_api.validation.suggest import cel_list, cel_prefix_hint, prefix_or_closest
 from internvl_api.validation.violations import Violation
 
@@ -20,6 +22,7 @@ def _default(model: Any, name: str) -> int:
     return value
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORKERS = f"self.?workers.orValue({_default(InternVLFineTuneSpec, 'workers')})"
 _GPUS = f"self.?gpusPerWorker.orValue({_default(InternVLFineTuneSpec, 'gpus_per_worker')})"
 _MICRO = f"self.?training.?microBatchSize.orValue({_default(Training, 'micro_batch_size')})"
@@ -27,6 +30,7 @@ _GLOBAL = f"self.?training.?globalBatchSize.orValue({_default(Training, 'global_
 _PROCESSES = f"({positive(_WORKERS)} * {positive(_GPUS)})"
 _FORWARD = f"({_PROCESSES} * {positive(_MICRO)})"  # samples in one forward pass of all ranks
 _LOWER = f"({_GLOBAL} / {_FORWARD} * {_FORWARD})"
+_LEAST_FORWARD = f"({positive('self.?minWorkers.orValue(1)')} * {positive(_GPUS)} * {positive(_MICRO)})"
 _BATCH_FIELDS = ("workers", "gpusPerWorker", "training.globalBatchSize", "training.microBatchSize")
 
 
@@ -77,17 +81,6 @@ def base_model(spec: InternVLFineTuneSpec) -> Values | None:
 
 @rule(
     "data",
-    "has(self.meta) || (has(self.train) && self.train.size() > 0)",
-    "found neither train nor meta; name at least one dataset",
-    required=True,
-)
-def training_data(data: Data) -> Values | None:
-    """There is a training dataset."""
-    return None if data.train or data.meta is not None else {}
-
-
-@rule(
-    "data",
     "!has(self.metaRoot) || has(self.meta) || has(self.validationMeta)",
     "metaRoot has no effect without meta or validationMeta; remove it or name the meta JSON",
     field="metaRoot",
@@ -123,7 +116,7 @@ def tile_bounds(image: Image) -> Values | None:
 
 @rule(
     "",  # a recipe may supply what the user leaves out
-    f"({given('recipe')} && !({given(*_BATCH_FIELDS)})) || {_GLOBAL} % {_FORWARD} == 0",
+    f"{ALONE} || ({given('recipe')} && !({given(*_BATCH_FIELDS)})) || {_GLOBAL} % {_FORWARD} == 0",
     "{found:d} is not a multiple of {forward:d} ({processes:d} processes x microBatchSize {micro:d}); use "
     "{lower}{upper:d}, or change workers, gpusPerWorker or microBatchSize",
     field="training.globalBatchSize",
@@ -139,7 +132,7 @@ def batch_divides(spec: InternVLFineTuneSpec) -> Values | None:
     """The global batch is a whole number of forward passes of all ranks."""
     found, micro = spec.training.global_batch_size, spec.training.micro_batch_size
     forward = spec.world_size * micro
-    if found % forward == 0:
+    if found % forward == 0 or spec.method == "none":
         return None
     lower = found // forward * forward
     return {
@@ -153,6 +146,41 @@ def batch_divides(spec: InternVLFineTuneSpec) -> Values | None:
 
 
 @rule(
+    "",
+    f"!has(self.minWorkers) || ({given('recipe')} && !has(self.workers)) || self.minWorkers <= {_WORKERS}",
+    "minWorkers {least:d} exceeds workers {most:d}; lower minWorkers or raise workers",
+    field="minWorkers",
+    least="self.minWorkers",
+    most=_WORKERS,
+)
+def least_workers(spec: InternVLFineTuneSpec) -> Values | None:
+    """The least number of workers is at most the wanted one."""
+    least, most = spec.min_workers, spec.workers
+    return {"least": least, "most": most} if least is not None and least > most else None
+
+
+@rule(
+    "",
+    f"!has(self.minWorkers) || {ALONE} || ({given('recipe')} && !({given(*_BATCH_FIELDS)})) || "
+    f"{_GLOBAL} % {_LEAST_FORWARD} == 0",
+    "{least:d} workers cannot share globalBatchSize {found:d}: it is not a multiple of {forward:d} (minWorkers x "
+    "processes of a worker x microBatchSize); choose a minWorkers whose share is whole",
+    field="minWorkers",
+    reason="BatchNotDivisible",
+    least="self.minWorkers",
+    found=_GLOBAL,
+    forward=_LEAST_FORWARD,
+)
+def least_workers_share_batch(spec: InternVLFineTuneSpec) -> Values | None:
+    """The least number of workers has a whole share of the global batch."""
+    least, found = spec.min_workers, spec.training.global_batch_size
+    if least is None or spec.method == "none":
+        return None
+    forward = least * spec.processes_per_worker * spec.training.micro_batch_size
+    return {"least": least, "found": found, "forward": forward} if found % forward else None
+
+
+@rule(
     "training",
     "!self.?packing.?enabled.orValue(false) || !self.?groupByLength.orValue(false)",
     "groupByLength is true, but packing.enabled already fills every sequence; set groupByLength to false",
@@ -160,21 +188,6 @@ def batch_divides(spec: InternVLFineTuneSpec) -> Values | None:
 def packed_or_grouped(training: Training) -> Values | None:
     """Rows are packed or grouped by length, not both."""
     return {} if training.packing.enabled and training.group_by_length else None
-
-
-@rule(
-    "training",
-    "!self.?packing.?enabled.orValue(false) || "
-    "self.?maxSeqLength.orValue(0) <= self.?packing.?maxTokens.orValue(2147483647)",
-    "packing.maxTokens {pack:d} is less than maxSeqLength {row:d}, so the longest rows fit in no pack; raise "
-    "packing.maxTokens or lower maxSeqLength",
-    pack="self.packing.maxTokens",
-    row="self.maxSeqLength",
-)
-def rows_fit_packs(training: Training) -> Values | None:
-    """A pack holds the longest row."""
-    pack, row = training.packing.max_tokens, training.max_seq_length
-    return {"pack": pack, "row": row} if training.packing.enabled and pack < row else None
 
 
 @rule(
@@ -234,26 +247,44 @@ def hub_has_token(spec: InternVLFineTuneSpec) -> Values | None:
     return None if has_token else {"repository": hub.repository}
 
 
+@rule(
+    "training",
+    "!has(self.samples) || self.?zeroStage.orValue(1) != 3",
+    "samples needs whole weights on each rank, which zeroStage 3 has not; set zeroStage to 1 or 2, or remove samples",
+    field="samples",
+)
+def samples_have_whole_weights(training: Training) -> Values | None:
+    """Each rank answers sample rows alone."""
+    return {} if training.samples is not None and training.zero_stage == 3 else None
+
+
 RULES = (
-    known_recipe, known_model, base_model, training_data, meta_root, bad_rows, tile_bounds, packed_or_grouped,
-    rows_fit_packs, warmup_ends, kueue_has_queue, queue_has_gang, hub_has_token, batch_divides,
+    known_recipe, known_model, base_model, meta_root, bad_rows, tile_bounds, packed_or_grouped,
+    warmup_ends, kueue_has_queue, queue_has_gang, hub_has_token, batch_divides,
+    least_workers, least_workers_share_batch, samples_have_whole_weights,
 )  # fmt: skip
 
 
 def python_only(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Violations that no rule of the CRD finds: they depend on the recipe, or exceed what CEL may cost."""
-    yield from _quantize(spec)
-    yield from _resize(spec)
+    if spec.method != "none":  # whose rules refuse all settings of training
+        yield from _quantize(spec)
+        yield from _resize(spec)
+        yield from _nothing_trains(spec)
     yield from _source(spec)
-    yield from _nothing_trains(spec)
     yield from _addresses(spec)
     if len(set(spec.merge.formats)) < len(spec.merge.formats):
         yield Violation("spec.merge.formats", f"found {spec.merge.formats[0]} twice; name each format once")
+    expected = [part.partition("=")[0] for part in (spec.doctor.expect or "").split(",")]
+    if twice := next((name for name in expected if expected.count(name) > 1), None):
+        yield Violation("spec.doctor.expect", f"found {twice} twice; name each amount once")
 
 
 def unused_lora(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Adapter settings with a method that trains no adapter. `written`: the spec without its recipe's settings."""
-    if written.get("lora") and spec.method != "lora" and spec.lora.quantize is None:  # which has its own message
+    if spec.method == "none" or spec.lora.quantize is not None:  # they have their own messages
+        return
+    if written.get("lora") and spec.method != "lora":
         text = f"found settings, but method {spec.method} trains no adapter; set method to lora, or remove spec.lora"
         yield Violation("spec.lora", text)
 
@@ -309,9 +340,18 @@ def _nothing_trains(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 
 def _addresses(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    for field, address in [("spec.output", spec.output), *spec.sources()]:
+    cache = spec.data.preflight.cache
+    if cache and f"{cache.rstrip('/')}/".startswith(f"{spec.output}/"):
+        text = (
+            f"found {cache!r} in the run's own output, which no other run reads; name a folder beside {spec.output!r}"
+        )
+        yield Violation("spec.data.preflight.cache", text)
+    written = [("spec.output", spec.output), *([("spec.data.preflight.cache", cache)] if cache else [])]
+    for field, address in [*written, *spec.sources()]:
         if ".." in address.split("/"):
             yield Violation(field, f"found {address!r}, expected an address without '..'; write the whole path")
+        if _CONTROL.search(address):
+            yield Violation(field, f"found {address!r}, expected an address without control characters; remove them")
     for field, address in spec.sources():
         if address.rstrip("/") == spec.output:
             text = f"found {spec.output!r}, which {field} reads from; name a folder for the results alone"

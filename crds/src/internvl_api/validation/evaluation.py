@@ -1,7 +1,7 @@
 """What refuses `spec.evaluation`: tasks that cannot work, and publishing conditions that nothing can decide."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from internvl_api.publish_condition import (
     CONDITION_PATTERN,
@@ -13,7 +13,8 @@ from internvl_api.publish_condition import (
 )  # fmt: skip
 from internvl_api.spec import Evaluation, InternVLFineTuneSpec
 from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
-from internvl_api.validation.cel_rules import Values, given, rule
+from internvl_api.validation.cel_rules import Rule, Values, given, optional, rule
+from internvl_api.validation.evaluation_alone import ALONE
 from internvl_api.validation.suggest import did_you_mean
 from internvl_api.validation.violations import Violation
 
@@ -84,7 +85,8 @@ def condition_has_tasks(evaluation: Evaluation) -> Values | None:
 @rule(
     "evaluation",
     f"!has(self.publishIf) || self.baseline || !self.publishIf.matches('{_USES_BASELINE}')",
-    "publishIf uses {operand}, but evaluation.baseline is false; set evaluation.baseline to true",
+    "publishIf uses {operand}, but evaluation.baseline is false; set evaluation.baseline to true, or compare with a "
+    "number",
     field="publishIf",
     reason=_INVALID,
     operand=f"self.publishIf.find('{_USES_BASELINE}').find('{_BASELINE_METRIC}')",
@@ -108,9 +110,14 @@ def baseline_has_tasks(evaluation: Evaluation) -> Values | None:
     return {} if evaluation.baseline and not evaluation.tasks else None
 
 
+_HELD_OUT = (
+    f"({given('data.validationMeta')} || ({given('data.validation')} && self.data.validation.size() > 0) || {ALONE})"
+)
+
+
 @rule(
     "",
-    f"!{given('evaluation.everySteps')} || (has(self.data.validation) && self.data.validation.size() > 0)",
+    f"!{given('evaluation.everySteps')} || {_HELD_OUT}",
     "everySteps {every:d} needs data.validation, which is empty; add a dataset there, or remove everySteps",
     field="evaluation.everySteps",
     every="self.evaluation.everySteps",
@@ -118,11 +125,45 @@ def baseline_has_tasks(evaluation: Evaluation) -> Values | None:
 def validation_has_data(spec: InternVLFineTuneSpec) -> Values | None:
     """A loss on held-out rows has such rows."""
     every = spec.evaluation.every_steps
-    return {"every": every} if every is not None and not spec.data.validation else None
+    return {"every": every} if every is not None and _lacks_held_out(spec) else None
 
 
+def _lacks_held_out(spec: InternVLFineTuneSpec) -> bool:
+    """Whether training has no held-out rows; method none refuses the settings that need them in its own words."""
+    return spec.method != "none" and not spec.data.has_validation
+
+
+def _needs_held_out(field: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSpec], bool]) -> Rule:
+    """A setting that has no effect without held-out rows.
+
+    Args:
+        is_set: CEL of the spec, true where the setting is given.
+        is_asked_for: the same in Python.
+    """
+    name = field.rpartition(".")[2]
+    message = f"{name} needs data.validation, which is empty; add a dataset there, or remove {name}"
+
+    @rule("", f"!{is_set} || {_HELD_OUT}", message, field=field)
+    def has_held_out_rows(spec: InternVLFineTuneSpec) -> Values | None:
+        return {} if is_asked_for(spec) and _lacks_held_out(spec) else None
+
+    return has_held_out_rows
+
+
+HELD_OUT_RULES = (
+    validation_has_data,
+    _needs_held_out(
+        "training.earlyStopping", given("training.earlyStopping"), lambda spec: spec.training.early_stopping is not None
+    ),
+    _needs_held_out(
+        "checkpoint.keepBest",
+        f"self{optional('checkpoint.keepBest')}.orValue(false)",
+        lambda spec: spec.checkpoint.keep_best,
+    ),
+    _needs_held_out("training.samples", given("training.samples"), lambda spec: spec.training.samples is not None),
+)
 RULES = (
-    baseline_is_reserved, baseline_has_tasks, validation_has_data, is_condition, condition_has_tasks,
+    baseline_is_reserved, baseline_has_tasks, *HELD_OUT_RULES, is_condition, condition_has_tasks,
     condition_has_baseline, answer_lengths,
 )  # fmt: skip
 

@@ -6,12 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from internvl_api.address import credentials_message, has_credentials, redact, redact_address
-from internvl_api.spec import OUTPUT_PATTERN
 from internvl_api.spec.kubernetes.container import ENV_NAME_PATTERN
 from internvl_api.spec.model import NAME_PATTERN
 from internvl_api.spec.pods import BYTES_PATTERN, SECRET_PATTERN
 from internvl_api.spec.publish import REPOSITORY_PATTERN, REVISION_PATTERN
-from internvl_api.types import SOURCE_PATTERN
+from internvl_api.types import OUTPUT_PATTERN, SOURCE_PATTERN
 from internvl_api.validation.spec_fields import Path, hint, meaning
 from internvl_api.validation.suggest import did_you_mean
 from internvl_api.validation.violations import Violation

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from internvl_api.models.catalogue import CATALOGUE, SIDE_OF_TOKEN
 from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import load_recipe
 from internvl_api.spec import Freeze, InternVLFineTuneSpec, Retrieval
@@ -104,6 +105,8 @@ def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     if training.loss_weighting != "token":
         text = f"found {training.loss_weighting}; {what}, whose pairs all have the same weight; remove it"
         yield _wrong("spec.training.lossWeighting", text)
+    if training.samples is not None:
+        yield _wrong("spec.training.samples", f"found settings; {what}, which answers no questions; remove them")
     if training.group_by_length:
         yield _wrong("spec.training.groupByLength", f"found true; {what}, which draws pairs at random; set false")
     for section, datasets in (("train", spec.data.train), ("validation", spec.data.validation)):
@@ -125,8 +128,19 @@ def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
             yield _wrong(f"{field}.beams", f"found {task.beams}; {_ONLY} has beam search, remove it")
     if spec.method == "head":
         yield _wrong("spec.method", f"found head; {_ONLY} has heads, use full or lora")
-    if spec.retrieval != Retrieval():
+    if spec.method == "none" and "max_seq_length" in spec.training.model_fields_set:
+        text = f"found {spec.training.max_seq_length}; {_ONLY} cuts captions, remove it"
+        yield _wrong("spec.training.maxSeqLength", text)
+    if spec.retrieval != Retrieval() and spec.method != "none":  # whose rules refuse them for every model
         yield _wrong("spec.retrieval", f"found settings; {_ONLY} has them, remove them")
+    side = spec.image.tile_size
+    if spec.model.name in CATALOGUE and side is not None and side % SIDE_OF_TOKEN:
+        text = f"found {side}, expected a multiple of {SIDE_OF_TOKEN}, the pixels of a context token's side"
+        yield _wrong("spec.image.tileSize", f"{text}; {spec.model.name} was trained with {_trained_with(spec)}")
+
+
+def _trained_with(spec: InternVLFineTuneSpec) -> int:
+    return CATALOGUE[str(spec.model.name)].tile_size
 
 
 def _formats(spec: InternVLFineTuneSpec) -> Iterator[tuple[str, str]]:

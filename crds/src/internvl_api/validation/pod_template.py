@@ -5,7 +5,7 @@ the whole preflight.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from internvl_api.constants import GPU
 from internvl_api.spec import InternVLFineTuneSpec
@@ -63,14 +63,16 @@ def _mounts(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     template = spec.pod_template
     no_gpu = "" if spec.gpus_per_worker else "spec.gpusPerWorker is 0; set GPUs there instead"
-    yield from _gpus("spec.podTemplate.resources", template.resources, no_gpu)
+    names = dict.fromkeys((GPU, template.gpu_resource or GPU))
+    yield from _gpus("spec.podTemplate.resources", template.resources, names, no_gpu)
     for stage in type(template.stage_resources).model_fields:
         why = no_gpu if stage == "evaluate" else "this stage uses no GPU; remove it"
-        yield from _gpus(f"spec.podTemplate.stageResources.{stage}", template.stage_resources.of(stage), why)
+        yield from _gpus(f"spec.podTemplate.stageResources.{stage}", template.stage_resources.of(stage), names, why)
 
 
-def _gpus(field: str, given: Resources | None, no_gpu: str) -> Iterator[Violation]:
+def _gpus(field: str, given: Resources | None, names: Iterable[str], no_gpu: str) -> Iterator[Violation]:
     resources = given or {}
     for part, amounts in (("limits", resources.get("limits", {})), ("requests", resources.get("requests", {}))):
-        if GPU in amounts and no_gpu:
-            yield Violation(f"{field}.{part}.{GPU}", f"found {amounts[GPU]}, but {no_gpu}")
+        for name in names:
+            if name in amounts and no_gpu:
+                yield Violation(f"{field}.{part}.{name}", f"found {amounts[name]}, but {no_gpu}")

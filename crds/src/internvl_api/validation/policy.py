@@ -26,7 +26,7 @@ Entries = Annotated[tuple[Entry, ...], Field(max_length=100)]
 
 
 class Policy(ApiModel):
-    """What podTemplate and secrets of a run may have."""
+    """What the pods of a run may have, and which claims, queues and Secrets it may name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,3 +60,13 @@ class Policy(ApiModel):
         "toleration without a key",
     )
     secrets: Entries = Field((ANY,), description="Secrets that a run may name")
+    claims: Entries = Field(
+        (ANY,),
+        description="PersistentVolumeClaims of volumes and of pvc:// sources, and data sources of ephemeral volumes",
+    )
+    queues: Entries = Field((ANY,), description="Queues of kueue and volcano")
+    schedulers: Entries = Field((ANY,), description="Schedulers that a run may name")
+    network_profiles: Entries = Field(
+        (ANY,),
+        description="Network profiles of training; * is any but host and gke-tcpxo, which reach into the node",
+    )

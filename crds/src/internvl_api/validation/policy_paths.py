@@ -7,28 +7,43 @@ A path begins below `spec`. Its steps, joined by dots:
     name=word   the word where the field is there, whatever it holds; a last step
     []          each item of a list
     [chosen]    the same for the expressions of a node selector, without those that ask for a label's absence
+    'key'       a field whose name has dots
     *           each value of a map but `name`'s
+    {values}    each value of a map
     {keys}      the keys of a map; a last step
+    {claim}     the claim of a pvc:// address; a last step
     {types}     the same without `name`: what a volume is, beside its name; a last step
 
 Values of another type than a path expects are left out in Python and an error in CEL: the API server refuses such pods.
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 Refused = Callable[[str], str]  # CEL of a text -> CEL that is true when the rule refuses the text
 _LISTS = ("[]", "[chosen]")
 _ABSENCE = "DoesNotExist"
+_STEP = re.compile(r"'[^']*'|[^.]+")
+_CLAIM = "pvc://"
 
 
 def values_at(path: str, spec: object) -> Iterator[str]:
     """The texts at a path of a spec in JSON."""
-    return _values(spec, path.split("."))
+    return _values(spec, steps_of(path))
 
 
 def refused_at(path: str, refused: Refused) -> str:
     """CEL of the list of the texts at a path that are refused, in the order of `values_at`."""
-    return _cel("object.spec", path.split("."), refused, 0)
+    return _cel("object.spec", steps_of(path), refused, 0)
+
+
+def steps_of(path: str) -> list[str]:
+    """The steps of a path; the first is a section of the spec.
+
+    >>> steps_of("podTemplate.labels.'kueue.x-k8s.io/queue-name'")
+    ['podTemplate', 'labels', "'kueue.x-k8s.io/queue-name'"]
+    """
+    return _STEP.findall(path)
 
 
 def _values(node: object, steps: list[str]) -> Iterator[str]:
@@ -38,6 +53,9 @@ def _values(node: object, steps: list[str]) -> Iterator[str]:
         for item in node if isinstance(node, list) else []:
             if steps[0] == "[]" or not (isinstance(item, dict) and item.get("operator") == _ABSENCE):
                 yield from _values(item, steps[1:])
+    elif steps[0] == "{claim}":
+        if isinstance(node, str) and node.startswith(_CLAIM):
+            yield from _values(node.removeprefix(_CLAIM).partition("/")[0], [])
     elif isinstance(node, dict):
         yield from _values_of_map(node, steps[0], steps[1:])
 
@@ -49,11 +67,11 @@ def _values_of_map(node: dict[str, object], step: str, rest: list[str]) -> Itera
         yield from [flag] if there in node else []
     elif step in ("{keys}", "{types}"):
         yield from (key for key in node if step == "{keys}" or key != "name")
-    elif step == "*":
+    elif step in ("*", "{values}"):
         for key, value in node.items():
-            yield from _values(value, rest) if key != "name" else ()
+            yield from _values(value, rest) if step == "{values}" or key != "name" else ()
     else:
-        yield from _values(node.get(name) or word, rest)
+        yield from _values(node.get(name.strip("'")) or word, rest)
 
 
 def _cel(at: str, steps: list[str], refused: Refused, depth: int) -> str:
@@ -68,8 +86,14 @@ def _cel(at: str, steps: list[str], refused: Refused, depth: int) -> str:
         return f"{at}.filter({item}, {refused(item)})"
     if step == "{types}":
         return f"{at}.filter({item}, {item} != 'name' && {refused(item)})"
-    if step == "*":
-        return _joined(f"{at}.filter({item}, {item} != 'name')", item, _cel(f"{at}[{item}]", rest, refused, depth + 1))
+    if step == "{claim}":
+        claim = f"{at}.substring({len(_CLAIM)}).split('/')[0]"
+        return f"({at}.startsWith('{_CLAIM}') ? {_cel(claim, rest, refused, depth)} : [])"
+    if step in ("*", "{values}"):
+        names = f"{at}.filter({item}, {item} != 'name')" if step == "*" else at
+        return _joined(names, item, _cel(f"{at}[{item}]", rest, refused, depth + 1))
+    if step.startswith("'"):
+        return f"({step} in {at} ? {_cel(f'{at}[{step}]', rest, refused, depth)} : [])"
     if step in _LISTS:
         unfit = f".filter({item}, !has({item}.operator) || {item}.operator != '{_ABSENCE}')"
         return _joined(at + (unfit if step == "[chosen]" else ""), item, _cel(item, rest, refused, depth + 1))

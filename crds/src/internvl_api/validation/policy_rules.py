@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_snake
 
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.validation.policy import ANY, PREFIX_ENDS, Policy
-from internvl_api.validation.policy_paths import refused_at, values_at
+from internvl_api.validation.policy_paths import refused_at, steps_of, values_at
 from internvl_api.validation.violations import Violation
 
 ALL_TAINTS = "(all)"  # a toleration without a key
@@ -22,6 +22,7 @@ _SHOWN = 1000  # characters of the values found; the API server limits messages 
 SELECTED = "(selected)"  # namespaces that a selector chooses
 _CLAIM = "podTemplate.volumes.[].ephemeral.volumeClaimTemplate.metadata"
 _NODES = "podTemplate.affinity.nodeAffinity"
+_EPHEMERAL = "podTemplate.volumes.[].ephemeral.volumeClaimTemplate.spec"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class PolicyRule:
         field: the field that messages name.
         paths: where the values stand, in the language of `policy_paths`.
         reserved: values that `*` leaves out.
+        free: values that ask for nothing, so that no list decides them.
     """
 
     setting: str
@@ -69,6 +71,7 @@ class PolicyRule:
     field: str
     paths: tuple[str, ...]
     reserved: Reserved = Reserved()
+    free: tuple[str, ...] = ()
 
     def violation(self, spec: dict[str, Any], policy: Policy) -> Violation | None:
         """The violation of a spec in JSON; None when the policy allows everything that the spec has."""
@@ -96,7 +99,7 @@ class PolicyRule:
         return f"found {found}, which the policy of this cluster does not allow (allowed: {allowed}); {next_step}"
 
     def _allows(self, entries: tuple[str, ...], value: str) -> bool:
-        return any(
+        return value in self.free or any(
             value == entry
             or (entry == ANY and not self.reserved.has(value))
             or (entry.endswith(PREFIX_ENDS) and value.startswith(entry))
@@ -108,7 +111,8 @@ class PolicyRule:
         reserved = self.reserved.cel(value)
         rest = f"entry == '{ANY}'" + (f" && !({reserved})" if reserved else "")
         listed = f"{value} == entry || ({rest}) || (({ends}) && {value}.startsWith(entry))"
-        return f"!variables.{self.setting}.exists(entry, {listed})"
+        asks = "".join(f"{value} != '{free}' && " for free in self.free)
+        return f"{asks}!variables.{self.setting}.exists(entry, {listed})"
 
 
 def _shortened(text: str) -> str:
@@ -122,6 +126,19 @@ def _terms_of_pod_affinity() -> Iterator[str]:
         yield f"{affinity}.preferredDuringSchedulingIgnoredDuringExecution.[].podAffinityTerm"
 
 
+_SOURCES = (
+    "model.source",
+    "model.adapter",
+    "data.meta",
+    "data.metaRoot",
+    "data.validationMeta",
+    *(
+        f"data.{datasets}.{{values}}.{part}"
+        for datasets in ("train", "validation")
+        for part in ("annotation", "questions", "root")
+    ),
+    *(f"evaluation.tasks.{{values}}.{part}" for part in ("annotation", "root")),
+)
 _DOMAINS = Reserved("any key without a domain", part="/")
 _CONTROL_PLANE = ("node-role.kubernetes.io/",)
 RULES = (
@@ -148,7 +165,7 @@ RULES = (
         "priorityClasses",
         "PriorityClassNotAllowed",
         "spec.podTemplate.priorityClassName",
-        ("podTemplate.priorityClassName",),
+        ("podTemplate.priorityClassName", "podTemplate.labels.'kueue.x-k8s.io/priority-class'"),
         Reserved("any without the prefix system-", prefixes=("system-",)),
     ),
     PolicyRule(
@@ -177,6 +194,7 @@ RULES = (
         "spec.podTemplate",
         (
             "podTemplate.nodeSelector.{keys}",
+            "podTemplate.cpuNodeSelector.{keys}",
             f"{_NODES}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms.[].matchExpressions.[chosen].key",
             f"{_NODES}.preferredDuringSchedulingIgnoredDuringExecution.[].preference.matchExpressions.[chosen].key",
         ),
@@ -214,11 +232,51 @@ RULES = (
             "podTemplate.volumes.[].projected.sources.[].secret.name",
         ),
     ),
+    PolicyRule(
+        "claims",
+        "ClaimNotAllowed",
+        "spec.podTemplate.volumes, spec.model, spec.data, spec.evaluation",
+        (
+            "podTemplate.volumes.[].persistentVolumeClaim.claimName",
+            f"{_EPHEMERAL}.dataSource.name",
+            f"{_EPHEMERAL}.dataSourceRef.name",
+            *(f"{path}.{{claim}}" for path in _SOURCES),
+        ),
+    ),
+    PolicyRule(
+        "queues",
+        "QueueNotAllowed",
+        "spec.scheduling.queue",
+        (
+            "scheduling.queue",
+            "podTemplate.labels.'kueue.x-k8s.io/queue-name'",
+            "podTemplate.annotations.'kueue.x-k8s.io/queue-name'",  # kueue reads it where the label is absent
+            "podTemplate.annotations.'scheduling.volcano.sh/queue-name'",
+        ),
+    ),
+    PolicyRule(
+        "schedulers",
+        "SchedulerNotAllowed",
+        "spec.scheduling.schedulerName",
+        ("scheduling.schedulerName",),
+    ),
+    PolicyRule(
+        "networkProfiles",
+        "NetworkProfileNotAllowed",
+        "spec.network.profile",
+        ("network.profile",),
+        Reserved("any but host and gke-tcpxo", names=("host", "gke-tcpxo")),
+        free=("none",),
+    ),
 )
+
+
+SECTIONS = tuple(sorted({steps_of(path)[0] for rule in RULES for path in rule.paths}))
+"""The sections of a spec that the rules read."""
 
 
 def violations(spec: InternVLFineTuneSpec, policy: Policy) -> Iterator[Violation]:
     """What the policy refuses of a spec, one violation for each setting."""
-    written = {"podTemplate": spec.pod_template.to_dict(), "secrets": spec.secrets.to_dict()}
+    written = {name: getattr(spec, to_snake(name)).to_dict() for name in SECTIONS}
     found = (rule.violation(written, policy) for rule in RULES)
     return (each for each in found if each is not None)

@@ -15,7 +15,9 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.policies import (
     bad_nodes,
     container_restart,
+    elastic,
     failure_policy,
+    lost_nodes,
     oom_policy,
     progress_deadline,
     run_policy,
@@ -23,7 +25,7 @@ from internvl_operator.core.policies import (
 )
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import seconds_to_notice, slow_start, startup_problem
-from internvl_operator.core.resources import config_map, gang, names, network_policy, pods, service
+from internvl_operator.core.resources import config_map, gang, names, network_policy, orphans, pods, service
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
 
@@ -37,7 +39,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     expected = size if created else len({pod.rank for pod in workers})
     found = failure_policy.classify(workers, expected, pods.image_setting(context.run.spec))
     if found is None or found.secondary:
-        found = container_restart.restarted_in_place(context) or found
+        lost = lost_nodes.outcome(workers, context.lost)
+        found = container_restart.restarted_in_place(context) or lost or found
     if found and found.kind == "succeeded" and len(workers) < size:
         return Decision()  # the remaining workers are not created yet
     if found and found.may_have_another_cause:
@@ -47,13 +50,13 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     if found:
         return Decision(oom_policy.with_peak(found, workers, context.status))
     hang = progress_deadline.decide(context, stage)
-    return hang if hang.outcome else hang | start_deadlines.decide(context, stage)
+    return hang if hang.outcome else hang | start_deadlines.decide(context, stage) | elastic.growth(context, stage)
 
 
 def start(context: ReconcileContext, stage: Stage) -> None:
     """Create the group's missing workers once the retry time has come and every old pod is gone."""
     entry, status = context.entry(stage), context.status
-    if wait := run_policy.seconds_until(status.retry_at, context.now):
+    if wait := run_policy.seconds_to_retry(status, context.now, context.config):
         context.remove([pod for pod in context.old_pods if pod.active])
         context.wait(wait)
         return  # the conditions set at the end of the last attempt still apply
@@ -65,8 +68,10 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     have = {pod.rank for pod in context.workers}
     ranks = [rank for rank in range(stage.size(context.run.spec)) if rank not in have]
     context.apply += _shared(context, stage)
-    avoid = bad_nodes.avoided(status)
-    context.apply += [pods.build(context.run, stage, status.attempt, rank, context.config, avoid) for rank in ranks]
+    avoid, adopted = bad_nodes.avoided(status), orphans.earlier_owners(context.observed.config_maps.values())
+    context.apply += [
+        pods.build(context.run, stage, status.attempt, rank, context.config, avoid, adopted) for rank in ranks
+    ]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = context.timestamp()
     status.retry_at = None
@@ -129,13 +134,17 @@ def end(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
 
 
 def begin_next(context: ReconcileContext) -> None:
-    """Start the next attempt; the current pods become old pods, and active ones are deleted."""
+    """Start the next attempt; the current pods become old pods, and active ones are deleted.
+
+    A group in which a worker never started has not met, so its other workers have nothing to save.
+    """
+    never_met = any(pod.unstarted for pod in context.workers)
     context.status.attempt += 1
     context.status.workers, context.status.progress_at, context.status.unscheduled_since = Workers(), None, None
-    context.status.containers = []
+    context.status.containers, context.status.lost_nodes = [], []
     progress.between_workers(context)
-    context.remove([pod for pod in context.old_pods if pod.active])
-    context.wait(run_policy.seconds_until(context.status.retry_at, context.now))
+    context.remove([pod for pod in context.old_pods if pod.active], soon=never_met)
+    context.wait(run_policy.seconds_to_retry(context.status, context.now, context.config))
 
 
 def count(context: ReconcileContext) -> Workers:
@@ -153,7 +162,7 @@ def _shared(context: ReconcileContext, stage: Stage, *, only_missing: bool = Fal
     always = [*network_policy.build(run, context.config), service.build(run), *gang.pod_groups(run, stage)]
     if only_missing and names.config_map(context.run.name) in context.observed.config_maps:
         return always
-    return [config_map.build(context.run, oom_policy.run_yaml(context.run, context.status)), *always]
+    return [config_map.build(run, oom_policy.run_yaml(run, context.status), context.config), *always]
 
 
 def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
@@ -162,7 +171,7 @@ def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
         children = ", ".join(context.children_of_earlier_run[:3])
         text = f"waiting for the deletion of {children} of an earlier {context.run.name!r}"
     else:
-        text = f"waiting for {leaving} pods of the last attempt to terminate"
+        text = f"waiting for {leaving} pods of the last attempt to terminate{_kept_by_finalizers(context)}"
     context.set_phase(
         "Pending",
         "WaitingForOldPods",
@@ -170,8 +179,19 @@ def _wait_for_old_pods(context: ReconcileContext, stage: Stage) -> None:
     )
 
 
+def _kept_by_finalizers(context: ReconcileContext) -> str:
+    """The finalizers that keep a pod whose grace period ended long ago: not even a forced deletion removes it."""
+    for pod in context.old_pods:
+        if pod.finalizers and pod.deletion_timestamp and run_policy.force_left(pod, context.now, context.config) <= 0:
+            names = ", ".join(pod.finalizers)
+            return f"; the finalizers {names} keep pod {pod.name}: whoever set them has to remove them"
+    return ""
+
+
 def _attempt_note(context: ReconcileContext) -> str:
-    return f", attempt {context.status.attempt}" if context.status.attempt > 1 else ""
+    wanted, stage = context.run.wanted_workers, context.stage
+    size = f" (spec.workers: {wanted})" if wanted and stage and stage.parallel else ""
+    return size + (f", attempt {context.status.attempt}" if context.status.attempt > 1 else "")
 
 
 def _last_attempt_note(entry: StageStatus) -> str:

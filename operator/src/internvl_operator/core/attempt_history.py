@@ -27,15 +27,17 @@ def record(
 ) -> None:
     """Write the attempts, as this pass sees them, into `new`.
 
-    `old`: the recorded status; `spec`: None when it is invalid.
+    `old`: the recorded status; `spec`: None when it is invalid. An attempt whose pods have a node and do not run yet is
+    listed with the next change of the status: its times come from the pods, so no write is needed for it alone.
     """
+    writes = new != old
     before = {entry.name: entry for entry in old.stages}
     current = stages.current(new.stages)
     for entry in new.stages:
         known = before.get(entry.name) or StageStatus(name=entry.name)
         listed = [attempt.model_copy() for attempt in known.attempts or ()]
         if spec is not None and known.state not in _ENDED:
-            listed += _begun(entry, listed, pods, spec, now)
+            listed += _begun(entry, listed, [pod for pod in pods if _listable(pod, writes)], spec, now)
         lasts = current is not None and entry.name == current.name and entry.state != "Failed"
         for attempt in listed:
             if attempt.finished_at is None and not (lasts and attempt.number == new.attempt):
@@ -58,17 +60,21 @@ def _begun(
     spec: InternVLFineTuneSpec,
     now: datetime,
 ) -> list[AttemptStatus]:
-    """The attempts with a pod on a node that are not listed yet."""
+    """The attempts of these pods that are not listed yet."""
     stage, newest = Stage(entry.name), listed[-1].number if listed else 0
     placed: dict[int, list[Pod]] = {}
     for pod in pods:
-        if pod.stage == entry.name and pod.attempt > newest and (pod.node or pod.running or pod.finished):
+        if pod.stage == entry.name and pod.attempt > newest:
             placed.setdefault(pod.attempt, []).append(pod)
     gpus = stage.size(spec) * stage.gpus(spec)
     return [
         AttemptStatus(number=number, gpus=gpus, started_at=to_text(_start(entry, group, now)))
         for number, group in sorted(placed.items())
     ]
+
+
+def _listable(pod: Pod, writes: bool) -> bool:
+    return pod.running or pod.finished or (writes and pod.node is not None)
 
 
 def _start(entry: StageStatus, group: Iterable[Pod], now: datetime) -> datetime:

@@ -1,18 +1,25 @@
-"""Conditions: six that summarise the phase, as kstatus (and with it Argo CD and Flux) reads them, and MemoryEstimate.
+"""Conditions: six that summarise the phase, as kstatus (and with it Argo CD and Flux) reads them, and three estimates.
 
 Ready=True: the result is published. Reconciling=True: work continues without the user. Stalled=True: the run waits for
 the user or has failed. Reconciling and Stalled are never True together. MemoryEstimate exists only when GPU memory is
-known; False is a warning and stops nothing.
+known, ResourceEstimate only when a request, a limit, shmSize or the grace period is too small, NetworkEstimate only
+when the measured network decides how long a step takes; False is a warning and stops nothing.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 
 from internvl_api.memory.advice import advice
+from internvl_api.memory.answering import evaluation_note
 from internvl_api.memory.estimate import Verdict, estimate
-from internvl_api.status import Condition, ConditionType, Phase
+from internvl_api.memory.shortfall import shortfalls
+from internvl_api.memory.step_time import network_warning
+from internvl_api.status import Condition, ConditionType, InternVLFineTuneStatus, Phase
 
+from internvl_operator.core.measured_storage import storage_rate
+from internvl_operator.core.policies.oom_policy import attempt_config
 from internvl_operator.core.run import Run
+from internvl_operator.core.telemetry import printable
 from internvl_operator.core.timestamps import to_text
 
 # Which conditions a phase makes True; the others are False.
@@ -33,7 +40,8 @@ _FALSE: dict[ConditionType, tuple[str, str]] = {
     "Failed": ("NotFailed", "the run may still succeed"),
 }
 _ORDER: tuple[ConditionType, ...] = ("Ready", *_FALSE)
-_SHOWN: tuple[ConditionType, ...] = (*_ORDER, "MemoryEstimate")
+ESTIMATES: tuple[ConditionType, ...] = ("MemoryEstimate", "ResourceEstimate", "NetworkEstimate")
+_SHOWN: tuple[ConditionType, ...] = (*_ORDER, *ESTIMATES)
 _CHANGED = "; the spec changed after publishing"
 _NO_EFFECT = (
     f"{_CHANGED} and has no effect, because the run is complete: to train again, create a new InternVLFineTune with "
@@ -50,7 +58,7 @@ def summarise(
     out = list(previous)
     for kind in _ORDER:
         true = kind in _TRUE[phase]
-        words = _FALSE[kind] if kind in _FALSE and not true else (reason, message[:_MESSAGE_LIMIT])
+        words = _FALSE[kind] if kind in _FALSE and not true else (reason, printable(message[:_MESSAGE_LIMIT]))
         out = set_condition(
             out,
             Condition(
@@ -104,18 +112,59 @@ def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:
     return any(condition.type == kind and condition.status == "True" for condition in conditions)
 
 
-def with_memory_estimate(
-    conditions: Sequence[Condition], run: Run, gpu_memory: int | None, now: datetime
+def with_estimates(
+    conditions: Sequence[Condition],
+    run: Run,
+    gpu_memory: int | None,
+    now: datetime,
+    status: InternVLFineTuneStatus | None = None,
 ) -> Sequence[Condition]:
-    """`conditions` with a fresh MemoryEstimate, or without one where no estimate is possible.
+    """`conditions` with fresh estimates, and without one where there is nothing to say.
 
-    It warns before the first pod starts and never stops a run, as estimates may be wrong.
+    They warn before the first pod starts and never stop a run, as estimates may be wrong.
     No estimate is possible for GPUs of unknown memory, runs on CPUs, models outside the catalogue and invalid specs.
+
+    Args:
+        gpu_memory: bytes of one GPU; None when unknown.
+        status: has the measured bandwidths; None for a run without one.
     """
-    new = _memory_estimate(run, gpu_memory, now)
-    if new is None:
-        return [condition for condition in conditions if condition.type != "MemoryEstimate"]
-    return set_condition(conditions, new)
+    kept = [condition for condition in conditions if condition.type not in ESTIMATES]
+    known = [condition for condition in conditions if condition.type in ESTIMATES]
+    for new in (
+        _memory_estimate(run, gpu_memory, now),
+        _resource_estimate(run, status, now),
+        _network_estimate(run, status, now),
+    ):
+        if new is not None:
+            old = [each for each in known if each.type == new.type]
+            kept += [each for each in set_condition(old, new) if each.type == new.type]
+    return kept
+
+
+def _resource_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:
+    spec, run_config = run.resolved.spec, run.resolved.run_config
+    found = shortfalls(spec, run_config, storage_rate(status)) if spec is not None and run_config is not None else []
+    return _warning("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
+
+
+def _network_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:
+    run_config = run.resolved.run_config
+    found = status.progress.bandwidth if status and status.progress else None
+    if run_config is None or status is None or found is None or found.all_reduce is None:
+        return None
+    message = network_warning(attempt_config(run_config, status), found.all_reduce)
+    return _warning("NetworkEstimate", "NetworkBound", message, run, now) if message else None
+
+
+def _warning(kind: ConditionType, reason: str, message: str, run: Run, now: datetime) -> Condition:
+    return Condition(
+        type=kind,
+        status="False",
+        reason=reason,
+        message=message,
+        last_transition_time=to_text(now),
+        observed_generation=run.generation,
+    )
 
 
 def _memory_estimate(run: Run, gpu_memory: int | None, now: datetime) -> Condition | None:
@@ -129,7 +178,7 @@ def _memory_estimate(run: Run, gpu_memory: int | None, now: datetime) -> Conditi
         type="MemoryEstimate",
         status="False" if found.verdict == "does not fit" else "True",
         reason=_MEMORY_REASONS[found.verdict],
-        message=advice(found),
+        message=" ".join(filter(None, (advice(found), evaluation_note(run_config, gpu_memory)))),
         last_transition_time=to_text(now),
         observed_generation=run.generation,
     )

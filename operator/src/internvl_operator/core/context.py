@@ -8,11 +8,13 @@ from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageS
 
 from internvl_operator.core import attempt_history, conditions, stages
 from internvl_operator.core.events import events_between
+from internvl_operator.core.group_size import sized
+from internvl_operator.core.measured_storage import with_measured_grace
 from internvl_operator.core.observe import Observed, Pod, owner
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
-from internvl_operator.core.policies import sidecars
-from internvl_operator.core.policies.run_policy import force_left
+from internvl_operator.core.policies import bad_nodes, lost_nodes, sidecars
+from internvl_operator.core.policies.run_policy import force_left, shortened
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import to_text
@@ -33,6 +35,7 @@ class ReconcileContext:
     delete: dict[str, Ref] = field(default_factory=dict)  # by uid, so that repeated requests are one
     waits: list[float] = field(default_factory=list)
     probe: tuple[Pod, ...] = ()
+    lost: frozenset[str] = frozenset()  # uids of pods on nodes that are gone; they may be deleted by force
     delete_anyway: bool = False  # the pods must go even when the API server refuses the status
 
     @classmethod
@@ -41,11 +44,12 @@ class ReconcileContext:
         status = run.status.model_copy(deep=True)
         if run.resolved.spec is not None and not conditions.is_true(status.conditions, "Complete"):
             status.stages = stages.in_order(run.resolved.spec, status.stages)
-        context = cls(run, observed, now, config, status)
+        context = cls(with_measured_grace(sized(run)), observed, now, config, status)
         done = stages.done_names(status.stages)
         known = max(status.attempt, 1)
         seen = [pod.attempt for pod in context.own_pods if pod.stage not in done and pod.attempt <= known + _LEAP]
         status.attempt = max([known, *seen])
+        context.lost = lost_nodes.lost(context.run, context.own_pods, observed.silences)
         return context
 
     # --- queries
@@ -116,14 +120,44 @@ class ReconcileContext:
         """Request another pass after at most `seconds`."""
         self.waits.append(seconds)
 
-    def remove(self, pods: list[Pod]) -> None:
-        """Delete pods with their grace period, and by force long after it has ended."""
+    def remove(self, pods: list[Pod], *, soon: bool = False) -> None:
+        """Delete pods with their grace period; by force long after it has ended, or when their node is gone.
+
+        Args:
+            soon: shorten the grace period, because the pods have nothing to save. The peers of a lost worker always get
+                the short one: they cannot save a checkpoint without it.
+        """
         for pod in pods:
+            if pod.uid in self.delete:
+                continue
+            if pod.uid in self.lost:
+                self._remove_lost(pod)
+                continue
+            if (soon or self.lost) and self._remove_soon(pod):
+                continue
             left = force_left(pod, self.now, self.config)
             if pod.deletion_timestamp is None or left <= 0:
                 self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=left <= 0)
             else:
                 self.wait(left)
+
+    def _remove_lost(self, pod: Pod) -> None:
+        """Delete by force, and remember the node for the next attempt."""
+        self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, force=True)
+        node, status = pod.node or "", self.status
+        if node not in status.lost_nodes:
+            status.lost_nodes = [*status.lost_nodes, node]
+            status.node_failures = bad_nodes.with_failure(status.node_failures, node)
+
+    def _remove_soon(self, pod: Pod) -> bool:
+        """Whether the pod's grace period is shortened by this pass."""
+        spec = self.run.resolved.spec
+        grace = shortened(spec.pod_template.termination_grace_period_seconds if spec else None)
+        ends = pod.deletion_timestamp
+        if ends is not None and (ends - self.now).total_seconds() <= grace + 1:
+            return False
+        self.delete[pod.uid] = Ref("Pod", pod.name, pod.uid, grace=grace)
+        return True
 
     def release(self, pods: list[Pod]) -> None:
         """Delete pods whose trainer has exited and whose sidecars do not follow it."""
@@ -140,7 +174,7 @@ class ReconcileContext:
         """Set the phase and the conditions that summarise it."""
         self.status.phase = phase
         self.status.conditions = conditions.summarise(
-            conditions.with_memory_estimate(self.status.conditions, self.run, self.config.gpu_memory, self.now),
+            conditions.with_estimates(self.status.conditions, self.run, self.config.gpu_memory, self.now, self.status),
             phase,
             reason,
             message,
@@ -162,6 +196,7 @@ class ReconcileContext:
         if not conditions.is_true(self.run.status.conditions, "Complete"):
             spec = self.run.resolved.spec
             attempt_history.record(self.run.status, self.status, self.own_pods, spec, self.now)
+        suspects = self._suspects()
         return Plan(
             apply=tuple(self.apply),
             delete=tuple(self.delete.values()),
@@ -170,4 +205,14 @@ class ReconcileContext:
             requeue_after=min(self.waits, default=None),
             events=events_between(self.run.status, self.status),
             probe=self.probe,
+            suspects=suspects,
         )
+
+    def _suspects(self) -> tuple[Pod, ...]:
+        """Pods whose nodes the operator watches; empty unless it may read the Leases of nodes."""
+        stage = self.stage
+        if not self.config.node_leases or stage is None or not stage.parallel or self.status.phase == "Failed":
+            return ()
+        if (left := lost_nodes.seconds_to_suspect(self.status, self.now)) is not None:
+            self.wait(left)
+        return lost_nodes.suspects(self.workers, self.old_pods, self.status, self.now)

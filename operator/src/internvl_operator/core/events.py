@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from internvl_api.status import Condition, InternVLFineTuneStatus, StageStatus
 
-from internvl_operator.core.conditions import note_of_change
+from internvl_operator.core.conditions import ESTIMATES, note_of_change
 from internvl_operator.core.plan import Event
 from internvl_operator.core.policies import bad_nodes
 from internvl_operator.core.stages import ending
@@ -20,7 +20,7 @@ def events_between(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> 
 
 def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
     before = {entry.name: entry for entry in old.stages}
-    run_events = list(_run_events(old, new))
+    run_events = [*_run_events(old, new), *_size_events(old, new)]
     reported = {event.reason for event in run_events}
     for entry in new.stages:
         yield from _stage_events(before.get(entry.name) or StageStatus(name=entry.name), entry, reported)
@@ -34,9 +34,13 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
         reason, _, message = warning.partition(": ")
         if _REASON.fullmatch(reason):  # a pod may send anything; what is no reason stays in status alone
             yield Event("Warning", reason, message)
-    was, now = _find(old, "MemoryEstimate"), _find(new, "MemoryEstimate")
-    if now and now.status == "False" and (was is None or was.message != now.message):
-        yield Event("Warning", now.reason, now.message)
+    ended = new.progress.ended_early if new.progress else None
+    if ended and (old.progress is None or old.progress.ended_early != ended):
+        yield Event("Normal", "EarlyStopped", ended)
+    for kind in ESTIMATES:
+        was, now = _find(old, kind), _find(new, kind)
+        if now and now.status == "False" and (was is None or was.message != now.message):
+            yield Event("Warning", now.reason, now.message)
 
 
 def _run_events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
@@ -45,6 +49,17 @@ def _run_events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Ite
         was, now = _find(old, kind), _find(new, kind)
         if now and now.status == "True" and (was is None or (was.status, was.reason) != ("True", now.reason)):
             yield Event("Warning" if kind == "Stalled" else "Normal", now.reason, now.message)
+
+
+def _size_events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterator[Event]:
+    """Events for a group that gets fewer workers than the spec asks for, and all of them again."""
+    was, now = old.elastic, new.elastic
+    if now and now.growing_from is not None and (was is None or was.growing_from is None):
+        yield Event("Normal", "WorkersGrowing", f"tries {now.wanted} workers instead of {now.growing_from}")
+    elif now and now.workers < (was.workers if was else now.wanted):
+        yield Event("Warning", "WorkersReduced", now.message)
+    elif was and now is None and new.phase == "Running":
+        yield Event("Normal", "WorkersRestored", f"all {was.wanted} workers run again")
 
 
 def _stage_events(old: StageStatus, new: StageStatus, reported: set[str]) -> Iterator[Event]:

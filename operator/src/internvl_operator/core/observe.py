@@ -1,6 +1,6 @@
 """Convert raw children to types of the core. Malformed objects never raise: they are ignored or read in part."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,26 @@ from internvl_operator.core.timestamps import from_text
 
 CONTAINER = "trainer"
 _QUANTITY_LENGTH = 64  # characters of a quantity
+_NAME_LENGTH = 253  # characters of a name
+_LISTED = 8  # other containers of a pod, and its finalizers
 _DIGITS = 18  # of a number in a label; status holds 64 bits, and another attempt may follow
+
+
+@dataclass(frozen=True, slots=True)
+class OtherContainer:
+    """A container beside the trainer's, which an admission webhook or the administrator added to the pod."""
+
+    name: str
+    init: bool = False  # it runs to its end before the trainer starts
+    running: bool = False
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    exit_code: int | None = None
+    exit_words: str = ""  # reason and message of its end
+
+    def describe(self) -> str:
+        """Text for messages: `init container 'vault-agent-init'`."""
+        return f"{'init container' if self.init else 'container'} {self.name!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,9 @@ class Pod:
     unschedulable: str = ""
     scheduling_gated: str = ""  # message of the scheduling gate that holds the pod in a queue
     start_time: datetime | None = None  # when the kubelet accepted the pod
+    trainer_running: bool = False  # also while another container keeps the pod's phase at Pending
+    others: tuple[OtherContainer, ...] = ()
+    finalizers: tuple[str, ...] = ()  # they keep a deleted pod in the API
 
     @property
     def finished(self) -> bool:
@@ -74,12 +96,12 @@ class Pod:
     @property
     def running(self) -> bool:
         """Its processes run."""
-        return self.phase == "Running" and not self.finished
+        return (self.phase == "Running" or self.trainer_running) and not self.finished
 
     @property
     def unstarted(self) -> bool:
         """Its container has not run yet: it waits for a node, an image or a volume."""
-        return self.phase == "Pending" and not self.finished
+        return self.phase == "Pending" and not (self.finished or self.trainer_running)
 
     @property
     def active(self) -> bool:
@@ -116,6 +138,17 @@ class RankAnswers:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """For how many seconds a pod has not answered and its node's Lease has not been renewed, as a suspect.
+
+    `renewal`: seconds between two renewals of a healthy node.
+    """
+
+    seconds: float
+    renewal: float
+
+
+@dataclass(frozen=True)
 class Observed:
     """All children that carry the run's name, whoever owns them."""
 
@@ -126,6 +159,7 @@ class Observed:
     pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     rank_answers: RankAnswers | None = None
+    silences: Mapping[str, Silence] = field(default_factory=dict)  # by uid, of pods that the last plan suspected
 
 
 def owner(raw: dict[str, Any]) -> tuple[str, str] | None:
@@ -164,6 +198,8 @@ def read_pod(raw: dict[str, Any]) -> Pod | None:
         pod_reason=clean_text(status.get("reason")),
         pod_message=clean_text(status.get("message")),
         memory_limit=_memory_limit(raw.get("spec") or {}),
+        others=tuple(_others(raw.get("spec") or {}, status))[:_LISTED],
+        finalizers=tuple(clean_text(each, _NAME_LENGTH) for each in (metadata.get("finalizers") or ())[:_LISTED]),
         **_conditions(status),
         **_container(status),
     )
@@ -205,15 +241,41 @@ def _conditions(status: dict[str, Any]) -> dict[str, Any]:
 def _container(status: dict[str, Any]) -> dict[str, Any]:
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
-            state, ident = container.get("state") or {}, {"container_id": clean_text(container.get("containerID"))}
+            state = container.get("state") or {}
+            ident: dict[str, Any] = {"container_id": clean_text(container.get("containerID"))}
             if terminated := state.get("terminated"):
                 return ident | _terminated(terminated)
             waiting = state.get("waiting") or {}
             return ident | {
+                "trainer_running": "running" in state,
                 "waiting_reason": clean_text(waiting.get("reason")),
                 "waiting_message": clean_text(waiting.get("message")),
             }
     return {}
+
+
+def _others(spec: dict[str, Any], status: dict[str, Any]) -> Iterator[OtherContainer]:
+    """The containers beside the trainer's; an init container that always restarts holds it only until its start."""
+    restarting = {
+        each.get("name") for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"
+    }
+    for part, init in (("initContainerStatuses", True), ("containerStatuses", False)):
+        for container in status.get(part) or ():
+            name, state = clean_text(container.get("name"), _NAME_LENGTH), container.get("state") or {}
+            if name == CONTAINER and not init:
+                continue
+            waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+            words = (clean_text(ended.get(key)) for key in ("reason", "message"))
+            code = ended.get("exitCode")
+            yield OtherContainer(
+                name=name,
+                init=init and not (name in restarting and (container.get("started") or ended)),
+                running="running" in state,
+                waiting_reason=clean_text(waiting.get("reason")),
+                waiting_message=clean_text(waiting.get("message")),
+                exit_code=code if isinstance(code, int) else None,
+                exit_words=": ".join(filter(None, words)),
+            )
 
 
 def _terminated(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """The administrator's configuration for all runs; `settings` reads it from the environment."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from internvl_api.constants import GPU
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+
+from internvl_operator.core.network_profiles import NetworkProfile
 
 
 class PodDefaults(ApiModel):
@@ -15,6 +19,9 @@ class PodDefaults(ApiModel):
 
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels that a pod's node must have; they win over the run's"
+    )
+    cpu_node_selector: dict[str, str] | None = Field(
+        None, description="The same, of the pods of stages without GPUs; default: nodeSelector"
     )
     tolerations: tuple[dict[str, Any], ...] = Field((), description="Tolerations besides the run's")
     image_pull_secrets: tuple[dict[str, str], ...] = Field((), description="Pull secrets besides the run's")
@@ -34,6 +41,41 @@ class PodSecurity(ApiModel):
     fs_group: int | None = Field(None, ge=0, le=2**31 - 1)
 
 
+def _without_credentials(url: str) -> str:
+    """The URL or "", or ValueError for one with a user name or a password; the message shows neither."""
+    if "@" in url:
+        raise ValueError(
+            "found a user name or a password, expected http://host:port; pods of every namespace would show it, so "
+            "let runs set HTTPS_PROXY in podTemplate.env from a Secret of their namespace"
+        )
+    if re.fullmatch(r"(https?://[^\s/]+/?)?", url) is None:
+        raise ValueError(f"found {url!r}, expected http://host:port")
+    return url
+
+
+ProxyUrl = Annotated[str, Field(max_length=512), AfterValidator(_without_credentials)]
+
+
+class Proxy(ApiModel):
+    """The proxies of every pod of a run, as the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY have them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    http: ProxyUrl = Field("", description="For http:// addresses")
+    https: ProxyUrl = Field("", description="For https:// addresses")
+    no_proxy: str = Field(
+        "",
+        max_length=4096,
+        pattern=r"^\S*$",
+        description="Hosts, domains and ranges to reach directly, by comma, besides the cluster's and the run's own",
+    )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether pods get any variable."""
+        return bool(self.http or self.https or self.no_proxy)
+
+
 # The user of the image, as its Dockerfile says.
 IMAGES_USER = PodSecurity(run_as_user=10001, run_as_group=10001, fs_group=10001)
 
@@ -48,11 +90,16 @@ class OperatorConfig:
     scratch_size_limit: str = "500Gi"  # of /scratch and of /cache, each
     cache_host_path: str | None = None
     allow_private_addresses: bool = False  # for https:// sources
+    gpu_resource: str = GPU  # of which a worker gets its GPUs, unless the run names another
     gpu_memory: int | None = None  # bytes of one GPU
+    node_leases: bool = False  # whether it may read the Leases of nodes
     gang_schedulers: tuple[str, ...] = ()  # whose PodGroups the operator may write and watch
     network_policy_peers: tuple[dict[str, Any], ...] | None = None  # who may reach /metrics; None: no NetworkPolicy
     policy: Policy = field(default_factory=Policy)  # what runs may ask for their pods
     pod_defaults: PodDefaults = field(default_factory=PodDefaults)
+    proxy: Proxy = field(default_factory=Proxy)
+    ca_bundle: str = ""  # certificates (PEM) that the pods trust instead of the image's
+    network_profiles: dict[str, NetworkProfile] = field(default_factory=dict)  # the administrator's
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     retry_base: float = 10.0

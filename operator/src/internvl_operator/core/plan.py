@@ -10,12 +10,13 @@ from internvl_operator.core.observe import Pod
 
 @dataclass(frozen=True)
 class Ref:
-    """An object to delete while it still has this uid. `force`: without a grace period."""
+    """An object to delete while it still has this uid. `force`: without a grace period; `grace`: seconds."""
 
     kind: Literal["Pod", "InternVLFineTune"]
     name: str
     uid: str
     force: bool = False
+    grace: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
     `delete_anyway`: delete even when the API server refuses the status, because the user asked to free the pods: by
     suspend, or by a deadline that has passed. The next pass comes to the same decision without the recorded status.
     `probe`: ask every process of these pods for its progress, and make another pass with the answers.
+    `suspects`: watch these pods and their nodes, and make another pass when one has been silent for long.
     """
 
     apply: tuple[dict[str, Any], ...] = ()
@@ -43,3 +45,4 @@ class Plan:
     requeue_after: float | None = None
     events: tuple[Event, ...] = ()
     probe: tuple[Pod, ...] = ()
+    suspects: tuple[Pod, ...] = ()

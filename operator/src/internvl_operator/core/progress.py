@@ -1,6 +1,6 @@
 """Copy what pods report into status: progress, checkpoint, evaluation and artifacts."""
 
-from internvl_api.status import CheckpointStatus, EvaluationStatus, Progress
+from internvl_api.status import Bandwidth, CheckpointStatus, EvaluationStatus, Progress
 
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.telemetry import clean_text
@@ -14,6 +14,7 @@ _ONLY_WHILE_RUNNING = (
     "slowest_rank",
     "peak_memory_bytes",
 )
+_OF_TRAINING = ("warning", "best_step", "best_validation_loss", "exported_step", "ended_early")
 _ARTIFACTS = 256  # names in status; a run that reports ever new ones gets no more
 
 
@@ -89,14 +90,26 @@ def _take_figures(context: ReconcileContext, measured: EvaluationStatus) -> None
     )
 
 
+def _steady(old: Bandwidth | None, new: Bandwidth) -> Bandwidth | None:
+    """The new bandwidths; a rate within a fifth of the old one stays the old, so that status and Events stay quiet."""
+    known = old.model_dump(exclude_none=True) if old else {}
+    rates = {
+        name: known[name] if name in known and abs(rate - known[name]) <= known[name] / 5 else rate
+        for name, rate in new.model_dump(exclude_none=True).items()
+    }
+    return Bandwidth(**rates) if rates else old
+
+
 def _take(context: ReconcileContext, progress: Progress | None, checkpoint: CheckpointStatus | None) -> None:
     status = context.status
     if progress is not None:
         old = status.progress or Progress()
         # Later stages report no steps: keep the figures of training.
         news = progress.model_dump(exclude_none=True) | {"slowest_rank": progress.slowest_rank}
-        if progress.stage == "train":  # also None: a run that starts again has no warning yet
-            news["warning"] = progress.warning
+        if progress.stage == "train":  # also None: a run that starts again has none of these yet
+            news |= {name: getattr(progress, name) for name in _OF_TRAINING}
+        if progress.bandwidth is not None:
+            news["bandwidth"] = _steady(old.bandwidth, progress.bandwidth)
         status.progress = old.model_copy(update=news)
         if status.progress_at is None or _moved(old, status.progress):
             status.progress_at = context.timestamp()

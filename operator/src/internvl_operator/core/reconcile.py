@@ -23,12 +23,14 @@ from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import Observed, Pod
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.plan import Plan, Ref
-from internvl_operator.core.policies import bad_nodes, container_restart, oom_policy, run_policy
+from internvl_operator.core.policies import bad_nodes, container_restart, elastic, oom_policy, run_policy
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.policies.startup_problems import startup_problem
 from internvl_operator.core.resources import gang, pods
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
+
+_TIME_TO_START = 15  # seconds before pods with other settings of the operator are replaced
 
 
 def reconcile(run: Run, observed: Observed, now: datetime, config: OperatorConfig) -> Plan:
@@ -70,7 +72,8 @@ def child_refused(
     context.status = refused.status.model_copy(deep=True)
     stage = context.stage
     if stage and context.workers and any(child["kind"] == "Pod" for child in refused.apply):
-        attempt.end(context, stage, Outcome("stall", *problem))
+        refused_worker = _apply(context, elastic.after_refusal(context, stage, *problem))
+        attempt.end(context, stage, refused_worker or Outcome("stall", *problem))
     else:
         if stage:
             _not_created(context, stage)
@@ -163,24 +166,42 @@ def _follow_spec(context: ReconcileContext) -> None:
     if status.run_digest not in (None, run.run_digest):
         _close_attempt(context)
         status.stages, status.artifacts = stages.fresh(run.spec), {}
-        status.evaluation = status.micro_batch_size = None
+        status.evaluation = status.micro_batch_size = status.elastic = None
         status.progress = status.progress_text = status.checkpoint = None
     if any(_is_out_of_date(context, pod) for pod in context.workers):
         _close_attempt(context)
+    elif any(_has_other_defaults(context, pod) for pod in context.workers):
+        _replace_unstarted(context)
     status.run_digest = run.run_digest
 
 
 def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:
-    """Whether a worker has an earlier spec, or has not started and has earlier settings of the operator.
+    """Whether a worker has an earlier spec."""
+    return (pod.run_digest, pod.pod_digest) != (context.run.run_digest, context.run.pod_digest)
+
+
+def _has_other_defaults(context: ReconcileContext, pod: Pod) -> bool:
+    """Whether a worker has not started and has other settings of the operator than today's.
 
     Keeps pods of an operator that recorded no digest of its settings, so that an upgrade restarts nothing.
     """
-    run = context.run
-    if (pod.run_digest, pod.pod_digest) != (run.run_digest, run.pod_digest):
-        return True
     stage = context.stage
-    known = ("", pods.defaults_digest(run.spec, stage, context.config) if stage else "")
+    known = ("", pods.defaults_digest(context.run, stage, context.config) if stage else "")
     return pod.unstarted and pod.defaults_digest not in known
+
+
+def _replace_unstarted(context: ReconcileContext) -> None:
+    """Start a new attempt with today's settings, when the pods have had time to start.
+
+    Two operators with different settings would otherwise replace each other's pods in a loop.
+    """
+    stage = context.stage
+    since = context.entry(stage).started_at if stage else None
+    left = run_policy.left(since, _TIME_TO_START, context.now)
+    if left:
+        context.wait(left)
+    else:
+        _close_attempt(context)
 
 
 def _close_attempt(context: ReconcileContext) -> None:
@@ -256,6 +277,7 @@ def _suspend(context: ReconcileContext, stage: Stage, note: str = "") -> None:
     context.delete_anyway = True
     context.status.workers, context.status.retry_at, context.status.failures = Workers(), None, 0
     context.status.started_at = None  # resets activeDeadlineSeconds
+    context.status.elastic = None  # a resumed run tries all workers
     leaving = len(context.old_pods)
     text = f"{leaving} pods save their state and terminate" if leaving else "no pod is left"
     context.set_phase("Suspended", "Suspended", f"spec.runPolicy.suspend is true; {text}{note}")
@@ -265,7 +287,8 @@ def _succeed(context: ReconcileContext, stage: Stage) -> None:
     entry = context.entry(stage)
     entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
     if stage.name == "train" and context.status.progress:
-        entry.message = context.status.progress.warning
+        trained = context.status.progress
+        entry.message = "; ".join(filter(None, (trained.warning, trained.ended_early))) or None
     entry.attempt = context.status.attempt
     context.status.failures, context.status.infrastructure_failures, context.status.retry_at = 0, 0, None
     progress.between_workers(context)
@@ -286,12 +309,12 @@ def _complete_at_once(context: ReconcileContext) -> None:
         if entry.state != "Succeeded":
             entry.state, entry.finished_at = "Skipped", context.timestamp()
     output = context.run.spec.output
-    _complete(context, ALREADY_PUBLISHED, f"found published at {output}; nothing was trained again")
+    _complete(context, ALREADY_PUBLISHED, f"found published at {output}; nothing was done again")
 
 
 def _complete(context: ReconcileContext, reason: str = "Published", message: str = "") -> None:
     context.status.finished_at = context.timestamp()
-    context.status.retry_at = None
+    context.status.retry_at = context.status.elastic = None
     context.status.workers = Workers(succeeded=1)
     context.status.progress_text = progress.figures(context.status.progress or Progress())
     context.set_phase("Succeeded", reason, message or f"published at {context.run.spec.output}")
@@ -303,6 +326,6 @@ def _fail(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
     entry.state, entry.finished_at = "Failed", context.timestamp()
     entry.reason, entry.message = ended.reason, ended.message
     context.status.finished_at, context.status.retry_at = context.timestamp(), None
-    context.status.workers = attempt.count(context)
+    context.status.workers, context.status.elastic = attempt.count(context), None  # started again, it tries all
     context.set_phase("Failed", ended.reason, ended.message)
     _keep_finished(context)

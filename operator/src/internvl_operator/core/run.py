@@ -1,8 +1,9 @@
 """Read a raw custom resource into a Run: identity, resolved spec, last recorded status."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +23,8 @@ from internvl_operator.core.timestamps import from_text
 
 M = TypeVar("M", bound=BaseModel)
 _OWN_LIFE = ("runPolicy",)
-_POD_PART = ("podTemplate", "secrets", "scheduling")
+_MARK = object()
+_POD_PART = ("podTemplate", "secrets", "scheduling", "network")
 
 
 class Key(NamedTuple):
@@ -62,6 +64,7 @@ class Run:
     status: InternVLFineTuneStatus
     raw_status: dict[str, Any] = field(repr=False)
     adopt: bool = False  # the user asks to take over orphaned children
+    wanted_workers: int | None = None  # spec.workers as written, when `resolved` has fewer (policies/elastic.py)
 
     @property
     def spec(self) -> InternVLFineTuneSpec:
@@ -76,16 +79,20 @@ class Run:
         return self.resolved.error
 
 
-def read_run(raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy | None = None) -> Run:
+def read_run(
+    raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy | None = None, gpu_memory: int | None = None
+) -> Run:
     """The run; `resolve`: a cached `resolve_spec`; `policy`: the administrator's, by default the operator's own.
+
+    `gpu_memory`: bytes of one GPU, where they are known.
 
     Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part.
     """
     metadata = raw["metadata"]
-    spec, raw_status = raw.get("spec"), raw.get("status") or {}
+    spec, raw_status = raw.get("spec"), _object(raw.get("status"))
     status = read_status(raw_status)
-    job, cluster = f"{metadata['namespace']}/{metadata['name']}", InCluster.of(status, policy)
-    parts = spec if isinstance(spec, dict) else {}
+    job, cluster = f"{metadata['namespace']}/{metadata['name']}", InCluster.of(status, policy, gpu_memory)
+    parts = _object(spec)
     return Run(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -100,7 +107,7 @@ def read_run(raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
         status=status,
         raw_status=raw_status,
-        adopt=(metadata.get("annotations") or {}).get(ANNOTATION_ADOPT) == "true",
+        adopt=_object(metadata.get("annotations")).get(ANNOTATION_ADOPT) == "true",
     )
 
 
@@ -111,17 +118,46 @@ def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
 
 def _read_run_policy(raw: object) -> RunPolicy:
     """The valid fields of spec.runPolicy; they apply also while the rest of the spec is invalid."""
-    return _read_in_part(RunPolicy, raw if isinstance(raw, dict) else {})
+    return _read_in_part(RunPolicy, _object(raw))
+
+
+def _object(raw: object) -> dict[str, Any]:
+    return raw if isinstance(raw, dict) else {}
 
 
 def _read_in_part(model: type[M], raw: dict[str, Any]) -> M:
-    known = dict(raw)
-    while True:
+    """The model without what it does not understand: a value, or the entry of a list or map that needs that value.
+
+    A newer operator may have written a condition or a stage that this one does not know; the others still count.
+    """
+    known, removed = raw, True
+    while removed:
         try:
             return model.model_validate(known)
         except ValidationError as error:
-            strange = {str(problem["loc"][0]) for problem in error.errors()}
-            known = {key: value for key, value in known.items() if key not in strange}
+            known = copy.deepcopy(known) if known is raw else known
+            places = [problem["loc"] for problem in error.errors(include_url=False, include_input=False)]
+            removed = [place for place in places if _mark(known, place)] != []
+            known = _unmarked(known)
+    return model()
+
+
+def _mark(node: Any, place: Sequence[int | str]) -> bool:
+    """Mark the deepest part of a document that exists on the path to `place`; True when there is one."""
+    if not place or not isinstance(node, dict | list):
+        return False
+    step: Any = place[0]
+    there = step in node if isinstance(node, dict) else isinstance(step, int) and step < len(node)
+    if there and not _mark(node[step], place[1:]):
+        node[step] = _MARK
+    return there
+
+
+def _unmarked(node: Any) -> Any:
+    """The document without its marked parts; they are removed together, as an index counts those before it."""
+    if isinstance(node, dict):
+        return {key: _unmarked(value) for key, value in node.items() if value is not _MARK}
+    return [_unmarked(value) for value in node if value is not _MARK] if isinstance(node, list) else node
 
 
 def resolve_spec(job: str, uid: str, spec_json: str, cluster: InCluster) -> Resolved:

@@ -35,13 +35,13 @@ class Stage:
         return spec.processes_per_worker if self.parallel else 1
 
     def gpus(self, spec: InternVLFineTuneSpec) -> int:
-        """nvidia.com/gpu of one pod."""
+        """GPUs of one pod."""
         return spec.gpus_per_worker if self.parallel else 0
 
 
 def pipeline(spec: InternVLFineTuneSpec) -> tuple[Stage, ...]:
     """The stages that a spec asks for, in order."""
-    return tuple(Stage(name) for name in stage_names(spec.method, spec.evaluation, spec.merge))
+    return tuple(Stage(name) for name in stage_names(spec.method, spec.evaluation, spec.merge, spec.doctor))
 
 
 def fresh(spec: InternVLFineTuneSpec) -> list[StageStatus]:
@@ -56,8 +56,13 @@ def in_order(spec: InternVLFineTuneSpec, known: Sequence[StageStatus]) -> list[S
 
 
 def current(entries: Sequence[StageStatus]) -> Stage | None:
-    """The first stage that is not done; None when all are."""
-    return next((Stage(entry.name) for entry in entries if entry.state not in DONE), None)
+    """The stage that has begun and is not done, else the first that is not done; None when all are done.
+
+    An upgraded operator may know a new stage before the one that has begun; it follows when that one is done.
+    """
+    left = [entry for entry in entries if entry.state not in DONE]
+    begun = [entry for entry in left if entry.attempt > 0]
+    return next((Stage(entry.name) for entry in begun or left), None)
 
 
 def ending(entry: StageStatus) -> str:

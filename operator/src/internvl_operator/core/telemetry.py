@@ -5,13 +5,16 @@ part that breaks these rules is left out; the rest of the report still counts.
 """
 
 import math
+import re
 import unicodedata
 from typing import Any, NamedTuple, TypeVar
 
+from internvl_api.address import redact
 from internvl_api.constants import TERMINATION_MESSAGE_LIMIT
-from internvl_api.status import CheckpointStatus, Heartbeat, Progress, StageResult
+from internvl_api.status import Bandwidth, CheckpointStatus, Heartbeat, Progress, StageResult
 from internvl_api.types import ApiModel
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
 TEXT_LIMIT = 1024  # characters of a message of the kubelet or the control plane
@@ -20,6 +23,7 @@ MAP_LIMIT = 64  # entries of a map in a report
 _KEY_LIMIT = 253
 _REASON_LIMIT = 128  # of a condition's reason
 _INT64 = 2**63
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]")
 _OPTIONAL_PARTS = ("progress", "checkpoint", "artifacts", "evaluation", "message")
 M = TypeVar("M", bound=ApiModel)
 
@@ -34,7 +38,7 @@ class Answer(NamedTuple):
 
 def read_answer(body: bytes) -> Answer | None:
     """The body of /progress; None when it is not a JSON object or its figures have wrong types."""
-    fields = _object(body)
+    fields = _with_rates(_object(body))
     progress = _model(Progress, fields)
     if fields is None or progress is None:
         return None
@@ -49,6 +53,7 @@ def read_result(message: str) -> StageResult | None:
     fields = _object(message.encode(errors="replace"))
     if fields is None:
         return None
+    _with_rates(fields.get("progress"))
     if isinstance(reason := fields.get("reason"), str):
         fields["reason"] = reason[:_REASON_LIMIT]
     if "checkpoint" in fields and _checkpoint(fields["checkpoint"]) is None:
@@ -61,22 +66,26 @@ def read_result(message: str) -> StageResult | None:
 def clean_text(text: object, limit: int = TEXT_LIMIT) -> str:
     """The text without control and formatting characters, at most `limit` characters; empty unless a string is given.
 
-    Lines stay. An escape sequence loses the character that makes it one.
+    Lines stay. Escape sequences go, and the secret parts of addresses.
 
-    >>> clean_text("loss \\x1b[31m2")
-    'loss [31m2'
+    >>> clean_text("loss \\x1b[31m2 https://me:pw@data.example/x?sig=1")
+    'loss 2 https://data.example/x?…'
     """
     if not isinstance(text, str):
         return ""
     # Cut first: the work stays proportional to the limit.
     cut = text if len(text) <= 2 * limit else text[: 2 * limit]
-    shown = printable(cut).strip()
+    shown = printable(redact(cut)).strip()
     return shown if len(shown) <= limit and len(cut) == len(text) else shown[: limit - 1] + "…"
 
 
 def printable(text: str) -> str:
-    """The text without control and formatting characters; lines and tabs stay."""
-    return text if text.isprintable() else "".join(filter(_is_printable, text))
+    """The text without a terminal's escape sequences, control and formatting characters; lines and tabs stay.
+
+    >>> printable("a\\x1b[31mred\\x1b[0m\\x1b]0;title\\x07!")
+    'ared!'
+    """
+    return text if text.isprintable() else "".join(filter(_is_printable, _ESCAPES.sub("", text)))
 
 
 def _is_printable(character: str) -> bool:
@@ -92,12 +101,27 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _model(model: type[M], fields: object) -> M | None:
+    """The model of the fields; None when they do not fit."""
     if not isinstance(fields, dict):
         return None
     try:
-        return model.model_validate(fields)
+        # Cleaned again: a text such as "NaN" has become a number.
+        return model.model_validate(_clean(model.model_validate(fields).to_dict()))
     except ValidationError:
         return None
+
+
+def _with_rates(progress: Any) -> Any:
+    """`progress`, changed in place: without the bandwidths that are no number within the bounds of Rate."""
+    if isinstance(progress, dict) and "bandwidth" in progress:
+        told = progress.pop("bandwidth")
+        rates = {name: told.get(to_camel(name)) for name in Bandwidth.model_fields} if isinstance(told, dict) else {}
+        progress["bandwidth"] = {to_camel(name): rate for name, rate in rates.items() if _is_rate(name, rate)}
+    return progress
+
+
+def _is_rate(name: str, value: object) -> bool:
+    return value is not None and _model(Bandwidth, {name: value}) is not None
 
 
 def _checkpoint(fields: object) -> CheckpointStatus | None:

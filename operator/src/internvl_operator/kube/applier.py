@@ -16,7 +16,7 @@ from internvl_operator.core.observe import Pod, owner
 from internvl_operator.core.plan import Plan, Ref
 from internvl_operator.core.policies.refused_child import refusal_reason
 from internvl_operator.core.run import Key, Run
-from internvl_operator.kube.cache import Collection, RunCache, contains
+from internvl_operator.kube.cache import Collection, RunCache, contains, slim
 from internvl_operator.kube.client import Api, ApiError, resource_of
 from internvl_operator.kube.name_conflicts import NameConflicts, Refused
 
@@ -118,8 +118,9 @@ class Applier:
         found = self._own(obj)
         if found is None or obj["kind"] == "Pod":  # pods are immutable: an existing one is as it was created
             return found is not None
-        wanted = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}  # lists omit them
-        return contains(found, wanted)
+        wanted = slim(obj)
+        omitted = ("apiVersion", "kind")  # by lists
+        return contains(found, {key: value for key, value in wanted.items() if key not in omitted})
 
     def _own(self, obj: Raw) -> Any:
         """The cached child of this name, if this run owns it; another run's child is never taken for ours."""
@@ -147,7 +148,7 @@ class Applier:
 
     def _delete(self, run: Run, ref: Ref) -> None:
         try:
-            answer = self._api.delete(ref.kind, run.namespace, ref.name, uid=ref.uid, force=ref.force)
+            answer = self._api.delete(ref.kind, run.namespace, ref.name, uid=ref.uid, force=ref.force, grace=ref.grace)
         except ApiError as error:
             if error.status not in (404, 409):  # already deleted, or the name belongs to a new object
                 raise
@@ -161,8 +162,10 @@ class Applier:
             for item in todo:
                 act(item)
         else:
-            for future in [self._executor.submit(act, item) for item in todo]:
-                future.result()
+            futures = [self._executor.submit(act, item) for item in todo]
+            errors = [error for future in futures if (error := future.exception())]  # after all have ended
+            if errors:
+                raise errors[0]
 
 
 def _without(value: Any, paths: set[tuple[str, ...]]) -> Any:

@@ -1,11 +1,13 @@
 """Caches of runs and their children, indexed by run; filled by watches and by the answers to our own writes.
 
 Watches and answers report the same objects in any order. Resource versions grow with every change, so the newer object
-wins; an answer older than the watch's position is ignored, because the watch may have seen the object deleted.
+wins; an answer older than the watch's position is ignored, because the watch may have seen the object deleted. Versions
+go back only when somebody restores etcd from a backup; a list that is older than an earlier one shows it.
 
 Raw objects are stored compressed: as Python dictionaries, a few thousand runs would fill a small container.
 """
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +19,7 @@ from internvl_operator.core.run import Key
 T = TypeVar("T")
 Raw = dict[str, Any]
 Read = Callable[[Raw], T | None]
+_DIGEST = "sha256:"
 OwnerName = Callable[[Raw], str | None]
 
 
@@ -55,15 +58,20 @@ class Collection(Generic[T]):
                 self._put(raw)
 
     def replaced(
-        self, raws: Iterable[Raw], position: int, *, within: str | None = None, passed: int = 0
+        self, raws: Iterable[Raw], position: int, *, within: str | None = None, passed: int = 0, restored: bool = False
     ) -> tuple[set[Key], int]:
         """Replace everything (in namespace `within`) with a new list.
 
         Returns the runs whose children changed, and the number of changes that the watch had missed: those with a
-        version up to `passed`, its position.
+        version up to `passed`, its position. `restored`: etcd was restored from a backup, so everything cached is
+        dropped first.
         """
         with self._lock:
             listed, changed, missed = set(), set(), 0
+            if restored:
+                gone = [key for key in self._entries if within in (None, key.namespace)]
+                changed = {run for key in gone if (run := self._drop(key)) is not None}
+                self._position = position
             for raw in raws:
                 listed.add(key_of(raw))
                 if (run := self._put(raw)) is not None:
@@ -169,6 +177,11 @@ class RunCache:
             if known and known.uid == raw["metadata"]["uid"] and version_of(raw) > known.version:
                 self._put(raw)
 
+    def restored(self, namespace: str | None) -> None:
+        """Forget all runs (of one namespace), because etcd was restored from a backup."""
+        with self._lock:
+            self._runs = {key: run for key, run in self._runs.items() if namespace not in (None, key.namespace)}
+
     def gone(self, key: Key, uid: str) -> None:
         """Forget a deleted run, unless its name already belongs to a new one."""
         with self._lock:
@@ -225,9 +238,20 @@ def version_of(raw: Raw) -> int:
 
 
 def slim(raw: Raw) -> Raw:
-    """The object without managedFields, which are larger than the rest and never read."""
+    """A smaller copy of an object: without managedFields, and with digests in place of a ConfigMap's data.
+
+    Nothing reads managedFields, and they are larger than the rest. Every run's ConfigMap may hold the same 200 KB of
+    certificates. A slim object stays as it is.
+    """
     metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
-    return {**raw, "metadata": metadata}
+    if not isinstance(raw.get("data"), dict):
+        return {**raw, "metadata": metadata}
+    return {**raw, "metadata": metadata, "data": {key: _digest(value) for key, value in raw["data"].items()}}
+
+
+def _digest(value: object) -> str:
+    text = str(value)
+    return text if text.startswith(_DIGEST) else _DIGEST + hashlib.sha256(text.encode()).hexdigest()
 
 
 def contains(found: object, wanted: object) -> bool:

@@ -21,6 +21,7 @@ Raw = dict[str, Any]  # a JSON object
 FIELD_MANAGER = "internvl-operator"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _MERGE = "application/merge-patch+json"
+_LONGEST_MESSAGE = 8192  # characters; status holds 32768, and others add to it
 _UNDECLARED = re.compile(r"\.(\S+): field not declared in schema")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 WATCH_MARGIN = 10.0  # seconds a watch may stay silent after the server should have ended it
@@ -47,6 +48,7 @@ class ApiError(Exception):
     """A refusal by the server (`status`: HTTP status), or no answer (`status` 0)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
+        message = message[:_LONGEST_MESSAGE]  # a webhook's denial has any length
         super().__init__(f"{status} {reason}: {message}")
         self.status, self.reason, self.message = status, reason, message
 
@@ -111,11 +113,11 @@ class Api:
         path = object_path(obj["kind"], metadata["namespace"], metadata["name"]) + "/status"
         return self._write("status", obj["kind"], "PATCH", path, obj, {"force": True})
 
-    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool) -> Raw:
-        """Delete the object if it has this uid (else 409); `force`: without a grace period."""
+    def delete(self, kind: str, namespace: str, name: str, *, uid: str, force: bool, grace: int | None = None) -> Raw:
+        """Delete the object if it has this uid (else 409); `force`: without a grace period; `grace`: seconds."""
         body: Raw = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
-        if force:
-            body["gracePeriodSeconds"] = 0
+        if force or grace is not None:
+            body["gracePeriodSeconds"] = 0 if force else grace
         return self._write("delete", kind, "DELETE", object_path(kind, namespace, name), body)
 
     def patch(self, kind: str, namespace: str, name: str, patch: Raw) -> Raw:
@@ -215,9 +217,11 @@ class Api:
         limit = urllib3.Timeout(total=timeout or self.timeout)
         response = self._send(method, path, query, body, timeout=limit, content=content)
         try:
-            loaded: Raw = json.loads(response.data)
+            loaded = json.loads(response.data)
         except (ValueError, RecursionError) as error:  # a proxy's page, or an object nested too deep for Python
             raise ApiError(0, "Unreadable", f"the answer to {method} {path} is not JSON that can be read") from error
+        if not isinstance(loaded, dict):
+            raise ApiError(0, "Unreadable", f"the answer to {method} {path} is not a JSON object")
         return loaded
 
     def _send(
@@ -288,6 +292,6 @@ def object_path(kind: str, namespace: str | None, name: str) -> str:
 def _error(response: urllib3.BaseHTTPResponse) -> ApiError:
     try:
         status = json.loads(response.data)
-        return ApiError(response.status, status.get("reason", ""), status.get("message", ""))
+        return ApiError(response.status, status.get("reason") or "", str(status.get("message") or ""))
     except (ValueError, AttributeError):
         return ApiError(response.status, response.reason or "", response.data[:200].decode(errors="replace"))

@@ -17,6 +17,7 @@ from internvl_api.constants import API_VERSION, KIND
 from internvl_operator import metrics
 from internvl_operator.core.plan import Event
 from internvl_operator.core.run import Run
+from internvl_operator.core.telemetry import printable
 from internvl_operator.kube.client import FIELD_MANAGER, Api, ApiError
 
 _QUEUE_LIMIT = 2000
@@ -62,6 +63,9 @@ class EventRecorder:
             except ApiError as error:
                 metrics.EVENTS_DROPPED.inc()
                 logger.debug("event dropped: %s", error)
+            except Exception:  # the next event may be sent
+                metrics.EVENTS_DROPPED.inc()
+                logger.exception("event dropped")
 
     def _deliver(self, event: dict[str, Any]) -> None:
         key = _cause(event)
@@ -107,7 +111,7 @@ def _build(run: Run, event: Event, now: str, number: int) -> dict[str, Any]:
         },
         "type": event.kind,
         "reason": event.reason,
-        "message": event.message.encode()[:_MESSAGE_LIMIT].decode(errors="ignore"),
+        "message": printable(event.message).encode(errors="replace")[:_MESSAGE_LIMIT].decode(errors="ignore"),
         "source": {"component": FIELD_MANAGER},
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -19,6 +19,7 @@ from internvl_operator.kube.cache import Collection, pack, slim, unpack
 from internvl_operator.kube.client import WATCH_MARGIN, Api, ApiError, list_path
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+_PAGES = {"ConfigMap": 50}  # objects of one answer: each may hold several hundred KB
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the API server does not answer
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Informer:
         self._collection, self._changed, self._seconds = collection, changed, seconds
         self._stopping = threading.Event()
         self._version: str | None = None
+        self._reached = 0  # the newest version that a list or a watch has reported
         self._resync, self._next_list = resync, 0.0
         self._heard = self._tried = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"watch-{kind}-{namespace or 'all'}", daemon=True)
@@ -100,11 +102,19 @@ class Informer:
 
     def _list(self) -> None:
         passed, packed = _number(self._version), []
-        for page in self._api.list_pages(self._path, selector=SELECTOR):  # one page in memory at a time
+        pages = self._api.list_pages(self._path, selector=SELECTOR, page=_PAGES.get(self.kind, 500))
+        for page in pages:  # one in memory at a time
             self._version = page["metadata"]["resourceVersion"]
             packed += [pack(slim(raw)) for raw in page["items"] or ()]
-        raws = (unpack(each) for each in packed)
-        changed, missed = self._collection.replaced(raws, _number(self._version), within=self._namespace, passed=passed)
+        raws, position = (unpack(each) for each in packed), _number(self._version)
+        restored = position < self._reached
+        if restored:
+            logger.warning("%s is older than before: the server was restored; forgetting what is cached", self._path)
+            passed = 0
+        self._reached = position
+        changed, missed = self._collection.replaced(
+            raws, position, within=self._namespace, passed=passed, restored=restored
+        )
         for run in changed:
             self._changed(run)
         if missed:
@@ -120,6 +130,7 @@ class Informer:
         if kind == "ERROR":
             raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
         self._version = raw["metadata"]["resourceVersion"]
+        self._reached = max(self._reached, _number(self._version))
         if kind in ("ADDED", "MODIFIED"):
             run = self._collection.seen(raw)
         elif kind == "DELETED":

@@ -1,8 +1,8 @@
 """Read and write the Lease that names the leading replica."""
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from internvl_operator.clock import utc_now
 from internvl_operator.kube.client import Api, ApiError, list_path, object_path
 
 Raw = dict[str, Any]
@@ -35,7 +35,7 @@ class LeaseClient:
 
     def write(self, before: Record | None, holder: str, seconds: float, timeout: float) -> Record:
         """Set the holder (empty: nobody) if the Lease has not changed since `before`. Raises ApiError."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = utc_now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec: Raw = dict(before.raw["spec"]) if before else {}
         if before is None or before.holder != holder:
             spec["acquireTime"] = now

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from internvl_operator.core.observe import owner
+from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
+
+from internvl_operator.core.observe import owner, read_pod
 from internvl_operator.core.resources import orphans
 from internvl_operator.core.resources.orphans import Child
 from internvl_operator.core.run import Run
@@ -40,6 +42,14 @@ class NameConflicts:
         taken = [Child(resource_of(obj), raw) for obj, raw in found if raw is not None and not owned_alike(raw, obj)]
         if taken:
             self._resolve(run, taken)
+        unread = [
+            raw["metadata"]["name"] for obj, raw in found if raw and obj["kind"] == "Pod" and _unreadable(run, raw)
+        ]
+        if unread:
+            names = ", ".join(unread)
+            text = f"Pod {names} belongs to the run, but somebody has changed its labels"
+            command = f"kubectl delete pod -n {run.namespace} {' '.join(unread)}"
+            raise Refused("NameTaken", f"{text}; the operator no longer recognises it. Delete it: {command}")
 
     def _resolve(self, run: Run, taken: Sequence[Child]) -> NoReturn:
         left = [Child(kind, raw) for kind in self._children for raw in self._orphans(run, kind)]
@@ -73,6 +83,13 @@ class NameConflicts:
                 return []
             raise
         return [raw for page in pages for raw in page["items"] if orphans.is_orphan(raw)]
+
+
+def _unreadable(run: Run, raw: Raw) -> bool:
+    """Whether a pod of this very run is unknown to the informer, which selects by label, or cannot be read."""
+    labels = raw["metadata"].get("labels") or {}
+    mine = owner(raw) == (run.name, run.uid)
+    return mine and (labels.get(LABEL_MANAGED_BY) != MANAGED_BY or read_pod(raw) is None)
 
 
 def owned_alike(one: Raw, other: Raw) -> bool:

@@ -38,7 +38,7 @@ class Resync:
         self._api, self._runs, self._namespace = api, runs, namespace
         self._seen, self._gone, self._interval = seen, gone, interval
         self._stopping = threading.Event()
-        self._finds_in_a_row = 0
+        self._finds_in_a_row = self._reached = 0
         self._thread = threading.Thread(target=self._run, name=f"resync-{namespace or 'all'}", daemon=True)
 
     def start(self) -> None:
@@ -60,6 +60,7 @@ class Resync:
         known = self._runs.uids()
         found, missed = set(), 0
         for page in self._api.list_pages(list_path(KIND, self._namespace)):
+            self._notice_restore(page["metadata"].get("resourceVersion", ""))
             for raw in page["items"]:
                 found.add(raw["metadata"]["uid"])
                 missed += self._seen(raw)
@@ -68,6 +69,14 @@ class Resync:
                 self._gone(key, uid)
                 missed += 1
         return missed
+
+    def _notice_restore(self, version: str) -> None:
+        """Forget all runs when a list is older than an earlier one."""
+        position = int(version) if version.isdigit() else 0
+        if position < self._reached:
+            logger.warning("the list of runs is older than before: the server was restored; forgetting what is cached")
+            self._runs.restored(self._namespace)
+        self._reached = position
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval):

@@ -5,18 +5,19 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, get_args
 
 from internvl_api.status import StageName
 from rich.console import Console
 
+from internvl_operator.clock import utc_now
 from internvl_operator.core.run import read_status
+from internvl_operator.core.telemetry import printable
 from internvl_operator.kubectl_ivft import completion, cost, diff, events, logs, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued, where_it_continues
-from internvl_operator.kubectl_ivft.terminal import plain, plain_line
+from internvl_operator.kubectl_ivft.terminal import plain_line
 
 _ABOUT = "List, explain, compare, suspend and resume InternVLFineTunes."
 _EXAMPLES = """\
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return run_command(_connect(options), options) or 0
     except UserError as error:
-        print(f"kubectl ivft: {plain(str(error))}", file=sys.stderr)
+        print(f"kubectl ivft: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complete(words: Sequence[str] | None = None) -> int:
     """Print the candidates for the last word; kubectl calls this as `kubectl_complete-ivft`."""
     for line in completion.answer(_parser(), sys.argv[1:] if words is None else words, _names):
-        print(plain(line))
+        print(printable(line))
     return 0
 
 
@@ -122,30 +123,30 @@ def _list(runs: Runs, options: Options, console: Console) -> None:
         where = "any namespace" if options.all_namespaces else f"namespace {runs.namespace!r}"
         print(f"no runs in {where}", file=sys.stderr)
         return
-    console.print(render.run_list(found, _now(), namespaces=options.all_namespaces))
+    console.print(render.run_list(found, utc_now(), namespaces=options.all_namespaces))
 
 
 def _status(runs: Runs, options: Options, console: Console) -> None:
-    console.print(render.run_status(runs.get(options.name), _now()))
+    console.print(render.run_status(runs.get(options.name), utc_now()))
 
 
 def _why(runs: Runs, options: Options, console: Console) -> None:
     raw = runs.get(options.name)
     status = read_status(raw.get("status") or {})
     queue = runs.queue_reason(options.name, status.stage, status.attempt) if status.stage and is_queued(status) else ""
-    console.print(render.explanation(options.name, explain(raw, status, _now(), queue=queue)))
+    console.print(render.explanation(options.name, explain(raw, status, utc_now(), queue=queue)))
 
 
 def _events(runs: Runs, options: Options, console: Console) -> None:
     found = events.causes(runs.get(options.name), runs.events())
     if found:
-        console.print(render.event_list(found, _now()))
+        console.print(render.event_list(found, utc_now()))
     else:
         print(f"no events of the run {options.name!r}; a cluster keeps them for an hour by default", file=sys.stderr)
 
 
 def _cost(runs: Runs, options: Options, console: Console) -> None:
-    lines = cost.lines(read_status(runs.get(options.name).get("status") or {}).stages, _now())
+    lines = cost.lines(read_status(runs.get(options.name).get("status") or {}).stages, utc_now())
     if lines:
         console.print(render.cost_table(lines, options.price))
     else:
@@ -170,7 +171,7 @@ def _logs(runs: Runs, options: Options, _: Console) -> None:
 
 def _wait(runs: Runs, options: Options, _: Console) -> int:
     def tell(line: str) -> None:
-        print(plain(f"{options.name}: {line}"), flush=True)
+        print(printable(f"{options.name}: {line}"), flush=True)
 
     code = wait.wait(runs, options.name, timeout=options.timeout, tell=tell)
     if code == wait.TIMED_OUT:
@@ -215,7 +216,7 @@ def _report(runs: Runs, options: Options, _: Console) -> None:
 
 def _tell(text: str) -> None:
     """Print to stderr, so that the log on stdout stays unchanged."""
-    print(f"--- {plain(text)}", file=sys.stderr)
+    print(f"--- {printable(text)}", file=sys.stderr)
 
 
 def _duration(text: str) -> float:
@@ -231,10 +232,6 @@ def _price(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}([.][0-9]{1,6})?", text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a price of one GPU-hour such as 2.5")
     return float(text)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _place(default: Any) -> _Parser:

@@ -11,8 +11,9 @@ from internvl_api.validation.suggest import did_you_mean
 from kubernetes import client, config
 
 from internvl_operator.core.resources.names import queue_group, run_label
+from internvl_operator.core.telemetry import printable
 from internvl_operator.kube.client import Api, ApiError, list_path, object_path
-from internvl_operator.kubectl_ivft.terminal import plain, plain_object, plain_value
+from internvl_operator.kubectl_ivft.terminal import plain_object, plain_value
 
 Raw = dict[str, Any]
 MANAGER = "kubectl-ivft"
@@ -107,7 +108,7 @@ class Runs:
                 continue
             conditions = (workload.get("status") or {}).get("conditions") or []
             held = [each for each in conditions if (each["type"], each["status"]) == ("QuotaReserved", "False")]
-            return plain(str(held[0].get("message", ""))) if held else ""
+            return printable(str(held[0].get("message", ""))) if held else ""
         return ""
 
     def set_suspended(self, name: str, suspended: bool) -> Raw:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from internvl_api.validation.cluster import InCluster
 
 from internvl_operator.core.run import read_status, resolve_spec
+from internvl_operator.core.telemetry import printable
 from internvl_operator.kubectl_ivft.client import UserError
-from internvl_operator.kubectl_ivft.terminal import plain
 
 Raw = dict[str, Any]
 ABSENT = "-"
@@ -49,7 +49,7 @@ def _between(field: str, first: Any, second: Any) -> list[Difference]:
         parts = dict.fromkeys([*first, *second])
         found = [_between(f"{field}.{part}" if field else part, first.get(part), second.get(part)) for part in parts]
         return [difference for part in found for difference in part]
-    return [Difference(plain(field), _shown(first), _shown(second))]
+    return [Difference(printable(field), _shown(first), _shown(second))]
 
 
 def _by_name(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
@@ -64,4 +64,4 @@ def _by_name(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
 def _shown(value: Any) -> str:
     if value is None:
         return ABSENT
-    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -44,6 +44,12 @@ _NEXT: dict[str, str] = {
     "SchedulingGated": "wait until the queue admits the run, or check the queue that spec.scheduling.queue names",
     "GangNotEnabled": "ask to add it to the chart's gangSchedulers, or remove spec.scheduling.gang: "
     "kubectl{n} edit ivft {run}",
+    "OtherContainerBlocked": "ask whoever runs the admission webhook, or wrote the network profile, that adds that "
+    "container; its state is in kubectl{n} describe pods",
+    "OtherContainerFailed": "ask whoever runs the admission webhook, or wrote the network profile, that adds that "
+    "container",
+    "LossRises": "suspend the run (kubectl ivft{n} suspend {run}), then lower spec.training.learningRate, raise "
+    "spec.training.warmupRatio, or look at the rows of those steps",
     "ApiServerError": "ask the cluster's administrator why the API server refuses writes",
 }
 
@@ -70,6 +76,9 @@ def explain(raw: Raw, status: InternVLFineTuneStatus, now: datetime, *, queue: s
             report = "read its report: kubectl ivft{n} report {run}" if "report" in status.artifacts else ""
             return Explanation("good", "has succeeded", _words(status, "Ready"), _step(report, raw))
         case "Running":
+            if warning := (status.progress.warning if status.progress else None):
+                words = f"{_words(status, 'Reconciling')}; {warning}"
+                return Explanation("waits", "runs, with a warning", words, _after_warning(warning, raw))
             return Explanation("good", "runs", _words(status, "Reconciling"))
         case "Suspended":
             resume = _step("resume it: kubectl ivft{n} resume {run}", raw)
@@ -154,6 +163,12 @@ def _next(raw: Raw, status: InternVLFineTuneStatus, kind: str, now: datetime) ->
         log += f"(see {reason} in docs/runbook.md)"
         return _step(log, raw, status)
     return again.removeprefix("; ")
+
+
+def _after_warning(warning: str, raw: Raw) -> str:
+    """The next step for a training warning of the form `Reason: message`."""
+    reason = warning.partition(":")[0]
+    return _step(_NEXT[reason], raw) if reason in _NEXT else f"see {reason} in docs/runbook.md"
 
 
 def _again(status: InternVLFineTuneStatus, now: datetime) -> str:

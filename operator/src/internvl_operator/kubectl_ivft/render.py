@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from internvl_api.publish_condition import ANSWER_METRICS
 from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, StageStatus
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -33,6 +34,8 @@ _SENTENCES = {
     ("Failed", "True"): "Failed",
     ("MemoryEstimate", "True"): "Fits in GPU memory (estimated)",
     ("MemoryEstimate", "False"): "May not fit in GPU memory (estimated)",
+    ("ResourceEstimate", "False"): "Requests may be too small (estimated)",
+    ("NetworkEstimate", "False"): "The network decides how long a step takes (estimated from what was measured)",
 }
 
 
@@ -122,6 +125,9 @@ def _head(raw: Raw, status: InternVLFineTuneStatus, told: Explanation, now: date
     if status.workers.active:
         facts.append(f"{status.workers.active} pods")
     yield Text(" · ".join(facts), "dim")
+    if status.elastic and status.elastic.workers < status.elastic.wanted:
+        fewer = f"{status.elastic.workers} of {status.elastic.wanted} workers ({status.elastic.reason}): "
+        yield Text(fewer + status.elastic.message, "yellow")
     if status.progress and status.phase in ("Running", "Pending", "Suspended", "Stalled"):
         yield from _progress(status.progress)
     if told.tone != "good":
@@ -152,11 +158,18 @@ def _progress_facts(progress: Progress) -> Iterator[str]:
     if progress.loss is not None:
         yield f"loss {progress.loss:.3f}"
     if progress.validation_loss is not None:
-        yield f"validation loss {progress.validation_loss:.3f}"
+        yield f"validation loss {progress.validation_loss:.3f}{_best(progress)}"
     if progress.tokens_per_second:
         yield f"{progress.tokens_per_second:,.0f} tokens/s"
     if progress.eta_seconds:
         yield f"{duration(progress.eta_seconds)} left"
+
+
+def _best(progress: Progress) -> str:
+    """The lowest loss so far; empty when it is that of the current step."""
+    if progress.best_validation_loss is None or progress.best_step == progress.step:
+        return ""
+    return f" (lowest {progress.best_validation_loss:.3f} at step {progress.best_step})"
 
 
 def _progress_words(status: InternVLFineTuneStatus) -> str:
@@ -201,13 +214,18 @@ def _figures(status: InternVLFineTuneStatus) -> RenderableType | None:
     measured = status.evaluation
     if measured is None or not (measured.baseline or measured.final):
         return None
-    table = _table("TASK", "METRIC", "BASE", "TUNED", "CHANGE")
+    alone = bool(status.stages) and all(entry.name != "train" for entry in status.stages)  # nothing to compare
+    table = _table("TASK", "METRIC", *(("VALUE",) if alone else ("BASE", "TUNED", "CHANGE")))
     for task in dict.fromkeys([*measured.baseline, *measured.final]):
         base, tuned = measured.baseline.get(task, {}), measured.final.get(task, {})
         for metric in dict.fromkeys([*base, *tuned]):
             before, after = base.get(metric), tuned.get(metric)
+            if alone:
+                table.add_row(task, metric, _figure(after))
+                continue
             change = f"{after - before:+.4f}" if before is not None and after is not None else ""
-            style = "green" if change.startswith("+") else "red" if change else ""
+            known = change and metric not in ANSWER_METRICS  # of these, more may be better or worse
+            style = "" if not known else "green" if change.startswith("+") else "red"
             table.add_row(task, metric, _figure(before), _figure(after), Text(change, style))
     for column in table.columns[2:]:
         column.justify = "right"

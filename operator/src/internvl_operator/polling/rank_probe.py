@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
+from internvl_operator.clock import utc_now
 from internvl_operator.core.observe import Pod, ProcessState, RankAnswers
 from internvl_operator.core.run import Key
 from internvl_operator.polling.fair_queue import FairQueue
@@ -63,7 +64,7 @@ class RankProbe:
         with self._lock:
             if key in self._probes or not everyone:
                 return
-            self._probes[key] = _Probe(datetime.now(UTC), everyone)
+            self._probes[key] = _Probe(utc_now(), everyone)
         for index in range(len(everyone)):
             self._queue.add(_Question(key.namespace, key.name, index))
 

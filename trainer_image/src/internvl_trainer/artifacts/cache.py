@@ -38,7 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class Cache:
-    """Entries under `root`, together at most about `limit` bytes (checked after each twentieth of it was added)."""
+    """Entries under `root`. Those that no process uses have at most about `limit` bytes together.
+
+    A model in use can be larger than the limit; counted in, it would throw out every picture. Checked after each
+    twentieth of the limit was added.
+    """
 
     def __init__(self, root: Path, limit: int, namespace: str = "") -> None:
         self.root, self._limit, self._namespace = root, limit, namespace
@@ -161,9 +165,10 @@ class Cache:
         self.evict()
 
     def evict(self) -> None:
-        """Delete the entries that were not used for longest until the rest fits; entries in use stay."""
+        """Delete the entries that were not used for longest until the rest fits; entries in use stay, uncounted."""
         self._remove_abandoned()
         entries = [(entry.stat().st_mtime, entry) for entry in (self.root / "entries").iterdir()]
+        entries = [(used, entry) for used, entry in entries if not self._is_in_use(entry)]
         sizes = {entry: _size(entry) for _, entry in entries}
         excess = sum(sizes.values()) - self._limit
         for _, entry in sorted(entries):
@@ -181,6 +186,19 @@ class Cache:
                 continue
             if abandoned:
                 self._delete(partial, lock=partial.name + _MAKING)
+
+    def _is_in_use(self, entry: Path) -> bool:
+        """Whether a process holds a folder entry."""
+        if not entry.is_dir():
+            return False
+        descriptor = self._open_lock(entry.name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def _delete(self, entry: Path, *, lock: str) -> bool:
         """Delete an entry; False for a folder that is in use or being made."""

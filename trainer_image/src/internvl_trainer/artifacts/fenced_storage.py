@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from internvl_trainer.artifacts.lease_record import parse_lease
+from internvl_trainer.artifacts.output_layout import LEASE_FILE
 from internvl_trainer.artifacts.output_lease import OutputLease
 from internvl_trainer.artifacts.storage import Storage, StoredFile, Tagged
 from internvl_trainer.errors import AccessDenied, LeaseLost, Unavailable, UserError
@@ -32,6 +34,9 @@ class FencedStorage:
 
     def stat(self, key: str) -> StoredFile | None:
         return self._storage.stat(key)
+
+    def modified(self, key: str) -> float:
+        return self._storage.modified(key)
 
     def read(self, key: str) -> bytes:
         return self._storage.read(key)
@@ -71,6 +76,20 @@ class FencedStorage:
     def delete(self, prefix: str) -> None:
         self._lease.confirm()
         self._storage.delete(prefix)
+
+
+def check_epoch(storage: Storage, epoch: int | None) -> None:
+    """Raise LeaseLost when the output's lease is no longer the one of `epoch`; for ranks that do not hold it.
+
+    `epoch`: None where no rank holds a lease.
+    """
+    if epoch is None:
+        return
+    found = storage.read_tagged(LEASE_FILE)
+    lease = parse_lease(found.data) if found else None
+    if lease is None or lease.epoch != epoch:
+        who = lease.owner.describe() if lease else "another writer"
+        raise LeaseLost("OutputLeaseLost", f"{who} has taken {storage.uri}; this attempt ends", "spec.output")
 
 
 @contextmanager

@@ -19,7 +19,11 @@ _WITHOUT_EFFECT = {
     "zero_stage",
     "deepspeed",
     "data_workers",
+    "samples",
 }
+
+# Fields that decide the losses on held-out rows; part of the identity where these losses decide the exported weights.
+_HELD_OUT = {"validation", "validation_meta"}
 
 
 def _dump(section: ApiModel, without: set[str] | None = None) -> dict[str, Any]:
@@ -43,13 +47,13 @@ def _without_effect(config: RunConfig) -> set[str]:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides the loss curve, under the names of the spec.
+    """Everything that decides the loss curve and the step that is exported, under the names of the spec.
 
     Fields with their default value are left out: an upgrade that adds a field still recognises the runs before it.
     """
     document = {
         "model": _dump(config.model, {"name"}),
-        "data": _dump(config.data, {"validation", "validation_meta"}),
+        "data": _dump(config.data, {"preflight"} if uses_held_out(config) else {"preflight", *_HELD_OUT}),
         "image": _dump_image(config.image),
         "method": config.method,
         "training": _dump(config.training, _without_effect(config)),
@@ -58,7 +62,16 @@ def identity(config: RunConfig) -> dict[str, Any]:
         document["retrieval"] = _dump(config.retrieval)
     if config.method == "lora":
         document["lora"] = _dump(config.lora)
+    if uses_held_out(config):
+        document["evaluation"] = {"everySteps": config.validation_every}
+    if config.checkpoint.keep_best:
+        document["checkpoint"] = {"keepBest": True}
     return document
+
+
+def uses_held_out(config: RunConfig) -> bool:
+    """Whether the losses on data.validation decide which weights training exports."""
+    return config.checkpoint.keep_best or config.training.early_stopping is not None
 
 
 def fingerprint(config: RunConfig, stage: StageName = "train") -> str:
@@ -79,9 +92,13 @@ def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
             "tasks": tasks,
             "validation": validation,
             "validationMeta": config.data.validation_meta,
+            **_dump(config.data.preflight, {"cache"}),
         },
+        "doctor": {"doctor": _dump(config.doctor), "workers": [config.workers, config.processes_per_worker]},
         "baseline-evaluate": {"tasks": tasks},
+        "baseline-score": {"tasks": tasks},
         "evaluate": {"tasks": tasks},
+        "score": {"tasks": tasks},
         "merge": {"merge": _dump(config.merge)},
         "publish": {"tasks": tasks, "merge": _dump(config.merge), "publish": _dump(config.publish)},
     }

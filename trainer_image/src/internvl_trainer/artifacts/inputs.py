@@ -8,6 +8,7 @@ from pathlib import Path
 
 from internvl_api.run_config import RunConfig
 
+from internvl_trainer.artifacts.fingerprint import uses_held_out
 from internvl_trainer.artifacts.shards import list_shards
 from internvl_trainer.artifacts.sources import describe_file, fetch_file, meta_path
 from internvl_trainer.artifacts.storage import sha256_of
@@ -52,9 +53,9 @@ def _field_of(name: str) -> str:
     return name.partition(" (")[0]
 
 
-def training_prefixes() -> tuple[str, ...]:
-    """Prefixes of the files that decide the loss curve."""
-    return TRAINING, _META
+def training_prefixes(config: RunConfig) -> tuple[str, ...]:
+    """Prefixes of the files that decide the loss curve and the step that is exported."""
+    return (TRAINING, _META, VALIDATION, _VALIDATION_META) if uses_held_out(config) else (TRAINING, _META)
 
 
 def _annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -84,12 +85,16 @@ def _listed_in(uri: str, root: str | None, section: str) -> Iterator[tuple[str, 
             yield f"{section}.{name}", meta_path(annotation, uri, root)
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """The sha256 of a file in hex, read once by each process until the file changes."""
     status = path.stat()
     return _digest_of_state(path, status.st_size, status.st_mtime_ns)
 
 
+def _digest(path: Path) -> str:
+    return f"sha256 {digest_of_file(path)}"
+
+
 @lru_cache(maxsize=1024)
 def _digest_of_state(path: Path, _size: int, _modified: int) -> str:
-    """The digest of a file, read once by each process until the file changes."""
-    return f"sha256 {sha256_of(path)}"
+    return sha256_of(path)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from internvl_api.constants import ENV_ATTEMPT
+from internvl_api.constants import ENV_ADOPTED_UIDS, ENV_ATTEMPT
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 
@@ -24,6 +24,7 @@ class Owner:
     Attributes:
         attempt: the operator's; None on a single machine, where nobody numbers the attempts of a run.
         process: which process of which machine; None where /proc does not say.
+        adopted: uids of earlier runs of this name whose pods the run has adopted.
     """
 
     run: str
@@ -31,12 +32,20 @@ class Owner:
     stage: str
     attempt: int | None
     process: str | None
+    adopted: tuple[str, ...] = ()
 
     @classmethod
     def of_this_process(cls, config: RunConfig, stage: StageName) -> Owner:
         """The owner that this process is, as a stage of a run."""
-        attempt = os.environ.get(ENV_ATTEMPT)
-        return cls(config.job, config.job_uid, stage, int(attempt) if attempt else None, describe_process(os.getpid()))
+        attempt, adopted = os.environ.get(ENV_ATTEMPT), os.environ.get(ENV_ADOPTED_UIDS)
+        return cls(
+            config.job,
+            config.job_uid,
+            stage,
+            int(attempt) if attempt else None,
+            describe_process(os.getpid()),
+            tuple(adopted.split(",")) if adopted else (),
+        )
 
     def describe(self) -> str:
         """Text for messages: `stage train of run team/pets (attempt 2)`."""
@@ -45,9 +54,9 @@ class Owner:
 
     def is_earlier_attempt(self, other: Owner) -> bool:
         """Whether this is an attempt of the run of `other` that the operator has ended; also the same attempt."""
-        if self.attempt is None or other.attempt is None:
+        if self.attempt is None or other.attempt is None or self.run != other.run:
             return False
-        return self.uid == other.uid and self.run == other.run and self.attempt <= other.attempt
+        return self.uid in other.adopted or (self.uid == other.uid and self.attempt <= other.attempt)
 
     def is_later_attempt(self, other: Owner) -> bool:
         """Whether the operator has begun this attempt after that of `other`."""

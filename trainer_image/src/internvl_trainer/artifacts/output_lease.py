@@ -80,24 +80,30 @@ class OutputLease:
         """The number of this acquisition; larger than that of every earlier one."""
         return self._held.epoch
 
-    def acquire(self) -> None:
+    def acquire(self, *, check: Callable[[], object] = lambda: None) -> None:
         """Take the lease, at once or when its holder is known to have ended.
+
+        `check` is called once if the lease there is not of an earlier stage or attempt of this run: it may raise, so
+        that nothing is written into a foreign output.
 
         Raises:
             UserError: `OutputInUse`, another run is writing there.
             LeaseLost: a later attempt of this run is writing there.
         """
         watch = _Watch(self._owner, self.timing.stale)
+        found, lease = self._read()
+        if lease is None or lease.owner.run != self._owner.run:
+            check()
         while True:
-            found, lease = self._read()
             if found is None or self._may_take(lease) or watch.is_stale(lease, found.tag, self._now()):
                 if self._take(lease, found.tag if found else None):
                     return
-                continue
-            watch.refuse_live(self._storage.uri)
-            if watch.is_new:
-                self._tell(watch.describe())
-            self._sleep(self.timing.poll)
+            else:
+                watch.refuse_live(self._storage.uri)
+                if watch.is_new:
+                    self._tell(watch.describe())
+                self._sleep(self.timing.poll)
+            found, lease = self._read()
 
     def renew(self) -> None:
         """Renew the lease. Raises LeaseLost, or Unavailable when storage does not answer."""

@@ -70,6 +70,11 @@ class S3Storage:
         head = self._head(key)
         return StoredFile(key, head["ContentLength"], head["ETag"].strip('"')) if head else None
 
+    def modified(self, key: str) -> float:
+        where = {"Bucket": self._bucket, "Key": self._key(key)}
+        time: float = self._call(key, lambda client: client.head_object(**where))["LastModified"].timestamp()
+        return time
+
     def read(self, key: str) -> bytes:
         def get(client: Any) -> bytes:
             body: bytes = client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
@@ -213,7 +218,8 @@ class S3Storage:
             return AccessDenied(
                 "CredentialsMissing",
                 f"{place}: {error}; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in "
-                "spec.secrets.objectStorage",
+                "spec.secrets.objectStorage, or a ServiceAccount with a workload identity in "
+                "spec.podTemplate.serviceAccountName",
                 self._field,
             )
         cause = error.__cause__ or error.__context__

@@ -107,6 +107,21 @@ def describe_file(uri: str, digest: Callable[[Path], str], *, field: str) -> str
     return f"{found.etag} {found.size}"
 
 
+def describe_root(root: str) -> str:
+    """A text that changes when the media below a root change, as far as one request can tell; constant for a folder.
+
+    Raises:
+        UserError: there is no such archive or repository.
+    """
+    field = "data.root"
+    if place := _place_in_archive(Address(root)):
+        return describe_file(place[0], lambda path: f"{path.stat().st_size} {path.stat().st_mtime_ns}", field=field)
+    if root.startswith("hf://"):
+        repo, _ = hub.split_file(f"{root.rstrip('/')}/-", field=field)
+        return f"commit {_commit(repo)}"
+    return "a folder"
+
+
 def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     """A local folder with the files of a checkpoint URI; plain paths and PVCs are used where they are.
 

@@ -80,6 +80,10 @@ class Storage(Protocol):
         """The file of that key, or None."""
         ...
 
+    def modified(self, key: str) -> float:
+        """When the file was written, in seconds of the server's clock. Raises UserError `NotFound`."""
+        ...
+
     def read(self, key: str) -> bytes:
         """The whole of a small file."""
         ...
@@ -224,6 +228,12 @@ class FolderStorage:
         except OSError as error:
             raise self._failure(error, key) from error
         return StoredFile(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}") if path.is_file() else None
+
+    def modified(self, key: str) -> float:
+        try:
+            return self._path(key).stat().st_mtime
+        except OSError as error:
+            raise self._failure(error, key) from error
 
     def read(self, key: str) -> bytes:
         try:

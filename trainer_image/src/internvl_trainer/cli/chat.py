@@ -7,19 +7,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from internvl_api.constants import ExitCode
+from internvl_api.memory.answering import gpus_of_a_copy, most_gpus_of_a_copy
 from internvl_api.spec import Image
 
-from internvl_trainer.cli.options import add_picture_arguments, count, tiles
+from internvl_trainer.cli.chat_group import ChatGroup, started
+from internvl_trainer.cli.options import CommandError, add_picture_arguments, count, tiles
 from internvl_trainer.data.checkpoint_tiling import tiling_of
 from internvl_trainer.data.pictures import DEFAULT, Decoding, ImageProblem, decode_with_notes
 from internvl_trainer.data.row_schema import IMAGE_MARK, Turn, check_characters
 from internvl_trainer.data.tiling import cut_tiles, fit_tile, stack_tiles
 from internvl_trainer.data.tokenize import TEMPLATES
-from internvl_trainer.distributed import prepare_environment
+from internvl_trainer.distributed import prepare_environment, usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.terminal import printable
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Ask a model about pictures: one question with --question, or a conversation on the terminal. It runs on a GPU
-where there is one, else on the processor.
+where there is one, or on several that hold a large model together, else on the processor.
 """
 EXAMPLES = """\
 examples:
@@ -58,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=count, default=1024, metavar="N", help="length of an answer (default: 1024)"
     )
+    parser.add_argument(
+        "--processes",
+        type=count,
+        metavar="N",
+        help="processes that hold the model together, each with a GPU; default: as few as have the memory",
+    )
     add_picture_arguments(parser)
 
 
@@ -66,17 +76,23 @@ def run(options: argparse.Namespace) -> int:
     decoding = Decoding.of(options.exif, options.background)
     images = [read_image(path, decoding) for path in options.image]
     prepare_environment("cuda", 1)
-    conversation = Conversation(_load(options), images, options)
-    if options.question is not None:
-        print(_shown(conversation.ask(options.question)))
-        return 0
-    with suppress(KeyboardInterrupt):
-        for question in _questions(conversation.loaded):
-            try:
-                print(_shown(conversation.ask(question)), flush=True)
-            except UserError as error:  # the conversation goes on
-                print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
+    processes, device = _choose_processes(options)
+    with started(processes, device, partial(_begin, options, images)) as (group, talk):
+        if options.question is not None:
+            print(_shown(group.ask(talk, options.question)))
+            return 0
+        with suppress(KeyboardInterrupt):
+            for question in _questions(talk.loaded):
+                try:
+                    print(_shown(group.ask(talk, question)), flush=True)
+                except UserError as error:  # the conversation goes on
+                    print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
     return 0
+
+
+def _begin(options: argparse.Namespace, images: Sequence[Any], group: ChatGroup) -> Conversation:
+    """The same conversation in each process of the group."""
+    return Conversation(_load(options, group), images, options)
 
 
 def read_image(path: Path, decoding: Decoding = DEFAULT) -> Any:
@@ -140,8 +156,33 @@ def cut(image: Any, loaded: LoadedModel, max_tiles: int | None) -> np.ndarray:
     return cut_tiles(image, loaded.image_size, min(tiling.min_tiles, most), most, thumbnail=tiling.thumbnail)
 
 
-def _load(options: argparse.Namespace) -> LoadedModel:
-    """The model, on a GPU in bf16 where there is one, else on the CPU in fp32."""
+def _choose_processes(options: argparse.Namespace) -> tuple[int, str]:
+    """How many processes hold the model, and their device: as few GPUs as have the memory, else all."""
+    import torch
+
+    from internvl_trainer.evaluate.weights import answering_from
+    from internvl_trainer.model.checkpoint_source import open_checkpoint
+
+    is_on_gpu = torch.cuda.is_available()
+    if not is_on_gpu and options.processes is None:
+        return 1, "cpu"
+    model = answering_from(open_checkpoint(options.model), torch.bfloat16)
+    gpus = torch.cuda.device_count() if is_on_gpu else usable_cpus()
+    found = options.processes
+    if found is None:
+        memory = torch.cuda.get_device_properties(0).total_memory
+        found = gpus_of_a_copy(model, gpus, memory) or most_gpus_of_a_copy(model, gpus)
+    if not model.can_split(found) or found > gpus:
+        message = (
+            f"--processes: found {found}; the model's {model.heads} heads, {model.kv_heads} key-value heads and "
+            f"{model.intermediate} MLP channels must be shared evenly, on at most {gpus} of this machine"
+        )
+        raise CommandError(message, ExitCode.USER_ERROR)
+    return found, "cuda" if is_on_gpu else "cpu"
+
+
+def _load(options: argparse.Namespace, group: ChatGroup) -> LoadedModel:
+    """The model or this process's share of it, on a GPU in bf16 where there is one, else on the CPU in fp32."""
     import torch
 
     from internvl_trainer.model.checkpoint_source import open_checkpoint
@@ -150,10 +191,12 @@ def _load(options: argparse.Namespace) -> LoadedModel:
     from internvl_trainer.model.trained_weights import load_trained
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    loaded = load_chat_model(options.model, dtype=dtype)
+    if device == "cuda" and group.group is not None:
+        device = f"cuda:{group.group.local_rank}"
+    loaded = load_chat_model(options.model, dtype=dtype, device=torch.device(device), make_shard=group.shard)
     check_template(loaded.tokenizer, options.template or loaded.template, "--template")
     if options.adapter is not None:
-        load_trained(loaded.model, options.adapter, open_checkpoint(options.model))
+        load_trained(loaded.model, options.adapter, open_checkpoint(options.model), shard=loaded.shard)
     loaded.model.to(device).eval()
     return loaded
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from internvl_api.constants import ExitCode
 from internvl_api.memory.advice import advice, largest_micro_batch
+from internvl_api.memory.answering import evaluation_note
 from internvl_api.memory.estimate import judge
 from internvl_api.memory.quantity import GIB, parse_bytes
 from internvl_api.memory.setup import Setup, setup_of
@@ -60,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(error.message, ExitCode.USER_ERROR) from error
     except LookupError as error:  # the recipe of a model that the estimate does not know
         raise CommandError(str(error), ExitCode.USER_ERROR) from error
-    return _print_estimate(setup, options.gpu_memory, Console())
+    console = Console()
+    code = _print_estimate(setup, options.gpu_memory, console)
+    if options.config and (note := evaluation_note(load_config(options.config), options.gpu_memory)):
+        console.print(note, highlight=False)
+    return code
 
 
 def _chosen_setup(options: argparse.Namespace) -> Setup:

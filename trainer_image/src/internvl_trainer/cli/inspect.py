@@ -228,7 +228,7 @@ def _losses(loaded: LoadedModel, sample: Sample) -> dict[str, np.ndarray]:
     from internvl_trainer.data.collate import collate
 
     with torch.no_grad():
-        output = loaded.model(**collate([sample], 0), return_logits=True)
+        output = loaded.model(**collate([sample]), return_logits=True)
     if output.loss_sum is None or output.weight_sum is None or output.logits is None:
         raise RuntimeError("the model gave no loss although labels were given")
     return {

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from internvl_api import faults
 from internvl_api.constants import ExitCode
 from internvl_api.status import StageName
 
 from internvl_trainer.distributed import Rendezvous
-from internvl_trainer.exit_status import ENV_TERMINATION_LOG, aborted, termination_message
+from internvl_trainer.exit_status import ENV_TERMINATION_LOG, Outcome, aborted, termination_message
 from internvl_trainer.signals import handled
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,15 @@ def launch(
     result_path: Path | None,
     output: Callable[[str], None] | None = None,
     stage: StageName = "train",
+    peers: Peers | None = None,
 ) -> int:
     """Run `command` once for each local rank; the exit code that decides (128 + number for a signal).
 
     The decisive process's termination message goes to `result_path`. Each line the processes print goes to `output`,
-    or where this process prints.
+    or where this process prints. With `output` a terminal's Ctrl-C reaches this process alone, which forwards it.
+
+    Args:
+        peers: the run's processes on other machines; when one of them has failed, those here are ended.
     """
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
         results = [Path(folder) / f"result-{rank}.json" for rank in range(rendezvous.processes)]
@@ -56,21 +61,30 @@ def launch(
                 env={**os.environ, **rendezvous.environment(rank), ENV_TERMINATION_LOG: str(path)},
                 stdout=subprocess.PIPE if output else None,
                 stderr=subprocess.STDOUT if output else subprocess.PIPE,
+                process_group=0 if output else None,
             )
-            for rank, path in enumerate(results)
+            for rank, path in enumerate(results, start=rendezvous.local_rank)
         ]
         printed = [_Printed(process, output) for process in processes]
         with forwarded_signals(processes):
-            broken = _wait(processes)
+            broken = _wait(processes, peers)
         _drain(printed)
         for rank, path in enumerate(results):
             if processes[rank].returncode == -signal.SIGABRT and not path.stat().st_size:
-                result = aborted(stage, printed[rank].tail(), rendezvous.rank - rendezvous.local_rank + rank)
+                result = aborted(stage, printed[rank].tail(), rendezvous.rank + rank)
                 path.write_bytes(termination_message(result) if result else b"")
         decisive = _decisive(processes, results, broken)
         if result_path is not None and (text := results[decisive].read_text(encoding="utf-8")):
             result_path.write_text(text, encoding="utf-8")
         return exit_code(processes[decisive].returncode)
+
+
+class Peers(Protocol):
+    """The processes of the run on other machines."""
+
+    def have_failed(self) -> bool:
+        """Whether one of them failed or is gone."""
+        ...
 
 
 class _Printed:
@@ -124,9 +138,13 @@ def forwarded_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[
         yield
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], peers: Peers | None) -> list[int]:
     """Wait until all have ended; the ranks that failed first, whose peers were then ended."""
     while True:
+        if peers is not None and peers.have_failed():
+            logger.error("other processes of the run failed; ending those of this machine")
+            _end(processes)
+            return []
         codes = [process.poll() for process in processes]
         broken = [rank for rank, code in enumerate(codes) if code not in (None, ExitCode.OK, ExitCode.RESUME)]
         if broken:
@@ -152,6 +170,20 @@ def _decisive(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Pa
     alone = [rank for rank in broken if not _has(texts[rank], faults.blamed("peer"))]
     killed = [rank for rank in alone if processes[rank].returncode < 0]
     return [*telling, *own, *killed, *alone, *broken][0]
+
+
+def decisive_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of a stage over several machines.
+
+    A failure that says what to correct; else one with a cause of its own, neither a lost peer nor a lost task; else a
+    lost task; else any failure; else one that did not finish; else the first.
+    """
+    unfinished = [each for each in outcomes if each.code != ExitCode.OK]
+    failed = [each for each in unfinished if each.code != ExitCode.RESUME]
+    lost = [each for each in failed if each.result.reason == "TaskLost"]
+    telling = [each for each in failed if each.code in _TELLING and each not in lost]
+    known = [each for each in failed if not _has(f'"{each.result.reason}"', (*faults.blamed("peer"), "TaskLost"))]
+    return [*telling, *known, *lost, *failed, *unfinished, *outcomes][0]
 
 
 def _has(text: str, reasons: Sequence[str]) -> bool:

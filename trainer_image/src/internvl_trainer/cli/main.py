@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, get_args
+
+from internvl_api.status import StageName
 
 from internvl_trainer.cli.options import CommandError
 from internvl_trainer.errors import UserError
@@ -41,22 +43,25 @@ publishing to the Hub prefers HF_WRITE_TOKEN.
 _COMMANDS = {
     "run": "run all stages on this machine, with a progress display",
     "preflight": "check the model, every row of the data and the output, without a GPU",
-    "baseline-evaluate": "answer the tasks with the base model and score the answers",
+    "baseline-evaluate": "answer the tasks with the base model",
+    "baseline-score": "score the base model's captions, without a GPU",
     "train": "train from the newest checkpoint, in one process of the group or all of this pod",
-    "evaluate": "answer the tasks with the trained model, score the answers and check publishIf",
+    "evaluate": "answer the tasks with the trained model; without captions, check publishIf",
+    "score": "score the trained model's captions, without a GPU, and check publishIf",
     "merge": "write whole models of the base model and what was trained, in the formats asked for",
     "publish": "fill artifacts/ with the result and its record, check it, and send it to the Hub if asked to",
     "report": "write the results so far as a page to open",
     "tensorboard": "show the curves in TensorBoard, also while the run trains",
     "resolve": "print the run.yaml of an InternVLFineTune, with its recipe and defaults filled in",
     "recipes": "list the named defaults, or show one",
+    "doctor": "check GPUs, driver, network, disk, storage and limits of this machine before a run",
     "estimate": "estimate the memory that a run needs on each GPU, without a GPU",
     "inspect": "show the tokens, labels and tiles of single rows",
     "data": "convert an annotation, show its figures, or write a page of its rows as the model sees them",
     "chat": "ask a model about pictures",
     "convert": "convert a checkpoint to transformers' format, or back",
 }
-_STAGES = ("preflight", "baseline-evaluate", "train", "evaluate", "merge", "publish")
+_OF_STAGE = set(get_args(StageName)) - {"doctor"}  # commands of cli/stage.py; doctor has options of its own
 
 
 class Command(Protocol):
@@ -107,4 +112,4 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _load(name: str) -> Command:
-    return cast(Command, import_module(f"internvl_trainer.cli.{'stage' if name in _STAGES else name}"))
+    return cast(Command, import_module(f"internvl_trainer.cli.{'stage' if name in _OF_STAGE else name}"))

@@ -15,6 +15,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.spec import Image
 from pydantic import ValidationError
 
+from internvl_trainer.cli.local_paths import with_absolute_paths
 from internvl_trainer.data.tiling import MOST_TILES
 from internvl_trainer.errors import UserError
 
@@ -35,10 +36,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: Path) -> RunConfig:
-    """The run's configuration. Raises CommandError naming the file and every field that is wrong."""
+    """The run's configuration; its relative paths start at the file's folder.
+
+    Raises CommandError naming the file and every field that is wrong.
+    """
     try:
-        return RunConfig.load(path)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunConfig.model_validate(with_absolute_paths(document, path.parent))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, too
         raise CommandError(f"{path} cannot be used: {_explain(error)}", ExitCode.CONFIG) from error
 
 

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from internvl_api.constants import API_VERSION, KIND, ExitCode
+from internvl_api.constants import API_VERSION, KIND, LOCAL_UID, ExitCode
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.validation.violations import SpecError, Violation
 
+from internvl_trainer.cli.local_paths import with_absolute_paths
 from internvl_trainer.cli.options import CommandError
 
 DESCRIPTION = """\
 Print the run.yaml that a cluster would get for an InternVLFineTune: the spec with its recipe and all defaults filled
-in. `internvl-trainer run` takes it on a machine without Kubernetes.
+in. `internvl-trainer run` takes it on a machine without Kubernetes. Relative paths start at the folder of the file.
 """
 EXAMPLES = """\
 examples:
@@ -26,7 +27,6 @@ podTemplate, secrets and runPolicy need a cluster; they are left out.
 
 exit codes: 0 written   65 the spec cannot be run   78 the file holds no InternVLFineTune
 """
-LOCAL_UID = "local"  # a run without a cluster has no uid; a constant makes equal files give an equal run.yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print run.yaml."""
     try:
-        config = resolve_resource(read_resource(options.path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError) as error:
-        raise CommandError(f"{options.path} cannot be used: {error}", ExitCode.CONFIG) from error
+        resource = read_resource(options.path)
+        with_absolute_paths(resource.get("spec"), options.path.parent)
+        config = resolve_resource(resource)
     except SpecError as error:
         raise CommandError(f"{options.path}: {error.reason}: {error}", ExitCode.USER_ERROR) from error
+    except (OSError, ValueError, yaml.YAMLError, LookupError, RecursionError) as error:
+        raise CommandError(f"{options.path} cannot be used: {error}", ExitCode.CONFIG) from error
     print(config.to_yaml(reveal=True), end="")
     return ExitCode.OK
 
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def read_resource(path: Path) -> dict[str, Any]:
     """The one InternVLFineTune of a file that may hold more.
 
-    Raises OSError, UnicodeDecodeError, YAMLError or, when there is not exactly one, LookupError.
+    Raises OSError, ValueError, RecursionError, YAMLError or, when there is not exactly one, LookupError.
     """
     documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(each, dict)]
     ours = [each for each in documents if (each.get("apiVersion"), each.get("kind")) == (API_VERSION, KIND)]

@@ -33,6 +33,7 @@ EXAMPLES = """\
 examples:
   internvl-trainer tensorboard --config run.yaml                        then open http://localhost:6006
   internvl-trainer tensorboard --config run.yaml --port 7007
+  internvl-trainer tensorboard --config run.yaml --host 0.0.0.0         from other machines too; nobody has to log in
   internvl-trainer tensorboard --logdir s3://models/team/coco-lora      a run's output
   internvl-trainer tensorboard --logdir runs/coco-lora/artifacts/tensorboard
 
@@ -48,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, metavar="RUN.YAML", help="the run's; its output has the events")
     what.add_argument("--logdir", metavar="URI", help="a run's output or a folder of events: s3://, pvc:// or a path")
-    parser.add_argument("--port", type=int, default=6006, metavar="N", help="port on localhost (default: 6006)")
+    parser.add_argument("--port", type=int, default=6006, metavar="N", help="port to listen on (default: 6006)")
+    parser.add_argument(
+        "--host", default="localhost", metavar="ADDRESS", help="address to listen on (default: localhost)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,11 +65,11 @@ def run(options: argparse.Namespace) -> int:
         )
     with suppress(KeyboardInterrupt):
         if options.logdir and "://" not in options.logdir and not _is_output(Path(options.logdir)):
-            return show_folder(Path(options.logdir), options.port)
+            return show_folder(Path(options.logdir), options.host, options.port)
         output, waits = (options.logdir, False) if options.logdir else (load_config(options.config).output, True)
         with tempfile.TemporaryDirectory(prefix="tensorboard-") as folder:
             mirror = Mirror(open_storage(output, field="--logdir" if options.logdir else "output"), Path(folder))
-            return show_mirror(mirror, options.port, waits=waits)
+            return show_mirror(mirror, options.host, options.port, waits=waits)
     return ExitCode.OK
 
 
@@ -125,7 +129,7 @@ def put(arrived: Path, path: Path) -> None:
     os.replace(arrived, path)
 
 
-def show_mirror(mirror: Mirror, port: int, *, waits: bool) -> int:
+def show_mirror(mirror: Mirror, host: str, port: int, *, waits: bool) -> int:
     """TensorBoard over the mirror, refreshed until it ends; `waits` for events that are not there yet."""
     place = mirror.storage.uri
     if not mirror.refresh():
@@ -139,18 +143,19 @@ def show_mirror(mirror: Mirror, port: int, *, waits: bool) -> int:
         except UserError as error:
             print(f"{error.reason}: {error}; trying again", file=sys.stderr)
 
-    return _show(mirror.target, port, refresh)
+    return _show(mirror.target, host, port, refresh)
 
 
-def show_folder(folder: Path, port: int) -> int:
+def show_folder(folder: Path, host: str, port: int) -> int:
     """TensorBoard over a local folder of events, where they are."""
     if not any(folder.rglob("*tfevents*")):
         raise UserError("NotFound", f"found no TensorBoard events under {folder}; check the path", "--logdir")
-    return _show(folder, port, lambda: None)
+    return _show(folder, host, port, lambda: None)
 
 
-def _show(folder: Path, port: int, refresh: Callable[[], None]) -> int:
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+def _show(folder: Path, host: str, port: int, refresh: Callable[[], None]) -> int:
+    place = ["--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *place]
     with subprocess.Popen(command, preexec_fn=die_with_parent) as process:
         try:
             while True:

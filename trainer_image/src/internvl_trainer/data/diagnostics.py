@@ -69,23 +69,35 @@ _SAID_ONCE = frozenset({"UnknownField", "ImageOrientation", "ImageTransparent", 
 """Reasons of warnings that tend to hold for every row of a file."""
 
 
+Counted = tuple[Finding, int]
+"""A finding, and how many rows of the file it stands for."""
+
+
 def fold_repeated(findings: Iterable[Finding]) -> list[Finding]:
     """The findings, with a warning that many rows of a file share reported once, at its first row, with the count."""
+    return with_counts(count_repeated((finding, 1) for finding in findings))
+
+
+def count_repeated(findings: Iterable[Counted]) -> list[Counted]:
+    """The findings, each warning that many rows of a file share once; of parts of a file, in order, or of all rows."""
     kept: list[Finding] = []
     seen: dict[tuple[str, str | None, str | None], int] = {}
     counts: Counter[int] = Counter()
-    for finding in findings:
+    for finding, count in findings:
         folds = finding.severity == "warning" and finding.reason in _SAID_ONCE
         field = None if finding.reason.startswith("Image") else finding.field
         place = seen.setdefault((finding.reason, field, finding.file), len(kept)) if folds else len(kept)
         if place == len(kept):
             kept.append(finding)
-        counts[place] += 1
+        counts[place] += count
+    return [(finding, counts[place]) for place, finding in enumerate(kept)]
+
+
+def with_counts(findings: Iterable[Counted]) -> list[Finding]:
+    """The findings; the message of one that stands for several rows says for how many."""
     return [
-        replace(finding, message=f"{finding.message} ({counts[place]} times in this file)")
-        if counts[place] > 1
-        else finding
-        for place, finding in enumerate(kept)
+        replace(finding, message=f"{finding.message} ({count} times in this file)") if count > 1 else finding
+        for finding, count in findings
     ]
 
 

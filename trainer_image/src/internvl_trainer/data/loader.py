@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,18 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from internvl_trainer.artifacts.storage import patiently
-from internvl_trainer.data.collate import Weighting, collate, collate_packs, source_numbers
+from internvl_trainer.data.collate import Weighting, collate, source_numbers
 from internvl_trainer.data.diagnostics import Finding, RowError, errors_of
 from internvl_trainer.data.media import OpenMedia
 from internvl_trainer.data.mixing import MixedRows, mixed_rows
 from internvl_trainer.data.open_datasets import OpenDataset, estimate_lengths
 from internvl_trainer.data.packing import Pack
 from internvl_trainer.data.preflight_results import RowSizes
+from internvl_trainer.data.row_schema import ChatRow
 from internvl_trainer.data.sample import Sample, SampleSettings, build_sample
 from internvl_trainer.data.sampler import Position
-from internvl_trainer.data.tokenize import IGNORED
 from internvl_trainer.errors import UserError
-from internvl_trainer.signals import die_with_parent
+from internvl_trainer.signals import die_with_parent, only_default_signals
 
 _PREFETCHED = 4  # micro-batches that each worker prepares ahead
 PATIENCE_SECONDS = 60  # to retry while storage is unavailable and a row's media are read
@@ -62,7 +61,10 @@ class RowDataset(Dataset[Sample | Failure]):
         *,
         seed: int | None,
         bad_lines: Mapping[str, Sequence[int]],
+        sample: int | None = None,
     ) -> None:
+        """`sample`: rows of each dataset that preflight checked; None: all."""
+        self._sample = sample
         self._datasets, self._settings, self._tokenizer = datasets, settings, tokenizer
         self._open_media, self._seed = open_media, seed
         self._rows = [dataset.epoch_rows(bad_lines.get(dataset.description.name, ())) for dataset in datasets]
@@ -77,17 +79,22 @@ class RowDataset(Dataset[Sample | Failure]):
         rng = None if self._seed is None else np.random.default_rng([self._seed, position.epoch, position.row])
         row, findings = dataset.parse_row(number)
         if row is None:
-            return row_changed(errors_of(findings)[0])
+            return unusable_row(errors_of(findings)[0], self._sample)
         try:
             build = patiently(PATIENCE_SECONDS)(build_sample)
             open_media = dataset.media_opener(self._open_media)
             sample = build(row, dataset.description, self._settings, self._tokenizer, open_media, rng)
         except RowError as error:
-            return row_changed(error.findings[0].at(row.file, row.line))
+            return unusable_row(error.findings[0].at(row.file, row.line), self._sample)
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
         sample.source = source
         return sample
+
+    def chat_row(self, position: int) -> tuple[OpenDataset, ChatRow | None]:
+        """The dataset of a row, and the row as it is written; None for one that cannot be read now."""
+        source, number = self._find(position)
+        return self._datasets[source], self._datasets[source].parse_row(number)[0]
 
     @property
     def names(self) -> list[str]:
@@ -121,9 +128,19 @@ class RowDataset(Dataset[Sample | Failure]):
         return which, int(self._rows[which][row - first])
 
 
-def row_changed(finding: Finding) -> Failure:
-    """The failure of a row that preflight accepted and that cannot be read now."""
-    return Failure(finding.reason, f"{finding}; did it change after preflight?", None)
+def unusable_row(finding: Finding, sample: int | None) -> Failure:
+    """The failure of a row that cannot be used, although preflight accepted it or did not check it.
+
+    Args:
+        sample: rows of each dataset that preflight checked; None: all.
+    """
+    advice = "did it change after preflight?"
+    if sample is not None:
+        advice = (
+            f"preflight checked {sample:,} rows of each dataset (data.preflight.sample), perhaps not this one; correct "
+            "it, or remove the setting to find every bad row at once"
+        )
+    return Failure(finding.reason, f"{finding}; {advice}", None)
 
 
 class PackDataset(Dataset[list[Sample] | Failure]):
@@ -148,30 +165,26 @@ class PackDataset(Dataset[list[Sample] | Failure]):
 
 @dataclass(frozen=True)
 class Collation:
-    """How samples become tensors; `flat` makes one sequence of all rows of a micro-batch, for flash attention.
+    """How samples become tensors: all rows of a micro-batch, packed or not, are one sequence.
 
-    With `sources` a batch also has `sources`, the number of each position's dataset, which is not the model's.
+    With `sources` a batch also has `sources`, the number of each supervised position's dataset, which is not the
+    model's.
     """
 
-    pad_token_id: int
+    image_token_id: int
     weighting: Weighting = "token"
-    flat: bool = False
     sources: bool = False
 
     def __call__(self, draws: Sequence[Sample | list[Sample] | Failure]) -> MicroBatch | Failure:
         """The batch of rows or packs, or the first failure among them."""
         if failure := next((draw for draw in draws if isinstance(draw, Failure)), None):
             return failure
-        packs = [draw for draw in draws if isinstance(draw, list)]
-        samples = [row for pack in packs for row in pack] or [draw for draw in draws if isinstance(draw, Sample)]
-        if packs:
-            tensors = collate_packs(packs, self.pad_token_id, self.weighting, flat=self.flat)
-        else:
-            tensors = collate(samples, self.pad_token_id, self.weighting)
+        samples: list[Sample] = []
+        for draw in draws:
+            samples += draw if isinstance(draw, list) else [draw] if isinstance(draw, Sample) else []
+        tensors = collate(samples, self.weighting, image_token_id=self.image_token_id)
         if self.sources:
-            tensors["sources"] = source_numbers(
-                packs or [[sample] for sample in samples], flat=bool(packs) and self.flat
-            )
+            tensors["sources"] = source_numbers(samples)
         return _counted(tensors, samples)
 
 
@@ -256,8 +269,8 @@ class Loader:
 
 
 def _counted(tensors: Batch, samples: Sequence[Sample]) -> MicroBatch:
-    supervised = tensors["labels"][:, 1:] != IGNORED  # positions whose next token is supervised
-    count = int(supervised.sum())
+    supervised = tensors["supervised"]
+    count = len(supervised)
     weights = tensors.get("loss_weights")
     return MicroBatch(
         tensors=tensors,
@@ -265,12 +278,11 @@ def _counted(tensors: Batch, samples: Sequence[Sample]) -> MicroBatch:
         tokens=sum(sample.length for sample in samples),
         places=tensors["input_ids"].numel(),
         supervised_tokens=count,
-        weight=float(count) if weights is None else float(weights[:, 1:][supervised].double().sum()),
+        weight=float(count) if weights is None else float(weights[0, supervised + 1].double().sum()),
     )
 
 
 def _own_signals(_worker: int) -> Any:
     """A worker ends with the loop, not by the Ctrl-C that stops the run."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    only_default_signals()

@@ -109,6 +109,25 @@ def decode_with_notes(data: bytes, decoding: Decoding = DEFAULT) -> tuple[Image.
     return shown, notes + ([note] if note else [])
 
 
+def small_jpeg(picture: Image.Image, side: int) -> bytes:
+    """A JPEG of the picture with `side` pixels on its longest side."""
+    return as_jpeg(small_copy(picture, side))
+
+
+def small_copy(picture: Image.Image, side: int) -> Image.Image:
+    """A copy with `side` pixels on its longest side; a strip keeps one pixel on the other."""
+    scale = side / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    return picture.resize((width, height))
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """The picture as a JPEG of middling quality."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def check_pixels(width: int, height: int) -> None:
     """Raises ImageProblem for a picture that would take too much memory: about 4 bytes for each pixel."""
     if width * height > MOST_PIXELS:

@@ -27,9 +27,10 @@ def write_row_sizes(path: Path, sizes: RowSizes) -> None:
 
 
 def read_row_sizes(config: RunConfig, storage: Storage) -> RowSizes | None:
-    """The sizes that this run's preflight counted; None when it has not run."""
+    """The sizes that this run's preflight counted; None when it has not run, or checked a sample of the rows."""
     stages = StageStore(config, storage)
-    if stages.manifest("preflight") is None:
+    done = stages.manifest("preflight")
+    if done is None or all(file.path != ROW_SIZES for file in done.files):
         return None
     return load(storage.read(stages.key("preflight", ROW_SIZES)))
 

@@ -81,4 +81,4 @@ def _as_batch(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> dict[str, t
     context = sample.input_ids == tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
     images_end = int(context.nonzero()[0][-1]) + 1 if context.any() else 0
     kept = slice(max(_MOST_TOKENS, images_end + _AFTER_IMAGES))
-    return collate([replace(sample, input_ids=sample.input_ids[kept], labels=sample.labels[kept])], pad_token_id=0)
+    return collate([replace(sample, input_ids=sample.input_ids[kept], labels=sample.labels[kept])])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvl_trainer.data.diagnostics import Finding
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -49,6 +51,23 @@ def reserved_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Id and text of every token that a row's own text must not produce."""
     added = tokenizer.added_tokens_decoder.items()
     return {number: token.content for number, token in added if _is_reserved(token)}
+
+
+def written_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The reserved tokens that a text spells, whether or not the tokenizer knows them."""
+    names = sorted(MARKS | set(reserved_tokens(tokenizer).values()))
+    return [name for name in names if name in text]
+
+
+def plain_text_warning(names: Sequence[str], field: str) -> Finding:
+    """The warning about reserved tokens that are tokenized as plain text."""
+    message = f"the text contains {listed(names)}; it is tokenized as plain text and marks nothing"
+    return Finding("ReservedToken", message, field, "warning")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The tokens in words."""
+    return f"the reserved token {names[0]}" if len(names) == 1 else f"the reserved tokens {', '.join(names)}"
 
 
 def _is_reserved(token: Any) -> bool:

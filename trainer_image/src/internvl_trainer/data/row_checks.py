@@ -5,6 +5,7 @@ An error keeps a row out of training; a warning says that upstream's rule change
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,11 +27,29 @@ from .tiling import count_tiles
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PIECE = 8  # rows that a thread takes at a time: handing them over one by one costs time
 _BATCH = 512  # rows in flight; bounds memory, not the result
 _REMEMBERED_IMAGES = 1 << 18  # several captions share an image, and a decoded size is a few bytes
 
 Size = tuple[int, int]
 SizeOf = Callable[[str], "tuple[Size, list[Finding]] | Finding"]
+
+
+@dataclass(frozen=True)
+class ChatRows:
+    """The rows of a chat dataset with their checks, for any process that checks some of them."""
+
+    index: RowSource
+    checker: Checker
+    threads: int = 1
+
+    def check(self, rows: Sequence[int], sizes: np.ndarray) -> list[Finding]:
+        """Findings of these rows, in their order; `sizes` as for `check_rows`."""
+        return check_rows(self.index, self.checker, rows=rows, threads=self.threads, sizes=sizes)
+
+    def reopened(self) -> ChatRows:
+        """The same for a forked process, with open files of its own."""
+        return replace(self, index=pickle.loads(pickle.dumps(self.index)))
 
 
 @dataclass(frozen=True)
@@ -51,11 +70,11 @@ def check_rows(
     threads: int = 1,
     sizes: np.ndarray | None = None,
 ) -> list[Finding]:
-    """Findings of the rows (all, or the given positions), in the file's order.
+    """Findings of the rows (all, or the given positions), in the given order.
 
     Args:
         threads: share the decoding and tokenizing, which release Python's lock.
-        sizes: (rows of the file, 2) int32, filled with tokens and tiles of each row that could be encoded.
+        sizes: (rows, 2) int32, filled with tokens and tiles of each given row that could be encoded.
     """
     wanted = range(len(index)) if rows is None else rows
     return list(_findings(index, checker, wanted, threads, sizes))
@@ -74,15 +93,21 @@ def _findings(
 ) -> Iterator[Finding]:
     size_of = lru_cache(maxsize=_REMEMBERED_IMAGES)(partial(_image_size, checker))
 
-    def check(position: int) -> list[Finding]:
-        findings, size = _measure(index, position, checker, size_of)
-        if sizes is not None and size is not None:
-            sizes[position] = size
-        return findings
+    def check(piece: range) -> list[Finding]:
+        found: list[Finding] = []
+        for number in piece:
+            findings, size = _measure(index, int(rows[number]), checker, size_of)
+            found += findings
+            if sizes is not None and size is not None:
+                sizes[number] = size
+        return found
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(rows), _BATCH):
-            for found in pool.map(check, rows[start : start + _BATCH]):
+            end = min(len(rows), start + _BATCH)
+            for found in pool.map(
+                check, [range(first, min(end, first + _PIECE)) for first in range(start, end, _PIECE)]
+            ):
                 yield from found
 
 

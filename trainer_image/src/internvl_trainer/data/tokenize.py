@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from internvl_trainer.data.diagnostics import Finding, Severity
-from internvl_trainer.data.reserved_tokens import Tokens, tokenize
+from internvl_trainer.data.reserved_tokens import Tokens, listed, plain_text_warning, tokenize
 from internvl_trainer.data.row_schema import IMAGE_MARK, Role, Turn
 from internvl_trainer.data.upstream_labels import label_like_upstream
 
@@ -273,11 +273,9 @@ def _encode_by_turn(
 def _report_reserved(names: Sequence[str], *, plain: bool) -> list[Finding]:
     if not names:
         return []
-    what = f"the reserved token {names[0]}" if len(names) == 1 else f"the reserved tokens {', '.join(names)}"
     if plain:
-        message = f"the text contains {what}; it is tokenized as plain text and marks nothing"
-        return [Finding("ReservedToken", message, "conversations", "warning")]
-    message = f"the text contains {what}, which data.compat: upstream reads as a mark; remove it from the text"
+        return [plain_text_warning(names, "conversations")]
+    message = f"the text contains {listed(names)}, which data.compat: upstream reads as a mark; remove it from the text"
     return [Finding("ReservedToken", message, "conversations")]
 
 

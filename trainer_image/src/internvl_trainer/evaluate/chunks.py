@@ -16,10 +16,11 @@ from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.tasks import OpenTask
+from internvl_trainer.model.greedy_answers import Generated
 
 Row = dict[str, Any]
 """A line of a chunk, or of predictions."""
-Answer = str | Row
+Answer = Generated | Row
 """A text, or features (see retrieval_answers)."""
 
 CHUNK_ROWS = 32
@@ -95,6 +96,12 @@ def _row(question: Question, answer: Answer) -> Row:
         "image": question.media.image_value(),
         **({"video": question.media.video_value()} if question.media.has_video else {}),
         "question": question.text,
-        **({"prediction": answer} if isinstance(answer, str) else {"features": answer}),
+        **_answer_fields(answer),
         "references": list(question.references),
     }
+
+
+def _answer_fields(answer: Answer) -> Row:
+    if isinstance(answer, Generated):
+        return {"prediction": answer.text, "at_limit": answer.at_limit}
+    return {"features": answer}

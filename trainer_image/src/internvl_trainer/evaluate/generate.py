@@ -18,7 +18,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Chunk
 from internvl_trainer.evaluate.tasks import OpenTask, with_marks
-from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt
+from internvl_trainer.model.greedy_answers import Generated, Prompt, generate_all, make_prompt
 from internvl_trainer.model.load import LoadedModel
 
 Item = TypeVar("Item")
@@ -50,9 +50,9 @@ class Answerer:
         tiles = np.concatenate(groups) if groups else None
         return make_prompt(self.loaded, turns, tiles, [len(group) for group in groups], template=settings.template)
 
-    def answers(self, task: OpenTask, prompts: Sequence[Prompt]) -> list[str]:
+    def answers(self, task: OpenTask, prompts: Sequence[Prompt]) -> list[Generated]:
         """Greedy, in the order of the prompts."""
-        return answer_all(
+        return generate_all(
             self.loaded,
             prompts,
             template=self.settings.template,

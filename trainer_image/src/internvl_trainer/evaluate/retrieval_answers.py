@@ -26,6 +26,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.chunks import Answer, Chunk, Row
 from internvl_trainer.evaluate.tasks import OpenTask
+from internvl_trainer.model.greedy_answers import Generated
 from internvl_trainer.model.tokenizer import decode_answer
 from internvl_trainer.retrieval.caption_text import PADDING, SUMMARIZE, encode_caption, encode_prompt, normalise_caption
 from internvl_trainer.retrieval.load import LoadedRetrievalModel
@@ -83,7 +84,7 @@ class RetrievalAnswerer:
             own = torch.stack([next(texts) for _ in picture.question.references])
             yield {variant: _pack(images[variant][number]) for variant in _VARIANTS} | {_TEXTS: _pack(own)}
 
-    def _caption(self, task: OpenTask, pictures: Sequence[Picture]) -> Iterator[str]:
+    def _caption(self, task: OpenTask, pictures: Sequence[Picture]) -> Iterator[Generated]:
         ids = [encode_prompt(self.tokenizer, picture.question.text or "") for picture in pictures]
         for pixels, prompts in zip(self._pixels(pictures), _batches(ids, self.batch_size), strict=True):
             input_ids, mask = _pad_left(prompts)
@@ -98,7 +99,9 @@ class RetrievalAnswerer:
                 pad_token_id=PADDING,
                 eos_token_id=self.tokenizer.eos_token_id,
             )
-            yield from (decode_answer(self.tokenizer, row).strip() for row in generated.tolist())
+            for row in generated.tolist():
+                text = decode_answer(self.tokenizer, row).strip()
+                yield Generated(text, at_limit=self.tokenizer.eos_token_id not in row)
 
     def _pixels(self, pictures: Sequence[Picture]) -> Iterator[torch.Tensor]:
         for batch in _batches(pictures, self.batch_size):

@@ -1,8 +1,7 @@
-"""The evaluation stages: all ranks answer rows, rank 0 scores the answers."""
+"""The evaluation stages: all ranks answer rows, rank 0 scores all answers but captions."""
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -13,40 +12,45 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from internvl_api.pipeline import AnsweringStage, figures_stage
 from internvl_api.run_config import RunConfig
-from internvl_api.status import EvaluationStatus, StageName, StageResult
+from internvl_api.spec.evaluation import is_caption
+from internvl_api.status import StageName, StageResult
 
-from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
 from internvl_trainer.data.open_datasets import picture_decoding, sample_settings
-from internvl_trainer.evaluate.captions import check_tools
-from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, Row, chunks_of, to_lines
+from internvl_trainer.evaluate.chunks import Answer, Chunk, ChunkStore, chunks_of
 from internvl_trainer.evaluate.generate import Answerer, one_ahead
-from internvl_trainer.evaluate.retrieval_answers import RetrievalAnswerer, retrieval_figures
-from internvl_trainer.evaluate.scores import score
-from internvl_trainer.evaluate.tasks import OpenTask, needs_tools, open_tasks
+from internvl_trainer.evaluate.results import (
+    Figures,
+    score_rows,
+    status_of,
+    summary,
+    write_figures,
+    write_rows,
+)
+from internvl_trainer.evaluate.retrieval_answers import RetrievalAnswerer
+from internvl_trainer.evaluate.tasks import OpenTask, open_tasks
 from internvl_trainer.evaluate.weights import Evaluated, find_trained, load_evaluated
 from internvl_trainer.metrics import Reporter
+from internvl_trainer.model.language_shard import LanguageShard
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.load import LoadedRetrievalModel
 from internvl_trainer.run_context import GroupContext, RunContext
 
 logger = logging.getLogger(__name__)
 
-Figures = dict[str, dict[str, float]]
-"""Task to metric to value."""
-
 
 def evaluate(context: GroupContext) -> StageResult:
-    """Answer every row that has no answer yet, then score all. All ranks call it; rank 0 writes the result.
+    """Answer every row that has no answer yet, then score all but captions.
+
+    All ranks call it; rank 0 writes the result.
 
     Raises:
-        UserError: a task, the model or a tool cannot be used.
+        UserError: a task or the model cannot be used.
     """
     stage, config, group, reporter = context.stage, context.config, context.group, context.reporter
     reporter.doing("reading the tasks")
     tasks = open_tasks(config)
-    if needs_tools(tasks):
-        check_tools()
     trained = find_trained(context)
     version = context.stages.task_version(stage) + (trained.sha256 if trained else "")
     store = ChunkStore(context.storage, context.stages.key(stage), version)
@@ -57,18 +61,18 @@ def evaluate(context: GroupContext) -> StageResult:
         evaluated = load_evaluated(context, trained)
         if group.leads:
             context.stages.claim_output()
-        answer_chunks(context, make_answerer(config, evaluated), pending, store)
+        answer_chunks(context, make_answerer(config, evaluated), pending, store, shard=evaluated.shard)
     group.barrier()
     figures: Figures | None = None
     if group.leads:
-        reporter.doing("scoring")
+        reporter.doing("storing the answers")
         figures = write_result(context, tasks, store)
     figures = group.first(figures)
     return StageResult(
         stage=stage,
         outcome="succeeded",
         reason="Evaluated",
-        message=summary(figures),
+        message=summary(figures) or f"answered {sum(len(task.questions) for task in tasks)} rows",
         progress=reporter.progress,
         evaluation=status_of(stage, figures),
     )
@@ -100,17 +104,27 @@ def make_answerer(config: RunConfig, evaluated: Evaluated) -> AnyAnswerer:
     return Answerer(loaded, settings, batch_size)
 
 
-def answer_chunks(context: GroupContext, answerer: AnyAnswerer, pending: Sequence[Chunk], store: ChunkStore) -> None:
-    """Answer this rank's share of the chunks, each stored when it is done."""
+def answer_chunks(
+    context: GroupContext,
+    answerer: AnyAnswerer,
+    pending: Sequence[Chunk],
+    store: ChunkStore,
+    shard: LanguageShard | None = None,
+) -> None:
+    """Answer this model's share of the chunks, each stored when it is done. The ranks of a model answer the same."""
     group, reporter = context.group, context.reporter
-    own = pending[group.rank :: group.world_size]
-    pace = Pace(reporter, rows=sum(len(chunk.questions) for chunk in pending), ranks=group.world_size)
+    ranks = shard.size if shard else 1
+    models = group.world_size // ranks
+    own = pending[group.rank // ranks :: models]
+    pace = Pace(reporter, rows=sum(len(chunk.questions) for chunk in pending), models=models)
     logger.info("%d chunks to answer, %d of them here", len(pending), len(own))
     pool = ThreadPoolExecutor(torch.get_num_threads())
     try:
         for chunk, prompts in one_ahead(own, lambda chunk: answerer.prompts(chunk, pool)):
             reporter.update(detail=f"answering {chunk.task.name}")
-            store.write(chunk, answerer.answers(chunk.task, [prompt.result() for prompt in prompts]))
+            answers = answerer.answers(chunk.task, [prompt.result() for prompt in prompts])
+            if shard is None or shard.stores:
+                store.write(chunk, answers)
             pace.answered(len(prompts))
     finally:
         pool.shutdown(cancel_futures=True)  # stop reading pictures when told to stop
@@ -118,11 +132,11 @@ def answer_chunks(context: GroupContext, answerer: AnyAnswerer, pending: Sequenc
 
 @dataclass
 class Pace:
-    """Progress of all ranks, assuming that the others are as fast as this one."""
+    """Progress of all ranks, assuming that the other models are as fast as this rank's."""
 
     reporter: Reporter
     rows: int
-    ranks: int
+    models: int
     done: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -131,7 +145,7 @@ class Pace:
 
     def answered(self, rows: int) -> None:
         """Count this many more rows."""
-        self.done = min(self.rows, self.done + rows * self.ranks)
+        self.done = min(self.rows, self.done + rows * self.models)
         rate = self.done / (time.monotonic() - self.began)
         self.reporter.update(
             step=self.done, samples_per_second=round(rate, 3), eta_seconds=round((self.rows - self.done) / rate, 1)
@@ -139,40 +153,26 @@ class Pace:
         logger.info("answered %d of %d rows, %.2f a second", self.done, self.rows, rate)
 
 
+def _answering(stage: StageName) -> AnsweringStage:
+    if stage not in ("baseline-evaluate", "evaluate"):
+        raise ValueError(f"{stage} answers nothing")
+    return stage
+
+
 def write_result(context: RunContext, tasks: Sequence[OpenTask], store: ChunkStore) -> Figures:
-    """Store predictions with scores, and scores.json; then the manifest; then delete the chunks."""
-    stage, stages, figures = context.stage, context.stages, Figures()
-    stages.withdraw(stage)
+    """Store predictions and figures; then the manifest; then delete the chunks. Captions have no scores yet."""
+    stage, stages, figures = _answering(context.stage), context.stages, Figures()
+    for each in (figures_stage(stage, context.config.evaluation), stage):
+        stages.withdraw(each)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         files: dict[str, Path] = {}
         for task in tasks:
-            figures[task.name], rows = score_task(task, store.read(task))
-            path = files[f"{PREDICTIONS}/{task.name}.jsonl"] = Path(scratch) / f"{task.name}.jsonl"
-            path.write_bytes(to_lines(rows))
-        path = files[SCORES] = Path(scratch) / SCORES
-        path.write_text(json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8")
+            rows = store.read(task)
+            if not is_caption(task.kind):
+                figures[task.name], rows = score_rows(task.name, task.kind, rows)
+            files |= write_rows(Path(scratch), task.name, rows)
+        files |= write_figures(Path(scratch), figures)
         described = stages.upload(stage, files)
     stages.commit(stage, described, evaluation=status_of(stage, figures).to_dict())
     store.clear()
     return figures
-
-
-def score_task(task: OpenTask, rows: Sequence[Row]) -> tuple[dict[str, float], list[Row]]:
-    """A task's figures, and its rows with their own."""
-    if task.retrieves:
-        return retrieval_figures(rows)
-    totals, each = score(task.name, task.kind, rows)
-    return totals, [{**row, "scores": scores} for row, scores in zip(rows, each, strict=True)]
-
-
-def status_of(stage: StageName, figures: Figures) -> EvaluationStatus:
-    """The figures in the form of the status."""
-    return EvaluationStatus(baseline=figures) if stage == "baseline-evaluate" else EvaluationStatus(final=figures)
-
-
-def summary(figures: Figures) -> str:
-    """One line: coco: BLEU_1 0.7123, …"""
-    parts = []
-    for name, metrics in figures.items():
-        parts.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
-    return "; ".join(parts)

@@ -10,8 +10,8 @@ from typing import Any
 from internvl_api.publish_condition import GROUNDING_METRICS, VQA_METRICS
 from internvl_api.spec.evaluation import TaskKind
 
+from internvl_trainer.data.boxes import box_accuracy
 from internvl_trainer.errors import UserError
-from internvl_trainer.evaluate.boxes import box_accuracy
 from internvl_trainer.evaluate.captions import Scores, score_captions
 from internvl_trainer.evaluate.vqa import exact_match, vqa_accuracy
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from internvl_api.run_config import RunConfig
-from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind
+from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask, TaskKind, is_caption
 
 from internvl_trainer.artifacts.sources import fetch_file, parent_uri
+from internvl_trainer.data.boxes import find_box
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import errors_of
 from internvl_trainer.data.row_schema import IMAGE_MARK, MediaFile, RowMedia, Turn, place_marks
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question, read_questions
-from internvl_trainer.evaluate.boxes import find_box
 from internvl_trainer.retrieval.caption_files import PairRow, read_captions
 from internvl_trainer.retrieval.caption_text import CAPTION_PROMPT
 
@@ -112,7 +112,7 @@ def read_pictures(path: Path, task: EvaluationTask) -> list[Question]:
 
 def needs_tools(tasks: Sequence[OpenTask]) -> bool:
     """Whether a task is scored by programs outside of this one."""
-    return any(task.kind.startswith("caption") for task in tasks)
+    return any(is_caption(task.kind) for task in tasks)
 
 
 def decide_text(question: Question, prompt: str | None, default: str | None) -> str:

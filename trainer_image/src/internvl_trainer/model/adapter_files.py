@@ -17,7 +17,9 @@ from .adapter_base import ADAPTER_CONFIG, AdapterBase
 from .adapters import ADAPTER, Adaptable, add_lora, fused_projections, lora_layers, name_prefix
 from .checkpoint_format import Architecture
 from .checkpoint_format.files import CheckpointError, StoredTensors
+from .checkpoint_format.shards import Part, cut
 from .checkpoint_format.tensors import match_native
+from .language_shard import LanguageShard
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", ADAPTER_CONFIG
 _PREFIX = "base_model.model."  # PEFT's prefix of the wrapped model's names
@@ -62,13 +64,20 @@ def save_adapter(
     (directory / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
-def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = False) -> None:
+def load_adapter(
+    model: Adaptable, directory: str | Path, *, trainable: bool = False, shard: LanguageShard | None = None
+) -> None:
     """Add a saved adapter to a model that has none.
+
+    Args:
+        shard: of the language model, where this process has no more of it.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the model.
     """
     adapter = read_adapter(directory)
+    if shard is not None:
+        _refuse_dora(adapter, directory)
     add_lora(model, adapter.config, seed=0, share=adapter.shares_a(model.architecture))
     wanted = dict(_file_names(model))
     if wrong := set(wanted) ^ set(adapter.tensors):
@@ -79,7 +88,23 @@ def load_adapter(model: Adaptable, directory: str | Path, *, trainable: bool = F
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(adapter.tensors[name]).requires_grad_(trainable)
+            tensor = adapter.tensors[name]
+            own = cut(tensor, _part(name, shard)) if shard else tensor
+            parameter.copy_(own).requires_grad_(trainable)
+
+
+def _refuse_dora(adapter: Adapter, directory: str | Path) -> None:
+    """DoRA scales a row by its norm, of which a process with some columns knows only a part."""
+    if adapter.config.use_dora:
+        message = "DoRA cannot be computed by several GPUs together; use GPUs that hold the whole model, or merge first"
+        raise CheckpointError("DoraNotSplit", message, str(directory))
+
+
+def _part(name: str, shard: LanguageShard) -> Part | None:
+    """Of lora_B the rows that its weight's share has, of lora_A the columns."""
+    module, _, matrix = name.removeprefix(_PREFIX).partition(".lora_")
+    part = shard.part(f"{module}.weight")
+    return part if part is not None and part.dim == (1 if matrix.startswith("A") else 0) else None
 
 
 def file_name(name: str) -> str:

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import InternVLForConditionalGeneration
 
+from .attention import Rows, flat_arguments
 from .checkpoint_format import Architecture
 from .head_loss import HeadLoss
+from .rotary import known_length
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -62,6 +65,14 @@ def add_drop_path(tower: Any, rate: float) -> None:
     for layer, layer_rate in zip(layers, rates, strict=True):
         layer.attention.projection_dropout = DropPath(layer_rate).train(tower.training)
         layer.dropout = DropPath(layer_rate).train(tower.training)
+
+
+def _flagged(features: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
+    """The features of the tiles whose flag is not 0. `flags` are on the host."""
+    chosen = [tile for tile, flag in enumerate(flags.tolist()) if flag]
+    if len(chosen) == len(features):
+        return features
+    return features[torch.tensor(chosen, dtype=torch.int64).to(features.device, non_blocking=True)]
 
 
 @dataclass
@@ -121,54 +132,82 @@ class ChatModel(nn.Module):
         position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
+        row_starts: torch.Tensor | None = None,
+        supervised: torch.Tensor | None = None,
+        image_places: torch.Tensor | None = None,
         return_logits: bool = False,
     ) -> ChatOutput:
-        """Loss and logits of one pass, without a key-value cache, with which packed rows would see each other.
+        """Loss and logits of one pass, without a key-value cache, with which rows of one sequence would see each other.
+
+        With the last three arguments, as `collate` makes them, nothing here waits for the device.
 
         Args:
             input_ids: (B, L) int64.
             pixel_values: (tiles, 3, S, S), uint8 (normalised here, on the device) or float (already normalised).
-            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row; None means all are real.
-            attention_mask: (B, L) bool, True on real tokens; None when nothing is padded or when rows are packed.
-            position_ids: (B, L); reset to 0 at each packed row's start.
+            image_flags: (tiles,) 1 for a real tile, 0 for the blank tile of a text-only row, on the host; None means
+                all are real.
+            attention_mask: (B, L) bool, True on real tokens; None when nothing is padded.
+            position_ids: (B, L); reset to 0 at the start of each row of a flat batch.
             labels: (B, L) int64, -100 where nothing is supervised; unshifted.
             loss_weights: (B, L) fp32 weight of each label's cross entropy.
+            row_starts: (rows + 1,) int32 on the host: where the rows of a flat batch (B = 1) begin, and its length.
+            supervised: (S,) int64 positions of the flattened batch whose next token is supervised; None finds them.
+            image_places: (C,) int64 positions of the flattened batch with `<IMG_CONTEXT>`; None finds them.
             return_logits: also compute logits at every position.
 
         Raises:
             ValueError: the number of `<IMG_CONTEXT>` tokens differs from what the tiles need.
         """
-        hidden = self.language_model(
-            inputs_embeds=self.embed(input_ids, pixel_values, image_flags),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        embeddings = self.embed(input_ids, pixel_values, image_flags, image_places)
+        if row_starts is None:
+            hidden = self._decode(embeddings, position_ids, attention_mask=attention_mask)
+        else:
+            rows = Rows.of(row_starts, input_ids.device)
+            with known_length(self.language_model.rotary_emb, rows.longest):
+                arguments = flat_arguments(self.native.config.text_config._attn_implementation, rows)
+                hidden = self._decode(embeddings, position_ids, **arguments)
         output = ChatOutput(None, None, None)
         if return_logits:
             output.logits = self.native.lm_head(hidden).float()
         if labels is not None:
-            self._add_loss(output, hidden, labels, loss_weights)
+            if supervised is None:
+                ahead = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+                supervised = (ahead != IGNORED).flatten().nonzero()[:, 0]
+            self._add_loss(output, hidden, labels, loss_weights, supervised)
         return output
 
+    def _decode(self, embeddings: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
+        """(B, L, hidden) states of the language model's last layer."""
+        hidden: torch.Tensor = self.language_model(
+            inputs_embeds=embeddings, position_ids=position_ids, use_cache=False, **arguments
+        ).last_hidden_state
+        return hidden
+
     def _add_loss(
-        self, output: ChatOutput, hidden: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None
+        self,
+        output: ChatOutput,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        loss_weights: torch.Tensor | None,
+        supervised: torch.Tensor,
     ) -> None:
         """Add the fp32 cross entropy of the positions whose next token is supervised."""
-        targets = labels[:, 1:]
-        supervised = targets != IGNORED
-        weights = torch.ones_like(targets, dtype=torch.float32) if loss_weights is None else loss_weights[:, 1:]
-        weights = weights[supervised]
+        following = supervised + 1
+        if loss_weights is None:
+            weights = torch.ones(len(supervised), device=hidden.device)
+        else:
+            weights = loss_weights.flatten()[following]
         output.loss_sum, output.token_losses = self.head_loss.compute(
-            self.native.lm_head, hidden[:, :-1][supervised], targets[supervised], weights
+            self.native.lm_head, hidden.flatten(0, 1)[supervised], labels.flatten()[following], weights
         )
-        output.tokens, output.weight_sum = supervised.sum(), weights.sum()
+        output.tokens, output.weight_sum = weights.new_tensor(len(supervised), dtype=torch.int64), weights.sum()
 
     def embed(
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         image_flags: torch.Tensor | None = None,
+        image_places: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, L, hidden) token embeddings with tile features in place of the `<IMG_CONTEXT>` tokens.
 
@@ -181,19 +220,20 @@ class ChatModel(nn.Module):
             pixel_values, image_flags = self._blank_tile(input_ids.device)
         features = self.encode_tiles(pixel_values)
         if image_flags is not None:
-            features = features[image_flags.bool()]
-        places = input_ids == self.native.config.image_token_id
+            features = _flagged(features, image_flags)
         features = features.flatten(0, 1).to(embeddings.dtype)
-        if (wanted := int(places.sum())) != len(features):
+        if image_places is None:
+            image_places = (input_ids == self.native.config.image_token_id).flatten().nonzero()[:, 0]
+        if len(image_places) != len(features):
             raise ValueError(
-                f"the batch has {wanted} <IMG_CONTEXT> tokens but its tiles give {len(features)} features; "
+                f"the batch has {len(image_places)} <IMG_CONTEXT> tokens but its tiles give {len(features)} features; "
                 f"was a row cut in the middle of an image?"
             )
-        return embeddings.masked_scatter(places.unsqueeze(-1), features)
+        return embeddings.flatten(0, 1).index_copy(0, image_places, features).view_as(embeddings)
 
     def _blank_tile(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = self.native.config.vision_config.image_size
-        return torch.zeros(1, 3, height, width, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        return torch.zeros(1, 3, height, width, device=device), torch.zeros(1, dtype=torch.long)
 
     def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(tiles, context tokens, language hidden) features of tiles."""

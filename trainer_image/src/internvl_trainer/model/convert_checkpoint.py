@@ -22,7 +22,13 @@ from internvl_trainer.artifacts.links import files_below
 from internvl_trainer.data.tokenize import TEMPLATES
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.checkpoint_format import UnsupportedArchitecture, native_config, read_architecture
-from internvl_trainer.model.checkpoint_format.files import INDEX_FILE, CheckpointError, TensorEntry, read_json
+from internvl_trainer.model.checkpoint_format.files import (
+    INDEX_FILE,
+    CheckpointError,
+    TensorEntry,
+    is_shard_name,
+    read_json,
+)
 from internvl_trainer.model.checkpoint_format.shards import (
     Change,
     Planned,
@@ -202,15 +208,11 @@ def _upstream_files(planned: Sequence[Planned], kept: Path, shard_size: int | No
     """Upstream's original files when its index is kept and no size is asked for, else files by size."""
     if shard_size is None and (kept / INDEX_FILE).exists():
         weight_map = read_json(kept / INDEX_FILE, missing="").get("weight_map")
-        if isinstance(weight_map, dict) and all(_is_plain(file) for file in weight_map.values()):
+        if isinstance(weight_map, dict) and all(is_shard_name(file) for file in weight_map.values()):
             files = split_as_before(planned, weight_map)
             if files is not None:
                 return files
     return split_by_size(planned, shard_size or SHARD_SIZE)
-
-
-def _is_plain(file: object) -> bool:
-    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
 
 
 def _write(files: Mapping[str, Sequence[Planned]], target: Path) -> Converted:

@@ -27,6 +27,14 @@ class Prompt:
     tiles: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Generated:
+    """An answer without surrounding space, and whether it was cut at the most new tokens."""
+
+    text: str
+    at_limit: bool
+
+
 def answer(
     loaded: LoadedModel,
     question: str,
@@ -73,11 +81,32 @@ def answer_all(
     min_new_tokens: int = 0,
 ) -> list[str]:
     """The greedy answer to each prompt, without surrounding space, computed in batches of up to `batch_size`."""
+    generated = generate_all(
+        loaded,
+        prompts,
+        template=template,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+    )
+    return [each.text for each in generated]
+
+
+def generate_all(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    *,
+    template: str | None = None,
+    batch_size: int = 1,
+    max_new_tokens: int = 30,
+    min_new_tokens: int = 0,
+) -> list[Generated]:
+    """The same answers, with how each ended."""
     end = end_of_answer(loaded, template or loaded.template)
     # Upstream's generate returns the language model's bos first; decoding skips it in published models.
     bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
-    answers = [""] * len(prompts)
+    answers = [Generated("", at_limit=False)] * len(prompts)
     limit = _limit(loaded)
     waiting = deque(plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, limit))
     while waiting:
@@ -96,8 +125,9 @@ def answer_all(
             waiting.extendleft([places[half:], places[:half]])
             continue
         for place, ids in zip(places, generated, strict=True):
-            own = ids[: ids.index(end)] if end in ids else ids  # the rest only fills the batch
-            answers[place] = decode_answer(loaded.tokenizer, start + own).strip()
+            is_whole = end in ids
+            own = ids[: ids.index(end)] if is_whole else ids  # the rest only fills the batch
+            answers[place] = Generated(decode_answer(loaded.tokenizer, start + own).strip(), at_limit=not is_whole)
     return answers
 
 
@@ -153,7 +183,8 @@ def _generate(
             pad_token_id=padding,
         )
     except RuntimeError as error:
-        if len(prompts) == 1 or not is_gpu_out_of_memory(error):
+        # Of a model on several GPUs only this one may be full, and the others would wait for its part of the batch.
+        if len(prompts) == 1 or loaded.shard is not None or not is_gpu_out_of_memory(error):
             raise
         logger.warning("the GPU has no memory for %d prompts at a time; answering half as many", len(prompts))
         return None

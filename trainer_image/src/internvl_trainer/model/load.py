@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerBase
 
+from .attention import choose_attention
 from .chat_model import ChatModel
 from .checkpoint_format import Architecture
 from .checkpoint_source import open_checkpoint
-from .parameters import empty_parameters, fill_parameters
+from .language_shard import LanguageShard
+from .parameters import CPU, empty_parameters, fill_parameters, whole_model
 from .tokenizer import CONTEXT_TOKEN, load_tokenizer
 from .vocabulary import grow_vocabulary
 
@@ -28,11 +29,12 @@ class LoadedModel:
     """A chat model with its tokenizer and what its directory says about it.
 
     Attributes:
-        model: parameters in the chosen dtype on the CPU, or partitioned under ZeRO-3.
+        model: parameters in the chosen dtype on the chosen device, or partitioned under ZeRO-3.
         tokenizer: with the checkpoint's special tokens; `<IMG_CONTEXT>` is `model.native.config.image_token_id`.
         upstream_config: upstream's config.json; None for a native directory that does not keep it.
-        attn_implementation: flash_attention_2, sdpa or eager.
+        attn_implementation: a name of `attention.KERNELS`, or one of transformers'.
         is_native: the directory is in transformers' format, not in upstream's.
+        shard: of the language model, which several processes then hold together.
     """
 
     model: ChatModel
@@ -41,6 +43,7 @@ class LoadedModel:
     architecture: Architecture
     attn_implementation: str
     is_native: bool
+    shard: LanguageShard | None = None
 
     @property
     def kind(self) -> str:
@@ -72,6 +75,7 @@ def load_chat_model(
     directory: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    device: torch.device = CPU,
     attn_implementation: str | None = None,
     image_size: int | None = None,
     drop_path_rate: float = 0.0,
@@ -79,17 +83,23 @@ def load_chat_model(
     select_layer: int | None = None,
     resize_embeddings: bool = False,
     zero3_config: Mapping[str, Any] | None = None,
+    prepare: Callable[[ChatModel, str], None] | None = None,
+    make_shard: Callable[[Any], LanguageShard | None] = lambda _: None,
 ) -> LoadedModel:
     """The model of a directory in upstream's format (model_type internvl_chat) or transformers' (internvl).
 
+    Each tensor goes straight from its file to `device`: host memory holds one at a time.
+
     Args:
-        attn_implementation: None uses flash_attention_2 where it is available, else sdpa.
+        attn_implementation: None uses `choose_attention`.
         image_size: pixels of a tile's side; another size than the checkpoint's resizes the position embeddings.
         pixel_shuffle_version, select_layer: override the checkpoint's config.
         resize_embeddings: give the language model's embeddings a row for every id of the tokenizer.
         zero3_config: the DeepSpeed config with zero_optimization.stage 3; None otherwise. After
-            deepspeed.init_distributed(), parameters are partitioned when they are made and filled one by one from
-            rank 0, so no process holds the whole model.
+            deepspeed.init_distributed(), parameters are partitioned when they are made, and every rank reads its own
+            share of each: no process reads or holds the whole model. All ranks call this function.
+        make_shard: the language model's config to this process's shard of it; None holds it whole.
+        prepare: gets the model and the native name of each parameter as soon as it has its value (see quantize).
 
     Raises:
         CheckpointError: with the file and the next step.
@@ -106,14 +116,29 @@ def load_chat_model(
     config: Any = settle_config(source.config, architecture, tokenizer, dtype)
     if resize_embeddings:
         grow_vocabulary(config, tokenizer)
-    attention = attn_implementation or choose_attention()
+    attention = attn_implementation or choose_attention(device, dtype)
     config._attn_implementation = attention
     logger.info("attention implementation: %s", attention)
 
+    shard = make_shard(config.text_config)
     with empty_parameters(zero3_config, dtype):
-        native = InternVLForConditionalGeneration(config)
-    fill_parameters(native, source, dtype, partitioned=zero3_config is not None, grows=resize_embeddings)
+        native = InternVLForConditionalGeneration(shard.shrink(config) if shard else config)
     model = ChatModel(native, architecture)
+    fill_parameters(
+        native,
+        source,
+        dtype,
+        device=device,
+        partitioned=zero3_config is not None,
+        grows=resize_embeddings,
+        share=shard,
+        whole=whole_model(config) if shard else None,
+        filled=lambda name: prepare(model, name) if prepare else None,
+    )
+    if shard is not None:
+        shard.join(native)
+    if zero3_config is None:
+        model.to(device)  # buffers
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)
     return LoadedModel(
@@ -123,6 +148,7 @@ def load_chat_model(
         architecture=architecture,
         attn_implementation=attention,
         is_native=source.is_native,
+        shard=shard,
     )
 
 
@@ -138,9 +164,3 @@ def settle_config(
     config.dtype = config.vision_config.dtype = config.text_config.dtype = dtype
     settled: InternVLConfig = config
     return settled
-
-
-def choose_attention() -> str:
-    """flash_attention_2 when its package and a GPU are available, else sdpa."""
-    has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
-    return "flash_attention_2" if has_flash else "sdpa"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,13 +13,22 @@ from torch.nn import functional
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from .checkpoint_format.files import CheckpointError, TensorEntry, read_tensors, shape_tensors
+from .checkpoint_format.files import CheckpointError, TensorEntry, read_tensor, shape_tensors
+from .checkpoint_format.shards import Part, Piece
 from .checkpoint_format.tensors import UnknownTensor, match_native
 from .checkpoint_source import Source
 from .vocabulary import can_grow, grow_rows
 
 POSITION_EMBEDDINGS = "vision_tower.embeddings.position_embeddings"
 """End of the native name of the tensor that depends on the tile size."""
+CPU = torch.device("cpu")
+
+
+class Share(Protocol):
+    """What one of several processes holds of each parameter."""
+
+    def part(self, name: str) -> Part | None:
+        """The part of a native tensor; None is all of it."""
 
 
 @contextmanager
@@ -46,39 +56,96 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
 
 
 def fill_parameters(
-    native: nn.Module, source: Source, dtype: torch.dtype, *, partitioned: bool, grows: bool = False
+    native: nn.Module,
+    source: Source,
+    dtype: torch.dtype,
+    *,
+    device: torch.device = CPU,
+    partitioned: bool = False,
+    grows: bool = False,
+    share: Share | None = None,
+    whole: nn.Module | None = None,
+    filled: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Fill every parameter from its tensor, after names and shapes are checked without reading data.
+
+    Each tensor goes straight from its file to the device. Host memory holds one at most, and of a partitioned
+    parameter only this rank's share, which is all that is read of it.
 
     Position embeddings of another tile size are resized.
 
     Args:
-        partitioned: parameters are partitioned (ZeRO-3), and rank 0 alone reads.
+        device: of the parameters; partitioned ones have theirs.
+        partitioned: parameters are partitioned (ZeRO-3); every rank calls this function.
         grows: embeddings that lack rows get them.
+        share: the parts that `native` holds of the parameters of `whole`, which has the checkpoint's shapes.
+        filled: gets each name as soon as its parameter has its value.
 
     Raises:
         CheckpointError: the tensors do not fit the model.
     """
-    shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
+    shapes = _shapes(native if whole is None else whole)
     _check_tensors(source, shapes, grows=grows)
-    lead = not partitioned or torch.distributed.get_rank() == 0
-    stream = source.rename(read_tensors(source.entries) if lead else shape_tensors(source.entries))
-    for name, tensor in stream:
-        if name.endswith(POSITION_EMBEDDINGS) and tuple(tensor.shape) != tuple(shapes[name]):
-            tensor = resize_position_embeddings(tensor, shapes[name][1])
-        elif can_grow(name, tensor, shapes[name]):
-            tensor = grow_rows(tensor, shapes[name][0])
+    for piece, stored in read_pieces(source):
+        if (shape := shapes.get(piece.name)) is None:  # a derived buffer
+            continue
+        parameter = native.get_parameter(piece.name)
+        values = Values(piece, stored, source.architecture, shape)
         if partitioned:
-            _fill_partitioned(native.get_parameter(name), tensor, lead)
+            _fill_partitioned(parameter, values)
         else:
-            _assign(native, name, nn.Parameter(tensor.to(dtype, copy=True)))
+            tensor = values.part(share.part(piece.name) if share else None)
+            _assign(native, piece.name, nn.Parameter(tensor.to(device, dtype, copy=True)))
+        filled(piece.name)
+
+
+def read_pieces(source: Source) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Every native tensor's place with the stored tensor, which is mapped: only what is used of it is read."""
+    for entry, pieces in groupby(source.pieces(), key=lambda piece: piece.entry):
+        stored = read_tensor(entry)
+        for piece in pieces:
+            yield piece, stored
+
+
+class Values:
+    """A native tensor in a file, cut or changed to the shape that the model wants."""
+
+    def __init__(self, piece: Piece, stored: torch.Tensor, architecture: Any, shape: torch.Size) -> None:
+        self._piece, self._stored, self._architecture, self._shape = piece, stored, architecture, shape
+
+    def part(self, part: Part | None) -> torch.Tensor:
+        """The rows or columns of a part; None is the whole tensor, resized or grown to the wanted shape."""
+        tensor = self._piece.cut(self._stored, self._architecture, part)
+        if part is not None or tuple(tensor.shape) == tuple(self._shape):
+            return tensor
+        if self._piece.name.endswith(POSITION_EMBEDDINGS):
+            return resize_position_embeddings(tensor, self._shape[1])
+        return grow_rows(tensor, self._shape[0])
+
+    def flat(self, start: int, end: int) -> torch.Tensor:
+        """Elements [start, end) of the flattened tensor."""
+        is_changed = self._piece.rule is None and tuple(self._stored.shape) != tuple(self._shape)
+        if is_changed:
+            return self.part(None).reshape(-1)[start:end]
+        size = max(1, self._shape[1:].numel())
+        first = start // size
+        rows = self._piece.rows(self._stored, self._architecture, first, -(-end // size))
+        return rows.reshape(-1)[start - first * size : end - first * size]
+
+
+def _shapes(native: nn.Module) -> dict[str, torch.Size]:
+    return {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in native.named_parameters()}
 
 
 def check_checkpoint(source: Source, config: InternVLConfig) -> None:
     """Raises CheckpointError unless the directory has exactly the tensors that `config` describes."""
+    _check_tensors(source, _shapes(whole_model(config)), resizable=False)
+
+
+def whole_model(config: InternVLConfig) -> InternVLForConditionalGeneration:
+    """The native model without data, for its names and shapes."""
     with torch.device("meta"), no_init_weights():
-        native = InternVLForConditionalGeneration(config)
-    _check_tensors(source, {name: parameter.shape for name, parameter in native.named_parameters()}, resizable=False)
+        return InternVLForConditionalGeneration(config)
 
 
 def resize_position_embeddings(embeddings: torch.Tensor, positions: int) -> torch.Tensor:
@@ -96,12 +163,25 @@ def _assign(native: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(native.get_submodule(owner), leaf, parameter)
 
 
-def _fill_partitioned(parameter: nn.Parameter, tensor: torch.Tensor, lead: bool) -> None:
+def _fill_partitioned(parameter: Any, values: Values) -> None:
+    """Fill this rank's share of a parameter under ZeRO-3, a range of the flattened tensor."""
+    share = parameter.ds_tensor
+    with torch.no_grad():
+        if share.final_location is not None:  # on a disk, where only DeepSpeed can put it
+            _fill_swapped(parameter, values)
+            return
+        start = parameter.ds_zero_partition_rank * share.ds_numel
+        length = min(share.ds_numel, parameter.ds_numel - start)
+        if length > 0:
+            share[:length].copy_(values.flat(start, start + length))
+
+
+def _fill_swapped(parameter: nn.Parameter, values: Values) -> None:
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-        if lead:
-            parameter.copy_(tensor)
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.copy_(values.part(None))
 
 
 def _check_tensors(

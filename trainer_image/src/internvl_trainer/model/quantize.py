@@ -11,6 +11,7 @@ from ..errors import UserError
 from .chat_model import ChatModel
 
 _FIELD = "spec.lora.quantize"
+_DECODER = "model.language_model.layers."
 
 
 def check_quantization(device: torch.device) -> None:
@@ -36,13 +37,27 @@ def quantize_language_model(model: ChatModel, device: torch.device) -> None:
     Embeddings, norms, the head, the projector and the vision tower do not change. A layer computes in the dtype that
     its weights had. Call this before adapters are added, so that PEFT chooses its 4-bit layers.
     """
+    for name, _ in list(model.native.named_parameters()):
+        quantize_filled(model, name, device)
+
+
+def quantize_filled(model: ChatModel, name: str, device: torch.device) -> None:
+    """Quantize the decoder's linear layer that `name`, a native parameter, completes; other parameters stay.
+
+    Called for each parameter while a model is loaded, so that the layers never exist together in their full size.
+    """
     from bitsandbytes.nn import Linear4bit  # type: ignore[import-not-found]  # an extra
 
-    for name, module in list(model.language_model.layers.named_modules()):
-        if type(module) is nn.Linear:
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.language_model.layers.get_submodule(owner), leaf, _quantized(module, Linear4bit, device))
-    model.native.is_loaded_in_4bit = True  # PEFT reads this to choose its 4-bit layers
+    layer, _, _ = name.rpartition(".")
+    module = model.native.get_submodule(layer)
+    if layer.startswith(_DECODER) and type(module) is nn.Linear and not _lacks_values(module):
+        owner, _, leaf = layer.rpartition(".")
+        setattr(model.native.get_submodule(owner), leaf, _quantized(module, Linear4bit, device))
+        model.native.is_loaded_in_4bit = True  # PEFT reads this to choose its 4-bit layers
+
+
+def _lacks_values(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def _quantized(linear: nn.Linear, make: type[nn.Module], device: torch.device) -> nn.Module:

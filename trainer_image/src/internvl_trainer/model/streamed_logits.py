@@ -62,7 +62,7 @@ def layerwise_logits(
     change: Change = unchanged,
     adapter: Adapter | None = None,
 ) -> torch.Tensor:
-    """(B, positions, vocab) fp32 logits of the last positions of a batch, as `collate` makes it, on the CPU.
+    """(1, positions, vocab) fp32 logits of the last positions of a batch, as `collate` makes it, on the CPU.
 
     Args:
         architecture: the source's, possibly with another tile size.
@@ -79,7 +79,6 @@ def layerwise_logits(
     _read_as_needed(model.eval(), weights)
     hidden = model.language_model(
         inputs_embeds=model.embed(batch["input_ids"], batch["pixel_values"], batch["image_flags"]),
-        attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         use_cache=False,
     ).last_hidden_state[:, -positions:]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .adapter_base import check_adapter_base
 from .adapter_files import Adapter, load_adapter, read_adapter
 from .adapters import Adaptable
 from .checkpoint_format.files import CheckpointError, StoredTensors
+from .checkpoint_format.shards import cut
 from .checkpoint_source import Source
+from .language_shard import LanguageShard
 from .parameters import POSITION_EMBEDDINGS, resize_position_embeddings
 
 OTHER_WEIGHTS = "trained_weights.safetensors"
@@ -72,25 +72,33 @@ def read_trained_weights(directory: Path, base: Source, *, positions: int) -> Tr
     return TrainedWeights(adapter, StoredTensors(others) if others.exists() else {}, positions)
 
 
-def load_trained(model: Adaptable, directory: str | Path, base: Source) -> None:
-    """Add an exported adapter, and other trained weights if there are any, to its base model.
+def load_trained(model: Adaptable, directory: str | Path, base: Source, *, shard: LanguageShard | None = None) -> None:
+    """Add an exported adapter, and other trained weights if there are any, to its base model, a tensor at a time.
 
     Args:
         base: the checkpoint that `model` was loaded from.
+        shard: of the language model, where this process has no more of it.
 
     Raises:
         CheckpointError: a file is missing or damaged, does not fit the model, or belongs to another one.
     """
     path = Path(directory) / OTHER_WEIGHTS
     if path.exists():
-        try:
-            unknown = model.native.load_state_dict(load_file(path), strict=False).unexpected_keys
-        except SafetensorError as error:
-            raise CheckpointError("InvalidAdapter", f"cannot be read ({error}); copy it again", str(path)) from error
-        except RuntimeError as error:  # shapes
-            raise CheckpointError("AdapterMismatch", f"does not fit the model: {error}", str(path)) from error
-        if unknown:
-            message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
-            raise CheckpointError("AdapterMismatch", message, str(path))
-    load_adapter(model, directory)
+        _replace(model, path, shard)
+    load_adapter(model, directory, shard=shard)
     check_adapter_base(Path(directory), base)  # last: the error about a tensor that does not fit is more specific
+
+
+def _replace(model: Adaptable, path: Path, shard: LanguageShard | None) -> None:
+    """Copy a file's tensors over the parameters of the same names."""
+    stored, parameters = StoredTensors(path), dict(model.native.named_parameters())
+    if unknown := set(stored) - set(parameters):
+        message = f"{len(unknown)} tensors have no place in the model, such as {min(unknown)}; is this its adapter?"
+        raise CheckpointError("AdapterMismatch", message, str(path))
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own = cut(tensor, shard.part(name) if shard else None)
+            if own.shape != parameters[name].shape:
+                found = f"{name} is {list(tensor.shape)}, expected {list(parameters[name].shape)}"
+                raise CheckpointError("AdapterMismatch", f"does not fit the model: {found}", str(path))
+            parameters[name].copy_(own)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from internvl_trainer.artifacts.manifest import upload_files
 from internvl_trainer.artifacts.output_layout import REPORT_PAGE
+from internvl_trainer.report.contents import contents
 from internvl_trainer.report.page import render_page
 from internvl_trainer.report.plots import DARK, LIGHT, draw_plots
 from internvl_trainer.report.record import read_record
 from internvl_trainer.report.samples import choose_samples
+from internvl_trainer.report.use_it import commands
 from internvl_trainer.stage_store import StageStore
 
 
@@ -33,6 +35,7 @@ def build_report(stages: StageStore, target: Path) -> list[Path]:
     page = target / REPORT_PAGE
     with tempfile.TemporaryDirectory(prefix="figures-") as scratch:
         dark = draw_plots(record, Path(scratch), DARK)
-        text = render_page(record, choose_samples(record), plots, dark)
+        uses = commands(record, contents(stages))
+        text = render_page(record, choose_samples(record), plots, dark, uses)
         page.write_text(text, encoding="utf-8", errors="replace")  # JSON can hold halves of surrogate pairs
     return [page, *plots]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 from internvl_api.address import redact
-from internvl_api.models.catalogue import find_model
+from internvl_api.publish_condition import ANSWER_METRICS
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from internvl_trainer.artifacts import hub
-from internvl_trainer.report.page import difference, facts, figure, lineage
-from internvl_trainer.report.plots import metric_rows
+from internvl_trainer.report.comparison import compare
+from internvl_trainer.report.contents import Contents, contents
+from internvl_trainer.report.page import facts, lineage
 from internvl_trainer.report.record import Record, read_record
+from internvl_trainer.report.words import difference, figure, interval
 from internvl_trainer.stage_store import StageStore
 
 _HUB = re.compile(r"^hf://(datasets/)?(?P<name>[^/]+/[^/@]+)")
@@ -37,20 +36,6 @@ _PURPOSES = {
 }
 
 
-@dataclass(frozen=True)
-class Contents:
-    """The formats that are stored beside the card."""
-
-    adapter: bool
-    upstream: bool
-    hf: bool
-
-    def at_root(self, formats: Sequence[str]) -> Contents:
-        """The one of them that goes to the root of a Hub repository; see hub_upload.files_for_hub."""
-        chosen = next((name for name in (*formats, "upstream", "adapter") if getattr(self, name)), None)
-        return Contents(**{name: name == chosen for name in ("adapter", "upstream", "hf")})
-
-
 def model_card(stages: StageStore) -> str:
     """The card of this run's results so far; works without an evaluation."""
     return render_card(read_record(stages), contents(stages))
@@ -64,20 +49,6 @@ def hub_card(stages: StageStore) -> str:
     return render_card(read_record(stages), there, repository)
 
 
-def contents(stages: StageStore) -> Contents:
-    """The folders that publishing writes: adapter/ and model/ of training, model/ and model-hf/ of merging."""
-    config = stages.config
-    formats = config.merge.formats
-    if config.method == "lora":
-        return Contents(adapter=True, upstream="upstream" in formats, hf="hf" in formats)
-    trained = stages.find("train")
-    has_config = trained is not None and trained.named("model/config.json")
-    document = json.loads(stages.storage.read(stages.key("train", "model/config.json"))) if has_config else {}
-    # A base in transformers' format keeps it. InternVL 1.0 in upstream's format has the same model_type.
-    is_native = document.get("model_type") == "internvl" and config.model.kind == "chat"
-    return Contents(adapter=False, upstream="upstream" in formats or not is_native, hf="hf" in formats)
-
-
 def render_card(record: Record, there: Contents, repository: str | None = None) -> str:
     """Front matter between two lines of ---, then Markdown. With a `repository`, `there` is what is at its root."""
     config = record.config
@@ -89,7 +60,7 @@ def render_card(record: Record, there: Contents, repository: str | None = None) 
         keep_trailing_newline=True,
         finalize=lambda value: redact(value) if isinstance(value, str) else value,
     )
-    environment.filters.update(plain=plain, figure=figure, difference=difference)
+    environment.filters.update(plain=plain, figure=figure, difference=difference, interval=interval)
     body = environment.get_template("model_card.md.j2").render(
         config=config,
         name=name_of(config),
@@ -97,7 +68,7 @@ def render_card(record: Record, there: Contents, repository: str | None = None) 
         record=record,
         there=there,
         facts=facts(record),
-        metrics=metric_rows(record.baseline, record.final),
+        compared=compare(record),
         lineage=lineage(record),
         repository=repository,
         has_code=has_code(config.model.source),
@@ -126,11 +97,9 @@ def metadata(record: Record, there: Contents) -> ModelCardData:
 
 
 def base_model(config: RunConfig) -> str | None:
-    """owner/name on the Hub, from the source or the catalogue."""
-    if match := _HUB.match(config.model.source):
-        return match["name"]
-    known = find_model(config.model.name) if config.model.name else None
-    return known.hub_repository if known else None
+    """owner/name on the Hub, when the weights came from there; `model.name` says only which model they resemble."""
+    match = _HUB.match(config.model.source)
+    return match["name"] if match else None
 
 
 def has_code(source: str) -> bool:
@@ -161,4 +130,5 @@ def _results(record: Record) -> list[EvalResult]:
         )
         for task, figures in record.final.items()
         for metric, value in figures.items()
+        if metric not in ANSWER_METRICS
     ]

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from internvl_trainer.model.attention import choose_attention
 from internvl_trainer.model.checkpoint_format import to_native
 from internvl_trainer.model.checkpoint_format.files import list_tensors, read_json
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source, readable_config
-from internvl_trainer.model.load import choose_attention
-from internvl_trainer.model.parameters import empty_parameters, fill_parameters
+from internvl_trainer.model.parameters import CPU, empty_parameters, fill_parameters
 from internvl_trainer.retrieval.architecture import RetrievalArchitecture, read_retrieval_architecture
 from internvl_trainer.retrieval.attention import QLLAMA_REFERENCE, VISION_REFERENCE
 from internvl_trainer.retrieval.model import RetrievalModel
@@ -38,6 +38,7 @@ def load_retrieval_model(
     directory: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    device: torch.device = CPU,
     attn_implementation: str | None = None,
     image_size: int | None = None,
     drop_path_rate: float = 0.0,
@@ -47,8 +48,8 @@ def load_retrieval_model(
     """The model of a directory in upstream's layout (model_type internvl with a qllama_config).
 
     Args:
-        attn_implementation: of the vision tower and of QLLaMA, which uses sdpa instead of flash_attention_2 because of
-            its masks. None means the fastest on a GPU, and upstream's exact arithmetic without one.
+        attn_implementation: of the vision tower and of QLLaMA. None uses `choose_attention` on a GPU, and
+            upstream's exact arithmetic on the processor.
         image_size: pixels of an image's side; another size than the checkpoint's resizes the position embeddings.
         hard_negatives: matching trains on mined negatives rather than on the batch's random ones.
         zero3_config: as for `load_chat_model`.
@@ -58,10 +59,12 @@ def load_retrieval_model(
     """
     source = open_retrieval_checkpoint(directory, image_size)
     architecture = source.architecture
-    _choose_attention(architecture, attn_implementation)
+    _set_attention(architecture, attn_implementation, device, dtype)
     with empty_parameters(zero3_config, dtype):
         model = RetrievalModel(architecture)
-    fill_parameters(model, source, dtype, partitioned=zero3_config is not None)
+    fill_parameters(model, source, dtype, device=device, partitioned=zero3_config is not None)
+    if zero3_config is None:
+        model.to(device)  # buffers
     if drop_path_rate > 0:
         model.set_drop_path(drop_path_rate)
     model.hard_negatives = hard_negatives
@@ -85,12 +88,13 @@ def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None 
     return _architecture(_read_config(directory), directory, image_size)
 
 
-def _choose_attention(architecture: RetrievalArchitecture, asked: str | None) -> None:
-    if asked is None and not torch.cuda.is_available():
+def _set_attention(
+    architecture: RetrievalArchitecture, asked: str | None, device: torch.device, dtype: torch.dtype
+) -> None:
+    if asked is None and device.type == "cpu":
         vision, qllama = VISION_REFERENCE, QLLAMA_REFERENCE
     else:
-        vision = asked or choose_attention()
-        qllama = "sdpa" if vision == "flash_attention_2" else vision
+        vision = qllama = asked or choose_attention(device, dtype, flat=False)
     architecture.vision._attn_implementation = vision
     architecture.qllama._attn_implementation = qllama
 

@@ -15,7 +15,7 @@ from internvl_trainer.artifacts.sources import fetch_file
 from internvl_trainer.artifacts.storage import patiently
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.diagnostics import Finding, RowError
-from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch, row_changed
+from internvl_trainer.data.loader import PATIENCE_SECONDS, Failure, MicroBatch, unusable_row
 from internvl_trainer.data.media import OpenMedia, open_picture
 from internvl_trainer.data.open_datasets import describe_datasets, describe_validation
 from internvl_trainer.data.pictures import DEFAULT, Decoding
@@ -106,7 +106,10 @@ class PairDataset(Dataset[PairSample | Failure]):
         seed: int | None,
         bad_lines: Mapping[str, Sequence[int]],
         decoding: Decoding = DEFAULT,
+        sample: int | None = None,
     ) -> None:
+        """`sample`: rows of each dataset that preflight checked; None: all."""
+        self._sample = sample
         self._decoding = decoding
         self._datasets, self._tokenizer, self._open_media = datasets, tokenizer, open_media
         self._image_size, self._max_tokens, self._seed = image_size, max_tokens, seed
@@ -133,7 +136,7 @@ class PairDataset(Dataset[PairSample | Failure]):
                 row.media, description.root, self._open_media, self._decoding
             )
         except RowError as error:
-            return row_changed(error.findings[0].at(row.file, row.line))
+            return unusable_row(error.findings[0].at(row.file, row.line), self._sample)
         except UserError as error:
             return Failure(error.reason, error.message, error.where, type(error))
         sample = build_pair_sample(

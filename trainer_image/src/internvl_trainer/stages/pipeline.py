@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from internvl_api.constants import ALREADY_PUBLISHED
-from internvl_api.pipeline import PARALLEL_STAGES
+from internvl_api.pipeline import PARALLEL_STAGES, SCORED_BY, figures_stage
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
@@ -33,7 +33,7 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
         result = _published(context.stages) if stage == "preflight" else None
         # With several ranks, rank 0 calls begin for all after they have met.
         result = result or (None if several else context.begin()) or _run(context)
-        if stage == "evaluate" and result.outcome == "succeeded":
+        if stage == figures_stage("evaluate", config.evaluation) and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         if result.outcome == "succeeded" and (stage == "publish" or result.reason == ALREADY_PUBLISHED):
             finish()
@@ -47,7 +47,8 @@ def _published(stages: StageStore) -> StageResult | None:
         if (result := stages.result(stage)) is None:
             return None
         done[stage] = result
-    figures = figures_of(done.get("evaluate"), done.get("baseline-evaluate"))
+    before, after = (done.get(figures_stage(each, stages.config.evaluation)) for each in SCORED_BY)
+    figures = figures_of(after, before)
     if not meets_publish_condition(stages.config, figures):
         return None
     return StageResult(
@@ -55,7 +56,7 @@ def _published(stages: StageStore) -> StageResult | None:
         outcome="succeeded",
         reason=ALREADY_PUBLISHED,
         message=f"every stage is done; {done['publish'].message}",
-        progress=done["train"].progress,
+        progress=done["train"].progress if "train" in done else None,
         artifacts=done["publish"].artifacts,
         evaluation=figures,
     )
@@ -74,11 +75,10 @@ def leased(context: RunContext) -> Iterator[tuple[RunContext, Callable[[], None]
     if Rendezvous.from_environment(os.environ).rank != 0:
         yield context, lambda: None
         return
-    context.stages.check_output()  # before the lease is written there
     owner = Owner.of_this_process(context.config, context.stage)
     lease = OutputLease(context.storage, owner, tell=context.reporter.doing)
     with stop_by_exception():
-        lease.acquire()
+        lease.acquire(check=context.stages.check_output)
     with kept_alive(lease, on_loss=_stop_this_process) as finish, raising_lease_loss(lease):
         yield replace(context, storage=FencedStorage(context.storage, lease), epoch=lease.epoch), finish
 
@@ -97,10 +97,14 @@ def _run(context: RunContext) -> StageResult:
         match context.stage:
             case "preflight":
                 from internvl_trainer.stages.preflight import run
+            case "doctor":
+                from internvl_trainer.stages.doctor import run
             case "train":
                 from internvl_trainer.stages.train import run
             case "baseline-evaluate" | "evaluate":
                 from internvl_trainer.stages.evaluate import run
+            case "baseline-score" | "score":
+                from internvl_trainer.stages.score import run
             case "merge":
                 from internvl_trainer.stages.merge import run
             case "publish":

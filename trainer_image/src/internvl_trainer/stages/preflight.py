@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Image
 from internvl_api.status import StageResult
@@ -22,10 +20,10 @@ from rich.console import Console
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.output_layout import PREFLIGHT
-from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, open_media
+from internvl_trainer.artifacts.sources import commit_to_pin, fetch_directory, list_sizes
 from internvl_trainer.artifacts.storage import Storage, sha256_of
 from internvl_trainer.data.checkpoint_tiling import FIELDS, config_path, read_config
-from internvl_trainer.data.diagnostics import Finding, findings_table, fold_repeated
+from internvl_trainer.data.diagnostics import Finding, findings_table
 from internvl_trainer.data.mixing import mixed_rows
 from internvl_trainer.data.open_datasets import (
     VALIDATION,
@@ -33,29 +31,32 @@ from internvl_trainer.data.open_datasets import (
     describe_datasets,
     open_datasets,
     open_validation,
-    picture_decoding,
     sample_settings,
 )
 from internvl_trainer.data.preflight_results import ROW_SIZES, write_row_sizes
-from internvl_trainer.data.row_checks import Checker, check_length, check_rows
 from internvl_trainer.data.sample import SampleSettings
-from internvl_trainer.distributed import usable_cpus
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.check import check_tasks
-from internvl_trainer.metrics import Reporter
-from internvl_trainer.retrieval.pair_checks import check_captions
 from internvl_trainer.retrieval.pair_dataset import OpenPairs, open_pairs, open_validation_pairs
 from internvl_trainer.run_context import RunContext
+from internvl_trainer.stages.dataset_checks import (
+    CheckedRows,
+    check_chat,
+    check_pairs,
+    count_used,
+    describe_checked,
+)
+from internvl_trainer.stages.preflight_cache import digest_files, tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_ROWS = 5000  # between two progress reports
 _SHOWN_FINDINGS = 50
+_ADAPTER = "spec.model.adapter"
 _PURPOSE = {"spec.data": "an epoch", "spec.data.validation": "to validate on"}
-Check = Callable[[Any, Reporter, np.ndarray], list[Finding]]
+Check = Callable[[Any], CheckedRows]
 
 
 def run(context: RunContext) -> StageResult:
@@ -65,17 +66,20 @@ def run(context: RunContext) -> StageResult:
     check_writable(context.storage)
     datasets, check = _open(context)
     tasks = check_tasks(config, reporter)
-    sizes = {each.description.name: np.zeros((count_used(each), 2), np.int32) for each in datasets}
-    findings = {each.description.name: check(each, reporter, sizes[each.description.name]) for each in datasets}
+    checked = {each.description.name: check(each) for each in datasets}
+    findings = {name: each.findings for name, each in checked.items()}
     if config.model.kind == "chat":
         findings["spec.image"] = compare_tiling(config)
     findings["spec.model"] = check_code(config)
-    report = make_report(datasets, findings, skip=config.data.bad_rows == "skip")
+    check_adapter(config)
+    report = make_report(datasets, checked, findings, skip=config.data.bad_rows == "skip")
     report["model"] = identify_model(config.model.source)
     report["tiling"] = dict(zip(FIELDS, config.image.tiling, strict=True))
     report["tasks"] = [{"name": task.name, "questions": len(task.questions)} for task in tasks]
     for dataset in report["datasets"]:
         logger.info("%s: taken for %s, %d rows", dataset["name"], dataset["takenFor"], dataset["rows"])
+        if text := describe_checked(config, dataset["rowsChecked"], dataset["rowsUsed"]):
+            logger.warning("%s: %s; training ends at a bad row among the others", dataset["name"], text)
     show(findings)
     stages.discard("preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
@@ -83,12 +87,16 @@ def run(context: RunContext) -> StageResult:
         # Half of a surrogate pair, which a row's field may have in its name, becomes its escape in JSON.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-        write_row_sizes(Path(scratch) / ROW_SIZES, sizes)
-        files = stages.upload("preflight", {PREFLIGHT: path, ROW_SIZES: Path(scratch) / ROW_SIZES})
+        stored = {PREFLIGHT: path}
+        sizes = {name: each.sizes for name, each in checked.items() if each.sizes is not None}
+        if checked and len(sizes) == len(checked):
+            stored[ROW_SIZES] = Path(scratch) / ROW_SIZES
+            write_row_sizes(stored[ROW_SIZES], sizes)
+        files = stages.upload("preflight", stored)
     refuse_bad_rows(config, report, stages.uri("preflight", PREFLIGHT))
     check_mixing(config, report)
     stages.commit("preflight", files)
-    return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(report))
+    return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(config, report))
 
 
 def _open(context: RunContext) -> tuple[list[Any], Check]:
@@ -98,10 +106,16 @@ def _open(context: RunContext) -> tuple[list[Any], Check]:
     if config.model.kind == "retrieval":
         pairs = open_pairs(config) + open_validation_pairs(config)
         reporter.doing("checking the model")
-        return pairs, partial(check_pairs, config, check_retrieval_model(config))
+        tokenizer = check_retrieval_model(config)
+        return pairs, partial(check_pairs, context, _tokenizer_digest(config), tokenizer)
     datasets = open_datasets(config) + open_validation(config)
     reporter.doing("checking the model")
-    return datasets, partial(check_one, *check_model(config))
+    settings, chat_tokenizer = check_model(config)
+    return datasets, partial(check_chat, context, _tokenizer_digest(config), settings, chat_tokenizer)
+
+
+def _tokenizer_digest(config: RunConfig) -> str:
+    return tokenizer_digest(fetch_directory(config.model.source, field="spec.model.source", weights=False))
 
 
 def check_writable(storage: Storage) -> None:
@@ -180,7 +194,7 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
 
 def check_code(config: RunConfig) -> list[Finding]:
     """A warning when a model in upstream's format will be published without the base model's *.py."""
-    if config.method == "lora" and "upstream" not in config.merge.formats:
+    if config.method == "none" or (config.method == "lora" and "upstream" not in config.merge.formats):
         return []
     source = config.model.source
     commit = commit_to_pin(source, field="spec.model.source")
@@ -192,6 +206,21 @@ def check_code(config: RunConfig) -> list[Finding]:
         f"published model, which AutoModel then cannot load. Check the code, then set spec.model.source to {pinned}"
     )
     return [Finding("CodeLeftOut", message, "model.source", "warning")]
+
+
+def check_adapter(config: RunConfig) -> None:
+    """Check that the folder spec.model.adapter, if it is set, has an adapter's files. Raises UserError.
+
+    The evaluate stage, which loads the weights of both, checks that the adapter belongs to the model.
+    """
+    if config.model.adapter is None:
+        return
+    from internvl_trainer.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE  # imports PyTorch
+
+    names = list_sizes(config.model.adapter, field=_ADAPTER)
+    if missing := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in names), None):
+        message = f"{missing} is missing in {config.model.adapter}; give a folder that a run published as adapter/"
+        raise UserError("FileMissing", message, _ADAPTER)
 
 
 def compare_tiling(config: RunConfig) -> list[Finding]:
@@ -211,54 +240,17 @@ def compare_tiling(config: RunConfig) -> list[Finding]:
     return findings
 
 
-def count_used(dataset: OpenDataset | OpenPairs) -> int:
-    """The number of the file's rows that an epoch uses: all of them or the first ones."""
-    return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
-
-
-def check_one(
-    settings: SampleSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: OpenDataset,
-    reporter: Reporter,
-    sizes: np.ndarray,
-) -> list[Finding]:
-    """Findings in the rows that an epoch uses; writes each row's tokens and tiles into `sizes` (rows, 2)."""
-    description, index = dataset.description, dataset.index
-    findings = check_length(description, len(index))
-    checker = Checker(description, settings, dataset.media_opener(open_media), tokenizer)
-    used = count_used(dataset)
-    for start in range(0, used, _CHUNK_ROWS):
-        reporter.doing(f"checking rows of {description.name}: {start} of {used}")
-        rows = range(start, min(used, start + _CHUNK_ROWS))
-        findings += check_rows(index, checker, rows=rows, threads=usable_cpus(), sizes=sizes)
-    return fold_repeated(findings)
-
-
-def check_pairs(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, dataset: OpenPairs, reporter: Reporter, sizes: np.ndarray
-) -> list[Finding]:
-    """Findings in a caption file and in the pairs that an epoch uses; writes tokens and pictures into `sizes`."""
-    description, captions = dataset.description, dataset.index[: len(sizes)]
-    reporter.doing(f"checking pairs of {description.name}: {len(captions)}")
-    of_rows = check_captions(
-        description,
-        captions,
-        open_media,
-        tokenizer,
-        max_tokens=config.training.max_seq_length,
-        threads=usable_cpus(),
-        sizes=sizes,
-        decoding=picture_decoding(config),
-    )
-    found = check_length(description, len(dataset.index)) + dataset.findings + of_rows
-    return fold_repeated(sorted(found, key=lambda finding: finding.line or 0))
-
-
 def make_report(
-    datasets: Sequence[OpenDataset | OpenPairs], findings: dict[str, list[Finding]], *, skip: bool
+    datasets: Sequence[OpenDataset | OpenPairs],
+    checked: dict[str, CheckedRows],
+    findings: dict[str, list[Finding]],
+    *,
+    skip: bool,
 ) -> dict[str, Any]:
-    """preflight.json: counts, every finding, and, with `skip`, the lines that training leaves out."""
+    """preflight.json: counts, every finding, and, with `skip`, the lines that training leaves out.
+
+    `findings`: of the datasets, and of fields of the spec.
+    """
     bad = {name: bad_lines(found) for name, found in findings.items()}
     return {
         "version": 1,
@@ -269,6 +261,8 @@ def make_report(
                 "takenFor": dataset.taken_for,
                 "sha256": digest_files(dataset.shards),
                 "rows": len(dataset.index),
+                "rowsUsed": count_used(dataset),
+                "rowsChecked": checked[dataset.description.name].checked,
                 "rowsInEpoch": len(dataset.epoch_rows(bad[dataset.description.name] if skip else ())),
                 "badRows": len(bad[dataset.description.name]),
             }
@@ -279,12 +273,6 @@ def make_report(
     }
 
 
-def digest_files(paths: Sequence[Path]) -> str:
-    """The sha256 of a file; of several, that of their digests in order."""
-    digests = [sha256_of(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> None:
     """Raises UserError naming the first bad row when there are more than the run may skip."""
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
@@ -293,7 +281,7 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     allowed = config.data.max_bad_rows if config.data.bad_rows == "skip" else 0
     if not fatal and bad <= allowed:
         for field, rows in rows_left(report).items():
-            if rows == 0:
+            if rows == 0 and config.method != "none":
                 raise UserError("NoRowsLeft", f"no row is left in it; see {place}", field)
         return
     first = (fatal or errors)[0]
@@ -321,12 +309,18 @@ def rows_left(report: dict[str, Any]) -> dict[str, int]:
     return rows
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(config: RunConfig, report: dict[str, Any]) -> str:
     """The result in one line, for the status."""
+    if config.method == "none":
+        tasks = report["tasks"]
+        return f"{sum(task['questions'] for task in tasks)} questions in {len(tasks)} test sets"
     rows = ", ".join(f"{count} rows {_PURPOSE[field]}" for field, count in rows_left(report).items())
     bad = sum(len(lines) for lines in report["skippedLines"].values())
     warnings = sum(finding["severity"] == "warning" for finding in report["findings"])
-    return f"{rows}, in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
+    text = f"{rows}, in {len(report['datasets'])} datasets, {bad} skipped, {warnings} warnings"
+    checked, used = (sum(each[key] for each in report["datasets"]) for key in ("rowsChecked", "rowsUsed"))
+    sampled = describe_checked(config, checked, used)
+    return f"{text}; {sampled}" if sampled else text
 
 
 def show(findings: dict[str, list[Finding]]) -> None:

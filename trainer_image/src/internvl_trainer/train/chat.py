@@ -21,6 +21,7 @@ from internvl_trainer.data.open_datasets import (
 )
 from internvl_trainer.data.packing import PackedOrder, PackLimits
 from internvl_trainer.data.preflight_results import read_bad_lines, read_row_sizes
+from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
@@ -28,11 +29,12 @@ from internvl_trainer.model.adapter_base import identify_base
 from internvl_trainer.model.adapters import Freeze, apply_method
 from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import LoadedModel, load_chat_model
-from internvl_trainer.model.quantize import quantize_language_model
+from internvl_trainer.model.quantize import quantize_filled
 from internvl_trainer.run_context import GroupContext, RunContext
 from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.engine import parameter_groups
 from internvl_trainer.train.export import export_adapter, export_model
+from internvl_trainer.train.sample_answers import SampleAnswers
 from internvl_trainer.train.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -44,8 +46,6 @@ def chat_components(context: GroupContext, base: Path) -> Components:
     training = config.training
     reporter.doing("loading the model")
     loaded = load_model(config, base, group)
-    if config.lora.quantize is not None:
-        quantize_language_model(loaded.model, group.device)
     report = apply_method(
         loaded.model, config.method, freeze=freeze(config), lora=lora_settings(config), seed=training.seed
     )
@@ -63,14 +63,14 @@ def chat_components(context: GroupContext, base: Path) -> Components:
         dataset=PackDataset(rows, training.packing.max_tokens) if training.packing.enabled else rows,
         order=order,
         collation=Collation(
-            pad_token_id=loaded.tokenizer.pad_token_id or 0,
+            image_token_id=loaded.model.native.config.image_token_id,
             weighting=training.loss_weighting,
-            flat=loaded.attn_implementation == "flash_attention_2",
             sources=len(rows.names) > 1,
         ),
         validation=open_held_out(context, loaded),
         export=_export(config, base, loaded, group),
         datasets=rows.names,
+        samples=open_samples(context, loaded),
     )
 
 
@@ -99,7 +99,8 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
     if counted is None:
         raise UserError(
             "PreflightMissing",
-            "packing needs the sizes of rows that the preflight stage counts; run it first",
+            "packing needs the tokens of every row, which the preflight stage counts; run it first, without "
+            "data.preflight.sample",
             "spec.training.packing",
         )
     limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
@@ -107,14 +108,20 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
 
 
 def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
-    """The base model in training's precision, partitioned from the start under ZeRO-3."""
+    """The base model in training's precision on this rank's device, partitioned from the start under ZeRO-3.
+
+    Layers for QLoRA are quantized as they come.
+    """
+    quantizes = config.lora.quantize is not None
     return load_chat_model(
         base,
         dtype=weights_dtype(config),
+        device=group.device,
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
         resize_embeddings=config.model.resize_embeddings,
         zero3_config=partitioning(config, group),
+        prepare=(lambda model, name: quantize_filled(model, name, group.device)) if quantizes else None,
     )
 
 
@@ -135,18 +142,45 @@ def open_rows(context: RunContext, loaded: LoadedModel) -> RowDataset:
 def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | None:
     """Takes the loss on data.validation; None where the spec names no such rows."""
     config = context.config
-    if not (config.data.validation or config.data.validation_meta):
+    if not config.data.has_validation:
         return None
-    rows = _rows(open_validation(config), config, loaded, read_bad_lines(config, context.storage), seed=None)
-    if len(rows) == 0:
-        raise UserError("NoRowsLeft", "no row is left to validate on", "spec.data.validation")
+    rows = _held_out_rows(context, loaded)
     return Validation(
         rows,
         context.group,
-        collation=Collation(loaded.tokenizer.pad_token_id or 0, sources=len(rows.names) > 1),
+        collation=Collation(loaded.model.native.config.image_token_id, sources=len(rows.names) > 1),
         datasets=[name.removeprefix(VALIDATION) for name in rows.names],
         micro_batch=config.training.micro_batch_size,
         workers=config.training.data_workers,
+    )
+
+
+def open_samples(context: GroupContext, loaded: LoadedModel) -> SampleAnswers | None:
+    """Answers a few rows of data.validation during training; None where the spec does not ask for it."""
+    training = context.config.training
+    if training.samples is None:
+        return None
+    return SampleAnswers(
+        _held_out_rows(context, loaded),
+        loaded,
+        _settings(context.config, loaded),
+        training.samples,
+        context.group,
+        seed=training.seed,
+    )
+
+
+def _held_out_rows(context: GroupContext, loaded: LoadedModel) -> RowDataset:
+    config = context.config
+    rows = _rows(open_validation(config), config, loaded, read_bad_lines(config, context.storage), seed=None)
+    if len(rows) == 0:
+        raise UserError("NoRowsLeft", "no row is left to validate on", "spec.data.validation")
+    return rows
+
+
+def _settings(config: RunConfig, loaded: LoadedModel) -> SampleSettings:
+    return sample_settings(
+        config, template=loaded.template, image_size=loaded.image_size, context_tokens=loaded.context_tokens
     )
 
 
@@ -160,14 +194,10 @@ def _rows(
 ) -> RowDataset:
     return RowDataset(
         datasets,
-        sample_settings(
-            config,
-            template=loaded.template,
-            image_size=loaded.image_size,
-            context_tokens=loaded.context_tokens,
-        ),
+        _settings(config, loaded),
         loaded.tokenizer,
         open_media,
         seed=seed,
         bad_lines=bad_lines,
+        sample=config.data.preflight.sample,
     )

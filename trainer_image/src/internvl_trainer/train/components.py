@@ -17,10 +17,14 @@ from internvl_trainer.data.sampler import Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapters import LoraSettings
 from internvl_trainer.train.deepspeed_config import deepspeed_config
+from internvl_trainer.train.sample_answers import SampleAnswers
 from internvl_trainer.train.validation import Validation
 
 Export = Callable[[Any, Path], Iterator[Path]]
-"""Writes what an engine has trained into a directory; yields each complete file on rank 0."""
+"""Writes what an engine has trained into this rank's directory; yields each complete file of this rank.
+
+All ranks iterate over it.
+"""
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Components:
         groups: the optimizer's parameter groups; a group's `lr_scale` multiplies the learning rate.
         dataset: what `order` draws from.
         datasets: names, by the numbers in a batch's `sources`.
+        samples: answers to a few held-out rows during training; None where they are not asked for.
     """
 
     model: nn.Module
@@ -42,6 +47,7 @@ class Components:
     validation: Validation | None
     export: Export
     datasets: list[str] = field(default_factory=list)
+    samples: SampleAnswers | None = None
 
 
 def lora_settings(config: RunConfig) -> LoraSettings | None:

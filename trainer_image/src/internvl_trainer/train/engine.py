@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import deepspeed
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from internvl_api.run_config import RunConfig
 
+from internvl_trainer.data.collate import HOST_TENSORS
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
-from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.optimizer_shards import begin_optimizer_state
+from internvl_trainer.train.step_losses import StepLosses
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, groups: list[dict[str, Any]], group: Group) -> Any:
@@ -59,33 +60,38 @@ def run_backward(
     config: RunConfig,
     group: Group,
     step: int,
-    by_dataset: DatasetLosses,
-) -> float:
-    """Compute the gradients of one optimizer step; this rank's weighted sum of token losses.
+    losses: StepLosses,
+    is_stopping: Callable[[], bool],
+) -> bool:
+    """Compute the gradients of one optimizer step on this rank, without waiting for the device; whether it did.
+
+    False when it is told to stop between two micro-batches: the step is abandoned, weights and optimizer are those of
+    the step before.
 
     Args:
         weights: sums of loss weights of each micro-batch over all ranks.
-        by_dataset: gets the losses of this rank's tokens.
+        losses: gets the losses of this rank.
+        is_stopping: whether any rank is told to stop; all ranks ask together.
     """
-    total = 0.0
     shares = loss_shares(window.weights, weights, group.world_size, config)
     last = len(window.batches) - 1
     for number, (batch, share) in enumerate(zip(window.batches, shares, strict=True)):
+        if number and is_stopping():
+            return False
         seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
-        output = forward(engine, batch, group.device, by_dataset)
+        output = forward(engine, batch, group.device, losses)
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)
-        total += float(output.loss_sum.detach())
         if number < last:
             engine.step()  # counts the micro-batch; the caller's step updates the weights
-    return total
+    return True
 
 
-def forward(engine: Any, batch: Batch, device: torch.device, by_dataset: DatasetLosses) -> Any:
-    """The engine's output for a batch, whose losses `by_dataset` gets."""
+def forward(engine: Any, batch: Batch, device: torch.device, losses: StepLosses) -> Any:
+    """The engine's output for a batch, whose losses `losses` gets."""
     inputs = on_device({name: tensor for name, tensor in batch.items() if name != "sources"}, device)
     output = engine(**inputs)
-    if "sources" in batch:
-        by_dataset.add(batch["labels"], batch["sources"], output.token_losses)
+    sources = batch.get("sources")
+    losses.add(output.loss_sum, None if sources is None else output.token_losses, sources)
     return output
 
 
@@ -126,5 +132,7 @@ def seed_micro_batch(seed: int, step: int, number: int) -> None:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the model's device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on the model's device, but for what the model reads on the host."""
+    return {
+        name: tensor if name in HOST_TENSORS else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
 from internvl_trainer.model.checkpoint_format.files import list_tensors
-from internvl_trainer.model.checkpoint_format.tensors import DERIVED
+from internvl_trainer.model.checkpoint_format.tensors import DERIVED, match_native
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER
 from internvl_trainer.model.convert_checkpoint import copy_files
 from internvl_trainer.model.exported_config import trained_config
@@ -31,12 +31,12 @@ from internvl_trainer.retrieval.load import LoadedRetrievalModel
 def export_adapter(
     engine: Any, model: Adaptable, directory: Path, group: Group, base: AdapterBase | None
 ) -> Iterator[Path]:
-    """Write the adapter and the other trained weights; yields files on rank 0. All ranks iterate over it.
+    """Write the adapter and the other trained weights on rank 0, which gets their paths. All ranks iterate over it.
 
     Args:
         base: the model that the adapter records, on rank 0.
     """
-    state = dict(full_tensors(engine, group, only_trainable=True))
+    state = dict(full_tensors(engine, group, lambda _: 0, only_trainable=True))
     if not group.leads:
         return
     save_adapter(model, directory, state, base)
@@ -50,14 +50,22 @@ def export_model(
 ) -> Iterator[Path]:
     """Write a model directory like the base's: the same shards with new weights, all other files copied.
 
-    All ranks iterate over it; rank 0 gets each complete file and may delete it. About one shard is in memory.
+    All ranks iterate over it, and each writes shards of its own: it gets each complete file and may delete it. About
+    one shard of each rank is in memory. A native model is written by rank 0.
     """
-    tensors = _native_names(full_tensors(engine, group, only_trainable=False))
-    if not group.leads:
-        for _ in tensors:
-            pass
-        return
+    shards = _Shards(base, group.world_size)
+
+    def owner(name: str) -> int:
+        native = native_name(name)
+        if native is None or loaded.is_native:
+            return 0
+        return shards.owner(match_native(native, loaded.architecture.kind).upstream_name)
+
+    tensors = _native_names(full_tensors(engine, group, owner, only_trainable=False))
     directory.mkdir(parents=True)
+    if not group.leads:
+        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)
+        return
     copy_files(base, directory)
     if loaded.upstream_config is not None:
         kept = directory / KEPT_FOLDER if loaded.is_native else directory
@@ -71,43 +79,58 @@ def export_model(
         (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
     if loaded.is_native:
         loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
-    else:
-        yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)
     yield from _files(directory)
+    if not loaded.is_native:
+        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)
 
 
 def export_retrieval_model(
     engine: Any, loaded: LoadedRetrievalModel, base: Path, directory: Path, group: Group
 ) -> Iterator[Path]:
     """Like export_model, for a retrieval model, whose format is always upstream's."""
-    tensors = full_tensors(engine, group, only_trainable=False)
-    if not group.leads:
-        for _ in tensors:
-            pass
-        return
+    shards = _Shards(base, group.world_size)
+
+    def owner(name: str) -> int:
+        return shards.owner(match_native(name, loaded.architecture.kind).upstream_name)
+
+    tensors = full_tensors(engine, group, owner, only_trainable=False)
     directory.mkdir(parents=True)
+    if not group.leads:
+        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)  # type: ignore[arg-type]
+        return
     copy_files(base, directory)
     (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
-    yield from _write_shards(to_upstream(tensors, loaded.architecture), base, directory)  # type: ignore[arg-type]
     yield from _files(directory)
+    yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)  # type: ignore[arg-type]
 
 
-def full_tensors(engine: Any, group: Group, *, only_trainable: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole tensor) of the parameters, on rank 0 and the CPU; the other ranks get empty ones, in step.
+def full_tensors(
+    engine: Any, group: Group, owner: Callable[[str], int], *, only_trainable: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of the parameters that this rank owns, on the CPU. All ranks iterate over it.
 
-    A shared parameter comes once, under its first name.
+    A shared parameter comes once, under its first name. Where parameters are partitioned the ranks go in step: before
+    each one they wait for each other on the group for slow work, because a rank may take longer to store a file than a
+    collective of the engine's group may take.
+
+    Args:
+        owner: the rank that gets a parameter.
     """
     import deepspeed
 
     for name, parameter in engine.module.named_parameters():
         if only_trainable and not parameter.requires_grad:
             continue
+        is_own = owner(name) == group.rank
         if not hasattr(parameter, "ds_id"):
-            yield name, parameter.detach().cpu() if group.leads else torch.empty(0)
+            if is_own:
+                yield name, parameter.detach().cpu()
             continue
+        group.barrier()
         with deepspeed.zero.GatheredParameters([parameter]):
-            whole = parameter.detach().cpu().clone() if group.leads else torch.empty(0)
-        yield name, whole
+            whole = parameter.detach().cpu().clone() if is_own else None
+        if whole is not None:
+            yield name, whole
 
 
 def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -117,19 +140,32 @@ def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
             yield native, tensor
 
 
-def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], base: Path, directory: Path) -> Iterator[Path]:
+class _Shards:
+    """The weight files of a base model, and which rank writes each: one after the other, in turn."""
+
+    def __init__(self, base: Path, world_size: int) -> None:
+        self.base = base
+        self.files = {entry.name: entry.file.name for entry in list_tensors(base)}
+        names = sorted(set(self.files.values()))
+        self._owners = {name: number % world_size for number, name in enumerate(names)}
+
+    def owner(self, name: str) -> int:
+        """The rank that writes a tensor, by upstream's name."""
+        return self._owners[self.files[name]]
+
+
+def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], shards: _Shards, directory: Path) -> Iterator[Path]:
     """Write each tensor into the file that holds it in the base; yields a file when its last tensor is there."""
-    files = {entry.name: entry.file.name for entry in list_tensors(base)}
     waiting: dict[str, set[str]] = defaultdict(set)
-    for name, file in files.items():
+    for name, file in shards.files.items():
         waiting[file].add(name)
     collected: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in tensors:
-        file = files[name]
+        file = shards.files[name]
         collected[file][name] = tensor.contiguous()
         waiting[file].discard(name)
         if all(DERIVED.search(left) for left in waiting[file]):
-            kept = _read(base / file, waiting[file])
+            kept = _read(shards.base / file, waiting[file])
             save_file({**collected.pop(file), **kept}, directory / file, metadata={"format": "pt"})
             yield directory / file
     if collected:

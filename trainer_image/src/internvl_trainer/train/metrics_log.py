@@ -6,16 +6,19 @@ the checkpoint's step, so no step is ever recorded twice.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from internvl_api.constants import ENV_ATTEMPT
 
-from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE
+from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE, SAMPLES_FILE, SAMPLES_FOLDER
 
 _VALIDATION_EVENT = "validation/loss"
 
@@ -27,7 +30,8 @@ class StepRecord:
     `step` counts from 1; `loss` is the (weighted) mean over supervised tokens; `places` are the positions computed,
     `tokens` and padding; times are in seconds. `validation_loss` is that of the weights after this step, in the steps
     after which it was taken. `dataset_losses` and `validation_losses` are those of each dataset, where there are
-    several, without loss weights. `warning` is LossWatch's finding in this step.
+    several, without loss weights. `warning` is LossWatch's finding in this step; `ended_early` is why no step follows
+    although some were planned. `bandwidth`, in an attempt's first step, has its measurements in bytes per second.
     """
 
     step: int
@@ -46,6 +50,8 @@ class StepRecord:
     dataset_losses: dict[str, float] | None = None
     validation_losses: dict[str, float] | None = None
     warning: str | None = None
+    ended_early: str | None = None
+    bandwidth: dict[str, float] | None = None
 
 
 class MetricsLog:
@@ -78,6 +84,8 @@ class MetricsLog:
         for prefix, losses in (("train/loss", step.dataset_losses), (_VALIDATION_EVENT, step.validation_losses)):
             for name, loss in (losses or {}).items():
                 self._events.add_scalar(f"{prefix}/{name}", loss, step.step)
+        for name, rate in (step.bandwidth or {}).items():
+            self._events.add_scalar(f"bandwidth/{name}", rate, step.step)
         if step.validation_loss is not None:
             self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
 
@@ -86,16 +94,47 @@ class MetricsLog:
         """Whether the last step's row has a validation loss."""
         return "validation_loss" in self.rows()[-1]
 
-    def add_validation(self, loss: float, by_dataset: dict[str, float] | None = None) -> None:
-        """Add the loss on held-out rows, and that of each dataset, to the last step's row."""
+    def add_validation(
+        self, loss: float, by_dataset: dict[str, float] | None = None, ended_early: str | None = None
+    ) -> None:
+        """Add to the last step's row: the held-out loss, the loss of each dataset, and why training ends early."""
         *earlier, last = self.rows()
         self._metrics.close()
         path = self.folder / METRICS_FILE
-        found = {"validation_loss": loss, **({"validation_losses": by_dataset} if by_dataset else {})}
+        known = {"validation_loss": loss, "validation_losses": by_dataset, "ended_early": ended_early}
+        found = {name: value for name, value in known.items() if value is not None}
         lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, **found}]]
         path.write_text("".join(lines), encoding="utf-8")
         self._metrics = path.open("a", encoding="utf-8")
         self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
+
+    def add_samples(self, step: int, answers: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> None:
+        """Add the answers to sample rows after `step` steps (`Answered` as JSON).
+
+        Args:
+            pictures: row to JPEG, of rows that have none in the log yet.
+        """
+        from PIL import Image
+
+        with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "answers": list(answers)}) + "\n")
+        for row, data in pictures.items():
+            path = self.folder / SAMPLES_FOLDER / f"{row}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            self._events.add_image(f"samples/{row}", picture, step, dataformats="HWC")
+        for each in answers:
+            self._events.add_text(f"samples/{each['row']}", _sample_text(each), step)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there are answers of an earlier step, and their pictures."""
+        return (self.folder / SAMPLES_FILE).exists()
+
+    def validations(self) -> list[tuple[int, float]]:
+        """(step, loss on held-out rows) of the steps after which it was taken."""
+        return [(row["step"], row["validation_loss"]) for row in self.rows() if "validation_loss" in row]
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far."""
@@ -113,6 +152,17 @@ class MetricsLog:
         """Close both files."""
         self._metrics.close()
         self._events.close()
+
+
+def _sample_text(answered: Mapping[str, Any]) -> str:
+    """Markdown, in which each line of the row and of the answer is code, so that nothing in it is markup."""
+    found = answered["answer"] if answered["problem"] is None else f"no answer: {answered['problem']}"
+    parts = (("question", answered["question"]), ("answer", found), ("reference", answered["reference"]))
+    return "\n\n".join(f"{name}:\n\n{_as_code(text)}" for name, text in parts)
+
+
+def _as_code(text: str) -> str:
+    return "\n".join(f"    {line}" for line in (text or "(empty)").splitlines())
 
 
 def count_attempts(metrics: Path) -> int:

@@ -33,9 +33,9 @@ class Fragment:
     length: int
     _parameter: Any  # a torch Parameter with DeepSpeed's attributes
 
-    def read(self, kind: str) -> torch.Tensor:
-        """(length,) fp32 on the CPU."""
-        return self._owned(kind)[: self.length].detach().to("cpu", torch.float32)
+    def read(self, kind: str, target: torch.Tensor) -> None:
+        """Copy into (length,) fp32 in host memory; from a GPU into pinned memory the copy may end later."""
+        target.copy_(self._owned(kind)[: self.length].detach(), non_blocking=True)
 
     def write(self, kind: str, values: torch.Tensor) -> None:
         """Overwrite with (length,) values."""

@@ -45,6 +45,7 @@ def retrieval_components(context: GroupContext, base: Path) -> Components:
     loaded = load_retrieval_model(
         base,
         dtype=weights_dtype(config),
+        device=group.device,
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
         hard_negatives=config.retrieval.hard_negatives,
@@ -103,6 +104,7 @@ def _rows(
         seed=seed,
         bad_lines=bad_lines,
         decoding=picture_decoding(config),
+        sample=config.data.preflight.sample,
     )
     if rows.images < 2:
         message = f"found captions of {rows.images} pictures; matching needs those of another, so give at least two"

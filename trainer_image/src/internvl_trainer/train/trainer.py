@@ -8,13 +8,18 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import InitVar, asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median_low
 from typing import Any
 
-from internvl_api.status import StageResult
+import torch
+from internvl_api.constants import TAKING_STEPS
+from internvl_api.status import Bandwidth, StageResult
 
+from internvl_trainer.artifacts.fenced_storage import check_epoch
 from internvl_trainer.artifacts.manifest import ManifestFile
 from internvl_trainer.artifacts.output_layout import JOURNAL
 from internvl_trainer.artifacts.storage import persistently
@@ -24,13 +29,17 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import GroupContext
 from internvl_trainer.signals import StopFlag
+from internvl_trainer.train.background import in_background
+from internvl_trainer.train.bandwidth_check import check_bandwidth
 from internvl_trainer.train.checkpoint import Checkpoints
-from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.engine import apply_step, run_backward
+from internvl_trainer.train.held_out import Exported, HeldOut, choose_best
 from internvl_trainer.train.loss_watch import LossWatch
 from internvl_trainer.train.metrics_log import MetricsLog, StepRecord, restore_metrics_log
+from internvl_trainer.train.saver import Saver
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import TrainingSetup, prepare
+from internvl_trainer.train.step_losses import StepLosses
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +49,7 @@ _STEPS_AVERAGED = 20  # for the time left
 def train(context: GroupContext, stop: StopFlag) -> StageResult:
     """Train from the newest checkpoint to the last step, then export. All ranks call it."""
     config, group, reporter = context.config, context.group, context.reporter
+    bandwidth = check_bandwidth(context)
     setup = prepare(context)
     fingerprint = context.stages.fingerprint("train")
     checkpoints = Checkpoints(
@@ -47,26 +57,34 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
         group,
         fingerprint=fingerprint,
         keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
         base=setup.base_identity,
         epoch=group.first(context.epoch),
+        processes=config.processes_per_worker,
     )
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
-        first = checkpoints.restore(setup.engine, Path(scratch))
-        trainer = Trainer(context, setup, checkpoints, open_metrics_log(Path(scratch), group), stop, first)
+        first = checkpoints.restore(setup.engine, Path(scratch), total_steps=setup.total_steps)
+        trainer = Trainer(context, setup, checkpoints, open_metrics_log(Path(scratch), group), stop, first, bandwidth)
         with stop.deferred():
             trainer.validate_late()
+            if first == 0:
+                trainer.answer_samples(0)
             loader = setup.loader(first)
             for step in range(first, setup.total_steps):
+                if trainer.held_out.ended:
+                    break
                 reporter.enter("data")
                 window = loader.window()
                 reporter.enter("meeting")
-                stopping, *weights = group.sum([stop.requested, *window.weights])
-                if stopping:
+                patient = step in (first, trainer.saver.step)  # data workers start; ranks stored files of their own
+                sums = group.meet([stop.requested, checkpoints.ready(), *window.weights], patient=patient)
+                stopping, ready, *weights = sums
+                trainer.saver.advance(ready)
+                if stopping or not trainer.take_step(step, window, weights):
                     return trainer.stopped(step)
-                trainer.take_step(step, window, weights)
-                if is_due(step + 1, setup.total_steps, config.checkpoint.every_steps):
-                    trainer.save(step + 1)
+                if trainer.needs_checkpoint(step + 1):
+                    trainer.saver.save(step + 1)
         return trainer.finish(Path(scratch) / "export")
 
 
@@ -84,6 +102,16 @@ def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
     return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
 
 
+def peak_gpu_memory(device: torch.device) -> int | None:
+    """Bytes that torch's allocator reserved on a GPU at most; None on the CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, else CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
     """Rank 0's metrics log, continuing that of the restored checkpoint; None on the other ranks."""
     if not group.leads:
@@ -94,11 +122,13 @@ def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
 
 @dataclass
 class Trainer:
-    """One attempt at training: a step, a checkpoint, a validation, and the end.
+    """One attempt at training: a step, a validation, and the end.
 
     Attributes:
         log: of rank 0; None on the other ranks.
-        saved_step: the step of the newest checkpoint; 0 when there is none.
+        first: the step of the restored checkpoint; 0 when there is none.
+        held_out: the losses on data.validation so far, the same on all ranks.
+        bandwidth: what this attempt measured at its start; None once the metrics log has it.
     """
 
     context: GroupContext
@@ -106,9 +136,12 @@ class Trainer:
     checkpoints: Checkpoints
     log: MetricsLog | None
     stop: StopFlag
-    saved_step: int
+    first: InitVar[int]
+    bandwidth: Bandwidth | None = None
     loss: float = math.nan
     watch: LossWatch = field(init=False)
+    saver: Saver = field(init=False)
+    held_out: HeldOut = field(init=False)
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_AVERAGED))
 
     @property
@@ -116,33 +149,50 @@ class Trainer:
         """The reporter of this process."""
         return self.context.reporter
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first: int) -> None:
+        stopping = self.context.config.training.early_stopping
+        known = self.context.group.first(self.log.validations() if self.log else None)
+        self.held_out = HeldOut(stopping, known, total_steps=self.setup.total_steps)
+        self.saver = Saver(
+            self.context, self.setup, self.checkpoints, self.log, self.stop, self.durations, first, self.held_out
+        )
         self.reporter.checkpoint = self.checkpoints.newest
         self.reporter.total_steps.set(self.setup.total_steps)
-        self.reporter.update(step=self.saved_step, total_steps=self.setup.total_steps)
-        self.reporter.doing("training")
+        self.reporter.update(step=first, total_steps=self.setup.total_steps)
+        self.reporter.doing(TAKING_STEPS)
         self.watch = LossWatch(self.setup.total_steps)
         for row in self.log.rows() if self.log else ():
             self.watch.add(row)
         self.reporter.update(warning=self.warning)
+        self._report_held_out()
 
     @property
     def warning(self) -> str | None:
         """The warning about the loss so far, on rank 0; None without one."""
         return str(self.watch.found) if self.watch.found else None
 
-    def take_step(self, step: int, window: Window, weights: list[float]) -> None:
-        """Take one optimizer step. Raises UserError for a loss that is not finite, before it reaches the weights.
+    def take_step(self, step: int, window: Window, weights: list[float]) -> bool:
+        """Take one optimizer step; False when it was abandoned because a rank is told to stop.
+
+        Raises UserError for a loss that is not finite, before it reaches the weights.
 
         `weights`: sums of loss weights of each micro-batch, over all ranks.
         """
         began = time.monotonic()
         self.reporter.enter("computing")
-        by_dataset = DatasetLosses(self.setup.components.datasets)
-        local = run_backward(
-            self.setup.engine, window, weights, self.context.config, self.context.group, step, by_dataset
-        )
-        parts = by_dataset.values()
+        losses = StepLosses(self.setup.components.datasets)
+        if not run_backward(
+            self.setup.engine,
+            window,
+            weights,
+            self.context.config,
+            self.context.group,
+            step,
+            losses,
+            self._is_any_stopping,
+        ):
+            return False
+        local, parts = losses.read()
         mine = [0.0] * self.context.group.world_size
         mine[self.context.group.rank] = window.waited
         total, supervised, rows, tokens, places, *others = self.context.group.sum(
@@ -180,41 +230,55 @@ class Trainer:
                 data_wait_seconds=mean(waits),
                 world_size=self.context.group.world_size,
                 validation_loss=held_out,
-                dataset_losses=by_dataset.means(parts),
+                dataset_losses=losses.means(parts),
                 validation_losses=None if held_out is None else self._validation_losses(),
+                ended_early=self.held_out.ended,
+                bandwidth=self._take_bandwidth(),
             )
         )
+        self.answer_samples(step + 1)
+        return True
+
+    def answer_samples(self, step: int) -> None:
+        """Answer the sample rows with the weights after `step` steps, when it is due."""
+        samples, total = self.setup.components.samples, self.setup.total_steps
+        if samples is None or not (is_due(step, total, samples.every) or self.held_out.ended):
+            return
+        began = time.monotonic()
+        self.reporter.doing(f"answering {len(samples.chosen)} sample rows after step {step}")
+        answers = samples.answers(self.setup.engine, lambda: self.stop.requested)
+        self.reporter.update(detail=TAKING_STEPS)
+        if answers is not None and self.log is not None:
+            self.log.add_samples(step, answers, {} if self.log.has_samples else samples.pictures())
+            logger.info("answered %d sample rows in %.1f s", len(answers), time.monotonic() - began)
+
+    def needs_checkpoint(self, step: int) -> bool:
+        """Whether to store the state after `step` steps: it is due, the best so far with keepBest, or the last one."""
+        settings, lowest = self.context.config.checkpoint, self.held_out.lowest
+        is_best = settings.keep_best and lowest is not None and lowest.step == step
+        return is_best or bool(self.held_out.ended) or is_due(step, self.setup.total_steps, settings.every_steps)
+
+    def _take_bandwidth(self) -> dict[str, float] | None:
+        """What was measured at the start, for the attempt's first step; None after it."""
+        found, self.bandwidth = self.bandwidth, None
+        return found.model_dump(exclude_none=True) if found else None
+
+    def _is_any_stopping(self) -> bool:
+        return bool(self.context.group.sum([self.stop.requested])[0])
 
     def validate_late(self) -> None:
         """Take the validation loss that the previous attempt owed when it was stopped."""
-        step = self.saved_step
+        step = self.saver.step
         if step and self.context.group.first(self.log is not None and not self.log.is_validated):
             loss = self._validate(step)
             if loss is not None and self.log is not None:
-                self.log.add_validation(loss, self._validation_losses())
-
-    def save(self, step: int) -> None:
-        """Store a checkpoint after `step` steps."""
-        began = time.monotonic()
-        self.reporter.doing(f"checkpoint at step {step}")
-        if self.context.group.leads and self.checkpoints.newest is None:
-            persistently(self.context.stages.claim_output)()
-        self.checkpoints.save(self.setup.engine, step, self.log.files() if self.log else {})
-        self.saved_step = step
-        seconds = time.monotonic() - began
-        self.reporter.checkpoint = self.checkpoints.newest
-        self.reporter.checkpoint_seconds.set(seconds)
-        self.reporter.checkpoint_bytes.set(self.checkpoints.newest_bytes)
-        self.reporter.checkpoint_step.set(step)
-        logger.info("checkpoint at step %d took %.1f s", step, seconds)
-        self.reporter.update(detail="training")
+                self.log.add_validation(loss, self._validation_losses(), self.held_out.ended)
 
     def stopped(self, step: int) -> StageResult:
-        """The result when stopped before `step`, with a checkpoint of the steps so far."""
-        if step > self.saved_step:
-            self.save(step)
+        """The result when stopped before `step`, with a checkpoint of the steps so far where there is time for it."""
+        kept = self.saver.save_before_stop(step)
         return self._result(
-            "resume", "Stopped", f"stopped after step {step} of {self.setup.total_steps}; start me again"
+            "resume", "Stopped", f"stopped after step {step} of {self.setup.total_steps}{kept}; start me again"
         )
 
     def finish(self, directory: Path) -> StageResult:
@@ -225,13 +289,20 @@ class Trainer:
         if group.leads:
             persistently(stages.discard)("train")  # left by a killed attempt
         artifacts = {kind: stages.uri("train", kind)}
-        files = self._export(directory, kind)
+        self.saver.finish()
+        steps, exported = self.saver.step, self._load_exported()
+        self.checkpoints.release()  # host memory holds a shard of each rank instead
+        shares = group.gather([asdict(file) for file in self._export(directory, kind)])
         if self.log is not None:
+            files = [ManifestFile(**file) for share in shares for file in share]
             files += persistently(stages.upload)("train", self.log.files())
             about = {
                 "kind": kind,
-                "steps": self.setup.total_steps,
+                "steps": steps,
+                "exported": exported.about,
+                "endedEarly": self.held_out.ended,
                 "base": self.setup.base_identity,
+                "device": device_name(group.device),
                 "artifacts": artifacts,
                 "progress": self.reporter.progress.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
@@ -239,31 +310,54 @@ class Trainer:
             self.log.close()
         group.barrier()
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.4f}"
-        warned = f"; {self.warning}" if self.warning else ""
-        return self._result("succeeded", "Trained", f"{self.setup.total_steps} steps{loss}{warned}", artifacts)
+        notes = (self.held_out.ended, exported.note, self.warning)
+        message = "; ".join([f"{steps} steps{loss}", *filter(None, notes)])
+        return self._result("succeeded", "EarlyStopped" if self.held_out.ended else "Trained", message, artifacts)
+
+    def _load_exported(self) -> Exported:
+        """Put the weights to export into the engine, and report their step: the best with keepBest, else the last."""
+        last = self.saver.step
+        exported = Exported(last, self.held_out.loss(last))
+        if self.context.config.checkpoint.keep_best:
+            exported = choose_best(
+                self.held_out, last, lambda step: self.checkpoints.use_weights(self.setup.engine, step)
+            )
+        self.reporter.update(exported_step=exported.step)
+        if self.context.group.leads and exported.note:
+            logger.info("%s", exported.note)
+        return exported
 
     def _export(self, directory: Path, kind: str) -> list[ManifestFile]:
-        """Store the exported files one at a time, so that the scratch disk need not hold a whole model."""
+        """Store the files that this rank exports, each while the next one is collected: the scratch disk holds two."""
         stored: list[ManifestFile] = []
+        sending: Future[list[ManifestFile]] | None = None
         for path in self.setup.components.export(self.setup.engine, directory):
+            stored += sending.result() if sending else []
             name = f"{kind}/{path.relative_to(directory).as_posix()}"
-            stored += persistently(self.context.stages.upload)("train", {name: path})
-            path.unlink()
+            sending = in_background(partial(self._send, name, path))
+        return stored + (sending.result() if sending else [])
+
+    def _send(self, name: str, path: Path) -> list[ManifestFile]:
+        if not self.context.group.leads:
+            check_epoch(self.context.storage, self.checkpoints.epoch)
+        stored = persistently(self.context.stages.upload)("train", {name: path})
+        path.unlink()
         return stored
 
     def _validate(self, step: int) -> float | None:
         """The loss on data.validation after `step` steps; None when it is not due or a stop was requested meanwhile."""
-        every = self.context.config.evaluation.every_steps or self.context.config.checkpoint.every_steps
+        every = self.context.config.validation_every
         validation = self.setup.components.validation
         if validation is None or not is_due(step, self.setup.total_steps, every):
             return None
         self.reporter.doing(f"validating after step {step}")
         is_last = step == self.setup.total_steps  # no later attempt would take it
         loss = validation.loss(self.setup.engine, lambda: self.stop.requested and not is_last)
-        self.reporter.update(detail="training")
+        self.reporter.update(detail=TAKING_STEPS)
         if loss is None:
             return None
         if not math.isfinite(loss):
+            self.saver.finish()
             raise UserError(
                 "LossNotFinite",
                 f"the loss on data.validation is {loss} after step {step}; the last checkpoint is whole. Lower "
@@ -272,9 +366,17 @@ class Trainer:
             )
         self.reporter.validation_loss.set(loss)
         self.reporter.update(validation_loss=loss)
+        self.held_out.add(step, loss)
+        self._report_held_out()
         if self.context.group.leads:
-            logger.info("step %d validation loss %.4f", step, loss)
+            logger.info("step %d validation loss %.4f%s", step, loss, self.held_out.note_of(step))
         return loss
+
+    def _report_held_out(self) -> None:
+        if lowest := self.held_out.lowest:
+            self.reporter.update(
+                best_step=lowest.step, best_validation_loss=lowest.loss, ended_early=self.held_out.ended
+            )
 
     def _validation_losses(self) -> dict[str, float] | None:
         validation = self.setup.components.validation
@@ -286,7 +388,8 @@ class Trainer:
 
     def _not_finite(self, step: int, what: str) -> UserError:
         """The error for all ranks, with the earlier warning about the loss, which is the likely cause."""
-        good = f"the checkpoint of step {self.saved_step} is whole" if self.saved_step else "there is no checkpoint yet"
+        self.saver.finish()
+        good = f"the checkpoint of step {self.saver.step} is whole" if self.saver.step else "there is no checkpoint yet"
         before = self.context.group.first(self.warning)
         return UserError(
             "LossNotFinite",
@@ -306,6 +409,7 @@ class Trainer:
         reporter.packing_efficiency.set(record.tokens / record.places)
         reporter.data_wait.inc(record.data_wait_seconds)
         reporter.step_seconds.observe(record.step_seconds)
+        reporter.note_memory(peak_gpu_memory(self.context.group.device))
         self.durations.append(record.step_seconds)
         samples, tokens = record.samples / record.step_seconds, record.tokens / record.step_seconds
         reporter.samples_per_second.set(samples)

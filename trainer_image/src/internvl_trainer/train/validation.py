@@ -16,8 +16,8 @@ from internvl_trainer.data.loader import Collate, Loader, RowDataset
 from internvl_trainer.data.sampler import Position
 from internvl_trainer.distributed import Group
 from internvl_trainer.retrieval.pair_dataset import PairDataset
-from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.engine import forward
+from internvl_trainer.train.step_losses import StepLosses
 
 
 class Validation:
@@ -63,7 +63,7 @@ class Validation:
 
     def _means(self, batches: list[list[float]]) -> dict[str, float] | None:
         """Loss of each dataset; exact sums, so that the world size does not matter."""
-        return DatasetLosses(self._datasets).means([math.fsum(values) for values in zip(*batches, strict=True)])
+        return StepLosses(self._datasets).means([math.fsum(values) for values in zip(*batches, strict=True)])
 
     @torch.no_grad()
     def _own_sums(self, engine: Any, is_stopping: Callable[[], bool]) -> list[tuple[float, int, list[float]]] | None:
@@ -82,10 +82,11 @@ class Validation:
             if self._group.sum([is_stopping()])[0]:
                 return None
             window = loader.window()
-            by_dataset = DatasetLosses(self._datasets)
-            output = forward(engine, window.batches[0], self._group.device, by_dataset)
+            losses = StepLosses(self._datasets)
+            forward(engine, window.batches[0], self._group.device, losses)
             if number < len(counted):
-                sums.append((float(output.loss_sum), window.supervised_tokens, by_dataset.values()))
+                total, parts = losses.read()
+                sums.append((total, window.supervised_tokens, parts))
         return sums
 
     def _batches_of(self, rank: int) -> list[list[Position]]:

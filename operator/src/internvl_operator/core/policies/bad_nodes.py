@@ -15,7 +15,7 @@ from internvl_operator.core.policies import failure_policy
 _REASONS = ("NodeLost", "NodeRefused", "NodeTainted", *faults.blamed("node"))
 _BROKEN = faults.blamed("hardware")
 _TOLERATED = 1  # failures; a node that fails more often is avoided
-AVOIDED = "failed twice under this run, or has a broken GPU"  # why, in messages
+AVOIDED = "failed twice under this run, has a broken GPU, or is gone"  # why, in messages
 _REMEMBERED = 64  # nodes in status
 # Seconds that pods wait for a node that is not avoided; after that the avoided ones are allowed again.
 PATIENCE = 60
@@ -35,7 +35,15 @@ def counted(status: InternVLFineTuneStatus, workers: Sequence[Pod], restarted: P
 
 def avoided(status: InternVLFineTuneStatus) -> list[str]:
     """The nodes that new pods must not run on, sorted."""
-    return sorted(node for node, count in status.node_failures.items() if count > _TOLERATED)
+    failed = {node for node, count in status.node_failures.items() if count > _TOLERATED}
+    return sorted(failed | {*status.lost_nodes})
+
+
+def with_failure(failures: dict[str, int], node: str) -> dict[str, int]:
+    """The failures by node, with one more of this node."""
+    if node not in failures and len(failures) >= _REMEMBERED:
+        return failures
+    return failures | {node: failures.get(node, 0) + 1}
 
 
 def allowed_again(status: InternVLFineTuneStatus) -> dict[str, int]:

@@ -13,7 +13,7 @@ from datetime import datetime
 from internvl_api import faults
 from internvl_api.constants import ExitCode
 
-from internvl_operator.core.observe import Pod
+from internvl_operator.core.observe import OtherContainer, Pod
 from internvl_operator.core.policies.outcome import RESUME, Budget, Kind, Outcome
 from internvl_operator.core.resources import requirements
 
@@ -108,9 +108,16 @@ def diagnose(pod: Pod, image: str = _IMAGE) -> Outcome | None:
         return outcome
     if pod.deletion_timestamp is not None:
         return _infrastructure("WorkerDeleted", f"{who} was deleted")
+    if pod.phase == "Failed" and pod.exit_code is None and (failed := _failed_init(pod)):
+        text = f"{who} never started: its {failed.describe()} ended with exit code {failed.exit_code}"
+        return _infrastructure("OtherContainerFailed", text + (f" ({failed.exit_words})" if failed.exit_words else ""))
     if pod.phase == "Unknown" or _lost_by_its_node(pod):
         return _infrastructure("NodeLost", f"{who} was lost with its node")
     return _exited(pod, who, image) if pod.finished else None
+
+
+def _failed_init(pod: Pod) -> OtherContainer | None:
+    return next((each for each in pod.others if each.init and each.exit_code), None)
 
 
 def _lost_by_its_node(pod: Pod) -> bool:

@@ -24,8 +24,12 @@ def decide(outcome: Outcome, stage: StageName, smaller: int | None, policy: RunP
     """
     if outcome.kind != "change":
         return outcome
+    if stage == "doctor":  # it needs next to nothing: somebody else's process holds the GPU's memory
+        text = f"{outcome.message}; the doctor itself needs little, so look for other processes on that GPU"
+        return Outcome("retry", outcome.reason, text, "infrastructure")
     if stage != "train":
-        return Outcome("fail", outcome.reason, f"{outcome.message}; lower spec.evaluation.batchSize")
+        advice = "; lower spec.evaluation.batchSize" if stage in ("baseline-evaluate", "evaluate") else ""
+        return Outcome("fail", outcome.reason, outcome.message + advice)
     if smaller is None:
         text = f"{outcome.message}; the micro batch cannot get smaller: lower spec.training.maxSeqLength or "
         return Outcome("fail", outcome.reason, text + "spec.image.maxDynamicPatch, or raise spec.training.zeroStage")
@@ -55,17 +59,26 @@ def smaller_micro_batch(run_config: RunConfig, status: InternVLFineTuneStatus) -
 def current_micro_batch(run_config: RunConfig, status: InternVLFineTuneStatus) -> int:
     """The micro batch of the current attempt: the spec's, or the smaller one that status remembers."""
     largest, known = run_config.training.micro_batch_size, status.micro_batch_size
-    share = largest * run_config.gradient_accumulation
-    return known if known and known < largest and share % known == 0 else largest
+    if not known or known >= largest:
+        return largest
+    share = largest * run_config.gradient_accumulation  # another one than before when the number of workers changed
+    return next((size for size in range(known, 0, -1) if share % size == 0), largest)
+
+
+def attempt_config(run_config: RunConfig, status: InternVLFineTuneStatus) -> RunConfig:
+    """The RunConfig of the current attempt, with its micro batch; the same object when that is the spec's."""
+    size = current_micro_batch(run_config, status)
+    if size == run_config.training.micro_batch_size:
+        return run_config
+    accumulation = run_config.gradient_accumulation * run_config.training.micro_batch_size // size
+    training = run_config.training.model_copy(update={"micro_batch_size": size})
+    return run_config.model_copy(update={"training": training, "gradient_accumulation": accumulation})
 
 
 def run_yaml(run: Run, status: InternVLFineTuneStatus) -> str:
     """The text of run.yaml for the current attempt."""
     run_config = run.resolved.run_config
-    if run_config is None or current_micro_batch(run_config, status) == run_config.training.micro_batch_size:
+    if run_config is None:
         return run.resolved.run_yaml
-    size = current_micro_batch(run_config, status)
-    accumulation = run_config.gradient_accumulation * run_config.training.micro_batch_size // size
-    training = run_config.training.model_copy(update={"micro_batch_size": size})
-    changed = run_config.model_copy(update={"training": training, "gradient_accumulation": accumulation})
-    return changed.to_yaml(reveal=True)
+    config = attempt_config(run_config, status)
+    return (run.resolved.run_yaml if config is run_config else "") or config.to_yaml(reveal=True)

@@ -16,7 +16,8 @@ RESUME = "Resume"  # reason of a worker that saved its state and left, for no st
 class Outcome:
     """How a group ended; `budget`: which restart budget it counts against.
 
-    `secondary`: probably a secondary failure; wait for the root cause.
+    `secondary`: probably a secondary failure; wait for the root cause. `at_once`: the next attempt starts without a
+    pause, however many have failed.
     """
 
     kind: Kind
@@ -24,6 +25,7 @@ class Outcome:
     message: str
     budget: Budget = "none"
     secondary: bool = False
+    at_once: bool = False
 
     @property
     def may_have_another_cause(self) -> bool:

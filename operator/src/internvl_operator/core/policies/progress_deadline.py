@@ -1,12 +1,17 @@
 """End training that makes no progress, and name the process that lags.
 
+Without progressDeadlineSeconds the deadline follows from the run's own steps, and holds only while the trainer says
+that it takes steps: checkpoints, validation and exports may take long, and it says when it does those.
+
 The deadline counts from an attempt's first progress report: an operator that cannot reach the pods gets none and never
 reports a hang. All processes are probed before an attempt ends, so that a restarted operator decides on fresh answers
 and can name the lagging process.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from internvl_api.constants import TAKING_STEPS
 from internvl_api.status import Progress, StepPhase
 
 from internvl_operator.core.context import ReconcileContext
@@ -15,6 +20,9 @@ from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.stages import Stage
 from internvl_operator.core.timestamps import from_text, to_text
 
+_STEPS = 20  # mean steps without progress, after which training counts as hung
+_SHORTEST_SECONDS = 1800.0  # steps differ, and a stalled storage may come back
+_FIRST_STEP_SECONDS = 7200.0  # kernels are compiled and caches are cold
 _PROBE_AGAIN = 30.0  # seconds until the next probe when no answer came back
 _ORDER: dict[StepPhase, int] = {"data": 0, "meeting": 1, "computing": 2}
 _WORDS: dict[StepPhase, str] = {
@@ -24,11 +32,37 @@ _WORDS: dict[StepPhase, str] = {
 }
 
 
+class Limit(NamedTuple):
+    """Seconds without progress after which training ends, and the origin of this figure, for messages."""
+
+    seconds: float
+    origin: str
+
+
+def limit_of(given: int | None, progress: Progress | None) -> Limit | None:
+    """The deadline of a run: what the spec says, else twenty of its steps and half an hour at least.
+
+    None when the spec gives none and training does something else than steps, or has not reported yet.
+    """
+    if given is not None:
+        return Limit(given, f"spec.runPolicy.progressDeadlineSeconds: {given}")
+    if progress is None or progress.detail != TAKING_STEPS:
+        return None
+    left = (progress.total_steps or 0) - (progress.step or 0)
+    if progress.eta_seconds is None or left < 1:
+        return Limit(_FIRST_STEP_SECONDS, f"default for the first step of an attempt: {_FIRST_STEP_SECONDS:.0f} s")
+    step = max(0.0, progress.eta_seconds / left)
+    seconds = max(_SHORTEST_SECONDS, _STEPS * step)
+    return Limit(seconds, f"default: {_STEPS} steps of {step:.1f} s, at least {_SHORTEST_SECONDS:.0f} s")
+
+
 def decide(context: ReconcileContext, stage: Stage) -> Decision:
-    """End training without progress for progressDeadlineSeconds, after its processes were probed."""
-    limit, since = context.run.spec.run_policy.progress_deadline_seconds, from_text(context.status.progress_at)
-    if limit is None or since is None or stage.name != "train" or context.entry(stage).state != "Running":
+    """End training without progress for the deadline's seconds, after its processes were probed."""
+    given, since = context.run.spec.run_policy.progress_deadline_seconds, from_text(context.status.progress_at)
+    found = limit_of(given, context.status.progress)
+    if found is None or since is None or stage.name != "train" or context.entry(stage).state != "Running":
         return Decision()
+    limit, origin = found
     left = limit - (context.now - since).total_seconds()
     if left > 0:
         return Decision(wait=left)
@@ -39,7 +73,7 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
         return Decision(probe=running, wait=_PROBE_AGAIN)
     if _has_advanced(answers, context.status.progress or Progress()):
         return Decision(wait=limit, record={"progress_at": to_text(answers.asked_at)})
-    text = f"no progress since {context.status.progress_at} (spec.runPolicy.progressDeadlineSeconds: {limit}): "
+    text = f"no progress since {context.status.progress_at} ({origin}): "
     return Decision(Outcome("retry", "ProgressStalled", text + slowest(answers.states), "infrastructure"))
 
 

@@ -10,7 +10,13 @@ _LIMIT_RANGE = re.compile(
     r"(maximum|minimum) \S+ usage per (Container|Pod)|max limit to request ratio per (Container|Pod)"
     r"|must be less than or equal to \S+ limit"
 )
-_GPU = re.compile(r"\bnvidia\.com/")
+# A pod names an object that is missing; the fields of the spec that name it.
+_MISSING = (
+    (re.compile(r"error looking up service account|serviceaccount \S+ not found"), "serviceAccountName"),
+    (re.compile(r"no PriorityClass with name"), "priorityClassName"),
+    (re.compile(r"RuntimeClass \S+ not found"), "runtimeClassName"),
+)
+_EXTENDED = re.compile(r"\brequests\.[^\s=,]+/")  # GPUs, under whichever name
 
 
 def refusal_reason(
@@ -35,6 +41,9 @@ def refusal_reason(
     if _LIMIT_RANGE.search(message):
         ranges = f"a LimitRange of namespace {namespace!r} (kubectl get limitrange -n {namespace})"
         return "LimitRangeViolated", f"{text}; {ranges} bounds each pod: set requests and limits in {setting}"
+    for pattern, field in _MISSING:
+        if pattern.search(message):
+            return "ForbiddenChild", f"{text}; create that object, or correct spec.podTemplate.{field}"
     return ("NameTaken" if status == 409 else f"{reason or 'Invalid'}Child"), text
 
 
@@ -42,7 +51,7 @@ def _request_less(stage: str | None, requested: str | None) -> str:
     """The advice to request less; GPUs and the number of pods have fields of their own."""
     if stage is None:
         return "ask its administrator"
-    if requested and _GPU.search(requested):
+    if requested and _EXTENDED.search(requested):
         return "lower spec.workers or spec.gpusPerWorker"
     if requested and all(part.strip().startswith(("pods=", "count/pods=")) for part in requested.split(",")):
         return "lower spec.workers"

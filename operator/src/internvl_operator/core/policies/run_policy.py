@@ -11,6 +11,8 @@ from internvl_operator.core.policies.outcome import Outcome
 from internvl_operator.core.policies.startup_problems import StartupProblem
 from internvl_operator.core.timestamps import from_text
 
+SHORT_GRACE = 5  # seconds to end, for a pod that has nothing to save
+
 
 def backoff(failures: int, config: OperatorConfig) -> float:
     """Seconds to wait after `failures` failures in a row: base, 2 x base, … up to the cap."""
@@ -23,8 +25,11 @@ def restart_delay(outcome: Outcome, failures: int, config: OperatorConfig) -> fl
     """Seconds to wait before the next attempt; `failures` includes the current one.
 
     A stalled stage always waits. The first restart is immediate; further restarts without a newer checkpoint wait too,
-    whatever their cause, so that no run restarts in a hot loop.
+    whatever their cause, so that no run restarts in a hot loop. An attempt that has waited already (`at_once`) starts
+    without a pause.
     """
+    if outcome.at_once:
+        return 0.0
     return backoff(failures if outcome.kind == "stall" else failures - 1, config)
 
 
@@ -49,6 +54,12 @@ def seconds_until(moment: str | None, now: datetime) -> float:
     return max(0.0, (when - now).total_seconds()) if when else 0.0
 
 
+def seconds_to_retry(status: InternVLFineTuneStatus, now: datetime, config: OperatorConfig) -> float:
+    """Seconds until the next attempt; 0 for a time beyond the longest pause, which a wrong clock has written."""
+    wait = seconds_until(status.retry_at, now)
+    return wait if wait <= config.retry_cap else 0.0
+
+
 def deadline_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until activeDeadlineSeconds after startedAt, which a resumed run resets; None without a deadline."""
     return left(status.started_at, policy.active_deadline_seconds, now)
@@ -63,6 +74,11 @@ def deadline_exceeded(seconds: int | None, problem: StartupProblem | None) -> Ou
 def ttl_left(policy: RunPolicy, status: InternVLFineTuneStatus, now: datetime) -> float | None:
     """Seconds until the CR of a finished run is deleted; None when it is kept."""
     return left(status.finished_at, policy.ttl_seconds_after_finished, now)
+
+
+def shortened(grace: int | None) -> int:
+    """Seconds to end for a pod that has nothing to save: at most `grace`, the spec's (None: the spec has none)."""
+    return SHORT_GRACE if grace is None else min(SHORT_GRACE, grace)
 
 
 def force_left(pod: Pod, now: datetime, config: OperatorConfig) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 
 from internvl_api.spec import InternVLFineTuneSpec, Secrets
 
-from internvl_operator.core.observe import Pod
+from internvl_operator.core.observe import OtherContainer, Pod
 from internvl_operator.core.resources.pods import claims, image_setting
 from internvl_operator.core.timestamps import to_text
 
 NOTICE_AFTER = timedelta(seconds=30)  # most pods start sooner and need no message
 _SILENT = ("", "ContainerCreating", "PodInitializing")
+_NOT_OURS = "which is not the trainer's (an admission webhook or a network profile adds such containers)"
 _KINDS = {  # source of a volume -> kind, and the field with its name
     "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
     "secret": ("Secret", "secretName"),
@@ -58,6 +59,10 @@ def _problem_of(pod: Pod, spec: InternVLFineTuneSpec, namespace: str) -> Startup
         )
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
         return StartupProblem("ContainerNotStarted", f"pod {pod.name}: {pod.waiting_message}", stalled=True)
+    if pod.unstarted and (other := next((each for each in pod.others if each.waiting_reason in _IMAGE_REASONS), None)):
+        detail = other.waiting_message or other.waiting_reason
+        text = f"pod {pod.name} cannot get the image of its {other.describe()}, {_NOT_OURS}: {detail}"
+        return StartupProblem("OtherContainerBlocked", text, stalled=True)
     if pod.scheduling_gated:
         return StartupProblem(
             "SchedulingGated", f"pod {pod.name} waits for its queue: {pod.scheduling_gated}", stalled=False
@@ -112,6 +117,9 @@ def slow_start(workers: Sequence[Pod], spec: InternVLFineTuneSpec, now: datetime
         if pod.ready_to_start is None:  # its kubelet does not report it
             continue
         who, start = f"pod {pod.name} on node {pod.node}", to_text(since)
+        if init := _unfinished_init(pod):
+            text = f"{who} has been waiting for its {init.describe()} since {start}, {_NOT_OURS}"
+            return StartupProblem("OtherContainerBlocked", text, stalled=False)
         if pod.ready_to_start:
             text = f"{who} has been pulling its image since {start}; volumes and network are ready"
             return StartupProblem("ImagePulling", text, stalled=False)
@@ -129,13 +137,20 @@ def seconds_to_notice(workers: Sequence[Pod], now: datetime) -> float | None:
 def _starting(workers: Sequence[Pod]) -> Iterator[tuple[Pod, datetime]]:
     """Pods that start on a node, with their start time; pods whose container reports a problem are left out."""
     for pod in workers:
-        waits = pod.phase == "Pending" and not pod.finished and pod.waiting_reason in _SILENT
+        waits = pod.unstarted and pod.waiting_reason in _SILENT
         if waits and pod.start_time is not None:
             yield pod, pod.start_time
 
 
+def _unfinished_init(pod: Pod) -> OtherContainer | None:
+    """The init container that the trainer waits for; a sidecar among them (restartPolicy Always) runs beside it."""
+    return next((each for each in pod.others if each.init and each.running), None)
+
+
 def missing_prerequisite(pod: Pod, spec: InternVLFineTuneSpec) -> str:
     """What a pod past its start deadline lacks; empty when the kubelet does not report it."""
+    if init := _unfinished_init(pod):
+        return f"its {init.describe()} has not ended, {_NOT_OURS}"
     if pod.ready_to_start is None:
         return ""
     if pod.ready_to_start:

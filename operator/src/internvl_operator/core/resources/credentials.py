@@ -15,6 +15,7 @@ _STORAGE_OPTIONS = (
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
+_WITHOUT_SOURCES = ("doctor", "baseline-score", "score")  # they read the run's output alone
 _HUB_KEY = "HF_TOKEN"
 _HUB_WRITE_KEY = "HF_WRITE_TOKEN"  # publish takes it, where the Secret has it, instead of HF_TOKEN
 
@@ -33,9 +34,11 @@ def env(run: Run, stage: Stage) -> list[dict[str, Any]]:
 
 
 def _needs_hub(run: Run, stage: Stage) -> bool:
-    """Publish writes to the Hub and reads no source; the other stages read sources."""
+    """Publish writes to the Hub; it and _WITHOUT_SOURCES read no source, the other stages do."""
     if stage.name == "publish":
         return run.spec.publish.hub is not None
+    if stage.name in _WITHOUT_SOURCES:
+        return False
     return any(source.startswith("hf://") for _, source in run.spec.sources())
 
 

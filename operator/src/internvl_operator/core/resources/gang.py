@@ -28,7 +28,8 @@ def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
     if scheduling.gang not in _SCHEDULERS:
         return []
     version, _ = _SCHEDULERS[scheduling.gang]
-    spec: dict[str, Any] = {"minMember": stage.size(run.spec)}
+    size, least = stage.size(run.spec), run.spec.min_workers
+    spec: dict[str, Any] = {"minMember": min(size, least) if least else size}
     if scheduling.gang == "volcano":
         chosen = {"queue": scheduling.queue, "priorityClassName": run.spec.pod_template.priority_class_name}
         spec |= {key: value for key, value in chosen.items() if value}

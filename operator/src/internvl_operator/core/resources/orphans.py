@@ -1,11 +1,13 @@
 """Children that a run deleted with --cascade=orphan left behind: recognise, name and adopt them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 from internvl_api.constants import (
     ANNOTATION_ADOPT,
+    ANNOTATION_ADOPTED_FROM,
     ANNOTATION_RUN_DIGEST,
     LABEL_JOB,
     LABEL_JOB_UID,
@@ -18,6 +20,8 @@ from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 
 _SHOWN = 10  # names in a message
+_REMEMBERED = 4  # uids of earlier runs
+_UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 class Child(NamedTuple):
@@ -44,11 +48,24 @@ def is_orphan(raw: dict[str, Any]) -> bool:
 
 
 def adoption(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
-    """A merge patch that makes the run the owner of this very object."""
+    """A merge patch that makes the run the owner of this very object, which keeps the uids of its earlier owners."""
     metadata = raw["metadata"]
     owned = owned_metadata(run, metadata["name"], {LABEL_JOB_UID: run.uid})
     same = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-    return {"metadata": same | {key: owned[key] for key in ("labels", "ownerReferences")}}
+    before = [(metadata.get("labels") or {}).get(LABEL_JOB_UID, ""), *_earlier_owners(raw)]
+    remembered = {ANNOTATION_ADOPTED_FROM: ",".join([uid for uid in before if uid][:_REMEMBERED])}
+    changes = {key: owned[key] for key in ("labels", "ownerReferences")} | {"annotations": remembered}
+    return {"metadata": same | changes}
+
+
+def earlier_owners(children: Iterable[dict[str, Any]]) -> list[str]:
+    """The uids of the runs to which children of a run belonged before it adopted them."""
+    return sorted({uid for raw in children for uid in _earlier_owners(raw)})[:_REMEMBERED]
+
+
+def _earlier_owners(raw: dict[str, Any]) -> list[str]:
+    text = (raw["metadata"].get("annotations") or {}).get(ANNOTATION_ADOPTED_FROM, "")
+    return [uid for uid in text.split(",") if _UID.fullmatch(uid)]
 
 
 def same_output(run: Run, orphans: Sequence[Child]) -> bool:

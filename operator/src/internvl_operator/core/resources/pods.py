@@ -13,6 +13,7 @@ from internvl_api.constants import (
     ANNOTATION_RUN_DIGEST,
     CACHE_PATH,
     CONFIG_PATH,
+    ENV_ADOPTED_UIDS,
     ENV_ALLOW_PRIVATE_ADDRESSES,
     ENV_ATTEMPT,
     ENV_IMAGE,
@@ -22,11 +23,16 @@ from internvl_api.constants import (
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
+from internvl_api.memory.quantity import amount
+from internvl_api.memory.stop_time import DEFAULT_GRACE_SECONDS
 from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.spec.pods import PodTemplate
 
+from internvl_operator.core.network_profiles import NetworkProfile, known_profiles
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
-from internvl_operator.core.resources import credentials, gang, names, node_affinity, requirements
+from internvl_operator.core.resources import credentials, egress, gang, names, node_affinity, requirements
+from internvl_operator.core.resources.network import with_network
 from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
@@ -36,18 +42,23 @@ DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _CACHE = "cache"  # name of the volume
 _SHM = "/dev/shm"
-_DISK = "ephemeral-storage"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
 # node is declared lost is enough to tell a network outage from a lost node.
 _LOST_NODE_SECONDS = 30
 
 
 def build(
-    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, avoid: Sequence[str] = ()
+    run: Run,
+    stage: Stage,
+    attempt: int,
+    rank: int,
+    config: OperatorConfig,
+    avoid: Sequence[str] = (),
+    adopted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The object to apply for one worker. Raises SpecError when the run's spec is invalid.
 
-    `avoid`: names of nodes that it must not run on.
+    `avoid`: names of nodes that it must not run on; `adopted`: uids of earlier runs whose pods the run has adopted.
     """
     spec, template, defaults = run.spec, run.spec.pod_template, config.pod_defaults
     tolerations = [*template.tolerations, *defaults.tolerations]
@@ -61,31 +72,40 @@ def build(
         "subdomain": names.service(run.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
+        "terminationGracePeriodSeconds": _grace_seconds(run, stage),
         "securityContext": config.pod_security.to_dict()
         | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         | defaults.security_context,
         "tolerations": [*tolerations, *_lost_node_tolerations(tolerations)],
-        "containers": [_container(run, stage, attempt, rank, config)],
+        "containers": [_container(run, stage, attempt, rank, config, adopted)],
         "volumes": _volumes(run, stage, config),
     }
-    placement = _placement(spec, defaults, avoid)
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | placement}
+    placement = _placement(spec, stage, defaults, avoid)
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | placement}
+    return with_network(whole, _profile(run, config)) if stage.name == "train" else whole
 
 
-def defaults_digest(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> str:
+def defaults_digest(run: Run, stage: Stage, config: OperatorConfig) -> str:
     """Digest of the operator's settings that a pod of this stage depends on; not of those that the spec overrides."""
-    parts = {
-        "image": None if spec.pod_template.image else config.trainer_image,
+    parts: dict[str, Any] = {
+        "image": None if run.spec.pod_template.image else config.trainer_image,
         "pullPolicy": config.image_pull_policy,
-        "resources": requirements.build(spec, stage, config),
+        "resources": requirements.build(run, stage, config),
         "cache": config.cache_host_path,
         "privateAddresses": config.allow_private_addresses,
         "podDefaults": config.pod_defaults.to_dict(),
         "podSecurity": config.pod_security.to_dict(),
         "scratch": config.scratch_size_limit,
+        "network": _profile(run, config).to_dict() if stage.name == "train" else None,
     }
+    if config.proxy.is_set or config.ca_bundle:  # without them the digest is that of earlier operators
+        parts["egress"] = [egress.env(run, config), config.ca_bundle]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _profile(run: Run, config: OperatorConfig) -> NetworkProfile:
+    """The network profile; an unknown one was refused, or has gone since: then the pod network is used."""
+    return known_profiles(config.network_profiles).get(run.spec.network.profile or "none", NetworkProfile())
 
 
 def image_setting(spec: InternVLFineTuneSpec) -> str:
@@ -93,9 +113,17 @@ def image_setting(spec: InternVLFineTuneSpec) -> str:
     return "spec.podTemplate.image" if spec.pod_template.image else DEFAULT_IMAGE
 
 
+def _grace_seconds(run: Run, stage: Stage) -> int:
+    """The spec's grace period; else what a worker of training needs to save a checkpoint."""
+    given, config = run.spec.pod_template.termination_grace_period_seconds, run.resolved.run_config
+    if given is None and stage.name == "train" and config is not None and config.grace_seconds is not None:
+        return config.grace_seconds
+    return given or DEFAULT_GRACE_SECONDS
+
+
 def _annotations(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, str]:
     return {
-        ANNOTATION_DEFAULTS_DIGEST: defaults_digest(run.spec, stage, config),
+        ANNOTATION_DEFAULTS_DIGEST: defaults_digest(run, stage, config),
         ANNOTATION_RUN_DIGEST: run.run_digest,
         ANNOTATION_POD_DIGEST: run.pod_digest,
         "prometheus.io/scrape": "true",
@@ -104,12 +132,12 @@ def _annotations(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, st
     }
 
 
-def _placement(spec: InternVLFineTuneSpec, defaults: PodDefaults, avoid: Sequence[str]) -> dict[str, Any]:
+def _placement(spec: InternVLFineTuneSpec, stage: Stage, defaults: PodDefaults, avoid: Sequence[str]) -> dict[str, Any]:
     template = spec.pod_template
     # Each name must be unique: server-side apply keys on it.
     secrets = {each.get("name"): each for each in (*template.image_pull_secrets, *defaults.image_pull_secrets)}
     chosen = {
-        "nodeSelector": template.node_selector | defaults.node_selector,
+        "nodeSelector": _node_selector(stage, spec, template) | _node_selector(stage, spec, defaults),
         "affinity": node_affinity.without(template.affinity, avoid),
         "priorityClassName": template.priority_class_name,
         "serviceAccountName": template.service_account_name,
@@ -120,16 +148,23 @@ def _placement(spec: InternVLFineTuneSpec, defaults: PodDefaults, avoid: Sequenc
     return {key: value for key, value in chosen.items() if value}
 
 
-def _container(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> dict[str, Any]:
+def _node_selector(stage: Stage, spec: InternVLFineTuneSpec, given: PodTemplate | PodDefaults) -> dict[str, str]:
+    without_gpus = not stage.gpus(spec) and given.cpu_node_selector is not None
+    return (given.cpu_node_selector if without_gpus else given.node_selector) or {}
+
+
+def _container(
+    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, adopted: Sequence[str]
+) -> dict[str, Any]:
     spec = run.spec
     return {
         "name": CONTAINER,
         "image": _image(spec, config),
         "imagePullPolicy": config.image_pull_policy,
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
-        "env": _env(run, stage, attempt, rank, config),
+        "env": _env(run, stage, attempt, rank, config, adopted),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
-        "resources": requirements.build(spec, stage, config),
+        "resources": requirements.build(run, stage, config),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -145,7 +180,9 @@ def _image(spec: InternVLFineTuneSpec, config: OperatorConfig) -> str:
     return spec.pod_template.image or config.trainer_image
 
 
-def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig) -> list[Mapping[str, Any]]:
+def _env(
+    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, adopted: Sequence[str]
+) -> list[Mapping[str, Any]]:
     workers, processes = stage.size(run.spec), stage.processes(run.spec)
     master = names.master_address(run.name, stage.name)
     ours = {
@@ -160,6 +197,7 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         "PET_MASTER_PORT": MASTER_PORT,
         ENV_ATTEMPT: attempt,
         ENV_JOB_UID: run.uid,
+        ENV_ADOPTED_UIDS: ",".join(adopted),
         ENV_IMAGE: _image(run.spec, config),
         ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
         "HOME": SCRATCH_PATH,
@@ -167,16 +205,16 @@ def _env(run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig
         "TMPDIR": SCRATCH_PATH,
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
-    # Secret's key, ours override both.
-    secret = {item["name"]: item for item in credentials.env(run, stage)}
-    users: dict[str, Mapping[str, Any]] = {**secret, **{item["name"]: item for item in run.spec.pod_template.env}}
+    # Secret's key and the administrator's proxies, ours override all.
+    given = [*egress.env(run, config), *credentials.env(run, stage), *run.spec.pod_template.env]
+    users: dict[str, Mapping[str, Any]] = {item["name"]: item for item in given}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()
     ]
 
 
 def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str, Any]]:
-    resources = requirements.build(run.spec, stage, config)
+    resources = requirements.build(run, stage, config)
     disk = {"emptyDir": {"sizeLimit": _disk_limit(resources, config.scratch_size_limit)}}
     cache: dict[str, Any] = disk
     if config.cache_host_path:
@@ -185,7 +223,7 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
         {"name": "config", "configMap": {"name": names.config_map(run.name)}},
         {"name": "scratch"} | disk,
         {"name": _CACHE} | cache,
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.pod_template.shm_size}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": requirements.shm_size(run, stage)}},
     ]
     ours += [
         {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
@@ -198,11 +236,11 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
 
 def _disk_limit(resources: dict[str, Any], default: str) -> str:
     """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
-    limit = (resources.get("limits") or {}).get(_DISK)
+    limit = (resources.get("limits") or {}).get(requirements.DISK)
     if limit is not None:
         return str(limit)
-    request = str((resources.get("requests") or {}).get(_DISK, "0"))
-    return max((default, request), key=requirements.size)
+    request = str((resources.get("requests") or {}).get(requirements.DISK, "0"))
+    return max((default, request), key=amount)
 
 
 def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:

@@ -1,47 +1,82 @@
 """Build the requests and limits of a worker, from the spec and the operator's defaults."""
 
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from internvl_api.constants import GPU
+from internvl_api.memory import requests
+from internvl_api.memory.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.spec.pods import stage_field
+from internvl_api.spec.pods import StageResources, stage_field
 
 from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 Amounts = Mapping[str, Any]
+DISK = "ephemeral-storage"
+_BUILT_IN = OperatorConfig()
 # The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
 # the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
 _DERIVED = {"cpu": "1", "memory": "4Gi"}
-_UNITS = {unit: Decimal(1000) ** power for power, unit in enumerate(("n", "u", "m", "", *"kMGTPE"), start=-3)}
-_UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)}
 
 
-def build(spec: InternVLFineTuneSpec, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
-    """`resources` of the trainer's container. A stage without GPUs never asks for one."""
-    template = spec.pod_template
-    given = template.stage_resources.of(stage.name)
+def build(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
+    """`resources` of the trainer's container. A stage without GPUs never asks for one.
+
+    The spec decides, else a setting that the administrator changed, else what the model needs; for a model that is not
+    in the catalogue, and on the CPU, the settings' defaults.
+    """
+    spec, template = run.spec, run.spec.pod_template
+    given = given_for(spec, stage)
+    resource = template.gpu_resource or config.gpu_resource
     if stage.parallel:
-        given = template.resources if given is None else given
-        return _with_gpus(config.worker_resources if given is None else given, stage.gpus(spec))
+        return _with_gpus(_default(run, stage, config) if given is None else given, resource, stage.gpus(spec))
     if given is not None:
-        return _with_gpus(given, 0)
-    return _within_limits(config.stage_resources, (template.resources or {}).get("limits") or {})
+        return _with_gpus(given, resource, 0)
+    return _within_limits(_default(run, stage, config), (template.resources or {}).get("limits") or {})
+
+
+def given_for(spec: InternVLFineTuneSpec, stage: Stage) -> Amounts | None:
+    """The resources that the spec gives for a stage; None when it gives none."""
+    given = spec.pod_template.stage_resources.of(stage.name)
+    return spec.pod_template.resources if given is None and stage.parallel else given
+
+
+def shm_size(run: Run, stage: Stage) -> str:
+    """The size limit of a stage's /dev/shm: the spec's, else what training's batches need."""
+    config = run.resolved.run_config
+    if run.spec.pod_template.shm_size or config is None or stage.name != "train":
+        return run.spec.pod_template.shm_size or requests.whole_gi(requests.DEFAULT_SHM)
+    return requests.whole_gi(requests.size_of_shm(config))
+
+
+def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
+    name = "worker_resources" if stage.parallel else "stage_resources"
+    setting: Amounts = getattr(config, name)
+    if setting != getattr(_BUILT_IN, name) or run.resolved.run_config is None:
+        return setting
+    found = requests.needs(run.resolved.run_config, stage.name)
+    if found is None:
+        return setting
+    derived = found.requests()
+    if config.cache_host_path:  # the node's own disk, where the base model's weights go
+        derived.pop(DISK, None)
+    return {"requests": derived}
 
 
 def setting(stage: str) -> str:
     """The field of the spec that sets the resources of a stage."""
-    return "spec.podTemplate.resources" if stage == "train" else f"spec.podTemplate.stageResources.{stage_field(stage)}"
+    field = stage_field(stage)
+    own = f"spec.podTemplate.stageResources.{field}"
+    return own if field in StageResources.model_fields else "spec.podTemplate.resources"
 
 
-def _with_gpus(resources: Amounts, gpus: int) -> dict[str, Any]:
-    limits = {k: v for k, v in (resources.get("limits") or {}).items() if k != GPU}
-    requests = {k: v for k, v in (resources.get("requests") or {}).items() if k != GPU}
+def _with_gpus(resources: Amounts, resource: str, gpus: int) -> dict[str, Any]:
+    limits = {k: v for k, v in (resources.get("limits") or {}).items() if k not in (GPU, resource)}
+    requests = {k: v for k, v in (resources.get("requests") or {}).items() if k not in (GPU, resource)}
     if gpus:  # an extended resource: its request defaults to its limit and must equal it
-        limits[GPU] = str(gpus)
+        limits[resource] = str(gpus)
     return {k: v for k, v in {**resources, "limits": limits, "requests": requests}.items() if v}
 
 
@@ -50,21 +85,8 @@ def _within_limits(defaults: Amounts, limits: Amounts) -> dict[str, Any]:
     own = defaults.get("limits") or {}
     requests = defaults.get("requests") or {}
     derived = {
-        k: max(v, least, requests.get(k, least), key=size)
+        k: max(v, least, requests.get(k, least), key=amount)
         for k, v in limits.items()
         if k not in own and (least := _DERIVED.get(k))
     }
     return {**defaults, "limits": {**derived, **own}} if derived else {**defaults}
-
-
-def size(quantity: Any) -> Decimal:
-    """A quantity as a number, for comparisons; infinity for one that is not understood.
-
-    >>> size("512Mi") < size("1e9") < size("1Gi"), size("100m") < size(1)
-    (True, True)
-    """
-    number, unit = re.findall(r"^(.*?)([A-Za-z]*)$", str(quantity))[0]
-    try:
-        return Decimal(number) * _UNITS[unit]
-    except (ArithmeticError, KeyError):
-        return Decimal("Infinity")

@@ -91,13 +91,14 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
         raise CheckpointError("InvalidIndex", "weight_map is missing or empty; download the file again", str(index))
     by_file: dict[str, set[str]] = defaultdict(set)
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError("InvalidIndex", f"weight_map names {file!r}, which is no plain file name", str(index))
+        if not is_shard_name(file):
+            message = f"weight_map names {str(file)[:80]!r}; expected the name of a .safetensors file beside the index"
+            raise CheckpointError("InvalidIndex", message, str(index))
         by_file[file].add(name)
     entries = []
     for position, file in enumerate(sorted(by_file), start=1):
         path = directory / file
-        if not path.exists():
+        if not path.is_file():
             raise CheckpointError(
                 "ShardMissing",
                 f"shard {position} of {len(by_file)} is missing "
@@ -113,6 +114,17 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
             )
         entries += [entry for entry in found if entry.name in by_file[file]]
     return entries
+
+
+def is_shard_name(name: object) -> bool:
+    """Whether a name is that of a safetensors file, without a folder, that a file system can hold (255 bytes)."""
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and "/" not in name
+        and name.isprintable()
+        and len(name.encode()) <= 255
+    )
 
 
 def refuse_pointer(start: bytes, place: str) -> None:

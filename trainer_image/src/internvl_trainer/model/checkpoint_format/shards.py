@@ -19,6 +19,17 @@ Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 Read = Callable[[TensorEntry], torch.Tensor]
 
+Extents = tuple[tuple[int, int], ...]
+"""(start, end) of ranges of a tensor's rows or columns, in order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows (dim 0) or columns (dim 1) of a tensor that one process needs."""
+
+    dim: int
+    extents: Extents
+
 
 def unchanged(_: str, tensor: torch.Tensor) -> torch.Tensor:
     """The Change that keeps every tensor."""
@@ -43,6 +54,22 @@ class Piece:
         """The native tensor, given a reader of stored ones."""
         stored = read(self.entry)
         return stored if self.rule is None else split_fused(stored, self.rule, architecture)[self.part]
+
+    def rows(self, stored: torch.Tensor, architecture: Architecture, start: int, end: int | None) -> torch.Tensor:
+        """Rows [start, end) of the native tensor. Of a mapped file, only the pages with these rows are read."""
+        if self.rule is None:
+            return stored[start:end]
+        if stored.ndim == 0:
+            return split_fused(stored, self.rule, architecture)[self.part][start:end]
+        places = split_fused(torch.arange(len(stored)), self.rule, architecture)[self.part][start:end]
+        first, last = (int(places[0]), int(places[-1])) if len(places) else (0, -1)
+        return stored[first : last + 1] if last - first + 1 == len(places) else stored[places]
+
+    def cut(self, stored: torch.Tensor, architecture: Architecture, part: Part | None) -> torch.Tensor:
+        """A part of the native tensor; None is all of it."""
+        if part is None or part.dim == 1:
+            return cut(self.rows(stored, architecture, 0, None), part)
+        return _joined([self.rows(stored, architecture, start, end) for start, end in part.extents])
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,17 @@ class Planned:
     @cached_property
     def _on_meta(self) -> torch.Tensor:
         return self.make(lambda entry: torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+
+
+def cut(tensor: torch.Tensor, part: Part | None) -> torch.Tensor:
+    """A part of a tensor; None is all of it."""
+    if part is None:
+        return tensor
+    return _joined([tensor.narrow(part.dim, start, end - start) for start, end in part.extents], part.dim)
+
+
+def _joined(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def upstream_pieces(entries: Iterable[TensorEntry], architecture: Architecture) -> Iterator[Piece]:

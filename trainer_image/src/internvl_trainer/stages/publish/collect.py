@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from internvl_api.pipeline import SCORED_BY, answering_stage
 from internvl_api.status import EvaluationStatus, StageName
 
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile, describe
@@ -35,17 +36,17 @@ class Item:
 def finished_stages(stages: StageStore) -> dict[StageName, Manifest]:
     """Manifests of the stages before publish. Raises UserError naming the first that is not done.
 
-    Preflight is optional for users who start the stages by hand.
+    Preflight and doctor are optional for users who start the stages by hand.
     """
-    wanted = stages_of(stages.config)[:-1]
-    return {stage: stages.require(stage) for stage in wanted if stage != "preflight" or stages.has_manifest(stage)}
+    wanted, optional = stages_of(stages.config)[:-1], ("preflight", "doctor")
+    return {stage: stages.require(stage) for stage in wanted if stage not in optional or stages.has_manifest(stage)}
 
 
 def evaluation_of(made: Manifests) -> EvaluationStatus:
-    """The figures of both evaluation stages."""
+    """The figures of both evaluations: a scoring stage has all of its own."""
     baseline, final = (
-        EvaluationStatus.model_validate(made[stage].extra["evaluation"]) if stage in made else EvaluationStatus()
-        for stage in ("baseline-evaluate", "evaluate")
+        EvaluationStatus.model_validate(found.extra["evaluation"]) if found else EvaluationStatus()
+        for found in (made.get(scored_by) or made.get(answering) for answering, scored_by in SCORED_BY.items())
     )
     return EvaluationStatus(baseline=baseline.baseline, final=final.final)
 
@@ -57,12 +58,14 @@ def stored_items(stages: StageStore, made: Manifests) -> list[Item]:
 
 
 def recorded_items(stages: StageStore, made: Manifests, scratch: Path) -> list[Item]:
-    """run.yaml, evaluation.json, the report and the model cards, written into `scratch`."""
+    """run.yaml, evaluation.json, the report and the cards of a trained model, written into `scratch`."""
     from internvl_trainer.report.build import build_report
     from internvl_trainer.report.model_card import hub_card, model_card
 
     config = stages.config
-    texts = {RUN_CONFIG: config.to_yaml(), MODEL_CARD: model_card(stages)}
+    texts = {RUN_CONFIG: config.to_yaml()}
+    if "train" in made:
+        texts[MODEL_CARD] = model_card(stages)
     if config.publish.hub:
         texts[HUB_CARD] = hub_card(stages)
     if "evaluate" in made:
@@ -92,9 +95,11 @@ def _published_name(stage: StageName, path: str, made: Manifests) -> str | None:
     match stage:
         case "preflight":
             return path if path == PREFLIGHT else None
-        case "baseline-evaluate" | "evaluate":
+        case "baseline-evaluate" | "evaluate" | "baseline-score" | "score":  # scored captions replace the plain ones
             folder, _, name = path.partition("/")
-            return f"{PREDICTIONS}/{stage}/{name}" if folder == PREDICTIONS else None
+            return f"{PREDICTIONS}/{answering_stage(stage) or stage}/{name}" if folder == PREDICTIONS else None
+        case "doctor":
+            return None
         case "train":
             replaced = path.startswith("model/") and "merge" in made and made["merge"].named("model/")
             return None if replaced else path

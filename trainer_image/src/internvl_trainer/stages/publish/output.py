@@ -66,8 +66,9 @@ def fill_output(context: RunContext, made: Manifests) -> Manifest:
         store_items(storage, items, lambda text: reporter.update(detail=text))  # not one log line a file
     stages.claim_output()
     files = [item.file for item in items]
-    kind = made["train"].extra["kind"]
-    return commit(storage, ARTIFACTS, files, stages.fingerprint("publish"), kind=kind, stages=_digests(made))
+    trained = made["train"].extra if "train" in made else {}
+    about = {name: trained[name] for name in ("kind", "steps", "exported", "endedEarly") if trained.get(name)}
+    return commit(storage, ARTIFACTS, files, stages.fingerprint("publish"), **about, stages=_digests(made))
 
 
 def store_items(storage: Storage, items: Sequence[Item], tell: Callable[[str], object]) -> None:

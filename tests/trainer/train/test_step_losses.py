@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from internvl_api.constants import ExitCode
-from internvl_trainer.data.collate import collate, collate_packs, source_numbers
+from internvl_trainer.data.collate import collate, source_numbers
 from internvl_trainer.data.sample import Sample
 from internvl_trainer.metrics import MOST_DATASETS, Reporter
-from internvl_trainer.train.dataset_losses import DatasetLosses
 from internvl_trainer.train.metrics_log import StepRecord
+from internvl_trainer.train.step_losses import StepLosses
 from internvl_trainer.train.trainer import Trainer
 from trainer.runs import GOLDEN, environment, make_config, started, write_config
 
@@ -30,33 +30,31 @@ def sample(source: int, labels: list[int]) -> Sample:
 ROWS = [sample(1, [-100, 5, 6]), sample(0, [-100, -100, 7, 8, 9]), sample(1, [-100, 4])]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_each_token_counts_for_its_dataset(packed: bool) -> None:
-    packs = [ROWS[:2], ROWS[2:]] if packed else [[row] for row in ROWS]
-    labels = (collate_packs(packs, 0) if packed else collate(ROWS, 0))["labels"]
-    losses = DatasetLosses(["a", "b", "never"])
-    order = labels[:, 1:][labels[:, 1:] != -100]
-    losses.add(labels, source_numbers(packs), order.float())  # the loss of a token is its label
-    losses.add(labels, source_numbers(packs), order.float())
-    assert losses.means(losses.values()) == {"a": 8.0, "b": 5.0}
-
-
-def test_a_flat_pack_is_one_sequence() -> None:
-    assert source_numbers([ROWS[:2], ROWS[2:]], flat=True).tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 1, 1]]
+def test_each_token_counts_for_its_dataset() -> None:
+    batch = collate(ROWS)
+    tokens = batch["labels"][0, batch["supervised"] + 1].float()  # the loss of a token is its label
+    losses = StepLosses(["a", "b", "never"])
+    for _ in range(2):
+        losses.add(tokens.sum(), tokens, source_numbers(ROWS))
+    total, parts = losses.read()
+    assert total == 2 * (5 + 6 + 7 + 8 + 9 + 4)
+    assert losses.means(parts) == {"a": 8.0, "b": 5.0}
 
 
 def test_ranks_add_up() -> None:
-    ranks = [DatasetLosses(["a", "b"]) for _ in range(2)]
-    labels = torch.tensor([[-100, 1, 2]])
+    ranks = [StepLosses(["a", "b"]) for _ in range(2)]
     for rank, loss in zip(ranks, (1.0, 3.0), strict=True):
-        rank.add(labels, torch.zeros_like(labels), torch.full((2,), loss))
-    totals = [sum(values) for values in zip(*(rank.values() for rank in ranks), strict=True)]
+        rank.add(torch.tensor(2 * loss), torch.full((2,), loss), torch.zeros(2, dtype=torch.int64))
+    totals = [sum(values) for values in zip(*(rank.read()[1] for rank in ranks), strict=True)]
     assert ranks[0].means(totals) == {"a": 2.0}
 
 
 def test_a_single_dataset_has_no_other_loss_than_the_run() -> None:
-    losses = DatasetLosses(["a"])
-    assert losses.means(losses.values()) is None
+    losses = StepLosses(["a"])
+    losses.add(torch.tensor(3.0))
+    total, parts = losses.read()
+    assert total == 3.0
+    assert losses.means(parts) is None
 
 
 def scraped(reporter: Reporter) -> dict[str, float]:
@@ -88,7 +86,8 @@ def test_names_of_a_meta_cannot_flood_prometheus() -> None:
 def test_a_step_sets_the_gauge_beside_the_log() -> None:
     reporter = Reporter("team/run", "train")
     setup = SimpleNamespace(total_steps=9)
-    trainer = SimpleNamespace(reporter=reporter, durations=[], setup=setup, log=None)
+    context = SimpleNamespace(group=SimpleNamespace(device=torch.device("cpu")))
+    trainer = SimpleNamespace(reporter=reporter, durations=[], setup=setup, log=None, context=context)
     Trainer._record(cast(Trainer, trainer), STEP)
     assert scraped(reporter) == {"a": 1.5, "b": 0.5}
 

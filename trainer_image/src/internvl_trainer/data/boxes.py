@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom, in thousandths of the picture's width and height."""
@@ -22,11 +22,14 @@ def box_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 def find_box(text: str) -> Box | None:
     """The first `[x1, y1, x2, y2]` of an answer such as `<ref>a cat</ref><box>[[10, 20, 300, 400]]</box>`."""
-    match = _BOX.search(text)
-    if match is None:
-        return None
-    left, top, right, bottom = (float(value) for value in match.groups())
-    return left, top, right, bottom
+    return next(find_boxes(text), None)
+
+
+def find_boxes(text: str) -> Iterator[Box]:
+    """Every box of an answer, in its order."""
+    for match in _BOX.finditer(text):
+        left, top, right, bottom = (float(value) for value in match.groups())
+        yield left, top, right, bottom
 
 
 def overlap(one: Box, other: Box) -> float:

@@ -1,0 +1,202 @@
+"""Rules of `method: none`, a run that only evaluates: what it needs, and settings that would have no effect."""
+
+from collections.abc import Callable, Collection
+
+from pydantic import BaseModel
+
+from internvl_api.spec import InternVLFineTuneSpec, Training
+from internvl_api.spec.model import Lora
+from internvl_api.spec.training import Checkpoint, Retrieval
+from internvl_api.types import ApiModel
+from internvl_api.validation.cel_rules import Rule, Values, given, optional, rule
+
+ALONE = "self.?method.orValue('full') == 'none'"
+"""CEL of the spec, true where nothing is trained."""
+EVALUATION_SETTINGS = ("precision", "maxSeqLength")
+"""Fields of `training` that also decide how a model answers; of chat models only the first."""
+_WHY = "method none trains nothing"
+
+
+@rule(
+    "",
+    f"{ALONE} || (has(self.data) && (has(self.data.meta) || (has(self.data.train) && self.data.train.size() > 0)))",
+    "found neither train nor meta; name at least one dataset, or set method to none to evaluate the model alone",
+    field="data",
+    required=True,
+)
+def training_data(spec: InternVLFineTuneSpec) -> Values | None:
+    """There is a training dataset, where something is trained."""
+    data = spec.data
+    return None if spec.method == "none" or data.train or data.meta is not None else {}
+
+
+@rule(
+    "",
+    f"!({ALONE}) || (has(self.evaluation) && has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0)",
+    "found none with method none, which only evaluates; name at least one test set",
+    field="evaluation.tasks",
+    required=True,
+)
+def test_sets(spec: InternVLFineTuneSpec) -> Values | None:
+    """There is something to evaluate."""
+    return {} if spec.method == "none" and not spec.evaluation.tasks else None
+
+
+@rule(
+    "",
+    f"!{given('model.adapter')} || {ALONE}",
+    "found an adapter with a method that trains; set method to none to evaluate it, or remove adapter",
+    field="model.adapter",
+)
+def adapter_is_evaluated(spec: InternVLFineTuneSpec) -> Values | None:
+    """An adapter is put on the model only to evaluate it."""
+    return {} if spec.model.adapter is not None and spec.method != "none" else None
+
+
+def _written(section: BaseModel, names: Collection[str]) -> str | None:
+    """The first of these fields (names of the spec) that is set."""
+    attributes = {field.alias or name: name for name, field in type(section).model_fields.items()}
+    is_set = (name for name in names if attributes[name] in section.model_fields_set)
+    return next((name for name in is_set if getattr(section, attributes[name]) is not None), None)
+
+
+def _fields(section: type[ApiModel], without: Collection[str] = ()) -> tuple[str, ...]:
+    """The names of a section's fields in the spec."""
+    names = (field.alias or name for name, field in section.model_fields.items())
+    return tuple(name for name in names if name not in without)
+
+
+def _refused(field: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSpec], object], message: str) -> Rule:
+    """A setting without effect when nothing is trained.
+
+    Args:
+        is_set: CEL of the spec, true where the setting is given.
+        is_asked_for: the same in Python.
+    """
+
+    @rule("", f"!({ALONE}) || !({is_set})", message, field=field)
+    def has_effect(spec: InternVLFineTuneSpec) -> Values | None:
+        return {} if spec.method == "none" and is_asked_for(spec) else None
+
+    return has_effect
+
+
+def _refused_section(section: str, kind: type[ApiModel], message: str, kept: Collection[str] = ()) -> Rule:
+    """Every field of a section but the kept ones; the message names the first that is found."""
+    names = _fields(kind, without=kept)
+    is_set = " || ".join(given(f"{section}.{name}") for name in names)
+    first = "".join(f"{given(f'{section}.{name}')} ? '{name}' : " for name in names) + "''"
+
+    @rule("", f"!({ALONE}) || !({is_set})", message, field=section, found=first)
+    def has_effect(spec: InternVLFineTuneSpec) -> Values | None:
+        found = _written(getattr(spec, section), names) if spec.method == "none" else None
+        return {"found": found} if found else None
+
+    return has_effect
+
+
+def _not_empty(path: str) -> str:
+    return f"{given(path)} && self.{path}.size() > 0"
+
+
+def _is_true(path: str) -> str:
+    return f"self{optional(path)}.orValue(false)"
+
+
+_NO_ROWS = "found datasets; method none reads no rows to train on, remove {}, and name test sets in evaluation.tasks"
+_READS_NONE = f"found a setting of training data; {_WHY}, remove it"
+_SECTIONS = (
+    _refused_section(
+        "training",
+        Training,
+        f"found {{found}}; {_WHY}, remove every setting of training but {' and '.join(EVALUATION_SETTINGS)}",
+        kept=EVALUATION_SETTINGS,
+    ),
+    _refused_section("lora", Lora, f"found {{found}}; {_WHY}, remove lora; model.adapter names an adapter to evaluate"),
+    _refused_section("retrieval", Retrieval, f"found {{found}}; {_WHY}, remove retrieval; test sets are in evaluation"),
+    _refused_section("checkpoint", Checkpoint, f"found {{found}}; {_WHY} and keeps no checkpoints, remove checkpoint"),
+)
+_DATA = (
+    _refused("data.train", _not_empty("data.train"), lambda spec: spec.data.train, _NO_ROWS.format("train")),
+    _refused("data.meta", given("data.meta"), lambda spec: spec.data.meta, _NO_ROWS.format("meta")),
+    _refused(
+        "data.validation",
+        _not_empty("data.validation"),
+        lambda spec: spec.data.validation,
+        _NO_ROWS.format("validation"),
+    ),
+    _refused(
+        "data.validationMeta",
+        given("data.validationMeta"),
+        lambda spec: spec.data.validation_meta,
+        _NO_ROWS.format("validationMeta"),
+    ),
+    _refused(
+        "data.mixingTemperature",
+        given("data.mixingTemperature"),
+        lambda spec: spec.data.mixing_temperature,
+        _READS_NONE,
+    ),
+    _refused(
+        "data.preflight",
+        f"{given('data.preflight.sample')} || {given('data.preflight.cache')}",
+        lambda spec: _written(spec.data.preflight, ("sample", "cache")),
+        f"found settings; {_WHY}, and preflight checks every row of the test sets; remove them",
+    ),
+    _refused(
+        "data.badRows",
+        "self.?data.?badRows.orValue('fail') == 'skip'",
+        lambda spec: spec.data.bad_rows == "skip",
+        "found skip; a test set with bad rows is refused, because its figures would be of other rows; correct the "
+        "rows and remove badRows",
+    ),
+)
+_OTHERS = (
+    _refused(
+        "minWorkers",
+        given("minWorkers"),
+        lambda spec: spec.min_workers,
+        f"found a number; {_WHY}, and only training changes its size: remove minWorkers, and set workers",
+    ),
+    _refused(
+        "model.dropPathRate",
+        given("model.dropPathRate"),
+        lambda spec: _written(spec.model, ("dropPathRate",)),
+        f"found a rate; {_WHY}, remove it",
+    ),
+    _refused(
+        "model.resizeEmbeddings",
+        _is_true("model.resizeEmbeddings"),
+        lambda spec: spec.model.resize_embeddings,
+        f"found true; {_WHY}, and new embeddings have nothing to answer with: remove it, and use the model's own "
+        "tokenizer",
+    ),
+    _refused(
+        "evaluation.baseline",
+        _is_true("evaluation.baseline"),
+        lambda spec: spec.evaluation.baseline,
+        "found true; method none evaluates one model, remove baseline, and evaluate the other model in a run of its "
+        "own",
+    ),
+    _refused(
+        "evaluation.everySteps",
+        given("evaluation.everySteps"),
+        lambda spec: spec.evaluation.every_steps,
+        f"found a number; {_WHY} and takes no steps, remove it",
+    ),
+    _refused(
+        "merge.formats",
+        _not_empty("merge.formats"),
+        lambda spec: spec.merge.formats,
+        f"found a format; {_WHY}, so there are no weights to merge, remove merge",
+    ),
+    _refused(
+        "publish.hub",
+        given("publish.hub"),
+        lambda spec: spec.publish.hub,
+        f"found a repository; {_WHY}, so there are no weights to publish, remove hub; figures and report go to output",
+    ),
+)
+RUN_CONFIG_RULES = (training_data, test_sets, adapter_is_evaluated)
+"""The rules that also hold for a run.yaml, where every setting of a section is written out."""
+RULES = (*RUN_CONFIG_RULES, *_SECTIONS, *_DATA, *_OTHERS)

@@ -1,0 +1,46 @@
+"""Rows of text a second that preflight checks with one process and with two. It asserts no limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from golden import checkpoint, read_file, settings, tokenizer_of
+from internvl_trainer.artifacts.storage import FolderStorage
+from internvl_trainer.data.dataset_meta import DatasetDescription
+from internvl_trainer.data.index import RowIndex
+from internvl_trainer.data.row_checks import ChatRows, Checker
+from internvl_trainer.stages.row_shards import ShardStore, check_in_shards
+from rich.console import Console
+from rich.table import Table
+
+ROWS = int(os.environ.get("PREFLIGHT_ROWS", 1_000_000))
+
+
+def bench_preflight(tmp_path: Path) -> None:
+    """The same rows with one and with two processes, each into an output of its own."""
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(ROWS):
+            turns = [
+                {"from": "human", "value": f"What does the sign at corner {number} say?"},
+                {"from": "gpt", "value": f"It says that street {number * 7919 % ROWS} is closed until the evening."},
+            ]
+            file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
+    dataset = DatasetDescription("rows", str(tmp_path), str(path))
+    checker = Checker(dataset, settings("Hermes-2"), read_file, tokenizer_of(checkpoint("qwen2")))
+    rows = ChatRows(RowIndex.build(path), checker, threads=4)
+    table = Table("processes", "rows/s", "against one", title=f"preflight of {ROWS:,} rows of text")
+    rates: list[float] = []
+    for processes in (1, 2):
+        store = ShardStore(FolderStorage(tmp_path / f"output-{processes}", field="spec.output"), "shards", "x")
+        sizes = np.zeros((ROWS, 2), np.int32)
+        began = time.monotonic()
+        assert check_in_shards(rows, range(ROWS), store, sizes, processes=processes) == []
+        assert (sizes[:, 0] > 0).all()
+        rates.append(ROWS / (time.monotonic() - began))
+        table.add_row(str(processes), f"{rates[-1]:,.0f}", f"{rates[-1] / rates[0]:.2f} x")
+    Console().print(table)

@@ -1,0 +1,144 @@
+"""Requests of the pods of a run: the spec's, else the administrator's, else what the model needs."""
+
+import json
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from controller.builders import CONFIG, NOW, Raw, a_run, custom_resource
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.status import StageName
+from internvl_operator.core.conditions import with_estimates
+from internvl_operator.core.observe import Observed
+from internvl_operator.core.operator_config import OperatorConfig
+from internvl_operator.core.reconcile import reconcile
+from internvl_operator.core.resources import pods, requirements
+from internvl_operator.core.run import read_run
+from internvl_operator.core.stages import Stage
+from internvl_operator.webhook import answer
+
+TRAIN, MERGE, PREFLIGHT = Stage("train"), Stage("merge"), Stage("preflight")
+BIG: Raw = {"model": {"name": "InternVL2-26B"}, "workers": 1, "gpusPerWorker": 8, "training": {"zeroStage": 3}}
+TINY: Raw = {"model": {"source": "s3://models/tiny"}, "workers": 1, "gpusPerWorker": 2}
+DERIVED = {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "93Gi"}
+DEFAULT = {"cpu": "1", "memory": "2Gi"}
+OWN = {"requests": {"cpu": "3", "memory": "5Gi"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "requests"),
+    [
+        pytest.param(BIG, CONFIG, DERIVED, id="derived from the model"),
+        pytest.param(TINY, CONFIG, DEFAULT, id="a model of the user's has the defaults"),
+        pytest.param(BIG | {"gpusPerWorker": 0}, CONFIG, DEFAULT, id="a run on the CPU gets the default"),
+        pytest.param(BIG, OperatorConfig(worker_resources=OWN), OWN["requests"], id="the administrator's setting"),
+        pytest.param(
+            BIG | {"podTemplate": {"resources": OWN}}, OperatorConfig(worker_resources={}), OWN["requests"], id="spec"
+        ),
+        pytest.param(
+            BIG,
+            OperatorConfig(cache_host_path="/mnt/cache"),
+            {"cpu": "24", "memory": "287Gi"},
+            id="weights on a disk of the node are not of the pod",
+        ),
+    ],
+)
+def test_requests_of_a_worker(changes: Raw, config: OperatorConfig, requests: dict[str, str]) -> None:
+    found = requirements.build(a_run(**changes), TRAIN, config)
+    assert found["requests"] == requests
+    assert "memory" not in found.get("limits", {}), "an estimate ends no pod"
+
+
+@pytest.mark.parametrize(
+    ("stage", "requests"),
+    [
+        pytest.param(PREFLIGHT, {"cpu": "2", "memory": "4Gi"}, id="preflight"),
+        pytest.param(MERGE, {"cpu": "2", "memory": "7Gi", "ephemeral-storage": "133Gi"}, id="merge"),
+    ],
+)
+def test_requests_of_a_stage_on_the_cpu(stage: Stage, requests: dict[str, str]) -> None:
+    assert requirements.build(a_run(**BIG), stage, CONFIG) == {"requests": requests}
+    assert requirements.build(a_run(**TINY), stage, CONFIG)["requests"] == {"cpu": "100m", "memory": "512Mi"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        pytest.param(BIG, "8Gi", id="enough for short rows"),
+        pytest.param(
+            BIG | {"training": {"microBatchSize": 2, "maxSeqLength": 16384, "zeroStage": 3}}, "11Gi", id="long rows"
+        ),
+        pytest.param(BIG | {"podTemplate": {"shmSize": "1Gi"}}, "1Gi", id="the spec's"),
+        pytest.param(TINY, "8Gi", id="nothing is known"),
+    ],
+)
+def test_shm_has_room_for_the_batches_in_flight(changes: Raw, size: str) -> None:
+    pod = pods.build(a_run(**changes), TRAIN, 1, 0, CONFIG)
+    (shm,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "shm"]
+    assert shm["emptyDir"]["sizeLimit"] == size
+
+
+TOO_SMALL = BIG | {"podTemplate": {"resources": {"limits": {"memory": "64Gi"}}, "shmSize": "64Mi"}}
+
+
+def test_too_little_is_a_condition_and_one_event() -> None:
+    first = reconcile(read_run(custom_resource(**TOO_SMALL)), Observed(), NOW, CONFIG)
+    condition = next(each for each in first.status.conditions if each.type == "ResourceEstimate")
+    assert (condition.status, condition.reason) == ("False", "RequestsTooSmall")
+    assert "found 64Gi, train needs about 28" in condition.message
+    assert "shmSize: found 64Mi" in condition.message
+    assert [event.reason for event in first.events].count("RequestsTooSmall") == 1
+    again = reconcile(read_run(custom_resource(status=first.status.to_dict(), **TOO_SMALL)), Observed(), NOW, CONFIG)
+    assert "RequestsTooSmall" not in [event.reason for event in again.events]
+
+
+def test_the_condition_goes_when_the_spec_is_corrected() -> None:
+    bad = with_estimates([], a_run(**TOO_SMALL), None, NOW)
+    assert [condition.type for condition in bad] == ["ResourceEstimate"]
+    assert with_estimates(bad, a_run(**BIG), None, NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"), [pytest.param(TOO_SMALL, True, id="too little"), pytest.param(BIG, False, id="derived")]
+)
+def test_kubectl_shows_a_warning_at_admission(changes: Raw, warned: bool) -> None:
+    asked: dict[str, Any] = {"uid": "1", "object": custom_resource(**changes)}
+    status, text = answer(json.dumps({"apiVersion": "admission.k8s.io/v1", "request": asked}).encode())
+    response = json.loads(text)["response"]
+    assert (status, response["allowed"]) == (200, True)
+    assert ("warnings" in response) == warned
+
+
+def test_a_new_derivation_recreates_unstarted_pods_alone() -> None:
+    before = pods.defaults_digest(a_run(**TINY), TRAIN, CONFIG)
+    assert pods.defaults_digest(a_run(**BIG), TRAIN, CONFIG) != before
+    assert pods.defaults_digest(a_run(**TINY), TRAIN, replace(CONFIG, retry_base=1.0)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "seconds"),
+    [
+        pytest.param(BIG, TRAIN, 282, id="a step and the share of a checkpoint"),
+        pytest.param(
+            BIG | {"workers": 2, "training": {"zeroStage": 3, "globalBatchSize": 16}}, TRAIN, 156, id="half each"
+        ),
+        pytest.param(BIG | {"podTemplate": {"terminationGracePeriodSeconds": 900}}, TRAIN, 900, id="the spec's"),
+        pytest.param(BIG, MERGE, 120, id="a stage without checkpoints"),
+        pytest.param(TINY, TRAIN, 120, id="nothing is known"),
+    ],
+)
+def test_grace_period_of_a_worker(changes: Raw, stage: Stage, seconds: int) -> None:
+    run = a_run(**changes)
+    pod = pods.build(run, stage, 1, 0, CONFIG)
+    assert pod["spec"]["terminationGracePeriodSeconds"] == seconds
+    if stage.name == "train":
+        assert run.resolved.run_config is not None
+        assert run.resolved.run_config.grace_seconds == seconds, "the trainer knows what it has"
+
+
+@pytest.mark.parametrize("stage", get_args(StageName))
+def test_the_field_that_messages_name_exists(stage: str) -> None:
+    section: Any = InternVLFineTuneSpec
+    for name in requirements.setting(stage).removeprefix("spec.").split("."):
+        fields = {field.alias: field for field in section.model_fields.values()}
+        section = fields[name].annotation
