@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-UV := $(PY) -m uv pip install -q --no-cache -c constraints.txt
+UV := $(PY) -m uv pip install -q --no-cache --compile-bytecode -c constraints.txt
 CLUSTER := PYTHONPATH=tests/cluster $(PY) -m ivft_cluster
 DEMO := PYTHONPATH=tests/cluster $(PY) -m ivft_demo
 CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internvlfinetunes.yaml

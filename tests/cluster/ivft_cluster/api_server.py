@@ -92,13 +92,18 @@ class ApiServer:
 
     @contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:
-        """A fresh namespace for one test, deleted afterwards (its contents go when `namespace` controls)."""
+        """A fresh namespace for one test, deleted afterwards (its contents go when `namespace` controls).
+
+        Pods go at once: one that waits for a kubelet keeps the namespace and everything in it, so that an operator of
+        the whole cluster in a later test would find the runs of this one.
+        """
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
         self.core.create_namespace({"metadata": {"name": name}})
         try:
             yield name
         finally:
             self.core.delete_namespace(name)
+            self.core.delete_collection_namespaced_pod(name, grace_period_seconds=0)
 
     def __enter__(self) -> ApiServer:
         try:
