@@ -20,7 +20,7 @@ FLOOR := 1.34
 FLOOR_TESTS := $(patsubst %,tests/controller/test_%.py,applier_server disruptions_server gang_server operator \
 	refused_status_server rights_server)
 
-.PHONY: help demo demo-down test test-unit test-cluster test-training test-floor chaos soak lint typecheck generate verify fuzz bench bench-scale bench-real-size test-gpu bench-gpu images lock krew release setup clean
+.PHONY: help demo demo-down test test-unit test-cluster test-training test-floor chaos soak lint typecheck generate verify fuzz bench bench-scale bench-real-size test-gpu bench-gpu images lock krew release docs docs-serve setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -131,6 +131,12 @@ krew: $(STAMP) ## pack kubectl ivft for krew into build/krew (URL=https://… wh
 
 release: $(STAMP) ## write the files of a release to dist/ (VERSION=0.1.0 URL=https://… where they will be)
 	$(PY) tests/tools/build_release.py '$(VERSION)' $(if $(URL),--url '$(URL)')
+
+docs: $(STAMP) ## build the documentation as a site into build/site, with every link checked (REPO_URL=https://…)
+	$(VENV)/bin/mkdocs build --strict
+
+docs-serve: $(STAMP) ## show the site on http://127.0.0.1:8000 while you write
+	$(VENV)/bin/mkdocs serve
 
 clean: ## remove the virtualenv and build output (caches outside the checkout stay)
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
