@@ -92,6 +92,11 @@ class RunConfig(ApiModel):
         return self
 
     @property
+    def trains(self) -> bool:
+        """Whether the run changes weights; with method none it evaluates alone."""
+        return self.method != "none"
+
+    @property
     def world_size(self) -> int:
         """Ranks over all pods."""
         return self.workers * self.processes_per_worker

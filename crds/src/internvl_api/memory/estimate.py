@@ -82,7 +82,7 @@ class Estimate:
 
 def estimate(config: RunConfig, gpu_memory: int) -> Estimate | None:
     """The estimate of training on GPUs of `gpu_memory` bytes; None without training or with an unknown model."""
-    setup = setup_of(config) if config.method != "none" else None
+    setup = setup_of(config) if config.trains else None
     return judge(setup, gpu_memory) if setup else None
 
 

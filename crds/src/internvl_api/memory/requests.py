@@ -78,7 +78,7 @@ def needs(config: RunConfig, stage: StageName) -> Needs | None:
     if stage == "train":
         return _training(config, setup, download)
     if stage in ("evaluate", "baseline-evaluate"):
-        trains = stage == "evaluate" and config.method != "none"
+        trains = stage == "evaluate" and config.trains
         trained = {"trained weights": setup.element_bytes * setup.trainable_parameters} if trains else {}
         return _evaluation(config, setup, download | trained)
     if stage == "merge":

@@ -100,7 +100,7 @@ def setup_of(config: RunConfig) -> Setup | None:
     training = config.training
     # Training of a retrieval model goes by its method alone.
     freeze = Freeze(vision=False, projector=False, language=False) if retrieves else training.freeze
-    if config.method == "none":
+    if not config.trains:
         freeze = Freeze(vision=True, projector=True, language=True)
     lora = config.method == "lora"
     language_rank = config.lora.language_rank if lora else 0
@@ -121,7 +121,7 @@ def setup_of(config: RunConfig) -> Setup | None:
         learns_language=not (freeze.language or language_rank or towers_frozen),
         learns_vision=not (freeze.vision or vision_rank or towers_frozen),
         learns_projector=not (freeze.projector or towers_frozen),
-        learns_head=towers_frozen and config.method != "none",
+        learns_head=towers_frozen and config.trains,
         pack=(training.packing.max_tokens, training.packing.max_tiles) if training.packing.enabled else None,
         zero=_zero_settings(training.deepspeed.get("zero_optimization", {})),
         quantized=lora and config.lora.quantize is not None,

@@ -59,7 +59,7 @@ def estimated_stop(config: RunConfig, measured: float | None = None) -> tuple[in
     Args:
         measured: bytes that a node of this run stores in a second; None before it is measured.
     """
-    setup = setup_of(config) if config.device == "cuda" and config.method != "none" else None
+    setup = setup_of(config) if config.device == "cuda" and config.trains else None
     if setup is None:
         return None
     seconds = stop_seconds(setup, config.workers, measured or STORAGE_RATE)

@@ -38,9 +38,9 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
         workers=spec.workers,
         processes_per_worker=spec.processes_per_worker,
         device="cuda" if spec.gpus_per_worker else "cpu",
-        gradient_accumulation=1
-        if spec.method == "none"
-        else training.global_batch_size // (spec.world_size * training.micro_batch_size),
+        gradient_accumulation=training.global_batch_size // (spec.world_size * training.micro_batch_size)
+        if spec.trains
+        else 1,
     )
     grace = grace_seconds(spec.pod_template.termination_grace_period_seconds, config)
     return config.model_copy(update={"grace_seconds": grace})
@@ -65,7 +65,7 @@ def _model(model: Model) -> ResolvedModel:
 def _training(spec: InternVLFineTuneSpec) -> Training:
     """With method none, a retrieval model reads captions as upstream's evaluation does, unless the spec says more."""
     training = spec.training
-    if spec.method != "none" or spec.model.name not in RETRIEVAL_MODELS:
+    if spec.trains or spec.model.name not in RETRIEVAL_MODELS:
         return training
     written = "max_seq_length" in training.model_fields_set
     return training if written else training.model_copy(update={"max_seq_length": CAPTION_TOKENS})

@@ -88,6 +88,11 @@ class InternVLFineTuneSpec(ApiModel):
         return value.rstrip("/")
 
     @property
+    def trains(self) -> bool:
+        """Whether the run changes weights; with method none it evaluates alone."""
+        return self.method != "none"
+
+    @property
     def processes_per_worker(self) -> int:
         """Ranks in one pod: one for each GPU, or one on the CPU."""
         return max(1, self.gpus_per_worker)

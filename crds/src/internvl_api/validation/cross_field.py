@@ -132,7 +132,7 @@ def batch_divides(spec: InternVLFineTuneSpec) -> Values | None:
     """The global batch is a whole number of forward passes of all ranks."""
     found, micro = spec.training.global_batch_size, spec.training.micro_batch_size
     forward = spec.world_size * micro
-    if found % forward == 0 or spec.method == "none":
+    if found % forward == 0 or not spec.trains:
         return None
     lower = found // forward * forward
     return {
@@ -174,7 +174,7 @@ def least_workers(spec: InternVLFineTuneSpec) -> Values | None:
 def least_workers_share_batch(spec: InternVLFineTuneSpec) -> Values | None:
     """The least number of workers has a whole share of the global batch."""
     least, found = spec.min_workers, spec.training.global_batch_size
-    if least is None or spec.method == "none":
+    if least is None or not spec.trains:
         return None
     forward = least * spec.processes_per_worker * spec.training.micro_batch_size
     return {"least": least, "found": found, "forward": forward} if found % forward else None
@@ -267,7 +267,7 @@ RULES = (
 
 def python_only(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Violations that no rule of the CRD finds: they depend on the recipe, or exceed what CEL may cost."""
-    if spec.method != "none":  # whose rules refuse all settings of training
+    if spec.trains:  # whose rules refuse all settings of training
         yield from _quantize(spec)
         yield from _resize(spec)
         yield from _nothing_trains(spec)
@@ -282,7 +282,7 @@ def python_only(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 def unused_lora(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Adapter settings with a method that trains no adapter. `written`: the spec without its recipe's settings."""
-    if spec.method == "none" or spec.lora.quantize is not None:  # they have their own messages
+    if not spec.trains or spec.lora.quantize is not None:  # they have their own messages
         return
     if written.get("lora") and spec.method != "lora":
         text = f"found settings, but method {spec.method} trains no adapter; set method to lora, or remove spec.lora"

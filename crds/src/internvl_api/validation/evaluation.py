@@ -130,7 +130,7 @@ def validation_has_data(spec: InternVLFineTuneSpec) -> Values | None:
 
 def _lacks_held_out(spec: InternVLFineTuneSpec) -> bool:
     """Whether training has no held-out rows; method none refuses the settings that need them in its own words."""
-    return spec.method != "none" and not spec.data.has_validation
+    return spec.trains and not spec.data.has_validation
 
 
 def _needs_held_out(field: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSpec], bool]) -> Rule:

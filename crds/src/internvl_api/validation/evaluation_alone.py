@@ -27,7 +27,7 @@ _WHY = "method none trains nothing"
 def training_data(spec: InternVLFineTuneSpec) -> Values | None:
     """There is a training dataset, where something is trained."""
     data = spec.data
-    return None if spec.method == "none" or data.train or data.meta is not None else {}
+    return {} if spec.trains and not data.train and data.meta is None else None
 
 
 @rule(
@@ -39,7 +39,7 @@ def training_data(spec: InternVLFineTuneSpec) -> Values | None:
 )
 def test_sets(spec: InternVLFineTuneSpec) -> Values | None:
     """There is something to evaluate."""
-    return {} if spec.method == "none" and not spec.evaluation.tasks else None
+    return {} if not spec.trains and not spec.evaluation.tasks else None
 
 
 @rule(
@@ -50,7 +50,7 @@ def test_sets(spec: InternVLFineTuneSpec) -> Values | None:
 )
 def adapter_is_evaluated(spec: InternVLFineTuneSpec) -> Values | None:
     """An adapter is put on the model only to evaluate it."""
-    return {} if spec.model.adapter is not None and spec.method != "none" else None
+    return {} if spec.model.adapter is not None and spec.trains else None
 
 
 def _written(section: BaseModel, names: Collection[str]) -> str | None:
@@ -76,7 +76,7 @@ def _refused(field: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSp
 
     @rule("", f"!({ALONE}) || !({is_set})", message, field=field)
     def has_effect(spec: InternVLFineTuneSpec) -> Values | None:
-        return {} if spec.method == "none" and is_asked_for(spec) else None
+        return {} if not spec.trains and is_asked_for(spec) else None
 
     return has_effect
 
@@ -89,7 +89,7 @@ def _refused_section(section: str, kind: type[ApiModel], message: str, kept: Col
 
     @rule("", f"!({ALONE}) || !({is_set})", message, field=section, found=first)
     def has_effect(spec: InternVLFineTuneSpec) -> Values | None:
-        found = _written(getattr(spec, section), names) if spec.method == "none" else None
+        found = None if spec.trains else _written(getattr(spec, section), names)
         return {"found": found} if found else None
 
     return has_effect

@@ -128,10 +128,10 @@ def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
             yield _wrong(f"{field}.beams", f"found {task.beams}; {_ONLY} has beam search, remove it")
     if spec.method == "head":
         yield _wrong("spec.method", f"found head; {_ONLY} has heads, use full or lora")
-    if spec.method == "none" and "max_seq_length" in spec.training.model_fields_set:
+    if not spec.trains and "max_seq_length" in spec.training.model_fields_set:
         text = f"found {spec.training.max_seq_length}; {_ONLY} cuts captions, remove it"
         yield _wrong("spec.training.maxSeqLength", text)
-    if spec.retrieval != Retrieval() and spec.method != "none":  # whose rules refuse them for every model
+    if spec.retrieval != Retrieval() and spec.trains:  # whose rules refuse them for every model
         yield _wrong("spec.retrieval", f"found settings; {_ONLY} has them, remove them")
     side = spec.image.tile_size
     if spec.model.name in CATALOGUE and side is not None and side % SIDE_OF_TOKEN:

@@ -72,7 +72,7 @@ def largest_fitting(config: RunConfig, most: int, tasks: int = 1) -> int:
 
     Without training there is no batch to divide.
     """
-    if config.method == "none":
+    if not config.trains:
         return most
     training = config.training
     passes, rest = divmod(training.global_batch_size, training.micro_batch_size * tasks)

@@ -115,7 +115,7 @@ def for_this_run(config: RunConfig, processes: int | None, place: Place | None =
     count = processes or wanted
     check_gpus(config, count, asked=processes is not None, tasks=tasks)
     total = count * tasks
-    accumulation = 1 if config.method == "none" else _accumulation(config, count, tasks)
+    accumulation = _accumulation(config, count, tasks) if config.trains else 1
     here = count * local_tasks
     return config.model_copy(
         update={"workers": total // here, "processes_per_worker": here, "gradient_accumulation": accumulation}
@@ -207,7 +207,7 @@ class _Run:
 
     def _show_results(self, console: Console) -> None:
         figures = figures_of_results(self.results)
-        if (table := figures_table(figures, alone=self.config.method == "none")) is not None:
+        if (table := figures_table(figures, alone=not self.config.trains)) is not None:
             console.print(table)
         for name, uri in (self.results[-1].artifacts if self.results else {}).items():
             console.print(f"{name:>12}  {uri}", markup=False, highlight=False, soft_wrap=True)

@@ -25,7 +25,7 @@ from internvl_trainer.run_context import GroupContext, RunContext
 
 def find_trained(context: RunContext) -> Manifest | None:
     """The train stage's manifest; None for a model that the run does not train. Raises UserError when it is missing."""
-    if context.stage == "baseline-evaluate" or context.config.method == "none":
+    if context.stage == "baseline-evaluate" or not context.config.trains:
         return None
     manifest = context.stages.require("train")
     context.stages.check_sizes("train", manifest)

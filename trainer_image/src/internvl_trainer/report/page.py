@@ -223,7 +223,7 @@ def page_environment() -> Environment:
 
 
 def _how(config: RunConfig) -> str:
-    if config.method == "none":
+    if not config.trains:
         return "evaluated with an adapter" if config.model.adapter else "evaluated as it is"
     if config.method != "lora":
         return f"{config.method} fine-tuning"

@@ -85,7 +85,7 @@ class Record:
     @property
     def alone(self) -> bool:
         """Whether the run only evaluates, so that there is nothing to compare."""
-        return self.config.method == "none"
+        return not self.config.trains
 
     @property
     def evaluated(self) -> str:

@@ -194,7 +194,7 @@ def read_settings(config: RunConfig, directory: Path) -> SampleSettings:
 
 def check_code(config: RunConfig) -> list[Finding]:
     """A warning when a model in upstream's format will be published without the base model's *.py."""
-    if config.method == "none" or (config.method == "lora" and "upstream" not in config.merge.formats):
+    if not config.trains or (config.method == "lora" and "upstream" not in config.merge.formats):
         return []
     source = config.model.source
     commit = commit_to_pin(source, field="spec.model.source")
@@ -281,7 +281,7 @@ def refuse_bad_rows(config: RunConfig, report: dict[str, Any], place: str) -> No
     allowed = config.data.max_bad_rows if config.data.bad_rows == "skip" else 0
     if not fatal and bad <= allowed:
         for field, rows in rows_left(report).items():
-            if rows == 0 and config.method != "none":
+            if rows == 0 and config.trains:
                 raise UserError("NoRowsLeft", f"no row is left in it; see {place}", field)
         return
     first = (fatal or errors)[0]
@@ -311,7 +311,7 @@ def rows_left(report: dict[str, Any]) -> dict[str, int]:
 
 def summary(config: RunConfig, report: dict[str, Any]) -> str:
     """The result in one line, for the status."""
-    if config.method == "none":
+    if not config.trains:
         tasks = report["tasks"]
         return f"{sum(task['questions'] for task in tasks)} questions in {len(tasks)} test sets"
     rows = ", ".join(f"{count} rows {_PURPOSE[field]}" for field, count in rows_left(report).items())

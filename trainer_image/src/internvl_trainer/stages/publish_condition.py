@@ -36,7 +36,7 @@ def check_publish_condition(stages: StageStore, result: StageResult) -> None:
     except ConditionError as error:
         raise UserError("ConditionUnusable", str(error), _FIELD) from error
     if not met:
-        trains = stages.config.method != "none"
+        trains = stages.config.trains
         raise Rejected(_refusal(result.stage, compared, _kept(stages, result.stage), figures, trains=trains))
 
 
