@@ -70,6 +70,7 @@ def test_example_is_accepted(path: Path) -> None:
         pytest.param(
             "evaluate-retrieval", "InternVL-14B-224px", 2, "preflight evaluate publish", id="retrieval evaluation alone"
         ),
+        pytest.param("tracking", "InternVL2-2B", 2, "preflight train publish", id="tracking"),
         pytest.param("gitops/run", "InternVL2-8B", 2, EVERY_STAGE, id="GitOps"),
     ],
 )

@@ -56,6 +56,27 @@ def test_a_stage_gets_exactly_these_keys(
     assert from_secrets(build(Stage(stage), secrets={}, **changes, **env_token)) == set()
 
 
+@pytest.mark.parametrize("stage", get_args(StageName))
+@pytest.mark.parametrize(
+    ("tracking", "keys"),
+    [
+        pytest.param({"service": "wandb"}, {"WANDB_API_KEY"}, id="wandb"),
+        pytest.param({"service": "swanlab"}, {"SWANLAB_API_KEY"}, id="swanlab"),
+        pytest.param({"service": "wandb", "offline": True}, set(), id="no server"),
+        pytest.param(
+            {"service": "mlflow", "url": "http://mlflow.ml.svc:5000"},
+            {"MLFLOW_TRACKING_TOKEN?", "MLFLOW_TRACKING_USERNAME?", "MLFLOW_TRACKING_PASSWORD?"},
+            id="mlflow",
+        ),
+        pytest.param(None, set(), id="no tracker"),
+    ],
+)
+def test_only_stages_that_report_get_the_trackers_key(stage: StageName, tracking: Raw | None, keys: set[str]) -> None:
+    pod = build(Stage(stage), secrets={"tracking": "tracker"}, tracking=tracking)
+    silent = stage in ("preflight", "doctor", "merge")
+    assert from_secrets(pod) == {("tracker", key) for key in keys if not silent}
+
+
 def test_a_variable_of_the_user_replaces_a_key_of_a_secret() -> None:
     pod = build(podTemplate={"env": [{"name": "AWS_REGION", "value": "eu-1"}]})
     assert [each for each in container(pod)["env"] if each["name"] == "AWS_REGION"] == [

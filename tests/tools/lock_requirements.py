@@ -27,6 +27,9 @@ TITLES = {
     "requirements-torch.txt": "PyTorch with its CUDA 13 libraries, for a base image that has no PyTorch.",
     "requirements-cuda.txt": "EXTRAS=cuda: flash-attn, as source; the base image needs a CUDA toolchain.",
     "requirements-qlora.txt": "EXTRAS=qlora: weights in 4 bits.",
+    "requirements-mlflow.txt": "EXTRAS=mlflow: MLflow's client for spec.tracking.",
+    "requirements-wandb.txt": "EXTRAS=wandb: the client of Weights & Biases for spec.tracking.",
+    "requirements-swanlab.txt": "EXTRAS=swanlab: SwanLab's client for spec.tracking.",
 }
 FILES = tuple(TITLES)
 BASE = ("./crds", "./trainer_image[eval]", "pip", "setuptools")  # pip and setuptools build what has no wheel
@@ -54,7 +57,7 @@ def locked() -> dict[str, str]:
     files: dict[str, dict[str, str]] = {name: {} for name in FILES}
     for name, block in base.items():
         files[_file_of(name)][name] = block
-    for extra in ("cuda", "qlora"):
+    for extra in ("cuda", "qlora", "mlflow", "wandb", "swanlab"):
         more = _blocks([*BASE, *extras[extra]])
         files[f"requirements-{extra}.txt"] = {name: block for name, block in more.items() if name not in base}
     return {

@@ -21,10 +21,11 @@ from internvl_api.spec import (
     Precision,
     Publish,
     Retrieval,
+    Tracking,
     Training,
 )  # fmt: skip
 from internvl_api.types import ApiModel, Template
-from internvl_api.validation import cross_field, entry_names, evaluation, evaluation_alone, row_sizes
+from internvl_api.validation import cross_field, entry_names, evaluation, evaluation_alone, row_sizes, tracking
 from internvl_api.validation.cel_rules import broken
 
 # What also refuses a run.yaml written by hand: the rules about one section, and what an evaluation alone needs.
@@ -34,6 +35,7 @@ _SECTION_RULES = (
         for rule in (*entry_names.RULES, *cross_field.RULES, *row_sizes.RULES, *evaluation.RULES)
         if rule in evaluation.HELD_OUT_RULES or rule.at.partition(".")[0] in ("data", "image", "training", "evaluation")
     )
+    + tracking.RULES
     + evaluation_alone.RUN_CONFIG_RULES
 )
 
@@ -71,6 +73,7 @@ class RunConfig(ApiModel):
     publish: Publish = Field(default_factory=Publish)
     doctor: Doctor = Field(default_factory=Doctor)
     network: Network = Field(default_factory=Network)
+    tracking: Tracking | None = None
     output: str
     workers: int = Field(ge=1)
     processes_per_worker: int = Field(ge=1)

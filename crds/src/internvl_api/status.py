@@ -97,6 +97,9 @@ class Progress(_Reported):
         None, description="Most memory that torch reserved on the GPU of the reporting process, in training"
     )
     bandwidth: Bandwidth | None = Field(None, description="Bandwidths that training measured")
+    tracking_problem: Text | None = Field(
+        None, description="Why the tracker of spec.tracking lacks figures of this stage; the stage goes on without it"
+    )
     warning: Text | None = Field(
         None, description="First warning of training, `Reason: message`; training goes on, and its result may be bad"
     )

@@ -24,7 +24,10 @@ from internvl_trainer.terminal import printable
 logger = logging.getLogger(__name__)
 
 ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN", "HF_WRITE_TOKEN")
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN", "HF_WRITE_TOKEN",
+    "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "WANDB_API_KEY", "SWANLAB_API_KEY",
+)  # fmt: skip
 SOURCE_VARIABLES = "SOURCE_"  # variables that an address may name as its query, $(SOURCE_NAME)
 _SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -18,6 +18,7 @@ from internvl_trainer.distributed import Group, Rendezvous, join_group
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.stage_store import StageStore
+from internvl_trainer.tracking.tracker import Tracker
 
 _READING_ROWS = ("preflight", "baseline-evaluate", "train")
 _ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in (UserError, AccessDenied, Unavailable)}
@@ -30,6 +31,7 @@ class RunContext:
     Attributes:
         storage: rooted at spec.output. Where this process holds the output's lease, it writes only while it does.
         epoch: of that lease; None in a process without it.
+        tracker: takes reports for spec.tracking.
     """
 
     stage: StageName
@@ -37,6 +39,7 @@ class RunContext:
     storage: Storage
     reporter: Reporter
     epoch: int | None = field(default=None, kw_only=True)
+    tracker: Tracker = field(default_factory=Tracker, kw_only=True)
 
     @cached_property
     def stages(self) -> StageStore:
@@ -60,7 +63,16 @@ class RunContext:
         self.reporter.doing("waiting for the others" if rendezvous.world_size > 1 else "preparing the processor or GPU")
         group = join_group(rendezvous, self.config.device)
         self.stages.use_inputs(group.first(self.stages.inputs if group.leads else None))
-        return GroupContext(self.stage, self.config, self.storage, self.reporter, group, self.stages, epoch=self.epoch)
+        return GroupContext(
+            self.stage,
+            self.config,
+            self.storage,
+            self.reporter,
+            group,
+            self.stages,
+            epoch=self.epoch,
+            tracker=self.tracker,
+        )
 
 
 @dataclass(frozen=True)

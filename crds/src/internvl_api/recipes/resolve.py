@@ -34,6 +34,7 @@ def resolve(spec: InternVLFineTuneSpec, *, job: str, job_uid: str) -> RunConfig:
         publish=spec.publish,
         doctor=spec.doctor,
         network=spec.network,
+        tracking=spec.tracking,
         output=spec.output,
         workers=spec.workers,
         processes_per_worker=spec.processes_per_worker,

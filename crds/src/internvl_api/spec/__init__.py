@@ -15,6 +15,7 @@ from internvl_api.spec.model import DEFAULT_TILING, Freeze, Image, Lora, Model, 
 from internvl_api.spec.network import Network
 from internvl_api.spec.pods import PodTemplate, RunPolicy, Scheduling, Secrets
 from internvl_api.spec.publish import Hub, Merge, Publish
+from internvl_api.spec.tracking import Tracking
 from internvl_api.spec.training import (
     Checkpoint,
     EarlyStopping,
@@ -31,7 +32,7 @@ __all__ = [
     "DEFAULT_TILING", "RECIPE_SECTIONS", "Checkpoint", "Data", "Dataset", "Doctor", "EarlyStopping", "Evaluation",
     "Freeze", "Hub", "Image", "InternVLFineTuneSpec", "Lora", "Merge", "Method", "Model", "Network", "Packing",
     "PodTemplate", "Precision", "Preflight", "Publish", "Retrieval", "RunPolicy", "Samples", "Scheduling", "Secrets",
-    "Tiling", "Training",
+    "Tiling", "Tracking", "Training",
 ]  # fmt: skip
 
 
@@ -71,6 +72,9 @@ class InternVLFineTuneSpec(ApiModel):
     merge: Merge = Field(default_factory=Merge)
     publish: Publish = Field(default_factory=Publish)
     doctor: Doctor = Field(default_factory=Doctor)
+    tracking: Tracking | None = Field(
+        None, description="Tracker of experiments that the run reports to, beside its own metrics. Default: none"
+    )
     output: str = Field(
         pattern=OUTPUT_PATTERN,
         max_length=1024,

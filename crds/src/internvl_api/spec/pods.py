@@ -34,6 +34,13 @@ class Secrets(ApiModel):
         max_length=253,
         description="Secret with the key HF_TOKEN and, for a token that only publishing gets, HF_WRITE_TOKEN",
     )
+    tracking: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="Secret for spec.tracking, with the key WANDB_API_KEY or SWANLAB_API_KEY; for mlflow "
+        "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, where its server asks",
+    )
 
 
 class RunPolicy(ApiModel):

@@ -15,6 +15,7 @@ from internvl_api.validation import (
     mixing,
     pod_template,
     row_sizes,
+    tracking,
 )
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
@@ -25,7 +26,7 @@ from internvl_api.validation.violations import SpecError, Violation
 
 RULES = (
     *entry_names.RULES, *cross_field.RULES, *row_sizes.RULES, *mixing.RULES, *evaluation.RULES,
-    *evaluation_alone.RULES, *pod_template.RULES,
+    *evaluation_alone.RULES, *pod_template.RULES, *tracking.RULES,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from internvl_api.memory.answering import answering_of, gpus_of_a_copy, not_possible
 from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.spec.tracking import TRACKER_KEYS
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_api.validation import policy_rules
 from internvl_api.validation.cel_rules import Values, rule
@@ -62,6 +63,7 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
     yield from policy_rules.violations(spec, cluster.policy)
     yield from _is_mounted(spec, "spec.output", spec.output)
     yield from _is_mounted(spec, "spec.data.preflight.cache", spec.data.preflight.cache or "")
+    yield from _tracker_has_key(spec)
     if cluster.gpu_memory is not None:
         yield from _evaluation_fits(spec, cluster.gpu_memory)
     kept, _, _ = cluster.checkpoint_uri.rpartition("/checkpoints/")
@@ -77,6 +79,16 @@ def _evaluation_fits(spec: InternVLFineTuneSpec, gpu_memory: int) -> Iterator[Vi
     if model is not None and gpus_of_a_copy(model, spec.processes_per_worker, gpu_memory) is None:
         message = not_possible(model, spec.processes_per_worker, gpu_memory)
         yield Violation("spec.evaluation.tasks", message, "EvaluationNotPossible")
+
+
+def _tracker_has_key(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """A violation for a tracker whose server would refuse every report."""
+    tracking = spec.tracking
+    key = TRACKER_KEYS[tracking.service] if tracking and not tracking.offline else None
+    given = spec.secrets.tracking is not None or any(item["name"] == key for item in spec.pod_template.env)
+    if tracking and key and not given:
+        text = f"required because tracking.service is {tracking.service}; name a Secret with the key {key}"
+        yield Violation("spec.secrets.tracking", text, "SecretMissing")
 
 
 def _is_mounted(spec: InternVLFineTuneSpec, field: str, place: str) -> Iterator[Violation]:

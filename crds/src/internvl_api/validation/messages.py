@@ -10,6 +10,7 @@ from internvl_api.spec.kubernetes.container import ENV_NAME_PATTERN
 from internvl_api.spec.model import NAME_PATTERN
 from internvl_api.spec.pods import BYTES_PATTERN, SECRET_PATTERN
 from internvl_api.spec.publish import REPOSITORY_PATTERN, REVISION_PATTERN
+from internvl_api.spec.tracking import EXPERIMENT_PATTERN, RUN_NAME_PATTERN, TRACKER_PATTERN
 from internvl_api.types import OUTPUT_PATTERN, SOURCE_PATTERN
 from internvl_api.validation.spec_fields import Path, hint, meaning
 from internvl_api.validation.suggest import did_you_mean
@@ -26,6 +27,10 @@ _FORMS = {
     BYTES_PATTERN: "an amount such as 8Gi or 512Mi",
     REPOSITORY_PATTERN: "owner/name, such as team-a/internvl2-2b-coco",
     REVISION_PATTERN: "a branch, such as main",
+    TRACKER_PATTERN: "http(s)://host:port/path without user name, password and query; a token belongs in "
+    "secrets.tracking",
+    EXPERIMENT_PATTERN: "a name of letters, digits and . _ - (of an MLflow experiment also / and @)",
+    RUN_NAME_PATTERN: "a name of letters, digits and . _ + / -",
 }
 _TYPES = {
     "int": "a whole number",

@@ -34,6 +34,9 @@ def _events(old: InternVLFineTuneStatus, new: InternVLFineTuneStatus) -> Iterato
         reason, _, message = warning.partition(": ")
         if _REASON.fullmatch(reason):  # a pod may send anything; what is no reason stays in status alone
             yield Event("Warning", reason, message)
+    problem = new.progress.tracking_problem if new.progress else None
+    if problem and (old.progress is None or old.progress.tracking_problem is None):
+        yield Event("Warning", "TrackingFailing", problem)
     ended = new.progress.ended_early if new.progress else None
     if ended and (old.progress is None or old.progress.ended_early != ended):
         yield Event("Normal", "EarlyStopped", ended)

@@ -24,7 +24,7 @@ from internvl_operator.core.timestamps import from_text
 M = TypeVar("M", bound=BaseModel)
 _OWN_LIFE = ("runPolicy",)
 _MARK = object()
-_POD_PART = ("podTemplate", "secrets", "scheduling", "network")
+_POD_PART = ("podTemplate", "secrets", "scheduling", "network", "tracking")
 
 
 class Key(NamedTuple):

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from internvl_api.constants import ALREADY_PUBLISHED
 from internvl_api.pipeline import PARALLEL_STAGES, SCORED_BY, figures_stage
@@ -23,21 +24,36 @@ from internvl_trainer.run_context import RunContext, open_context
 from internvl_trainer.signals import stop_by_exception
 from internvl_trainer.stage_store import StageStore, stages_of
 from internvl_trainer.stages.publish_condition import check_publish_condition, figures_of, meets_publish_condition
+from internvl_trainer.tracking.tracker import tracking
 
 
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
     several = stage in PARALLEL_STAGES and Rendezvous.from_environment(os.environ).world_size > 1
     tell = told_to(lambda text: reporter.update(detail=text))
-    with leased(open_context(stage, config, reporter)) as (context, finish), tell:
+    with leased(open_context(stage, config, reporter)) as (context, finish), tell, tracked(context) as context:
         result = _published(context.stages) if stage == "preflight" else None
         # With several ranks, rank 0 calls begin for all after they have met.
         result = result or (None if several else context.begin()) or _run(context)
+        context.tracker.result(result)
         if stage == figures_stage("evaluate", config.evaluation) and result.outcome == "succeeded":
             check_publish_condition(context.stages, result)  # also when it was done: publishIf may have changed since
         if result.outcome == "succeeded" and (stage == "publish" or result.reason == ALREADY_PUBLISHED):
             finish()
         return result
+
+
+@contextmanager
+def tracked(context: RunContext) -> Iterator[RunContext]:
+    """Within the block, the context's tracker takes reports, of the first rank."""
+    leads = Rendezvous.from_environment(os.environ).rank == 0
+    note = partial(_note_problem, context.reporter)
+    with tracking(context.config, context.stage, context.storage, note, leads=leads) as tracker:
+        yield replace(context, tracker=tracker)
+
+
+def _note_problem(reporter: Reporter, problem: str) -> None:
+    reporter.update(tracking_problem=problem)
 
 
 def _published(stages: StageStore) -> StageResult | None:

@@ -47,6 +47,7 @@ from internvl_trainer.stages.dataset_checks import (
     describe_checked,
 )
 from internvl_trainer.stages.preflight_cache import digest_files, tokenizer_digest
+from internvl_trainer.tracking.clients import check_client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +63,7 @@ Check = Callable[[Any], CheckedRows]
 def run(context: RunContext) -> StageResult:
     """Check output, model and rows, cheapest first. Raises UserError for the first thing that stops the run."""
     config, reporter, stages = context.config, context.reporter, context.stages
+    check_client(config)
     reporter.doing("checking the output")
     check_writable(context.storage)
     datasets, check = _open(context)

@@ -20,7 +20,8 @@ from internvl_api.constants import ENV_ATTEMPT
 
 from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE, SAMPLES_FILE, SAMPLES_FOLDER
 
-_VALIDATION_EVENT = "validation/loss"
+VALIDATION_SCALAR = "validation/loss"
+"""The loss on data.validation in TensorBoard and in trackers."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,25 @@ class StepRecord:
     ended_early: str | None = None
     bandwidth: dict[str, float] | None = None
 
+    def scalars(self) -> dict[str, float]:
+        """The step's figures under the names of TensorBoard and of trackers."""
+        found = {
+            "train/loss": self.loss,
+            "train/learning_rate": self.learning_rate,
+            "train/gradient_norm": self.gradient_norm,
+            "train/step_seconds": self.step_seconds,
+            "train/data_wait_seconds": self.data_wait_seconds,
+            "train/tokens_per_second": self.tokens / self.step_seconds,
+            "train/packing_efficiency": self.tokens / self.places,
+        }
+        for prefix, figures in (
+            ("train/loss", self.dataset_losses),
+            (VALIDATION_SCALAR, self.validation_losses),
+            ("bandwidth", self.bandwidth),
+        ):
+            found |= {f"{prefix}/{name}": value for name, value in (figures or {}).items()}
+        return found if self.validation_loss is None else {**found, VALIDATION_SCALAR: self.validation_loss}
+
 
 class MetricsLog:
     """Appends to the files in `folder`. Each row of metrics.jsonl names the attempt that took the step."""
@@ -70,24 +90,8 @@ class MetricsLog:
         """Add one step."""
         known = {name: value for name, value in asdict(step).items() if value is not None}
         self._metrics.write(json.dumps({**known, "attempt": self._attempt}) + "\n")
-        scalars = {
-            "train/loss": step.loss,
-            "train/learning_rate": step.learning_rate,
-            "train/gradient_norm": step.gradient_norm,
-            "train/step_seconds": step.step_seconds,
-            "train/data_wait_seconds": step.data_wait_seconds,
-            "train/tokens_per_second": step.tokens / step.step_seconds,
-            "train/packing_efficiency": step.tokens / step.places,
-        }
-        for name, value in scalars.items():
+        for name, value in step.scalars().items():
             self._events.add_scalar(name, value, step.step)
-        for prefix, losses in (("train/loss", step.dataset_losses), (_VALIDATION_EVENT, step.validation_losses)):
-            for name, loss in (losses or {}).items():
-                self._events.add_scalar(f"{prefix}/{name}", loss, step.step)
-        for name, rate in (step.bandwidth or {}).items():
-            self._events.add_scalar(f"bandwidth/{name}", rate, step.step)
-        if step.validation_loss is not None:
-            self._events.add_scalar(_VALIDATION_EVENT, step.validation_loss, step.step)
 
     @property
     def is_validated(self) -> bool:
@@ -106,7 +110,7 @@ class MetricsLog:
         lines = [json.dumps(row) + "\n" for row in [*earlier, {**last, **found}]]
         path.write_text("".join(lines), encoding="utf-8")
         self._metrics = path.open("a", encoding="utf-8")
-        self._events.add_scalar(_VALIDATION_EVENT, loss, last["step"])
+        self._events.add_scalar(VALIDATION_SCALAR, loss, last["step"])
 
     def add_samples(self, step: int, answers: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> None:
         """Add the answers to sample rows after `step` steps (`Answered` as JSON).

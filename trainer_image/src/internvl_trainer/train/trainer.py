@@ -35,7 +35,7 @@ from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.held_out import Exported, HeldOut, choose_best
 from internvl_trainer.train.loss_watch import LossWatch
-from internvl_trainer.train.metrics_log import MetricsLog, StepRecord, restore_metrics_log
+from internvl_trainer.train.metrics_log import VALIDATION_SCALAR, MetricsLog, StepRecord, restore_metrics_log
 from internvl_trainer.train.saver import Saver
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import TrainingSetup, prepare
@@ -273,6 +273,7 @@ class Trainer:
             loss = self._validate(step)
             if loss is not None and self.log is not None:
                 self.log.add_validation(loss, self._validation_losses(), self.held_out.ended)
+                self.context.tracker.metrics(step, {VALIDATION_SCALAR: loss})
 
     def stopped(self, step: int) -> StageResult:
         """The result when stopped before `step`, with a checkpoint of the steps so far where there is time for it."""
@@ -429,6 +430,9 @@ class Trainer:
                 reporter.update(warning=self.warning)
                 record = replace(record, warning=self.warning)
             self.log.record(record)
+            self.context.tracker.metrics(
+                record.step, {**record.scalars(), "train/epoch": record.epoch, "train/samples_per_second": samples}
+            )
             logger.info(
                 "step %d/%d loss %.4f lr %.3g norm %.3f %.1f tokens/s waited %.2f s",
                 record.step, self.setup.total_steps, record.loss, record.learning_rate, record.gradient_norm, tokens,

@@ -94,7 +94,11 @@ def _missing_secret(pod: Pod, secrets: Secrets, namespace: str) -> StartupProble
     message = pod.waiting_message
     if "secret" not in message.lower():
         return StartupProblem("InvalidPodConfig", f"pod {pod.name}: {message}", stalled=True)
-    named = {"spec.secrets.objectStorage": secrets.object_storage, "spec.secrets.huggingFace": secrets.hugging_face}
+    named = {
+        "spec.secrets.objectStorage": secrets.object_storage,
+        "spec.secrets.huggingFace": secrets.hugging_face,
+        "spec.secrets.tracking": secrets.tracking,
+    }
     for field, name in named.items():
         if name is not None and f'"{name}"' in message:
             text = (

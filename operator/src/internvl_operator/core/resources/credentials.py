@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from internvl_api.spec.tracking import TRACKER_KEYS
+
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
@@ -16,6 +18,8 @@ _STORAGE_OPTIONS = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
 _WITHOUT_SOURCES = ("doctor", "baseline-score", "score")  # they read the run's output alone
+_WITHOUT_TRACKER = ("preflight", "doctor", "merge")  # they report nothing to it
+_MLFLOW_OPTIONS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _HUB_KEY = "HF_TOKEN"
 _HUB_WRITE_KEY = "HF_WRITE_TOKEN"  # publish takes it, where the Secret has it, instead of HF_TOKEN
 
@@ -30,7 +34,18 @@ def env(run: Run, stage: Stage) -> list[dict[str, Any]]:
         found.append(_variable(secrets.hugging_face, _HUB_KEY))
         if stage.name == "publish":
             found.append(_variable(secrets.hugging_face, _HUB_WRITE_KEY, optional=True))
+    if secrets.tracking and stage.name not in _WITHOUT_TRACKER:
+        found += [_variable(secrets.tracking, key, optional=optional) for key, optional in _tracker_keys(run)]
     return found
+
+
+def _tracker_keys(run: Run) -> list[tuple[str, bool]]:
+    """(key, whether it is optional) of what the tracker's client reads."""
+    tracking = run.spec.tracking
+    if tracking is None or tracking.offline:
+        return []
+    required = TRACKER_KEYS[tracking.service]
+    return [(required, False)] if required else [(key, True) for key in _MLFLOW_OPTIONS]
 
 
 def _needs_hub(run: Run, stage: Stage) -> bool:
