@@ -49,6 +49,10 @@ class Cluster:
         found = self.runs.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
         return [raw["metadata"]["name"] for raw in found]
 
+    def on_server(self) -> int:
+        """Number of runs in all namespaces, those of earlier tests that are still being deleted included."""
+        return len(self.runs.list_cluster_custom_object(GROUP, VERSION, PLURAL)["items"])
+
     def edit(self, change: Raw, name: str = "run") -> None:
         """A merge patch of the spec."""
         self.patch({"spec": change}, name)

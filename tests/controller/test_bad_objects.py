@@ -250,7 +250,7 @@ def test_a_namespace_that_goes_takes_its_run_along(scene: Scene, tmp_path: Path)
             GROUP, VERSION, namespace, PLURAL)["items"])  # fmt: skip
         wait_for("its pods are gone", lambda: not going.children()["Pod"])
         scene.assert_quiet("doomed")
-        wait_for("nothing is remembered", lambda: operator.metric("internvl_operator_jobs", phase="Running") == 0)
+        wait_for("it is forgotten", lambda: operator.metric("internvl_operator_jobs") == going.on_server())
         going.core.patch_namespaced_config_map("held", namespace, {"metadata": {"finalizers": None}})
 
 
