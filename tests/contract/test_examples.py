@@ -60,6 +60,7 @@ def test_example_is_accepted(path: Path) -> None:
             "mini-internvl", "Mini-InternVL-Chat-2B-V1-5", 2, "preflight train merge publish", id="Mini-InternVL"
         ),
         pytest.param("internvl-chat-v1-5", "InternVL-Chat-V1-5", 8, "preflight train publish", id="InternVL-Chat-V1-5"),
+        pytest.param("internvl3", "InternVL3-8B", 2, EVERY_STAGE, id="InternVL3"),
         pytest.param("coco-caption", "InternVL2-2B", 8, f"{CAPTIONED} merge publish", id="COCO captions"),
         pytest.param("ui-dataset", "InternVL2-1B", 1, EVERY_STAGE, id="UI dataset"),
         pytest.param("retrieval-full", "InternVL-14B-224px", 32, f"{CAPTIONED} publish", id="retrieval, full"),
@@ -108,6 +109,15 @@ def test_every_recipe_listed_in_mini_internvl_works_in_its_place() -> None:
     example = load(path)
     for recipe in named:
         check(example | {"spec": example["spec"] | {"recipe": recipe}})
+
+
+def test_every_recipe_listed_in_internvl3_works_in_its_place() -> None:
+    path = FOLDER / "internvl3.yaml"
+    named = set(re.findall(r"internvl3-\d+b-(?:full|lora)", path.read_text(encoding="utf-8")))
+    assert named == {name for name in recipe_names() if name.startswith("internvl3-")}
+    example = load(path)
+    for recipe in named:
+        check(example | {"spec": example["spec"] | {"recipe": recipe, "merge": {"formats": ["hf"]}}})
 
 
 @pytest.mark.parametrize("method", ["full", "head", "lora"])

@@ -9,15 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import internvl_api.recipes
 import pytest
 from internvl_api.recipes.files import recipe_names
-from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup
+from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup, recipe_text
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "upstream-differences.md").read_text(encoding="utf-8")
 UPSTREAM: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "recipes.json").read_text(encoding="utf-8"))
+LORA_SCRIPTS = "internvl_chat/shell/internvl2.5/2nd_finetune"
 ABSENT = object()
 
 # A script's argument, and where a run has it.
@@ -54,8 +54,7 @@ FIGURES = {
 @cache
 def script_of(recipe: str) -> dict[str, Any]:
     """The figures of the script that a recipe names in its first line."""
-    first = (Path(internvl_api.recipes.__file__).parent / f"{recipe}.yaml").read_text(encoding="utf-8").split("\n")[0]
-    found = re.fullmatch(r"# Figures of upstream's (\S+)", first)
+    found = re.match(r"# (?:Derived: .*)?Figures of upstream's(?:\n#)? (\S+)\n", recipe_text(recipe))
     assert found, f"{recipe}.yaml does not name its script"
     script: dict[str, Any] = UPSTREAM["scripts"][found[1]]
     return script
@@ -168,6 +167,19 @@ def test_adamws_figures_are_upstreams(recipe: str) -> None:
     parameters = UPSTREAM["deepspeed"][script["deepspeed"]]["optimizer"]["params"]
     assert list(training.adam_betas) == parameters["betas"]
     assert training.adam_epsilon == parameters["eps"]
+
+
+def test_recipes_that_upstream_does_not_publish_are_listed_with_their_script() -> None:
+    derived = [name for name in chat_recipe_names() if recipe_text(name).startswith("# Derived: ")]
+    rows = table("Recipes that upstream does not publish")
+    assert [name for name, _, _ in rows] == sorted((f"`{name}`" for name in derived), key=_size)
+    for name, script, why in rows:
+        assert UPSTREAM["scripts"][f"{LORA_SCRIPTS}/{script.strip('`')}"] == script_of(name.strip("`"))
+        assert why
+
+
+def _size(name: str) -> int:
+    return int(re.findall(r"-(\d+)b-", name)[0])
 
 
 def test_retrieval_scripts_that_say_bs1024_have_128() -> None:
