@@ -18,7 +18,7 @@ TAKES_A_REASON = {
     "SpecError": 0, "UserError": 0, "CheckpointError": 0, "BadFile": 0, "AccessDenied": 0, "Unavailable": 0,
     "Finding": 0, "_Problem": 0, "ManifestError": 0, "single": 0, "StartupProblem": 0, "Refused": 0,
     "_infrastructure": 0, "PolicyRule": 1, "Outcome": 1, "Event": 1, "set_phase": 1, "_explain": 1,
-    "_failed": 1, "_result": 1, "Fault": 0, "_warning": 1,
+    "_failed": 1, "_result": 1, "Fault": 0, "_warning": 1, "RangesUnsupported": 0, "SourceChanged": 0,
 }  # fmt: skip
 GIVES_A_REASON = re.compile(r"reason|fault")  # functions by their names
 HOLDS_A_REASON = ("reason", "default")  # variables

@@ -36,6 +36,7 @@ class WebServer:
         self.cuts: dict[str, list[int]] = {}
         self.refused: dict[str, int] = {}  # path to status
         self.redirects: dict[str, str] = {}
+        self.ignores_ranges = False
         self.requests: list[Request] = []
         self.queries: list[str] = []
         self.url = ""
@@ -57,11 +58,14 @@ class WebServer:
     def send_file(
         self, handler: BaseHTTPRequestHandler, path: str, content: bytes, etag: str = "", **headers: str
     ) -> None:
-        """With Range and If-Range, as servers do."""
+        """With Range, If-Range and If-Match, as servers do."""
         etag = etag or f'"{hashlib.md5(content).hexdigest()}"'
         first, last, status = 0, len(content) - 1, 200
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
-        if wanted and handler.headers.get("If-Range", etag) == etag and content:
+        if handler.headers.get("If-Match", etag) != etag:
+            self.send(handler, 412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
+        if wanted and handler.headers.get("If-Range", etag) == etag and content and not self.ignores_ranges:
             first, last, status = int(wanted[1]), min(last, int(wanted[2] or last)), 206
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         cut = None
@@ -91,6 +95,32 @@ class WebServer:
     def downloads(self) -> list[Request]:
         """Requests for content; a look at the first byte is none."""
         return [request for request in self.requests if request.method == "GET" and request.range != "bytes=0-0"]
+
+
+class S3StandIn(WebServer):
+    """NOT an S3 server: it lists and gives the objects of a bucket, whose paths are `/bucket/key`."""
+
+    def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Any request."""
+        parts = urlsplit(handler.path)
+        asked = parse_qs(parts.query)
+        if "list-type" not in asked:
+            return super().answer(handler, body)
+        prefix = asked.get("prefix", [""])[0]
+        bucket = f"/{parts.path.strip('/')}/"
+        items = [
+            f"<Contents><Key>{path.removeprefix(bucket)}</Key><Size>{len(content)}</Size>"
+            f'<ETag>"{hashlib.md5(content).hexdigest()}"</ETag></Contents>'
+            for path, content in sorted(self.files.items())
+            if path.startswith(bucket + prefix)
+        ]
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(items)}</ListBucketResult>"
+        return self.send(handler, 200, text.encode(), {"Content-Type": "application/xml"})
+
+    def environment(self) -> dict[str, str]:
+        """What leads a client here."""
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        return {"AWS_ENDPOINT_URL": self.url, **keys}
 
 
 class HubStandIn(WebServer):

@@ -11,7 +11,7 @@ import torch
 from golden import KINDS, checkpoint, load
 from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import load_chat_model
-from internvl_trainer.model.parameters import Values, read_pieces
+from internvl_trainer.model.parameters import list_values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 META = torch.device("meta")  # stands for a GPU: what is there needs no memory of the host
@@ -67,10 +67,9 @@ def test_shares_together_are_the_whole_tensor(kind: str) -> None:
     source = open_checkpoint(checkpoint(kind))
     shapes = {name: parameter.shape for name, parameter in native.named_parameters()}
     seen = set()
-    for piece, stored in read_pieces(source):
-        values = Values(piece, stored, source.architecture, shapes[piece.name])
-        size = -(-shapes[piece.name].numel() // 3)
+    for values in list_values(source, shapes):
+        size = -(-shapes[values.name].numel() // 3)
         shares = [values.flat(start, start + size) for start in (0, size, 2 * size)]
-        assert torch.equal(torch.cat(shares), native.get_parameter(piece.name).flatten()), piece.name
-        seen.add(piece.name)
+        assert torch.equal(torch.cat(shares), native.get_parameter(values.name).flatten()), values.name
+        seen.add(values.name)
     assert seen == set(shapes)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_trainer.distributed import Group
+from internvl_trainer.model.checkpoint_format.files import list_tensors
 from internvl_trainer.retrieval.methods import HEAD
 from internvl_trainer.stages.preflight import run as preflight
+from internvl_trainer.train.base_model import BaseModel
 from internvl_trainer.train.retrieval import retrieval_components
 from trainer.contexts import context_of, group_context
 from trainer.retrieval.pair_runs import pair_config
@@ -22,7 +24,9 @@ def said(folder: Path, method: str, caplog: pytest.LogCaptureFixture) -> list[st
     caplog.set_level(logging.INFO)
     caplog.clear()
     alone = Group(0, 1, 0, torch.device("cpu"), control=None)
-    retrieval_components(group_context(config, "train", alone), folder / "model")
+    model = folder / "model"
+    base = BaseModel(config, model, list_tensors(model), resumes=False)
+    retrieval_components(group_context(config, "train", alone), base)
     return caplog.text.splitlines()
 
 

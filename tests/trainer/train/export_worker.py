@@ -1,5 +1,7 @@
 """Two ranks train two steps on a base model in three shards, with ZeRO-1 and with ZeRO-3, and export.
 
+With ZeRO-1 the base is a folder; with ZeRO-3 each rank, a pod of its own, reads its shares of it from object storage.
+
 Run by the launcher as `python export_worker.py FOLDER`.
 """
 
@@ -19,9 +21,10 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from trainer.contexts import group_context
-from trainer.runs import GOLDEN, make_config
+from trainer.runs import make_config
 
 SHARDS = 3
+BASE_URI = "s3://models/base"
 
 
 def main(folder: Path) -> None:
@@ -30,13 +33,12 @@ def main(folder: Path) -> None:
     group = join_group(rendezvous, "cpu")
     from internvl_trainer.train.trainer import train
 
-    base = folder / "base"
-    if group.leads:
-        split(GOLDEN / "checkpoints" / "qwen2", base)
-    group.barrier()
-    for stage in (1, 3):
+    base = folder / "base"  # made by the test
+    for stage, source in ((1, str(base)), (3, BASE_URI)):
         training = {"zeroStage": stage, "maxSteps": 2}
-        config = make_config(str(folder / f"zero{stage}"), str(base), workers=2, training=training)
+        config = make_config(
+            str(folder / f"zero{stage}"), source, workers=2, training=training, model={"template": "Hermes-2"}
+        )
         context = group_context(config, "train", group, Reporter(config.job, "train"))
         train(context, StopFlag(leave=sys.exit))
 

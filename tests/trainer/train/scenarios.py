@@ -86,6 +86,15 @@ def main(folder: Path) -> None:
         run(name, **options, stop_after=STOPPED_AFTER, attempt="-first")
         run(name, **options)
 
+    def run_broken(stage: int) -> None:
+        """The only checkpoint is damaged for one rank, so that what learns begins with the base model after all."""
+        name, training = f"all-broken-zero{stage}", {"zeroStage": stage}
+        run(name, training=training, stop_after=STOPPED_AFTER, attempt="-first")
+        if group.leads:
+            damage(folder / name / "checkpoints" / f"step-0000000{STOPPED_AFTER}" / "rank-00001-000.safetensors")
+        group.barrier()
+        run(name, training=training)
+
     def run_stage(stage: int) -> None:
         run(f"lora-zero{stage}", "internlm2", **LORA, training={"zeroStage": stage})
         run(f"full-zero{stage}", training={"zeroStage": stage})
@@ -99,6 +108,7 @@ def main(folder: Path) -> None:
         run(f"late-zero{stage}", "internlm2", **validated)
 
     run_stage(1)
+    run_broken(1)
     run_stage(2)
     run("full-bf16", training={"precision": "bf16"})
     run("resumed-bf16", training={"precision": "bf16"}, stop_after=STOPPED_AFTER, attempt="-first")
@@ -122,6 +132,7 @@ def main(folder: Path) -> None:
     run("not-finite", str(folder / "poisoned"))
     # Last, as ZeRO-3 replaces torch's linear function for good, and with it the rounding of bf16.
     run_stage(3)
+    run_broken(3)
     run("lora-stopped", "internlm2", **LORA, training={"zeroStage": 3})
     if group.leads:
         (folder / "outcomes.json").write_text(json.dumps(outcomes), encoding="utf-8")

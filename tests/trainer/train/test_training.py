@@ -33,7 +33,7 @@ from trainer.runs import (
     started,
     write_config,
 )
-from trainer.train.scenarios import LORA, PACKED, VALIDATED
+from trainer.train.scenarios import LORA, PACKED, STOPPED_AFTER, VALIDATED
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +202,15 @@ def test_a_broken_checkpoint_is_passed_over(folder: Path, outcomes: dict[str, An
     assert outcomes["broken-newest-first"]["checkpoint"]["step"] == 7
     assert outcomes["broken-newest"]["outcome"] == "succeeded"
     assert losses(folder / "full-zero1") == losses(folder / "broken-newest")
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero3"])
+def test_without_a_whole_checkpoint_training_begins_with_the_base_model(
+    folder: Path, outcomes: dict[str, Any], kind: str
+) -> None:
+    """Although the weights that learn were not read from it when the model was loaded."""
+    assert outcomes[f"all-broken-{kind}-first"]["checkpoint"]["step"] == STOPPED_AFTER
+    assert losses(folder / f"full-{kind}") == losses(folder / f"all-broken-{kind}")
 
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:

@@ -72,6 +72,10 @@ class Cache:
     def _digest(self, name: str) -> str:
         return digest_of(f"{self._namespace}\n{name}" if self._namespace else name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a folder of that name; its files are not checked yet."""
+        return (self.root / "entries" / self._digest(name)).is_dir()
+
     def file(self, name: str, make: Callable[[Path], object]) -> Path:
         """The path of the file named `name`; `make` writes it to the path it is given when it is not here."""
 

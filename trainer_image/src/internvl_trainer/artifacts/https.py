@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from internvl_trainer.artifacts.checked_connection import CheckedPool
+from internvl_trainer.artifacts.ranges import RangesUnsupported, changed, check_answer, check_length
 from internvl_trainer.artifacts.storage import StoredFile, inside
 from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 from internvl_trainer.json_text import parse_json
@@ -105,6 +106,26 @@ class HttpsSource:
             return _retrying()(get)
         except HTTPError as error:
             raise self._lost(key, error) from error
+
+    def read_range(self, file: StoredFile, start: int, end: int) -> bytes:
+        """Bytes [start, end) of this version of a file; see RangeSource."""
+        place = self._place(file.key)
+        if not file.etag.startswith('"'):  # a weak ETag does not promise equal bytes
+            raise RangesUnsupported("RangesUnsupported", f"{place}: the server gives no strong ETag")
+        response = self._get(file.key, {"Range": f"bytes={start}-{end - 1}", "If-Match": file.etag})
+        try:
+            if response.status == 412 or (response.status in (200, 206) and _version(response) != file.etag):
+                raise changed(place)
+            if response.status not in (200, 206):
+                raise self._failure(file.key, response.status)
+            check_answer(place, response.status, response.headers.get("Content-Range"), start, end, file.size)
+            data = response.read(end - start + 1)
+        except HTTPError as error:
+            raise self._lost(file.key, error) from error
+        finally:
+            response.close()
+        check_length(place, data, end - start)
+        return data
 
     def download(self, key: str, path: Path) -> None:
         """Stream to `path`, continuing a partial download of the same version."""

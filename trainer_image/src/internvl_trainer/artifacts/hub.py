@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from internvl_trainer.artifacts.storage import inside
+from internvl_trainer.artifacts.ranges import check_answer, check_length
+from internvl_trainer.artifacts.storage import StoredFile, inside
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
 if TYPE_CHECKING:
@@ -99,6 +100,35 @@ def download(repo: Repository, commit: str, files: Iterable[RepoFile], folder: P
 
 def read_start(repo: Repository, commit: str, path: str, length: int) -> bytes:
     """The first `length` bytes of a file."""
+    return _stream(repo, commit, path, 0, length, lambda *_: None)
+
+
+class HubFiles:
+    """The files of a commit, to be read in parts; a commit never changes."""
+
+    def __init__(self, repo: Repository, commit: str) -> None:
+        self.uri, self._repo, self._commit = repo.uri, repo, commit
+
+    def list(self) -> Iterator[StoredFile]:
+        """Every file, with the Hub's digest as its etag."""
+        return (StoredFile(file.path, file.size, digest_of(file)) for file in list_files(self._repo, self._commit))
+
+    def read_range(self, file: StoredFile, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file; see RangeSource."""
+        place = f"{self.uri}/{file.key}"
+
+        def check(status: int, told: str | None) -> None:
+            check_answer(place, status, told, start, end, file.size)
+
+        data = _stream(self._repo, self._commit, file.key, start, end, check)
+        check_length(place, data, end - start)
+        return data
+
+
+def _stream(
+    repo: Repository, commit: str, path: str, start: int, end: int, check: Callable[[int, str | None], object]
+) -> bytes:
+    """Bytes [start, end) of a file. `check` gets the answer's status and Content-Range before anything is read."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its __init__ has no __all__
         build_hf_headers,
@@ -107,17 +137,18 @@ def read_start(repo: Repository, commit: str, path: str, length: int) -> bytes:
     )
 
     url = hf_hub_url(repo.name, path, revision=commit, repo_type=repo.kind, endpoint=os.environ.get("HF_ENDPOINT"))
-    wanted = {"Range": f"bytes=0-{length - 1}", "Accept-Encoding": "identity"}
+    wanted = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
 
     def get() -> bytes:
-        start = b""
+        data = bytearray()
         with get_session().stream("GET", url, headers={**build_hf_headers(), **wanted}, timeout=60) as response:
             hf_raise_for_status(response)
+            check(response.status_code, response.headers.get("Content-Range"))
             for chunk in response.iter_bytes():
-                start += chunk
-                if len(start) >= length:
+                data += chunk
+                if len(data) >= end - start:
                     break
-        return start[:length]
+        return bytes(data[: end - start])
 
     return _ask(repo, get)
 

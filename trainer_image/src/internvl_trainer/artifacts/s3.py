@@ -22,7 +22,9 @@ from botocore.exceptions import (
     NoRegionError,
     PartialCredentialsError,
 )
+from urllib3.exceptions import HTTPError
 
+from internvl_trainer.artifacts.ranges import changed, check_answer, check_length
 from internvl_trainer.artifacts.storage import ConditionsUnsupported, StoredFile, Tagged, inside
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 
@@ -48,6 +50,7 @@ _SHA256 = "sha256"  # the user metadata with a file's digest in hex
 _CHUNK = 1 << 20
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _OTHER_WAS_FIRST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", *_ABSENT}
+_ANOTHER_VERSION = {"412", "PreconditionFailed"}
 _NOT_IMPLEMENTED = {"501", "NotImplemented"}
 
 
@@ -90,6 +93,30 @@ class S3Storage:
             return body
 
         return self._call(key, get)
+
+    def read_range(self, file: StoredFile, start: int, end: int) -> bytes:
+        """Bytes [start, end) of this version of a file; see RangeSource."""
+        place = f"{self.uri}/{file.key}"
+        where = {"Bucket": self._bucket, "Key": self._key(file.key), "IfMatch": f'"{file.etag}"'}
+
+        def get(client: Any) -> bytes:
+            try:
+                answer = client.get_object(**where, Range=f"bytes={start}-{end - 1}")
+            except ClientError as error:
+                if str(error.response.get("Error", {}).get("Code", "")) in _ANOTHER_VERSION:
+                    raise changed(place) from error
+                raise
+            with answer["Body"] as body:
+                if answer["ETag"].strip('"') != file.etag:
+                    raise changed(place)
+                status = answer["ResponseMetadata"]["HTTPStatusCode"]
+                check_answer(place, status, answer.get("ContentRange"), start, end, file.size)
+                data: bytes = body.read()
+            return data
+
+        data = self._call(file.key, get)
+        check_length(place, data, end - start)
+        return data
 
     def download(self, key: str, path: Path) -> None:
         origin = self._bucket, self._key(key), str(path)
@@ -192,7 +219,7 @@ class S3Storage:
             return call(_client(os.getpid()))
         except ClientError as error:
             raise self._failure(error, key) from error
-        except (BotoCoreError, Boto3Error, ValueError) as error:
+        except (BotoCoreError, Boto3Error, HTTPError, ValueError) as error:
             raise self._lost(error, key) from error
 
     def _failure(self, error: ClientError, key: str) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
@@ -31,7 +31,7 @@ from internvl_trainer.artifacts.media_listing import (
     paths_below,
     read_below,
 )
-from internvl_trainer.artifacts.storage import Storage, inside, local_path, open_storage, sha256_of
+from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, local_path, open_storage, sha256_of
 from internvl_trainer.errors import AccessDenied, UserError
 
 _PARALLEL_FILES = 8
@@ -137,15 +137,34 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
             pass
         return folder
     storage = _open(uri, field)
-    wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not is_weights(file.key))]
-    files = require_files(storage, wanted, field)
-    name = "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
+    files = _checkpoint_files(storage, field, weights)
 
     def make(folder: Path) -> None:
         with announced(storage.uri, folder, sum(file.size for file in files)):
             download_files(storage, files, folder)
 
-    return _cache().folder(name, make, lambda folder: has_small_files_of(storage, files, folder))
+    return _cache().folder(_copy_name(uri, files), make, lambda folder: has_small_files_of(storage, files, folder))
+
+
+def has_directory(uri: str, *, field: str) -> bool:
+    """Whether the cache has all files of a checkpoint URI as they are now; False for a folder that is read in place."""
+    uri = Address(uri)
+    if uri.startswith("hf://"):
+        repo = hub.repository(uri, field=field)
+        return _cache().has(_repository_name(repo, hub.commit_of(repo), weights=True))
+    if not uri.startswith(("s3://", "https://")):
+        return False
+    return _cache().has(_copy_name(uri, _checkpoint_files(_open(uri, field), field, weights=True)))
+
+
+def _checkpoint_files(storage: Storage | HttpsSource, field: str, weights: bool) -> list[StoredFile]:
+    wanted = [file for file in storage.list() if not is_unused(file.key) and (weights or not is_weights(file.key))]
+    return require_files(storage, wanted, field)
+
+
+def _copy_name(uri: Address, files: Iterable[StoredFile]) -> str:
+    """The name of a checkpoint's copy in the cache."""
+    return "\n".join([reveal(uri), *(f"{file.key} {file.etag}" for file in files)])
 
 
 def fetch_file(uri: str, *, field: str) -> Path:
@@ -346,8 +365,13 @@ def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
     def is_intact(folder: Path) -> bool:
         return hub.has_files(repo, commit, folder) and (with_code or not any(folder.rglob("*.py")))
 
-    extent = f"{'all' if weights else 'without weights'}{'' if with_code else ', without code'}"
-    return _cache().folder(f"hf {repo.kind} {repo.name} {commit} {extent}", make, is_intact)
+    return _cache().folder(_repository_name(repo, commit, weights=weights), make, is_intact)
+
+
+def _repository_name(repo: hub.Repository, commit: str, *, weights: bool) -> str:
+    """The name of a commit's copy in the cache."""
+    without_code = "" if hub.pinned_commit(repo) else ", without code"
+    return f"hf {repo.kind} {repo.name} {commit} {'all' if weights else 'without weights'}{without_code}"
 
 
 def _fetch_from_hub(uri: str, field: str) -> Path:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from internvl_trainer.model.checkpoint_format.files import CheckpointError, read_json
+from internvl_trainer.model.checkpoint_format.files import CheckpointError, read_json, read_tensor
 from internvl_trainer.model.checkpoint_format.shards import Piece
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED, match_native
 from internvl_trainer.model.checkpoint_source import Source
@@ -25,6 +25,7 @@ _SOURCE, _REVISION, _MAPPING = "base_model_name_or_path", "revision", "auto_mapp
 _DIGEST = "base_model_digest"
 _SAMPLED_ROW = 4096  # values of a tensor's first row
 _SAMPLED_VECTOR = 64
+_PARALLEL_READS = 8  # of remote weights, each is a request
 _SHOWN = 12  # digits of a digest in messages
 
 
@@ -61,14 +62,10 @@ def weights_digest(source: Source) -> str:
     The sample is the start of each tensor's first row, rounded to bf16: other shards, another precision or
     transformers' format do not change it, training does. Takes seconds for the largest model.
     """
-    by_file: dict[Path, list[Piece]] = {}
-    for piece in source.pieces():
-        if _is_sampled(piece.name, source):
-            by_file.setdefault(piece.entry.file, []).append(piece)
-    samples: dict[str, bytes] = {}
-    for file, pieces in by_file.items():
-        with safe_open(file, framework="pt") as shard:
-            samples |= {piece.name: _sample(shard, piece, source.architecture) for piece in pieces}
+    pieces = [piece for piece in source.pieces() if _is_sampled(piece.name, source)]
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        values = pool.map(lambda piece: _sample(piece, source.architecture), pieces)
+        samples = {piece.name: value for piece, value in zip(pieces, values, strict=True)}
     digest = hashlib.sha256()
     for name in sorted(samples):
         digest.update(name.encode() + b"\0" + samples[name])
@@ -111,12 +108,12 @@ def _is_sampled(name: str, source: Source) -> bool:
     return not DERIVED.search(name) and match_native(name, source.architecture.kind).native_names[0] == name
 
 
-def _sample(shard: Any, piece: Piece, architecture: Any) -> bytes:
+def _sample(piece: Piece, architecture: Any) -> bytes:
     if not piece.entry.shape:
-        values = shard.get_tensor(piece.entry.name)
+        values = read_tensor(piece.entry)
     else:
         native = piece.make(lambda entry: torch.empty(entry.shape, device="meta"), architecture)
         rows = 1 if native.ndim > 1 else min(_SAMPLED_VECTOR, len(native))
-        values = shard.get_slice(piece.entry.name)[:rows]
+        values = piece.entry.open()[:rows]
     values = values.flatten()[:_SAMPLED_ROW].to(torch.bfloat16)
     return bytes(values.view(torch.int16).numpy().tobytes())

@@ -196,21 +196,21 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def _freeze(model: ChatModel, freeze: Freeze, lora: LoraSettings) -> None:
+def learns(name: str, freeze: Freeze, lora: LoraSettings = LoraSettings()) -> bool:
+    """Whether a tower's own parameter learns, by its name in a ChatModel or in the native model."""
     language = not freeze.language and not lora.language_rank
-    lm_head = language if freeze.lm_head is None else not freeze.lm_head
-    learns = {
-        "vision_tower": not freeze.vision and not lora.vision_rank,
-        "multi_modal_projector": not freeze.projector,
-        "language_model": language,
-        "lm_head": lm_head,
+    parts = {
+        ".vision_tower.": not freeze.vision and not lora.vision_rank,
+        ".multi_modal_projector.": not freeze.projector,
+        ".language_model.": language,
+        ".lm_head.": language if freeze.lm_head is None else not freeze.lm_head,
     }
+    return next(learning for part, learning in parts.items() if part in f".{name}")
+
+
+def _freeze(model: ChatModel, freeze: Freeze, lora: LoraSettings) -> None:
     for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            parameter.requires_grad_(True)
-        else:
-            part = next(part for part in learns if f".{part}." in name)
-            parameter.requires_grad_(learns[part])
+        parameter.requires_grad_(is_adapter(name) or learns(name, freeze, lora))
     layers = model.vision_tower.encoder.layer
     for layer in layers[len(layers) - freeze.vision_last_layers :]:
         _unfreeze_weights(layer)

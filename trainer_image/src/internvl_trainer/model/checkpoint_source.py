@@ -53,12 +53,17 @@ class Source:
         return [Piece(name, entry) for entry in self.entries for name, _ in self.rename(shape_tensors([entry]))]
 
 
-def open_checkpoint(directory: Path) -> Source:
-    """The source in a chat model's directory, from config.json and weight headers. Raises CheckpointError."""
+def open_checkpoint(directory: Path, entries: list[TensorEntry] | None = None) -> Source:
+    """The source in a chat model's directory, from config.json and weight headers. Raises CheckpointError.
+
+    Args:
+        entries: the tensors, where they are not in the directory.
+    """
     native, architecture, upstream = _read_config(directory)
     is_native = read_json(directory / CONFIG_FILE, missing="").get("model_type") == "internvl"
     rename = _current_names if is_native else partial(to_native, architecture=architecture)
-    return Source(directory, is_native, native, architecture, upstream, list_tensors(directory), rename)
+    found = list_tensors(directory) if entries is None else entries
+    return Source(directory, is_native, native, architecture, upstream, found, rename)
 
 
 def describe_checkpoint(directory: str | Path) -> Architecture:

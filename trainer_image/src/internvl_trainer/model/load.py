@@ -15,6 +15,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 from .attention import choose_attention
 from .chat_model import ChatModel
 from .checkpoint_format import Architecture
+from .checkpoint_format.files import TensorEntry
 from .checkpoint_source import open_checkpoint
 from .language_shard import LanguageShard
 from .parameters import CPU, empty_parameters, fill_parameters, whole_model
@@ -83,6 +84,8 @@ def load_chat_model(
     select_layer: int | None = None,
     resize_embeddings: bool = False,
     zero3_config: Mapping[str, Any] | None = None,
+    entries: list[TensorEntry] | None = None,
+    is_skipped: Callable[[str], bool] = lambda _: False,
     prepare: Callable[[ChatModel, str], None] | None = None,
     make_shard: Callable[[Any], LanguageShard | None] = lambda _: None,
 ) -> LoadedModel:
@@ -98,6 +101,8 @@ def load_chat_model(
         zero3_config: the DeepSpeed config with zero_optimization.stage 3; None otherwise. After
             deepspeed.init_distributed(), parameters are partitioned when they are made, and every rank reads its own
             share of each: no process reads or holds the whole model. All ranks call this function.
+        entries: the tensors, where they are not in the directory.
+        is_skipped: the native names of parameters that become zero, with nothing read of them.
         make_shard: the language model's config to this process's shard of it; None holds it whole.
         prepare: gets the model and the native name of each parameter as soon as it has its value (see quantize).
 
@@ -105,7 +110,7 @@ def load_chat_model(
         CheckpointError: with the file and the next step.
     """
     directory = Path(directory)
-    source = open_checkpoint(directory)
+    source = open_checkpoint(directory, entries)
     tokenizer = load_tokenizer(directory)
     changes: dict[str, Any] = {
         "image_size": image_size,
@@ -133,6 +138,7 @@ def load_chat_model(
         grows=resize_embeddings,
         share=shard,
         whole=whole_model(config) if shard else None,
+        is_skipped=is_skipped,
         filled=lambda name: prepare(model, name) if prepare else None,
     )
     if shard is not None:

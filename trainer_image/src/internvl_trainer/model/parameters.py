@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -13,8 +14,9 @@ from torch.nn import functional
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from .checkpoint_format.files import CheckpointError, TensorEntry, read_tensor, shape_tensors
-from .checkpoint_format.shards import Part, Piece
+from .checkpoint_format.files import CheckpointError, TensorEntry, shape_tensors
+from .checkpoint_format.remote import RemoteEntry, in_order
+from .checkpoint_format.shards import Part, Piece, Stored
 from .checkpoint_format.tensors import UnknownTensor, match_native
 from .checkpoint_source import Source
 from .vocabulary import can_grow, grow_rows
@@ -22,6 +24,8 @@ from .vocabulary import can_grow, grow_rows
 POSITION_EMBEDDINGS = "vision_tower.embeddings.position_embeddings"
 """End of the native name of the tensor that depends on the tile size."""
 CPU = torch.device("cpu")
+_READS_AHEAD = 4
+"""Of a remote checkpoint; each holds what this process needs of one tensor."""
 
 
 class Share(Protocol):
@@ -65,12 +69,13 @@ def fill_parameters(
     grows: bool = False,
     share: Share | None = None,
     whole: nn.Module | None = None,
+    is_skipped: Callable[[str], bool] = lambda _: False,
     filled: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Fill every parameter from its tensor, after names and shapes are checked without reading data.
 
-    Each tensor goes straight from its file to the device. Host memory holds one at most, and of a partitioned
-    parameter only this rank's share, which is all that is read of it.
+    Each tensor goes straight from its file to the device. Host memory holds one at most (of remote files a few), and of
+    a partitioned parameter only this rank's share, which is all that is read of it.
 
     Position embeddings of another tile size are resized.
 
@@ -79,6 +84,7 @@ def fill_parameters(
         partitioned: parameters are partitioned (ZeRO-3); every rank calls this function.
         grows: embeddings that lack rows get them.
         share: the parts that `native` holds of the parameters of `whole`, which has the checkpoint's shapes.
+        is_skipped: the native names of parameters that become zero, with nothing read of them.
         filled: gets each name as soon as its parameter has its value.
 
     Raises:
@@ -86,36 +92,52 @@ def fill_parameters(
     """
     shapes = _shapes(native if whole is None else whole)
     _check_tensors(source, shapes, grows=grows)
-    for piece, stored in read_pieces(source):
-        if (shape := shapes.get(piece.name)) is None:  # a derived buffer
+    found: list[Values] = []
+    reads: list[Callable[[], torch.Tensor | None]] = []
+    for values in list_values(source, shapes):
+        parameter = native.get_parameter(values.name)
+        if is_skipped(values.name):
+            _fill_with_zeros(native, values.name, parameter, device, dtype, partitioned=partitioned)
             continue
-        parameter = native.get_parameter(piece.name)
-        values = Values(piece, stored, source.architecture, shape)
-        if partitioned:
-            _fill_partitioned(parameter, values)
-        else:
-            tensor = values.part(share.part(piece.name) if share else None)
-            _assign(native, piece.name, nn.Parameter(tensor.to(device, dtype, copy=True)))
-        filled(piece.name)
+        found.append(values)
+        part = share.part(values.name) if share else None
+        reads.append(partial(_own_share, parameter, values) if partitioned else partial(values.part, part))
+    threads = _READS_AHEAD if any(isinstance(entry, RemoteEntry) for entry in source.entries) else 0
+    for values, tensor in zip(found, in_order(reads, threads), strict=True):
+        parameter = native.get_parameter(values.name)
+        if not partitioned:
+            assert tensor is not None
+            _assign(native, values.name, nn.Parameter(tensor.to(device, dtype, copy=True)))
+        elif parameter.ds_tensor.final_location is not None:  # on a disk, where only DeepSpeed can put it
+            _fill_swapped(parameter, values)
+        elif tensor is not None:
+            with torch.no_grad():
+                parameter.ds_tensor[: len(tensor)].copy_(tensor)
+        filled(values.name)
 
 
-def read_pieces(source: Source) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Every native tensor's place with the stored tensor, which is mapped: only what is used of it is read."""
+def list_values(source: Source, shapes: Mapping[str, torch.Size]) -> Iterator[Values]:
+    """The tensor of each native parameter, of which nothing is read yet."""
     for entry, pieces in groupby(source.pieces(), key=lambda piece: piece.entry):
-        stored = read_tensor(entry)
         for piece in pieces:
-            yield piece, stored
+            if (shape := shapes.get(piece.name)) is not None:  # otherwise a derived buffer
+                yield Values(piece, entry.open, source.architecture, shape)
 
 
 class Values:
     """A native tensor in a file, cut or changed to the shape that the model wants."""
 
-    def __init__(self, piece: Piece, stored: torch.Tensor, architecture: Any, shape: torch.Size) -> None:
-        self._piece, self._stored, self._architecture, self._shape = piece, stored, architecture, shape
+    def __init__(self, piece: Piece, open_stored: Callable[[], Stored], architecture: Any, shape: torch.Size) -> None:
+        self._piece, self._open, self._architecture, self._shape = piece, open_stored, architecture, shape
+
+    @property
+    def name(self) -> str:
+        """The native name."""
+        return self._piece.name
 
     def part(self, part: Part | None) -> torch.Tensor:
         """The rows or columns of a part; None is the whole tensor, resized or grown to the wanted shape."""
-        tensor = self._piece.cut(self._stored, self._architecture, part)
+        tensor = self._piece.cut(self._open(), self._architecture, part)
         if part is not None or tuple(tensor.shape) == tuple(self._shape):
             return tensor
         if self._piece.name.endswith(POSITION_EMBEDDINGS):
@@ -124,12 +146,13 @@ class Values:
 
     def flat(self, start: int, end: int) -> torch.Tensor:
         """Elements [start, end) of the flattened tensor."""
-        is_changed = self._piece.rule is None and tuple(self._stored.shape) != tuple(self._shape)
+        stored = self._open()
+        is_changed = self._piece.rule is None and tuple(stored.shape) != tuple(self._shape)
         if is_changed:
             return self.part(None).reshape(-1)[start:end]
         size = max(1, self._shape[1:].numel())
         first = start // size
-        rows = self._piece.rows(self._stored, self._architecture, first, -(-end // size))
+        rows = self._piece.rows(stored, self._architecture, first, -(-end // size))
         return rows.reshape(-1)[start - first * size : end - first * size]
 
 
@@ -163,17 +186,22 @@ def _assign(native: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(native.get_submodule(owner), leaf, parameter)
 
 
-def _fill_partitioned(parameter: Any, values: Values) -> None:
-    """Fill this rank's share of a parameter under ZeRO-3, a range of the flattened tensor."""
+def _own_share(parameter: Any, values: Values) -> torch.Tensor | None:
+    """This rank's share of a parameter under ZeRO-3, a range of the flattened tensor; None without one in memory."""
     share = parameter.ds_tensor
-    with torch.no_grad():
-        if share.final_location is not None:  # on a disk, where only DeepSpeed can put it
-            _fill_swapped(parameter, values)
-            return
-        start = parameter.ds_zero_partition_rank * share.ds_numel
-        length = min(share.ds_numel, parameter.ds_numel - start)
-        if length > 0:
-            share[:length].copy_(values.flat(start, start + length))
+    start = parameter.ds_zero_partition_rank * share.ds_numel
+    length = min(share.ds_numel, parameter.ds_numel - start)
+    return values.flat(start, start + length) if length > 0 and share.final_location is None else None
+
+
+def _fill_with_zeros(
+    native: nn.Module, name: str, parameter: Any, device: torch.device, dtype: torch.dtype, *, partitioned: bool
+) -> None:
+    if not partitioned:
+        _assign(native, name, nn.Parameter(torch.zeros(parameter.shape, dtype=dtype, device=device)))
+    elif parameter.ds_tensor.final_location is None:
+        with torch.no_grad():
+            parameter.ds_tensor.zero_()
 
 
 def _fill_swapped(parameter: nn.Parameter, values: Values) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from internvl_trainer.model.attention import choose_attention
 from internvl_trainer.model.checkpoint_format import to_native
-from internvl_trainer.model.checkpoint_format.files import list_tensors, read_json
+from internvl_trainer.model.checkpoint_format.files import TensorEntry, list_tensors, read_json
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, Source, readable_config
 from internvl_trainer.model.parameters import CPU, empty_parameters, fill_parameters
 from internvl_trainer.retrieval.architecture import RetrievalArchitecture, read_retrieval_architecture
@@ -44,6 +44,8 @@ def load_retrieval_model(
     drop_path_rate: float = 0.0,
     hard_negatives: bool = False,
     zero3_config: Mapping[str, Any] | None = None,
+    entries: list[TensorEntry] | None = None,
+    is_skipped: Callable[[str], bool] = lambda _: False,
 ) -> LoadedRetrievalModel:
     """The model of a directory in upstream's layout (model_type internvl with a qllama_config).
 
@@ -52,17 +54,17 @@ def load_retrieval_model(
             upstream's exact arithmetic on the processor.
         image_size: pixels of an image's side; another size than the checkpoint's resizes the position embeddings.
         hard_negatives: matching trains on mined negatives rather than on the batch's random ones.
-        zero3_config: as for `load_chat_model`.
+        zero3_config, entries, is_skipped: as for `load_chat_model`.
 
     Raises:
         CheckpointError: with the file and the next step.
     """
-    source = open_retrieval_checkpoint(directory, image_size)
+    source = open_retrieval_checkpoint(directory, image_size, entries)
     architecture = source.architecture
     _set_attention(architecture, attn_implementation, device, dtype)
     with empty_parameters(zero3_config, dtype):
         model = RetrievalModel(architecture)
-    fill_parameters(model, source, dtype, device=device, partitioned=zero3_config is not None)
+    fill_parameters(model, source, dtype, device=device, partitioned=zero3_config is not None, is_skipped=is_skipped)
     if zero3_config is None:
         model.to(device)  # buffers
     if drop_path_rate > 0:
@@ -73,13 +75,20 @@ def load_retrieval_model(
     )
 
 
-def open_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> Source:
-    """The source in a retrieval model's directory, from config.json and weight headers. Raises CheckpointError."""
+def open_retrieval_checkpoint(
+    directory: str | Path, image_size: int | None = None, entries: list[TensorEntry] | None = None
+) -> Source:
+    """The source in a retrieval model's directory, from config.json and weight headers. Raises CheckpointError.
+
+    Args:
+        entries: the tensors, where they are not in the directory.
+    """
     directory = Path(directory)
     config = _read_config(directory)
     architecture = _architecture(config, directory, image_size)
     rename = partial(to_native, architecture=architecture)  # type: ignore[arg-type]
-    return Source(directory, False, architecture, architecture, config, list_tensors(directory), rename)
+    found = list_tensors(directory) if entries is None else entries
+    return Source(directory, False, architecture, architecture, config, found, rename)
 
 
 def describe_retrieval_checkpoint(directory: str | Path, image_size: int | None = None) -> RetrievalArchitecture:

@@ -54,7 +54,7 @@ def read_remote_headers(source: str, sizes: Mapping[str, int]) -> list[TensorEnt
 
     def read(name: str) -> list[TensorEntry]:
         start = partial(read_start, source, name, field="spec.model.source")
-        return check_header(name, sizes[name], start, f"{source}/{name}")
+        return [entry for entry, _ in check_header(name, sizes[name], start, f"{source}/{name}")]
 
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         return [entry for entries in pool.map(read, sorted(sizes)) for entry in entries]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from internvl_api.run_config import RunConfig
@@ -26,12 +25,12 @@ from internvl_trainer.data.sampler import GlobalOrder, Order
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_base import identify_base
-from internvl_trainer.model.adapters import Freeze, apply_method
-from internvl_trainer.model.checkpoint_source import open_checkpoint
+from internvl_trainer.model.adapters import apply_method
 from internvl_trainer.model.load import LoadedModel, load_chat_model
 from internvl_trainer.model.quantize import quantize_filled
 from internvl_trainer.run_context import GroupContext, RunContext
-from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
+from internvl_trainer.train.base_model import BaseModel
+from internvl_trainer.train.components import Components, Export, freeze, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.engine import parameter_groups
 from internvl_trainer.train.export import export_adapter, export_model
 from internvl_trainer.train.sample_answers import SampleAnswers
@@ -40,7 +39,7 @@ from internvl_trainer.train.validation import Validation
 logger = logging.getLogger(__name__)
 
 
-def chat_components(context: GroupContext, base: Path) -> Components:
+def chat_components(context: GroupContext, base: BaseModel) -> Components:
     """Load the chat model, add its adapters, and index the conversations."""
     config, group, reporter = context.config, context.group, context.reporter
     training = config.training
@@ -74,11 +73,13 @@ def chat_components(context: GroupContext, base: Path) -> Components:
     )
 
 
-def _export(config: RunConfig, base: Path, loaded: LoadedModel, group: Group) -> Export:
+def _export(config: RunConfig, base: BaseModel, loaded: LoadedModel, group: Group) -> Export:
     if config.method == "lora":
-        recorded = identify_base(open_checkpoint(base), config.model.source) if group.leads else None
+        recorded = identify_base(base.open(), config.model.source) if group.leads else None
         return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
-    return lambda engine, directory: export_model(engine, loaded, base, directory, config, group)
+    return lambda engine, directory: export_model(
+        engine, loaded, base.directory, directory, config, group, base.entries
+    )
 
 
 def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, image_tokens: int) -> Order[Any]:
@@ -107,28 +108,24 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
     return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed, mixed)
 
 
-def load_model(config: RunConfig, base: Path, group: Group) -> LoadedModel:
+def load_model(config: RunConfig, base: BaseModel, group: Group) -> LoadedModel:
     """The base model in training's precision on this rank's device, partitioned from the start under ZeRO-3.
 
     Layers for QLoRA are quantized as they come.
     """
     quantizes = config.lora.quantize is not None
     return load_chat_model(
-        base,
+        base.directory,
         dtype=weights_dtype(config),
         device=group.device,
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
         resize_embeddings=config.model.resize_embeddings,
         zero3_config=partitioning(config, group),
+        entries=base.entries,
+        is_skipped=base.is_restored,
         prepare=(lambda model, name: quantize_filled(model, name, group.device)) if quantizes else None,
     )
-
-
-def freeze(config: RunConfig) -> Freeze:
-    """The spec's freeze flags."""
-    chosen = config.training.freeze
-    return Freeze(vision=chosen.vision, projector=chosen.projector, language=chosen.language)
 
 
 def open_rows(context: RunContext, loaded: LoadedModel) -> RowDataset:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from internvl_trainer.data.loader import Collate
 from internvl_trainer.data.sampler import Order
 from internvl_trainer.distributed import Group
-from internvl_trainer.model.adapters import LoraSettings
+from internvl_trainer.model.adapters import Freeze, LoraSettings
 from internvl_trainer.train.deepspeed_config import deepspeed_config
 from internvl_trainer.train.sample_answers import SampleAnswers
 from internvl_trainer.train.validation import Validation
@@ -63,6 +63,12 @@ def lora_settings(config: RunConfig) -> LoraSettings | None:
         dropout=lora.dropout,
         use_dora=lora.dora,
     )
+
+
+def freeze(config: RunConfig) -> Freeze:
+    """The spec's freeze flags."""
+    chosen = config.training.freeze
+    return Freeze(vision=chosen.vision, projector=chosen.projector, language=chosen.language)
 
 
 def weights_dtype(config: RunConfig) -> torch.dtype:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from internvl_api.run_config import RunConfig
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from internvl_trainer.distributed import Group
@@ -18,7 +17,7 @@ from internvl_trainer.model.adapter_base import AdapterBase
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
 from internvl_trainer.model.checkpoint_format import to_upstream
-from internvl_trainer.model.checkpoint_format.files import list_tensors
+from internvl_trainer.model.checkpoint_format.files import TensorEntry, list_tensors, read_tensor
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED, match_native
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER
 from internvl_trainer.model.convert_checkpoint import copy_files
@@ -46,14 +45,23 @@ def export_adapter(
 
 
 def export_model(
-    engine: Any, loaded: LoadedModel, base: Path, directory: Path, config: RunConfig, group: Group
+    engine: Any,
+    loaded: LoadedModel,
+    base: Path,
+    directory: Path,
+    config: RunConfig,
+    group: Group,
+    entries: list[TensorEntry] | None = None,
 ) -> Iterator[Path]:
     """Write a model directory like the base's: the same shards with new weights, all other files copied.
 
     All ranks iterate over it, and each writes shards of its own: it gets each complete file and may delete it. About
     one shard of each rank is in memory. A native model is written by rank 0.
+
+    Args:
+        entries: the base's tensors, where they are not in its directory.
     """
-    shards = _Shards(base, group.world_size)
+    shards = _Shards(base, group.world_size, entries)
 
     def owner(name: str) -> int:
         native = native_name(name)
@@ -85,10 +93,15 @@ def export_model(
 
 
 def export_retrieval_model(
-    engine: Any, loaded: LoadedRetrievalModel, base: Path, directory: Path, group: Group
+    engine: Any,
+    loaded: LoadedRetrievalModel,
+    base: Path,
+    directory: Path,
+    group: Group,
+    entries: list[TensorEntry] | None = None,
 ) -> Iterator[Path]:
     """Like export_model, for a retrieval model, whose format is always upstream's."""
-    shards = _Shards(base, group.world_size)
+    shards = _Shards(base, group.world_size, entries)
 
     def owner(name: str) -> int:
         return shards.owner(match_native(name, loaded.architecture.kind).upstream_name)
@@ -143,9 +156,9 @@ def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
 class _Shards:
     """The weight files of a base model, and which rank writes each: one after the other, in turn."""
 
-    def __init__(self, base: Path, world_size: int) -> None:
-        self.base = base
-        self.files = {entry.name: entry.file.name for entry in list_tensors(base)}
+    def __init__(self, base: Path, world_size: int, entries: list[TensorEntry] | None) -> None:
+        self.entries = {entry.name: entry for entry in (list_tensors(base) if entries is None else entries)}
+        self.files = {name: entry.file.name for name, entry in self.entries.items()}
         names = sorted(set(self.files.values()))
         self._owners = {name: number % world_size for number, name in enumerate(names)}
 
@@ -165,7 +178,7 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], shards: _Shards, 
         collected[file][name] = tensor.contiguous()
         waiting[file].discard(name)
         if all(DERIVED.search(left) for left in waiting[file]):
-            kept = _read(shards.base / file, waiting[file])
+            kept = {name: read_tensor(shards.entries[name]) for name in waiting[file]}
             save_file({**collected.pop(file), **kept}, directory / file, metadata={"format": "pt"})
             yield directory / file
     if collected:
@@ -174,8 +187,3 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], shards: _Shards, 
 
 def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
-    with safe_open(path, "pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from internvl_api.run_config import RunConfig
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_base import identify_base
 from internvl_trainer.model.tokenizer import read_tokenizer
 from internvl_trainer.retrieval.layer_decay import LayerDecay, describe_groups, layer_groups
-from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model, open_retrieval_checkpoint
+from internvl_trainer.retrieval.load import LoadedRetrievalModel, load_retrieval_model
 from internvl_trainer.retrieval.methods import apply_retrieval_method
 from internvl_trainer.retrieval.pair_dataset import (
     OpenPairs,
@@ -28,6 +27,7 @@ from internvl_trainer.retrieval.pair_dataset import (
     refuse_bad_lines,
 )
 from internvl_trainer.run_context import GroupContext
+from internvl_trainer.train.base_model import BaseModel
 from internvl_trainer.train.components import Components, Export, lora_settings, partitioning, weights_dtype
 from internvl_trainer.train.export import export_adapter, export_retrieval_model
 from internvl_trainer.train.validation import Validation
@@ -37,19 +37,21 @@ logger = logging.getLogger(__name__)
 _LISTED = 20  # parameters that are named in the log one by one
 
 
-def retrieval_components(context: GroupContext, base: Path) -> Components:
+def retrieval_components(context: GroupContext, base: BaseModel) -> Components:
     """Load the model, choose what learns, read the pairs. Raises UserError for what the user must correct."""
     config, group, reporter = context.config, context.group, context.reporter
     training = config.training
     reporter.doing("loading the model")
     loaded = load_retrieval_model(
-        base,
+        base.directory,
         dtype=weights_dtype(config),
         device=group.device,
         image_size=config.image.tile_size,
         drop_path_rate=config.model.drop_path_rate,
         hard_negatives=config.retrieval.hard_negatives,
         zero3_config=partitioning(config, group),
+        entries=base.entries,
+        is_skipped=base.is_restored,
     )
     lora = {} if (settings := lora_settings(config)) is None else {"lora": settings}
     report = apply_retrieval_method(loaded.model, config.method, **lora, seed=training.seed)
@@ -61,7 +63,7 @@ def retrieval_components(context: GroupContext, base: Path) -> Components:
         _log_learning(loaded)
         logger.info("learning rates after the warm-up:\n%s", describe_groups(groups, training.learning_rate))
     reporter.doing("reading the pairs")
-    tokenizer = read_tokenizer(base)
+    tokenizer = read_tokenizer(base.directory)
     bad_lines = read_bad_lines(config, context.storage)
     reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))
     rows = _rows(config, open_pairs(config), loaded, tokenizer, bad_lines, "spec.data.train", training.seed)
@@ -131,8 +133,10 @@ def _validation(
     )
 
 
-def _export(config: RunConfig, base: Path, loaded: LoadedRetrievalModel, group: Group) -> Export:
+def _export(config: RunConfig, base: BaseModel, loaded: LoadedRetrievalModel, group: Group) -> Export:
     if config.method == "lora":
-        recorded = identify_base(open_retrieval_checkpoint(base), config.model.source) if group.leads else None
+        recorded = identify_base(base.open(), config.model.source) if group.leads else None
         return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
-    return lambda engine, directory: export_retrieval_model(engine, loaded, base, directory, group)
+    return lambda engine, directory: export_retrieval_model(
+        engine, loaded, base.directory, directory, group, base.entries
+    )

@@ -8,12 +8,12 @@ from typing import Any
 
 from internvl_api.run_config import RunConfig
 
-from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.data.loader import Loader
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.base_identity import describe_base
 from internvl_trainer.model.quantize import check_quantization
 from internvl_trainer.run_context import GroupContext
+from internvl_trainer.train.base_model import BaseModel, fetch_base
 from internvl_trainer.train.chat import chat_components
 from internvl_trainer.train.components import Components
 from internvl_trainer.train.engine import build_engine
@@ -28,6 +28,7 @@ class TrainingSetup:
 
     Attributes:
         engine: the DeepSpeedEngine around the model.
+        base: the model that training began with.
         base_identity: which base model it is; see describe_base.
     """
 
@@ -35,6 +36,7 @@ class TrainingSetup:
     components: Components
     engine: Any
     total_steps: int
+    base: BaseModel
     base_identity: dict[str, Any]
 
     def loader(self, first_step: int) -> Loader:
@@ -64,7 +66,7 @@ def prepare(context: GroupContext) -> TrainingSetup:
     if config.lora.quantize is not None:
         check_quantization(group.device)
     reporter.doing("fetching the model")
-    base = fetch_directory(config.model.source, field="spec.model.source")
+    base = fetch_base(context)
     reporter.doing("noting which model it is")
     base_identity = group.first(describe_base(config) if group.leads else None)
     make_components = retrieval_components if config.model.kind == "retrieval" else chat_components
@@ -78,6 +80,7 @@ def prepare(context: GroupContext) -> TrainingSetup:
         components=components,
         engine=build_engine(config, components.model, components.groups, group),
         total_steps=total_steps,
+        base=base,
         base_identity=base_identity,
     )
 

@@ -31,6 +31,7 @@ from internvl_trainer.run_context import GroupContext
 from internvl_trainer.signals import StopFlag
 from internvl_trainer.train.background import in_background
 from internvl_trainer.train.bandwidth_check import check_bandwidth
+from internvl_trainer.train.base_model import use_base_weights
 from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.held_out import Exported, HeldOut, choose_best
@@ -65,6 +66,8 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         reporter.doing("looking for a checkpoint")
         first = checkpoints.restore(setup.engine, Path(scratch), total_steps=setup.total_steps)
+        if first == 0 and setup.base.resumes:
+            use_base_weights(setup.engine, setup.base, group)
         trainer = Trainer(context, setup, checkpoints, open_metrics_log(Path(scratch), group), stop, first, bandwidth)
         with stop.deferred():
             trainer.validate_late()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from ...errors import UserError
 from ...git_lfs import POINTER
 from ...json_text import InvalidJson, parse_json
+
+if TYPE_CHECKING:
+    from .remote import RemoteTensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,6 +44,10 @@ class TensorEntry:
     def nbytes(self) -> int:
         """Bytes of the tensor's data."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def open(self) -> torch.Tensor | RemoteTensor:
+        """The tensor, mapped: only what is used of it is read."""
+        return _map_tensor(self)
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
@@ -86,15 +93,7 @@ def list_tensors(directory: Path) -> list[TensorEntry]:
 
 
 def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
-    weight_map = read_json(index, missing="").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("InvalidIndex", "weight_map is missing or empty; download the file again", str(index))
-    by_file: dict[str, set[str]] = defaultdict(set)
-    for name, file in weight_map.items():
-        if not is_shard_name(file):
-            message = f"weight_map names {str(file)[:80]!r}; expected the name of a .safetensors file beside the index"
-            raise CheckpointError("InvalidIndex", message, str(index))
-        by_file[file].add(name)
+    by_file = read_index(index)
     entries = []
     for position, file in enumerate(sorted(by_file), start=1):
         path = directory / file
@@ -114,6 +113,20 @@ def _list_sharded(directory: Path, index: Path) -> list[TensorEntry]:
             )
         entries += [entry for entry in found if entry.name in by_file[file]]
     return entries
+
+
+def read_index(index: Path) -> dict[str, set[str]]:
+    """The names of the tensors of each file, from a checkpoint's index. Raises CheckpointError."""
+    weight_map = read_json(index, missing="").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("InvalidIndex", "weight_map is missing or empty; download the file again", str(index))
+    by_file: dict[str, set[str]] = defaultdict(set)
+    for name, file in weight_map.items():
+        if not is_shard_name(file):
+            message = f"weight_map names {str(file)[:80]!r}; expected the name of a .safetensors file beside the index"
+            raise CheckpointError("InvalidIndex", message, str(index))
+        by_file[file].add(name)
+    return by_file
 
 
 def is_shard_name(name: object) -> bool:
@@ -177,7 +190,12 @@ def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor
 
 
 def read_tensor(entry: TensorEntry) -> torch.Tensor:
-    """One tensor, mapped from its file; its memory is freed with the tensor."""
+    """One tensor, mapped from its file; its memory is freed with the tensor. A remote one is read."""
+    stored = entry.open()
+    return stored if isinstance(stored, torch.Tensor) else stored.whole()
+
+
+def _map_tensor(entry: TensorEntry) -> torch.Tensor:
     with safe_open(entry.file, framework="pt") as shard:
         tensor: torch.Tensor = shard.get_tensor(entry.name)
     return tensor

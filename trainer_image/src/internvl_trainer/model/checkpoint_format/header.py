@@ -20,8 +20,8 @@ ReadStart = Callable[[int], bytes]
 """Gives the first so many bytes of a file."""
 
 
-def check_header(name: str, size: int, read: ReadStart, place: str) -> list[TensorEntry]:
-    """The tensors of a file of `size` bytes; reads only its header.
+def check_header(name: str, size: int, read: ReadStart, place: str) -> list[tuple[TensorEntry, int]]:
+    """The tensors of a file of `size` bytes, and where the data of each begin in it; reads only its header.
 
     Raises:
         CheckpointError: a git-lfs pointer, no safetensors, or a length that does not fit the header.
@@ -41,14 +41,14 @@ def check_header(name: str, size: int, read: ReadStart, place: str) -> list[Tens
     entries, data = _read_entries(header, name, size, place)
     if end + data != size:
         raise _damaged(f"its header describes {end + data} bytes", size, place)
-    return entries
+    return [(entry, end + first) for entry, first in entries]
 
 
-def _read_entries(header: Any, name: str, size: int, place: str) -> tuple[list[TensorEntry], int]:
-    """The tensors, and the bytes that their data takes."""
+def _read_entries(header: Any, name: str, size: int, place: str) -> tuple[list[tuple[TensorEntry, int]], int]:
+    """The tensors with the places of their data behind the header, and the bytes that all data takes."""
     if not isinstance(header, dict):
         raise _damaged("its header is no object", size, place)
-    entries: list[TensorEntry] = []
+    entries: list[tuple[TensorEntry, int]] = []
     spans: list[tuple[int, int]] = []
     for tensor, described in header.items():
         if tensor == "__metadata__":
@@ -57,7 +57,7 @@ def _read_entries(header: Any, name: str, size: int, place: str) -> tuple[list[T
             entry, span = _read_entry(tensor, described, name, place)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(f"its header does not describe tensor {tensor}", size, place) from error
-        entries.append(entry)
+        entries.append((entry, span[0]))
         spans.append(span)
     end = 0
     for first, last in sorted(spans):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -14,10 +15,16 @@ from .config import Architecture
 from .files import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE, TensorEntry, read_tensor
 from .tensors import DERIVED, IncompleteTensor, Rule, join_fused, match_native, match_upstream, split_fused
 
+if TYPE_CHECKING:
+    from .remote import RemoteTensor
+
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """(native name, tensor) to the tensor to store; also called on the meta device, for shape and dtype."""
 
 Read = Callable[[TensorEntry], torch.Tensor]
+
+Stored: TypeAlias = "torch.Tensor | RemoteTensor"
+"""A tensor of a checkpoint of which rows can be taken."""
 
 Extents = tuple[tuple[int, int], ...]
 """(start, end) of ranges of a tensor's rows or columns, in order."""
@@ -55,17 +62,18 @@ class Piece:
         stored = read(self.entry)
         return stored if self.rule is None else split_fused(stored, self.rule, architecture)[self.part]
 
-    def rows(self, stored: torch.Tensor, architecture: Architecture, start: int, end: int | None) -> torch.Tensor:
-        """Rows [start, end) of the native tensor. Of a mapped file, only the pages with these rows are read."""
+    def rows(self, stored: Stored, architecture: Architecture, start: int, end: int | None) -> torch.Tensor:
+        """Rows [start, end) of the native tensor. Of a mapped or remote file, only these rows are read."""
         if self.rule is None:
             return stored[start:end]
         if stored.ndim == 0:
-            return split_fused(stored, self.rule, architecture)[self.part][start:end]
+            whole = stored if isinstance(stored, torch.Tensor) else stored.whole()
+            return split_fused(whole, self.rule, architecture)[self.part][start:end]
         places = split_fused(torch.arange(len(stored)), self.rule, architecture)[self.part][start:end]
         first, last = (int(places[0]), int(places[-1])) if len(places) else (0, -1)
         return stored[first : last + 1] if last - first + 1 == len(places) else stored[places]
 
-    def cut(self, stored: torch.Tensor, architecture: Architecture, part: Part | None) -> torch.Tensor:
+    def cut(self, stored: Stored, architecture: Architecture, part: Part | None) -> torch.Tensor:
         """A part of the native tensor; None is all of it."""
         if part is None or part.dim == 1:
             return cut(self.rows(stored, architecture, 0, None), part)
