@@ -95,16 +95,16 @@ def fill_parameters(
     found: list[Values] = []
     reads: list[Callable[[], torch.Tensor | None]] = []
     for values in list_values(source, shapes):
-        parameter = native.get_parameter(values.name)
+        wanted = native.get_parameter(values.name)
         if is_skipped(values.name):
-            _fill_with_zeros(native, values.name, parameter, device, dtype, partitioned=partitioned)
+            _fill_with_zeros(native, values.name, wanted, device, dtype, partitioned=partitioned)
             continue
         found.append(values)
         part = share.part(values.name) if share else None
-        reads.append(partial(_own_share, parameter, values) if partitioned else partial(values.part, part))
+        reads.append(partial(_own_share, wanted, values) if partitioned else partial(values.part, part))
     threads = _READS_AHEAD if any(isinstance(entry, RemoteEntry) for entry in source.entries) else 0
     for values, tensor in zip(found, in_order(reads, threads), strict=True):
-        parameter = native.get_parameter(values.name)
+        parameter: Any = native.get_parameter(values.name)
         if not partitioned:
             assert tensor is not None
             _assign(native, values.name, nn.Parameter(tensor.to(device, dtype, copy=True)))
