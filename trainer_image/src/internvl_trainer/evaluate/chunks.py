@@ -10,17 +10,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
 from internvl_trainer.evaluate.annotations import Question
 from internvl_trainer.evaluate.tasks import OpenTask
-from internvl_trainer.model.greedy_answers import Generated
+
+if TYPE_CHECKING:  # scoring reads chunks without PyTorch
+    from internvl_trainer.model.greedy_answers import Generated
 
 Row = dict[str, Any]
 """A line of a chunk, or of predictions."""
-Answer = Generated | Row
+Answer: TypeAlias = "Generated | Row"
 """A text, or features (see retrieval_answers)."""
 
 CHUNK_ROWS = 32
@@ -102,6 +104,6 @@ def _row(question: Question, answer: Answer) -> Row:
 
 
 def _answer_fields(answer: Answer) -> Row:
-    if isinstance(answer, Generated):
-        return {"prediction": answer.text, "at_limit": answer.at_limit}
-    return {"features": answer}
+    if isinstance(answer, dict):
+        return {"features": answer}
+    return {"prediction": answer.text, "at_limit": answer.at_limit}

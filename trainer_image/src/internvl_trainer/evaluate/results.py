@@ -14,7 +14,6 @@ from internvl_api.status import EvaluationStatus, StageName
 from internvl_trainer.answer_figures import answer_figures
 from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
 from internvl_trainer.evaluate.chunks import Row, to_lines
-from internvl_trainer.evaluate.retrieval_answers import retrieval_figures
 from internvl_trainer.evaluate.scores import score
 
 Figures = dict[str, dict[str, float]]
@@ -24,6 +23,8 @@ Figures = dict[str, dict[str, float]]
 def score_rows(name: str, kind: TaskKind, rows: Sequence[Row]) -> tuple[dict[str, float], list[Row]]:
     """A task's figures, and its rows with their own."""
     if not makes_text(kind):
+        from internvl_trainer.evaluate.retrieval_answers import retrieval_figures  # PyTorch: text is scored without it
+
         return retrieval_figures(rows)
     totals, each = score(name, kind, rows)
     answered = {name: float(f"{value:.4g}") for name, value in answer_figures(rows).items()}  # short, for the status
