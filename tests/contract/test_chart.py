@@ -19,7 +19,7 @@ OWN_VALUES = {
     "trainer_image", "image_pull_policy", "namespaces", "gang_schedulers", "metrics_port", "liveness_port",
     "leader_election", "lease_namespace", "lease_name", "lease_identity", "webhook_port", "webhook_certificates",
     "metrics_secret", "network_policy_peers", "policy", "pod_defaults", "webhook_secret", "webhook_service",
-    "webhook_configuration", "pod_security", "node_leases", "proxy", "ca_bundle",
+    "webhook_configuration", "pod_security", "node_leases", "proxy", "notifications", "prices", "ca_bundle",
 }  # fmt: skip
 
 
@@ -92,6 +92,10 @@ def test_lint_has_no_warning() -> None:
         pytest.param({"proxy": {"noProxy": "a, b"}}, "/proxy/noProxy", id="white-space-in-no-proxy"),
         pytest.param({"proxy": {"no_proxy": "a"}}, "no_proxy", id="no-such-proxy"),
         pytest.param({"caBundle": {"configMap": "Company_CA"}}, "/caBundle/configMap", id="name-of-the-bundle"),
+        pytest.param(
+            {"notifications": {"url": "https://hooks.example"}}, "url", id="an-address-of-a-webhook-is-secret"
+        ),
+        pytest.param({"prices": {"perGpuHour": {"nvidia.com/gpu": -1}}}, "/prices/perGpuHour", id="negative-price"),
         pytest.param({"caBundle": {"secret": "ca"}}, "secret", id="a-bundle-is-no-secret"),
     ],
 )

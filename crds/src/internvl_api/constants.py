@@ -47,6 +47,7 @@ ENV_JOB_UID = "INTERNVL_JOB_UID"
 ENV_ADOPTED_UIDS = "INTERNVL_ADOPTED_UIDS"  # of earlier runs whose pods this run has adopted, separated by commas
 ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks for
 ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
+ENV_USAGE = "INTERNVL_USAGE"  # GPU-hours and cost of the run so far (JSON), for the report
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
 TAKING_STEPS = "training"  # `detail` of /progress while training takes steps, and does nothing else

@@ -202,6 +202,25 @@ class EvaluationStatus(_Reported):
     )
 
 
+class Usage(_Reported):
+    """What the attempts that have ended used."""
+
+    gpu_hours: float = Field(description="GPUs times hours, of all stages")
+    cost: float | None = Field(None, description="GPU-hours times the administrator's price; absent without one")
+    currency: Word | None = Field(None, description="Currency of the cost")
+
+
+class Notice(_Reported):
+    """The last notice to the administrator's webhooks."""
+
+    id: Word = Field(description="Id of the notice, the same each time it is sent")
+    type: Literal["Complete", "Failed", "Stalled"] = Field(description="Condition that it is about")
+    reason: Word = Field(description="Cause, as one CamelCase word")
+    message: Text = Field(description="Message of the condition")
+    at: Time = Field(description="When the condition became True")
+    delivered_at: Time | None = Field(None, description="When every receiver had taken it; absent until then")
+
+
 class InternVLFineTuneStatus(_Reported):
     """Observed state of the run; the operator writes it once a pass, and only when it changed."""
 
@@ -225,6 +244,8 @@ class InternVLFineTuneStatus(_Reported):
     workers: Workers = Field(default_factory=Workers)
     elastic: ElasticStatus | None = None
     restarts: Restarts = Field(default_factory=Restarts)
+    usage: Usage | None = None
+    notice: Notice | None = None
     started_at: Time | None = Field(None, description="When the run started")
     finished_at: Time | None = Field(None, description="When the run succeeded or failed")
     retry_at: Time | None = Field(None, description="When a stalled or failed group is started again")

@@ -28,6 +28,7 @@ from internvl_operator.kube.client import Api
 from internvl_operator.kube.lease import LeaseClient
 from internvl_operator.kube.webhook_objects import WebhookObjects
 from internvl_operator.leader_election import Leadership
+from internvl_operator.notifier import TargetsError, read_targets
 from internvl_operator.settings import Settings, SettingsError, help_text, variable
 
 _ABOUT = """\
@@ -60,10 +61,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = Settings.from_env()
         config = settings.operator_config()
+        if settings.notifications:
+            read_targets(settings.notifications)
         _set_up_logging(settings)
         api = Api.connect(timeout=settings.request_timeout_seconds, connections=4 * settings.worker_threads + 8)
     except SettingsError as error:
         return _complain(2, f"{error}\nTry `internvl-operator --help`.")
+    except TargetsError as error:
+        return _complain(2, f"{variable('notifications')}: {error}")
     except ConfigException as error:
         return _complain(
             1, f"no cluster configured: {error}\nSet KUBECONFIG, or run inside a pod with a service account."

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from internvl_api.status import InternVLFineTuneStatus
 
 from internvl_operator import metrics
 from internvl_operator.clock import utc_now
+from internvl_operator.core.notices import is_open
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
 from internvl_operator.core.reconcile import child_refused, reconcile, rejected
@@ -27,6 +28,7 @@ from internvl_operator.kube.informer import Informer
 from internvl_operator.kube.name_conflicts import Adopted, Refused
 from internvl_operator.kube.node_lease import read_renewal
 from internvl_operator.kube.resync import Resync
+from internvl_operator.notifier import Notifier, read_targets
 from internvl_operator.polling.node_watch import NodeWatch
 from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
@@ -40,6 +42,7 @@ _LONGEST_PASS = 10  # times the request time-out; a longer pass hangs
 # Seconds to collect further events of a run's children for the same pass: a group's pods start and end together, and
 # a pass for each would write a status for each.
 _GATHER = 0.1
+_OFFER_AGAIN = 60.0  # seconds until a notice is offered again, for which there was no room
 _LONGEST_GOODBYE = 5.0  # seconds to wait at the end of the process for passes in progress
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Parts:
     poller: ProgressPoller
     rank_probe: RankProbe
     node_watch: NodeWatch
+    notifier: Notifier = field(default_factory=lambda: Notifier([]))
     now: Callable[[], datetime] = utc_now
 
     @classmethod
@@ -69,6 +73,7 @@ class Parts:
             poller=ProgressPoller(queue.add, interval=interval, threads=threads),
             rank_probe=RankProbe(queue.add, threads=threads),
             node_watch=NodeWatch(queue.add, lambda node: read_renewal(api, node), threads=threads),
+            notifier=Notifier(read_targets(settings.notifications) if settings.notifications else []),
         )
 
 
@@ -78,7 +83,7 @@ class Controller:
     def __init__(self, settings: Settings, api: Api, parts: Parts | None = None) -> None:
         parts = parts or Parts.make(settings, api)
         self._settings, self._config, self._now = settings, settings.operator_config(), parts.now
-        self._queue, self._events = parts.queue, parts.events
+        self._queue, self._events, self._notifier = parts.queue, parts.events, parts.notifier
         self._poller, self._rank_probe, self._node_watch = parts.poller, parts.rank_probe, parts.node_watch
         self._runs, self._resolved = RunCache(), ResolvedSpecs()
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
@@ -128,6 +133,7 @@ class Controller:
         metrics.QUEUE_DEPTH.set_function(lambda: len(self._queue))
         metrics.publish_runs(self._statuses)
         self._events.start()
+        self._notifier.start(self._queue.add)
         self._poller.start()
         self._rank_probe.start()
         self._node_watch.start()
@@ -141,6 +147,7 @@ class Controller:
         """Start no more passes; True when those in progress have ended. Cutting one off is harmless."""
         self._queue.close()
         self._poller.stop()
+        self._notifier.stop()
         self._rank_probe.stop()
         self._node_watch.stop()
         for informer in self.informers:
@@ -268,6 +275,7 @@ class Controller:
             live=self._poller.latest(key),
             rank_answers=self._rank_probe.latest(key),
             silences=self._node_watch.silences(key),
+            delivered_notice=self._notifier.delivered(key),
         )
 
     def _tell(self, run: Run, plan: Plan, now: datetime, made: int) -> None:
@@ -275,6 +283,8 @@ class Controller:
         if plan.status is None:
             return
         before = run.status
+        if is_open(plan.status.notice, now):
+            self._notify(run, plan.status)
         for event in plan.events:
             logger.info("%s/%s: %s: %s", run.namespace, run.name, event.reason, event.message)
             self._events.send(run, event, to_text(now))
@@ -283,6 +293,10 @@ class Controller:
             metrics.RESTARTS.labels(cause).inc(max(0, more))
         if made and before.observed_generation is None and run.created:  # else the first pod waited for a user
             metrics.FIRST_POD_SECONDS.observe(max(0.0, (self._now() - run.created).total_seconds()))
+
+    def _notify(self, run: Run, status: InternVLFineTuneStatus) -> None:
+        if not self._notifier.offer(run, status):
+            self._queue.add(Key(run.namespace, run.name), after=_OFFER_AGAIN)
 
     def _follow(self, key: Key, run: Run, plan: Plan, observed: Observed) -> None:
         self._node_watch.follow(key, plan.suspects)
@@ -310,6 +324,7 @@ class Controller:
         self._applier.forget(uid)
         self._poller.forget(key)
         self._rank_probe.forget(key)
+        self._notifier.forget(key)
         self._node_watch.follow(key, ())
         self._succeeded(key)
 

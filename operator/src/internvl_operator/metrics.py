@@ -35,6 +35,9 @@ CERTIFICATE_EXPIRY = Gauge(
 RESYNC_MISSED = Counter(
     f"{_PREFIX}_resync_missed_total", "Changes that a relist found and the watch had missed", ["kind"]
 )
+NOTICES = Counter(
+    f"{_PREFIX}_notices_total", "Requests to webhooks about ends of runs: sent, failed, given up, dropped", ["result"]
+)
 EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events dropped because the queue was full")
 
 Statuses = Iterable[tuple[str, str, InternVLFineTuneStatus]]
@@ -51,11 +54,18 @@ _PER_RUN = {
     "missing_workers": "Workers that the spec asks for and the cluster has no room for",
     "progress_timestamp_seconds": "When the current attempt of a running run last made progress",
     "checkpoint_timestamp_seconds": "When the newest checkpoint of a run that trains was verified",
+    "gpu_hours": "GPUs times hours of the attempts that have ended",
+    "cost": "GPU-hours of the attempts that have ended, times the administrator's price",
     "evaluation": "Metrics of the base model (model=baseline) and the trained model (model=final)",
 }
 # Not `namespace`: Prometheus sets that to the namespace of the pod that it reads, here the operator's.
 _LABELS = ("job_namespace", "job_name")
-_MORE_LABELS = {"phase": ["phase"], "restarts": ["cause"], "evaluation": ["model", "task", "metric"]}
+_MORE_LABELS = {
+    "phase": ["phase"],
+    "restarts": ["cause"],
+    "evaluation": ["model", "task", "metric"],
+    "cost": ["currency"],
+}
 
 Sample = tuple[str, tuple[str, ...], float]  # name without prefix, values of _MORE_LABELS, value
 
@@ -91,6 +101,10 @@ def _samples(status: InternVLFineTuneStatus) -> Iterator[Sample]:
     yield "restarts", ("infrastructure",), status.restarts.infrastructure
     yield "avoided_nodes", (), len(bad_nodes.avoided(status))
     yield "missing_workers", (), status.elastic.wanted - status.elastic.workers if status.elastic else 0
+    if usage := status.usage:
+        yield "gpu_hours", (), usage.gpu_hours
+        if usage.cost is not None:
+            yield "cost", (usage.currency or "",), usage.cost
     if progress := status.progress:
         figures = (("step", progress.step), ("total_steps", progress.total_steps), ("loss", progress.loss))
         yield from ((name, (), figure) for name, figure in figures if figure is not None)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from internvl_operator.core.network_profiles import Profiles, with_known_profiles
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity, Proxy
+from internvl_operator.core.usage import Prices
 
 PREFIX = "INTERNVL_OPERATOR_"
 DEFAULTS = OperatorConfig()
@@ -108,6 +109,15 @@ class Settings(BaseModel):
     )
     network_profiles: Annotated[Profiles, BeforeValidator(_json)] = Field(
         DEFAULTS.network_profiles, description="JSON; network profiles by name, beside the built-in (docs/network.md)"
+    )
+    prices: Annotated[Prices, BeforeValidator(_json)] = Field(
+        DEFAULTS.prices,
+        description="JSON; currency, and perGpuHour by resource, for the cost of runs (docs/notices.md)",
+    )
+    notifications: Path | None = Field(
+        None,
+        description="Folder with the files cloudevents and slack: URLs, one a line, that are told of the ends of runs "
+        "(docs/notices.md)",
     )
     progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")
     progress_threads: int = Field(8, ge=1, le=64, description="Concurrent requests to /progress")
@@ -224,6 +234,8 @@ class Settings(BaseModel):
             ca_bundle=_authorities(self.ca_bundle) if self.ca_bundle else "",
             stage_resources=self.stage_resources,
             worker_resources=self.worker_resources,
+            prices=self.prices,
+            notices=self.notifications is not None,
             retry_base=self.retry_base_seconds,
             retry_cap=self.retry_cap_seconds,
             settle=self.settle_seconds,

@@ -69,8 +69,9 @@ def start(context: ReconcileContext, stage: Stage) -> None:
     ranks = [rank for rank in range(stage.size(context.run.spec)) if rank not in have]
     context.apply += _shared(context, stage)
     avoid, adopted = bad_nodes.avoided(status), orphans.earlier_owners(context.observed.config_maps.values())
+    used = context.usage(context.run.status, context.now) if stage.name == "publish" else None
     context.apply += [
-        pods.build(context.run, stage, status.attempt, rank, context.config, avoid, adopted) for rank in ranks
+        pods.build(context.run, stage, status.attempt, rank, context.config, avoid, adopted, used) for rank in ranks
     ]
     entry.attempt, entry.state, entry.finished_at = status.attempt, "Pending", None
     entry.started_at = context.timestamp()

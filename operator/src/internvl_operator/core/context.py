@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageStatus
+from internvl_api.status import InternVLFineTuneStatus, Phase, StageName, StageStatus, Usage
 
-from internvl_operator.core import attempt_history, conditions, stages
+from internvl_operator.core import attempt_history, conditions, notices, stages, usage
 from internvl_operator.core.events import events_between
 from internvl_operator.core.group_size import sized
 from internvl_operator.core.measured_storage import with_measured_grace
@@ -196,6 +196,11 @@ class ReconcileContext:
         if not conditions.is_true(self.run.status.conditions, "Complete"):
             spec = self.run.resolved.spec
             attempt_history.record(self.run.status, self.status, self.own_pods, spec, self.now)
+            self.status.usage = self.usage(self.status)
+        if self.config.notices:
+            self.status.notice = notices.next_notice(
+                self.run.uid, generation, self.run.status, self.status, self.observed.delivered_notice, self.now
+            )
         suspects = self._suspects()
         return Plan(
             apply=tuple(self.apply),
@@ -207,6 +212,12 @@ class ReconcileContext:
             probe=self.probe,
             suspects=suspects,
         )
+
+    def usage(self, status: InternVLFineTuneStatus, now: datetime | None = None) -> Usage | None:
+        """GPU-hours and cost of the attempts that have ended; with `now`, of those that last too."""
+        prices = self.config.prices
+        price = prices.of(self.run.resolved.spec, self.config.gpu_resource)
+        return usage.used(status.stages, price, prices.currency, now)
 
     def _suspects(self) -> tuple[Pod, ...]:
         """Pods whose nodes the operator watches; empty unless it may read the Leases of nodes."""

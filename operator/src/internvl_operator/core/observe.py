@@ -159,6 +159,7 @@ class Observed:
     pod_groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     live: LiveProgress | None = None
     rank_answers: RankAnswers | None = None
+    delivered_notice: str | None = None  # id of the notice that every webhook has taken
     silences: Mapping[str, Silence] = field(default_factory=dict)  # by uid, of pods that the last plan suspected
 
 

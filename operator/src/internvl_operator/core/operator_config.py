@@ -10,6 +10,7 @@ from internvl_api.validation.policy import Policy
 from pydantic import AfterValidator, ConfigDict, Field
 
 from internvl_operator.core.network_profiles import NetworkProfile
+from internvl_operator.core.usage import Prices
 
 
 class PodDefaults(ApiModel):
@@ -102,6 +103,8 @@ class OperatorConfig:
     network_profiles: dict[str, NetworkProfile] = field(default_factory=dict)  # the administrator's
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
+    prices: Prices = field(default_factory=Prices)
+    notices: bool = False  # whether webhooks are told of the ends of runs
     retry_base: float = 10.0
     retry_cap: float = 300.0
     settle: float = 5.0

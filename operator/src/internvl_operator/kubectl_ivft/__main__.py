@@ -146,9 +146,10 @@ def _events(runs: Runs, options: Options, console: Console) -> None:
 
 
 def _cost(runs: Runs, options: Options, console: Console) -> None:
-    lines = cost.lines(read_status(runs.get(options.name).get("status") or {}).stages, utc_now())
+    status = read_status(runs.get(options.name).get("status") or {})
+    lines = cost.lines(status.stages, utc_now())
     if lines:
-        console.print(render.cost_table(lines, options.price))
+        console.print(render.cost_table(lines, cost.price(status.usage) if options.price is None else options.price))
     else:
         print(f"the status of the run {options.name!r} lists no attempt: no pod has had a node yet", file=sys.stderr)
 
@@ -272,7 +273,12 @@ def _add_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command("why", "the reason a run does not run or has failed, and the next step", _why)
     command("events", "what happened to a run and its pods, one line for each cause", _events)
     pricing = command("cost", "GPU-hours of a run by stage and attempt", _cost)
-    pricing.add_argument("--price", type=_price, metavar="PRICE", help="price of a GPU-hour, such as 2.5")
+    pricing.add_argument(
+        "--price",
+        type=_price,
+        metavar="PRICE",
+        help="price of a GPU-hour, such as 2.5; default: the operator's, if it has one",
+    )
     comparing = command("diff", "the fields in which the configurations of two runs differ", _diff)
     comparing.add_argument("other", metavar="OTHER", help="name of the run to compare with")
     reading = command("logs", "the log of one worker", _logs)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from internvl_api.status import StageStatus
+from internvl_api.status import StageStatus, Usage
 
 from internvl_operator.core.attempt_history import gpu_seconds
 from internvl_operator.kubectl_ivft.humanize import clock, took
@@ -33,6 +33,11 @@ def lines(entries: Sequence[StageStatus], now: datetime) -> list[Line]:
         if len(attempts) > 1:
             found.append(_sum(entry.name, "all", attempts))
     return [*found, _sum("run", "", [line for line in found if not line.is_sum])] if found else []
+
+
+def price(usage: Usage | None) -> float | None:
+    """The operator's price of a GPU-hour, as far as a recorded cost tells; None without one."""
+    return usage.cost / usage.gpu_hours if usage and usage.cost is not None and usage.gpu_hours else None
 
 
 def _attempts(entry: StageStatus, now: datetime) -> list[Line]:

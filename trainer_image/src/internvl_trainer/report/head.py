@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
+
+from internvl_api.constants import ENV_USAGE
+from internvl_api.status import Usage
+from pydantic import ValidationError
 
 from internvl_trainer.report.record import Record
 from internvl_trainer.report.words import duration, moment
@@ -25,7 +30,7 @@ def head_facts(record: Record) -> list[tuple[str, str, str]]:
     if len(ends) > 1:
         total = sum((stage.took for stage in ends if stage.took), timedelta())
         found.append(("Total time", duration(total), f"from the end of {ends[0].name} to the end of {ends[-1].name}"))
-    return [*found, _hardware(record)]
+    return [*found, _hardware(record), *_usage(os.environ.get(ENV_USAGE))]
 
 
 def data_wait(record: Record) -> float | None:
@@ -52,6 +57,18 @@ def data_advice(record: Record) -> str | None:
         f"training.dataWorkers (now {workers}) as far as the CPUs of a worker allow; if that does not help, bring the "
         "data nearer, or store smaller pictures."
     )
+
+
+def _usage(told: str | None) -> list[tuple[str, str, str]]:
+    """GPU-hours and cost as the operator counts them; nothing outside of a cluster or without GPUs."""
+    try:
+        usage = Usage.model_validate_json(told) if told else None
+    except ValidationError:
+        return []
+    if usage is None:
+        return []
+    cost = "" if usage.cost is None else f"cost {usage.cost:.2f} {usage.currency or ''}".rstrip()
+    return [("GPU-hours", f"{usage.gpu_hours:.2f}", cost or "of all stages and attempts")]
 
 
 def _hardware(record: Record) -> tuple[str, str, str]:

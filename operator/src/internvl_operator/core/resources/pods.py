@@ -18,6 +18,7 @@ from internvl_api.constants import (
     ENV_ATTEMPT,
     ENV_IMAGE,
     ENV_JOB_UID,
+    ENV_USAGE,
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
@@ -27,6 +28,7 @@ from internvl_api.memory.quantity import amount
 from internvl_api.memory.stop_time import DEFAULT_GRACE_SECONDS
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import PodTemplate
+from internvl_api.status import Usage
 
 from internvl_operator.core.network_profiles import NetworkProfile, known_profiles
 from internvl_operator.core.observe import CONTAINER
@@ -55,10 +57,12 @@ def build(
     config: OperatorConfig,
     avoid: Sequence[str] = (),
     adopted: Sequence[str] = (),
+    usage: Usage | None = None,
 ) -> dict[str, Any]:
     """The object to apply for one worker. Raises SpecError when the run's spec is invalid.
 
     `avoid`: names of nodes that it must not run on; `adopted`: uids of earlier runs whose pods the run has adopted.
+    `usage`: of the run so far, for the report.
     """
     spec, template, defaults = run.spec, run.spec.pod_template, config.pod_defaults
     tolerations = [*template.tolerations, *defaults.tolerations]
@@ -77,7 +81,7 @@ def build(
         | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         | defaults.security_context,
         "tolerations": [*tolerations, *_lost_node_tolerations(tolerations)],
-        "containers": [_container(run, stage, attempt, rank, config, adopted)],
+        "containers": [_container(run, stage, attempt, rank, config, adopted, usage)],
         "volumes": _volumes(run, stage, config),
     }
     placement = _placement(spec, stage, defaults, avoid)
@@ -154,7 +158,13 @@ def _node_selector(stage: Stage, spec: InternVLFineTuneSpec, given: PodTemplate 
 
 
 def _container(
-    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, adopted: Sequence[str]
+    run: Run,
+    stage: Stage,
+    attempt: int,
+    rank: int,
+    config: OperatorConfig,
+    adopted: Sequence[str],
+    usage: Usage | None,
 ) -> dict[str, Any]:
     spec = run.spec
     return {
@@ -162,7 +172,7 @@ def _container(
         "image": _image(spec, config),
         "imagePullPolicy": config.image_pull_policy,
         "command": ["internvl-trainer", stage.name, "--config", CONFIG_PATH],
-        "env": _env(run, stage, attempt, rank, config, adopted),
+        "env": _env(run, stage, attempt, rank, config, adopted, usage),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "resources": requirements.build(run, stage, config),
         "securityContext": {
@@ -181,7 +191,13 @@ def _image(spec: InternVLFineTuneSpec, config: OperatorConfig) -> str:
 
 
 def _env(
-    run: Run, stage: Stage, attempt: int, rank: int, config: OperatorConfig, adopted: Sequence[str]
+    run: Run,
+    stage: Stage,
+    attempt: int,
+    rank: int,
+    config: OperatorConfig,
+    adopted: Sequence[str],
+    usage: Usage | None,
 ) -> list[Mapping[str, Any]]:
     workers, processes = stage.size(run.spec), stage.processes(run.spec)
     master = names.master_address(run.name, stage.name)
@@ -200,6 +216,7 @@ def _env(
         ENV_ADOPTED_UIDS: ",".join(adopted),
         ENV_IMAGE: _image(run.spec, config),
         ENV_ALLOW_PRIVATE_ADDRESSES: "true" if config.allow_private_addresses else "false",
+        **({ENV_USAGE: json.dumps(usage.to_dict())} if usage else {}),
         "HOME": SCRATCH_PATH,
         "USER": "internvl",  # libraries read it; a uid chosen by an admission controller has no name
         "TMPDIR": SCRATCH_PATH,
