@@ -77,7 +77,7 @@ def test_columns_and_names_are_those_a_user_types() -> None:
 
 def test_schema_and_model_have_the_same_fields() -> None:
     assert set(SPEC["properties"]) == {f.alias for f in InternVLFineTuneSpec.model_fields.values()}
-    assert structural(InternVLFineTuneSpec)["required"] == SPEC["required"]
+    assert structural(InternVLFineTuneSpec).get("required") == SPEC.get("required")
 
 
 def unbounded(path: str, node: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 from contract.test_chart import environment, kind
 from internvl_api import constants
 from internvl_api.admission_policy import build_admission_policy
+from internvl_api.spec.defaults import Defaults
 from internvl_api.validation.policy import Policy
 from internvl_operator.settings import Settings
 from ivft_cluster import helm
@@ -66,6 +67,19 @@ def test_pod_defaults_reach_the_operator() -> None:
     defaults = {"nodeSelector": {"pool": "ml"}, "tolerations": [{"key": "ml"}], "securityContext": {"runAsUser": 5}}
     read = Settings.from_env(environment({"podDefaults": defaults})).pod_defaults
     assert read.to_dict() == defaults | {"imagePullSecrets": []}
+
+
+def test_defaults_of_runs_reach_the_operator() -> None:
+    defaults = {"outputPrefix": "s3://all", "podTemplate": {"image": "x", "labels": {"a": "b"}}}
+    assert Settings.from_env(environment({"defaults": defaults})).defaults.written() == defaults
+
+
+def test_the_schema_of_defaults_has_the_fields_of_a_spec() -> None:
+    schema = json.loads((helm.CHART / "values.schema.json").read_text())["properties"]["defaults"]["properties"]
+    for name, field in Defaults.model_json_schema(by_alias=True)["properties"].items():
+        below = field.get("$ref", "").rpartition("/")[2]
+        wanted = Defaults.model_json_schema(by_alias=True)["$defs"][below]["properties"] if below else {}
+        assert set(schema[name].get("properties", {})) == set(wanted), name
 
 
 def aggregated(objects: list[dict[str, Any]]) -> dict[str, dict[str, set[str]]]:

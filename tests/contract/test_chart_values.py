@@ -57,6 +57,7 @@ OTHERS: dict[str, Any] = {
     "podDefaults.tolerations": [{"key": "gpu", "operator": "Exists"}],
     "podDefaults.imagePullSecrets": [{"name": "pull"}],
     "podDefaults.securityContext": {"supplementalGroups": [2000]},
+    "defaults": {"outputPrefix": "s3://all/runs"},
     "proxy.http": "http://proxy.example:8080",
     "proxy.https": "http://proxy.example:3128",
     "proxy.noProxy": "10.0.0.0/8",

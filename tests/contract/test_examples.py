@@ -16,6 +16,7 @@ from internvl_api.pipeline import stage_names
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
+from internvl_api.validation.defaults import RunDefaults
 from ivft_cluster.paths import CHECKOUT
 from ivft_cluster.releases import binary
 from ivft_cluster.shell import run
@@ -80,6 +81,21 @@ def test_example_does_what_its_guide_says(name: str, model: str | None, gpus: in
     assert config.model.name == model
     assert (config.world_size if config.device == "cuda" else 0) == gpus
     assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(stages.split())
+
+
+def test_ten_lines_are_enough_where_the_namespace_has_defaults() -> None:
+    folder = FOLDER / "tenants"
+    written = (folder / "run.yaml").read_text(encoding="utf-8")
+    guide = (CHECKOUT / "docs/tenants.md").read_text(encoding="utf-8")
+    assert written in guide
+    assert len(written.splitlines()) <= 10
+    run, text = yaml.safe_load(written), load(folder / "internvl-defaults.yaml")["data"]["defaults.yaml"]
+    whole = RunDefaults(namespace=text, run="team-a/pets").under(run["spec"])
+    config = check(run | {"spec": whole})
+    assert config.output == "s3://team-a/runs/team-a/pets"
+    assert {each.field for each in RunDefaults(text, run="team-a/pets").applied(run["spec"])} >= {
+        "output", "secrets.objectStorage", "scheduling.queue", "podTemplate.image", "podTemplate.cpuNodeSelector",
+    }  # fmt: skip
 
 
 def test_the_run_of_the_readme_is_accepted() -> None:

@@ -141,7 +141,7 @@ class _Connection:
 
     def __init__(self, server: Server) -> None:
         self.timeout = server.timeout
-        self.heard: dict[str, int] = {}  # kind -> position in the server's log
+        self.heard: dict[tuple[str, str], int] = {}  # kind, field selector -> position in the server's log
         self.limit: int | None = None
         self._server = server
         self.patch = server.patch
@@ -149,7 +149,7 @@ class _Connection:
         self.apply, self.apply_status = server.apply, server.apply_status
         self.delete, self.find = server.delete, server.find
 
-    def list_pages(self, path: str, *, selector: str, page: int = 500) -> Iterator[Raw]:
+    def list_pages(self, path: str, *, selector: str, fields: str = "", page: int = 500) -> Iterator[Raw]:
         if path not in self._kinds:  # of one namespace: a request, not the beginning of a watch
             (kind,) = [kind for kind in CHILDREN if list_path(kind, "team") == path]
             wanted = dict(pair.split("=") for pair in selector.split(","))
@@ -157,19 +157,24 @@ class _Connection:
             yield {"items": clone([raw for raw in found if wanted.items() <= raw["metadata"]["labels"].items()])}
             return
         kind, log = self._kinds[path], self._server.log
-        self.heard[kind] = len(log)
+        self.heard[kind, fields] = len(log)
         version = log[-1][2]["metadata"]["resourceVersion"] if log else "0"
-        yield {"metadata": {"resourceVersion": version}, "items": clone(list(self._server.objects[kind].values()))}
+        items = [raw for raw in self._server.objects[kind].values() if _chosen(raw, fields)]
+        yield {"metadata": {"resourceVersion": version}, "items": clone(items)}
 
-    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[Raw]:
+    def watch(self, path: str, *, selector: str, version: str, seconds: float, fields: str = "") -> Iterator[Raw]:
         kind, end = self._kinds[path], len(self._server.log)
-        start = self.heard[kind]
+        start = self.heard[kind, fields]
         if self.limit is not None:
             end = min(end, start + self.limit)
-        self.heard[kind] = end
+        self.heard[kind, fields] = end
         for verb, of, raw in self._server.log[start:end]:
-            if of == kind:
+            if of == kind and _chosen(raw, fields):
                 yield {"type": verb, "object": clone(raw)}
+
+
+def _chosen(raw: Raw, fields: str) -> bool:
+    return not fields or fields == f"metadata.name={raw['metadata']['name']}"
 
 
 class _Queue(WorkQueue[Key]):

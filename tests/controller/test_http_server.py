@@ -216,7 +216,7 @@ def test_a_review_of_any_shape_is_answered(certificates: Path, body: bytes) -> N
 
 @pytest.mark.parametrize(("policy", "allowed"), [(Policy(), True), (Policy(images=()), False)])
 def test_the_webhook_answers_by_the_policy_it_is_given(certificates: Path, policy: Policy, allowed: bool) -> None:
-    server = webhook.serve(0, TlsFolder(certificates).context, policy)
+    server = webhook.serve(0, TlsFolder(certificates).context, webhook.Known(policy))
     context = ssl._create_unverified_context()
     connection = http.client.HTTPSConnection("127.0.0.1", server.server_port, context=context, timeout=30)
     request = {"uid": "7", "object": custom_resource(podTemplate={"image": "any"})}

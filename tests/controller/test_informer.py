@@ -36,11 +36,11 @@ class Script:
         self.asked: list[tuple[str, str]] = []
         self.exhausted, self.release = threading.Event(), threading.Event()
 
-    def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
+    def list_pages(self, path: str, *, selector: str = "", fields: str = "", page: int = 500) -> Iterator[Raw]:
         self.asked.append(("list", selector))
         yield from self._next([])
 
-    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[Raw]:
+    def watch(self, path: str, *, selector: str, version: str, seconds: float, fields: str = "") -> Iterator[Raw]:
         self.asked.append(("watch", version))
         for event in self._next([]):
             if isinstance(event, Exception):

@@ -69,7 +69,7 @@ def test_a_run_that_the_policy_refuses_can_be_suspended() -> None:
 
 
 def reviewed(new: Raw, old: Raw | None = None, policy: Policy | None = None) -> Any:
-    return webhook.review(webhook.Request("7", new, old), policy)["response"]
+    return webhook.review(webhook.Request("7", new, old), webhook.Known(policy or Policy()))["response"]
 
 
 @pytest.mark.parametrize(("template", "policy"), [(HOST, None), ({"labels": {"team": "a"}}, NO_LABELS)])

@@ -57,7 +57,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         (only,) = [option for option in node["anyOf"] if option.get("type") != "null"]
         return _convert({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
     out = {key: node[key] for key in _KEPT if key in node}
-    if out.get("default", ...) in (None, {}, []):
+    if out.get("default", ...) in (None, {}, [], ""):
         out.pop("default")
     if "const" in node:
         out["enum"] = [node["const"]]

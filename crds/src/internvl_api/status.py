@@ -32,6 +32,7 @@ UNOBSERVED = -1
 Time = Annotated[str, Field(max_length=64)]  # RFC 3339
 Uri = Annotated[str, Field(max_length=8192)]
 Text = Annotated[str, Field(max_length=32_768)]  # as of a condition's message
+DefaultsText = Annotated[str, Field(max_length=16_384)]  # YAML
 Word = Annotated[str, Field(max_length=256)]
 Metrics = Annotated[dict[str, float], Field(max_length=1000)]
 # Bytes per second. Pods report them: a number outside these bounds is no measurement.
@@ -221,6 +222,18 @@ class Notice(_Reported):
     delivered_at: Time | None = Field(None, description="When every receiver had taken it; absent until then")
 
 
+class DefaultsStatus(_Reported):
+    """The defaults that the run's pods were made with; those of a stage that runs do not change."""
+
+    namespace: DefaultsText | None = Field(
+        None, description="Defaults of the namespace: defaults.yaml of the ConfigMap internvl-defaults"
+    )
+    cluster: DefaultsText | None = Field(None, description="Defaults of the cluster, from the operator's chart")
+    output: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="Output of a run without spec.output; fixed once a stage has results"
+    )
+
+
 class InternVLFineTuneStatus(_Reported):
     """Observed state of the run; the operator writes it once a pass, and only when it changed."""
 
@@ -281,6 +294,7 @@ class InternVLFineTuneStatus(_Reported):
         max_length=1024,
         description="Nodes that were gone when the last attempt ended; the pods of the current one avoid them",
     )
+    defaults: DefaultsStatus | None = None
     run_digest: Word | None = Field(
         None, description="Digest of the part of the spec that decides the result; a change restarts the stages"
     )

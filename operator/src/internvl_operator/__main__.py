@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 import kopf
 from kubernetes.config import ConfigException
@@ -24,6 +25,7 @@ from internvl_operator.controller import Controller
 from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.health import Health
 from internvl_operator.http_server import TlsFolder
+from internvl_operator.kube import namespace_defaults
 from internvl_operator.kube.client import Api
 from internvl_operator.kube.lease import LeaseClient
 from internvl_operator.kube.webhook_objects import WebhookObjects
@@ -122,10 +124,13 @@ def _start_servers(settings: Settings, config: OperatorConfig, api: Api, health:
     def tls() -> Callable[[], ssl.SSLContext]:
         return _webhook_tls(settings, api, health)
 
+    known = webhook.Known(
+        config.policy, config.gpu_memory, partial(namespace_defaults.read, api), config.defaults.to_yaml()
+    )
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),
         ("liveness_port", health.serve),
-        ("webhook_port", lambda port: webhook.serve(port, tls(), config.policy, config.gpu_memory)),
+        ("webhook_port", lambda port: webhook.serve(port, tls(), known)),
     ):
         port = getattr(settings, name)
         try:

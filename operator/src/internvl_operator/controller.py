@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.validation.defaults import RunDefaults
 
 from internvl_operator import metrics
 from internvl_operator.clock import utc_now
 from internvl_operator.core.notices import is_open
 from internvl_operator.core.observe import Observed, Pod, owner, read_pod
 from internvl_operator.core.plan import Event, Plan
+from internvl_operator.core.policies.defaults_in_force import in_force
 from internvl_operator.core.reconcile import child_refused, reconcile, rejected
 from internvl_operator.core.resources.gang import GROUPS
 from internvl_operator.core.run import Key, Run, read_run, read_status
@@ -26,6 +28,7 @@ from internvl_operator.kube.client import Api, ApiError
 from internvl_operator.kube.event_recorder import EventRecorder
 from internvl_operator.kube.informer import Informer
 from internvl_operator.kube.name_conflicts import Adopted, Refused
+from internvl_operator.kube.namespace_defaults import CHOICE, NamespaceDefaults
 from internvl_operator.kube.node_lease import read_renewal
 from internvl_operator.kube.resync import Resync
 from internvl_operator.notifier import Notifier, read_targets
@@ -89,6 +92,7 @@ class Controller:
         self._pods: Collection[Pod] = Collection(read_pod, _owner_name)
         self._services, self._config_maps = RawCollection(_owner_name), RawCollection(_owner_name)
         self._network_policies = RawCollection(_owner_name)
+        self._defaults, self._of_cluster = NamespaceDefaults(), self._config.defaults.to_yaml()
         self._pod_groups = {GROUPS[scheduler]: RawCollection(_owner_name) for scheduler in settings.gang_schedulers}
         self._failures: dict[Key, int] = {}
         self._warned: set[Key] = set()  # runs with an Event about their failures in a row
@@ -106,6 +110,18 @@ class Controller:
             )
             for namespace in settings.namespaces or (None,)
             for kind, collection in self._collections()
+        ] + [
+            Informer(
+                api,
+                "ConfigMap",
+                namespace,
+                self._defaults,
+                self._defaults_changed,
+                settings.watch_timeout_seconds,
+                settings.resync_seconds,
+                CHOICE,
+            )
+            for namespace in settings.namespaces or (None,)
         ]
         self._resyncs = [
             Resync(
@@ -177,6 +193,11 @@ class Controller:
     def _child_changed(self, key: Key) -> None:
         self._queue.add(key, after=_GATHER)
 
+    def _defaults_changed(self, of: Key) -> None:
+        for key in self._runs.uids():
+            if key.namespace == of.namespace:
+                self._queue.add(key, after=_GATHER)
+
     def problems(self) -> list[str]:
         """Problems that a restart would fix; empty in normal operation."""
         threads = [informer.problem() for informer in self.informers] + [resync.problem() for resync in self._resyncs]
@@ -217,9 +238,9 @@ class Controller:
         raw = self._runs.get(key)
         if raw is None:
             return
-        config, now = self._config, self._now()
-        run = read_run(raw, self._resolved.get, config.policy, config.gpu_memory)
-        observed = self._observe(key)
+        config, now, observed = self._config, self._now(), self._observe(key)
+        defaults = self._defaults_of(key, raw["metadata"]["uid"], observed)
+        run = read_run(raw, self._resolved.get, config.policy, config.gpu_memory, defaults)
         plan = reconcile(run, observed, now, self._config)
         try:
             made = self._applier.carry_out(run, plan)
@@ -264,6 +285,11 @@ class Controller:
             self._warned.add(key)
             mistake = f"{run.mistake}; " if run.mistake else ""
             self._events.send(run, Event("Warning", reason, mistake + message), to_text(now))
+
+    def _defaults_of(self, key: Key, uid: str, observed: Observed) -> Callable[[InternVLFineTuneStatus], RunDefaults]:
+        today = RunDefaults(self._defaults.text(key.namespace), self._of_cluster, run=f"{key.namespace}/{key.name}")
+        own = [pod for pod in observed.pods if pod.owner_uid == uid]
+        return lambda status: in_force(today, status, own)
 
     def _observe(self, key: Key) -> Observed:
         return Observed(

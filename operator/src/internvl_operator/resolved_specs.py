@@ -31,10 +31,11 @@ class ResolvedSpecs:
                 self._entries.move_to_end(uid)
                 return found[2]
         resolved = resolve_spec(job, uid, spec_json, cluster)
+        length = len(spec_json) + sum(map(len, cluster.defaults))
         with self._lock:
             self._drop(uid)
-            self._entries[uid] = wanted, len(spec_json), resolved
-            self._length += len(spec_json)
+            self._entries[uid] = wanted, length, resolved
+            self._length += length
             while self._length > self._limit:
                 self._drop(next(iter(self._entries)))
         return resolved

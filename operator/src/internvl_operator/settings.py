@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from internvl_api.address import HIDDEN, redact
 from internvl_api.constants import GPU_RESOURCE_PATTERN
 from internvl_api.memory.quantity import parse_bytes
+from internvl_api.spec.defaults import Defaults
 from internvl_api.spec.pods import BYTES_PATTERN
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
@@ -100,6 +101,10 @@ class Settings(BaseModel):
     )
     pod_defaults: Annotated[PodDefaults, BeforeValidator(_json)] = Field(
         DEFAULTS.pod_defaults, description="JSON; what every pod of a run gets (docs/security.md)"
+    )
+    defaults: Annotated[Defaults, BeforeValidator(_json)] = Field(
+        DEFAULTS.defaults,
+        description="JSON; defaults of every run in the shape of a spec (docs/tenants.md)",
     )
     proxy: Annotated[Proxy, BeforeValidator(_json)] = Field(
         DEFAULTS.proxy, description="JSON; http, https and noProxy of the pods of runs (docs/install.md)"
@@ -230,6 +235,7 @@ class Settings(BaseModel):
             policy=with_known_profiles(self.policy, self.network_profiles),
             network_profiles=self.network_profiles,
             pod_defaults=self.pod_defaults,
+            defaults=self.defaults,
             proxy=self.proxy,
             ca_bundle=_authorities(self.ca_bundle) if self.ca_bundle else "",
             stage_resources=self.stage_resources,

@@ -14,11 +14,13 @@ from internvl_api.memory.shortfall import shortfalls
 from internvl_api.recipes.resolve import resolve
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import SpecError, Violation
 
 from internvl_operator.core.run import read_status
 from internvl_operator.http_server import Handler, Server
+from internvl_operator.kube.client import ApiError
 
 PATH = "/validate"
 REVIEW_VERSION = "admission.k8s.io/v1"
@@ -59,34 +61,58 @@ def read_request(body: bytes) -> Request:
     return Request(uid, _run(request, "object"), _run(request, "oldObject"))
 
 
-def review(request: Request, policy: Policy | None = None, gpu_memory: int | None = None) -> Raw:
+class Known(NamedTuple):
+    """What the checks know of the cluster.
+
+    Attributes:
+        gpu_memory: bytes of one GPU; None when unknown.
+        defaults: gives the defaults of a namespace; raises ApiError when they cannot be read.
+        cluster_defaults: those of the cluster, as YAML.
+    """
+
+    policy: Policy = Policy()
+    gpu_memory: int | None = None
+    defaults: Callable[[str], str] = lambda namespace: ""
+    cluster_defaults: str = ""
+
+
+NOTHING = Known()
+
+
+def review(request: Request, known: Known = NOTHING) -> Raw:
     """The AdmissionReview with the answer."""
     response: Raw = {"uid": request.uid, "allowed": True}
+    document = {"apiVersion": REVIEW_VERSION, "kind": "AdmissionReview", "response": response}
+    if request.new is None or "deletionTimestamp" in request.new["metadata"]:
+        return document
+    try:
+        defaults = _defaults(request.new["metadata"], known)
+    except ApiError as error:  # the operator makes the same check as soon as it can read them
+        logger.warning("a run is admitted without a check, because its namespace's defaults cannot be read: %s", error)
+        return document
     # What was wrong before may still be suspended, labelled or deleted.
-    before = _violations(request.old, policy, gpu_memory)
-    if wrong := [each for each in _violations(request.new, policy, gpu_memory) if each not in before]:
+    before = _violations(request.old, known, defaults)
+    if wrong := [each for each in _violations(request.new, known, defaults) if each not in before]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
-    elif request.new is not None and (warnings := _warnings(request.new)):
+    elif warnings := _warnings(request.new, defaults):
         response["warnings"] = warnings
-    return {"apiVersion": REVIEW_VERSION, "kind": "AdmissionReview", "response": response}
+    return document
 
 
-def serve(
-    port: int, tls: Callable[[], ssl.SSLContext], policy: Policy | None = None, gpu_memory: int | None = None
-) -> Server:
-    """Start answering; `tls` gives the context of each connection, `gpu_memory` is of one GPU. Raises OSError."""
+def serve(port: int, tls: Callable[[], ssl.SSLContext], known: Known = NOTHING) -> Server:
+    """Start answering; `tls` gives the context of each connection. Raises OSError."""
 
     class Reviews(Handler):
         def do_POST(self) -> None:
-            _post(self, policy, gpu_memory)
+            _post(self, known)
 
     return Server(port, Reviews, name="webhook", tls=tls).start()
 
 
-def answer(body: bytes, policy: Policy | None = None, gpu_memory: int | None = None) -> tuple[int, str]:
+def answer(body: bytes, known: Known = NOTHING) -> tuple[int, str]:
     """HTTP status, and an AdmissionReview in JSON (200) or a message."""
     try:
-        return 200, json.dumps(review(read_request(body), policy, gpu_memory))
+        return 200, json.dumps(review(read_request(body), known))
     except MalformedReview as error:
         return 400, f"expected an AdmissionReview: {error}\n"
     except Exception:  # a bug: let the API server's failurePolicy decide
@@ -94,18 +120,24 @@ def answer(body: bytes, policy: Policy | None = None, gpu_memory: int | None = N
         return 500, "cannot check this run; the operator's log has the reason\n"
 
 
-def _violations(raw: Raw | None, policy: Policy | None, gpu_memory: int | None) -> tuple[Violation, ...]:
+def _defaults(metadata: Raw, known: Known) -> RunDefaults:
+    namespace, name = (str(metadata.get(key) or "-") for key in ("namespace", "name"))
+    return RunDefaults(known.defaults(namespace), known.cluster_defaults, run=f"{namespace}/{name}")
+
+
+def _violations(raw: Raw | None, known: Known, today: RunDefaults) -> tuple[Violation, ...]:
     if raw is None or "deletionTimestamp" in raw["metadata"]:
         return ()
-    status = raw.get("status")
-    checkpoint = status.get("checkpoint") if isinstance(status, dict) else None
-    cluster = InCluster.of(read_status({"checkpoint": checkpoint}), policy, gpu_memory)
-    return check_spec(raw.get("spec"), cluster).violations
+    found = raw.get("status")
+    given = found if isinstance(found, dict) else {}
+    status = read_status({key: given[key] for key in ("checkpoint", "defaults") if key in given})
+    defaults = today._replace(output=(status.defaults.output if status.defaults else None) or "")
+    return check_spec(raw.get("spec"), InCluster.of(status, known.policy, known.gpu_memory, defaults)).violations
 
 
-def _warnings(raw: Raw) -> list[str]:
+def _warnings(raw: Raw, defaults: RunDefaults) -> list[str]:
     """What kubectl shows of a run that is admitted: requests and limits below what its stages need."""
-    spec = check_spec(raw.get("spec")).spec
+    spec = check_spec(raw.get("spec"), InCluster(defaults=defaults)).spec
     return shortfalls(spec, resolve(spec, job="", job_uid="")) if spec else []
 
 
@@ -130,12 +162,12 @@ def _short(value: object) -> str:
     return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:_SHOWN]
 
 
-def _post(handler: Handler, policy: Policy | None, gpu_memory: int | None) -> None:
+def _post(handler: Handler, known: Known) -> None:
     """Answer an AdmissionReview with one; 400 for anything else."""
     if handler.path.partition("?")[0] != PATH:
         return handler.answer(404, f"POST {PATH}\n".encode())
     asked = handler.read_body(_BODY_LIMIT)
     if asked is None:
         return None
-    status, text = answer(asked, policy, gpu_memory)
+    status, text = answer(asked, known)
     return handler.answer(status, text.encode(), "application/json" if status == 200 else "text/plain; charset=utf-8")

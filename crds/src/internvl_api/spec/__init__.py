@@ -76,9 +76,11 @@ class InternVLFineTuneSpec(ApiModel):
         None, description="Tracker of experiments that the run reports to, beside its own metrics. Default: none"
     )
     output: str = Field(
+        "",  # only until the defaults are under it: `check_spec` refuses a spec without one
         pattern=OUTPUT_PATTERN,
         max_length=1024,
-        description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume",
+        description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume. "
+        "Default: NAMESPACE/NAME below the outputPrefix of the namespace's or the cluster's defaults (docs/tenants.md)",
     )
     network: Network = Field(default_factory=Network)
     secrets: Secrets = Field(default_factory=Secrets)

@@ -1,6 +1,6 @@
 """The one place that decides whether a spec can run: the operator, its webhook and the trainer call `check_spec`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from internvl_api.validation import (
 )
 from internvl_api.validation.cel_rules import broken
 from internvl_api.validation.cluster import InCluster, in_cluster
+from internvl_api.validation.defaults import CONFIG_MAP, RunDefaults
 from internvl_api.validation.limits import over_limits
 from internvl_api.validation.messages import shape_violations
 from internvl_api.validation.model_kind import wrong_kind
@@ -28,6 +29,11 @@ RULES = (
     *entry_names.RULES, *cross_field.RULES, *row_sizes.RULES, *mixing.RULES, *evaluation.RULES,
     *evaluation_alone.RULES, *pod_template.RULES, *tracking.RULES,
 )  # fmt: skip
+
+_WHERE = (
+    "where checkpoints and artifacts go, such as s3://bucket/prefix; set it, or ask your administrator for an "
+    f"outputPrefix in the ConfigMap {CONFIG_MAP} of the namespace"
+)
 
 
 class Checked(NamedTuple):
@@ -50,7 +56,7 @@ class Checked(NamedTuple):
 
 
 def check_spec(raw: object, cluster: InCluster | None = None) -> Checked:
-    """A raw `spec` with its recipe merged under it, and every violation. `cluster`: None on a single machine."""
+    """A raw `spec` with its recipe and defaults under it, and every violation. `cluster`: None on a single machine."""
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else type(raw).__name__
         return Checked(None, (Violation("spec", f"found {found}, expected an object"),))
@@ -58,13 +64,24 @@ def check_spec(raw: object, cluster: InCluster | None = None) -> Checked:
         return Checked(None, (beyond,))
     if unknown := _unknown_recipe(raw.get("recipe")):
         return Checked(None, (unknown,))
+    defaults = cluster.defaults if cluster else RunDefaults()
     try:
-        spec = InternVLFineTuneSpec.model_validate(with_recipe(raw))
+        whole = defaults.under(raw)
+        spec = InternVLFineTuneSpec.model_validate(with_recipe(whole))
+    except SpecError as error:
+        return Checked(None, error.violations)
     except ValidationError as error:
-        return Checked(None, tuple(shape_violations(error)))
-    if violations := tuple(_violations(raw, spec)):
-        return Checked(None, violations)
-    return Checked(spec, tuple(in_cluster(spec, cluster)) if cluster else ())
+        return Checked(None, tuple(_placed(shape_violations(error), raw, defaults)))
+    if violations := tuple(_violations(whole, spec)):
+        return Checked(None, tuple(_placed(violations, raw, defaults)))
+    return Checked(spec, tuple(_placed(in_cluster(spec, cluster), raw, defaults)) if cluster else ())
+
+
+def _placed(found: Iterable[Violation], written: dict[str, Any], defaults: RunDefaults) -> Iterator[Violation]:
+    """The violations; one of a field that the run did not write says where it was set."""
+    for each in found:
+        place = defaults.origin(written, each.field) if any(defaults[:2]) else None
+        yield each._replace(message=f"{each.message} (set by {place})") if place else each
 
 
 def _unknown_recipe(recipe: object) -> Violation | None:
@@ -76,6 +93,8 @@ def _unknown_recipe(recipe: object) -> Violation | None:
 
 
 def _violations(written: dict[str, Any], spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    if not spec.output:
+        yield Violation("spec.output", f"required field is missing: {_WHERE}")
     yield from cross_field.unused_lora(written, spec)
     yield from wrong_kind(spec)
     yield from cross_field.python_only(spec)

@@ -10,6 +10,7 @@ from internvl_api.spec.tracking import TRACKER_KEYS
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_api.validation import policy_rules
 from internvl_api.validation.cel_rules import Values, rule
+from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import Violation
 
@@ -23,13 +24,19 @@ class InCluster(NamedTuple):
     checkpoint_uri: str = ""
     policy: Policy = Policy()
     gpu_memory: int | None = None
+    defaults: RunDefaults = RunDefaults()
 
     @classmethod
     def of(
-        cls, status: InternVLFineTuneStatus, policy: Policy | None = None, gpu_memory: int | None = None
+        cls,
+        status: InternVLFineTuneStatus,
+        policy: Policy | None = None,
+        gpu_memory: int | None = None,
+        defaults: RunDefaults | None = None,
     ) -> "InCluster":
-        """From the recorded status, whatever the spec was then; `policy`: None for the default."""
-        return cls(status.checkpoint.uri if status.checkpoint else "", policy or Policy(), gpu_memory)
+        """From the recorded status, whatever the spec was then; `policy`, `defaults`: None for the default."""
+        checkpoint_uri = status.checkpoint.uri if status.checkpoint else ""
+        return cls(checkpoint_uri, policy or Policy(), gpu_memory, defaults or RunDefaults())
 
 
 class OutputChange(NamedTuple):
@@ -39,15 +46,24 @@ class OutputChange(NamedTuple):
     kept: str
 
 
+# The old output: as written, else as the defaults gave it. Written out, because the server bounds the cost of what it
+# compares by the lengths of fields, which `orValue` hides.
+_GIVEN = "has(oldSelf.status) && has(oldSelf.status.defaults) && has(oldSelf.status.defaults.output)"
+_SAME = (
+    "has(self.spec.output) ? (has(oldSelf.spec.output) ? self.spec.output == oldSelf.spec.output : "
+    f"!({_GIVEN}) || self.spec.output == oldSelf.status.defaults.output) : !has(oldSelf.spec.output)"
+)
+
+
 # At the root, because only there a rule sees the status too.
 @rule(
     "",
-    "self.spec.output == oldSelf.spec.output || !oldSelf.?status.?checkpoint.hasValue()",
+    f"({_SAME}) || !oldSelf.?status.?checkpoint.hasValue()",
     "cannot change while it holds this run's checkpoints; create another resource to start over there "
     "(found '{found}', expected '{expected}')",
     field="spec.output",
-    found="self.spec.output",
-    expected="oldSelf.spec.output",
+    found="has(self.spec.output) ? self.spec.output : ''",
+    expected="has(oldSelf.spec.output) ? oldSelf.spec.output : oldSelf.status.defaults.output",
 )
 def output_stays(change: OutputChange) -> Values | None:
     """The output is the one with the checkpoints; else the run would start over without a warning."""

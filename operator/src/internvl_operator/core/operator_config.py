@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from internvl_api.constants import GPU
+from internvl_api.spec.defaults import Defaults
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
 from pydantic import AfterValidator, ConfigDict, Field
@@ -98,6 +99,7 @@ class OperatorConfig:
     network_policy_peers: tuple[dict[str, Any], ...] | None = None  # who may reach /metrics; None: no NetworkPolicy
     policy: Policy = field(default_factory=Policy)  # what runs may ask for their pods
     pod_defaults: PodDefaults = field(default_factory=PodDefaults)
+    defaults: Defaults = field(default_factory=Defaults)  # of every run
     proxy: Proxy = field(default_factory=Proxy)
     ca_bundle: str = ""  # certificates (PEM) that the pods trust instead of the image's
     network_profiles: dict[str, NetworkProfile] = field(default_factory=dict)  # the administrator's

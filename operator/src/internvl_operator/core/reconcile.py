@@ -172,7 +172,7 @@ def _follow_spec(context: ReconcileContext) -> None:
         _close_attempt(context)
     elif any(_has_other_defaults(context, pod) for pod in context.workers):
         _replace_unstarted(context)
-    status.run_digest = run.run_digest
+    status.run_digest, status.defaults = run.run_digest, run.defaults
 
 
 def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:

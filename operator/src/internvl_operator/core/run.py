@@ -12,9 +12,10 @@ from internvl_api.constants import ANNOTATION_ADOPT
 from internvl_api.recipes.resolve import resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec, RunPolicy
-from internvl_api.status import InternVLFineTuneStatus
+from internvl_api.status import DefaultsStatus, InternVLFineTuneStatus
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
+from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import SpecError
 from pydantic import BaseModel, ValidationError
@@ -63,6 +64,7 @@ class Run:
     pod_digest: str
     status: InternVLFineTuneStatus
     raw_status: dict[str, Any] = field(repr=False)
+    defaults: DefaultsStatus | None = None  # what `resolved` has from the namespace and the cluster; None: nothing
     adopt: bool = False  # the user asks to take over orphaned children
     wanted_workers: int | None = None  # spec.workers as written, when `resolved` has fewer (policies/elastic.py)
 
@@ -80,19 +82,26 @@ class Run:
 
 
 def read_run(
-    raw: dict[str, Any], resolve: Resolve | None = None, policy: Policy | None = None, gpu_memory: int | None = None
+    raw: dict[str, Any],
+    resolve: Resolve | None = None,
+    policy: Policy | None = None,
+    gpu_memory: int | None = None,
+    defaults: Callable[[InternVLFineTuneStatus], RunDefaults] | None = None,
 ) -> Run:
     """The run; `resolve`: a cached `resolve_spec`; `policy`: the administrator's, by default the operator's own.
 
-    `gpu_memory`: bytes of one GPU, where they are known.
+    `gpu_memory`: bytes of one GPU, where they are known; `defaults`: those in force with a status
+    (policies/defaults_in_force.py).
 
     Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part.
     """
     metadata = raw["metadata"]
     spec, raw_status = raw.get("spec"), _object(raw.get("status"))
     status = read_status(raw_status)
-    job, cluster = f"{metadata['namespace']}/{metadata['name']}", InCluster.of(status, policy, gpu_memory)
-    parts = _object(spec)
+    job, parts = f"{metadata['namespace']}/{metadata['name']}", _object(spec)
+    in_force = defaults(status) if defaults else RunDefaults()
+    cluster = InCluster.of(status, policy, gpu_memory, in_force)
+    resolved = (resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), cluster)
     return Run(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -101,19 +110,34 @@ def read_run(
         generation=metadata.get("generation", 1),
         created=from_text(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
-        resolved=(resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), cluster),
+        resolved=resolved,
         run_policy=_read_run_policy(parts.get("runPolicy")),
         run_digest=_digest({k: v for k, v in parts.items() if k not in _OWN_LIFE + _POD_PART}),
         pod_digest=_digest({k: v for k, v in parts.items() if k in _POD_PART}),
         status=status,
         raw_status=raw_status,
+        defaults=_recorded(parts, resolved.spec, in_force),
         adopt=_object(metadata.get("annotations")).get(ANNOTATION_ADOPT) == "true",
     )
+
+
+def _recorded(
+    written: dict[str, Any], spec: InternVLFineTuneSpec | None, defaults: RunDefaults
+) -> DefaultsStatus | None:
+    output = spec.output if spec is not None and written.get("output") is None else None
+    found = DefaultsStatus(namespace=defaults.namespace or None, cluster=defaults.cluster or None, output=output)
+    return found if found.to_dict() else None
 
 
 def read_status(raw: dict[str, Any]) -> InternVLFineTuneStatus:
     """The fields of a status that this version understands; all others have their defaults."""
     return _read_in_part(InternVLFineTuneStatus, raw)
+
+
+def recorded_defaults(status: InternVLFineTuneStatus) -> RunDefaults:
+    """The defaults that the run last used."""
+    found = status.defaults or DefaultsStatus()
+    return RunDefaults(found.namespace or "", found.cluster or "", found.output or "")
 
 
 def _read_run_policy(raw: object) -> RunPolicy:

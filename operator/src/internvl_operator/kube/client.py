@@ -128,9 +128,9 @@ class Api:
         """Create an Event."""
         return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
 
-    def list_pages(self, path: str, *, selector: str = "", page: int = 500) -> Iterator[Raw]:
+    def list_pages(self, path: str, *, selector: str = "", fields: str = "", page: int = 500) -> Iterator[Raw]:
         """The raw lists, page by page."""
-        query = {"labelSelector": selector, "limit": str(page)}
+        query = {"labelSelector": selector, "fieldSelector": fields, "limit": str(page)}
         while True:
             found = self._json("GET", path, query)
             yield found
@@ -139,12 +139,13 @@ class Api:
                 return
             query["continue"] = following
 
-    def watch(self, path: str, *, selector: str, version: str, seconds: float) -> Iterator[Raw]:
+    def watch(self, path: str, *, selector: str, version: str, seconds: float, fields: str = "") -> Iterator[Raw]:
         """Raw watch events until the server ends the stream. A silent connection raises ApiError(0)."""
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "labelSelector": selector,
+            "fieldSelector": fields,
             "resourceVersion": version,
             "timeoutSeconds": str(max(1, round(seconds))),
         }
@@ -162,14 +163,14 @@ class Api:
         finally:
             response.close()
 
-    def get(self, path: str) -> Raw:
+    def get(self, path: str, timeout: float | None = None) -> Raw:
         """Any document."""
-        return self._json("GET", path, {})
+        return self._json("GET", path, {}, timeout=timeout)
 
-    def find(self, kind: str, namespace: str | None, name: str) -> Raw | None:
+    def find(self, kind: str, namespace: str | None, name: str, timeout: float | None = None) -> Raw | None:
         """One object; None when it or its kind does not exist."""
         try:
-            return self.get(object_path(kind, namespace, name))
+            return self.get(object_path(kind, namespace, name), timeout)
         except ApiError as error:
             if error.status == 404:
                 return None

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
 
@@ -25,6 +25,17 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0  # seconds between attempts while the A
 logger = logging.getLogger(__name__)
 
 
+class Choice(NamedTuple):
+    """Which objects of a kind, by selectors of labels and fields; `keep` makes the copy that waits for a list's end."""
+
+    labels: str = ""
+    fields: str = ""
+    keep: Callable[[dict[str, Any]], dict[str, Any]] = slim
+
+
+CHILDREN = Choice(labels=SELECTOR)
+
+
 class Informer:
     """Keeps `collection` up to date with the children of one kind, and calls `changed` with the run each belongs to."""
 
@@ -37,11 +48,12 @@ class Informer:
         changed: Callable[[Key], None],
         seconds: float,
         resync: float,
+        choice: Choice = CHILDREN,
     ) -> None:
         """`seconds`: length of a watch; `resync`: longest time between two lists, whatever the watches reported."""
         self.kind, self.synced = kind, threading.Event()
         self._api, self._path, self._namespace = api, list_path(kind, namespace), namespace
-        self._collection, self._changed, self._seconds = collection, changed, seconds
+        self._collection, self._changed, self._seconds, self._choice = collection, changed, seconds, choice
         self._stopping = threading.Event()
         self._version: str | None = None
         self._reached = 0  # the newest version that a list or a watch has reported
@@ -74,7 +86,8 @@ class Informer:
             self._list()
             left = self._next_list - time.monotonic()
         version, seconds = self._version or "", min(self._seconds, max(left, 1.0))
-        for event in self._api.watch(self._path, selector=SELECTOR, version=version, seconds=seconds):
+        labels, fields, _ = self._choice
+        for event in self._api.watch(self._path, selector=labels, fields=fields, version=version, seconds=seconds):
             self._take(event["type"], event["object"])
             self._alive()
             if self._stopping.is_set():
@@ -102,10 +115,11 @@ class Informer:
 
     def _list(self) -> None:
         passed, packed = _number(self._version), []
-        pages = self._api.list_pages(self._path, selector=SELECTOR, page=_PAGES.get(self.kind, 500))
+        labels, fields, keep = self._choice
+        pages = self._api.list_pages(self._path, selector=labels, fields=fields, page=_PAGES.get(self.kind, 500))
         for page in pages:  # one in memory at a time
             self._version = page["metadata"]["resourceVersion"]
-            packed += [pack(slim(raw)) for raw in page["items"] or ()]
+            packed += [pack(keep(raw)) for raw in page["items"] or ()]
         raws, position = (unpack(each) for each in packed), _number(self._version)
         restored = position < self._reached
         if restored:

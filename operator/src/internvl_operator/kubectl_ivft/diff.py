@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from internvl_api.validation.cluster import InCluster
 
-from internvl_operator.core.run import read_status, resolve_spec
+from internvl_operator.core.run import read_status, recorded_defaults, resolve_spec
 from internvl_operator.core.telemetry import printable
 from internvl_operator.kubectl_ivft.client import UserError
 
@@ -30,7 +30,9 @@ def resolved(raw: Raw) -> Raw:
     """The spec as the trainer gets it; addresses have no query, which may hold a key."""
     metadata, status = raw["metadata"], read_status(raw.get("status") or {})
     text = json.dumps(raw.get("spec") or {})
-    found = resolve_spec(f"{metadata['namespace']}/{metadata['name']}", metadata["uid"], text, InCluster.of(status))
+    run = f"{metadata['namespace']}/{metadata['name']}"
+    cluster = InCluster.of(status, defaults=recorded_defaults(status))
+    found = resolve_spec(run, metadata["uid"], text, cluster)
     if found.spec is None or found.run_config is None:
         raise UserError(f"the spec of the run {metadata['name']!r} is invalid: {found.error}")
     document = found.spec.model_dump(mode="json", by_alias=True)

@@ -1,19 +1,22 @@
 """Render runs for a terminal. Pure: from raw objects to rich renderables."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from internvl_api.publish_condition import ANSWER_METRICS
 from internvl_api.status import Condition, InternVLFineTuneStatus, Progress, StageStatus
+from internvl_api.validation.violations import SpecError
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from internvl_operator.core.run import read_status
+from internvl_operator.core.run import read_status, recorded_defaults
 from internvl_operator.core.stages import ending
+from internvl_operator.core.telemetry import printable
 from internvl_operator.kubectl_ivft.cost import Line
 from internvl_operator.kubectl_ivft.diff import Difference
 from internvl_operator.kubectl_ivft.events import Cause
@@ -21,6 +24,7 @@ from internvl_operator.kubectl_ivft.explain import Explanation, Tone, explain
 from internvl_operator.kubectl_ivft.humanize import age, ago, clock, duration, took
 
 Raw = dict[str, Any]
+_LONGEST_VALUE = 200  # characters
 _BAR = 30  # columns
 _TONES: dict[Tone, str] = {"good": "green", "busy": "cyan", "waits": "yellow", "bad": "red"}
 _PHASES = {"Succeeded": "green", "Running": "green", "Suspended": "yellow", "Stalled": "red", "Failed": "red"}
@@ -63,6 +67,7 @@ def run_status(raw: Raw, now: datetime) -> RenderableType:
         ("Evaluation", _figures(status)),
         ("Checkpoint", _checkpoint(status, now)),
         ("Artifacts", _artifacts(status.artifacts)),
+        ("Defaults", _defaults(raw, status)),
         ("Conditions", _conditions(status.conditions, told, now)),
     ):
         if part is not None:
@@ -250,6 +255,28 @@ def _artifacts(artifacts: dict[str, str]) -> RenderableType | None:
     for name, uri in artifacts.items():
         table.add_row(name, Text(uri, overflow="fold"))
     return table
+
+
+def _defaults(raw: Raw, status: InternVLFineTuneStatus) -> RenderableType | None:
+    """The fields that the run's namespace or cluster gave it, each with its place."""
+    try:
+        found = recorded_defaults(status).applied(raw.get("spec") or {})
+    except SpecError:  # a newer operator accepted them
+        return None
+    if not found:
+        return None
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for each in found:
+        table.add_row(each.field, Text(_brief(each.value), overflow="fold"), each.place)
+    return table
+
+
+def _brief(value: object) -> str:
+    """A value on one line; of a list only the names, as the values of variables may be secret."""
+    if isinstance(value, list):
+        names = [part.get("name") or part.get("key") or "…" if isinstance(part, dict) else "…" for part in value]
+        return printable(", ".join(map(str, names)))
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:_LONGEST_VALUE]
 
 
 def _conditions(conditions: Sequence[Condition], told: Explanation, now: datetime) -> RenderableType | None:

@@ -104,6 +104,8 @@ def defaults_digest(run: Run, stage: Stage, config: OperatorConfig) -> str:
     }
     if config.proxy.is_set or config.ca_bundle:  # without them the digest is that of earlier operators
         parts["egress"] = [egress.env(run, config), config.ca_bundle]
+    if run.defaults:
+        parts["defaults"] = [run.spec.secrets.to_dict(), run.spec.scheduling.to_dict(), run.spec.pod_template.to_dict()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
