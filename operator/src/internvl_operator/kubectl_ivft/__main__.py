@@ -14,7 +14,7 @@ from rich.console import Console
 from internvl_operator.clock import utc_now
 from internvl_operator.core.run import read_status
 from internvl_operator.core.telemetry import printable
-from internvl_operator.kubectl_ivft import completion, cost, diff, events, logs, render, report, wait
+from internvl_operator.kubectl_ivft import completion, cost, diff, events, logs, mirror, render, report, wait
 from internvl_operator.kubectl_ivft.client import Place, Runs, UserError
 from internvl_operator.kubectl_ivft.explain import explain, is_queued, where_it_continues
 from internvl_operator.kubectl_ivft.terminal import plain_line
@@ -33,6 +33,7 @@ examples:
   kubectl ivft diff coco-lora coco-full where their configurations differ, recipes and defaults included
   kubectl ivft suspend coco-lora        save a checkpoint and free every GPU
   kubectl ivft report coco-lora --out report.html
+  kubectl ivft mirror --recipe internvl3-8b-lora    what to bring into a cluster without the Internet
 
 It uses your own rights: get and list on internvlfinetunes, list on pods and events, get on pods/log, and get on
 workloads for Kueue's reason; suspend and resume need patch on internvlfinetunes. The exit code is 1 after an error;
@@ -49,6 +50,8 @@ _DETAILS = {  # more than a line of help, by command
     "seconds in which its pods then terminate are not counted. GPUs are those that the pods request.",
     "diff": "Compares what the trainer gets: the specs with the settings of their recipes and all defaults. A dash "
     "stands for a field without a value. Addresses are compared without their queries.",
+    "mirror": "Lists images, release files, lock files, models and published data, and asks no server. An address stands "
+    "in one line at any width.",
     "completion": "Load it with `source <(kubectl-ivft completion bash)`, or zsh, or with `kubectl-ivft completion "
     "fish | source`. kubectl completes `kubectl ivft` by itself when kubectl_complete-ivft is on the PATH.",
 }
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "completion":
             print(completion.SCRIPTS[options.shell], end="")
             return 0
+        if options.command == "mirror":
+            return _mirror(options)
         return run_command(_connect(options), options) or 0
     except UserError as error:
         print(f"kubectl ivft: {printable(str(error))}", file=sys.stderr)
@@ -215,6 +220,13 @@ def _report(runs: Runs, options: Options, _: Console) -> None:
         print(f"{options.out}: {uri}")
 
 
+def _mirror(options: Options) -> int:
+    found = mirror.entries(options.recipe, options.variant, options.registry)
+    width = _console().width if sys.stdout.isatty() else _WIDE
+    print(mirror.as_json(found) if options.output == "json" else mirror.text(found, width))
+    return 0
+
+
 def _tell(text: str) -> None:
     """Print to stderr, so that the log on stdout stays unchanged."""
     print(f"--- {printable(text)}", file=sys.stderr)
@@ -296,6 +308,11 @@ def _add_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     fetching.add_argument(
         "--out", type=Path, metavar="FILE", help="download it from S3, with AWS_* of your environment"
     )
+    listed = command("mirror", "what a cluster without the Internet needs, by address", _nothing, named=False)
+    listed.add_argument("--recipe", action="append", default=[], metavar="NAME", help="only for this recipe; repeatable")
+    listed.add_argument("--variant", choices=mirror.VARIANTS, default="cu13", help="CUDA of the trainer's image")
+    listed.add_argument("--registry", default="", metavar="HOST/PATH", help="put before the names of the images")
+    listed.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
     shell = command("completion", "the completion script of a shell", _nothing, named=False)
     shell.add_argument("shell", choices=completion.SHELLS, help="your shell")
 
