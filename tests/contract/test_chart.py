@@ -409,6 +409,15 @@ def test_chart_uses_only_apis_of_the_oldest_supported_release() -> None:
     assert {each["apiVersion"] for each in helm.template()} <= floor
 
 
+def test_artifact_hub_shows_licence_and_crd() -> None:
+    notes = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))["annotations"]
+    assert notes["artifacthub.io/license"] == notes["licenses"]
+    (shown,) = yaml.safe_load(notes["artifacthub.io/crds"])
+    (crd,) = kind(helm.template({}), "CustomResourceDefinition")
+    assert (shown["name"], shown["kind"]) == (crd["metadata"]["name"], crd["spec"]["names"]["kind"])
+    assert shown["version"] in [version["name"] for version in crd["spec"]["versions"]]
+
+
 def test_chart_and_application_version_agree() -> None:
     chart = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())
     project = (CHECKOUT / "operator/pyproject.toml").read_text()

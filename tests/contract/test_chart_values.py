@@ -105,6 +105,16 @@ OTHERS: dict[str, Any] = {
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
     "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
+    "extraContainers": [{"name": "proxy", "image": "proxy:1"}],
+    "extraInitContainers": [{"name": "wait", "image": "wait:1"}],
+    "deploymentAnnotations": {"reloader": "auto"},
+    "podSpec": {"dnsPolicy": "Default", "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["store"]}]},
+    "podSecurityContext": {"seLinuxOptions": {"level": "s0:c1,c2"}},
+    "containerSecurityContext": {"appArmorProfile": {"type": "RuntimeDefault"}},
+    "livenessProbe": {"timeoutSeconds": 10},
+    "readinessProbe": {"initialDelaySeconds": 5},
+    "service.ipFamilyPolicy": "PreferDualStack",
+    "service.ipFamilies": ["IPv6"],
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-x"}}],
 }
 LEFT = ("policy.",)  # tests/contract/test_chart_policy.py sets each of its rules
@@ -245,6 +255,48 @@ def test_extra_objects_may_be_templates_and_belong_to_the_release() -> None:
     text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-text'}\n"
     objects = rendered({"extraObjects": [OTHERS["extraObjects"][0], text]})
     assert {("ConfigMap", "", f"{helm.RELEASE}-x"), ("ConfigMap", "", f"{helm.RELEASE}-text")} <= set(objects)
+
+
+def test_more_of_the_pod_is_merged_over_the_charts_own() -> None:
+    values = {
+        "livenessProbe": {"timeoutSeconds": 10},
+        "containerSecurityContext": {"readOnlyRootFilesystem": False},
+        "podSpec": {"runtimeClassName": "gvisor"},
+        "extraContainers": [{"name": "proxy", "image": "proxy:1"}],
+    }
+    (deployment,) = kind(helm.template(values), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    operator, proxy = pod["containers"]
+    assert (pod["runtimeClassName"], proxy["name"]) == ("gvisor", "proxy")
+    assert operator["livenessProbe"] == {
+        "httpGet": {"path": "/healthz", "port": "health"},
+        "periodSeconds": 20,
+        "timeoutSeconds": 10,
+        "failureThreshold": 3,
+    }
+    assert operator["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_ip_families_are_those_of_every_service() -> None:
+    values = {"webhook": {"enabled": True}, "service": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"]}}
+    services = kind(helm.template(values), "Service")
+    found = [(each["spec"]["ipFamilyPolicy"], each["spec"]["ipFamilies"]) for each in services]
+    assert found == [("SingleStack", ["IPv6"])] * 2
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ({"podSpec": {"containers": []}}, "containers"),
+    ({"podSecurityContext": {"runAsUser": 5}}, "runAsUser"),
+    ({"readinessProbe": {"httpGet": {}}}, "httpGet"),
+    ({"service": {"ipFamilies": ["IPv5"]}}, "ipFamilies"),
+], ids=str)  # fmt: skip
+def test_what_the_chart_decides_is_refused_there(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm.HelmValuesError, match=named):
+        helm.template(values)
 
 
 def test_settings_are_not_set_behind_the_schemas_back() -> None:

@@ -13,7 +13,7 @@ from internvl_operator.kubectl_ivft.mirror import VARIANTS, entries, text
 from ivft_cluster.paths import CHECKOUT
 
 sys.path.insert(0, str(CHECKOUT / "tests/tools"))
-import build_images  # noqa: E402
+import build_images
 
 COCO = "internvl2-2b-lora-coco"
 GUIDES = "".join(page.read_text(encoding="utf-8") for page in (CHECKOUT / "docs/guides").glob("*.md"))
@@ -81,7 +81,8 @@ def test_an_unknown_recipe_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> No
 def test_images_and_lock_files_are_those_that_are_built(variant: str) -> None:
     found = entries([], variant, "registry.example.org")
     images = [entry.address for entry in found if entry.kind == "image"]
-    assert images == [build_images.image_name(name, variant, "registry.example.org") for name in ("operator", "trainer")]
+    built = [build_images.image_name(name, variant, "registry.example.org") for name in ("operator", "trainer")]
+    assert images == built
     locked = [entry.address for entry in found if entry.kind == "lock file"][1:]
     assert [CHECKOUT / name for name in locked] == build_images.locked_files(variant)
     dockerfiles = "".join((CHECKOUT / name).read_text("utf-8") for name in build_images.DOCKERFILES.values())

@@ -139,3 +139,13 @@ puts its address where the reference is.
   name: {{ include "internvl-operator.serviceAccountName" . }}
   namespace: {{ .Release.Namespace }}
 {{- end -}}
+
+{{/* Fields of a Service; nothing by default, so that the cluster decides. */}}
+{{- define "internvl-operator.ipFamilies" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies: {{ toJson . }}
+{{- end }}
+{{- end -}}

@@ -50,8 +50,8 @@ _DETAILS = {  # more than a line of help, by command
     "seconds in which its pods then terminate are not counted. GPUs are those that the pods request.",
     "diff": "Compares what the trainer gets: the specs with the settings of their recipes and all defaults. A dash "
     "stands for a field without a value. Addresses are compared without their queries.",
-    "mirror": "Lists images, release files, lock files, models and published data, and asks no server. An address stands "
-    "in one line at any width.",
+    "mirror": "Lists images, release files, lock files, models and published data, and asks no server. An address is "
+    "never broken, at any width.",
     "completion": "Load it with `source <(kubectl-ivft completion bash)`, or zsh, or with `kubectl-ivft completion "
     "fish | source`. kubectl completes `kubectl ivft` by itself when kubectl_complete-ivft is on the PATH.",
 }
@@ -309,7 +309,8 @@ def _add_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--out", type=Path, metavar="FILE", help="download it from S3, with AWS_* of your environment"
     )
     listed = command("mirror", "what a cluster without the Internet needs, by address", _nothing, named=False)
-    listed.add_argument("--recipe", action="append", default=[], metavar="NAME", help="only for this recipe; repeatable")
+    only = "only for this recipe; may be repeated"
+    listed.add_argument("--recipe", action="append", default=[], metavar="NAME", help=only)
     listed.add_argument("--variant", choices=mirror.VARIANTS, default="cu13", help="CUDA of the trainer's image")
     listed.add_argument("--registry", default="", metavar="HOST/PATH", help="put before the names of the images")
     listed.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
