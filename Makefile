@@ -11,6 +11,8 @@ CRD_COPIES := crds/internvlfinetunes.yaml charts/internvl-operator/files/internv
 POLICY := charts/internvl-operator/files/policy.yaml
 DASHBOARDS := charts/internvl-operator/files/dashboards
 STAMP := $(VENV)/.installed
+# Bytecode is kept, whatever the shell says: a trainer's process would compile for seconds at each start.
+export PYTHONDONTWRITEBYTECODE :=
 STARTED := $(shell date +%s)
 
 # The oldest supported Kubernetes. tests/cluster/ivft_cluster/releases.py has all releases; the newest is the default.

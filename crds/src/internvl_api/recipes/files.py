@@ -21,7 +21,7 @@ def read_recipe(name: str) -> str:
 
 def load_recipe(name: str) -> dict[str, Any]:
     """The partial spec of a recipe. Raises FileNotFoundError for an unknown name."""
-    loaded: dict[str, Any] = yaml.safe_load(read_recipe(name))["spec"]
+    loaded: dict[str, Any] = yaml.load(read_recipe(name), Loader=yaml.CSafeLoader)["spec"]
     return loaded
 
 

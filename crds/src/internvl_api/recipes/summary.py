@@ -53,6 +53,7 @@ def recipe_setup(name: str) -> Setup:
     return setup
 
 
+@cache
 def chat_recipe_names() -> tuple[str, ...]:
     """Names of the recipes for chat models."""
     return tuple(name for name in recipe_names() if recipe_config(name).model.kind == "chat")
