@@ -162,14 +162,16 @@ def test_parameters_show_no_secret_and_figures_are_finite(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_wandb_offline_leaves_its_files_in_the_output(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    config = make_config(str(tmp_path / "out"), tracking={"service": "wandb", "offline": True})
+@pytest.mark.parametrize(("service", "name"), [("wandb", ".wandb"), ("swanlab", "backup.swanlab")])
+def test_offline_leaves_the_clients_files_in_the_output(service: str, name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(service) is None:
+        pytest.skip(f"{service} is not installed: its package conflicts with the virtualenv's")
+    config = make_config(str(tmp_path / "out"), tracking={"service": service, "offline": True})
     storage, told = open_storage(config.output, field="spec.output"), list[str]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracker_module, "_END_SECONDS", 120.0)
         with tracking(config, "train", storage, told.append, leads=True) as tracker:
             tracker.metrics(1, {"train/loss": 0.75})
     assert told == []
-    (path,) = [each.key for each in storage.list("tracking/") if each.key.endswith(".wandb")]
+    (path,) = [each.key for each in storage.list("tracking/") if each.key.endswith(name)]
     assert b"train/loss" in storage.read(path)

@@ -37,6 +37,7 @@ MODEL_CARD = "README.md"
 REPORT = "report"
 REPORT_PAGE = "index.html"
 RUN_CONFIG = "run.yaml"
+SERVE = "serve.yaml"
 MODEL_FOLDERS = {"upstream": "model/", "hf": "model-hf/"}
 
 

@@ -205,4 +205,8 @@ class SwanlabRun:
         self._swanlab.config.update({f"artifact/{name}": address for name, address in addresses.items()})
 
     def close(self, status: Status) -> None:
-        self._swanlab.finish("crashed" if status == "failed" else "success")
+        states = self._swanlab.State
+        if status == "failed":
+            self._swanlab.finish(states.CRASHED, error="the stage failed")
+        else:
+            self._swanlab.finish(states.SUCCESS)

@@ -145,7 +145,7 @@ def tracking(config: RunConfig, stage: StageName, storage: Storage, note: Tell, 
         return
 
     def tell(problem: str) -> None:
-        text = f"{wanted.service}: {problem}; the stage goes on, and the tracker lacks its figures"
+        text = f"{wanted.service}: {problem}; the stage goes on, and the tracker may lack figures"
         logger.warning("spec.tracking: %s", text)
         note(text)
 

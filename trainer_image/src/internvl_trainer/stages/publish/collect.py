@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from internvl_trainer.artifacts.output_layout import (
     PREFLIGHT,
     REPORT,
     RUN_CONFIG,
+    SERVE,
 )
 from internvl_trainer.stage_store import StageStore, stages_of
 
@@ -57,15 +58,21 @@ def stored_items(stages: StageStore, made: Manifests) -> list[Item]:
     return list(items.values())
 
 
-def recorded_items(stages: StageStore, made: Manifests, scratch: Path) -> list[Item]:
-    """run.yaml, evaluation.json, the report and the cards of a trained model, written into `scratch`."""
+def recorded_items(stages: StageStore, made: Manifests, scratch: Path, stored: Sequence[Item] = ()) -> list[Item]:
+    """run.yaml, evaluation.json, serve.yaml, the report and the cards of a trained model, written into `scratch`.
+
+    `stored`: the files that the stages stored, which serve.yaml is about.
+    """
     from internvl_trainer.report.build import build_report
     from internvl_trainer.report.model_card import hub_card, model_card
+    from internvl_trainer.report.serve import inference_service
 
     config = stages.config
     texts = {RUN_CONFIG: config.to_yaml()}
     if "train" in made:
         texts[MODEL_CARD] = model_card(stages)
+    if service := inference_service(config, {item.file.path: item.file.size for item in stored}):
+        texts[SERVE] = service
     if config.publish.hub:
         texts[HUB_CARD] = hub_card(stages)
     if "evaluate" in made:

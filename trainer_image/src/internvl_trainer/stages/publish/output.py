@@ -22,6 +22,7 @@ from internvl_trainer.artifacts.output_layout import (
     REPORT,
     REPORT_PAGE,
     RUN_CONFIG,
+    SERVE,
 )
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.run_context import RunContext
@@ -60,7 +61,8 @@ def fill_output(context: RunContext, made: Manifests) -> Manifest:
     storage.drop_unfinished(f"{ARTIFACTS}/")
     reporter.doing("writing the report")
     with scratch_folder(_REPORT_BYTES, "the report") as scratch:
-        items = [*stored_items(stages, made), *recorded_items(stages, made, scratch)]
+        stored = stored_items(stages, made)
+        items = [*stored, *recorded_items(stages, made, scratch, stored)]
         _delete_others(storage, {item.file.path for item in items})
         reporter.doing("copying and checking every file")
         store_items(storage, items, lambda text: reporter.update(detail=text))  # not one log line a file
@@ -107,6 +109,7 @@ def name_artifacts(storage: Storage, manifest: Manifest) -> dict[str, str]:
         "report": f"{REPORT}/{REPORT_PAGE}",
         "tensorboard": f"{EVENTS_FOLDER}/",
         "runConfig": RUN_CONFIG,
+        "serve": SERVE,
         "preflight": PREFLIGHT,
         "metrics": METRICS_FILE,
     }
