@@ -134,6 +134,15 @@ def test_rows_never_exceed_the_longest_allowed(setup: Setup) -> None:
     assert typical_row(short).tiles == 2, "more would not leave room for their own tokens"
 
 
+def test_a_maximum_of_tokens_bounds_a_micro_batch(setup: Setup) -> None:
+    many = replace(setup, micro_batch=16, max_seq_length=4096)
+    row = longest_row(many)
+    four = memory(replace(many, micro_batch=4), row).parts["activations"]
+    assert memory(replace(many, max_tokens=4 * 4096), row).parts["activations"] == four
+    assert memory(replace(many, max_tokens=1 << 20), row) == memory(many, row)
+    assert memory(replace(many, max_tokens=4096), row) == memory(replace(many, micro_batch=1), row)
+
+
 def test_the_users_deepspeed_settings_count() -> None:
     config = recipe_config("internvl2-8b-full")
     config.training.deepspeed = {

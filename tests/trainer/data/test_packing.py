@@ -124,7 +124,7 @@ def test_any_world_draws_the_same_packs_whenever_it_starts(world_size: int, micr
     for first in (0, 17):
         fresh = [make_packs() for _ in range(world_size)]
         ranks = [
-            list(order.micro_batches(first, 30, rank=rank, world_size=world_size, micro_batch=micro_batch))
+            list(chain(*order.windows(first, 30, rank=rank, world_size=world_size, micro_batch=micro_batch)))
             for rank, order in enumerate(fresh)
         ]
         dealt = list(chain(*(part for parts in zip(*ranks, strict=True) for part in parts)))
@@ -300,10 +300,9 @@ def windows(prepared: tuple[Any, Any, RowDataset], first: int, world: int = 1, r
     order = make_order(config, rows, storage, image_tokens=4)
     loader = Loader(
         PackDataset(rows, config.training.packing.max_tokens),
-        order.micro_batches(first, 8, rank=rank, world_size=world, micro_batch=micro),
+        order.windows(first, 8, rank=rank, world_size=world, micro_batch=micro),
         collation=Collation(image_token_id=0, weighting="square"),
         workers=0,
-        accumulation=order.global_batch // (world * micro),
         pin_memory=False,
     )
     return [loader.window() for _ in range(first, 8)]

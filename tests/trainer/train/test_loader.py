@@ -42,8 +42,8 @@ def make_loader(
         bad_lines={},
     )
     order = GlobalOrder(len(rows), global_batch=4, seed=1)
-    draws = order.micro_batches(0, 6, rank=0, world_size=1, micro_batch=2)
-    return Loader(rows, draws, collation=Collation(0), workers=workers, accumulation=2, pin_memory=False)
+    draws = order.windows(0, 6, rank=0, world_size=1, micro_batch=2)
+    return Loader(rows, draws, collation=Collation(0), workers=workers, pin_memory=False)
 
 
 def windows(loader: Loader) -> list[Window]:

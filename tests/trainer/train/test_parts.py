@@ -104,7 +104,7 @@ def test_dropout_depends_on_the_place_in_the_run_alone() -> None:
 def everything(order: GlobalOrder, first: int, steps: int, world_size: int, micro_batch: int) -> list[list[Position]]:
     """Each global batch, put together from what the ranks get."""
     ranks = [
-        list(order.micro_batches(first, steps, rank=rank, world_size=world_size, micro_batch=micro_batch))
+        list(chain(*order.windows(first, steps, rank=rank, world_size=world_size, micro_batch=micro_batch)))
         for rank in range(world_size)
     ]
     rounds = [[draw for part in parts for draw in part] for parts in zip(*ranks, strict=True)]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_rank_with_text_only_was_among_them() -> None:
     text_only = {number for number, row in enumerate(rows) if "image" not in row and "video" not in row}
     config = make_config("/unused", workers=2)
     order = GlobalOrder(len(rows), config.training.global_batch_size, config.training.seed)
-    ranks = [order.micro_batches(0, STEPS, rank=rank, world_size=2, micro_batch=1) for rank in (0, 1)]
+    ranks = [chain(*order.windows(0, STEPS, rank=rank, world_size=2, micro_batch=1)) for rank in (0, 1)]
     pairs = [(one[0].row in text_only, other[0].row in text_only) for one, other in zip(*ranks, strict=True)]
     assert (True, False) in pairs
     assert (False, True) in pairs
@@ -249,6 +250,20 @@ def test_more_packs_a_forward_change_nothing(folder: Path) -> None:
     assert_each_close(losses(folder / "packed-again"), losses(folder / "packed-two-a-forward"), ADAMW)
     record = json.loads((folder / "packed-two-a-forward" / METRICS).read_text().splitlines()[0])
     assert record["places"] == record["tokens"], "two packs are one sequence, without padding"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_maximum_of_tokens_changes_nothing(folder: Path, outcomes: dict[str, Any], stage: int) -> None:
+    """Steps have one or two forwards on each rank then; the run was stopped and resumed too."""
+    name = f"limited-zero{stage}"
+    assert outcomes[f"{name}-first"]["outcome"] == "resume"
+    assert outcomes[name]["outcome"] == "succeeded"
+    assert_each_close(losses(folder / name), losses(folder / f"full-zero{stage}"), ADAMW)
+
+
+def test_a_maximum_of_tokens_asks_for_the_preflight(outcomes: dict[str, Any]) -> None:
+    assert outcomes["limited-without-preflight"]["reason"] == "PreflightMissing"
+    assert "spec.training.maxTokensPerMicroBatch" in outcomes["limited-without-preflight"]["message"]
 
 
 def test_packing_asks_for_the_preflight(outcomes: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ Accuracy: docs/memory.md compares it with the figures of InternVL's guides, and 
 native layers.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -174,8 +175,8 @@ def _activations(setup: Setup, row: Row) -> tuple[int, int]:
     3. the vision tower: its forward pass when it is frozen (it holds nothing then), else its backward pass.
     """
     model, size = setup.model, setup.element_bytes
-    tokens, supervised = setup.micro_batch * row.tokens, setup.micro_batch * row.supervised
-    tiles = setup.micro_batch * row.tiles
+    rows = setup.rows(row)
+    tokens, supervised, tiles = (math.ceil(rows * each) for each in (row.tokens, row.supervised, row.tiles))
     language = language_cost(
         model.language, size, checkpointing=setup.gradient_checkpointing, adapter=setup.language_rank > 0
     )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from internvl_api.memory.quantity import GIB
-from internvl_api.memory.setup import Setup, setup_of
+from internvl_api.memory.setup import Row, Setup, setup_of
 from internvl_api.memory.stop_time import CHECKPOINT_BYTES, checkpoint_share
 from internvl_api.models.retrieval import RetrievalCatalogueModel
 from internvl_api.run_config import RunConfig
@@ -152,7 +152,7 @@ def _batches_in_flight(setup: Setup, ranks: int, workers: int) -> int:
         tokens, tiles = setup.max_seq_length, max(1, setup.max_seq_length // setup.context_tokens)
     row = tiles * 3 * setup.tile_size**2 + tokens * _ROW_BYTES
     batches = workers * PREFETCHED if workers else 1
-    return ranks * batches * setup.micro_batch * row
+    return int(ranks * batches * setup.rows(Row(tokens, tiles, 0)) * row)
 
 
 def _offloaded(setup: Setup, ranks: int) -> int:

@@ -58,6 +58,7 @@ class Setup:
     learns_language: bool
     learns_vision: bool
     learns_projector: bool
+    max_tokens: int | None = None  # of a micro batch
     pack: tuple[int, int] | None = None  # tokens and tiles of a full pack, when rows are packed
     zero: ZeroSettings = field(default_factory=ZeroSettings)
     quantized: bool = False  # the language model's layers in 4 bits
@@ -82,6 +83,12 @@ class Setup:
             + model.vision.parameters * self.learns_vision
             + model.projector_parameters * self.learns_projector
         )
+
+    def rows(self, row: Row) -> float:
+        """Rows of this size in a micro batch; a part of one where others share it."""
+        if self.max_tokens is None:
+            return self.micro_batch
+        return max(1.0, min(self.micro_batch, self.max_tokens / row.tokens))
 
     @property
     def context_tokens(self) -> int:
@@ -122,6 +129,7 @@ def setup_of(config: RunConfig) -> Setup | None:
         learns_vision=not (freeze.vision or vision_rank or towers_frozen),
         learns_projector=not (freeze.projector or towers_frozen),
         learns_head=towers_frozen and config.trains,
+        max_tokens=training.max_tokens_per_micro_batch,
         pack=(training.packing.max_tokens, training.packing.max_tiles) if training.packing.enabled else None,
         zero=_zero_settings(training.deepspeed.get("zero_optimization", {})),
         quantized=lora and config.lora.quantize is not None,

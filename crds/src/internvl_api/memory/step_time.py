@@ -4,6 +4,8 @@ Both are estimates for deadlines and for advice, from the dimensions of the cata
 `internvl_train_step_seconds`, which a run reports.
 """
 
+from math import ceil
+
 from internvl_api.memory.setup import Row, Setup, setup_of, typical_row
 from internvl_api.models.catalogue import count_patches
 from internvl_api.models.retrieval import RetrievalCatalogueModel
@@ -56,7 +58,7 @@ def network_bytes(setup: Setup, nodes: int) -> int:
     """
     if nodes < 2:
         return 0
-    passes = setup.global_batch // (setup.world_size * setup.micro_batch)
+    passes = ceil(setup.global_batch / (setup.world_size * setup.rows(typical_row(setup))))
     trained, size = setup.trainable_parameters, setup.element_bytes
     elements = {
         1: 2 * trained,

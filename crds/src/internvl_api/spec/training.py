@@ -82,6 +82,14 @@ class Training(ApiModel):
     micro_batch_size: int = Field(
         1, ge=1, le=MOST, description="Samples (with packing: packs) in one forward pass of one rank"
     )
+    max_tokens_per_micro_batch: int | None = Field(
+        None,
+        ge=16,
+        le=MOST,
+        description="Maximum tokens in one forward pass of one rank: a micro batch then holds at most microBatchSize "
+        "rows and as many as fit these tokens, by the sizes that preflight counts. At least maxSeqLength; not with "
+        "packing. Default: no maximum",
+    )
     max_seq_length: int = Field(
         8192, ge=16, le=MOST, description="Maximum tokens in a row; preflight reports longer rows as findings"
     )

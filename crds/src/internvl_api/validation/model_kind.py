@@ -105,6 +105,9 @@ def _without_effect(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     if training.loss_weighting != "token":
         text = f"found {training.loss_weighting}; {what}, whose pairs all have the same weight; remove it"
         yield _wrong("spec.training.lossWeighting", text)
+    if training.max_tokens_per_micro_batch is not None:
+        text = f"found {training.max_tokens_per_micro_batch}; {what}, whose micro batches have a fixed number of pairs"
+        yield _wrong("spec.training.maxTokensPerMicroBatch", f"{text}; remove it")
     if training.samples is not None:
         yield _wrong("spec.training.samples", f"found settings; {what}, which answers no questions; remove them")
     if training.group_by_length:

@@ -47,4 +47,65 @@ def rows_fit_packs(training: Training) -> Values | None:
     return {"pack": pack, "row": row} if training.packing.enabled and pack < row else None
 
 
-RULES = (skip_needs_every_row, packing_needs_every_row, rows_fit_packs)
+@rule(
+    "",
+    f"!{given('data.preflight.sample')} || !{given('training.maxTokensPerMicroBatch')}",
+    "found {rows:d} with training.maxTokensPerMicroBatch, which needs the tokens of every row; remove "
+    "data.preflight.sample or maxTokensPerMicroBatch",
+    field="data.preflight.sample",
+    rows="self.data.preflight.sample",
+)
+def budget_needs_every_row(spec: InternVLFineTuneSpec) -> Values | None:
+    """Micro batches are planned from sizes that preflight counts."""
+    rows = spec.data.preflight.sample
+    limited = spec.training.max_tokens_per_micro_batch is not None
+    return {"rows": rows} if rows is not None and limited else None
+
+
+@rule(
+    "training",
+    "!has(self.maxTokensPerMicroBatch) || !self.?packing.?enabled.orValue(false)",
+    "found {tokens:d} with packing.enabled, which has a maximum of its own; remove maxTokensPerMicroBatch, and use "
+    "packing.maxTokens and microBatchSize",
+    field="maxTokensPerMicroBatch",
+    tokens="self.maxTokensPerMicroBatch",
+)
+def packed_or_limited(training: Training) -> Values | None:
+    """Packs limit the tokens of a micro batch already."""
+    tokens = training.max_tokens_per_micro_batch
+    return {"tokens": tokens} if tokens is not None and training.packing.enabled else None
+
+
+@rule(
+    "training",
+    "self.?maxSeqLength.orValue(0) <= self.?maxTokensPerMicroBatch.orValue(2147483647)",
+    "found {tokens:d}, less than maxSeqLength {row:d}, so the longest rows fit in no micro batch; raise "
+    "maxTokensPerMicroBatch or lower maxSeqLength",
+    field="maxTokensPerMicroBatch",
+    tokens="self.maxTokensPerMicroBatch",
+    row="self.maxSeqLength",
+)
+def rows_fit_micro_batches(training: Training) -> Values | None:
+    """A micro batch holds the longest row."""
+    tokens, row = training.max_tokens_per_micro_batch, training.max_seq_length
+    return {"tokens": tokens, "row": row} if tokens is not None and tokens < row else None
+
+
+@rule(
+    "",
+    f"!{given('training.maxTokensPerMicroBatch')} || self.?data.?compat.orValue('') != 'upstream'",
+    "found {tokens:d} with data.compat: upstream, whose loss depends on which rows share a micro batch; remove "
+    "maxTokensPerMicroBatch or data.compat",
+    field="training.maxTokensPerMicroBatch",
+    tokens="self.training.maxTokensPerMicroBatch",
+)
+def upstream_loss_has_fixed_rows(spec: InternVLFineTuneSpec) -> Values | None:
+    """Upstream's mean of means has the same rows in each mean."""
+    tokens = spec.training.max_tokens_per_micro_batch
+    return {"tokens": tokens} if tokens is not None and spec.data.compat == "upstream" else None
+
+
+RULES = (
+    skip_needs_every_row, packing_needs_every_row, rows_fit_packs, budget_needs_every_row, packed_or_limited,
+    rows_fit_micro_batches, upstream_loss_has_fixed_rows,
+)  # fmt: skip

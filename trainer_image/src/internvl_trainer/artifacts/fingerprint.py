@@ -15,6 +15,7 @@ from internvl_api.types import ApiModel
 # Speed and placement may change from one attempt to the next; the loss curve stays the same (to rounding).
 _WITHOUT_EFFECT = {
     "micro_batch_size",
+    "max_tokens_per_micro_batch",
     "gradient_checkpointing",
     "zero_stage",
     "deepspeed",

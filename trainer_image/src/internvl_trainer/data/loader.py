@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -227,18 +228,18 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset[Any],
-        micro_batches: Iterable[list[Any]],
+        windows: Iterable[list[list[Any]]],
         *,
         collation: Collate,
         workers: int,
-        accumulation: int,
         pin_memory: bool,
     ) -> None:
-        self._accumulation = accumulation
+        """`windows`: the draws of each micro-batch of each step, at least one a step."""
+        self._lengths: deque[int] = deque()  # of the windows that workers have begun
         self._batches = iter(
             DataLoader(
                 dataset,
-                batch_sampler=micro_batches,
+                batch_sampler=self._flat(windows),
                 num_workers=workers,
                 collate_fn=collation,
                 pin_memory=pin_memory,
@@ -250,7 +251,8 @@ class Loader:
     def window(self) -> Window:
         """The next optimizer step's micro-batches. Raises UserError for a row that cannot be read."""
         began = time.monotonic()
-        batches = [self._next() for _ in range(self._accumulation)]
+        batches = [self._next()]
+        batches += [self._next() for _ in range(self._lengths.popleft() - 1)]
         return Window(
             batches=[batch.tensors for batch in batches],
             weights=[batch.weight for batch in batches],
@@ -260,6 +262,11 @@ class Loader:
             places=sum(batch.places for batch in batches),
             waited=time.monotonic() - began,
         )
+
+    def _flat(self, windows: Iterable[list[list[Any]]]) -> Iterator[list[Any]]:
+        for window in windows:
+            self._lengths.append(len(window))
+            yield from window
 
     def _next(self) -> MicroBatch:
         batch: MicroBatch | Failure = next(self._batches)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from itertools import pairwise
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,17 @@ class Position:
 
     epoch: int
     row: int
+
+
+class TokenBudget(NamedTuple):
+    """The most tokens in a micro-batch.
+
+    Attributes:
+        tokens: (rows,) of each row.
+    """
+
+    limit: int
+    tokens: np.ndarray
 
 
 Draw = TypeVar("Draw")
@@ -48,17 +60,19 @@ class Order(ABC, Generic[Draw]):
         first = step * self.global_batch
         return [self._draw(position) for position in range(first, first + self.global_batch)]
 
-    def micro_batches(
+    def windows(
         self, first_step: int, total_steps: int, *, rank: int, world_size: int, micro_batch: int
-    ) -> Iterator[list[Draw]]:
-        """What one rank works through, micro-batch by micro-batch, from `first_step` on.
+    ) -> Iterator[list[list[Draw]]]:
+        """The micro-batches of one rank in each step from `first_step` on, equally many on every rank.
 
-        The global batch is dealt out in runs of `micro_batch`: to each rank in turn, then to the first again.
+        The global batch is cut into micro-batches, which are dealt out: to each rank in turn, then to the first again.
         """
         for step in range(first_step, total_steps):
-            draws = self.batch(step)
-            for start in range(rank * micro_batch, len(draws), world_size * micro_batch):
-                yield draws[start : start + micro_batch]
+            yield self._cut(self.batch(step), micro_batch, world_size)[rank::world_size]
+
+    def _cut(self, draws: list[Draw], micro_batch: int, world_size: int) -> list[list[Draw]]:
+        """The draws of a step in micro-batches of so many, a multiple of the ranks."""
+        return [draws[start : start + micro_batch] for start in range(0, len(draws), micro_batch)]
 
 
 class GlobalOrder(Order[Position]):
@@ -76,9 +90,15 @@ class GlobalOrder(Order[Position]):
         seed: int,
         lengths: np.ndarray | None = None,
         epoch_rows: EpochRows | None = None,
+        budget: TokenBudget | None = None,
     ) -> None:
-        """`epoch_rows`: draws `rows` rows in each epoch; None draws each once, shuffled."""
+        """`epoch_rows`: draws `rows` rows in each epoch; None draws each once, shuffled.
+
+        Args:
+            budget: of the tokens in a micro-batch; None: none.
+        """
         super().__init__(global_batch)
+        self._budget = budget
         self._rows, self._lengths = rows, lengths
         self._epoch_rows = epoch_rows or partial(shuffle_rows, rows, seed)
         self._cached: tuple[int, np.ndarray] | None = None
@@ -90,6 +110,13 @@ class GlobalOrder(Order[Position]):
     def epochs_done(self, steps: int) -> float:
         """Rows drawn over rows there are."""
         return steps * self.global_batch / self._rows
+
+    def _cut(self, draws: list[Position], micro_batch: int, world_size: int) -> list[list[Position]]:
+        if self._budget is None:
+            return super()._cut(draws, micro_batch, world_size)
+        sizes = [int(self._budget.tokens[draw.row]) for draw in draws]
+        ends = cut_by_tokens(sizes, self._budget.limit, micro_batch, world_size)
+        return [draws[start:end] for start, end in pairwise([0, *ends])]
 
     def _draw(self, position: int) -> Position:
         epoch, offset = divmod(position, self._rows)
@@ -107,6 +134,26 @@ class GlobalOrder(Order[Position]):
         stretch = _GROUPED_BATCHES * self.global_batch
         pieces = [order[start : start + stretch] for start in range(0, len(order), stretch)]
         return np.concatenate([piece[np.argsort(-lengths[piece], kind="stable")] for piece in pieces])
+
+
+def cut_by_tokens(sizes: Sequence[int], limit: int, most_rows: int, multiple: int) -> list[int]:
+    """Where each of a step's micro-batches ends, in draws of these sizes.
+
+    A micro-batch closes when the next row would exceed `limit` tokens or `most_rows` rows; a longer row is one by
+    itself. The largest are then halved until their number is a multiple of `multiple`, which divides that of the rows.
+    """
+    ends, tokens, start = [], 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and (tokens + size > limit or place - start == most_rows):
+            ends.append(place)
+            tokens, start = 0, place
+        tokens += size
+    ends.append(len(sizes))
+    while len(ends) % multiple:
+        parts = [(start, end) for start, end in pairwise([0, *ends]) if end - start > 1]
+        start, end = max(parts, key=lambda part: sum(sizes[slice(*part)]))
+        ends = sorted([*ends, (start + end) // 2])
+    return ends
 
 
 def shuffle_rows(rows: int, seed: int, epoch: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from internvl_trainer.data.open_datasets import (
 from internvl_trainer.data.packing import PackedOrder, PackLimits
 from internvl_trainer.data.preflight_results import read_bad_lines, read_row_sizes
 from internvl_trainer.data.sample import SampleSettings
-from internvl_trainer.data.sampler import GlobalOrder, Order
+from internvl_trainer.data.sampler import GlobalOrder, Order, TokenBudget
 from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_base import identify_base
@@ -90,20 +90,24 @@ def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, imag
     """
     training, packing = config.training, config.training.packing
     mixed = dataset.mixed(config.data.mixing_temperature, training.seed)
-    needed = packing.enabled or training.group_by_length
+    limit = training.max_tokens_per_micro_batch
+    needed = packing.enabled or training.group_by_length or limit is not None
     counted = read_row_sizes(config, storage) if needed else None
-    if not packing.enabled:
-        lengths = None
-        if training.group_by_length:
-            lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
-        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths, mixed)
-    if counted is None:
+    if counted is None and (packing.enabled or limit is not None):
+        what = "packing" if packing.enabled else "maxTokensPerMicroBatch"
         raise UserError(
             "PreflightMissing",
-            "packing needs the tokens of every row, which the preflight stage counts; run it first, without "
+            f"{what} needs the tokens of every row, which the preflight stage counts; run it first, without "
             "data.preflight.sample",
-            "spec.training.packing",
+            f"spec.training.{what}",
         )
+    if counted is None or not packing.enabled:
+        lengths, budget = None, None
+        if training.group_by_length:
+            lengths = dataset.sizes(counted)[:, 0] if counted else dataset.estimate_lengths(image_tokens)
+        if counted is not None and limit is not None:
+            budget = TokenBudget(limit, dataset.sizes(counted)[:, 0])
+        return GlobalOrder(len(dataset), training.global_batch_size, training.seed, lengths, mixed, budget)
     limits = PackLimits(packing.max_tokens, packing.max_tiles, packing.buffer_size)
     return PackedOrder(dataset.sizes(counted), limits, training.global_batch_size, training.seed, mixed)
 
@@ -147,7 +151,7 @@ def open_held_out(context: GroupContext, loaded: LoadedModel) -> Validation | No
         context.group,
         collation=Collation(loaded.model.native.config.image_token_id, sources=len(rows.names) > 1),
         datasets=[name.removeprefix(VALIDATION) for name in rows.names],
-        micro_batch=config.training.micro_batch_size,
+        micro_batch=config.training.micro_batch_size if config.training.max_tokens_per_micro_batch is None else 1,
         workers=config.training.data_workers,
     )
 

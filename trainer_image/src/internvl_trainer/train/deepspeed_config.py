@@ -37,10 +37,12 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """
     training = config.training
     stage = training.zero_stage
+    # With a maximum of tokens the passes of a step differ in number; DeepSpeed is told of the most there can be.
+    rows = training.micro_batch_size if training.max_tokens_per_micro_batch is None else 1
     generated = {
         "train_batch_size": training.global_batch_size,
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": training.global_batch_size // (world_size * training.micro_batch_size),
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": training.global_batch_size // (world_size * rows),
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": training.precision == "bf16"},
         "zero_optimization": {"stage": stage, **(_STAGE_3 if stage == 3 else _STAGE_1_AND_2)},

@@ -78,6 +78,8 @@ def run_backward(
     for number, (batch, share) in enumerate(zip(window.batches, shares, strict=True)):
         if number and is_stopping():
             return False
+        if config.training.max_tokens_per_micro_batch is not None:  # the number of passes differs from step to step
+            engine.set_gradient_accumulation_boundary(number == last)
         seed_micro_batch(config.training.seed, step, number * group.world_size + group.rank)
         output = forward(engine, batch, group.device, losses)
         engine.backward(output.loss_sum * share, scale_wrt_gas=False)

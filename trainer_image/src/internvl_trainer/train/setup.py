@@ -42,7 +42,7 @@ class TrainingSetup:
     def loader(self, first_step: int) -> Loader:
         """Batches of this rank from `first_step` on."""
         training, group = self.context.config.training, self.context.group
-        micro_batches = self.components.order.micro_batches(
+        windows = self.components.order.windows(
             first_step,
             self.total_steps,
             rank=group.rank,
@@ -51,10 +51,9 @@ class TrainingSetup:
         )
         return Loader(
             self.components.dataset,
-            micro_batches,
+            windows,
             collation=self.components.collation,
             workers=training.data_workers,
-            accumulation=training.global_batch_size // (group.world_size * training.micro_batch_size),
             pin_memory=group.device.type == "cuda",
         )
 

@@ -71,10 +71,9 @@ class Validation:
         counted = self._batches_of(self._group.rank)
         loader = Loader(
             self._rows,
-            self._in_step(counted),
+            ([batch] for batch in self._in_step(counted)),
             collation=self._collation,
             workers=self._workers,
-            accumulation=1,
             pin_memory=self._group.device.type == "cuda",
         )
         sums = []
