@@ -46,12 +46,20 @@ class Size(NamedTuple):
     @property
     def start_seconds(self) -> float:
         """Seconds until the first step, when no node has the base model's weights yet."""
-        return START_SECONDS + self.setup.element_bytes * self.setup.model.parameters / STORAGE_RATE
+        return START_SECONDS + self._bytes_read(self.setup.model.parameters) / STORAGE_RATE
 
     @property
     def resume_seconds(self) -> float:
-        """The same from a checkpoint, of which each node reads its share."""
-        return self.start_seconds + checkpoint_share(self.setup, self.config.workers) / STORAGE_RATE
+        """The same from a checkpoint, of which each node reads its share; it has what learns in full training."""
+        restored = self.setup.trainable_parameters if self.config.method == "full" else 0
+        read = self._bytes_read(self.setup.model.parameters - restored)
+        return START_SECONDS + (read + checkpoint_share(self.setup, self.config.workers)) / STORAGE_RATE
+
+    def _bytes_read(self, parameters: int) -> float:
+        """Bytes that a node reads so that its ranks have these parameters of the base model; at most the whole."""
+        ranks, setup = self.config.processes_per_worker, self.setup
+        copies = ranks / setup.world_size if setup.zero_stage == 3 else ranks
+        return setup.element_bytes * min(copies * parameters, setup.model.parameters)
 
 
 def sizes() -> list[Size]:
