@@ -93,7 +93,8 @@ def main(folder: Path) -> None:
         if group.leads:
             preflight(context_of(make_config(str(folder / name), workers=2, training=training), "preflight"))
         group.barrier()
-        run(name, training=training, stop_after=STOPPED_AFTER, attempt="-first")
+        if stage == 1:
+            run(name, training=training, stop_after=STOPPED_AFTER, attempt="-first")
         run(name, training=training)
 
     def run_broken(stage: int) -> None:
