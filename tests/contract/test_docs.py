@@ -111,6 +111,17 @@ def test_a_table_of_sizes_has_the_recipes_figures(page: Path) -> None:
             assert config.training.global_batch_size == (128 if config.method == "full" else 16)
 
 
+@pytest.mark.parametrize(
+    ("guide", "first"),
+    [("evaluation-alone", "zero-shot"), ("retrieval", "after full fine-tuning")],
+)
+def test_the_average_of_published_figures_is_that_of_their_row(guide: str, first: str) -> None:
+    for _, pictures, texts, average in rows((CHECKOUT / f"docs/guides/{guide}.md").read_text("utf-8"), first):
+        figures = [float(figure) for cell in (pictures, texts) for figure in cell.split(", ")]
+        assert len(figures) == 6
+        assert float(average) == pytest.approx(sum(figures) / 6, abs=0.051)
+
+
 def test_the_reference_has_every_task_with_its_figures() -> None:
     found = {}
     for names, measures, prompt, tokens in rows(REFERENCE, "`task` | measures"):

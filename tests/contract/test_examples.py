@@ -73,6 +73,9 @@ def test_example_is_accepted(path: Path) -> None:
             "evaluate-retrieval", "InternVL-14B-224px", 2, "preflight evaluate publish", id="retrieval evaluation alone"
         ),
         pytest.param("tracking", "InternVL2-2B", 2, "preflight train publish", id="tracking"),
+        pytest.param(
+            "evaluate-zero-shot", "InternVL-14B-224px", 2, "preflight evaluate score publish", id="published figures"
+        ),
         pytest.param("gitops/run", "InternVL2-8B", 2, EVERY_STAGE, id="GitOps"),
     ],
 )
