@@ -42,7 +42,7 @@ def offline_has_no_url(tracking: Tracking) -> Values | None:
 
 @rule(
     "tracking",
-    "!(self.?service.orValue('') in ['wandb', 'swanlab']) || !self.?experiment.orValue('').matches('[/@]')",
+    "!has(self.experiment) || self.?service.orValue('') == 'mlflow' || !self.experiment.matches('[/@]')",
     "found '{found}'; a project of {service} has no / and no @ in its name, and entity names its owner",
     field="experiment",
     found="self.experiment",
