@@ -32,15 +32,30 @@ Values = dict[str, Any]
 def template(
     values: Values | None = None, *, release: str = RELEASE, namespace: str = NAMESPACE
 ) -> list[dict[str, Any]]:
-    """`helm template`: every object, in no particular order.
+    """`helm template`: every object but the hooks, in no particular order.
 
     Raises HelmValuesError naming the key that the chart's schema refuses, HelmRenderError for a template's own check.
     """
     with helm_python.Chart.load(CHART) as chart:
         chart.validate_schema(chart.merge_values(values))
         files = chart.render(values, name=release, namespace=namespace)
+    return [document for document in _documents(files) if not _is_hook(document)]
+
+
+def hooks(values: Values | None = None) -> list[dict[str, Any]]:
+    """The hooks of the chart, such as the pod of `helm test`."""
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
+    return [document for document in _documents(files) if _is_hook(document)]
+
+
+def _documents(files: dict[str, str]) -> list[dict[str, Any]]:
     manifests = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
     return [document for text in manifests for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+
+
+def _is_hook(document: dict[str, Any]) -> bool:
+    return "helm.sh/hook" in (document["metadata"].get("annotations") or {})
 
 
 def lint(values: Values | None = None) -> list[str]:
