@@ -21,7 +21,7 @@ LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_NODE_RANK = f"{GROUP}/node-rank"
 # Digests of the spec as written that a pod belongs to; an upgraded operator computes the same, so it restarts nothing.
 ANNOTATION_RUN_DIGEST = f"{GROUP}/run-digest"  # of the part that decides the result
-ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets, scheduling, network; runPolicy in neither
+ANNOTATION_POD_DIGEST = f"{GROUP}/pod-digest"  # of podTemplate, secrets, scheduling, network and tracking
 # Digest of the operator's settings that a pod was made with: an unstarted pod with another one is recreated.
 ANNOTATION_DEFAULTS_DIGEST = f"{GROUP}/defaults-digest"
 # On a run, "true": take over the children that an earlier run of this name and output left behind.

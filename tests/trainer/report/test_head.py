@@ -32,6 +32,22 @@ def test_a_finished_run_has_its_date_and_total_time() -> None:
     assert found["Total time"] == ("3 h 5 min", "from the end of preflight to the end of merge")
 
 
+@pytest.mark.parametrize(
+    ("told", "fact"),
+    [
+        ('{"gpuHours": 12.5, "cost": 31.25, "currency": "EUR"}', ("12.50", "cost 31.25 EUR")),
+        ('{"gpuHours": 12.5}', ("12.50", "of all stages and attempts")),
+        ("nonsense", None),
+        ("", None),
+    ],
+)
+def test_a_run_in_a_cluster_has_gpu_hours(
+    told: str, fact: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERNVL_USAGE", told)
+    assert shown(Record(config=CONFIG)).get("GPU-hours") == fact
+
+
 def test_an_unfinished_run_has_the_date_of_its_last_stage() -> None:
     found = shown(Record(config=CONFIG, stages=[StageEnd("preflight", START, None), StageEnd("train", None, None)]))
     assert found["So far"] == ("2026-03-01", "23:50 UTC, end of preflight")
