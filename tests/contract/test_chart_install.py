@@ -20,6 +20,7 @@ from internvl_operator.certificates import issue
 from internvl_operator.clock import utc_now
 from internvl_operator.kube.client import Api, ApiError
 from internvl_operator.kube.webhook_objects import WebhookObjects
+from internvl_operator.release_check import Check, CheckFailed, Cluster, checks
 from ivft_cluster import helm
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.paths import CHECKOUT
@@ -115,6 +116,22 @@ def test_rights_end_with_the_watched_namespaces(installed: ApiServer) -> None:
     assert operator_may(installed, "create", "pods", namespace=NAMESPACE)
     assert not operator_may(installed, "list", "pods", namespace="team-b")
     assert not operator_may(installed, "list", PLURAL, group=GROUP, namespace="team-b")
+
+
+def test_the_check_of_helm_test_passes_with_an_operator_and_not_without(installed: ApiServer) -> None:
+    """The API server is real; a status, which an operator would write, is written while the check waits."""
+    objects: Any = client.CustomObjectsApi(installed.api)
+    time, name = count(), "check"
+
+    def sleep(_: float) -> None:
+        patch = {"status": {"observedGeneration": 1}}
+        objects.patch_namespaced_custom_object_status(GROUP, VERSION, NAMESPACE, PLURAL, name, patch)
+
+    api, check = Api(installed.api.configuration, timeout=30, connections=2), Check(NAMESPACE, name)
+    assert list(checks(check, Cluster(api, sleep, lambda: float(next(time)))))[-1] == "the run is deleted"
+    with pytest.raises(CheckFailed, match="does it watch this namespace"):
+        list(checks(check, Cluster(api, lambda _: None, lambda: float(next(time)))))
+    assert objects.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL)["items"] == []
 
 
 def test_schema_refuses_a_mistake_at_apply(installed: ApiServer) -> None:

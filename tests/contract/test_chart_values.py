@@ -71,6 +71,10 @@ OTHERS: dict[str, Any] = {
     "podSecurity.runAsGroup": None,
     "podSecurity.fsGroup": None,
     "settings": {"logLevel": "DEBUG"},
+    "test.enabled": False,
+    "test.namespace": "team-a",
+    "test.run": {"workers": 1},
+    "test.timeoutSeconds": 900,
     "crds.install": False,
     "crds.keep": False,
     "serviceAccount.create": (False, {"serviceAccount": {"name": "mine"}}),
@@ -143,7 +147,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def rendered(values: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    objects = helm.template(values)
+    objects = [*helm.template(values), *helm.hooks(values)]
     by_key = {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in objects}
     assert len(by_key) == len(objects), "two objects of one name"
     return by_key

@@ -124,9 +124,10 @@ class Api:
         """Merge `patch` into an object; 409 when its uid or resourceVersion differs from the patch's."""
         return self._write("patch", kind, "PATCH", object_path(kind, namespace, name), patch, content=_MERGE)
 
-    def create(self, obj: Raw) -> Raw:
-        """Create an Event."""
-        return self._write("create", obj["kind"], "POST", list_path(obj["kind"], obj["metadata"]["namespace"]), obj)
+    def create(self, obj: Raw, *, dry_run: bool = False) -> Raw:
+        """Create an object; with `dry_run` the API server only says whether it would."""
+        path = list_path(obj["kind"], obj["metadata"]["namespace"])
+        return self._write("create", obj["kind"], "POST", path, obj, {"dryRun": "All"} if dry_run else None)
 
     def list_pages(self, path: str, *, selector: str = "", fields: str = "", page: int = 500) -> Iterator[Raw]:
         """The raw lists, page by page."""
@@ -187,10 +188,11 @@ class Api:
         method: str,
         path: str,
         body: Raw,
-        options: Mapping[str, bool] | None = None,
+        options: Mapping[str, bool | str] | None = None,
         content: str | None = None,
     ) -> Raw:
-        flags = {name: str(value).lower() for name, value in (options or {}).items()}
+        given = (options or {}).items()
+        flags = {name: value if isinstance(value, str) else str(value).lower() for name, value in given}
         result = "error"
         try:
             if (left := self.time_left()) <= 0:
