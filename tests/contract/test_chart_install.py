@@ -240,6 +240,36 @@ def test_upgrade_brings_the_new_crd_and_the_new_settings(server: ApiServer, tmp_
     helm.uninstall(server.kubeconfig)
 
 
+def test_an_upgrade_and_a_rollback_leave_a_run_and_its_children_as_they_are(installed: ApiServer) -> None:
+    run = create_run(installed)
+    objects: Any = client.CustomObjectsApi(installed.api)
+    path = GROUP, VERSION, NAMESPACE, PLURAL, run["metadata"]["name"]
+    objects.patch_namespaced_custom_object_status(*path, {"status": {"stage": "train", "attempt": 3}})
+    owner = {"apiVersion": run["apiVersion"], "kind": run["kind"]} | {
+        key: run["metadata"][key] for key in ("name", "uid")
+    }
+    child = {"metadata": {"name": "child", "ownerReferences": [owner]}}
+    installed.core.create_namespaced_config_map(NAMESPACE, child)
+    apps: Any = client.AppsV1Api(installed.api)
+
+    def state() -> tuple[Any, ...]:
+        kept = installed.core.read_namespaced_config_map("child", NAMESPACE)
+        return objects.get_namespaced_custom_object(*path), kept.metadata.uid, kept.metadata.resource_version
+
+    def threads() -> list[str]:
+        deployment = apps.read_namespaced_deployment("internvl-operator", helm.NAMESPACE)
+        env = deployment.spec.template.spec.containers[0].env
+        return [each.value for each in env if each.name == "INTERNVL_OPERATOR_WORKER_THREADS"]
+
+    before = state()
+    helm.upgrade(installed.kubeconfig, {"settings": {"workerThreads": 3}}, wait=False)
+    assert (threads(), state()) == (["3"], before)
+    helm.rollback(installed.kubeconfig, 1)
+    assert (threads(), state()) == ([], before)
+    objects.delete_namespaced_custom_object(*path)
+    installed.core.delete_namespaced_config_map("child", NAMESPACE)
+
+
 def short_names(server: ApiServer) -> list[str]:
     crds: Any = client.ApiextensionsV1Api(server.api)
     return list(crds.read_custom_resource_definition(CRD).spec.names.short_names)

@@ -62,6 +62,20 @@ def test_pods_that_run_keep_their_image() -> None:
     assert image(world, "run-train-0") == "localhost/internvl-trainer:dev"
 
 
+def test_an_upgrade_and_a_rollback_in_the_middle_of_training_lose_nothing() -> None:
+    """Of the operator; the first one's image and settings come back with the rollback."""
+    world = World()
+    world.reach("train")
+    pods, stages = set(world.server.pods), world.status["stages"]
+    restart_operator(world, trainer_image="registry/trainer:next", worker_resources={"requests": {"cpu": "2"}})
+    restart_operator(world)
+    assert (set(world.server.pods), world.status["stages"]) == (pods, stages)
+    world.pass_stage("train")
+    world.pass_stage("publish")
+    assert world.server.condition("Complete")["status"] == "True"
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 0}
+
+
 def test_a_run_with_its_own_image_is_left_alone_and_told_its_own_field() -> None:
     world = World(podTemplate={"image": "mine:1"})
     world.server.set_pod("run-preflight-0", {"phase": "Pending", **BAD})

@@ -18,6 +18,7 @@ __all__ = [
     "HelmValuesError",
     "install",
     "lint",
+    "rollback",
     "template",
     "uninstall",
     "upgrade",
@@ -94,6 +95,12 @@ def upgrade(
     options = _options(namespace, wait, timeout)
     with _connect(kubeconfig, namespace) as helm:
         return helm.upgrade(chart, release, values, **options)
+
+
+def rollback(kubeconfig: Path, revision: int, *, release: str = RELEASE, namespace: str = NAMESPACE) -> None:
+    """`helm rollback` to a revision. Raises HelmReleaseError."""
+    with _connect(kubeconfig, namespace) as helm:
+        helm.rollback(release, version=revision)
 
 
 def uninstall(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE, timeout: int = 120) -> None:
