@@ -54,7 +54,7 @@ def test_two_ranks_train_as_one(folder: Path, run: str) -> None:
 def test_methods_learn_differently(folder: Path) -> None:
     """So that curves that agree are not curves of a model that stays as it is."""
     curves = [losses(folder / "2" / f"{method}-zero1") for method in ("full", "head", "lora")]
-    assert len({curve[1] for curve in curves}) == 1
+    assert_close([curve[1] for curve in curves], [curves[0][1]] * 3, LOSS)
     assert len({curve[6] for curve in curves}) == 3
 
 
