@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,6 @@ import jsonschema
 import pytest
 import yaml
 from internvl_api import constants
-from internvl_operator.health import Health
 from internvl_operator.settings import Settings, variable
 from ivft_cluster import helm, releases
 from ivft_cluster.paths import CHECKOUT
@@ -410,31 +407,6 @@ def test_chart_uses_only_apis_of_the_oldest_supported_release() -> None:
     core = {"v1", "apps/v1", "policy/v1", "networking.k8s.io/v1"}
     floor = core | {"rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1", "admissionregistration.k8s.io/v1"}
     assert {each["apiVersion"] for each in helm.template()} <= floor
-
-
-def test_helm_test_asks_the_operator_whether_it_is_ready() -> None:
-    (pod,) = helm.hooks({"imagePullSecrets": [{"name": "pull"}], "test": {"enabled": False}})
-    (asking,) = pod["spec"]["containers"]
-    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
-    assert asking["image"] == container()["image"]
-    (service,) = kind(helm.template(), "Service")
-    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    _, option, script, address, logs = asking["command"]
-    assert address.startswith(f"http://{service['metadata']['name']}.{helm.NAMESPACE}.svc:8080/")
-    health = Health()
-    server = health.serve(0)
-
-    def ask() -> subprocess.CompletedProcess[str]:
-        own = f"http://127.0.0.1:{server.server_port}/readyz"
-        return subprocess.run([sys.executable, option, script, own, logs], capture_output=True, text=True)
-
-    refused = ask()
-    assert refused.returncode == 1
-    assert "found HTTP Error 503" in refused.stderr
-    assert "next: kubectl -n internvl-system logs deployment/internvl-operator" in refused.stderr
-    health.not_ready = None
-    assert ask().returncode == 0
 
 
 def test_artifact_hub_shows_licence_and_crd() -> None:

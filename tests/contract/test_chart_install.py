@@ -264,7 +264,7 @@ def test_an_upgrade_and_a_rollback_leave_a_run_and_its_children_as_they_are(inst
     before = state()
     helm.upgrade(installed.kubeconfig, {"settings": {"workerThreads": 3}}, wait=False)
     assert (threads(), state()) == (["3"], before)
-    helm.rollback(installed.kubeconfig, 1)
+    helm.rollback(installed.kubeconfig, 1, wait=False)
     assert (threads(), state()) == ([], before)
     objects.delete_namespaced_custom_object(*path)
     installed.core.delete_namespaced_config_map("child", NAMESPACE)

@@ -97,10 +97,30 @@ def upgrade(
         return helm.upgrade(chart, release, values, **options)
 
 
-def rollback(kubeconfig: Path, revision: int, *, release: str = RELEASE, namespace: str = NAMESPACE) -> None:
+def revision(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE) -> int:
+    """The release's newest revision."""
+    with _connect(kubeconfig, namespace) as helm:
+        return int(helm.history(release)[-1]["version"])
+
+
+def rollback(
+    kubeconfig: Path,
+    revision: int,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    wait: bool = True,
+    timeout: int = 120,
+) -> None:
     """`helm rollback` to a revision. Raises HelmReleaseError."""
     with _connect(kubeconfig, namespace) as helm:
-        helm.rollback(release, version=revision)
+        helm.rollback(release, version=revision, wait="watcher" if wait else None, timeout=timeout)
+
+
+def run_tests(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE, timeout: int = 600) -> str:
+    """`helm test --logs`; the logs of its pods. Raises HelmReleaseError when one fails."""
+    with _connect(kubeconfig, namespace) as helm:
+        return str(helm.test(release, timeout=timeout, logs=True)["logs"])
 
 
 def uninstall(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE, timeout: int = 120) -> None:
