@@ -311,7 +311,8 @@ def test_a_pod_template_cannot_name_what_would_lift_its_confinement(field: str) 
 
 # Fields of podTemplate that lend nothing of the namespace, the node or another team.
 HARMLESS = {
-    "resources", "gpuResource", "stageResources", "shmSize", "terminationGracePeriodSeconds", "volumeMounts",
+    "resources", "gpuResource", "gpuClaimTemplate", "stageResources", "shmSize", "terminationGracePeriodSeconds",
+    "volumeMounts",
 }  # fmt: skip
 
 

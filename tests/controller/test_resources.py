@@ -5,15 +5,18 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from controller.builders import CONFIG, UID, Raw, a_run
+from controller.builders import CONFIG, UID, Raw, a_run, spec
 from controller.operator_process import Cluster
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
+from internvl_api.validation.check import check_spec
+from internvl_api.validation.cluster import InCluster
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity
 from internvl_operator.core.resources import config_map, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 from kubernetes.client import ApiException
 
+PVC = {"meta": "pvc://metas/meta.json"}
 PREFLIGHT, TRAIN, PUBLISH = Stage("preflight"), Stage("train"), Stage("publish")
 
 
@@ -100,6 +103,31 @@ def test_gpus_have_the_name_that_run_or_operator_gives_them(own: str | None, def
     template = {"gpuResource": own, "resources": {"limits": {"nvidia.com/gpu": 1, expected: 1, "memory": "64Gi"}}}
     pod = build(workers=1, gpusPerWorker=4, podTemplate=template, options=OperatorConfig(gpu_resource=default))
     assert pod["spec"]["containers"][0]["resources"] == {"limits": {"memory": "64Gi", expected: "4"}}
+
+
+def test_gpus_by_a_claim_are_asked_for_once() -> None:
+    resources = {"limits": {"nvidia.com/gpu": 2, "memory": "64Gi"}}
+    template = {"gpuClaimTemplate": "two-gpus", "resources": resources}
+    pod = build(workers=1, gpusPerWorker=2, podTemplate=template)["spec"]
+    assert pod["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": "two-gpus"}]
+    assert pod["containers"][0]["resources"] == {"limits": {"memory": "64Gi"}, "claims": [{"name": "gpus"}]}
+    publish = build(PUBLISH, workers=1, gpusPerWorker=2, podTemplate=template)["spec"]
+    assert "resourceClaims" not in publish
+    assert "claims" not in publish["containers"][0]["resources"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"gpusPerWorker": 2, "podTemplate": {"gpuResource": "amd.com/gpu"}}, "but gpuResource is set too; remove one"),
+        ({"gpusPerWorker": 0}, "but spec.gpusPerWorker is 0"),
+    ],
+)
+def test_a_claim_that_gives_no_gpu_is_refused(changes: Raw, found: str) -> None:
+    template = {"gpuClaimTemplate": "two-gpus", **changes.get("podTemplate", {})}
+    (violation,) = check_spec(spec(**(changes | {"podTemplate": template})), InCluster()).violations
+    assert violation.field == "spec.podTemplate.gpuClaimTemplate"
+    assert found in violation.message
 
 
 @pytest.mark.parametrize(("stage", "gpus", "own", "default", "expected"), [
@@ -206,7 +234,8 @@ def test_pods_meet_the_restricted_pod_security_standard(cluster_of_test: Cluster
     core, namespace = cluster_of_test.core, cluster_of_test.namespace
     core.patch_namespace(namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
     for stage in get_args(StageName):
-        pod = build(Stage(stage), options=options, data={"meta": "pvc://metas/meta.json"})
+        template = {"gpuClaimTemplate": "two-gpus"}
+        pod = build(Stage(stage), options=options, data=PVC, gpusPerWorker=2, podTemplate=template)
         del pod["metadata"]["ownerReferences"], pod["metadata"]["namespace"]
         core.create_namespaced_pod(namespace, pod, dry_run="All")
     pod["spec"]["securityContext"]["runAsNonRoot"] = False

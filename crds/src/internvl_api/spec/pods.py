@@ -160,6 +160,13 @@ class PodTemplate(ApiModel):
         description="Resource of which a worker gets gpusPerWorker, such as amd.com/gpu or nvidia.com/mig-3g.40gb; "
         "default: the operator's setting, else nvidia.com/gpu",
     )
+    gpu_claim_template: str | None = Field(
+        None,
+        pattern=SECRET_PATTERN,
+        max_length=253,
+        description="ResourceClaimTemplate of the namespace whose claim has the gpusPerWorker GPUs of a worker "
+        "(dynamic resource allocation), in place of gpuResource",
+    )
     node_selector: Labels = Field(default_factory=dict, description="Labels that a pod's node must have")
     cpu_node_selector: Labels | None = Field(
         None,

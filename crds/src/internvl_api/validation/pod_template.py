@@ -11,6 +11,7 @@ from internvl_api.constants import GPU
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.kubernetes.container import Resources
 from internvl_api.spec.kubernetes.volumes import VOLUME_KINDS, Volume
+from internvl_api.spec.pods import PodTemplate
 from internvl_api.validation.cel_rules import Values, rule
 from internvl_api.validation.violations import Violation
 
@@ -30,7 +31,21 @@ def one_kind_of_volume(volume: Volume) -> Values | None:
     return {"count": count} if count != 1 else None
 
 
-RULES = (one_kind_of_volume,)
+@rule(
+    "podTemplate",
+    "!has(self.gpuClaimTemplate) || !has(self.gpuResource)",
+    "found '{found}', but gpuResource is set too; remove one: a worker gets its GPUs by a claim or as a resource",
+    field="gpuClaimTemplate",
+    found="self.gpuClaimTemplate",
+)
+def gpus_of_one_kind(template: PodTemplate) -> Values | None:
+    """A worker's GPUs come by a claim or as a resource."""
+    if template.gpu_claim_template is None or template.gpu_resource is None:
+        return None
+    return {"found": template.gpu_claim_template}
+
+
+RULES = (one_kind_of_volume, gpus_of_one_kind)
 
 
 def wrong_pod_template(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
@@ -64,6 +79,8 @@ def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     template = spec.pod_template
     no_gpu = "" if spec.gpus_per_worker else "spec.gpusPerWorker is 0; set GPUs there instead"
     names = dict.fromkeys((GPU, template.gpu_resource or GPU))
+    if template.gpu_claim_template and no_gpu:
+        yield Violation("spec.podTemplate.gpuClaimTemplate", f"found {template.gpu_claim_template!r}, but {no_gpu}")
     yield from _gpus("spec.podTemplate.resources", template.resources, names, no_gpu)
     for stage in type(template.stage_resources).model_fields:
         why = no_gpu if stage == "evaluate" else "this stage uses no GPU; remove it"

@@ -29,6 +29,8 @@ class Prices(ApiModel):
     def of(self, spec: InternVLFineTuneSpec | None, gpu_resource: str) -> float | None:
         """The price of the run's GPUs; None where there is none. `gpu_resource`: the operator's default."""
         chosen = spec.pod_template.gpu_resource if spec else None
+        if spec and spec.pod_template.gpu_claim_template:  # which GPUs, the template alone knows
+            return None
         return self.per_gpu_hour.get(chosen or gpu_resource)
 
 

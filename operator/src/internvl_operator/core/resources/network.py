@@ -21,7 +21,7 @@ def _pod_parts(spec: dict[str, Any], profile: NetworkProfile) -> dict[str, Any]:
     if profile.host_network:
         parts |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if profile.resource_claims:
-        parts["resourceClaims"] = [*profile.resource_claims]
+        parts["resourceClaims"] = [*spec.get("resourceClaims", []), *profile.resource_claims]
     if profile.sidecars:  # with restartPolicy Always they run beside the trainer and end with it
         parts["initContainers"] = [{**each, "restartPolicy": "Always"} for each in profile.sidecars]
     return parts

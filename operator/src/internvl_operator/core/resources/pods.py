@@ -84,6 +84,8 @@ def build(
         "containers": [_container(run, stage, attempt, rank, config, adopted, usage)],
         "volumes": _volumes(run, stage, config),
     }
+    if claims := requirements.gpu_claims(spec, stage):
+        pod["resourceClaims"] = claims
     placement = _placement(spec, stage, defaults, avoid)
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod | placement}
     return with_network(whole, _profile(run, config)) if stage.name == "train" else whole

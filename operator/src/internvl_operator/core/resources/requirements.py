@@ -15,6 +15,7 @@ from internvl_operator.core.stages import Stage
 
 Amounts = Mapping[str, Any]
 DISK = "ephemeral-storage"
+GPU_CLAIM = "gpus"  # its name in the pod
 _BUILT_IN = OperatorConfig()
 # The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
 # the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
@@ -31,10 +32,19 @@ def build(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
     given = given_for(spec, stage)
     resource = template.gpu_resource or config.gpu_resource
     if stage.parallel:
-        return _with_gpus(_default(run, stage, config) if given is None else given, resource, stage.gpus(spec))
+        wanted, claims = _default(run, stage, config) if given is None else given, gpu_claims(spec, stage)
+        built = _with_gpus(wanted, resource, 0 if claims else stage.gpus(spec))
+        own = [{"name": each["name"]} for each in claims]
+        return built | {"claims": [*built.get("claims", []), *own]} if own else built
     if given is not None:
         return _with_gpus(given, resource, 0)
     return _within_limits(_default(run, stage, config), (template.resources or {}).get("limits") or {})
+
+
+def gpu_claims(spec: InternVLFineTuneSpec, stage: Stage) -> list[dict[str, str]]:
+    """The pod's claim of GPUs, where the spec names a template for it and the stage uses GPUs."""
+    template = spec.pod_template.gpu_claim_template
+    return [{"name": GPU_CLAIM, "resourceClaimTemplateName": template}] if template and stage.gpus(spec) else []
 
 
 def given_for(spec: InternVLFineTuneSpec, stage: Stage) -> Amounts | None:
