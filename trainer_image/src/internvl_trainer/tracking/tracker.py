@@ -96,7 +96,8 @@ class ProcessTracker(Tracker):
                 self._queue.put(record, timeout=max(0.0, deadline - time.monotonic()))
         try:
             self._child.wait(max(0.1, deadline - time.monotonic()))
-            self._reader.join(1.0)
+            for thread in (self._reader, self._writer):  # both find their pipe closed
+                thread.join(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._complain(f"no answer within {seconds:.0f} s at the end of the stage")
         with suppress(ProcessLookupError):
