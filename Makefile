@@ -33,7 +33,7 @@ $(STAMP): constraints.txt pyproject.toml crds/pyproject.toml operator/pyproject.
 	$(PY) -m pip install -q -c constraints.txt --upgrade pip uv
 	# torch first and by its exact version, so that other requirements do not replace the chosen build
 	$(UV) torch
-	$(UV) --group dev -e crds -e operator -e 'trainer_image[eval]'
+	$(UV) --group dev -e crds -e operator -e 'trainer_image[eval,mlflow,wandb]'
 	touch $@
 
 setup: $(STAMP) ## set up virtualenv, Debian packages, Go programs (Kubernetes, etcd, containerd, Kueue) and images

@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx  # huggingface_hub's
 import pytest
 from controller.builders import Raw, a_run
 from controller.fake_server import clock
@@ -82,7 +83,6 @@ def _botocore_bypasses(host: str) -> bool:
 
 
 def test_httpx_of_the_hub_takes_the_proxy_but_not_for_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    httpx = pytest.importorskip("httpx2")
     found = environment(OperatorConfig(proxy=PROXY))
     for variable_name in PROXY_VARIABLES:
         monkeypatch.setenv(variable_name, found[variable_name])

@@ -20,7 +20,6 @@ from internvl_trainer.distributed import free_port
 from internvl_trainer.tracking.tracker import Tracker, tracking
 from trainer.runs import make_config
 
-pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
 
 
