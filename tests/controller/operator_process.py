@@ -49,10 +49,6 @@ class Cluster:
         found = self.runs.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
         return [raw["metadata"]["name"] for raw in found]
 
-    def on_server(self) -> int:
-        """Number of runs in all namespaces, those of earlier tests that are still being deleted included."""
-        return len(self.runs.list_cluster_custom_object(GROUP, VERSION, PLURAL)["items"])
-
     def edit(self, change: Raw, name: str = "run") -> None:
         """A merge patch of the spec."""
         self.patch({"spec": change}, name)
@@ -220,6 +216,10 @@ class OperatorProcess:
         """What the kubelet's readiness probe sees."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.liveness_port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
+
+    def remembered(self, namespace: str) -> float:
+        """How many runs of a namespace the operator has metrics of."""
+        return self.metric("internvl_job_phase", job_namespace=namespace)
 
     def metric(self, name: str, /, **labels: str) -> float:
         """Sum of a metric's samples that carry these labels."""

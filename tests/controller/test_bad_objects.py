@@ -243,6 +243,7 @@ def test_a_namespace_that_goes_takes_its_run_along(scene: Scene, tmp_path: Path)
         going.core.create_namespaced_config_map(namespace, held)
         going.create("doomed")
         scene.kubelet.wait_phase(namespace, "doomed-preflight-0")
+        assert operator.remembered(namespace) == 1
         going.core.delete_namespace(namespace)
         with pytest.raises(ApiException, match="being terminated"):
             going.create("late")
@@ -250,7 +251,7 @@ def test_a_namespace_that_goes_takes_its_run_along(scene: Scene, tmp_path: Path)
             GROUP, VERSION, namespace, PLURAL)["items"])  # fmt: skip
         wait_for("its pods are gone", lambda: not going.children()["Pod"])
         scene.assert_quiet("doomed")
-        wait_for("it is forgotten", lambda: operator.metric("internvl_operator_jobs") == going.on_server())
+        wait_for("it is forgotten", lambda: operator.remembered(namespace) == 0)
         going.core.patch_namespaced_config_map("held", namespace, {"metadata": {"finalizers": None}})
 
 

@@ -317,10 +317,11 @@ def test_a_deleted_namespace_goes_with_all_that_is_in_it(
     reach: Callable[[Story], None], doomed: Doomed, run: Story
 ) -> None:
     reach(doomed.story)
+    assert doomed.operator.remembered(doomed.namespace) == 1
     before = len(doomed.writes())
     doomed.server.core.delete_namespace(doomed.namespace)
     wait_for("the namespace is gone", doomed.gone, timeout=60)
-    wait_for("it is forgotten", lambda: doomed.operator.metric("internvl_operator_jobs") == run.cluster.on_server())
+    wait_for("it is forgotten", lambda: doomed.operator.remembered(doomed.namespace) == 0)
     run.cluster.create()
     run.to_training()
     told = run.cluster.core.list_namespaced_event

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import internvl_trainer
 from internvl_trainer.stage_store import StageStore
 
 PAGE = b"<!doctype html><title>stand-in</title>"
@@ -26,12 +27,14 @@ def _write_report(stages: StageStore, folder: str) -> str:
 
 def stand_ins() -> dict[str, ModuleType]:
     """Modules by name."""
+    package = ModuleType("internvl_trainer.report")
+    package.__path__ = [str(Path(internvl_trainer.__path__[0], "report"))]  # what draws nothing is the real one
     run, card = ModuleType("internvl_trainer.report.build"), ModuleType("internvl_trainer.report.model_card")
     run.build_report = _build_report  # type: ignore[attr-defined]
     run.write_report = _write_report  # type: ignore[attr-defined]
     card.model_card = lambda _stages: CARD  # type: ignore[attr-defined]
     card.hub_card = lambda _stages: HUB_CARD  # type: ignore[attr-defined]
-    return {"internvl_trainer.report": ModuleType("internvl_trainer.report"), run.__name__: run, card.__name__: card}
+    return {package.__name__: package, run.__name__: run, card.__name__: card}
 
 
 def main() -> int:
