@@ -133,7 +133,7 @@ def test_figures_of_all_stages_are_one_table() -> None:
     ("stage", "takes_steps", "said"),
     [
         ("train", True, "saving a checkpoint, up to 120 s"),
-        ("train", False, "nothing to save"),
+        ("train", False, "saving a checkpoint if a step is done, up to 120 s"),
         ("evaluate", True, "the answers so far are stored"),
         ("merge", False, "this one starts again"),
         (None, False, "finished stages stay"),

@@ -47,12 +47,14 @@ def answered(say: Callable[[str], None], what_now: Callable[[], str], leave: Cal
 
 
 def stop_notice(config: RunConfig, stage: StageName | None, *, takes_steps: bool) -> str:
-    """What a stop does during a stage; None: between stages."""
-    if stage == "train" and takes_steps:
-        seconds = config.grace_seconds or grace_seconds(None, config)
-        return f"stopping: saving a checkpoint, up to {seconds} s"
+    """What a stop does during a stage; None: between stages.
+
+    `takes_steps`: whether a step has been seen; one of the last second may not have been.
+    """
     if stage == "train":
-        return "stopping: no step is done, so there is nothing to save"
+        seconds = config.grace_seconds or grace_seconds(None, config)
+        seen = "" if takes_steps else " if a step is done"
+        return f"stopping: saving a checkpoint{seen}, up to {seconds} s"
     if stage in PARALLEL_STAGES and takes_steps:
         return "stopping: the answers so far are stored"
     return "stopping: finished stages stay, this one starts again" if stage else "stopping: finished stages stay"
