@@ -103,8 +103,9 @@ def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
     platform.cluster.set_eviction(victim, "memory.available", str(available + (12 << 30)))
     try:
         stage = ended_attempt(platform, "pressed", before)
-        assert stage.reason == "Evicted", stage.message
-        assert "memory" in (stage.message or "")
+        # the evicted worker has a second to tell its peer, which may save its state and end first
+        assert stage.reason in ("Evicted", "Resume"), stage.message
+        assert ("memory" if stage.reason == "Evicted" else "saved its state") in (stage.message or "")
     finally:
         platform.cluster.set_eviction(victim, "memory.available", "100Mi")
     status = platform.follow("pressed")

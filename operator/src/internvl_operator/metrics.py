@@ -36,7 +36,7 @@ RESYNC_MISSED = Counter(
     f"{_PREFIX}_resync_missed_total", "Changes that a relist found and the watch had missed", ["kind"]
 )
 NOTICES = Counter(
-    f"{_PREFIX}_notices_total", "Requests to webhooks about ends of runs: sent, failed, given up, dropped", ["result"]
+    f"{_PREFIX}_notices_total", "Deliveries of notices to webhooks: sent, failed, given up, dropped", ["result"]
 )
 EVENTS_DROPPED = Counter(f"{_PREFIX}_events_dropped_total", "Kubernetes Events dropped because the queue was full")
 

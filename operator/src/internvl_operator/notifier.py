@@ -109,6 +109,7 @@ class Notifier:
                 del self._bodies[each]
             if len(self._bodies) + len(wanted) > _MOST:
                 metrics.NOTICES.labels("dropped").inc()
+                logger.warning("%s/%s: its notice waits, as %d are open", *key, len(self._bodies))
                 return False
             for each in wanted:
                 content = body(each.target.form, run.namespace, run.name, run.uid, status)
@@ -118,7 +119,7 @@ class Notifier:
         return True
 
     def forget(self, key: Key) -> None:
-        """Drop what is kept for a deleted run, once its open notice has been sent."""
+        """Forget that the notice of a deleted run was delivered; open deliveries are still sent."""
         self._delivered.pop(key, None)
 
     def _send(self, delivery: _Delivery) -> None:
@@ -132,6 +133,12 @@ class Notifier:
             self._again(delivery, (content_type, data, patience, tries + 1), problem)
             return
         metrics.NOTICES.labels("given up" if problem else "sent").inc()
+        if problem is not None:
+            hours = GIVE_UP_AFTER.total_seconds() / 3600
+            logger.error(
+                "%s/%s: the receiver %s of notifications took no notice in %.0f hours, so this one is given up: %s",
+                *delivery.key, delivery.target.name, hours, problem,
+            )  # fmt: skip
         if self._is_last(delivery, given_up=problem is not None):
             self._done(delivery.key)
 

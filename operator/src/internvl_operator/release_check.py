@@ -131,6 +131,7 @@ def checks(check: Check, cluster: Cluster) -> Iterator[str]:
         if "spec.output" not in cluster.refusal(check.run(**BY_WEBHOOK)):
             raise CheckFailed("a run that only the webhook refuses is accepted; its Service or certificate is wrong")
         yield "the webhook refuses an invalid run"
+    metadata = check.run()["metadata"]
     try:
         cluster.create(check.run())
         cluster.wait("the operator takes in a run", _TIMEOUT, lambda: _is_seen(cluster.status(check)), _not_seen)
@@ -138,8 +139,13 @@ def checks(check: Check, cluster: Cluster) -> Iterator[str]:
         if check.spec is not None:
             cluster.create(check.run() | {"spec": check.spec})
             yield from _carried_out(check, cluster)
-    finally:
-        cluster.remove(check.run()["metadata"])
+    except (ApiError, CheckFailed) as first:
+        try:
+            cluster.remove(metadata)
+        except (ApiError, CheckFailed) as second:
+            raise CheckFailed(f"{first}; the run {check.name} is left behind: {second}") from first
+        raise
+    cluster.remove(metadata)
     yield "the run is deleted"
 
 

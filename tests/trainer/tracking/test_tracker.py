@@ -6,7 +6,7 @@ import importlib.util
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -128,6 +128,23 @@ def test_a_run_without_a_tracker_and_other_ranks_start_no_process(
     for config, stage, leads in cases:
         with tracking(config, stage, storage, print, leads=leads) as tracker:  # type: ignore[arg-type]
             tracker.metrics(1, {"train/loss": 1.0})
+
+
+def test_a_problem_shows_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token whose Secret ends with a line break, as HTTP's client quotes it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token\n")
+    told = list[str]()
+
+    def broken(_settings: Settings, tell: Callable[[str], None]) -> ProcessTracker:
+        tell(f"InvalidHeader: {b'Bearer planted-token' + bytes([10])!r}")
+        raise OSError("no process")
+
+    monkeypatch.setattr(tracker_module, "ProcessTracker", broken)
+    storage = open_storage(str(tmp_path), field="spec.output")
+    with tracking(make_config(str(tmp_path), tracking=MLFLOW), "train", storage, told.append, leads=True):
+        pass
+    assert "InvalidHeader" in told[0]
+    assert "planted" not in "".join(told)
 
 
 def test_preflight_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def redact(text: str) -> str:
     """`text` without the credentials of this process and the secret parts of addresses."""
     sources = [name for name in os.environ if name.startswith(SOURCE_VARIABLES)]
     for name in (*_SECRET_VARIABLES, *sources):
-        value = os.environ.get(name, "")
+        value = os.environ.get(name, "").strip()  # a message may show the end of the line in another way
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, f"<{name}>")
     return redact_addresses(text)

@@ -29,7 +29,7 @@ class Prices(ApiModel):
     def of(self, spec: InternVLFineTuneSpec | None, gpu_resource: str) -> float | None:
         """The price of the run's GPUs; None where there is none. `gpu_resource`: the operator's default."""
         chosen = spec.pod_template.gpu_resource if spec else None
-        if spec and spec.pod_template.gpu_claim_template:  # which GPUs, the template alone knows
+        if spec and spec.pod_template.gpu_claim_template:  # only the template says which GPUs
             return None
         return self.per_gpu_hour.get(chosen or gpu_resource)
 
@@ -37,7 +37,7 @@ class Prices(ApiModel):
 def used(entries: Iterable[StageStatus], price: float | None, currency: str, now: datetime | None) -> Usage | None:
     """GPU-hours of the attempts that have ended and, with `now`, of those that last; None without any.
 
-    The figures change only when an attempt ends, so that they cause no write of status by themselves.
+    The hours change only when an attempt ends, so that they cause no write of status by themselves.
     """
     seconds = 0.0
     for entry in entries:

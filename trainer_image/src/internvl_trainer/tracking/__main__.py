@@ -35,7 +35,9 @@ class Sender:
         self._not_before = 0.0
 
     def take(self, record: dict[str, Any]) -> None:
-        """Keep a record."""
+        """Keep a record; of too many, the oldest goes."""
+        if len(self._waiting) == MOST_RECORDS:
+            self._tell(f"more than {MOST_RECORDS} reports wait; the oldest are left out")
         self._waiting.append(record)
 
     def send(self, *, last: bool = False) -> bool:
@@ -83,6 +85,7 @@ def run(source: TextIO, tell: Callable[[str], None], make: Callable[[Settings], 
         for line in source:
             arrived.append(line)
             while len(arrived) > MOST_RECORDS:
+                tell(f"more than {MOST_RECORDS} reports wait; the oldest are left out")
                 arrived.popleft()
         ended.set()
 

@@ -40,7 +40,7 @@ class Client(Protocol):
 
 
 def check_client(config: RunConfig) -> None:
-    """Raise UserError when this image has not the package of the tracker that the run names."""
+    """Raise UserError when this image lacks the package of the tracker that the run names."""
     service = config.tracking.service if config.tracking else None
     if service is None or importlib.util.find_spec(service) is not None:
         return

@@ -1,4 +1,4 @@
-"""A stage's end of its reports: a bounded queue in front of the reporting process. Nothing here waits for a tracker."""
+"""The stage's side of tracking: a bounded queue in front of the reporting process. Nothing here waits for a tracker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from internvl_api.status import StageName, StageResult
 
 from internvl_trainer.artifacts.storage import Storage
 from internvl_trainer.errors import UserError
+from internvl_trainer.exit_status import redact
 from internvl_trainer.signals import StopRequested
+from internvl_trainer.terminal import printable
 from internvl_trainer.tracking.records import Settings, Status, finite, parameters
 from internvl_trainer.tracking.tracked_id import offline_folder, tracked_id
 
@@ -55,7 +57,7 @@ class ProcessTracker(Tracker):
     """Sends reports through a child process."""
 
     def __init__(self, settings: Settings, tell: Tell, command: list[str] | None = None) -> None:
-        self._tell, self._problem, self._dropped = tell, "", 0
+        self._tell, self._problem = tell, ""
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED)
         self._stopping = False
         self._child = subprocess.Popen(
@@ -108,7 +110,6 @@ class ProcessTracker(Tracker):
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self._dropped += 1
             self._complain("reports come faster than they are sent; some are left out")
 
     def _write(self, settings: Settings) -> None:
@@ -146,7 +147,7 @@ def tracking(config: RunConfig, stage: StageName, storage: Storage, note: Tell, 
         return
 
     def tell(problem: str) -> None:
-        text = f"{wanted.service}: {problem}; the stage goes on, and the tracker may lack figures"
+        text = printable(redact(f"{wanted.service}: {problem}; the stage goes on, and the tracker may lack figures"))
         logger.warning("spec.tracking: %s", text)
         note(text)
 
@@ -202,6 +203,8 @@ def addresses_of(result: StageResult) -> dict[str, str]:
 def _keep(folder: Path, storage: Storage, key: str, tell: Tell) -> None:
     """Store the files of a client without a server."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if len(paths) > _OFFLINE_FILES:
+        tell(f"stored {_OFFLINE_FILES} of the {len(paths)} files of the client")
     try:
         for path in paths[:_OFFLINE_FILES]:
             storage.upload(path, f"{key}/{path.relative_to(folder).as_posix()}")

@@ -57,7 +57,7 @@ class BaseModel:
         return self.resumes and (self.config.model.kind == "retrieval" or learns(name, freeze(self.config)))
 
     def bytes_to_read(self) -> int:
-        """Of the tensors that no checkpoint has."""
+        """Bytes of the tensors that no checkpoint has."""
         entries = {piece.entry.name: piece.entry for piece in self.open().pieces() if not self.is_restored(piece.name)}
         return sum(entry.nbytes for entry in entries.values())
 
