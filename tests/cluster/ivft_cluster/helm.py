@@ -100,7 +100,7 @@ def upgrade(
 def revision(kubeconfig: Path, *, release: str = RELEASE, namespace: str = NAMESPACE) -> int:
     """The release's newest revision."""
     with _connect(kubeconfig, namespace) as helm:
-        return int(helm.history(release)[-1]["version"])
+        return int(helm.history(release)[-1]["revision"])
 
 
 def rollback(
