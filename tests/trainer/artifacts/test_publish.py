@@ -51,6 +51,9 @@ def test_everything_that_a_run_made_is_published(storage: Storage, reporter: Rep
     result = publish(RunContext("publish", config, storage, reporter))
     found = contents(storage)
     evaluation = json.loads(found.pop("evaluation.json"))
+    serving = {"serve": f"{storage.uri}/artifacts/serve.yaml"} if storage.uri.startswith("s3://") else {}
+    if serving:
+        assert storage.uri.encode() in found.pop("serve.yaml")  # tests/trainer/report has the rest
     assert evaluation == {"baseline": BASELINE, "final": FIGURES, "condition": "CIDEr > baseline.CIDEr"}
     made = {"report/index.html": PAGE, "report/loss.png": b"\x89PNG stand-in", "README.md": CARD.encode()}
     assert found == expected | made | {"run.yaml": config.to_yaml().encode()}
@@ -60,7 +63,7 @@ def test_everything_that_a_run_made_is_published(storage: Storage, reporter: Rep
         name: sha256(content) for name, content in found.items()
     }
     root = f"{storage.uri}/artifacts"
-    assert result.artifacts == {
+    assert result.artifacts == serving | {
         "adapter": f"{root}/adapter",
         "model": f"{root}/model",
         "evaluation": f"{root}/evaluation.json",
@@ -98,7 +101,8 @@ def test_a_full_run_publishes_the_model_that_training_wrote(storage: Storage, re
     result = publish(RunContext("publish", config, storage, reporter))
     found = contents(storage)
     assert found.items() >= expected.items()
-    assert found.keys() - expected.keys() == {"README.md", "run.yaml", "report/index.html", "report/loss.png"}
+    made = {"README.md", "run.yaml", "report/index.html", "report/loss.png"}
+    assert found.keys() - expected.keys() == made | ({"serve.yaml"} if storage.uri.startswith("s3://") else set())
     assert {"adapter", "evaluation"}.isdisjoint(result.artifacts)
 
 
