@@ -13,8 +13,6 @@ class Faults(Members):
 
     def kill_node(self, name: str) -> None:
         """As if the power went: every process of the node, its pods and its network are gone at once."""
-        # first, because a process that dies tells its peers
-        Namespace.find(self._member(name)).ip("link set eth0 down")
         daemons.kill(daemons.find(self._member(name)))
 
     def start_node(self, name: str) -> None:
