@@ -1,9 +1,9 @@
 """The catalogue's dimensions are those of the published models: they give the published counts."""
 
 import pytest
+from chat_recipes import chat_recipe_names
 from internvl_api.models.catalogue import CATALOGUE, find_model
 from internvl_api.recipes.files import load_recipe
-from internvl_api.recipes.summary import chat_recipe_names
 from internvl_api.types import Template
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chat_recipes import chat_recipe_names
 from internvl_api.memory.activations import LOSS_CHUNK_BYTES, loss_bytes, positions_per_chunk
 from internvl_api.memory.advice import advice, largest_micro_batch, remedies
 from internvl_api.memory.estimate import estimate, judge, memory
@@ -13,7 +14,6 @@ from internvl_api.memory.tables import GUIDE_ROWS, compare, fill
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.recipes.summary import (
-    chat_recipe_names,
     estimate_lines,
     model_facts,
     recipe_config,

@@ -132,7 +132,7 @@ def test_lengths_are_those_of_the_task_unless_given() -> None:
 )
 def test_stages(changes: dict[str, Any], stages: str) -> None:
     run = _resolve(**changes)
-    assert stage_names(run.method, run.evaluation, run.merge, run.doctor) == tuple(stages.split())
+    assert stage_names(run) == tuple(stages.split())
 
 
 def test_a_hub_repository_needs_a_token() -> None:

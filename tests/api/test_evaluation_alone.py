@@ -40,7 +40,7 @@ def resolved(**changes: Any) -> RunConfig:
 )
 def test_stages(tasks: dict[str, Any], doctor: bool, stages: str) -> None:
     config = resolved(evaluation={"tasks": tasks}, doctor={"enabled": doctor}, gpusPerWorker=1)
-    assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(stages.split())
+    assert stage_names(config) == tuple(stages.split())
 
 
 @pytest.mark.parametrize("workers", [3, 100])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from chat_recipes import chat_recipe_names
 from internvl_api.memory.setup import longest_row, typical_row
-from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup, recipe_text
+from internvl_api.recipes.summary import recipe_config, recipe_setup, recipe_text
 
 SIZES = {"1b": ("Hermes-2", 2), "2b": ("internlm2-chat", 2), "4b": ("phi3-chat", 1)}  # template, epochs
 DOMAINS = {"bdd": (240, 64, 8), "drivelm": (15_100, 8, 1), "medical": (2_200, 64, 8), "remote": (2_500, 64, 8)}

@@ -7,9 +7,10 @@ from typing import Any
 
 import internvl_api.recipes
 import pytest
+from chat_recipes import chat_recipe_names
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
-from internvl_api.recipes.summary import chat_recipe_names, recipe_config
+from internvl_api.recipes.summary import recipe_config
 from internvl_api.validation.violations import SpecError
 
 SCRIPTS = json.loads((Path(__file__).parents[1] / "data" / "recipes.json").read_text(encoding="utf-8"))["scripts"]

@@ -83,7 +83,7 @@ def test_example_does_what_its_guide_says(name: str, model: str | None, gpus: in
     config = check(load(FOLDER / f"{name}.yaml"))
     assert config.model.name == model
     assert (config.world_size if config.device == "cuda" else 0) == gpus
-    assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(stages.split())
+    assert stage_names(config) == tuple(stages.split())
 
 
 def test_ten_lines_are_enough_where_the_namespace_has_defaults() -> None:
@@ -104,9 +104,7 @@ def test_ten_lines_are_enough_where_the_namespace_has_defaults() -> None:
 def test_the_run_of_the_readme_is_accepted() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     config = check(yaml.safe_load(text))
-    assert stage_names(config.method, config.evaluation, config.merge, config.doctor) == tuple(
-        f"{CAPTIONED} merge publish".split()
-    )
+    assert stage_names(config) == tuple(f"{CAPTIONED} merge publish".split())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from chat_recipes import chat_recipe_names
 from internvl_api.recipes.files import recipe_names
-from internvl_api.recipes.summary import chat_recipe_names, recipe_config, recipe_setup, recipe_text
+from internvl_api.recipes.summary import recipe_config, recipe_setup, recipe_text
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 
 ROOT = Path(__file__).parents[2]

@@ -27,6 +27,14 @@ def generate(description: str | None, contents: Callable[[Path], Mapping[Path, s
     return 1 if arguments.check and stale else 0
 
 
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The Markdown `text` with each table, by name, that it has markers for."""
+    for name, make in tables.items():
+        if f"<!-- {name}: generated -->" in text:
+            text = with_table(text, name, make())
+    return text
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """The Markdown `text` with `table` between its markers `<!-- NAME: generated -->` and `<!-- end of NAME -->`."""
     begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"

@@ -1,10 +1,15 @@
 """The stages of a run in their order; operator and trainer both ask here."""
 
-from typing import Literal
+from __future__ import annotations
 
-from internvl_api.spec import Doctor, Merge, Method
+from typing import TYPE_CHECKING, Literal
+
 from internvl_api.spec.evaluation import Evaluation, is_caption
 from internvl_api.status import StageName
+
+if TYPE_CHECKING:
+    from internvl_api.run_config import RunConfig
+    from internvl_api.spec import InternVLFineTuneSpec
 
 AnsweringStage = Literal["baseline-evaluate", "evaluate"]
 
@@ -15,21 +20,21 @@ SCORED_BY: dict[AnsweringStage, StageName] = {"baseline-evaluate": "baseline-sco
 """The stage that scores the captions of an evaluation, without GPUs: Java takes minutes for it."""
 
 
-def stage_names(method: Method, evaluation: Evaluation, merge: Merge, doctor: Doctor) -> tuple[StageName, ...]:
-    """Names of a run's stages: preflight and publish always, the others where the spec asks for them."""
-    trains = method != "none"
+def stage_names(run: InternVLFineTuneSpec | RunConfig) -> tuple[StageName, ...]:
+    """Names of a run's stages: preflight and publish always, the others where the run asks for them."""
+    trains, evaluation, formats = run.trains, run.evaluation, run.merge.formats
     before, after = bool(evaluation.tasks) and evaluation.baseline and trains, bool(evaluation.tasks)
     captions = has_captions(evaluation)
     wanted: dict[StageName, bool] = {
         "preflight": True,
-        "doctor": doctor.enabled,  # before the first stage that uses what it checks
+        "doctor": run.doctor.enabled,  # before the first stage that uses what it checks
         "baseline-evaluate": before,
         "baseline-score": before and captions,
         "train": trains,
         "evaluate": after,
         "score": after and captions,
         # Full training writes a whole model in upstream's format anyway.
-        "merge": trains and (bool(merge.formats) if method == "lora" else "hf" in merge.formats),
+        "merge": trains and (bool(formats) if run.method == "lora" else "hf" in formats),
         "publish": True,
     }
     return tuple(name for name, is_wanted in wanted.items() if is_wanted)

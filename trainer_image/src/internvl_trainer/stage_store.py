@@ -32,7 +32,7 @@ _READS_ROWS: dict[StageName, tuple[str, ...]] = {
 
 def stages_of(config: RunConfig) -> tuple[StageName, ...]:
     """The stages of this run, in their order."""
-    return stage_names(config.method, config.evaluation, config.merge, config.doctor)
+    return stage_names(config)
 
 
 def stage_key(stage: StageName, path: str = "") -> str:

@@ -50,14 +50,22 @@ class Answering:
 
 def gpus_of_a_copy(model: Answering, gpus: int, gpu_memory: int) -> int | None:
     """The smallest divisor of `gpus` (of one machine) whose GPUs hold a copy of the model; None when none does."""
-    room = int(WEIGHTS_FRACTION * gpu_memory)
-    wanted = (k for k in range(1, gpus + 1) if gpus % k == 0 and model.can_split(k) and model.bytes_on_each(k) <= room)
-    return next(wanted, None)
+    return next((k for k in _splits(model, gpus) if model.bytes_on_each(k) <= _room(gpu_memory)), None)
 
 
 def most_gpus_of_a_copy(model: Answering, gpus: int) -> int:
     """The largest divisor of `gpus` (of one machine) that can share the model."""
-    return max(k for k in range(1, gpus + 1) if gpus % k == 0 and model.can_split(k))
+    return _splits(model, gpus)[-1]
+
+
+def _splits(model: Answering, gpus: int) -> list[int]:
+    """The divisors of `gpus` that can share the model, in their order; 1 is always one."""
+    return [k for k in range(1, gpus + 1) if gpus % k == 0 and model.can_split(k)]
+
+
+def _room(gpu_memory: int) -> int:
+    """Bytes of a GPU that weights may take."""
+    return int(WEIGHTS_FRACTION * gpu_memory)
 
 
 def not_possible(model: Answering, gpus: int, gpu_memory: int) -> str:
@@ -66,7 +74,7 @@ def not_possible(model: Answering, gpus: int, gpu_memory: int) -> str:
     why = "" if model.splits else " (DoRA cannot be computed by several GPUs together)"
     return (
         f"a copy of the model that answers needs {gib(model.bytes_on_each(most))} of weights on each of {most} "
-        f"GPUs{why}, found room for {gib(int(WEIGHTS_FRACTION * gpu_memory))} ({WEIGHTS_FRACTION:.0%} of "
+        f"GPUs{why}, found room for {gib(_room(gpu_memory))} ({WEIGHTS_FRACTION:.0%} of "
         f"{gib(gpu_memory)}); use more GPUs a worker or larger ones, or leave the tasks out"
     )
 

@@ -8,19 +8,18 @@ The figures come from the functions that set requests, judge specs and derive de
 import sys
 from typing import NamedTuple
 
-from internvl_api.generated import generate, with_table
+from internvl_api.generated import generate, with_tables
 from internvl_api.memory.estimate import judge
 from internvl_api.memory.quantity import GIB
 from internvl_api.memory.requests import Needs, needs
 from internvl_api.memory.setup import Setup, setup_of
 from internvl_api.memory.step_time import bound_by_network, network_bytes, step_seconds
 from internvl_api.memory.stop_time import STORAGE_RATE, checkpoint_bytes, checkpoint_share, stop_seconds
-from internvl_api.memory.tables import GUIDE_ROWS, markdown
+from internvl_api.memory.tables import CARD, GUIDE_ROWS, markdown
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.summary import recipe_config
 from internvl_api.run_config import RunConfig
 
-CARD = 80 * GIB
 GPUS_OF_A_NODE = 8
 START_SECONDS = 90  # imports, rendezvous, and the first, slower steps
 ETHERNET_RATE = 10e9  # bytes a second of one card of 100 Gbit/s over TCP, 80 % of its rate
@@ -68,10 +67,7 @@ def sizes() -> list[Size]:
     for name in recipe_names():
         config = recipe_config(name)
         others = {row.gpus for row in GUIDE_ROWS if row.recipe == name} - {config.world_size}
-        found += [
-            _size(config if gpus == config.world_size else _on(config, gpus))
-            for gpus in (config.world_size, *sorted(others))
-        ]
+        found += [_size(config), *(_size(_on(config, gpus)) for gpus in sorted(others))]
     return found
 
 
@@ -135,10 +131,7 @@ def _gib(amount: int) -> str:
 
 def fill(text: str) -> str:
     """`text` with the tables between those markers that it has."""
-    for name, make in (("recipes", table), ("networks", network_table)):
-        if f"<!-- {name}: generated -->" in text:
-            text = with_table(text, name, make())
-    return text
+    return with_tables(text, {"recipes": table, "networks": network_table})
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from internvl_api.memory.quantity import GIB
-from internvl_api.memory.setup import Row, Setup, setup_of
+from internvl_api.memory.setup import Row, Setup, setup_on_gpus
 from internvl_api.memory.stop_time import CHECKPOINT_BYTES, checkpoint_share
 from internvl_api.models.retrieval import RetrievalCatalogueModel
 from internvl_api.run_config import RunConfig
@@ -69,7 +69,7 @@ def whole_gi(amount: int) -> str:
 
 def needs(config: RunConfig, stage: StageName) -> Needs | None:
     """What a pod of a stage needs; None on the CPU, and for models outside the catalogue."""
-    setup = setup_of(config) if config.device == "cuda" else None
+    setup = setup_on_gpus(config)
     if setup is None:
         return None
     remote = not config.model.source.startswith(("/", "pvc://"))

@@ -136,6 +136,11 @@ def setup_of(config: RunConfig) -> Setup | None:
     )
 
 
+def setup_on_gpus(config: RunConfig) -> Setup | None:
+    """The setup of a run on GPUs; None on the CPU too."""
+    return setup_of(config) if config.device == "cuda" else None
+
+
 def _max_tiles(config: RunConfig, model: CatalogueModel) -> int:
     """Maximum tiles of one image; the catalogue's value stands for what the run takes from its checkpoint."""
     tiling = config.image.tiling

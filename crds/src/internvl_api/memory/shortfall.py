@@ -25,7 +25,7 @@ def shortfalls(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: floa
     """
     found = dict.fromkeys(
         text
-        for stage in stage_names(spec.method, spec.evaluation, spec.merge, spec.doctor)
+        for stage in stage_names(spec)
         if (needed := needs(config, stage)) is not None
         for text in _of_stage(spec, stage, needed)
     )

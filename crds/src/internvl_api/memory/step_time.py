@@ -6,7 +6,7 @@ Both are estimates for deadlines and for advice, from the dimensions of the cata
 
 from math import ceil
 
-from internvl_api.memory.setup import Row, Setup, setup_of, typical_row
+from internvl_api.memory.setup import Row, Setup, setup_on_gpus, typical_row
 from internvl_api.models.catalogue import count_patches
 from internvl_api.models.retrieval import RetrievalCatalogueModel
 from internvl_api.run_config import RunConfig
@@ -87,7 +87,7 @@ def network_warning(config: RunConfig, bytes_a_second: float) -> str | None:
     Args:
         bytes_a_second: that one node sends: the bus bandwidth of an all-reduce over all ranks.
     """
-    setup = setup_of(config) if config.device == "cuda" else None
+    setup = setup_on_gpus(config)
     if setup is None or bound_by_network(setup, config.workers, bytes_a_second) <= 1:
         return None
     sent, computing = network_bytes(setup, config.workers), step_seconds(setup)

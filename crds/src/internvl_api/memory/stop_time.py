@@ -5,7 +5,7 @@ A stop waits for the current micro batch alone. The sum has a whole step, which 
 
 import math
 
-from internvl_api.memory.setup import Setup, setup_of
+from internvl_api.memory.setup import Setup, setup_on_gpus
 from internvl_api.memory.step_time import step_seconds
 from internvl_api.run_config import RunConfig
 
@@ -59,7 +59,7 @@ def estimated_stop(config: RunConfig, measured: float | None = None) -> tuple[in
     Args:
         measured: bytes that a node of this run stores in a second; None before it is measured.
     """
-    setup = setup_of(config) if config.device == "cuda" and config.trains else None
+    setup = setup_on_gpus(config) if config.trains else None
     if setup is None:
         return None
     seconds = stop_seconds(setup, config.workers, measured or STORAGE_RATE)

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from internvl_api.generated import generate, with_table
+from internvl_api.generated import generate, with_tables
 from internvl_api.memory.estimate import judge, memory
 from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import longest_row
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.summary import recipe_setup
 
-_CARD = 80 * GIB  # of the A100 that the guides' figures are from
+CARD = 80 * GIB  # of the A100 that the guides' figures are from
 
 
 class GuideRow(NamedTuple):
@@ -130,7 +130,7 @@ def _beside(found: Comparison) -> str:
 
 def recipe_table() -> str:
     """Markdown table: memory that each recipe needs on a GPU, and whether it fits 80 GiB."""
-    judged = [(name, judge(recipe_setup(name), _CARD)) for name in recipe_names()]
+    judged = [(name, judge(recipe_setup(name), CARD)) for name in recipe_names()]
     return markdown(
         ("recipe", "GPUs", "micro batch", "ZeRO", "typical rows, GiB", "longest rows, GiB", "80 GiB"),
         (
@@ -156,9 +156,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def fill(text: str) -> str:
     """`text` with each table between its markers."""
-    for name, table in (("guides", guide_table()), ("recipes", recipe_table())):
-        text = with_table(text, name, table)
-    return text
+    return with_tables(text, {"guides": guide_table, "recipes": recipe_table})
 
 
 def main() -> int:

@@ -53,12 +53,6 @@ def recipe_setup(name: str) -> Setup:
     return setup
 
 
-@cache
-def chat_recipe_names() -> tuple[str, ...]:
-    """Names of the recipes for chat models."""
-    return tuple(name for name in recipe_names() if recipe_config(name).model.kind == "chat")
-
-
 def recipe_lines() -> list[RecipeLine]:
     """A line for each recipe, sorted by name."""
     return [_recipe_line(name) for name in recipe_names()]

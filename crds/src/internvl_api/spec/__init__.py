@@ -108,6 +108,12 @@ class InternVLFineTuneSpec(ApiModel):
         """Ranks over all pods."""
         return self.workers * self.processes_per_worker
 
+    def destinations(self) -> Iterator[tuple[str, str]]:
+        """(field, address) of everything the run writes to."""
+        yield "spec.output", self.output
+        if cache := self.data.preflight.cache:
+            yield "spec.data.preflight.cache", cache
+
     def sources(self) -> Iterator[tuple[str, str]]:
         """(field, address) of everything the run reads."""
         data, dataset = self.data, ("annotation", "questions", "root")

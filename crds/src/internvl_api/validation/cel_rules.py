@@ -148,6 +148,16 @@ def given(*paths: str) -> str:
     return " && ".join(f"self{optional(path)}.hasValue()" for path in paths)
 
 
+def not_empty(path: str) -> str:
+    """CEL of the spec: whether a map or list is given and has an entry."""
+    return f"{given(path)} && self.{path}.size() > 0"
+
+
+def is_true(path: str) -> str:
+    """CEL of the spec: whether a flag is set."""
+    return f"self{optional(path)}.orValue(false)"
+
+
 def positive(number: str) -> str:
     """CEL for a number, or 1 when it is below 1: its own field reports that, and no rule divides by 0."""
     return f"({number} > 0 ? {number} : 1)"

@@ -80,7 +80,7 @@ def check_spec(raw: object, cluster: InCluster | None = None) -> Checked:
 def _placed(found: Iterable[Violation], written: dict[str, Any], defaults: RunDefaults) -> Iterator[Violation]:
     """The violations; one of a field that the run did not write says where it was set."""
     for each in found:
-        place = defaults.origin(written, each.field) if any(defaults[:2]) else None
+        place = defaults.origin(written, each.field)
         yield each._replace(message=f"{each.message} (set by {place})") if place else each
 
 

@@ -77,8 +77,8 @@ ROOT_RULES = (output_stays,)
 def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Violation]:
     """Violations of a spec that is valid by itself."""
     yield from policy_rules.violations(spec, cluster.policy)
-    yield from _is_mounted(spec, "spec.output", spec.output)
-    yield from _is_mounted(spec, "spec.data.preflight.cache", spec.data.preflight.cache or "")
+    for field, address in spec.destinations():
+        yield from _is_mounted(spec, field, address)
     yield from _tracker_has_key(spec)
     if cluster.gpu_memory is not None:
         yield from _evaluation_fits(spec, cluster.gpu_memory)

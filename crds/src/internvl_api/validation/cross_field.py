@@ -346,8 +346,7 @@ def _addresses(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
             f"found {cache!r} in the run's own output, which no other run reads; name a folder beside {spec.output!r}"
         )
         yield Violation("spec.data.preflight.cache", text)
-    written = [("spec.output", spec.output), *([("spec.data.preflight.cache", cache)] if cache else [])]
-    for field, address in [*written, *spec.sources()]:
+    for field, address in [*spec.destinations(), *spec.sources()]:
         if ".." in address.split("/"):
             yield Violation(field, f"found {address!r}, expected an address without '..'; write the whole path")
         if _CONTROL.search(address):

@@ -4,6 +4,7 @@ A field comes from the run, else from the namespace, else from the cluster, else
 `labels` are merged key by key, lists of named entries such as `env` by name; anything else is taken whole.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import yaml
@@ -95,6 +96,7 @@ class RunDefaults(NamedTuple):
         return " and ".join(found if field in (*_MAPS, *_NAMED) else found[:1])
 
 
+@lru_cache(maxsize=256)  # every check of every run asks, and a namespace's text seldom changes
 def read_defaults(text: str, place: str) -> Defaults:
     """The defaults of a YAML text. Raises SpecError, whose field is `place` and the path in it."""
     loaded = _load(text, place)

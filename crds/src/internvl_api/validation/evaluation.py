@@ -13,7 +13,7 @@ from internvl_api.publish_condition import (
 )  # fmt: skip
 from internvl_api.spec import Evaluation, InternVLFineTuneSpec
 from internvl_api.spec.evaluation import TASK_DEFAULTS, EvaluationTask
-from internvl_api.validation.cel_rules import Rule, Values, given, optional, rule
+from internvl_api.validation.cel_rules import Rule, Values, given, is_true, not_empty, rule
 from internvl_api.validation.evaluation_alone import ALONE
 from internvl_api.validation.suggest import did_you_mean
 from internvl_api.validation.violations import Violation
@@ -110,9 +110,7 @@ def baseline_has_tasks(evaluation: Evaluation) -> Values | None:
     return {} if evaluation.baseline and not evaluation.tasks else None
 
 
-_HELD_OUT = (
-    f"({given('data.validationMeta')} || ({given('data.validation')} && self.data.validation.size() > 0) || {ALONE})"
-)
+_HELD_OUT = f"({given('data.validationMeta')} || ({not_empty('data.validation')}) || {ALONE})"
 
 
 @rule(
@@ -155,11 +153,7 @@ HELD_OUT_RULES = (
     _needs_held_out(
         "training.earlyStopping", given("training.earlyStopping"), lambda spec: spec.training.early_stopping is not None
     ),
-    _needs_held_out(
-        "checkpoint.keepBest",
-        f"self{optional('checkpoint.keepBest')}.orValue(false)",
-        lambda spec: spec.checkpoint.keep_best,
-    ),
+    _needs_held_out("checkpoint.keepBest", is_true("checkpoint.keepBest"), lambda spec: spec.checkpoint.keep_best),
     _needs_held_out("training.samples", given("training.samples"), lambda spec: spec.training.samples is not None),
 )
 RULES = (

@@ -1,14 +1,17 @@
 """Rules of `method: none`, a run that only evaluates: what it needs, and settings that would have no effect."""
 
 from collections.abc import Callable, Collection
+from functools import reduce
+from typing import Any, cast
 
 from pydantic import BaseModel
+from pydantic.alias_generators import to_snake
 
 from internvl_api.spec import InternVLFineTuneSpec, Training
 from internvl_api.spec.model import Lora
 from internvl_api.spec.training import Checkpoint, Retrieval
 from internvl_api.types import ApiModel
-from internvl_api.validation.cel_rules import Rule, Values, given, optional, rule
+from internvl_api.validation.cel_rules import Rule, Values, given, is_true, not_empty, rule
 
 ALONE = "self.?method.orValue('full') == 'none'"
 """CEL of the spec, true where nothing is trained."""
@@ -55,9 +58,8 @@ def adapter_is_evaluated(spec: InternVLFineTuneSpec) -> Values | None:
 
 def _written(section: BaseModel, names: Collection[str]) -> str | None:
     """The first of these fields (names of the spec) that is set."""
-    attributes = {field.alias or name: name for name, field in type(section).model_fields.items()}
-    is_set = (name for name in names if attributes[name] in section.model_fields_set)
-    return next((name for name in is_set if getattr(section, attributes[name]) is not None), None)
+    is_set = (name for name in names if to_snake(name) in section.model_fields_set)
+    return next((name for name in is_set if getattr(section, to_snake(name)) is not None), None)
 
 
 def _fields(section: type[ApiModel], without: Collection[str] = ()) -> tuple[str, ...]:
@@ -66,19 +68,29 @@ def _fields(section: type[ApiModel], without: Collection[str] = ()) -> tuple[str
     return tuple(name for name in names if name not in without)
 
 
-def _refused(field: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSpec], object], message: str) -> Rule:
+def _refused(
+    field: str,
+    message: str,
+    is_set: Callable[[str], str] = given,
+    is_asked_for: Callable[[InternVLFineTuneSpec], object] | None = None,
+) -> Rule:
     """A setting without effect when nothing is trained.
 
     Args:
-        is_set: CEL of the spec, true where the setting is given.
-        is_asked_for: the same in Python.
+        is_set: of the field, CEL that is true where the setting is given.
+        is_asked_for: the same in Python; default: the field has a value, and not an empty or false one.
     """
 
-    @rule("", f"!({ALONE}) || !({is_set})", message, field=field)
+    @rule("", f"!({ALONE}) || !({is_set(field)})", message, field=field)
     def has_effect(spec: InternVLFineTuneSpec) -> Values | None:
-        return {} if not spec.trains and is_asked_for(spec) else None
+        asked_for = is_asked_for(spec) if is_asked_for else _value(spec, field)
+        return {} if not spec.trains and asked_for else None
 
     return has_effect
+
+
+def _value(spec: InternVLFineTuneSpec, field: str) -> object:
+    return reduce(lambda section, name: getattr(section, to_snake(name)), field.split("."), cast(Any, spec))
 
 
 def _refused_section(section: str, kind: type[ApiModel], message: str, kept: Collection[str] = ()) -> Rule:
@@ -95,14 +107,6 @@ def _refused_section(section: str, kind: type[ApiModel], message: str, kept: Col
     return has_effect
 
 
-def _not_empty(path: str) -> str:
-    return f"{given(path)} && self.{path}.size() > 0"
-
-
-def _is_true(path: str) -> str:
-    return f"self{optional(path)}.orValue(false)"
-
-
 _NO_ROWS = "found datasets; method none reads no rows to train on, remove {}, and name test sets in evaluation.tasks"
 _READS_NONE = f"found a setting of training data; {_WHY}, remove it"
 _SECTIONS = (
@@ -117,83 +121,50 @@ _SECTIONS = (
     _refused_section("checkpoint", Checkpoint, f"found {{found}}; {_WHY} and keeps no checkpoints, remove checkpoint"),
 )
 _DATA = (
-    _refused("data.train", _not_empty("data.train"), lambda spec: spec.data.train, _NO_ROWS.format("train")),
-    _refused("data.meta", given("data.meta"), lambda spec: spec.data.meta, _NO_ROWS.format("meta")),
-    _refused(
-        "data.validation",
-        _not_empty("data.validation"),
-        lambda spec: spec.data.validation,
-        _NO_ROWS.format("validation"),
-    ),
-    _refused(
-        "data.validationMeta",
-        given("data.validationMeta"),
-        lambda spec: spec.data.validation_meta,
-        _NO_ROWS.format("validationMeta"),
-    ),
-    _refused(
-        "data.mixingTemperature",
-        given("data.mixingTemperature"),
-        lambda spec: spec.data.mixing_temperature,
-        _READS_NONE,
-    ),
+    _refused("data.train", _NO_ROWS.format("train"), not_empty),
+    _refused("data.meta", _NO_ROWS.format("meta")),
+    _refused("data.validation", _NO_ROWS.format("validation"), not_empty),
+    _refused("data.validationMeta", _NO_ROWS.format("validationMeta")),
+    _refused("data.mixingTemperature", _READS_NONE),
     _refused(
         "data.preflight",
-        f"{given('data.preflight.sample')} || {given('data.preflight.cache')}",
-        lambda spec: _written(spec.data.preflight, ("sample", "cache")),
         f"found settings; {_WHY}, and preflight checks every row of the test sets; remove them",
+        lambda field: f"{given(f'{field}.sample')} || {given(f'{field}.cache')}",
+        lambda spec: _written(spec.data.preflight, ("sample", "cache")),
     ),
     _refused(
         "data.badRows",
-        "self.?data.?badRows.orValue('fail') == 'skip'",
-        lambda spec: spec.data.bad_rows == "skip",
         "found skip; a test set with bad rows is refused, because its figures would be of other rows; correct the "
         "rows and remove badRows",
+        lambda _: "self.?data.?badRows.orValue('fail') == 'skip'",
+        lambda spec: spec.data.bad_rows == "skip",
     ),
 )
 _OTHERS = (
     _refused(
-        "minWorkers",
-        given("minWorkers"),
-        lambda spec: spec.min_workers,
-        f"found a number; {_WHY}, and only training changes its size: remove minWorkers, and set workers",
+        "minWorkers", f"found a number; {_WHY}, and only training changes its size: remove minWorkers, and set workers"
     ),
     _refused(
         "model.dropPathRate",
-        given("model.dropPathRate"),
-        lambda spec: _written(spec.model, ("dropPathRate",)),
         f"found a rate; {_WHY}, remove it",
+        is_asked_for=lambda spec: _written(spec.model, ("dropPathRate",)),
     ),
     _refused(
         "model.resizeEmbeddings",
-        _is_true("model.resizeEmbeddings"),
-        lambda spec: spec.model.resize_embeddings,
         f"found true; {_WHY}, and new embeddings have nothing to answer with: remove it, and use the model's own "
         "tokenizer",
+        is_true,
     ),
     _refused(
         "evaluation.baseline",
-        _is_true("evaluation.baseline"),
-        lambda spec: spec.evaluation.baseline,
         "found true; method none evaluates one model, remove baseline, and evaluate the other model in a run of its "
         "own",
+        is_true,
     ),
-    _refused(
-        "evaluation.everySteps",
-        given("evaluation.everySteps"),
-        lambda spec: spec.evaluation.every_steps,
-        f"found a number; {_WHY} and takes no steps, remove it",
-    ),
-    _refused(
-        "merge.formats",
-        _not_empty("merge.formats"),
-        lambda spec: spec.merge.formats,
-        f"found a format; {_WHY}, so there are no weights to merge, remove merge",
-    ),
+    _refused("evaluation.everySteps", f"found a number; {_WHY} and takes no steps, remove it"),
+    _refused("merge.formats", f"found a format; {_WHY}, so there are no weights to merge, remove merge", not_empty),
     _refused(
         "publish.hub",
-        given("publish.hub"),
-        lambda spec: spec.publish.hub,
         f"found a repository; {_WHY}, so there are no weights to publish, remove hub; figures and report go to output",
     ),
 )

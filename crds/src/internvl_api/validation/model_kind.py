@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from internvl_api.models.catalogue import CATALOGUE, SIDE_OF_TOKEN
+from internvl_api.models.catalogue import SIDE_OF_TOKEN, find_model
 from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import load_recipe
 from internvl_api.spec import Freeze, InternVLFineTuneSpec, Retrieval
@@ -136,14 +136,10 @@ def _for_chat(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
         yield _wrong("spec.training.maxSeqLength", text)
     if spec.retrieval != Retrieval() and spec.trains:  # whose rules refuse them for every model
         yield _wrong("spec.retrieval", f"found settings; {_ONLY} has them, remove them")
-    side = spec.image.tile_size
-    if spec.model.name in CATALOGUE and side is not None and side % SIDE_OF_TOKEN:
+    side, model = spec.image.tile_size, find_model(spec.model.name or "")
+    if model is not None and side is not None and side % SIDE_OF_TOKEN:
         text = f"found {side}, expected a multiple of {SIDE_OF_TOKEN}, the pixels of a context token's side"
-        yield _wrong("spec.image.tileSize", f"{text}; {spec.model.name} was trained with {_trained_with(spec)}")
-
-
-def _trained_with(spec: InternVLFineTuneSpec) -> int:
-    return CATALOGUE[str(spec.model.name)].tile_size
+        yield _wrong("spec.image.tileSize", f"{text}; {spec.model.name} was trained with {model.tile_size}")
 
 
 def _formats(spec: InternVLFineTuneSpec) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """Settings that depend on the sizes of rows: samples of preflight, and packs."""
 
+from collections.abc import Callable
+
 from internvl_api.spec import Data, InternVLFineTuneSpec, Training
-from internvl_api.validation.cel_rules import Values, given, rule
+from internvl_api.validation.cel_rules import Rule, Values, given, is_true, rule
 
 
 @rule(
@@ -18,18 +20,42 @@ def skip_needs_every_row(data: Data) -> Values | None:
     return {"rows": rows} if rows is not None and data.bad_rows == "skip" else None
 
 
-@rule(
-    "",
-    f"!{given('data.preflight.sample')} || !self.?training.?packing.?enabled.orValue(false)",
-    "found {rows:d} with training.packing.enabled, which needs the tokens of every row; remove data.preflight.sample, "
-    "or set packing.enabled to false",
-    field="data.preflight.sample",
-    rows="self.data.preflight.sample",
+def _needs_every_row(
+    setting: str, is_set: str, is_asked_for: Callable[[InternVLFineTuneSpec], bool], next_step: str
+) -> Rule:
+    """A setting whose micro batches or packs are planned from the sizes of all rows, which preflight counts.
+
+    Args:
+        is_set: CEL of the spec, true where the setting is given.
+        is_asked_for: the same in Python.
+    """
+
+    @rule(
+        "",
+        f"!{given('data.preflight.sample')} || !{is_set}",
+        f"found {{rows:d}} with {setting}, which needs the tokens of every row; {next_step}",
+        field="data.preflight.sample",
+        rows="self.data.preflight.sample",
+    )
+    def has_every_row(spec: InternVLFineTuneSpec) -> Values | None:
+        rows = spec.data.preflight.sample
+        return {"rows": rows} if rows is not None and is_asked_for(spec) else None
+
+    return has_every_row
+
+
+packing_needs_every_row = _needs_every_row(
+    "training.packing.enabled",
+    is_true("training.packing.enabled"),
+    lambda spec: spec.training.packing.enabled,
+    "remove data.preflight.sample, or set packing.enabled to false",
 )
-def packing_needs_every_row(spec: InternVLFineTuneSpec) -> Values | None:
-    """Packs are planned from sizes that preflight counts."""
-    rows = spec.data.preflight.sample
-    return {"rows": rows} if rows is not None and spec.training.packing.enabled else None
+budget_needs_every_row = _needs_every_row(
+    "training.maxTokensPerMicroBatch",
+    given("training.maxTokensPerMicroBatch"),
+    lambda spec: spec.training.max_tokens_per_micro_batch is not None,
+    "remove data.preflight.sample or maxTokensPerMicroBatch",
+)
 
 
 @rule(
@@ -45,21 +71,6 @@ def rows_fit_packs(training: Training) -> Values | None:
     """A pack holds the longest row."""
     pack, row = training.packing.max_tokens, training.max_seq_length
     return {"pack": pack, "row": row} if training.packing.enabled and pack < row else None
-
-
-@rule(
-    "",
-    f"!{given('data.preflight.sample')} || !{given('training.maxTokensPerMicroBatch')}",
-    "found {rows:d} with training.maxTokensPerMicroBatch, which needs the tokens of every row; remove "
-    "data.preflight.sample or maxTokensPerMicroBatch",
-    field="data.preflight.sample",
-    rows="self.data.preflight.sample",
-)
-def budget_needs_every_row(spec: InternVLFineTuneSpec) -> Values | None:
-    """Micro batches are planned from sizes that preflight counts."""
-    rows = spec.data.preflight.sample
-    limited = spec.training.max_tokens_per_micro_batch is not None
-    return {"rows": rows} if rows is not None and limited else None
 
 
 @rule(

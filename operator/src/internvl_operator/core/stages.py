@@ -41,7 +41,7 @@ class Stage:
 
 def pipeline(spec: InternVLFineTuneSpec) -> tuple[Stage, ...]:
     """The stages that a spec asks for, in order."""
-    return tuple(Stage(name) for name in stage_names(spec.method, spec.evaluation, spec.merge, spec.doctor))
+    return tuple(Stage(name) for name in stage_names(spec))
 
 
 def fresh(spec: InternVLFineTuneSpec) -> list[StageStatus]:
