@@ -1,6 +1,7 @@
 """GPU-hours and cost in status, in the publish pod and in Prometheus."""
 
 import json
+from datetime import datetime
 
 import pytest
 from controller.builders import NOW, a_run, at, text
@@ -23,6 +24,13 @@ def test_status_counts_the_attempts_that_have_ended() -> None:
     assert used(STAGES, 2.5, "EUR", None) == Usage(gpu_hours=9, cost=22.5, currency="EUR")
     assert used(STAGES, 2.5, "", NOW) == Usage(gpu_hours=13, cost=32.5)
     assert used([StageStatus(name="publish")], 2.5, "EUR", NOW) is None
+
+
+@pytest.mark.parametrize("now", [None, NOW])
+def test_an_end_that_is_no_time_counts_at_most_until_now(now: datetime | None) -> None:
+    malformed = RUNNING.model_copy(update={"finished_at": "yesterday"})
+    found = used([StageStatus(name="train", attempts=[ENDED, malformed])], None, "", now)
+    assert found == Usage(gpu_hours=12 if now else 8)
 
 
 def test_the_price_is_that_of_the_runs_gpus() -> None:

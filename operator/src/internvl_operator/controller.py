@@ -37,7 +37,7 @@ from internvl_operator.polling.progress_poller import ProgressPoller
 from internvl_operator.polling.rank_probe import RankProbe
 from internvl_operator.resolved_specs import ResolvedSpecs
 from internvl_operator.settings import Settings
-from internvl_operator.work_queue import WorkQueue
+from internvl_operator.work_queue import WorkQueue, doubling
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 60.0  # seconds before a failed pass is tried again
 _PATIENCE = 3  # failed passes in a row before the status shows the error of the API server
@@ -337,7 +337,7 @@ class Controller:
     def _again(self, key: Key, cause: str, message: str) -> None:
         metrics.RECONCILE_ERRORS.labels(cause).inc()
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 20))
+        delay = doubling(_FIRST_RETRY, _LONGEST_RETRY, failures)
         logger.warning("%s/%s: %s; retrying in %.1f s", key.namespace, key.name, message, delay)
         self._queue.add(key, after=delay)
 

@@ -16,7 +16,7 @@ from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator import metrics
 from internvl_operator.core.notices import FORMS, GIVE_UP_AFTER, Form, body
 from internvl_operator.core.run import Key, Run
-from internvl_operator.work_queue import WorkQueue
+from internvl_operator.work_queue import WorkQueue, doubling
 
 _TIMEOUT = 10.0  # seconds of one request
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 300.0  # seconds
@@ -167,7 +167,7 @@ class Notifier:
         with self._lock:
             if delivery in self._bodies:
                 self._bodies[delivery] = kept
-        self._queue.add(delivery, after=min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(tries - 1, 20)))
+        self._queue.add(delivery, after=doubling(_FIRST_RETRY, _LONGEST_RETRY, tries))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

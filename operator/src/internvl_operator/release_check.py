@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from internvl_api.constants import API_VERSION, KIND
-from internvl_api.status import UNOBSERVED
+from internvl_api.status import UNOBSERVED, Condition
 from kubernetes.config import ConfigException
 
 from internvl_operator.core.conditions import is_true
@@ -150,18 +150,19 @@ def checks(check: Check, cluster: Cluster) -> Iterator[str]:
 
 
 def _carried_out(check: Check, cluster: Cluster) -> Iterator[str]:
-    def conditions() -> str:
-        found = read_status(cluster.status(check)).conditions
-        return "; ".join(f"{each.reason}: {each.message}" for each in found if each.type == "Ready") or "no status"
+    def found() -> list[Condition]:
+        return read_status(cluster.status(check)).conditions
+
+    def ready() -> str:
+        return "; ".join(f"{each.reason}: {each.message}" for each in found() if each.type == "Ready") or "no status"
 
     def ended() -> bool:
-        found = read_status(cluster.status(check)).conditions
-        return is_true(found, "Complete") or is_true(found, "Failed")
+        return is_true(found(), "Complete") or is_true(found(), "Failed")
 
-    cluster.wait("the run is complete", check.timeout, ended, conditions)
-    if not is_true(read_status(cluster.status(check)).conditions, "Complete"):
-        raise CheckFailed(f"the run has failed: {conditions()}")
-    yield f"the run is complete: {conditions()}"
+    cluster.wait("the run is complete", check.timeout, ended, ready)
+    if not is_true(found(), "Complete"):
+        raise CheckFailed(f"the run has failed: {ready()}")
+    yield f"the run is complete: {ready()}"
 
 
 def _is_seen(status: Raw) -> bool:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from internvl_api.memory.shortfall import shortfalls
 from internvl_api.recipes.resolve import resolve
-from internvl_api.validation.check import check_spec
+from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.validation.check import Checked, check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
-from internvl_api.validation.violations import SpecError, Violation
+from internvl_api.validation.violations import SpecError
 
 from internvl_operator.core.run import read_status
 from internvl_operator.http_server import Handler, Server
@@ -91,10 +92,10 @@ def review(request: Request, known: Known = NOTHING) -> Raw:
         logger.warning("a run is admitted without a check, because its namespace's defaults cannot be read: %s", error)
         return document
     # What was wrong before may still be suspended, labelled or deleted.
-    before = _violations(request.old, known, defaults)
-    if wrong := [each for each in _violations(request.new, known, defaults) if each not in before]:
+    before, now = _checked(request.old, known, defaults), _checked(request.new, known, defaults)
+    if wrong := [each for each in now.violations if each not in before.violations]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
-    elif warnings := _warnings(request.new, defaults):
+    elif warnings := _warnings(now.spec):
         response["warnings"] = warnings
     return document
 
@@ -125,19 +126,18 @@ def _defaults(metadata: Raw, known: Known) -> RunDefaults:
     return RunDefaults(known.defaults(namespace), known.cluster_defaults, run=f"{namespace}/{name}")
 
 
-def _violations(raw: Raw | None, known: Known, today: RunDefaults) -> tuple[Violation, ...]:
+def _checked(raw: Raw | None, known: Known, today: RunDefaults) -> Checked:
     if raw is None or "deletionTimestamp" in raw["metadata"]:
-        return ()
+        return Checked(None, ())
     found = raw.get("status")
     given = found if isinstance(found, dict) else {}
     status = read_status({key: given[key] for key in ("checkpoint", "defaults") if key in given})
     defaults = today._replace(output=(status.defaults.output if status.defaults else None) or "")
-    return check_spec(raw.get("spec"), InCluster.of(status, known.policy, known.gpu_memory, defaults)).violations
+    return check_spec(raw.get("spec"), InCluster.of(status, known.policy, known.gpu_memory, defaults))
 
 
-def _warnings(raw: Raw, defaults: RunDefaults) -> list[str]:
+def _warnings(spec: InternVLFineTuneSpec | None) -> list[str]:
     """What kubectl shows of a run that is admitted: requests and limits below what its stages need."""
-    spec = check_spec(raw.get("spec"), InCluster(defaults=defaults)).spec
     return shortfalls(spec, resolve(spec, job="", job_uid="")) if spec else []
 
 

@@ -14,6 +14,11 @@ _LONGEST_PAUSE = 3600.0  # seconds; Python refuses to wait for a few hundred yea
 logger = logging.getLogger(__name__)
 
 
+def doubling(first: float, longest: float, failures: int) -> float:
+    """Seconds to wait after the n-th failure in a row: `first`, twice as long each time, at most `longest`."""
+    return min(longest, first * 2.0 ** min(failures - 1, 20))
+
+
 class WorkQueue(Generic[K]):
     """Between `get` and `done` a key belongs to one thread; a key added meanwhile follows after `done`."""
 

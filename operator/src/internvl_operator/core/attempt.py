@@ -184,8 +184,8 @@ def _kept_by_finalizers(context: ReconcileContext) -> str:
     """The finalizers that keep a pod whose grace period ended long ago: not even a forced deletion removes it."""
     for pod in context.old_pods:
         if pod.finalizers and pod.deletion_timestamp and run_policy.force_left(pod, context.now, context.config) <= 0:
-            names = ", ".join(pod.finalizers)
-            return f"; the finalizers {names} keep pod {pod.name}: whoever set them has to remove them"
+            listed = ", ".join(pod.finalizers)
+            return f"; the finalizers {listed} keep pod {pod.name}: whoever set them has to remove them"
     return ""
 
 

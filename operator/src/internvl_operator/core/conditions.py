@@ -130,21 +130,18 @@ def with_estimates(
     """
     kept = [condition for condition in conditions if condition.type not in ESTIMATES]
     known = [condition for condition in conditions if condition.type in ESTIMATES]
-    for new in (
+    found = (
         _memory_estimate(run, gpu_memory, now),
         _resource_estimate(run, status, now),
         _network_estimate(run, status, now),
-    ):
-        if new is not None:
-            old = [each for each in known if each.type == new.type]
-            kept += [each for each in set_condition(old, new) if each.type == new.type]
-    return kept
+    )
+    return kept + [set_condition(known, new)[-1] for new in found if new is not None]
 
 
 def _resource_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:
     spec, run_config = run.resolved.spec, run.resolved.run_config
     found = shortfalls(spec, run_config, storage_rate(status)) if spec is not None and run_config is not None else []
-    return _warning("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
+    return _estimate("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
 
 
 def _network_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:
@@ -153,13 +150,15 @@ def _network_estimate(run: Run, status: InternVLFineTuneStatus | None, now: date
     if run_config is None or status is None or found is None or found.all_reduce is None:
         return None
     message = network_warning(attempt_config(run_config, status), found.all_reduce)
-    return _warning("NetworkEstimate", "NetworkBound", message, run, now) if message else None
+    return _estimate("NetworkEstimate", "NetworkBound", message, run, now) if message else None
 
 
-def _warning(kind: ConditionType, reason: str, message: str, run: Run, now: datetime) -> Condition:
+def _estimate(
+    kind: ConditionType, reason: str, message: str, run: Run, now: datetime, *, fits: bool = False
+) -> Condition:
     return Condition(
         type=kind,
-        status="False",
+        status="True" if fits else "False",
         reason=reason,
         message=message,
         last_transition_time=to_text(now),
@@ -174,11 +173,6 @@ def _memory_estimate(run: Run, gpu_memory: int | None, now: datetime) -> Conditi
     found = estimate(run_config, gpu_memory)
     if found is None:
         return None
-    return Condition(
-        type="MemoryEstimate",
-        status="False" if found.verdict == "does not fit" else "True",
-        reason=_MEMORY_REASONS[found.verdict],
-        message=" ".join(filter(None, (advice(found), evaluation_note(run_config, gpu_memory)))),
-        last_transition_time=to_text(now),
-        observed_generation=run.generation,
-    )
+    message = " ".join(filter(None, (advice(found), evaluation_note(run_config, gpu_memory))))
+    fits = found.verdict != "does not fit"
+    return _estimate("MemoryEstimate", _MEMORY_REASONS[found.verdict], message, run, now, fits=fits)

@@ -91,9 +91,9 @@ BUILT_IN: dict[str, NetworkProfile] = {
 }
 
 
-def known_profiles(own: dict[str, NetworkProfile]) -> dict[str, NetworkProfile]:
-    """The built-in profiles and the administrator's, which replace those of the same name."""
-    return BUILT_IN | {name: _whole(profile) for name, profile in own.items()}
+def find_profile(name: str, own: dict[str, NetworkProfile]) -> NetworkProfile:
+    """A profile by name, the administrator's before a built-in one; the pod network for an unknown name."""
+    return _whole(own[name]) if name in own else BUILT_IN.get(name, NetworkProfile())
 
 
 def _whole(profile: NetworkProfile) -> NetworkProfile:
@@ -130,7 +130,7 @@ def _replaced(base: _Parts, own: _Parts) -> _Parts:
 def with_known_profiles(policy: Policy, own: dict[str, NetworkProfile]) -> Policy:
     """The policy with `*` of networkProfiles replaced by the names of profiles that exist, without reserved ones."""
     reserved = next(rule.reserved for rule in RULES if rule.setting == "networkProfiles")
-    listed = policy.network_profiles
-    every = [name for name in known_profiles(own) if not reserved.has(name)] if ANY in listed else []
-    named = [name for name in listed if name in known_profiles(own)]
+    listed, known = policy.network_profiles, BUILT_IN | own
+    every = [name for name in known if not reserved.has(name)] if ANY in listed else []
+    named = [name for name in listed if name in known]
     return policy.model_copy(update={"network_profiles": tuple(dict.fromkeys([*every, *named]))})

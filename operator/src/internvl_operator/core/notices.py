@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 from internvl_api.constants import GROUP, KIND, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus, Notice
 
-from internvl_operator.core.conditions import is_true
 from internvl_operator.core.telemetry import clean_text
 from internvl_operator.core.timestamps import from_text, to_text
 
@@ -112,11 +111,8 @@ def _text(namespace: str, name: str, status: InternVLFineTuneStatus, notice: Not
 
 
 def _end(status: InternVLFineTuneStatus) -> End | None:
-    kind = next((each for each in _ENDS if is_true(status.conditions, each)), None)
-    if kind is None:
-        return None
-    condition = next(each for each in status.conditions if each.type == kind)
-    return End(kind, condition.reason, condition.message)
+    true = {each.type: each for each in status.conditions if each.status == "True"}
+    return next((End(kind, true[kind].reason, true[kind].message) for kind in _ENDS if kind in true), None)
 
 
 def _kind(end: End | None) -> tuple[str, str] | None:

@@ -170,7 +170,7 @@ def _follow_spec(context: ReconcileContext) -> None:
         status.progress = status.progress_text = status.checkpoint = None
     if any(_is_out_of_date(context, pod) for pod in context.workers):
         _close_attempt(context)
-    elif any(_has_other_defaults(context, pod) for pod in context.workers):
+    elif _have_other_defaults(context):
         _replace_unstarted(context)
     status.run_digest, status.defaults = run.run_digest, run.defaults
 
@@ -180,14 +180,15 @@ def _is_out_of_date(context: ReconcileContext, pod: Pod) -> bool:
     return (pod.run_digest, pod.pod_digest) != (context.run.run_digest, context.run.pod_digest)
 
 
-def _has_other_defaults(context: ReconcileContext, pod: Pod) -> bool:
+def _have_other_defaults(context: ReconcileContext) -> bool:
     """Whether a worker has not started and has other settings of the operator than today's.
 
     Keeps pods of an operator that recorded no digest of its settings, so that an upgrade restarts nothing.
     """
-    stage = context.stage
-    known = ("", pods.defaults_digest(context.run, stage, context.config) if stage else "")
-    return pod.unstarted and pod.defaults_digest not in known
+    stage, recorded = context.stage, {pod.defaults_digest for pod in context.workers if pod.unstarted} - {""}
+    if stage is None or not recorded:
+        return False
+    return recorded != {pods.defaults_digest(context.run, stage, context.config)}
 
 
 def _replace_unstarted(context: ReconcileContext) -> None:

@@ -1,7 +1,7 @@
 """GPU-hours of a run, and what they cost at the administrator's prices."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from internvl_api.constants import GPU_RESOURCE_PATTERN
@@ -11,6 +11,8 @@ from internvl_api.types import ApiModel
 from pydantic import ConfigDict, Field
 
 from internvl_operator.core.attempt_history import gpu_seconds
+
+_NEVER = datetime.min.replace(tzinfo=UTC)  # an end that cannot be read counts nothing
 
 Resource = Annotated[str, Field(pattern=GPU_RESOURCE_PATTERN, max_length=317)]
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -43,10 +45,8 @@ def used(entries: Iterable[StageStatus], price: float | None, currency: str, now
     for entry in entries:
         seconds += entry.earlier_gpu_seconds or 0
         for attempt in entry.attempts or ():
-            if attempt.finished_at is not None:
-                seconds += gpu_seconds(attempt, datetime.min)
-            elif now is not None:
-                seconds += gpu_seconds(attempt, now)
+            if attempt.finished_at is not None or now is not None:
+                seconds += gpu_seconds(attempt, now or _NEVER)
     if not seconds:
         return None
     hours = round(seconds / 3600, 3)

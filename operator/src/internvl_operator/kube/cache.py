@@ -233,8 +233,12 @@ def key_of(raw: Raw) -> Key:
 
 def version_of(raw: Raw) -> int:
     """The resource version as a number; API servers assign growing ones."""
-    text = raw["metadata"].get("resourceVersion", "")
-    return int(text) if text.isdigit() else 0
+    return number(raw["metadata"].get("resourceVersion"))
+
+
+def number(version: str | None) -> int:
+    """A resource version as a number; 0 for none."""
+    return int(version) if version and version.isdigit() else 0
 
 
 def slim(raw: Raw) -> Raw:

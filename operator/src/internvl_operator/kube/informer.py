@@ -15,7 +15,7 @@ from internvl_api.constants import LABEL_MANAGED_BY, MANAGED_BY
 
 from internvl_operator import metrics
 from internvl_operator.core.run import Key
-from internvl_operator.kube.cache import Collection, pack, slim, unpack
+from internvl_operator.kube.cache import Collection, number, pack, slim, unpack
 from internvl_operator.kube.client import WATCH_MARGIN, Api, ApiError, list_path
 
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -114,13 +114,13 @@ class Informer:
                 self._stopping.wait(_LONGEST_PAUSE)
 
     def _list(self) -> None:
-        passed, packed = _number(self._version), []
+        passed, packed = number(self._version), []
         labels, fields, keep = self._choice
         pages = self._api.list_pages(self._path, selector=labels, fields=fields, page=_PAGES.get(self.kind, 500))
         for page in pages:  # one in memory at a time
             self._version = page["metadata"]["resourceVersion"]
             packed += [pack(keep(raw)) for raw in page["items"] or ()]
-        raws, position = (unpack(each) for each in packed), _number(self._version)
+        raws, position = (unpack(each) for each in packed), number(self._version)
         restored = position < self._reached
         if restored:
             logger.warning("%s is older than before: the server was restored; forgetting what is cached", self._path)
@@ -144,7 +144,7 @@ class Informer:
         if kind == "ERROR":
             raise ApiError(raw.get("code", 0), raw.get("reason", ""), raw.get("message", ""))
         self._version = raw["metadata"]["resourceVersion"]
-        self._reached = max(self._reached, _number(self._version))
+        self._reached = max(self._reached, number(self._version))
         if kind in ("ADDED", "MODIFIED"):
             run = self._collection.seen(raw)
         elif kind == "DELETED":
@@ -162,7 +162,3 @@ class Informer:
     def _alive(self) -> None:
         self._heard = self._tried = time.monotonic()
         metrics.WATCH_AGE.labels(self.kind).set_function(self.silent_for)
-
-
-def _number(version: str | None) -> int:
-    return int(version) if version and version.isdigit() else 0

@@ -14,7 +14,7 @@ from internvl_api.constants import KIND
 
 from internvl_operator import metrics
 from internvl_operator.core.run import Key
-from internvl_operator.kube.cache import RunCache
+from internvl_operator.kube.cache import RunCache, number
 from internvl_operator.kube.client import Api, ApiError, list_path
 
 _TOO_OFTEN = 3  # comparisons in a row with a missed change; a single one may just be earlier than the watch
@@ -72,7 +72,7 @@ class Resync:
 
     def _notice_restore(self, version: str) -> None:
         """Forget all runs when a list is older than an earlier one."""
-        position = int(version) if version.isdigit() else 0
+        position = number(version)
         if position < self._reached:
             logger.warning("the list of runs is older than before: the server was restored; forgetting what is cached")
             self._runs.restored(self._namespace)

@@ -51,7 +51,7 @@ def _between(field: str, first: Any, second: Any) -> list[Difference]:
         parts = dict.fromkeys([*first, *second])
         found = [_between(f"{field}.{part}" if field else part, first.get(part), second.get(part)) for part in parts]
         return [difference for part in found for difference in part]
-    return [Difference(printable(field), _shown(first), _shown(second))]
+    return [Difference(printable(field), shown(first), shown(second))]
 
 
 def _by_name(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
@@ -63,7 +63,8 @@ def _by_name(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
     return (maps[0], maps[1]) if whole else (first, second)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a spec on one line."""
     if value is None:
         return ABSENT
     return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,6 +1,5 @@
 """Render runs for a terminal. Pure: from raw objects to rich renderables."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -18,7 +17,7 @@ from internvl_operator.core.run import read_status, recorded_defaults
 from internvl_operator.core.stages import ending
 from internvl_operator.core.telemetry import printable
 from internvl_operator.kubectl_ivft.cost import Line
-from internvl_operator.kubectl_ivft.diff import Difference
+from internvl_operator.kubectl_ivft.diff import Difference, shown
 from internvl_operator.kubectl_ivft.events import Cause
 from internvl_operator.kubectl_ivft.explain import Explanation, Tone, explain
 from internvl_operator.kubectl_ivft.humanize import age, ago, clock, duration, took
@@ -276,7 +275,7 @@ def _brief(value: object) -> str:
     if isinstance(value, list):
         names = [part.get("name") or part.get("key") or "…" if isinstance(part, dict) else "…" for part in value]
         return printable(", ".join(map(str, names)))
-    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:_LONGEST_VALUE]
+    return shown(value)[:_LONGEST_VALUE]
 
 
 def _conditions(conditions: Sequence[Condition], told: Explanation, now: datetime) -> RenderableType | None:

@@ -28,8 +28,7 @@ def counted(status: InternVLFineTuneStatus, workers: Sequence[Pod], restarted: P
         if pod.node and (weight := _weight(pod, restarted)):
             ended[pod.node] = max(weight, ended.get(pod.node, 0))
     for node, weight in sorted(ended.items()):
-        if node in failures or len(failures) < _REMEMBERED:
-            failures[node] = failures.get(node, 0) + weight
+        failures = with_failure(failures, node, weight)
     return failures
 
 
@@ -39,11 +38,11 @@ def avoided(status: InternVLFineTuneStatus) -> list[str]:
     return sorted(failed | {*status.lost_nodes})
 
 
-def with_failure(failures: dict[str, int], node: str) -> dict[str, int]:
-    """The failures by node, with one more of this node."""
+def with_failure(failures: dict[str, int], node: str, weight: int = 1) -> dict[str, int]:
+    """The failures by node, with one more of this node, or one that counts for several."""
     if node not in failures and len(failures) >= _REMEMBERED:
         return failures
-    return failures | {node: failures.get(node, 0) + 1}
+    return failures | {node: failures.get(node, 0) + weight}
 
 
 def allowed_again(status: InternVLFineTuneStatus) -> dict[str, int]:

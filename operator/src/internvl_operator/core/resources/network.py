@@ -1,5 +1,6 @@
 """Add a network profile to the pod of a training worker."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from internvl_operator.core.network_profiles import NetworkProfile
@@ -16,8 +17,7 @@ def with_network(pod: dict[str, Any], profile: NetworkProfile) -> dict[str, Any]
 
 
 def _pod_parts(spec: dict[str, Any], profile: NetworkProfile) -> dict[str, Any]:
-    taken = {volume["name"] for volume in spec["volumes"]}
-    parts: dict[str, Any] = {"volumes": [*spec["volumes"], *(v for v in profile.volumes if v.get("name") not in taken)]}
+    parts: dict[str, Any] = {"volumes": _added(spec["volumes"], profile.volumes, "name")}
     if profile.host_network:
         parts |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if profile.resource_claims:
@@ -37,17 +37,16 @@ def _trainer(container: dict[str, Any], profile: NetworkProfile) -> dict[str, An
     security = dict(container["securityContext"])
     if profile.capabilities:
         security["capabilities"] = security["capabilities"] | {"add": [*profile.capabilities]}
-    named = {item["name"] for item in container["env"]}
-    paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+    env = [{"name": name, "value": value} for name, value in profile.env.items()]
     return container | {
         "resources": resources,
         "securityContext": security,
-        "env": [
-            *container["env"],
-            *({"name": name, "value": value} for name, value in profile.env.items() if name not in named),
-        ],
-        "volumeMounts": [
-            *container["volumeMounts"],
-            *(mount for mount in profile.volume_mounts if mount.get("mountPath") not in paths),
-        ],
+        "env": _added(container["env"], env, "name"),
+        "volumeMounts": _added(container["volumeMounts"], profile.volume_mounts, "mountPath"),
     }
+
+
+def _added(own: Sequence[Any], more: Sequence[Any], key: str) -> list[Any]:
+    """The pod's own parts, and those of the profile whose `key` none of them has."""
+    taken = {part[key] for part in own}
+    return [*own, *(part for part in more if part[key] not in taken)]

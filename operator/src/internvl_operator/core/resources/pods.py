@@ -30,7 +30,7 @@ from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import PodTemplate
 from internvl_api.status import Usage
 
-from internvl_operator.core.network_profiles import NetworkProfile, known_profiles
+from internvl_operator.core.network_profiles import NetworkProfile, find_profile
 from internvl_operator.core.observe import CONTAINER
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults
 from internvl_operator.core.resources import credentials, egress, gang, names, node_affinity, requirements
@@ -113,7 +113,7 @@ def defaults_digest(run: Run, stage: Stage, config: OperatorConfig) -> str:
 
 def _profile(run: Run, config: OperatorConfig) -> NetworkProfile:
     """The network profile; an unknown one was refused, or has gone since: then the pod network is used."""
-    return known_profiles(config.network_profiles).get(run.spec.network.profile or "none", NetworkProfile())
+    return find_profile(run.spec.network.profile or "none", config.network_profiles)
 
 
 def image_setting(spec: InternVLFineTuneSpec) -> str:
