@@ -23,12 +23,13 @@ from internvl_trainer.data.sample import Sample
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapters import apply_method
 from internvl_trainer.model.chat_model import ChatModel
-from internvl_trainer.model.quantize import check_quantization, quantize_language_model
+from internvl_trainer.model.quantize import check_quantization
 from internvl_trainer.train.chat import freeze
 from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.components import lora_settings
 from internvl_trainer.train.engine import apply_step, build_engine, on_device, parameter_groups, run_backward
 from internvl_trainer.train.step_losses import StepLosses
+from quantized import quantize_language_model
 from torch.utils.flop_counter import FlopCounterMode
 from trainer.runs import make_config
 

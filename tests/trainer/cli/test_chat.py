@@ -21,9 +21,10 @@ from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.errors import UserError
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import LoraSettings, apply_method
-from internvl_trainer.model.greedy_answers import answer_all, make_prompt
+from internvl_trainer.model.greedy_answers import make_prompt
 from internvl_trainer.model.load import LoadedModel
 from PIL import Image
+from trainer.answers import answer_all
 from trainer.runs import GOLDEN
 
 CHECKPOINTS = GOLDEN / "checkpoints"

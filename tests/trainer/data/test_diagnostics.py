@@ -1,6 +1,7 @@
 """A warning that holds for every row of a file is said once, with its number; errors are never folded."""
 
-from internvl_trainer.data.diagnostics import Finding, fold_repeated
+from internvl_trainer.data.diagnostics import Finding
+from trainer.folding import fold_repeated
 
 
 def finding(reason: str, line: int, severity: str = "warning", field: str = "score", file: str = "a.jsonl") -> Finding:

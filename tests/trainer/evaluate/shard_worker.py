@@ -18,10 +18,11 @@ from internvl_trainer.distributed import Group, Rendezvous, join_group, prepare_
 from internvl_trainer.evaluate import weights
 from internvl_trainer.evaluate.run import evaluate
 from internvl_trainer.model.checkpoint_source import open_checkpoint
-from internvl_trainer.model.greedy_answers import Prompt, answer_all, make_prompt
+from internvl_trainer.model.greedy_answers import Prompt, make_prompt
 from internvl_trainer.model.language_shard import LanguageShard
 from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.trained_weights import load_trained
+from trainer.answers import answer_all
 from trainer.contexts import group_context
 
 ONES_OF_EACH = ("internlm2", "llama3", "phi3", "qwen2")

@@ -16,11 +16,12 @@ from internvl_trainer.data.collate import collate
 from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.data.tiling import cut_tiles
 from internvl_trainer.model.chat_model import normalise_tiles
-from internvl_trainer.model.greedy_answers import answer_all, end_of_answer, make_prompt
+from internvl_trainer.model.greedy_answers import end_of_answer, make_prompt
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.model.tokenizer import decode_answer
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from trainer.answers import answer_all
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, InternVLProcessor
 
 pytestmark = pytest.mark.slow

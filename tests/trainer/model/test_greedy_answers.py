@@ -9,8 +9,9 @@ import pytest
 import torch
 from golden import KINDS, load, sample
 from internvl_trainer.data.row_schema import Turn
-from internvl_trainer.model.greedy_answers import Prompt, answer_all, generate_all, make_prompt, plan_batches
+from internvl_trainer.model.greedy_answers import Prompt, generate_all, make_prompt, plan_batches
 from internvl_trainer.model.load import LoadedModel
+from trainer.answers import answer_all
 
 pytestmark = pytest.mark.slow
 

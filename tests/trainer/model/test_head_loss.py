@@ -15,9 +15,9 @@ from internvl_trainer.data.collate import collate
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method
 from internvl_trainer.model.chat_model import ChatModel
 from internvl_trainer.model.head_loss import HeadLoss
-from internvl_trainer.model.quantize import quantize_language_model
 from internvl_trainer.model.vocabulary import grow_rows
 from peft import LoraConfig, inject_adapter_in_model
+from quantized import quantize_language_model
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode

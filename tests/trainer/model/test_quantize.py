@@ -10,7 +10,8 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.model import quantize
 from internvl_trainer.model.adapter_files import adapter_state_dict
 from internvl_trainer.model.adapters import Freeze, LoraSettings, apply_method, is_adapter, lora_layers
-from internvl_trainer.model.quantize import check_quantization, quantize_language_model
+from internvl_trainer.model.quantize import check_quantization
+from quantized import quantize_language_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

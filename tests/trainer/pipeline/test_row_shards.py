@@ -10,12 +10,13 @@ import pytest
 from golden import GOLDEN, checkpoint, read_file, settings, tokenizer_of
 from internvl_trainer.artifacts.storage import FolderStorage
 from internvl_trainer.data.dataset_meta import DatasetDescription
-from internvl_trainer.data.diagnostics import fold_repeated, with_counts
+from internvl_trainer.data.diagnostics import with_counts
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.row_checks import ChatRows, Checker
 from internvl_trainer.data.row_choice import choose_rows
 from internvl_trainer.stages import row_shards
 from internvl_trainer.stages.row_shards import ShardStore, check_in_shards, check_shard
+from trainer.folding import fold_repeated
 
 ROWS, SHARD = 70, 16
 

@@ -175,6 +175,10 @@ class Group:
         """Elementwise sums over all ranks, in float64. Waits for hours: ranks differ around downloads and files."""
         return _sum(values, self._control)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on a rank. All ranks call it; it waits as `sum` does."""
+        return self.sum([flag])[0] > 0
+
     def meet(self, values: Sequence[float], *, patient: bool = False) -> list[float]:
         """As `sum`, before a step: a rank that does not come within two minutes ends the attempt.
 

@@ -46,3 +46,9 @@ class Rejected(UserError):
     def __init__(self, result: StageResult) -> None:
         super().__init__(result.reason, result.message)
         self.result = result
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an exception that nobody expected, and the beginning of what it says."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"

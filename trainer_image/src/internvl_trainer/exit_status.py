@@ -17,7 +17,7 @@ from internvl_api.publish_condition import ANSWER_METRICS
 from internvl_api.status import EvaluationStatus, StageName, StageResult
 
 from internvl_trainer import faults
-from internvl_trainer.errors import AccessDenied, LeaseLost, Rejected, Unavailable, UserError
+from internvl_trainer.errors import AccessDenied, LeaseLost, Rejected, Unavailable, UserError, first_line
 from internvl_trainer.signals import StopRequested
 from internvl_trainer.terminal import printable
 
@@ -81,15 +81,10 @@ def aborted(stage: StageName, printed: str, rank: int) -> StageResult | None:
 def _fault_of(error: Exception) -> tuple[str, str]:
     """Reason and message of an exception that nobody expected."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return "DiskFull", _first_line(error)
+        return "DiskFull", first_line(error)
     if found := faults.diagnose(error):
         return found.fault.reason, faults.explain(found)
-    return "InternalError", _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    return "InternalError", first_line(error)
 
 
 def report(outcome: Outcome) -> None:

@@ -14,17 +14,17 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import urllib3
 from internvl_api.address import Address, credentials_message, has_credentials
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import retry_if_exception_type
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from internvl_trainer.artifacts.checked_connection import CheckedPool
-from internvl_trainer.artifacts.ranges import RangesUnsupported, changed, check_answer, check_length
+from internvl_trainer.artifacts.ranges import RangesUnsupported, changed, check_answer, check_length, retrying
 from internvl_trainer.artifacts.storage import StoredFile, inside
 from internvl_trainer.errors import AccessDenied, BadFile, Unavailable, UserError
 from internvl_trainer.json_text import parse_json
 
 _CHUNK = 1 << 16  # the most that is read again after a broken connection
-_ATTEMPTS = 6
+_BROKEN = retry_if_exception_type(HTTPError)
 _LARGEST_SMALL_FILE = 1 << 30  # of what is read at once: an index, a picture or a video
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -86,7 +86,7 @@ class HttpsSource:
             return data
 
         try:
-            return _retrying()(get)
+            return retrying(_BROKEN)(get)
         except HTTPError as error:
             raise self._lost(key, error) from error
 
@@ -103,7 +103,7 @@ class HttpsSource:
                 response.close()
 
         try:
-            return _retrying()(get)
+            return retrying(_BROKEN)(get)
         except HTTPError as error:
             raise self._lost(key, error) from error
 
@@ -133,7 +133,7 @@ class HttpsSource:
         if file is None:
             raise self._failure(key, 404)
         try:
-            _retrying()(self._append, file, path)
+            retrying(_BROKEN)(self._append, file, path)
         except HTTPError as error:
             raise self._lost(key, error) from error
 
@@ -148,7 +148,7 @@ class HttpsSource:
             if response.status not in (200, 206):
                 raise self._failure(file.key, response.status)
             if _version(response) != file.etag:
-                raise Unavailable("DownloadIncomplete", f"{self._place(file.key)} changed while it was read; try again")
+                raise changed(self._place(file.key))
             with path.open("ab" if response.status == 206 else "wb") as target:
                 for chunk in response.stream(_CHUNK):
                     target.write(chunk)
@@ -242,15 +242,6 @@ def _filled_in(uri: str, field: str) -> str:
 
 def _version(response: urllib3.BaseHTTPResponse) -> str:
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-
-
-def _retrying() -> Retrying:
-    return Retrying(
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_exponential(0.1, max=10),
-        retry=retry_if_exception_type(HTTPError),
-        reraise=True,
-    )
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity.retry import retry_base
 
 from internvl_trainer.artifacts.storage import StoredFile
 from internvl_trainer.errors import Unavailable
@@ -52,10 +53,10 @@ class RemoteFile:
 
     def read(self, start: int, end: int) -> bytearray:
         """Bytes [start, end), asked for in bounded requests; a request that fails is sent again. Raises UserError."""
-        data = bytearray(end - start)
+        data, read = bytearray(end - start), retrying(retry_if_exception(_may_pass))
         for place in range(start, end, _CHUNK):
             stop = min(end, place + _CHUNK)
-            data[place - start : stop - start] = _retrying()(self.source.read_range, self.file, place, stop)
+            data[place - start : stop - start] = read(self.source.read_range, self.file, place, stop)
         return data
 
 
@@ -85,11 +86,12 @@ def changed(place: str) -> SourceChanged:
     return SourceChanged("DownloadIncomplete", f"{place} changed while it was read; try again")
 
 
-def _retrying() -> Retrying:
+def retrying(retry: retry_base) -> Retrying:
+    """Calls what reads again, with growing pauses, after the errors of `retry`; the last error is raised."""
     return Retrying(
         stop=stop_after_attempt(_ATTEMPTS),
         wait=wait_exponential(0.1, max=10),
-        retry=retry_if_exception(_may_pass),
+        retry=retry,
         reraise=True,
     )
 

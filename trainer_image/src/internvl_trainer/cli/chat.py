@@ -119,7 +119,7 @@ class Conversation:
 
     def ask(self, question: str) -> str:
         """The answer, which is remembered with the question."""
-        from internvl_trainer.model.greedy_answers import answer_all, make_prompt
+        from internvl_trainer.model.greedy_answers import generate_all, make_prompt
 
         for finding in check_characters(question, "question"):
             raise UserError(finding.reason, finding.message, "question")
@@ -128,11 +128,11 @@ class Conversation:
         tiles = np.concatenate(groups) if groups else None
         template = self.options.template
         prompt = make_prompt(self.loaded, turns, tiles, [len(group) for group in groups], template=template)
-        (text,) = answer_all(
+        (found,) = generate_all(
             self.loaded, [prompt], template=template, max_new_tokens=self.options.max_new_tokens, min_new_tokens=1
         )
-        self.turns = [*turns, Turn("gpt", text)]
-        return text
+        self.turns = [*turns, Turn("gpt", found.text)]
+        return found.text
 
     def _with_marks(self, question: str) -> str:
         """All pictures have their mark in the first question: where the user put them, else before it."""

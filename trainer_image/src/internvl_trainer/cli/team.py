@@ -162,7 +162,7 @@ class Follower:
 def lead(place: Place, limit: float = MEETING_SECONDS) -> Iterator[Leader]:
     """Within the block, the other tasks are connected. Raises Unavailable when they do not come in time."""
     with _listen(place) as listener:
-        leader = Leader(place, _gather(place, listener, time.monotonic() + limit, limit))
+        leader = Leader(place, _gather(place, listener, limit))
     try:
         yield leader
     finally:
@@ -180,9 +180,10 @@ def _listen(place: Place) -> socket.socket:
         ) from error
 
 
-def _gather(place: Place, listener: socket.socket, until: float, limit: float) -> dict[int, Channel]:
+def _gather(place: Place, listener: socket.socket, limit: float) -> dict[int, Channel]:
     """A connection to each other task; a stranger's is closed."""
     channels: dict[int, Channel] = {}
+    until = time.monotonic() + limit
     while missing := [task for task in range(1, place.tasks) if task not in channels]:
         listener.settimeout(max(0.01, until - time.monotonic()))
         try:
@@ -217,7 +218,7 @@ def _task_of(line: bytes, run: str) -> int | None:
 @contextmanager
 def follow(place: Place, limit: float = MEETING_SECONDS) -> Iterator[Follower]:
     """Within the block, this task is connected to task 0. Raises Unavailable when it cannot be reached in time."""
-    channel = Channel(_connect(place, time.monotonic() + limit, limit))
+    channel = Channel(_connect(place, limit))
     channel.send({"run": place.run, "task": place.task})
     try:
         yield Follower(place, channel)
@@ -225,7 +226,8 @@ def follow(place: Place, limit: float = MEETING_SECONDS) -> Iterator[Follower]:
         channel.close()
 
 
-def _connect(place: Place, until: float, limit: float) -> socket.socket:
+def _connect(place: Place, limit: float) -> socket.socket:
+    until = time.monotonic() + limit
     while True:
         try:
             return socket.create_connection((place.host, place.port), timeout=_HELLO_SECONDS)

@@ -73,13 +73,11 @@ Counted = tuple[Finding, int]
 """A finding, and how many rows of the file it stands for."""
 
 
-def fold_repeated(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings, with a warning that many rows of a file share reported once, at its first row, with the count."""
-    return with_counts(count_repeated((finding, 1) for finding in findings))
-
-
 def count_repeated(findings: Iterable[Counted]) -> list[Counted]:
-    """The findings, each warning that many rows of a file share once; of parts of a file, in order, or of all rows."""
+    """The findings, with equal warnings of a file merged into one that has the sum of their counts.
+
+    Takes findings of single rows, or what this function gave for the parts of a file, in their order.
+    """
     kept: list[Finding] = []
     seen: dict[tuple[str, str | None, str | None], int] = {}
     counts: Counter[int] = Counter()

@@ -188,11 +188,11 @@ def _kernel(kernel: Kernel, machine: Machine) -> Row:
 def _all_reduce(machine: Machine, expect: Expectations) -> Row:
     name, measured = "all-reduce", machine.all_reduce
     if isinstance(measured, Problem):
-        return Row(name, "failure", measured.text, "set NCCL_DEBUG=INFO and run doctor again")
+        return _broken_reduce(name, measured)
     if measured is None:
         advice = f"expected {rate_words(expect.allreduce)}" if expect.allreduce else ""
         return Row(name, "failure" if advice else "skipped", "one GPU: nothing to reduce", advice)
-    found = f"{rate_words(measured.rate)} over {measured.processes} processes ({measured.backend})"
+    found = _reduced(measured)
     if measured.rate < expect.allreduce:
         return Row(
             name, "failure", found, f"expected {rate_words(expect.allreduce)}: check NVLink, PCIe and NCCL_* settings"
@@ -207,14 +207,22 @@ def _all_reduce(machine: Machine, expect: Expectations) -> Row:
 def _between_workers(measured: AllReduce | Problem) -> Row:
     name = "all workers"
     if isinstance(measured, Problem):
-        return Row(name, "failure", measured.text, "set NCCL_DEBUG=INFO and run doctor again")
-    found = f"{rate_words(measured.rate)} over {measured.processes} processes ({measured.backend})"
+        return _broken_reduce(name, measured)
+    found = _reduced(measured)
     if measured.backend == "nccl" and measured.rate < _SLOW_NETWORK:
         advice = (
             "below 10 Gbit/s: check that NCCL uses InfiniBand or the fast network (NCCL_SOCKET_IFNAME, NCCL_IB_HCA)"
         )
         return Row(name, "warning", found, advice)
     return Row(name, "pass", found)
+
+
+def _broken_reduce(name: str, problem: Problem) -> Row:
+    return Row(name, "failure", problem.text, "set NCCL_DEBUG=INFO and run doctor again")
+
+
+def _reduced(measured: AllReduce) -> str:
+    return f"{rate_words(measured.rate)} over {measured.processes} processes ({measured.backend})"
 
 
 def _disk(machine: Machine, expect: Expectations) -> Row:

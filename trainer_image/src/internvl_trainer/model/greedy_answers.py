@@ -52,10 +52,10 @@ def answer(
         tiles: (n, 3, S, S) uint8, of all images in order; `tiles_per_image` says how many each has.
     """
     prompt = make_prompt(loaded, [Turn("human", question)], tiles, tiles_per_image, template=template)
-    (text,) = answer_all(
+    (found,) = generate_all(
         loaded, [prompt], template=template, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
     )
-    return text
+    return found.text
 
 
 def make_prompt(
@@ -71,27 +71,6 @@ def make_prompt(
     return Prompt(encode_prompt(turns, loaded.tokenizer, name, tiles_per_image, loaded.context_tokens), tiles)
 
 
-def answer_all(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    *,
-    template: str | None = None,
-    batch_size: int = 1,
-    max_new_tokens: int = 30,
-    min_new_tokens: int = 0,
-) -> list[str]:
-    """The greedy answer to each prompt, without surrounding space, computed in batches of up to `batch_size`."""
-    generated = generate_all(
-        loaded,
-        prompts,
-        template=template,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-    )
-    return [each.text for each in generated]
-
-
 def generate_all(
     loaded: LoadedModel,
     prompts: Sequence[Prompt],
@@ -101,7 +80,7 @@ def generate_all(
     max_new_tokens: int = 30,
     min_new_tokens: int = 0,
 ) -> list[Generated]:
-    """The same answers, with how each ended."""
+    """The greedy answer to each prompt, without surrounding space, computed in batches of up to `batch_size`."""
     end = end_of_answer(loaded, template or loaded.template)
     # Upstream's generate returns the language model's bos first; decoding skips it in published models.
     bos: int | None = loaded.model.native.config.text_config.bos_token_id

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from .checkpoint_format.files import CheckpointError, TensorEntry, shape_tensors
 from .checkpoint_format.remote import RemoteEntry, in_order
-from .checkpoint_format.shards import Part, Piece, Stored
+from .checkpoint_format.shards import Part, Piece
 from .checkpoint_format.tensors import UnknownTensor, match_native
 from .checkpoint_source import Source
 from .vocabulary import can_grow, grow_rows
@@ -118,17 +117,16 @@ def fill_parameters(
 
 def list_values(source: Source, shapes: Mapping[str, torch.Size]) -> Iterator[Values]:
     """The tensor of each native parameter, of which nothing is read yet."""
-    for entry, pieces in groupby(source.pieces(), key=lambda piece: piece.entry):
-        for piece in pieces:
-            if (shape := shapes.get(piece.name)) is not None:  # otherwise a derived buffer
-                yield Values(piece, entry.open, source.architecture, shape)
+    for piece in source.pieces():
+        if (shape := shapes.get(piece.name)) is not None:  # otherwise a derived buffer
+            yield Values(piece, source.architecture, shape)
 
 
 class Values:
     """A native tensor in a file, cut or changed to the shape that the model wants."""
 
-    def __init__(self, piece: Piece, open_stored: Callable[[], Stored], architecture: Any, shape: torch.Size) -> None:
-        self._piece, self._open, self._architecture, self._shape = piece, open_stored, architecture, shape
+    def __init__(self, piece: Piece, architecture: Any, shape: torch.Size) -> None:
+        self._piece, self._architecture, self._shape = piece, architecture, shape
 
     @property
     def name(self) -> str:
@@ -137,7 +135,7 @@ class Values:
 
     def part(self, part: Part | None) -> torch.Tensor:
         """The rows or columns of a part; None is the whole tensor, resized or grown to the wanted shape."""
-        tensor = self._piece.cut(self._open(), self._architecture, part)
+        tensor = self._piece.cut(self._piece.entry.open(), self._architecture, part)
         if part is not None or tuple(tensor.shape) == tuple(self._shape):
             return tensor
         if self._piece.name.endswith(POSITION_EMBEDDINGS):
@@ -146,7 +144,7 @@ class Values:
 
     def flat(self, start: int, end: int) -> torch.Tensor:
         """Elements [start, end) of the flattened tensor."""
-        stored = self._open()
+        stored = self._piece.entry.open()
         is_changed = self._piece.rule is None and tuple(stored.shape) != tuple(self._shape)
         if is_changed:
             return self.part(None).reshape(-1)[start:end]

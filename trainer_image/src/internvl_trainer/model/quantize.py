@@ -31,20 +31,12 @@ def check_quantization(device: torch.device) -> None:
         )
 
 
-def quantize_language_model(model: ChatModel, device: torch.device) -> None:
-    """Replace the decoder's linear layers in place with NF4 layers on `device`, one at a time.
-
-    Embeddings, norms, the head, the projector and the vision tower do not change. A layer computes in the dtype that
-    its weights had. Call this before adapters are added, so that PEFT chooses its 4-bit layers.
-    """
-    for name, _ in list(model.native.named_parameters()):
-        quantize_filled(model, name, device)
-
-
 def quantize_filled(model: ChatModel, name: str, device: torch.device) -> None:
     """Quantize the decoder's linear layer that `name`, a native parameter, completes; other parameters stay.
 
-    Called for each parameter while a model is loaded, so that the layers never exist together in their full size.
+    Called for each parameter while a model is loaded, so that the layers never exist together in their full size, and
+    before adapters are added, so that PEFT chooses its 4-bit layers. Embeddings, norms, the head, the projector and
+    the vision tower do not change. A layer computes in the dtype that its weights had.
     """
     from bitsandbytes.nn import Linear4bit  # type: ignore[import-not-found]  # an extra
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 import yaml
 from internvl_api.pipeline import SCORED_BY
 from internvl_api.status import EvaluationStatus, StageName
 
-from internvl_trainer.artifacts.manifest import MANIFEST, Manifest, ManifestError, read_manifest
+from internvl_trainer.artifacts.manifest import MANIFEST, ManifestError, read_manifest
 from internvl_trainer.artifacts.output_layout import (
     ARTIFACTS,
     EVALUATION,
@@ -112,8 +113,7 @@ def read_results(uri: str) -> RunResults:
 def flatten(settings: Any) -> Iterator[tuple[str, str]]:
     """(path, value) of each setting, in their order; bounded, since a file can be anything."""
     found = _leaves(settings, "", _DEEPEST) if isinstance(settings, dict) else iter(())
-    for _, leaf in zip(range(_MOST_SETTINGS), found, strict=False):
-        yield leaf
+    yield from islice(found, _MOST_SETTINGS)
 
 
 def _leaves(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -142,9 +142,7 @@ def _stored_figures(storage: Storage) -> Comparisons:
     """The figures of the stages, of a run that published nothing."""
     found: dict[str, Any] = {}
     for (stage, scored_by), name in zip(SCORED_BY.items(), ("baseline", "final"), strict=True):
-        manifest: Manifest | None = None
-        for each in (scored_by, stage):
-            manifest = manifest or read_manifest(storage, stage_key(each))
+        manifest = read_manifest(storage, stage_key(scored_by)) or read_manifest(storage, stage_key(stage))
         evaluation = manifest.extra.get("evaluation") if manifest else None
         found[name] = evaluation.get(name) or {} if isinstance(evaluation, dict) else {}
     figures = _checked(storage, stage_key("evaluate", MANIFEST), lambda: EvaluationStatus.model_validate(found))

@@ -47,10 +47,9 @@ def _with_model(record: Record, there: Contents) -> Iterator[Use]:
     is_kept_only = record.verdict is not None and record.verdict.met is False
     root = f"{config.output.rstrip('/')}/{stage_key('train') if is_kept_only else ARTIFACTS}"
     if is_kept_only:
-        there = Contents(adapter=config.method == "lora", upstream=there.upstream, hf=there.hf)
-    folder = "adapter" if there.adapter and (is_kept_only or not (there.upstream or there.hf)) else _whole(there)
-    if is_kept_only and folder != "adapter":
-        folder = "model"
+        folder = "adapter" if config.method == "lora" else "model"
+    else:
+        folder = "adapter" if there.adapter and not (there.upstream or there.hf) else _whole(there)
     fetch, path = _fetched(root, folder)
     if config.model.kind == "retrieval":
         yield Use("Fetch the model; README.md beside it has the code to load it", _chain(fetch, ["ls", path]))

@@ -41,11 +41,12 @@ def run(context: RunContext) -> StageResult:
     between = _between_workers(joined)
     own = _check_node(joined.config, between) if joined.group.local_rank == 0 else []
     nodes = [rows for rows in joined.group.gather([asdict(row) for row in own]) if rows]
+    is_broken = any(row["level"] == "failure" for rows in nodes for row in rows)
     if joined.group.leads:
-        _store(joined, nodes)
+        _store(joined, nodes, is_broken=is_broken)
     if failed := [row for row in own if row.level == "failure"]:
         raise NodeUnfit(_failure(failed))
-    if any(row["level"] == "failure" for rows in nodes for row in rows):
+    if is_broken:
         joined.group.barrier()  # the failed worker's exit ends this process too
     joined.group.barrier()  # the manifest is written
     return StageResult(stage="doctor", outcome="succeeded", reason="Checked", message=summary(nodes))
@@ -89,7 +90,7 @@ def _between_workers(joined: GroupContext) -> AllReduce | Problem | None:
     return AllReduce(backend, group.world_size, rate)
 
 
-def _store(joined: GroupContext, nodes: Sequence[Sequence[dict[str, Any]]]) -> None:
+def _store(joined: GroupContext, nodes: Sequence[Sequence[dict[str, Any]]], *, is_broken: bool) -> None:
     """Store the rows of every worker; the manifest only when none failed."""
     stages = joined.stages
     stages.discard("doctor")
@@ -97,5 +98,5 @@ def _store(joined: GroupContext, nodes: Sequence[Sequence[dict[str, Any]]]) -> N
         path = Path(scratch) / DOCTOR
         path.write_text(json.dumps({"workers": nodes}, indent=1, ensure_ascii=False), encoding="utf-8")
         files = stages.upload("doctor", {DOCTOR: path})
-    if not any(row["level"] == "failure" for rows in nodes for row in rows):
+    if not is_broken:
         stages.commit("doctor", files)

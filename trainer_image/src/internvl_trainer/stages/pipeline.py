@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 
 from internvl_api.constants import ALREADY_PUBLISHED
 from internvl_api.pipeline import PARALLEL_STAGES, SCORED_BY, figures_stage
@@ -47,13 +46,12 @@ def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageR
 def tracked(context: RunContext) -> Iterator[RunContext]:
     """Within the block, the context's tracker takes reports, of the first rank."""
     leads = Rendezvous.from_environment(os.environ).rank == 0
-    note = partial(_note_problem, context.reporter)
+
+    def note(problem: str) -> None:
+        context.reporter.update(tracking_problem=problem)
+
     with tracking(context.config, context.stage, context.storage, note, leads=leads) as tracker:
         yield replace(context, tracker=tracker)
-
-
-def _note_problem(reporter: Reporter, problem: str) -> None:
-    reporter.update(tracking_problem=problem)
 
 
 def _published(stages: StageStore) -> StageResult | None:

@@ -13,6 +13,7 @@ from internvl_api.status import StageResult
 from internvl_trainer.artifacts.output_layout import PREDICTIONS, SCORES
 from internvl_trainer.evaluate.captions import check_tools
 from internvl_trainer.evaluate.results import Figures, score_rows, status_of, summary, write_figures, write_rows
+from internvl_trainer.report.record import read_lines
 from internvl_trainer.run_context import RunContext
 
 
@@ -22,7 +23,8 @@ def run(context: RunContext) -> StageResult:
     Raises:
         UserError: a tool is missing or fails, or the evaluation is not done.
     """
-    stage, stages, tasks = context.stage, context.stages, context.config.evaluation.tasks
+    stage, stages = context.stage, context.stages
+    captions = {name: task for name, task in context.config.evaluation.tasks.items() if is_caption(task.task)}
     answering = answering_stage(stage)
     assert answering is not None
     check_tools()
@@ -30,16 +32,15 @@ def run(context: RunContext) -> StageResult:
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="score-") as name:
         scratch = Path(name)
-        stages.fetch(answering, answered.files, scratch)
+        needed = {SCORES, *(f"{PREDICTIONS}/{name}.jsonl" for name in captions)}
+        stages.fetch(answering, [file for file in answered.files if file.path in needed], scratch)
         figures.update(json.loads((scratch / SCORES).read_text(encoding="utf-8")))
         files: dict[str, Path] = {}
-        for task, settings in tasks.items():
-            if is_caption(settings.task):
-                context.reporter.doing(f"scoring {task}")
-                lines = (scratch / PREDICTIONS / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
-                rows = [json.loads(line) for line in lines if line]
-                figures[task], scored = score_rows(task, settings.task, rows)
-                files |= write_rows(scratch, task, scored)
+        for task, settings in captions.items():
+            context.reporter.doing(f"scoring {task}")
+            rows = read_lines((scratch / PREDICTIONS / f"{task}.jsonl").read_bytes())
+            figures[task], scored = score_rows(task, settings.task, rows)
+            files |= write_rows(scratch, task, scored)
         files |= write_figures(scratch, figures)
         described = stages.upload(stage, files)
     evaluation = status_of(stage, figures)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any, TextIO
 
+from internvl_trainer.errors import first_line
 from internvl_trainer.signals import die_with_parent, ignore_stops
 from internvl_trainer.tracking.clients import Client, open_client
 from internvl_trainer.tracking.records import Metrics, Settings
@@ -53,8 +54,7 @@ class Sender:
                     self._waiting.popleft()
         except Exception as error:  # noqa: BLE001  whatever a package raises
             self._not_before = time.monotonic() + _RETRY_SECONDS
-            first = (str(error).strip().splitlines() or [""])[0][:300]
-            self._tell(f"{type(error).__name__}: {first}")
+            self._tell(first_line(error))
             return False
         return True
 

@@ -113,18 +113,20 @@ class MlflowRun:
             for name, value in each.values.items()
             if each.step > self._last or "train/loss" not in each.values
         ]
-        for start in range(0, len(new), _METRICS_A_REQUEST):
-            self._client.log_batch(self._id, metrics=new[start : start + _METRICS_A_REQUEST])
+        self._send(new)
 
     def conclude(self, scores: Mapping[str, float], addresses: Mapping[str, str]) -> None:
         from mlflow.entities import Metric, RunTag
 
         at = int(time.time() * 1000)
         metrics = [Metric(name, value, at, 0) for name, value in scores.items()]
-        for start in range(0, len(metrics), _METRICS_A_REQUEST):
-            self._client.log_batch(self._id, metrics=metrics[start : start + _METRICS_A_REQUEST])
+        self._send(metrics)
         tags = [RunTag(f"artifact.{name}", address) for name, address in addresses.items()]
         self._client.log_batch(self._id, tags=tags)
+
+    def _send(self, metrics: Sequence[Any]) -> None:
+        for start in range(0, len(metrics), _METRICS_A_REQUEST):
+            self._client.log_batch(self._id, metrics=metrics[start : start + _METRICS_A_REQUEST])
 
     def close(self, status: Status) -> None:
         if status != "unfinished":

@@ -197,7 +197,7 @@ class Checkpoints:
             is_read = True
         except ManifestError as error:
             logger.warning("checkpoint %s is broken and its weights are not used: %s", folder, error)
-        if self._group.sum([is_read])[0] < self._group.world_size:
+        if self._group.any(not is_read):
             return False
         share.put((WEIGHT,))
         use_restored_weights(engine)
@@ -314,7 +314,7 @@ class Checkpoints:
             manifest = self._read(engine, folder, share, scratch, total_steps)
         except ManifestError as error:
             logger.warning("checkpoint %s is broken and skipped: %s", folder, error)
-        if self._group.sum([manifest is not None])[0] < self._group.world_size or manifest is None:
+        if self._group.any(manifest is None) or manifest is None:
             shutil.rmtree(scratch / JOURNAL, ignore_errors=True)
             return None
         step: int = manifest.extra["step"]

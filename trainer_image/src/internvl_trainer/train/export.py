@@ -108,12 +108,10 @@ def export_retrieval_model(
 
     tensors = full_tensors(engine, group, owner, only_trainable=False)
     directory.mkdir(parents=True)
-    if not group.leads:
-        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)  # type: ignore[arg-type]
-        return
-    copy_files(base, directory)
-    (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
-    yield from _files(directory)
+    if group.leads:
+        copy_files(base, directory)
+        (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
+        yield from _files(directory)
     yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)  # type: ignore[arg-type]
 
 

@@ -23,6 +23,7 @@ from internvl_trainer.data.row_schema import IMAGE_MARK, ChatRow, Turn, place_ma
 from internvl_trainer.data.row_tiles import read_media
 from internvl_trainer.data.sample import SampleSettings
 from internvl_trainer.distributed import Group
+from internvl_trainer.errors import first_line
 from internvl_trainer.model.greedy_answers import Prompt, generate_all, make_prompt
 from internvl_trainer.model.load import LoadedModel
 
@@ -100,7 +101,7 @@ class SampleAnswers:
         own = self.chosen[self._group.rank :: self._group.world_size]
         found = []
         for turn in range(-(-len(self.chosen) // self._group.world_size)):
-            if self._group.sum([is_stopping()])[0]:
+            if self._group.any(is_stopping()):
                 return None
             if turn < len(own):
                 found.append(self._answer(own[turn]))
@@ -133,8 +134,7 @@ class SampleAnswers:
     def _failed(self, asked: Answered, error: Exception) -> Answered:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        lines = str(error).strip().splitlines() or [""]
-        problem = f"{type(error).__name__}: {lines[0][:300]}"
+        problem = first_line(error)
         logger.warning("sample row %d has no answer: %s; training goes on", asked.row, problem)
         return Answered(asked.row, asked.question, asked.reference, problem=problem)
 

@@ -267,7 +267,7 @@ class Trainer:
         return found.model_dump(exclude_none=True) if found else None
 
     def _is_any_stopping(self) -> bool:
-        return bool(self.context.group.sum([self.stop.requested])[0])
+        return self.context.group.any(self.stop.requested)
 
     def validate_late(self) -> None:
         """Take the validation loss that the previous attempt owed when it was stopped."""

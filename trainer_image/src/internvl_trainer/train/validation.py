@@ -78,7 +78,7 @@ class Validation:
         )
         sums = []
         for number in range(self._rounds):
-            if self._group.sum([is_stopping()])[0]:
+            if self._group.any(is_stopping()):
                 return None
             window = loader.window()
             losses = StepLosses(self._datasets)

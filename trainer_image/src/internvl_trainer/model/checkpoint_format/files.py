@@ -178,17 +178,6 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
         yield TensorEntry(name, path, shape, weight_dtype(name, dtype, str(path)))
 
 
-def read_tensors(entries: list[TensorEntry]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors, grouped by shard, each shard opened once; at most one tensor is in memory."""
-    by_file: dict[Path, list[TensorEntry]] = {}
-    for entry in entries:
-        by_file.setdefault(entry.file, []).append(entry)
-    for file, members in by_file.items():
-        with safe_open(file, framework="pt") as shard:
-            for entry in members:
-                yield entry.name, shard.get_tensor(entry.name)
-
-
 def read_tensor(entry: TensorEntry) -> torch.Tensor:
     """One tensor, mapped from its file; its memory is freed with the tensor. A remote one is read."""
     stored = entry.open()
