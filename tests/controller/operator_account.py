@@ -39,7 +39,7 @@ def kubeconfig_with(token: str, kubeconfig: Path, path: Path) -> Path:
 
 
 def account_objects(home: str, settings: dict[str, str]) -> list[Raw]:
-    """The account and its roles; those of the whole cluster have a name of their own for each home."""
+    """The ServiceAccount and its roles. Names of cluster-wide objects end with `home`: each operator has its own."""
     watched = (_HOME if name == home else name for name in settings.get("NAMESPACES", "").split(",") if name)
     text = _rendered(
         tuple(watched),

@@ -77,7 +77,7 @@ def grace(run: Run) -> int:
     [
         pytest.param(None, 286, id="nothing is measured: 1 GB/s"),
         pytest.param(0.25e9, 922, id="slow storage needs longer"),
-        pytest.param(8e9, 286, id="fast storage does not shorten it"),
+        pytest.param(8e9, 286, id="fast storage does not shorten the grace period"),
         pytest.param(1.0, 3600, id="never longer than an hour"),
     ],
 )

@@ -98,7 +98,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{/*
-Variables of the operator's way out, as a JSON list; extraEnv wins. The API server is always reached directly: the kubelet
+Proxy and CA variables of the operator, as a JSON list; extraEnv wins. The API server is always reached directly: the kubelet
 puts its address where the reference is.
 */}}
 {{- define "internvl-operator.egress" -}}

@@ -109,7 +109,8 @@ class Notifier:
                 del self._bodies[each]
             if len(self._bodies) + len(wanted) > _MOST:
                 metrics.NOTICES.labels("dropped").inc()
-                logger.warning("%s/%s: its notice waits, as %d are open", *key, len(self._bodies))
+                text = "%s/%s: its notice is offered again later: %d deliveries are pending, near the most allowed"
+                logger.warning(text, *key, len(self._bodies))
                 return False
             for each in wanted:
                 content = body(each.target.form, run.namespace, run.name, run.uid, status)
@@ -136,7 +137,7 @@ class Notifier:
         if problem is not None:
             hours = GIVE_UP_AFTER.total_seconds() / 3600
             logger.error(
-                "%s/%s: the receiver %s of notifications took no notice in %.0f hours, so this one is given up: %s",
+                "%s/%s: the webhook %s has accepted nothing for %.0f hours, so this notice is given up: %s",
                 *delivery.key, delivery.target.name, hours, problem,
             )  # fmt: skip
         if self._is_last(delivery, given_up=problem is not None):
@@ -161,7 +162,7 @@ class Notifier:
         tries = kept[-1]
         if tries == 1:
             logger.warning(
-                "%s/%s: the receiver %s of notifications did not take a notice: %s; trying again",
+                "%s/%s: the webhook %s did not accept a notice: %s; trying again",
                 *delivery.key, delivery.target.name, problem,
             )  # fmt: skip
         with self._lock:

@@ -121,7 +121,7 @@ class Settings(BaseModel):
     )
     notifications: Path | None = Field(
         None,
-        description="Folder with the files cloudevents and slack: URLs, one a line, that are told of the ends of runs "
+        description="Folder with the files cloudevents and slack: URLs, one a line, that are called when a run ends "
         "(docs/notices.md)",
     )
     progress_interval_seconds: Seconds = Field(5.0, description="Time between two requests to a run's /progress")

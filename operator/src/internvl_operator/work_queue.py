@@ -68,7 +68,7 @@ class WorkQueue(Generic[K]):
         while (key := self.get()) is not None:
             try:
                 work(key)
-            except Exception:  # the thread works for every run
+            except Exception:  # one failure must not end the thread
                 logger.exception("unexpected error in the work for %s", key)
             finally:
                 self.done(key)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ACCOUNT = "internvl-operator"  # of the chart, in whatever namespace
-# Requests of service accounts, and whatever gives or takes their rights. The cluster's own controllers are no use.
+# Requests of service accounts, and whatever gives or takes their rights. Those of the cluster's own
+# controllers are left out.
 POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy

@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
         run(name, training=training)
 
     def run_broken(stage: int) -> None:
-        """The only checkpoint is damaged for one rank, so that what learns begins with the base model after all."""
+        """One rank's part of the only checkpoint is damaged, so training starts from the base model again."""
         name, training = f"all-broken-zero{stage}", {"zeroStage": stage}
         run(name, training=training, stop_after=STOPPED_AFTER, attempt="-first")
         if group.leads:

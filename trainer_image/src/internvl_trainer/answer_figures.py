@@ -1,4 +1,4 @@
-"""Figures of answers without a look at their references: a model that has collapsed shows here first."""
+"""Figures computed from the answers alone, without references; they reveal a collapsed model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 _RUN = 4  # pieces; as seq-rep-4 of Welleck et al., "Neural Text Generation with Unlikelihood Training" (2019)
-# Up to five letters or digits, so that a letter without end is repetition too; a character of a script without spaces
-# between words (they come after Thai in Unicode); a mark.
+# A piece is up to five letters or digits (so an endlessly repeated letter counts as repetition), one character of a
+# script without spaces between words (Thai and later in Unicode), or one mark.
 _PIECE = re.compile(r"[\u0e00-\U0010ffff]|[^\W\u0e00-\U0010ffff]{1,5}|[^\w\s]")
 
 

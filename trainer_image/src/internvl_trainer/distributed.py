@@ -183,7 +183,7 @@ class Group:
         """As `sum`, before a step: a rank that does not come within two minutes ends the attempt.
 
         Args:
-            patient: wait as `sum` does, where data workers start and caches are cold.
+            patient: wait for hours, as `sum` does: for steps in which data workers start or ranks have stored files.
         """
         return _sum(values, self._control if patient or self._meeting is None else self._meeting)
 

@@ -105,7 +105,7 @@ def setup_of(config: RunConfig) -> Setup | None:
     retrieves = isinstance(model, RetrievalCatalogueModel)
     towers_frozen = retrieves and config.method != "full"
     training = config.training
-    # Training of a retrieval model goes by its method alone.
+    # The method alone decides what of a retrieval model trains.
     freeze = Freeze(vision=False, projector=False, language=False) if retrieves else training.freeze
     if not config.trains:
         freeze = Freeze(vision=True, projector=True, language=True)

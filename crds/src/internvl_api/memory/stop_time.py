@@ -43,7 +43,7 @@ def stop_seconds(setup: Setup, nodes: int, storage_rate: float = STORAGE_RATE) -
 
 
 def stop_words(setup: Setup, nodes: int, measured: float | None = None) -> str:
-    """The sum of `stop_seconds` as text, for messages; `measured`: the storage rate, where a run has measured it."""
+    """How `stop_seconds` is computed, as text for messages; `measured`: the storage rate that a run has measured."""
     share, rate = checkpoint_share(setup, nodes), measured or STORAGE_RATE
     return (
         f"{step_seconds(setup):.0f} s for one step + {share / 1e9:.0f} GB of a checkpoint at "

@@ -137,7 +137,7 @@ def end(context: ReconcileContext, stage: Stage, ended: Outcome) -> None:
 def begin_next(context: ReconcileContext) -> None:
     """Start the next attempt; the current pods become old pods, and active ones are deleted.
 
-    A group in which a worker never started has not met, so its other workers have nothing to save.
+    If a worker never started, training never began, so the other workers have nothing to save.
     """
     never_met = any(pod.unstarted for pod in context.workers)
     context.status.attempt += 1

@@ -125,7 +125,7 @@ class ReconcileContext:
 
         Args:
             soon: shorten the grace period, because the pods have nothing to save. The peers of a lost worker always get
-                the short one: they cannot save a checkpoint without it.
+                the short one: they cannot save a checkpoint without that worker.
         """
         for pod in pods:
             if pod.uid in self.delete:

@@ -1,4 +1,4 @@
-"""The profile gke-tcpxo: GPUDirect-TCPXO of GKE's a3-megagpu-8g nodes, as Google publishes it. Not run on GKE.
+"""The profile gke-tcpxo: GPUDirect-TCPXO of GKE's a3-megagpu-8g nodes, as Google publishes it. Not tested on GKE.
 
 Sources: github.com/GoogleCloudPlatform/container-engine-accelerators, folder gpudirect-tcpxo, commit 992db81 (2026-06):
 README.md (release of 9 January 2026: versions and NCCL's settings), nccl-test-latest.yaml (annotations, volumes and

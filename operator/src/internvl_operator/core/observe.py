@@ -139,7 +139,7 @@ class RankAnswers:
 
 @dataclass(frozen=True)
 class Silence:
-    """For how many seconds a pod has not answered and its node's Lease has not been renewed, as a suspect.
+    """For how many seconds a suspected pod has not answered, and its node's Lease has not been renewed.
 
     `renewal`: seconds between two renewals of a healthy node.
     """
@@ -256,7 +256,7 @@ def _container(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def _others(spec: dict[str, Any], status: dict[str, Any]) -> Iterator[OtherContainer]:
-    """The containers beside the trainer's; an init container that always restarts holds it only until its start."""
+    """The containers beside the trainer's. An init container that always restarts delays it until it has started."""
     restarting = {
         each.get("name") for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"
     }

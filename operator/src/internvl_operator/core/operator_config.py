@@ -106,7 +106,7 @@ class OperatorConfig:
     stage_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "512Mi"}})
     worker_resources: dict[str, Any] = field(default_factory=lambda: {"requests": {"cpu": "1", "memory": "2Gi"}})
     prices: Prices = field(default_factory=Prices)
-    notices: bool = False  # whether webhooks are told of the ends of runs
+    notices: bool = False  # whether webhooks are called when a run ends
     retry_base: float = 10.0
     retry_cap: float = 300.0
     settle: float = 5.0

@@ -150,7 +150,7 @@ def _object(raw: object) -> dict[str, Any]:
 
 
 def _read_in_part(model: type[M], raw: dict[str, Any]) -> M:
-    """The model without what it does not understand: a value, or the entry of a list or map that needs that value.
+    """The model of `raw` without what it refuses: a value, or the entry of a list or map that cannot do without it.
 
     A newer operator may have written a condition or a stage that this one does not know; the others still count.
     """

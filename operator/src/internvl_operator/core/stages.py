@@ -58,7 +58,7 @@ def in_order(spec: InternVLFineTuneSpec, known: Sequence[StageStatus]) -> list[S
 def current(entries: Sequence[StageStatus]) -> Stage | None:
     """The stage that has begun and is not done, else the first that is not done; None when all are done.
 
-    An upgraded operator may know a new stage before the one that has begun; it follows when that one is done.
+    After an upgrade, a new stage may stand before the one that has begun; the begun one is finished first.
     """
     left = [entry for entry in entries if entry.state not in DONE]
     begun = [entry for entry in left if entry.attempt > 0]

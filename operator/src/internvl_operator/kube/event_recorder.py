@@ -63,7 +63,7 @@ class EventRecorder:
             except ApiError as error:
                 metrics.EVENTS_DROPPED.inc()
                 logger.debug("event dropped: %s", error)
-            except Exception:  # the next event may be sent
+            except Exception:  # one failure must not end the thread
                 metrics.EVENTS_DROPPED.inc()
                 logger.exception("event dropped")
 

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """Which objects of a kind, by selectors of labels and fields; `keep` makes the copy that waits for a list's end."""
+    """Which objects of a kind, by selectors of labels and fields.
+
+    `keep` makes the smaller copy that is held until all pages of a list are read.
+    """
 
     labels: str = ""
     fields: str = ""

@@ -107,7 +107,7 @@ class NodeWatch:
             if self._suspects:
                 try:
                     self.look()
-                except Exception:  # the thread watches the nodes of every run
+                except Exception:  # one failure must not end the thread
                     logger.exception("unexpected error in a look at nodes")
 
     def _read(self, node: str) -> None:

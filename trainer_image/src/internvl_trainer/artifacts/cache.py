@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 class Cache:
     """Entries under `root`. Those that no process uses have at most about `limit` bytes together.
 
-    A model in use can be larger than the limit; counted in, it would throw out every picture. Checked after each
-    twentieth of the limit was added.
+    A model in use may be larger than the limit; counting it would evict every picture. The limit is checked whenever a
+    twentieth of it has been added.
     """
 
     def __init__(self, root: Path, limit: int, namespace: str = "") -> None:

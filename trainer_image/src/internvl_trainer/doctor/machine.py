@@ -36,7 +36,8 @@ class Gpu:
     Attributes:
         memory, used: bytes.
         uncorrected: uncorrectable memory errors since the driver was loaded.
-        remap_pending, remap_failed: spare rows that replace broken memory wait for a reset; there are none left.
+        remap_pending: replacing broken rows of memory needs a reset.
+        remap_failed: no spare rows of memory are left.
         slowed: why the clock is held down, by heat or power; empty when it is not.
         links, links_down: NVLinks in all and inactive.
     """
@@ -71,7 +72,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """An all-reduce over the processes of this machine; bytes per second of bus bandwidth, as nccl-tests counts it."""
+    """An all-reduce over `processes`; `rate`: bytes per second of bus bandwidth, as nccl-tests counts it."""
 
     backend: str
     processes: int

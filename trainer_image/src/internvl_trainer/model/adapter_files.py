@@ -70,7 +70,7 @@ def load_adapter(
     """Add a saved adapter to a model that has none.
 
     Args:
-        shard: of the language model, where this process has no more of it.
+        shard: of the language model, that this process has; None: it has the whole model.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the model.

@@ -162,7 +162,7 @@ def _generate(
             pad_token_id=padding,
         )
     except RuntimeError as error:
-        # Of a model on several GPUs only this one may be full, and the others would wait for its part of the batch.
+        # With a sharded model, the other GPUs may have room: halving the batch here alone would leave them waiting.
         if len(prompts) == 1 or loaded.shard is not None or not is_gpu_out_of_memory(error):
             raise
         logger.warning("the GPU has no memory for %d prompts at a time; answering half as many", len(prompts))

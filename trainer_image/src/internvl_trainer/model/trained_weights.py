@@ -77,7 +77,7 @@ def load_trained(model: Adaptable, directory: str | Path, base: Source, *, shard
 
     Args:
         base: the checkpoint that `model` was loaded from.
-        shard: of the language model, where this process has no more of it.
+        shard: of the language model, that this process has; None: it has the whole model.
 
     Raises:
         CheckpointError: a file is missing or damaged, does not fit the model, or belongs to another one.

@@ -50,7 +50,7 @@ def compare(record: Record) -> Comparisons:
 
 
 def compare_figures(baseline: Figures, final: Figures, predictions: Mapping[str, Answers]) -> Comparisons:
-    """The same of figures and rows from anywhere."""
+    """Compare given figures, with intervals from the given rows."""
     compared: Comparisons = {}
     for task, rows in metric_rows(baseline, final):
         differences = {

@@ -149,7 +149,7 @@ def _sample(
 
 
 def _boxes(before: Row | None, after: Row | None, row: Row) -> Boxes:
-    """The boxes of a row with one picture: of several, nobody knows which one they are of."""
+    """The boxes of a row with exactly one picture; with several, a box does not say which picture it is in."""
     if len(RowMedia.from_fields(row).images) != 1:
         return {}
     references = [text for text in row.get("references") or () if isinstance(text, str)]

@@ -105,7 +105,7 @@ def _fetched(root: str, name: str) -> tuple[list[str], str]:
 
 
 def _base(source: str) -> tuple[list[str], str]:
-    """The same of the base model."""
+    """The command that fetches the base model (empty where it is on a disk), and its path."""
     if match := _HUB.fullmatch(source):
         revision = ["--revision", match["revision"]] if match["revision"] else []
         return ["hf", "download", match["name"], *revision, "--local-dir", "base"], "base"

@@ -43,7 +43,7 @@ class CheckedRows:
 
 
 def count_used(dataset: OpenDataset | OpenPairs) -> int:
-    """The number of the file's rows that an epoch uses: all of them or the first ones."""
+    """How many of the file's rows an epoch uses: all, or only the first ones."""
     return min(len(dataset.index), dataset.description.count_rows(len(dataset.index)))
 
 

@@ -118,7 +118,7 @@ def check_in_shards(
     processes: int,
     tell: Callable[[int], None] = lambda rows: None,
 ) -> list[Counted]:
-    """Folded findings of the chosen rows, in their order, as one process would find them.
+    """Check the chosen rows in shards; the findings, equal warnings merged, are those of one process in the same order.
 
     Args:
         chosen: numbers of the file's rows, ascending.

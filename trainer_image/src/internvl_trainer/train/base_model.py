@@ -38,7 +38,7 @@ class BaseModel:
         config: of the run.
         directory: with configuration and tokenizer, and the weights where they are fetched.
         entries: the stored tensors, there or at their source.
-        resumes: a checkpoint is expected to have what learns, so that this is not read from the base model.
+        resumes: whether a checkpoint should have the trainable weights, so that the base model's are not read.
     """
 
     config: RunConfig

@@ -131,7 +131,7 @@ class Checkpoints:
         self.in_flight = flight
 
     def ready(self) -> float:
-        """This rank's part of the sum that `advance` gets: as many as ranks when the next phase can begin.
+        """This rank's term of the sum that `advance` gets; the next phase begins when the sum is the number of ranks.
 
         Every rank counts 1 when its files are stored; rank 0 then counts for all when the manifest is written. Raises
         the background's error.
@@ -242,7 +242,7 @@ class Checkpoints:
         return stored
 
     def _advance(self) -> Saved | None:
-        """The next phase of the checkpoint in flight; the figures when there is none."""
+        """Do the next phase of the checkpoint in flight. Returns its figures after the last phase, else None."""
         flight = self.in_flight
         assert flight is not None
         if not flight.is_stored:

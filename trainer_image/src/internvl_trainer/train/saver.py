@@ -89,7 +89,7 @@ class Saver:
             self._report(self.checkpoints.finish())
 
     def save_before_stop(self, step: int) -> str:
-        """Save the steps since the last checkpoint if the grace period has time for it; else why not, for a message."""
+        """Save the steps since the last checkpoint, if the grace period has time; return why not, if not."""
         kept = ""
         if step > self.step:
             if self._has_time():

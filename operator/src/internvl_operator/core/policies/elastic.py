@@ -72,7 +72,7 @@ def after_refusal(context: ReconcileContext, stage: Stage, reason: str, message:
 
 
 def after_failed_start(context: ReconcileContext, stage: Stage, why: str) -> Decision | None:
-    """End a try with all workers in which some never start: the smaller group did train. None outside of a try."""
+    """End a try to grow when some workers never start: a smaller group has trained before. None outside of a try."""
     known = context.status.elastic
     if known is None or known.growing_from is None:
         return None

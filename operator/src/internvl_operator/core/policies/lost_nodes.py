@@ -45,7 +45,7 @@ def lost(run: Run, pods: Sequence[Pod], silences: Mapping[str, Silence]) -> froz
 
 
 def is_fenced(spec: InternVLFineTuneSpec) -> bool:
-    """Whether nothing that a pod of an ended attempt writes can count."""
+    """Whether writes of a pod of an ended attempt do no harm: they go to object storage, or to no shared volume."""
     return spec.output.startswith("s3://") and all(
         bool(volume.get("persistentVolumeClaim", {}).get("readOnly")) or any(kind in volume for kind in _LOCAL)
         for volume in spec.pod_template.volumes

@@ -1,4 +1,4 @@
-"""The way out of a run's pods: the administrator's proxies and certificate authorities, as variables of the trainer."""
+"""How a run's pods reach other networks: the administrator's proxies and authorities, as variables of the trainer."""
 
 from pathlib import PurePosixPath
 from typing import Any

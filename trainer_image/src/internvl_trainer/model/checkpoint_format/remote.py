@@ -121,7 +121,7 @@ def _read_header(source: RangeSource, file: StoredFile) -> list[RemoteEntry]:
 
 
 def in_order(reads: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
-    """What each read gives, in their order; so many are under way at a time, with 0 none before it is asked for."""
+    """The results of the reads, in order. Up to `threads` reads run ahead; with 0, each starts when it is asked for."""
     if threads == 0:
         yield from (read() for read in reads)
         return
