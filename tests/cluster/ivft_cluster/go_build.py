@@ -18,6 +18,10 @@ from ivft_cluster.paths import PACKAGE, cache_dir, content_hash, locked
 from ivft_cluster.shell import HarnessError, run
 
 SOURCES = PACKAGE / "go"
+# A quarter less CPU time than by default: no debug information (-s and -w remove it anyway), no inlining, one thread a
+# package, and a compiler that frees memory only near a limit.
+QUICK = "-dwarf=false -l -c=1"
+COMPILER_MEMORY = {"GOGC": "off", "GOMEMLIMIT": "3GiB"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class GoProgram:
         with log.open("a") as sink:
             sink.write(go("mod", "tidy", folder=work))
         flags = ["-trimpath", "-mod=mod", "-ldflags", " ".join(("-s -w", *self.ldflags)), "-tags", ",".join(self.tags)]
-        flags += ["-gcflags=all=-dwarf=false"]  # what -s and -w remove need not be made: an eighth of the time
+        flags += [f"-gcflags=all={QUICK}"]
         for binary, package in self.binaries.items():
             run([_go(), "build", *flags, "-o", work / "out" / binary, package], cwd=work, env=environment(), log=log)
         for link in self.links:
@@ -121,6 +125,7 @@ def remove_intermediates() -> None:
 def environment() -> dict[str, str]:
     return {
         **os.environ,
+        **COMPILER_MEMORY,
         "CGO_ENABLED": "0",
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-modcacherw -buildvcs=false",
