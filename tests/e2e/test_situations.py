@@ -228,7 +228,9 @@ def test_a_missing_claim_is_named_with_its_field(place: Callable[[str], Platform
     assert "create that PersistentVolumeClaim, or correct its name" in why.stdout
 
 
-def test_two_runs_whose_quota_has_room_for_one_group_both_succeed(place: Callable[[str], Platform], holds: Holds) -> None:
+def test_two_runs_whose_quota_has_room_for_one_group_both_succeed(
+    place: Callable[[str], Platform], holds: Holds
+) -> None:
     team = place("half")
     # room for half a group at first
     in_vain = wait_for("the quota has refused a part of a group", lambda: holds.in_vain(team.namespace, size=2))
