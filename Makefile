@@ -22,7 +22,7 @@ FLOOR := 1.34
 FLOOR_TESTS := $(patsubst %,tests/controller/test_%.py,applier_server disruptions_server gang_server operator \
 	refused_status_server rights_server)
 
-.PHONY: help demo demo-down test test-unit test-cluster test-training test-floor chaos soak lint typecheck generate verify fuzz bench bench-scale bench-real-size test-gpu bench-gpu images lock krew release docs docs-serve setup clean
+.PHONY: help demo demo-down test test-unit test-cluster test-servers test-training test-floor chaos soak lint typecheck generate verify fuzz bench bench-scale bench-real-size test-gpu bench-gpu images lock krew release docs docs-serve setup clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,14 +47,19 @@ demo-down: $(STAMP) ## remove every trace of the demo
 
 test: setup verify ## run every test: unit, contract, integration, end to end (KUBERNETES=1.36 selects a release)
 	$(MAKE) --no-print-directory test-unit
-	# a cluster mostly waits, training mostly computes: together they take little longer than either
-	$(MAKE) --no-print-directory -j2 -k test-cluster test-training
+	# pods mostly wait, training mostly computes: together they take little longer than the longest
+	$(MAKE) --no-print-directory -j3 -k test-cluster test-servers test-training
 
-test-cluster: setup ## the tests that need a server or the two-node cluster
-	set -o pipefail; $(PY) -m pytest --instafail -m '(integration or e2e) and not soak' | sed -u 's/^/cluster  | /'
+test-cluster: setup ## the tests that need the two-node cluster
+	set -o pipefail; $(PY) -m pytest --instafail -m '(integration or e2e) and not soak' tests/cluster tests/e2e \
+		| sed -u 's/^/cluster  | /'
+
+test-servers: setup ## the tests that need an API server or an S3 server, without nodes
+	set -o pipefail; nice -n 4 $(PY) -m pytest --instafail -m 'integration and not e2e and not soak' --ignore tests/cluster \
+		| sed -u 's/^/servers  | /'
 
 test-training: $(STAMP) ## the slow tests that need neither: training, models, processes
-	set -o pipefail; nice -n 5 $(PY) -m pytest --instafail -m 'slow and not integration and not e2e and not gpu and not soak' \
+	set -o pipefail; nice -n 6 $(PY) -m pytest --instafail -m 'slow and not integration and not e2e and not gpu and not soak' \
 		| sed -u 's/^/training | /'
 
 test-floor: $(STAMP) ## run the API server's tests on the oldest supported Kubernetes
