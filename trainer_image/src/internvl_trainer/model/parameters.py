@@ -53,9 +53,16 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
     import deepspeed
     import torch._dynamo  # its first import fails inside zero.Init, which patches its classes half-way
 
+    class PartitionedInit(deepspeed.zero.Init):  # type: ignore[misc]
+        """DeepSpeed's own sends each parameter from rank 0 to all, although it has no values yet."""
+
+        def _zero_init_param(self, parameter: Any) -> None:
+            self._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+
     # The dtype is set in the config because CPUs without fp16 make zero.Init ignore its own argument.
     precision = {"bf16": {"enabled": dtype == torch.bfloat16}, "fp16": {"enabled": dtype == torch.float16}}
-    return deepspeed.zero.Init(config_dict_or_path={**zero3_config, **precision})
+    return PartitionedInit(config_dict_or_path={**zero3_config, **precision})
 
 
 def fill_parameters(
