@@ -232,8 +232,9 @@ def _sum(values: Sequence[float], group: Any) -> list[float]:
 def join_group(rendezvous: Rendezvous, device: str) -> Group:
     """Join the other ranks. Raises Unavailable when they do not come in time."""
     wait_for_master(rendezvous)
-    import deepspeed
     import torch
+
+    from internvl_trainer.import_deepspeed import deepspeed
 
     if device == "cpu":
         # DeepSpeed compiles its ops on first use, which takes minutes and a compiler; gloo needs none.

@@ -48,7 +48,7 @@ def _register_borrowed(module: nn.Module, head: nn.Module) -> None:
     """Let ZeRO-3 gather the head's parameters when `module` runs."""
     for parameter in head.parameters():
         if hasattr(parameter, "ds_id"):
-            import deepspeed
+            from internvl_trainer.import_deepspeed import deepspeed
 
             deepspeed.zero.register_external_parameter(module, parameter)
 

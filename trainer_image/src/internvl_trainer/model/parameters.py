@@ -50,8 +50,9 @@ def _placement(zero3_config: Mapping[str, Any] | None, dtype: torch.dtype) -> An
         from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
         return init_empty_weights(include_buffers=False)
-    import deepspeed
     import torch._dynamo  # its first import fails inside zero.Init, which patches its classes half-way
+
+    from internvl_trainer.import_deepspeed import deepspeed
 
     class PartitionedInit(deepspeed.zero.Init):  # type: ignore[misc]
         """DeepSpeed's own sends each parameter from rank 0 to all, although it has no values yet."""
@@ -210,7 +211,7 @@ def _fill_with_zeros(
 
 
 def _fill_swapped(parameter: nn.Parameter, values: Values) -> None:
-    import deepspeed
+    from internvl_trainer.import_deepspeed import deepspeed
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if torch.distributed.get_rank() == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 from internvl_api.run_config import RunConfig
@@ -13,6 +12,7 @@ from internvl_api.run_config import RunConfig
 from internvl_trainer.data.collate import HOST_TENSORS
 from internvl_trainer.data.loader import Batch, Window
 from internvl_trainer.distributed import Group
+from internvl_trainer.import_deepspeed import deepspeed
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.optimizer_shards import begin_optimizer_state
 from internvl_trainer.train.step_losses import StepLosses

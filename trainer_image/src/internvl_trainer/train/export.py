@@ -127,7 +127,7 @@ def full_tensors(
     Args:
         owner: the rank that gets a parameter.
     """
-    import deepspeed
+    from internvl_trainer.import_deepspeed import deepspeed
 
     for name, parameter in engine.module.named_parameters():
         if only_trainable and not parameter.requires_grad:

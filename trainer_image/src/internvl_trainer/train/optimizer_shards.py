@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+
+from internvl_trainer.import_deepspeed import deepspeed
 
 WEIGHT = "weight"
 KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")
@@ -46,18 +42,18 @@ class Fragment:
         padded = torch.zeros_like(owned)
         padded[: self.length] = values.to(owned.device)
         if kind == WEIGHT:
-            safe_set_local_fp32_param(self._parameter, padded)
+            deepspeed.utils.safe_set_local_fp32_param(self._parameter, padded)
         else:
-            safe_set_local_optimizer_state(self._parameter, padded, kind)
+            deepspeed.utils.safe_set_local_optimizer_state(self._parameter, padded, kind)
 
     def _owned(self, kind: str) -> torch.Tensor:
         owned: torch.Tensor
         if not hasattr(self._parameter, "ds_id"):
             owned = self._parameter._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind)
         elif kind == WEIGHT:
-            owned = safe_get_local_fp32_param(self._parameter)
+            owned = deepspeed.utils.safe_get_local_fp32_param(self._parameter)
         else:
-            owned = safe_get_local_optimizer_state(self._parameter, kind)
+            owned = deepspeed.utils.safe_get_local_optimizer_state(self._parameter, kind)
         return owned
 
 
