@@ -23,6 +23,7 @@ from markupsafe import Markup
 from internvl_trainer.report.comparison import Comparisons, compare
 from internvl_trainer.report.head import data_advice, head_facts
 from internvl_trainer.report.judgement import evidence, judge
+from internvl_trainer.report.published import published
 from internvl_trainer.report.record import Record
 from internvl_trainer.report.samples import Sample, data_uri
 from internvl_trainer.report.strips import make_strips
@@ -71,6 +72,7 @@ def render_page(
         uses=uses,
         advice=data_advice(record),
         compared=compared,
+        published=published(record),
         figures=figures,
         samples=samples,
         strips=make_strips(record),
