@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.spec import evaluation
 from internvl_api.types import ApiModel
+from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
+from internvl_trainer.cli.main import parse
 from ivft_cluster.paths import CHECKOUT
 
 GUIDES = sorted((CHECKOUT / "docs/guides").glob("*.md"))
@@ -83,6 +86,20 @@ def test_snippets_parse(page: Path) -> None:
         yaml.safe_load(text)
     for line in "".join(blocks(page, "json")).splitlines():
         json.loads(line)
+
+
+@pytest.mark.parametrize("page", of_each(PAGES))
+def test_commands_in_a_page_are_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kubectl_ivft(["--help"])
+    plugin = set(re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
+    for line in "".join(blocks(page, "")).replace("\\\n", " ").splitlines():
+        for program, rest in re.findall(r"^(?:\$ )?(internvl-trainer|kubectl ivft) (.*)", line.strip()):
+            words = shlex.split(re.split(r" #|  | [>|&]", rest)[0])
+            if program == "kubectl ivft":
+                assert words[0] in plugin | {"--help"}, line
+            elif "--help" not in words:
+                parse(words)
 
 
 @pytest.mark.parametrize("page", of_each(GUIDES))
