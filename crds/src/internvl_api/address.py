@@ -18,6 +18,9 @@ WHOLE = {"addresses": "whole"}
 IDENTIFIED = {"addresses": "identified"}
 """Serialisation context that adds a digest of the whole address where a part is hidden: to compare configurations."""
 
+OBJECT_STORES = ("s3://", "gs://", "az://")
+"""Schemes of the object stores that a run reads from and writes to."""
+
 HIDDEN = "…"
 # The scheme of an address within a text; what follows it, up to white space or a quote, is the address.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)", re.IGNORECASE)
@@ -84,8 +87,8 @@ def credentials_message(text: str) -> str:
     """The message about credentials in an address, and where they belong; it shows none of them."""
     return (
         f"found a user name or a password in {redact_address(text)}; an address is stored and shown, so remove them. "
-        "Keys of s3:// belong in secrets.objectStorage; for a signed https:// URL write ?$(SOURCE_NAME) as its query, "
-        "and set the variable SOURCE_NAME in podTemplate.env from a Secret"
+        "Keys of object storage belong in secrets.objectStorage; for a signed https:// URL write ?$(SOURCE_NAME) as "
+        "its query, and set the variable SOURCE_NAME in podTemplate.env from a Secret"
     )
 
 
@@ -128,7 +131,7 @@ def _without_user(scheme: str, rest: str) -> str:
     if scheme.endswith(_AT_REVISION):
         return rest
     authority = re.split(r"[/?#;]", rest, maxsplit=1)[0]
-    known = scheme.endswith((*_WEB, "s3://"))
+    known = scheme.endswith((*_WEB, *OBJECT_STORES))
     if not known and ":" not in rest.partition("@")[0]:  # a user without a password, as in ssh://git@host
         return rest
     if "@" in authority:

@@ -1,4 +1,4 @@
-"""pytest fixtures: `api_server`, `s3_server`, `cluster`. Loaded by tests/conftest.py."""
+"""pytest fixtures: `api_server`, `s3_server`, `gcs_server`, `azurite`, `cluster`. Loaded by tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from ivft_cluster import images, machine
 from ivft_cluster.api_server import ApiServer
+from ivft_cluster.azurite import Azurite
 from ivft_cluster.cluster import Cluster
+from ivft_cluster.gcs_server import GcsServer
 from ivft_cluster.paths import CHECKOUT, cache_dir, content_hash
 from ivft_cluster.s3 import S3Server
 
@@ -29,6 +31,30 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server on loopback; make a bucket for each test."""
     server = S3Server.on_loopback(tmp_path_factory.mktemp("s3"))
+    server.start()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.delete()
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """An emulator of Google Cloud Storage on loopback; make a bucket for each test."""
+    server = GcsServer.on_loopback(tmp_path_factory.mktemp("gcs"))
+    server.start()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.delete()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """An emulator of Azure Blob Storage on loopback; make a container for each test."""
+    server = Azurite.on_loopback(tmp_path_factory.mktemp("azurite"))
     server.start()
     try:
         server.wait_ready()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivft_cluster import go_build, images, releases
+from ivft_cluster import azurite, go_build, images, releases
 from ivft_cluster.contexts import COMPONENTS
 from ivft_cluster.go_build import GoProgram
 from ivft_cluster.paths import locked
@@ -45,8 +45,9 @@ def setup(*, tests: bool = True) -> None:
     with phase("Debian packages"):
         install_packages()
     wanted = (*releases.programs(), *(releases.extra_programs() if tests else ()))
-    with ThreadPoolExecutor(2) as pool:  # compilers use the CPU, image builds mostly wait for archives and disks
+    with ThreadPoolExecutor(3) as pool:  # compilers use the CPU, image builds mostly wait for archives and disks
         steps = [pool.submit(_build_programs, wanted), pool.submit(_build_images)]
+        steps += [pool.submit(_install_azurite)] if tests else []
         for step in steps:
             step.result()
 
@@ -64,6 +65,11 @@ def _build_programs(programs: Iterable[GoProgram]) -> None:
         with phase(f"{program.name} {program.version}", live=False):
             program.build()
     go_build.remove_intermediates()
+
+
+def _install_azurite() -> None:
+    with phase(f"Azurite {azurite.VERSION}", live=False):
+        azurite.install()
 
 
 def _build_images() -> None:

@@ -1,4 +1,4 @@
-"""A folder and a bucket of a real S3 server behind the same interface."""
+"""A folder, a bucket of a real S3 server, and those of emulators of other clouds behind the same interface."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts.storage import Storage, open_storage
+from ivft_cluster.azurite import Azurite
+from ivft_cluster.gcs_server import GcsServer
 from ivft_cluster.s3 import S3Server
 
-KINDS = [pytest.param("folder", id="folder"), pytest.param("s3", id="s3", marks=pytest.mark.integration)]
+_BUCKETS = {"s3": "bucket", "gs": "gs_bucket", "az": "az_container"}  # fixtures
+STORES = [pytest.param(name, marks=pytest.mark.integration) for name in _BUCKETS]
 
 
 @pytest.fixture
@@ -35,19 +38,44 @@ def bucket(s3_env: S3Server) -> Iterator[str]:
     client.delete_bucket(Bucket=name)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture
+def gs_bucket(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket's URI, and the emulator's address in this process's environment."""
+    for name, value in gcs_server.env.items():
+        monkeypatch.setenv(name, value)
+    forget_client()
+    return gcs_server.new_bucket()
+
+
+@pytest.fixture
+def az_container(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new container's URI, and the emulator's account in this process's environment."""
+    for name, value in azurite.env.items():
+        monkeypatch.setenv(name, value)
+    forget_client()
+    return azurite.new_container()
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> str:
+    """The URI of an empty bucket or container, once on each object store."""
+    return str(request.getfixturevalue(_BUCKETS[request.param]))
+
+
+@pytest.fixture(params=["folder", *STORES])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty storage, once on disk and once on S3."""
+    """An empty storage, once on disk and once on each object store."""
     if request.param == "folder":
         return open_storage(str(tmp_path / "output"), field="spec.output")
-    return open_storage(f"{request.getfixturevalue('bucket')}/team/run", field="spec.output")
+    return open_storage(f"{request.getfixturevalue(_BUCKETS[request.param])}/team/run", field="spec.output")
 
 
 def forget_client() -> None:
     """Credentials are read when the client is made."""
-    from internvl_trainer.artifacts import s3
+    from internvl_trainer.artifacts import azure, gcs, s3
 
-    s3._client.cache_clear()
+    for module in (azure, gcs, s3):
+        module._client.cache_clear()
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-"""Two processes want one output on a real S3 server; one of them is killed while it holds it."""
+"""Two processes want one output in an object store; one of them is killed while it holds it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts.storage import open_storage
@@ -51,8 +50,8 @@ def start(uri: str, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", WRITER, uri, name], stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_never_write_at_once(bucket: str, tmp_path: Path) -> None:
-    uri = f"{bucket}/run"
+def test_two_processes_never_write_at_once(store: str) -> None:
+    uri = f"{store}/run"
     storage = open_storage(uri, field="spec.output")
     storage.write("count", b"0")
     killed = start(uri, "killed")

@@ -21,6 +21,7 @@ from trainer.artifacts.finished_run import BASELINE, FIGURES, TASK, bytes_of, le
 from trainer.artifacts.report_stand_in import CARD, PAGE, stand_ins
 from trainer.runs import GOLDEN, make_config
 
+SERVED = ("s3://", "gs://")
 FULL: dict[str, Any] = {
     "method": "lora",
     "merge": {"formats": ["upstream"]},
@@ -51,7 +52,7 @@ def test_everything_that_a_run_made_is_published(storage: Storage, reporter: Rep
     result = publish(RunContext("publish", config, storage, reporter))
     found = contents(storage)
     evaluation = json.loads(found.pop("evaluation.json"))
-    serving = {"serve": f"{storage.uri}/artifacts/serve.yaml"} if storage.uri.startswith("s3://") else {}
+    serving = {"serve": f"{storage.uri}/artifacts/serve.yaml"} if storage.uri.startswith(SERVED) else {}
     if serving:
         assert storage.uri.encode() in found.pop("serve.yaml")  # tests/trainer/report has the rest
     assert evaluation == {"baseline": BASELINE, "final": FIGURES, "condition": "CIDEr > baseline.CIDEr"}
@@ -102,7 +103,7 @@ def test_a_full_run_publishes_the_model_that_training_wrote(storage: Storage, re
     found = contents(storage)
     assert found.items() >= expected.items()
     made = {"README.md", "run.yaml", "report/index.html", "report/loss.png"}
-    assert found.keys() - expected.keys() == made | ({"serve.yaml"} if storage.uri.startswith("s3://") else set())
+    assert found.keys() - expected.keys() == made | ({"serve.yaml"} if storage.uri.startswith(SERVED) else set())
     assert {"adapter", "evaluation"}.isdisjoint(result.artifacts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from internvl_trainer.artifacts import https, ranges
@@ -10,10 +10,9 @@ from internvl_trainer.artifacts.checked_connection import ENV_ALLOW_PRIVATE
 from internvl_trainer.artifacts.hub import HubFiles, repository
 from internvl_trainer.artifacts.range_sources import open_ranges
 from internvl_trainer.artifacts.ranges import RangesUnsupported, RemoteFile, SourceChanged
-from internvl_trainer.artifacts.storage import StoredFile
+from internvl_trainer.artifacts.storage import StoredFile, open_storage
 from internvl_trainer.errors import AccessDenied, Unavailable
 from ivft_cluster.pki import Authority
-from ivft_cluster.s3 import S3Server
 from tenacity import wait_none
 from trainer.artifacts.conftest import forget_client
 from trainer.artifacts.web_server import COMMIT, HubStandIn, S3StandIn, WebServer, serving
@@ -133,16 +132,12 @@ def test_a_folder_is_read_in_place() -> None:
     assert open_ranges("pvc://models/base", field=FIELD) is None
 
 
-@pytest.mark.integration
-def test_a_real_s3_server_gives_ranges_of_one_version(bucket: str, s3_env: S3Server) -> None:
-    write: Callable[[bytes], object] = lambda data: s3_env.client().put_object(  # noqa: E731
-        Bucket=bucket.removeprefix("s3://"), Key=f"base/{NAME}", Body=data
-    )
-    write(DATA)
-    source = open_ranges(f"{bucket}/base", field=FIELD)
+def test_an_object_store_gives_ranges_of_one_version(store: str) -> None:
+    storage, source = open_storage(f"{store}/base", field=FIELD), open_ranges(f"{store}/base", field=FIELD)
     assert source is not None
+    storage.write(NAME, DATA)
     (file,) = source.list()
     assert RemoteFile(source, file).read(1000, 70_000) == DATA[1000:70_000]
-    write(DATA[::-1])
+    storage.write(NAME, DATA[::-1])
     with pytest.raises(SourceChanged):
         RemoteFile(source, file).read(1000, 2000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,9 +27,12 @@ logger = logging.getLogger(__name__)
 ENV_TERMINATION_LOG = "INTERNVL_TERMINATION_LOG"
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN", "HF_WRITE_TOKEN",
+    "GOOGLE_APPLICATION_CREDENTIALS_JSON", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET",
     "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "WANDB_API_KEY", "SWANLAB_API_KEY",
 )  # fmt: skip
 SOURCE_VARIABLES = "SOURCE_"  # variables that an address may name as its query, $(SOURCE_NAME)
+_KEY_PART = re.compile(r"[A-Za-z0-9+/%]{40,}={0,2}")  # of a connection string or of a key in JSON
 _SHORTEST_SECRET = 6  # redacting a shorter value would remove ordinary words
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -140,8 +144,9 @@ def redact(text: str) -> str:
     sources = [name for name in os.environ if name.startswith(SOURCE_VARIABLES)]
     for name in (*_SECRET_VARIABLES, *sources):
         value = os.environ.get(name, "").strip()  # a message may show the end of the line in another way
-        if len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, f"<{name}>")
+        for secret in (value, *_KEY_PART.findall(value.replace("\\n", "\n"))):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, f"<{name}>")
     return redact_addresses(text)
 
 

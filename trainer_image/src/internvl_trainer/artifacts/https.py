@@ -186,7 +186,7 @@ class HttpsSource:
             raise UserError(
                 "UnsupportedSource",
                 f"{self._place(key)}: the server tells no size, so a cut file could not be told from a whole one; "
-                "put it on s3:// or a PVC",
+                "put it in object storage or on a PVC",
                 self._field,
             )
         return int(told)
@@ -206,7 +206,9 @@ class HttpsSource:
             return UserError("NotFound", f"found no file {place}; check the URL", self._field)
         if status in (401, 403):
             return AccessDenied(
-                "AccessDenied", f"{place} was refused ({status}); use a public or a signed URL, or s3://", self._field
+                "AccessDenied",
+                f"{place} was refused ({status}); use a public or a signed URL, or object storage",
+                self._field,
             )
         return Unavailable("ServerUnavailable", f"{place}: the server answered {status}", self._field)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from internvl_api.address import Address, reveal
+from internvl_api.address import OBJECT_STORES, Address, reveal
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.https import HttpsSource
 from internvl_trainer.artifacts.ranges import RangeSource
-from internvl_trainer.artifacts.s3 import S3Storage
+from internvl_trainer.artifacts.storage import open_object_storage
 
 
 def open_ranges(uri: str, *, field: str) -> RangeSource | None:
@@ -18,4 +18,4 @@ def open_ranges(uri: str, *, field: str) -> RangeSource | None:
         return hub.HubFiles(repo, hub.commit_of(repo))
     if uri.startswith("https://"):
         return HttpsSource(uri, field=field)
-    return S3Storage(reveal(uri), field=field) if uri.startswith("s3://") else None
+    return open_object_storage(reveal(uri), field=field) if uri.startswith(OBJECT_STORES) else None

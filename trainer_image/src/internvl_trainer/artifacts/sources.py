@@ -1,4 +1,4 @@
-"""The inputs of a run: checkpoints, annotation files and media from s3://, hf://, https://, PVCs and paths."""
+"""The inputs of a run: checkpoints, annotation files and media from object stores, hf://, https://, PVCs and paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from internvl_api.address import Address, reveal
+from internvl_api.address import OBJECT_STORES, Address, reveal
 
 from internvl_trainer.artifacts import hub
 from internvl_trainer.artifacts.archives import Archive, archives_in, decompress, is_packed_tar, open_archive
@@ -35,7 +35,8 @@ from internvl_trainer.artifacts.storage import Storage, StoredFile, inside, loca
 from internvl_trainer.errors import AccessDenied, UserError
 
 _PARALLEL_FILES = 8
-_LONGEST_KEY = 1024  # bytes of a key of S3
+_LONGEST_KEY = 1024  # bytes of a key of an object store
+_REMOTE = (*OBJECT_STORES, "https://")
 _LISTING_LOCK = threading.Lock()  # one thread lists a root, the others wait for its result
 
 
@@ -73,7 +74,7 @@ def describe_directory(uri: str, wanted: Callable[[str], bool], *, field: str) -
         if commit == repo.revision:
             return {"commit": commit}
         return {file.path: hub.digest_of(file) for file in hub.list_files(repo, commit) if wanted(file.path)}
-    if uri.startswith(("s3://", "https://")):
+    if uri.startswith(_REMOTE):
         storage = _open(uri, field)
         files = require_files(storage, storage.list(), field)
         return {file.key: f"{file.etag} {file.size}" for file in files if wanted(file.key)}
@@ -95,7 +96,7 @@ def describe_file(uri: str, digest: Callable[[Path], str], *, field: str) -> str
         commit = hub.commit_of(repo)
         file = None if commit == repo.revision else hub.find_file(repo, commit, path)
         return f"commit {commit}" if file is None else hub.digest_of(file)
-    if not uri.startswith(("s3://", "https://")):
+    if not uri.startswith(_REMOTE):
         path_here = local_path(uri, field=field)
         if not path_here.is_file():
             raise UserError("NotFound", f"found no file {path_here}; check the path", field)
@@ -131,7 +132,7 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_repository(hub.repository(uri, field=field), weights)
-    if not uri.startswith(("s3://", "https://")):
+    if not uri.startswith(_REMOTE):
         folder = _present_folder(local_path(uri, field=field), uri, field)
         for _ in files_below(folder):  # refuses links that lead out of it
             pass
@@ -152,7 +153,7 @@ def has_directory(uri: str, *, field: str) -> bool:
     if uri.startswith("hf://"):
         repo = hub.repository(uri, field=field)
         return _cache().has(_repository_name(repo, hub.commit_of(repo), weights=True))
-    if not uri.startswith(("s3://", "https://")):
+    if not uri.startswith(_REMOTE):
         return False
     return _cache().has(_copy_name(uri, _checkpoint_files(_open(uri, field), field, weights=True)))
 
@@ -172,7 +173,7 @@ def fetch_file(uri: str, *, field: str) -> Path:
     uri = Address(uri)
     if uri.startswith("hf://"):
         return _fetch_from_hub(uri, field)
-    if not uri.startswith(("s3://", "https://")):
+    if not uri.startswith(_REMOTE):
         path = local_path(uri, field=field)
         if not path.is_file():
             raise UserError("NotFound", f"found no file {path}; check the path", field)
@@ -215,7 +216,7 @@ def open_media(root: str, relative: str) -> bytes:
             return _archive(archive, os.getpid()).read(f"{folder}{name}")
         if root.startswith("hf://"):
             return _fetch_from_hub(f"{root.rstrip('/')}/{name}", field).read_bytes()
-        if root.startswith(("s3://", "https://")):
+        if root.startswith(_REMOTE):
             root = root if root.startswith("https://") else Address(reveal(root).rstrip("/"))
             if len(name.encode()) > _LONGEST_KEY:
                 raise MediaMissing(name)
@@ -252,7 +253,7 @@ def _files_of(root: Address, name: str) -> list[str] | None:
         return None
     if root.startswith("hf://"):
         return [path for path in _hub_paths(root) if path.rpartition("/")[0] == name] or None
-    if root.startswith("s3://"):
+    if root.startswith(OBJECT_STORES):
         storage = open_storage(reveal(root).rstrip("/"), field="data.root")
         keys = (file.key for file in islice(storage.list(f"{name}/"), MOST_IN_FOLDER + 1))
         return [key for key in keys if key.rpartition("/")[0] == name] or None
@@ -273,7 +274,7 @@ def _paths_below(root: Address) -> Iterator[str]:
             yield from (name.removeprefix(folder) for name in names if name.startswith(folder))
         elif root.startswith("hf://"):
             yield from _hub_paths(root)
-        elif root.startswith("s3://"):
+        elif root.startswith(OBJECT_STORES):
             yield from (file.key for file in open_storage(reveal(root).rstrip("/"), field="data.root").list())
         elif not root.startswith("https://"):
             yield from paths_below(local_path(root, field="data.root"))
@@ -338,7 +339,7 @@ def _place_in_archive(root: Address) -> tuple[Address, str] | None:
 
 
 def _is_local_folder(root: str, field: str) -> bool:
-    return not root.startswith(("s3://", "hf://", "https://")) and local_path(root, field=field).is_dir()
+    return not root.startswith((*_REMOTE, "hf://")) and local_path(root, field=field).is_dir()
 
 
 def commit_to_pin(uri: str, *, field: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Storage: one interface over a folder and over S3, rooted at a URI."""
+"""Storage: one interface over a folder and over object stores, rooted at a URI."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, TypeVar
 
+from internvl_api.address import OBJECT_STORES
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from internvl_trainer.artifacts.links import check_inside
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
+
+if TYPE_CHECKING:
+    from internvl_trainer.artifacts.object_storage import ObjectStorage
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +141,25 @@ class Storage(Protocol):
 
 
 def open_storage(uri: str, *, field: str) -> Storage:
-    """The storage rooted at `uri`: s3://bucket/prefix, pvc://claim/path or a path. `field` is named in errors."""
-    if uri.startswith("s3://"):
-        from internvl_trainer.artifacts.s3 import S3Storage  # boto3 is not needed for plain paths
-
-        return S3Storage(uri, field=field)
+    """The storage rooted at `uri`: of an object store, pvc://claim/path or a path. `field` is named in errors."""
+    if uri.startswith(OBJECT_STORES):
+        return open_object_storage(uri, field=field)
     return FolderStorage(local_path(uri, field=field), field=field)
+
+
+def open_object_storage(uri: str, *, field: str) -> ObjectStorage:
+    """The storage rooted at an address of an object store. Only its own client is imported."""
+    if uri.startswith("gs://"):
+        from internvl_trainer.artifacts.gcs import GCSStorage
+
+        return GCSStorage(uri, field=field)
+    if uri.startswith("az://"):
+        from internvl_trainer.artifacts.azure import AzureStorage
+
+        return AzureStorage(uri, field=field)
+    from internvl_trainer.artifacts.s3 import S3Storage
+
+    return S3Storage(uri, field=field)
 
 
 def local_path(uri: str, *, field: str) -> Path:
@@ -152,7 +169,9 @@ def local_path(uri: str, *, field: str) -> Path:
     if "://" in uri:
         scheme = uri.partition("://")[0]
         raise UserError(
-            "UnsupportedSource", f"found {uri!r}: {scheme}:// cannot be used here; use s3://, pvc:// or a path", field
+            "UnsupportedSource",
+            f"found {uri!r}: {scheme}:// cannot be used here; use {', '.join(OBJECT_STORES)}, pvc:// or a path",
+            field,
         )
     return Path(uri)
 
@@ -165,6 +184,16 @@ def inside(relative: str, *, field: str) -> str:
             "PathOutsideRoot", f"found {relative!r}, which leaves its root; use a relative path without '..'", field
         )
     return "/".join(parts)
+
+
+def unless_absent(read: Callable[[], Result]) -> Result | None:
+    """What `read` returns; None where it raises UserError `NotFound`."""
+    try:
+        return read()
+    except UserError as error:
+        if error.reason == "NotFound":
+            return None
+        raise
 
 
 def is_full(error: OSError) -> bool:
@@ -260,13 +289,8 @@ class FolderStorage:
         self._store(key, lambda path: path.write_bytes(data))
 
     def read_tagged(self, key: str) -> Tagged | None:
-        try:
-            data = self.read(key)
-        except UserError as error:
-            if error.reason == "NotFound":
-                return None
-            raise
-        return Tagged(data, hashlib.sha256(data).hexdigest())
+        data = unless_absent(lambda: self.read(key))
+        return None if data is None else Tagged(data, hashlib.sha256(data).hexdigest())
 
     def replace(self, key: str, data: bytes, *, expected: str | None) -> str | None:
         target = self._path(key)

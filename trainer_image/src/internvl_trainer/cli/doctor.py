@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expect", type=_expectations, default=Expectations(), metavar="NAME=VALUE,…", help="fail below these"
     )
     parser.add_argument("--config", type=Path, metavar="RUN.YAML", help="do the stage `doctor` of this run")
-    parser.add_argument("--storage", metavar="URI", help="measure this object storage: s3://bucket/prefix or a folder")
+    parser.add_argument("--storage", metavar="URI", help="measure this storage: {s3,gs,az}://bucket/prefix or a folder")
     parser.add_argument(
         "--size", type=count, default=256, metavar="MIB", help="size of the file for disk and storage (default: 256)"
     )

@@ -37,7 +37,9 @@ exit codes:
   77  credentials refused
   78  run.yaml cannot be used
 
-credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN;
+credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION and HF_TOKEN; for gs://
+from GOOGLE_APPLICATION_CREDENTIALS_JSON or Google's defaults; for az:// from AZURE_STORAGE_CONNECTION_STRING, or
+AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or Azure's defaults;
 publishing to the Hub prefers HF_WRITE_TOKEN.
 """
 _COMMANDS = {

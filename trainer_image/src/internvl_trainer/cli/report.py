@@ -34,7 +34,7 @@ exit codes: 0 written   65 the output holds another run   69 storage away, or th
 """
 _COMPARE = """\
 Write one page that compares finished runs into a folder: index.html and its plot. Each run is named by its output, the
-folder or s3:// address of its spec.output, and read from there alone; nothing is changed. The page shows a dash for
+folder or address of its spec.output, and read from there alone; nothing is changed. The page shows a dash for
 what a run lacks, as one without an evaluation lacks scores.
 """
 _COMPARE_EXAMPLES = """\
@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=_COMPARE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    compare.add_argument("outputs", nargs="+", metavar="OUTPUT", help="a run's output: s3://, pvc:// or a path")
+    compare.add_argument(
+        "outputs", nargs="+", metavar="OUTPUT", help="a run's output: s3://, gs://, az://, pvc:// or a path"
+    )
     compare.add_argument(
         "--out",
         dest="out",

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, metavar="RUN.YAML", help="the run's; its output has the events")
-    what.add_argument("--logdir", metavar="URI", help="a run's output or a folder of events: s3://, pvc:// or a path")
+    what.add_argument(
+        "--logdir", metavar="URI", help="a run's output or a folder of events: s3://, gs://, az://, pvc:// or a path"
+    )
     parser.add_argument("--port", type=int, default=6006, metavar="N", help="port to listen on (default: 6006)")
     parser.add_argument(
         "--host", default="localhost", metavar="ADDRESS", help="address to listen on (default: localhost)"

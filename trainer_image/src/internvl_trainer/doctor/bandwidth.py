@@ -48,7 +48,7 @@ def measure_storage(uri: str, megabytes: int) -> Transfer | Problem:
 def _clock_ahead(storage: Storage, key: str) -> float:
     """Seconds that the storage's clock is ahead of ours, by the timestamp of a file that is written now and removed.
 
-    S3 gives whole seconds, so that half a second is added.
+    S3 and Azure give whole seconds, so that half a second is added.
     """
     before = time.time()
     try:

@@ -22,8 +22,8 @@ _DECIDING = {".safetensors", ".json", ".model", ".txt"}
 def describe_base(config: RunConfig) -> dict[str, Any]:
     """{"source": URI, "digest": hex sha256 of `files`, "files": {name: version}}, as JSON for a manifest.
 
-    The Hub answers with a commit or digests, s3:// and https:// with ETag and size. A local folder's files are hashed
-    at about 1 GB/s, so call it on one rank only.
+    The Hub answers with a commit or digests, object stores and https:// with ETag and size. A local folder's files are
+    hashed at about 1 GB/s, so call it on one rank only.
     """
     files = describe_directory(config.model.source, _decides, field=_FIELD)
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
