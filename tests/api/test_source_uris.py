@@ -14,6 +14,8 @@ def parse(root: str) -> None:
     "root",
     [
         "s3://bucket/images.zip",
+        "gs://my_bucket/images.zip",
+        "az://container/folder/train.jsonl",
         "hf://owner/repo",
         "hf://owner/repo@v1.0/images.tar.gz",
         "hf://owner/repo@refs/pr/1",
@@ -34,4 +36,4 @@ def test_refused_with_the_field_and_what_was_found(root: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(root)
     assert str(caught.value).startswith(f"spec.data.train.x.root: found {root!r}")
-    assert "expected s3://bucket/key" in str(caught.value)
+    assert "expected s3://, gs:// or az://bucket/key" in str(caught.value)

@@ -31,6 +31,15 @@ STORAGE = {
         "AWS_RESPONSE_CHECKSUM_VALIDATION?",
     )
 }  # fmt: skip
+AZURE = {
+    ("s3", f"{key}?")
+    for key in (
+        "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_SAS_TOKEN", "AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET",
+    )
+}  # fmt: skip
+GOOGLE = {("s3", "GOOGLE_APPLICATION_CREDENTIALS_JSON?")}
+OPTIONAL_S3 = {(secret, f"{key.removesuffix('?')}?") for secret, key in STORAGE}
 READ = {("hub", "HF_TOKEN")}
 WRITE = READ | {("hub", "HF_WRITE_TOKEN?")}
 
@@ -54,6 +63,23 @@ def test_a_stage_gets_exactly_these_keys(
     assert from_secrets(pod) == STORAGE | (publishing if stage == "publish" else reading)
     env_token = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "own"}]}}
     assert from_secrets(build(Stage(stage), secrets={}, **changes, **env_token)) == set()
+
+
+@pytest.mark.parametrize(
+    ("output", "model", "keys"),
+    [
+        pytest.param("az://models/run", "az://models/tiny", OPTIONAL_S3 | AZURE, id="azure"),
+        pytest.param("gs://models/run", "gs://models/tiny", OPTIONAL_S3 | GOOGLE, id="google"),
+        pytest.param("az://models/run", "gs://models/tiny", OPTIONAL_S3 | GOOGLE | AZURE, id="both"),
+        pytest.param("s3://models/run", "gs://models/tiny", STORAGE | GOOGLE, id="s3 and google"),
+    ],
+)
+def test_a_stage_gets_the_keys_of_the_stores_that_its_run_names(
+    output: str, model: str, keys: set[tuple[str, str]]
+) -> None:
+    data = {"train": {"pets": {"annotation": f"{model}/train.jsonl"}}}
+    pod = build(secrets={"objectStorage": "s3"}, output=output, model={"source": model}, data=data)
+    assert from_secrets(pod) == keys
 
 
 @pytest.mark.parametrize("stage", get_args(StageName))

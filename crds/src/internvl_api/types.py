@@ -7,8 +7,8 @@ from pydantic.alias_generators import to_camel
 
 from internvl_api.address import HOLD, OPEN, SHOW
 
-SOURCE_PATTERN = r"^(s3://[^/@:]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/@]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
-OUTPUT_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|/.+)$"
+SOURCE_PATTERN = r"^((s3|gs|az)://[^/@:]+(/.*)?|hf://(datasets/)?[^/]+/[^/@]+(@[A-Za-z0-9._-]+)?(/.*)?|https://[^/@]+/.+|pvc://[a-z0-9.-]+(/.*)?|/.*)$"
+OUTPUT_PATTERN = r"^((s3|az)://[a-z0-9][a-z0-9.-]+/.+|gs://[a-z0-9][a-z0-9._-]+/.+|/.+)$"
 """Addresses that a run writes to."""
 
 Source = Annotated[
@@ -16,7 +16,8 @@ Source = Annotated[
     Field(
         pattern=SOURCE_PATTERN,
         max_length=2048,
-        description="Address to read from: s3://bucket/key, hf://owner/repo@revision, https://, pvc:// or a path",
+        description="Address to read from: s3://bucket/key, gs://bucket/key, az://container/key, "
+        "hf://owner/repo@revision, https://, pvc:// or a path",
     ),
     HOLD,
     OPEN,

@@ -67,6 +67,12 @@ def test_a_model_of_transformers_on_a_disk_is_loaded_where_it_is() -> None:
     [
         pytest.param("hf://o/m@v1", [["hf", "download", "o/m", "--revision", "v1", "--local-dir", "base"]], "base"),
         pytest.param("s3://b/m/", [["aws", "s3", "cp", "--recursive", "s3://b/m", "base"]], "base"),
+        pytest.param("gs://b/p/m", [["gcloud", "storage", "cp", "--recursive", "gs://b/p/m", "."]], "m"),
+        pytest.param(
+            "az://c/p/m",
+            [["az", "storage", "blob", "download-batch", "--source", "c", "--pattern", "p/m/*", "--destination", "."]],
+            "p/m",
+        ),
         pytest.param("/models/m", [], "/models/m"),
     ],
 )

@@ -79,7 +79,8 @@ class InternVLFineTuneSpec(ApiModel):
         "",  # only until the defaults are under it: `check_spec` refuses a spec without one
         pattern=OUTPUT_PATTERN,
         max_length=1024,
-        description="Where checkpoints and artifacts go: s3://bucket/prefix, or an absolute path on a mounted volume. "
+        description="Where checkpoints and artifacts go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix "
+        "or an absolute path on a mounted volume. "
         "Default: NAMESPACE/NAME below the outputPrefix of the namespace's or the cluster's defaults (docs/tenants.md)",
     )
     network: Network = Field(default_factory=Network)

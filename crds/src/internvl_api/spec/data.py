@@ -65,8 +65,9 @@ class Preflight(ApiModel):
         None,
         pattern=OUTPUT_PATTERN,
         max_length=1024,
-        description="Where preflight keeps results of checked rows for runs with other outputs: s3://bucket/prefix or "
-        "an absolute path on a mounted volume; whoever can write there can hide bad rows. Default: nowhere",
+        description="Where preflight keeps results of checked rows for runs with other outputs: s3://bucket/prefix, "
+        "gs://bucket/prefix, az://container/prefix or an absolute path on a mounted volume; whoever can write there "
+        "can hide bad rows. Default: nowhere",
     )
 
 

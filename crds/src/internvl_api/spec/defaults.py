@@ -14,8 +14,8 @@ from internvl_api.types import OUTPUT_PATTERN, ApiModel
 def _prefix(value: str) -> str:
     if not re.match(OUTPUT_PATTERN, f"{value.rstrip('/')}/namespace/name"):
         raise ValueError(
-            f"found {value[:80]!r}, expected s3://bucket or s3://bucket/prefix with the bucket in lower case, or an "
-            "absolute path on a mounted volume"
+            f"found {value[:80]!r}, expected s3://, gs:// or az:// with a bucket in lower case and, if you like, a "
+            "prefix, or an absolute path on a mounted volume"
         )
     return value.rstrip("/")
 

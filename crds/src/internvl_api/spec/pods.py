@@ -26,7 +26,8 @@ class Secrets(ApiModel):
         pattern=SECRET_PATTERN,
         max_length=253,
         description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and, where needed, "
-        "AWS_ENDPOINT_URL and AWS_REGION",
+        "AWS_ENDPOINT_URL and AWS_REGION; for gs:// GOOGLE_APPLICATION_CREDENTIALS_JSON; for az:// "
+        "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     )
     hugging_face: str | None = Field(
         None,

@@ -115,6 +115,6 @@ def _is_mounted(spec: InternVLFineTuneSpec, field: str, place: str) -> Iterator[
     if not any(PurePosixPath(place).is_relative_to(path) for path in mounts):
         text = (
             f"found {place!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
-            "the pod; use s3://bucket/prefix, or mount a volume there"
+            "the pod; use object storage such as s3://bucket/prefix, or mount a volume there"
         )
         yield Violation(field, text)

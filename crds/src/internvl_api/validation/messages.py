@@ -16,11 +16,15 @@ from internvl_api.validation.spec_fields import Path, hint, meaning
 from internvl_api.validation.suggest import did_you_mean
 from internvl_api.validation.violations import Violation
 
-_SOURCES = "s3://bucket/key, hf://owner/repo@revision, https://host/file, pvc://claim/folder or an absolute path"
+_SOURCES = (
+    "s3://, gs:// or az://bucket/key, hf://owner/repo@revision, https://host/file, pvc://claim/folder or an absolute "
+    "path"
+)
 # What to show instead of a regular expression.
 _FORMS = {
     SOURCE_PATTERN: _SOURCES,
-    OUTPUT_PATTERN: "s3://bucket/prefix with the bucket in lower case, or an absolute path on a mounted volume",
+    OUTPUT_PATTERN: "s3://, gs:// or az://bucket/prefix with the bucket in lower case, or an absolute path on a "
+    "mounted volume",
     SECRET_PATTERN: "a name of lower-case letters, digits, '-' and '.' (the Secret's name, never its contents)",
     NAME_PATTERN: "a name of the catalogue, such as InternVL2-2B",
     ENV_NAME_PATTERN: "the name of an environment variable",

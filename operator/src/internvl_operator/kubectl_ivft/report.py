@@ -3,7 +3,8 @@
 import importlib.util
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from shlex import join
+from urllib.parse import SplitResult, urlsplit
 
 from internvl_api.status import InternVLFineTuneStatus
 
@@ -27,7 +28,7 @@ def download(uri: str, target: Path) -> None:
     """Download an s3:// object to a file, with AWS_* of the environment. Raises UserError."""
     parts = urlsplit(uri)
     if parts.scheme != "s3":
-        raise UserError(f"--out supports only s3://, but the report is at {uri}; copy it from there")
+        raise UserError(f"--out supports only s3://, but the report is at {uri}; {_other_way(parts, target)}")
     if importlib.util.find_spec("boto3") is None:
         raise UserError(f"--out needs boto3: pip install boto3, or run `aws s3 cp {uri} .`")
     import boto3
@@ -42,3 +43,13 @@ def download(uri: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
         keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_ENDPOINT_URL"
         raise UserError(f"cannot download {uri}: {error}\nThe keys come from {keys}.") from error
+
+
+def _other_way(parts: SplitResult, target: Path) -> str:
+    """How to fetch a file that is not in S3."""
+    if parts.scheme == "gs":
+        return f"run `{join(['gcloud', 'storage', 'cp', parts.geturl(), str(target)])}`"
+    if parts.scheme == "az":
+        where = ["--container-name", parts.netloc, "--name", parts.path.lstrip("/"), "--file", str(target)]
+        return f"run `{join(['az', 'storage', 'blob', 'download', *where])}`"
+    return "copy it from there"

@@ -11,6 +11,7 @@ from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.output_layout import ARTIFACTS, MODEL_FOLDERS
 
+_STORES = ("s3://", "gs://")  # KServe names a blob of Azure by an address with the account, which an output has not
 _GPU_BYTES = 80 << 30
 _WEIGHTS_SHARE = 0.6  # of a GPU's memory; the rest is for the cache of keys and values
 _GPUS = (1, 2, 4, 8)
@@ -24,13 +25,13 @@ _REMOTE = "# - trust_remote_code runs the *.py beside the weights, which are tho
 
 
 def inference_service(config: RunConfig, files: Mapping[str, int]) -> str | None:
-    """The text of serve.yaml; None where there is no whole chat model in object storage.
+    """The text of serve.yaml; None where there is no whole chat model in S3 or Google Cloud Storage.
 
     Args:
         files: sizes of the published files by their path below artifacts/.
     """
     folder = next((MODEL_FOLDERS[name] for name in ("hf", "upstream") if _is_whole(files, MODEL_FOLDERS[name])), None)
-    if folder is None or config.model.kind != "chat" or not config.output.startswith("s3://"):
+    if folder is None or config.model.kind != "chat" or not config.output.startswith(_STORES):
         return None
     size = sum(each for path, each in files.items() if path.startswith(folder) and path.endswith(".safetensors"))
     gpus = next((count for count in _GPUS if size <= count * _GPU_BYTES * _WEIGHTS_SHARE), _GPUS[-1])

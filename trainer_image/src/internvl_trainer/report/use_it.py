@@ -14,6 +14,7 @@ from internvl_trainer.artifacts.output_layout import ARTIFACTS, RUN_CONFIG
 from internvl_trainer.artifacts.storage import local_path
 from internvl_trainer.errors import UserError
 from internvl_trainer.report.contents import Contents
+from internvl_trainer.report.copy_commands import copy_file, copy_folder
 from internvl_trainer.report.record import Record
 from internvl_trainer.stage_store import stage_key
 
@@ -61,11 +62,11 @@ def _with_model(record: Record, there: Contents) -> Iterator[Use]:
     fetch_base, base = _base(config.model.source)
     yield Use("Chat with it", _chain(fetch_base, fetch, _chat("--model", base, "--adapter", path)))
     if not is_kept_only:
-        is_remote = root.startswith("s3://")
-        copy = ["aws", "s3", "cp", f"{root}/{RUN_CONFIG}"] if is_remote else ["cp", f"{_path(root)}/{RUN_CONFIG}"]
+        place = f"{root}/{RUN_CONFIG}"
+        copy = copy_file(place, RUN_CONFIG) or ["cp", f"{_path(root)}/{RUN_CONFIG}", RUN_CONFIG]
         merge = ["internvl-trainer", "merge", "--config", RUN_CONFIG]
         what = f"Merge it into a whole model: write merge: {{formats: [hf]}} into the copied {RUN_CONFIG} first"
-        yield Use(what, "\n".join([join([*copy, RUN_CONFIG]), join(merge)]))
+        yield Use(what, "\n".join([join(copy), join(merge)]))
 
 
 def _loading(path: str, *, is_hf: bool) -> Iterator[Use]:
@@ -99,9 +100,7 @@ def _whole(there: Contents) -> str:
 
 def _fetched(root: str, name: str) -> tuple[list[str], str]:
     """The command that copies a folder from object storage (empty where it is on a disk), and its path."""
-    if root.startswith("s3://"):
-        return ["aws", "s3", "cp", "--recursive", f"{root}/{name}", name], name
-    return [], f"{_path(root)}/{name}"
+    return copy_folder(f"{root}/{name}", name) or ([], f"{_path(root)}/{name}")
 
 
 def _base(source: str) -> tuple[list[str], str]:
@@ -109,9 +108,7 @@ def _base(source: str) -> tuple[list[str], str]:
     if match := _HUB.fullmatch(source):
         revision = ["--revision", match["revision"]] if match["revision"] else []
         return ["hf", "download", match["name"], *revision, "--local-dir", "base"], "base"
-    if source.startswith("s3://"):
-        return ["aws", "s3", "cp", "--recursive", source.rstrip("/"), "base"], "base"
-    return [], _path(source)
+    return copy_folder(source, "base") or ([], _path(source))
 
 
 def _path(uri: str) -> str:

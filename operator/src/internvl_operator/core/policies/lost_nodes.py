@@ -13,6 +13,7 @@ storage, and the pod must have no other volume that several nodes can write to.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from internvl_api.address import OBJECT_STORES
 from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import InternVLFineTuneStatus
@@ -46,7 +47,7 @@ def lost(run: Run, pods: Sequence[Pod], silences: Mapping[str, Silence]) -> froz
 
 def is_fenced(spec: InternVLFineTuneSpec) -> bool:
     """Whether writes of a pod of an ended attempt do no harm: they go to object storage, or to no shared volume."""
-    return spec.output.startswith("s3://") and all(
+    return spec.output.startswith(OBJECT_STORES) and all(
         bool(volume.get("persistentVolumeClaim", {}).get("readOnly")) or any(kind in volume for kind in _LOCAL)
         for volume in spec.pod_template.volumes
     )
