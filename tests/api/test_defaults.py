@@ -91,7 +91,7 @@ def test_the_queue_of_another_gang_scheduler_is_not_taken() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("outputPrefix: gopher://x", f"{PLACE}: outputPrefix: found 'gopher://x', expected s3://bucket"),
+        ("outputPrefix: gopher://x", f"{PLACE}: outputPrefix: found 'gopher://x', expected s3://, gs:// or az://"),
         ("output: s3://x/y", f"{PLACE}: output: unknown field; expected one of outputPrefix, secrets, scheduling"),
         ("podTemplate: {imag: x}", f"{PLACE}: podTemplate.imag: unknown field (did you mean 'image'?)"),
         ("podTemplate: {image: 3}", f"{PLACE}: podTemplate.image: found 3, expected text"),

@@ -35,6 +35,8 @@ def claim(**more: Any) -> Raw:
         pytest.param({}, {"exit_code": 75}, GONE, False, id="it has ended"),
         pytest.param({}, {"node": None}, GONE, False, id="it has no node"),
         pytest.param({}, {"stage": "publish"}, GONE, False, id="publishing writes elsewhere too"),
+        pytest.param({"output": "gs://models/run"}, {}, GONE, True, id="Google's writes have conditions"),
+        pytest.param({"output": "az://models/run"}, {}, GONE, True, id="Azure's too"),
         pytest.param({"output": "/mnt/results"}, {}, GONE, False, id="a volume is not fenced"),
         pytest.param({"podTemplate": {"volumes": [claim()]}}, {}, GONE, False, id="a volume that it can write to"),
         pytest.param({"podTemplate": {"volumes": [claim(readOnly=True)]}}, {}, GONE, True, id="a volume that it reads"),

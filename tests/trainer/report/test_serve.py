@@ -43,5 +43,11 @@ def test_an_adapter_alone_is_not_served(files: dict[str, int]) -> None:
     assert inference_service(make_config("s3://models/team/run"), files) is None
 
 
-def test_a_model_on_a_disk_has_no_address_for_kserve(tmp_path: Path) -> None:
-    assert inference_service(make_config(str(tmp_path)), HF) is None
+def test_kserve_reads_from_google_cloud_storage() -> None:
+    text = inference_service(make_config("gs://models/team/run"), HF)
+    assert "storageUri: gs://models/team/run/artifacts/model-hf" in str(text)
+
+
+def test_a_model_elsewhere_has_no_address_for_kserve(tmp_path: Path) -> None:
+    for output in (str(tmp_path), "az://models/team/run"):
+        assert inference_service(make_config(output), HF) is None

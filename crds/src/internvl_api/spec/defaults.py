@@ -14,7 +14,7 @@ from internvl_api.types import OUTPUT_PATTERN, ApiModel
 def _prefix(value: str) -> str:
     if not re.match(OUTPUT_PATTERN, f"{value.rstrip('/')}/namespace/name"):
         raise ValueError(
-            f"found {value[:80]!r}, expected s3://, gs:// or az:// with a bucket in lower case and, if you like, a "
+            f"found {value[:80]!r}, expected s3://, gs:// or az:// with a bucket in lower case and perhaps a "
             "prefix, or an absolute path on a mounted volume"
         )
     return value.rstrip("/")

@@ -50,6 +50,7 @@ _QUERY = re.compile(r"\?\S*")  # of an address in an error, which may have a sig
 _COPIED = "copied"  # the metadata with the ETag of the blob that this one is a copy of
 _FOLDER = "hdi_isfolder"  # the metadata of a folder, in an account with a hierarchical namespace
 _COPY_SECONDS = 3600.0
+_SCOPE = "https://storage.azure.com/.default"
 _DENIED = (401, 403)
 
 
@@ -238,11 +239,11 @@ def _client(_process: int) -> BlobServiceClient:
         "max_chunk_get_size": PART,
     }
     if connection := os.environ.get(ENV_CONNECTION):
-        credential = None if _HAS_KEY.search(connection) else DefaultAzureCredential()
         try:
-            return BlobServiceClient.from_connection_string(connection, credential=credential, **options)
+            client = BlobServiceClient.from_connection_string(connection, **options)
         except ValueError:  # its message may repeat the value
             raise CredentialsError(f"{ENV_CONNECTION} is not a connection string of a storage account") from None
+        return client if _HAS_KEY.search(connection) else BlobServiceClient(client.url, _identity(), **options)
     account = os.environ.get(ENV_ACCOUNT, "")
     if not _ACCOUNT.fullmatch(account):
         raise CredentialsError(f"{ENV_ACCOUNT}: found {account[:40]!r}, expected the name of a storage account")
@@ -255,4 +256,11 @@ def _credential(account: str) -> AzureNamedKeyCredential | DefaultAzureCredentia
         return AzureNamedKeyCredential(account, key)
     if signature := os.environ.get(ENV_SAS):
         return signature.removeprefix("?")  # becomes a part of every address, also of the source of a copy
-    return DefaultAzureCredential()
+    return _identity()
+
+
+def _identity() -> DefaultAzureCredential:
+    """The identity of the pod or the machine. Raises ClientAuthenticationError at once; requests would try for long."""
+    credential = DefaultAzureCredential()
+    credential.get_token(_SCOPE)
+    return credential
