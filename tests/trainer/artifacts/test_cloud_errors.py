@@ -61,6 +61,15 @@ def error_of(uri: str) -> UserError:
             id="no identity in Azure",
         ),
         pytest.param(
+            "az://models",
+            {
+                "AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=https://models.blob.core.example",
+                "AZURE_TOKEN_CREDENTIALS": "WorkloadIdentityCredential",
+            },
+            "found no key and no identity",
+            id="an endpoint without an identity",
+        ),
+        pytest.param(
             "gs://models", {"NO_GCE_CHECK": "true", "HOME": "/none"}, "found no credentials", id="no identity"
         ),
         pytest.param("gs://models", {gcs.ENV_KEY: f"key {KEY}"}, "is not the JSON key", id="no JSON"),
