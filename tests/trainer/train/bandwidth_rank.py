@@ -57,6 +57,7 @@ def main(output: Path, scenarios: list[str]) -> None:
     group = join_group(Rendezvous.from_environment(os.environ), "cpu")
     for scenario in scenarios:
         check(output / scenario, scenario, group)
+    torch.distributed.destroy_process_group()  # its threads may abort an interpreter that ends before them
 
 
 main(Path(sys.argv[1]), sys.argv[2:])

@@ -12,7 +12,7 @@ from trainer.runs import CHECKPOINT_EVERY, environment, losses, make_config, sta
 
 pytestmark = pytest.mark.slow
 
-STORED = [file for file in FORMATS if file.name in ("parquet shards", "webdataset")]
+STORED = {"parquet shards": (), "webdataset": pytest.mark.soak}
 
 
 def configured(folder: Path, annotation: Path) -> list[str]:
@@ -32,7 +32,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     return losses(folder / "out")
 
 
-@pytest.mark.parametrize("file", [pytest.param(file, id=file.name) for file in STORED])
+@pytest.mark.parametrize(
+    "file", [pytest.param(each, id=each.name, marks=STORED[each.name]) for each in FORMATS if each.name in STORED]
+)
 def test_a_killed_run_goes_on_with_the_losses_of_upstreams_rows(
     file: FormatFile, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:
