@@ -6,7 +6,7 @@ What the network and a node's death do is not here.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -304,6 +304,7 @@ class Injury:
     words: str
     budget: str = "none"
     heal: Callable[[Platform], object] = lambda platform: None
+    marks: Sequence[pytest.MarkDecorator] = ()
 
 
 def signalled(rank: int, number: signal.Signals) -> Callable[[Platform], object]:
@@ -340,7 +341,14 @@ INJURIES = (
     Injury(
         "killed", signalled(0, signal.SIGKILL), "WorkerKilled", "worker 0 (pod hurt-train-0): ended by SIGKILL", "user"
     ),
-    Injury("aborted", signalled(1, signal.SIGABRT), "WorkerAborted", "ended by SIGABRT", "infrastructure"),
+    Injury(
+        "aborted",
+        signalled(1, signal.SIGABRT),
+        "WorkerAborted",
+        "ended by SIGABRT",
+        "infrastructure",
+        marks=[pytest.mark.soak],  # but for the reason, as killed
+    ),
     Injury("asked-to-stop", signalled(1, signal.SIGTERM), "Resume", "saved its state"),
     Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1)"),
     Injury("preempted", preempted, "Preempted", "(pod hurt-train-", heal=device_given_back),
@@ -363,7 +371,7 @@ def hurt(platform: Platform, surroundings: None) -> str:
     return platform.apply("quickstart", "hurt", training=STEPS, checkpoint=CHECKPOINT, podTemplate=pods)
 
 
-@pytest.mark.parametrize("injury", INJURIES, ids=lambda injury: injury.name)
+@pytest.mark.parametrize("injury", [pytest.param(each, id=each.name, marks=each.marks) for each in INJURIES])
 def test_a_disturbed_group_starts_a_new_attempt(platform: Platform, hurt: str, injury: Injury) -> None:
     before = platform.wait("hurt", "training", trains)
     injury.inflict(platform)

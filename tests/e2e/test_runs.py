@@ -73,6 +73,7 @@ def test_prometheus_answers_every_query_of_the_dashboards(platform: Platform, un
                           "Ended attempts in an hour"}  # fmt: skip
 
 
+@pytest.mark.soak  # test_failure_classes disturbs one run in more ways
 def test_a_lost_worker_costs_no_step(platform: Platform, undisturbed: Finished) -> None:
     output = platform.apply("quickstart", "lost", training=STEPS, checkpoint=CHECKPOINT)
     platform.wait_checkpoint("runs/lost", FIRST_CHECKPOINT)

@@ -17,7 +17,7 @@ from ivft_cluster.shell import wait_for
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 SEED = int(os.environ.get("CHAOS_SEED") or 1)
-RUNS = int(os.environ.get("CHAOS_RUNS") or 4)  # as many as go on at a time; `make chaos` and `make soak` have more
+RUNS = int(os.environ.get("CHAOS_RUNS") or 3)  # as many as go on at a time; `make chaos` and `make soak` have more
 UNDISTURBED = "chaos-undisturbed"
 
 
