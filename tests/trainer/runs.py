@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from internvl_api.run_config import RunConfig
 from internvl_api.status import StageResult
 from internvl_trainer.distributed import free_port
 
+PROGRAM = (sys.executable, "-m", "internvl_trainer")
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 STEPS = 10
 CHECKPOINT_EVERY = 5
@@ -88,13 +89,15 @@ def pod_environment(rank: int, world_size: int, port: int, processes: int = 1) -
 class Stage:
     """One `internvl-trainer` process, its output read as it comes."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str], result: Path) -> None:
+    def __init__(
+        self, arguments: list[str], env: dict[str, str], result: Path, program: Sequence[str] = PROGRAM
+    ) -> None:
         result.touch()
         self._result_path = result
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "internvl_trainer", *arguments],
+            [*program, *arguments],
             env={**env, "INTERNVL_TERMINATION_LOG": str(result)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -143,9 +146,11 @@ class Stage:
 
 
 @contextmanager
-def started(arguments: list[str], env: dict[str, str], result: Path) -> Iterator[Stage]:
+def started(
+    arguments: list[str], env: dict[str, str], result: Path, program: Sequence[str] = PROGRAM
+) -> Iterator[Stage]:
     """A Stage that does not outlive the block."""
-    stage = Stage(arguments, env, result)
+    stage = Stage(arguments, env, result, program)
     try:
         yield stage
     finally:

@@ -16,6 +16,7 @@ from internvl_api.constants import MASTER_PORT
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from internvl_trainer.errors import Unavailable
+from internvl_trainer.host_memory import give_memory_back
 
 if TYPE_CHECKING:
     import torch
@@ -240,6 +241,7 @@ def join_group(rendezvous: Rendezvous, device: str) -> Group:
         # DeepSpeed compiles its ops on first use, which takes minutes and a compiler; gloo needs none.
         vars(deepspeed.ops)["__compatible_ops__"] = {}
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        give_memory_back()
     else:
         # Slurm may show each process only its own GPU, as number 0.
         index = rendezvous.local_rank % max(1, torch.cuda.device_count())

@@ -6,7 +6,6 @@ larger than the machine's memory.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from internvl_trainer.artifacts.disk_space import check_space, naming_full_disk
 from internvl_trainer.artifacts.manifest import Manifest, ManifestFile
 from internvl_trainer.artifacts.sources import fetch_directory
 from internvl_trainer.data.reference_row import ReferenceRow, reference_row
+from internvl_trainer.host_memory import give_memory_back
 from internvl_trainer.model.base_identity import check_base
 from internvl_trainer.model.checkpoint_format import Architecture
 from internvl_trainer.model.checkpoint_source import Source, open_checkpoint
@@ -41,7 +41,6 @@ ARTIFACTS: dict[Format, str] = {"upstream": "model", "hf": "modelHf"}
 # Norm of the logits' difference over their norm. Both sides compute in fp32, so what differs is the rounding of merged
 # weights to their stored dtype (half a unit in the last place: 2^-24, 2^-11, 2^-8), amplified by the layers above.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_M_MMAP_THRESHOLD = -3  # malloc.h
 _POSITIONS = 64  # at the end of the sequence, whose logits are compared
 
 
@@ -84,7 +83,7 @@ class Check:
 
 def merge_chat_model(context: RunContext) -> StageResult:
     """Write, check and store each format; the manifest last. Raises UserError for what the user must correct."""
-    _give_memory_back()
+    give_memory_back()
     config, stages, reporter = context.config, context.stages, context.reporter
     trained = stages.require("train")
     reporter.doing("looking for what was trained")
@@ -112,16 +111,6 @@ def merge_chat_model(context: RunContext) -> StageResult:
     return StageResult(
         stage="merge", outcome="succeeded", reason="Merged", message=_summary(checks), artifacts=artifacts
     )
-
-
-def _give_memory_back() -> None:
-    """Make glibc map every tensor separately, so that freeing it returns the memory to the system.
-
-    By default malloc keeps tensors of up to 32 MB in a heap, which grows by some 20 MB a layer of a 2B model.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def check_written(work: Work, directory: Path, row: ReferenceRow) -> Check:
