@@ -69,7 +69,6 @@ class LimitedRanks:
         most, now = max(group.start_over() for group in self.groups), time.monotonic()
         limit = "none" if self.limit is None else round(self.limit / 1e6)
         self.table.rows.append((phase, len(self.stages), limit, round(most / 1e6), round(now - self.began)))
-        print(self.table.rows[-1], flush=True)  # DEV
         self.began = now
         return most
 
