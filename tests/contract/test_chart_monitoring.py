@@ -110,6 +110,22 @@ def test_a_disabled_alert_is_left_out() -> None:
     assert left == [each["alert"] for each in alerts() if each["alert"] != "InternVLRunFailed"]
 
 
+def test_an_override_changes_one_alert_and_keeps_the_rest_of_it() -> None:
+    change = {"for": "5m", "labels": {"severity": "critical", "team": "vision"}}
+    rule_values = {"enabled": True, "overrides": {"InternVLRunStalled": change}}
+    (rule,) = kind(helm.template({"prometheusRule": rule_values}), "PrometheusRule")
+    found = {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"]}
+    expected = {each["alert"]: each for each in alerts()}
+    expected["InternVLRunStalled"] |= change
+    assert found == expected
+
+
+@pytest.mark.parametrize("values", [{"disabled": ["InternVLRunStaled"]}, {"overrides": {"InternVLRunStaled": {}}}])
+def test_an_alert_that_does_not_exist_is_refused_with_those_that_do(values: dict[str, Any]) -> None:
+    with pytest.raises(helm.HelmRenderError, match=r'no alert is named "InternVLRunStaled"; the alerts are InternVL'):
+        helm.template({"prometheusRule": {"enabled": True} | values})
+
+
 def test_every_alert_is_in_the_manual() -> None:
     manual = (CHECKOUT / "docs/monitoring.md").read_text(encoding="utf-8")
     assert [each["alert"] for each in alerts() if f"`{each['alert']}`" not in manual] == []

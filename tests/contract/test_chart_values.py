@@ -93,6 +93,7 @@ OTHERS: dict[str, Any] = {
     "prometheusRule.enabled": True,
     "prometheusRule.labels": ({"release": "p"}, {"prometheusRule": {"enabled": True}}),
     "prometheusRule.disabled": (["InternVLRunFailed"], {"prometheusRule": {"enabled": True}}),
+    "prometheusRule.overrides": ({"InternVLRunFailed": {"for": "1h"}}, {"prometheusRule": {"enabled": True}}),
     "dashboards.enabled": True,
     "dashboards.labels": ({"other": "1"}, {"dashboards": {"enabled": True}}),
     "dashboards.annotations": ({"grafana_folder": "InternVL"}, {"dashboards": {"enabled": True}}),

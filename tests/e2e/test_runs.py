@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from e2e.dashboards import PANELS_OF_FAULTS, empty_panels
 from e2e.harness import CHECKPOINT, NAMESPACE, STEPS, ChildLog, Finished, Platform, assert_same_losses
 from internvl_api.status import InternVLFineTuneStatus
-from ivft_cluster.paths import CHECKOUT
 from ivft_cluster.shell import wait_for
 from ivft_demo.data import BUCKET
 from ivft_demo.results import learnt, list_keys, losses, verify_manifest
@@ -54,23 +52,7 @@ def test_prometheus_has_the_trainers_and_the_operators_series(platform: Platform
 
 
 def test_prometheus_answers_every_query_of_the_dashboards(platform: Platform, undisturbed: Finished) -> None:
-    """Asked for the last moment that has a checkpoint of the training run: its series end with it."""
-    ask = platform.cluster.prometheus.query
-    checkpoint = f'internvl_job_checkpoint_timestamp_seconds{{job_namespace="{NAMESPACE}", job_name="undisturbed"}}'
-    (last,) = ask(f"max(max_over_time(timestamp({checkpoint})[3h:5s]))")
-    chosen = {"$namespace": NAMESPACE, "$run": "undisturbed"}
-    empty = []
-    for path in sorted((CHECKOUT / "charts/internvl-operator/files/dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
-            (query,) = [target["expr"] for target in panel["targets"]]
-            for variable, value in chosen.items():
-                query = query.replace(variable, value)
-            # workers are scraped at other moments than the operator
-            if "internvl_train_" not in query and not ask(query, at=float(last["value"][1])):
-                empty.append(panel["title"])
-    # of faults
-    assert set(empty) <= {"Nodes that runs avoid", "Refused writes per second", "Failed passes per second",
-                          "Ended attempts in an hour"}  # fmt: skip
+    assert set(empty_panels(platform.cluster.prometheus, NAMESPACE, "undisturbed")) <= PANELS_OF_FAULTS
 
 
 @pytest.mark.soak  # test_failure_classes disturbs one run in more ways

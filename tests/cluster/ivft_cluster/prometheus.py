@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,14 @@ class Prometheus:
         """The file to which `discovery` writes the pods."""
         return self.state / "targets.json"
 
+    @property
+    def _rules(self) -> Path:
+        return self.state / "rules.yaml"
+
     def start(self) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
         config = self.state / "prometheus.yaml"
-        config.write_text(yaml.safe_dump(scrape_config(self.targets), sort_keys=False))
+        config.write_text(yaml.safe_dump(scrape_config(self.targets, self._rules), sort_keys=False))
         daemons.start(
             self.member,
             [
@@ -56,6 +61,30 @@ class Prometheus:
 
         wait_for("Prometheus is ready", ready, on_timeout=lambda: tail(self.state / "prometheus.log"))
 
+    def load_rules(self, groups: list[dict[str, Any]]) -> None:
+        """Replace the alerting rules; returns when Prometheus evaluates them.
+
+        Raises HarnessError with the end of Prometheus's log when it does not accept them.
+        """
+        self._rules.write_text(yaml.safe_dump({"groups": groups}, sort_keys=False))
+        for process in daemons.find(self.member):
+            process.send_signal(signal.SIGHUP)
+        wanted = [group["name"] for group in groups]
+
+        def loaded() -> bool:
+            return [group["name"] for group in self._ask("rules")["groups"]] == wanted
+
+        wait_for("Prometheus has its rules", loaded, on_timeout=lambda: tail(self.state / "prometheus.log"))
+
+    def firing(self) -> list[dict[str, str]]:
+        """The labels of every alert that fires."""
+        return [each["labels"] for each in self._ask("alerts")["alerts"] if each["state"] == "firing"]
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/api/v1/{what}", timeout=10)
+        answer.raise_for_status()
+        return dict(answer.json()["data"])
+
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
         """The answer at a Unix time, or now: `[{"metric": {label: value}, "value": [time, "number"]}, …]`.
 
@@ -68,7 +97,7 @@ class Prometheus:
         return list(answer.json()["data"]["result"])
 
 
-def scrape_config(targets: Path) -> dict[str, Any]:
+def scrape_config(targets: Path, rules: Path) -> dict[str, Any]:
     """Keep pods annotated prometheus.io/scrape=true; labels: namespace, pod, `internvl_dev_*` for `internvl.dev/*`."""
     annotation = "__meta_kubernetes_pod_annotation_prometheus_io_"
     relabel: list[dict[str, Any]] = [
@@ -87,7 +116,12 @@ def scrape_config(targets: Path) -> dict[str, Any]:
         {"action": "labelmap", "regex": "__meta_kubernetes_pod_label_(internvl_dev_.+)"},
     ]
     return {
-        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "scrape_timeout": f"{SCRAPE_SECONDS}s"},
+        "global": {
+            "scrape_interval": f"{SCRAPE_SECONDS}s",
+            "scrape_timeout": f"{SCRAPE_SECONDS}s",
+            "evaluation_interval": f"{SCRAPE_SECONDS}s",
+        },
+        "rule_files": [f"{rules}*"],  # a pattern may match nothing
         "scrape_configs": [
             {
                 "job_name": "pods",
