@@ -1,11 +1,16 @@
 """Fixtures every test may ask for: a real API server, a real object store, a real cluster (see tests/cluster)."""
 
+import os
+
 import hypothesis
 import pytest
 from ivft_cluster import audit, releases
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.crds import install_crd
 from ivft_cluster.releases import CONTAINERD, ETCD
+
+# Processes of a test and lanes of `make test` share the cores: with more threads each would spin while it waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["ivft_cluster.fixtures"]
 

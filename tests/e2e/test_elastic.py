@@ -43,6 +43,7 @@ def assert_close(curve: list[Loss], expected: list[Loss]) -> None:
     assert max(abs(one.loss - other.loss) for one, other in zip(curve, expected, strict=True)) <= 1e-4
 
 
+@pytest.mark.soak  # the next test changes the number of workers too
 def test_losses_stay_the_same_with_two_then_three_then_one_worker(platform: Platform, fixed_size: str) -> None:
     resized = platform.apply("quickstart", "resized", **SETTINGS)
     first = platform.wait("resized", "training", trains)

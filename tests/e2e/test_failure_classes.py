@@ -350,7 +350,13 @@ INJURIES = (
         marks=[pytest.mark.soak],  # but for the reason, as killed
     ),
     Injury("asked-to-stop", signalled(1, signal.SIGTERM), "Resume", "saved its state"),
-    Injury("evicted", evicted, "Drained", "worker 1 (pod hurt-train-1)"),
+    Injury(
+        "evicted",
+        evicted,
+        "Drained",
+        "worker 1 (pod hurt-train-1)",
+        marks=[pytest.mark.soak],  # test_nodes drains a node
+    ),
     Injury("preempted", preempted, "Preempted", "(pod hurt-train-", heal=device_given_back),
     Injury(
         "hanging",

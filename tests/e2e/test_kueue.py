@@ -20,12 +20,13 @@ from ivft_demo.results import losses
 pytestmark = pytest.mark.e2e
 
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
-QUOTA = 4  # GPUs
-GPUS = {"workers": 2, "gpusPerWorker": 2}
+QUOTA = 2  # GPUs
+GROUP = {"workers": 2, "gpusPerWorker": 1}
+ONE_POD = {"workers": 1, "gpusPerWorker": 2}
 HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
 # Enough steps to preempt a run between its first checkpoint and its end.
-LONG = {"maxSteps": 150, "epochs": 60, "globalBatchSize": 16}
+LONG = {"maxSteps": 120, "epochs": 40}
 SHORT = LONG | {"maxSteps": 8}  # of a run that waits for its turn
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
@@ -85,7 +86,7 @@ class Queue:
 
 @pytest.fixture(scope="module")
 def queue(platform: Platform) -> Iterator[Queue]:
-    """Kueue with a ClusterQueue of four GPUs; each node has four GPUs, two more than a worker needs."""
+    """Kueue with a ClusterQueue of two GPUs; each node has two GPUs, one more than a worker of a group needs."""
     kueue.install(platform.cluster)
     for node in platform.cluster.node_names:
         platform.cluster.add_devices(node, GPU, QUOTA)
@@ -111,21 +112,19 @@ def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
 
 
 def submit(platform: Platform, name: str, training: dict[str, int] = LONG, **more: Any) -> str:
-    """A run with four processes that each hold one fake GPU and train on the CPU."""
+    """A run with two processes that each hold one fake GPU and train on the CPU."""
     template = {
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "INTERNVL_DEVICE", "value": "cpu"}],
         "labels": more.pop("labels", {}),
     }
-    scheduling = {"gang": "kueue", "queue": "team"}
-    checkpoint = {"everySteps": 40}
     return platform.apply(
         "quickstart",
         name,
-        **GPUS,
+        **more.pop("size", GROUP),
         training=training,
-        checkpoint=checkpoint,
-        scheduling=scheduling,
+        checkpoint={"everySteps": 40},
+        scheduling={"gang": "kueue", "queue": "team"},
         podTemplate=template,
     )
 
@@ -153,7 +152,7 @@ def test_the_queue_admits_one_run_after_the_other(
     platform.wait("first", "training", trains)
     tell("the first run trains")
     assert queue.gpus_in_use() == QUOTA
-    assert len(pods_started(platform, "first")) == GPUS["workers"]
+    assert len(pods_started(platform, "first")) == GROUP["workers"]
 
     # No quota is left: the second run waits with Kueue's own reason, and its preflight holds no GPU.
     submit(platform, "second", SHORT)
@@ -207,8 +206,8 @@ def test_a_group_that_exceeds_the_quota_shows_the_reason(
         "quickstart",
         "too-large",
         workers=4,
-        gpusPerWorker=2,
-        training={"globalBatchSize": 32},
+        gpusPerWorker=1,
+        training={"globalBatchSize": 16},
         scheduling={"gang": "kueue", "queue": "team"},
     )
     platform.wait("too-large", "held by its queue", gated)
@@ -226,7 +225,7 @@ def test_a_group_that_exceeds_the_quota_shows_the_reason(
 
 
 def test_a_queued_run_that_is_suspended_leaves_the_queue(platform: Platform, queue: Queue) -> None:
-    submit(platform, "held")
+    submit(platform, "held", size=ONE_POD)
     platform.wait("held", "training", trains)
     platform.change("held", runPolicy={"suspend": True})
     platform.wait("held", "Suspended", lambda status: status.phase == "Suspended")

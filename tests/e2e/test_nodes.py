@@ -94,6 +94,7 @@ def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undis
     assert_same_losses(losses(platform.s3, output), undisturbed)
 
 
+@pytest.mark.soak  # a shutdown evicts a worker too
 def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
     platform: Platform, undisturbed: list[Loss]
 ) -> None:

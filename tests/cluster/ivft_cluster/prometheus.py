@@ -69,10 +69,10 @@ class Prometheus:
         self._rules.write_text(yaml.safe_dump({"groups": groups}, sort_keys=False))
         for process in daemons.find(self.member):
             process.send_signal(signal.SIGHUP)
-        wanted = [group["name"] for group in groups]
+        wanted = {group["name"] for group in groups}
 
         def loaded() -> bool:
-            return [group["name"] for group in self._ask("rules")["groups"]] == wanted
+            return {group["name"] for group in self._ask("rules")["groups"]} == wanted
 
         wait_for("Prometheus has its rules", loaded, on_timeout=lambda: tail(self.state / "prometheus.log"))
 
