@@ -23,7 +23,7 @@ from internvl_trainer.metrics import Reporter
 from internvl_trainer.train.deepspeed_config import deepspeed_config, fit_buckets
 from internvl_trainer.train.engine import parameter_groups, seed_micro_batch
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
-from internvl_trainer.train.trainer import straggler
+from internvl_trainer.train.step_report import straggler
 from trainer.contexts import store_of
 from trainer.runs import GOLDEN, make_config
 from transformers import get_scheduler

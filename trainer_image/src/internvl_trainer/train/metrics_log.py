@@ -54,6 +54,16 @@ class StepRecord:
     ended_early: str | None = None
     bandwidth: dict[str, float] | None = None
 
+    @property
+    def samples_per_second(self) -> float:
+        """Rows of the data."""
+        return self.samples / self.step_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Without padding."""
+        return self.tokens / self.step_seconds
+
     def scalars(self) -> dict[str, float]:
         """The step's figures under the names of TensorBoard and of trackers."""
         found = {
@@ -62,7 +72,7 @@ class StepRecord:
             "train/gradient_norm": self.gradient_norm,
             "train/step_seconds": self.step_seconds,
             "train/data_wait_seconds": self.data_wait_seconds,
-            "train/tokens_per_second": self.tokens / self.step_seconds,
+            "train/tokens_per_second": self.tokens_per_second,
             "train/packing_efficiency": self.tokens / self.places,
         }
         for prefix, figures in (

@@ -7,19 +7,14 @@ import math
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import InitVar, asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from statistics import mean, median_low
+from statistics import mean
 from typing import Any
 
-import torch
 from internvl_api.constants import TAKING_STEPS
 from internvl_api.status import Bandwidth, StageResult
 
-from internvl_trainer.artifacts.fenced_storage import check_epoch
 from internvl_trainer.artifacts.manifest import ManifestFile
 from internvl_trainer.artifacts.output_layout import JOURNAL
 from internvl_trainer.artifacts.storage import persistently
@@ -29,7 +24,6 @@ from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import GroupContext
 from internvl_trainer.signals import StopFlag
-from internvl_trainer.train.background import in_background
 from internvl_trainer.train.bandwidth_check import check_bandwidth
 from internvl_trainer.train.base_model import use_base_weights
 from internvl_trainer.train.checkpoint import Checkpoints
@@ -41,6 +35,8 @@ from internvl_trainer.train.saver import Saver
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import TrainingSetup, prepare
 from internvl_trainer.train.step_losses import StepLosses
+from internvl_trainer.train.step_report import device_name, report_step, straggler
+from internvl_trainer.train.store_export import store_export
 
 logger = logging.getLogger(__name__)
 
@@ -94,25 +90,6 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
 def is_due(step: int, total_steps: int, every: int) -> bool:
     """Whether something done every `every` steps is due after `step` steps; always after the last step."""
     return step % every == 0 or step == total_steps
-
-
-def straggler(waits: Sequence[float], step_seconds: float) -> int | None:
-    """The rank that the others waited for, or None: its data came later than the median by over a tenth of the step.
-
-    `waits`: seconds that each rank waited for its data.
-    """
-    slowest = max(range(len(waits)), key=waits.__getitem__)
-    return slowest if waits[slowest] - median_low(waits) > step_seconds / 10 else None
-
-
-def peak_gpu_memory(device: torch.device) -> int | None:
-    """Bytes that torch's allocator reserved on a GPU at most; None on the CPU."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
-
-
-def device_name(device: torch.device) -> str:
-    """The name of a GPU, else CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
@@ -296,7 +273,8 @@ class Trainer:
         self.saver.finish()
         steps, exported = self.saver.step, self._load_exported()
         self.checkpoints.release()  # host memory holds a shard of each rank instead
-        shares = group.gather([asdict(file) for file in self._export(directory, kind)])
+        stored = store_export(self.context, self.setup, directory, kind, self.checkpoints.epoch)
+        shares = group.gather([asdict(file) for file in stored])
         if self.log is not None:
             files = [ManifestFile(**file) for share in shares for file in share]
             files += persistently(stages.upload)("train", self.log.files())
@@ -330,23 +308,6 @@ class Trainer:
         if self.context.group.leads and exported.note:
             logger.info("%s", exported.note)
         return exported
-
-    def _export(self, directory: Path, kind: str) -> list[ManifestFile]:
-        """Store the files that this rank exports, each while the next one is collected: the scratch disk holds two."""
-        stored: list[ManifestFile] = []
-        sending: Future[list[ManifestFile]] | None = None
-        for path in self.setup.components.export(self.setup.engine, directory):
-            stored += sending.result() if sending else []
-            name = f"{kind}/{path.relative_to(directory).as_posix()}"
-            sending = in_background(partial(self._send, name, path))
-        return stored + (sending.result() if sending else [])
-
-    def _send(self, name: str, path: Path) -> list[ManifestFile]:
-        if not self.context.group.leads:
-            check_epoch(self.context.storage, self.checkpoints.epoch)
-        stored = persistently(self.context.stages.upload)("train", {name: path})
-        path.unlink()
-        return stored
 
     def _validate(self, step: int) -> float | None:
         """The loss on data.validation after `step` steps; None when it is not due or a stop was requested meanwhile."""
@@ -404,29 +365,9 @@ class Trainer:
 
     def _record(self, record: StepRecord) -> None:
         reporter = self.reporter
-        reporter.loss.set(record.loss)
-        reporter.dataset_losses.set(record.dataset_losses or {})
-        reporter.learning_rate.set(record.learning_rate)
-        reporter.gradient_norm.set(record.gradient_norm)
-        reporter.step.set(record.step)
-        reporter.samples.inc(record.samples)
-        reporter.packing_efficiency.set(record.tokens / record.places)
-        reporter.data_wait.inc(record.data_wait_seconds)
-        reporter.step_seconds.observe(record.step_seconds)
-        reporter.note_memory(peak_gpu_memory(self.context.group.device))
         self.durations.append(record.step_seconds)
-        samples, tokens = record.samples / record.step_seconds, record.tokens / record.step_seconds
-        reporter.samples_per_second.set(samples)
-        reporter.tokens_per_second.set(tokens)
-        reporter.update(
-            step=record.step,
-            epoch=record.epoch,
-            loss=record.loss,
-            learning_rate=record.learning_rate,
-            samples_per_second=round(samples, 3),
-            tokens_per_second=round(tokens, 3),
-            eta_seconds=round((self.setup.total_steps - record.step) * mean(self.durations), 1),
-        )
+        left = (self.setup.total_steps - record.step) * mean(self.durations)
+        report_step(reporter, record, left, self.context.group.device)
         if self.log is not None:
             if self.watch.add(asdict(record)):
                 logger.warning("%s", self.warning)
@@ -434,12 +375,17 @@ class Trainer:
                 record = replace(record, warning=self.warning)
             self.log.record(record)
             self.context.tracker.metrics(
-                record.step, {**record.scalars(), "train/epoch": record.epoch, "train/samples_per_second": samples}
+                record.step,
+                {
+                    **record.scalars(),
+                    "train/epoch": record.epoch,
+                    "train/samples_per_second": record.samples_per_second,
+                },
             )
             logger.info(
                 "step %d/%d loss %.4f lr %.3g norm %.3f %.1f tokens/s waited %.2f s",
-                record.step, self.setup.total_steps, record.loss, record.learning_rate, record.gradient_norm, tokens,
-                record.data_wait_seconds,
+                record.step, self.setup.total_steps, record.loss, record.learning_rate, record.gradient_norm,
+                record.tokens_per_second, record.data_wait_seconds,
             )  # fmt: skip
 
     def _result(self, outcome: Any, reason: str, message: str, artifacts: dict[str, str] | None = None) -> StageResult:
