@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from e2e.harness import CHECKPOINT, STEPS, ChildLog, Finished, Platform
+from e2e.harness import CHECKPOINT, LONG_STEPS, STEPS, ChildLog, Finished, Platform
 from e2e.holds import Holds
 from ivft_cluster import helm
 from ivft_cluster.cluster import Cluster
 from ivft_demo.data import upload_demo_data, write_secret
 from ivft_demo.install import Images, build_images, install_operator
-from ivft_demo.results import losses
+from ivft_demo.results import Loss, losses
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +59,11 @@ def undisturbed(platform: Platform, child_log: ChildLog) -> Finished:
     output = platform.apply("quickstart", "undisturbed", training=STEPS, checkpoint=CHECKPOINT)
     status = platform.follow("undisturbed")
     return Finished(status, output, losses(platform.s3, output))
+
+
+@pytest.fixture(scope="session")
+def long_curve(platform: Platform) -> list[Loss]:
+    """Losses of an undisturbed run of LONG_STEPS."""
+    output = platform.apply("quickstart", "long-undisturbed", training=LONG_STEPS, checkpoint=CHECKPOINT)
+    platform.follow("long-undisturbed")
+    return losses(platform.s3, output)

@@ -32,6 +32,7 @@ RUN_SECONDS = 600
 # enough steps to break something between the first checkpoint and the end
 STEPS = {"maxSteps": 120, "epochs": 40}
 CHECKPOINT = {"everySteps": 40}
+LONG_STEPS = {"maxSteps": 400, "epochs": 100}  # some forty seconds: to remove a node or to preempt a run takes seconds
 
 
 def trains(status: InternVLFineTuneStatus) -> bool:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from e2e.harness import NAMESPACE, Platform, assert_same_losses, trains
+from e2e.harness import CHECKPOINT, LONG_STEPS, NAMESPACE, STEPS, Platform, assert_same_losses, trains
 from internvl_api.constants import GPU
 from internvl_api.status import InternVLFineTuneStatus
 from internvl_operator.kubectl_ivft.__main__ import main as kubectl_ivft
 from ivft_cluster import kueue
 from ivft_cluster.shell import wait_for
 from ivft_demo.follow import read_status
-from ivft_demo.results import losses
+from ivft_demo.results import Loss, losses
 
 pytestmark = pytest.mark.e2e
 
@@ -25,9 +25,6 @@ GROUP = {"workers": 2, "gpusPerWorker": 1}
 ONE_POD = {"workers": 1, "gpusPerWorker": 2}
 HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
-# Enough steps to preempt a run between its first checkpoint and its end.
-LONG = {"maxSteps": 120, "epochs": 40}
-SHORT = LONG | {"maxSteps": 8}  # of a run that waits for its turn
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resourceflavors", {"kind": "ResourceFlavor", "metadata": {"name": "any-node"}}),
     (
@@ -111,7 +108,7 @@ def create(custom: Any, plural: str, body: dict[str, Any]) -> bool:
     return True
 
 
-def submit(platform: Platform, name: str, training: dict[str, int] = LONG, **more: Any) -> str:
+def submit(platform: Platform, name: str, training: dict[str, int] = STEPS, **more: Any) -> str:
     """A run with two processes that each hold one fake GPU and train on the CPU."""
     template = {
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
@@ -123,7 +120,7 @@ def submit(platform: Platform, name: str, training: dict[str, int] = LONG, **mor
         name,
         **more.pop("size", GROUP),
         training=training,
-        checkpoint={"everySteps": 40},
+        checkpoint=CHECKPOINT,
         scheduling={"gang": "kueue", "queue": "team"},
         podTemplate=template,
     )
@@ -139,31 +136,31 @@ def pods_started(platform: Platform, name: str) -> list[float]:
 
 
 def test_the_queue_admits_one_run_after_the_other(
-    platform: Platform, queue: Queue, capsys: pytest.CaptureFixture[str]
+    platform: Platform, queue: Queue, long_curve: list[Loss], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two runs through the queue: status while each waits, is preempted, resumes and succeeds."""
+    """Three runs through the queue: status while each waits, is preempted, resumes and succeeds."""
     told: list[tuple[str, float]] = []
     begun = time.monotonic()
 
     def tell(what: str) -> None:
         told.append((what, time.monotonic() - begun))
 
-    first_output = submit(platform, "first")
+    output = submit(platform, "first", LONG_STEPS)
     platform.wait("first", "training", trains)
     tell("the first run trains")
     assert queue.gpus_in_use() == QUOTA
     assert len(pods_started(platform, "first")) == GROUP["workers"]
 
     # No quota is left: the second run waits with Kueue's own reason, and its preflight holds no GPU.
-    submit(platform, "second", SHORT)
+    submit(platform, "second")
+    submit(platform, "third", labels={PRIORITY: HIGH})
     platform.wait("second", "held by its queue", gated)
     tell("the second run waits")
     assert not pods_started(platform, "second")
     command = ["why", "second", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]
     wait_for("Kueue's reason", lambda: explained(command, capsys), timeout=60)
 
-    # A run with a higher priority preempts the first, which saves a checkpoint, frees its GPUs and queues again.
-    third_output = submit(platform, "third", labels={PRIORITY: HIGH})
+    # The third run has a higher priority: the first saves a checkpoint, frees its GPUs and queues again.
     resource = platform.wait_resource("first", "preempted", lambda status: status.attempt > 1)
     tell("the first run is preempted")
     (stage,) = [each for each in read_status(resource).stages if each.name == "train"]
@@ -184,9 +181,7 @@ def test_the_queue_admits_one_run_after_the_other(
     platform.follow("second")
     tell("the second run is done")
 
-    first, third = losses(platform.s3, first_output), losses(platform.s3, third_output)
-    assert [each.step for each in third] == list(range(1, LONG["maxSteps"] + 1))
-    assert_same_losses(first, third)
+    assert_same_losses(losses(platform.s3, output), long_curve)
     wait_for("every GPU is free", lambda: queue.gpus_in_use() == 0)
     with capsys.disabled():
         print("\nKueue: " + "; ".join(f"{what} {seconds:.0f} s" for what, seconds in told))
@@ -225,7 +220,7 @@ def test_a_group_that_exceeds_the_quota_shows_the_reason(
 
 
 def test_a_queued_run_that_is_suspended_leaves_the_queue(platform: Platform, queue: Queue) -> None:
-    submit(platform, "held", size=ONE_POD)
+    submit(platform, "held", LONG_STEPS, size=ONE_POD)
     platform.wait("held", "training", trains)
     platform.change("held", runPolicy={"suspend": True})
     platform.wait("held", "Suspended", lambda status: status.phase == "Suspended")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from e2e.harness import CHECKPOINT, NAMESPACE, Platform, assert_same_losses, trains
+from e2e.harness import CHECKPOINT, LONG_STEPS, NAMESPACE, Platform, assert_same_losses, trains
 from internvl_api.constants import LABEL_JOB
 from internvl_api.status import InternVLFineTuneStatus, StageStatus
 from ivft_cluster import helm
@@ -19,23 +19,14 @@ from kubernetes import client
 
 pytestmark = pytest.mark.e2e
 
-STEPS = {"maxSteps": 400, "epochs": 100}  # some forty seconds, because removing a node takes seconds
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(platform: Platform) -> list[Loss]:
-    """Losses of an undisturbed run."""
-    output = platform.apply("quickstart", "nodes-undisturbed", training=STEPS, checkpoint=CHECKPOINT)
-    platform.follow("nodes-undisturbed")
-    return losses(platform.s3, output)
 
 
 def start(platform: Platform, name: str) -> tuple[str, InternVLFineTuneStatus]:
     """A run whose two workers train: its output and status."""
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}}
     template = {"resources": resources, "terminationGracePeriodSeconds": 20}
-    output = platform.apply("quickstart", name, training=STEPS, checkpoint=CHECKPOINT, podTemplate=template)
+    output = platform.apply("quickstart", name, training=LONG_STEPS, checkpoint=CHECKPOINT, podTemplate=template)
     return output, platform.wait(name, "training", trains)
 
 
@@ -51,7 +42,7 @@ def ended_attempt(platform: Platform, name: str, before: InternVLFineTuneStatus)
 
 
 def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
-    platform: Platform, undisturbed: list[Loss]
+    platform: Platform, long_curve: list[Loss]
 ) -> None:
     output, before = start(platform, "drained")
     drained = node_of(platform, "drained-train-1")
@@ -76,10 +67,10 @@ def test_a_drain_waits_for_a_disruption_budget_and_then_costs_no_restart(
         platform.cluster.kubectl("uncordon", drained)
     status = platform.follow("drained")
     assert (status.restarts.user, status.restarts.infrastructure) == (0, 0)
-    assert_same_losses(losses(platform.s3, output), undisturbed)
+    assert_same_losses(losses(platform.s3, output), long_curve)
 
 
-def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undisturbed: list[Loss]) -> None:
+def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, long_curve: list[Loss]) -> None:
     output, before = start(platform, "shut-down")
     victim = node_of(platform, "shut-down-train-1")
     platform.cluster.shut_down_node(victim)
@@ -91,13 +82,11 @@ def test_a_node_that_shuts_down_in_order_loses_no_step(platform: Platform, undis
         platform.cluster.wait_nodes_ready()
     status = platform.follow("shut-down")
     assert status.restarts.user == 0
-    assert_same_losses(losses(platform.s3, output), undisturbed)
+    assert_same_losses(losses(platform.s3, output), long_curve)
 
 
 @pytest.mark.soak  # a shutdown evicts a worker too
-def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
-    platform: Platform, undisturbed: list[Loss]
-) -> None:
+def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(platform: Platform, long_curve: list[Loss]) -> None:
     output, before = start(platform, "pressed")
     victim = node_of(platform, "pressed-train-1")
     available = int(platform.cluster.memory_available(victim))
@@ -111,7 +100,7 @@ def test_a_worker_evicted_by_memory_pressure_starts_again_elsewhere(
         platform.cluster.set_eviction(victim, "memory.available", "100Mi")
     status = platform.follow("pressed")
     assert status.restarts.user == 0
-    assert_same_losses(losses(platform.s3, output), undisturbed)
+    assert_same_losses(losses(platform.s3, output), long_curve)
 
 
 @pytest.fixture
@@ -133,7 +122,7 @@ def node_of_leader(platform: Platform) -> str:
 
 @pytest.mark.soak  # a killed node's processes may reset their connections: then the peer ends first, as PeerLost
 def test_a_node_without_power_is_replaced_before_kubernetes_gives_it_up(
-    platform: Platform, undisturbed: list[Loss], node_leases: None, capsys: pytest.CaptureFixture[str]
+    platform: Platform, long_curve: list[Loss], node_leases: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, before = start(platform, "powerless")
     # the operator itself goes on: this is about what it sees
@@ -156,4 +145,4 @@ def test_a_node_without_power_is_replaced_before_kubernetes_gives_it_up(
         platform.cluster.start_node(victim)
         platform.cluster.wait_nodes_ready()
     platform.follow("powerless")
-    assert_same_losses(losses(platform.s3, output), undisturbed)
+    assert_same_losses(losses(platform.s3, output), long_curve)
