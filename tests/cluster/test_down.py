@@ -33,7 +33,7 @@ def spare() -> Iterator[Cluster]:
 def tree_of(cluster: Cluster) -> dict[Identity, psutil.Process]:
     """Processes that name a file of the cluster in their command line, and everything below them."""
     found = {}
-    for process in psutil.process_iter():
+    for process in daemons.everyone():
         try:
             if f"{cluster.state}/" in " ".join(process.cmdline()) and process.pid != os.getpid():
                 for each in [process, *process.children(recursive=True)]:
@@ -74,7 +74,7 @@ def cgroups_of(cluster: Cluster) -> list[Path]:
 
 def assert_gone(cluster: Cluster, seen: dict[Identity, psutil.Process], spaces: set[str]) -> None:
     assert not [process for process in seen.values() if daemons.is_alive(process)]
-    assert not spaces & namespaces(list(psutil.process_iter()))
+    assert not spaces & namespaces(list(daemons.everyone()))
     assert not tree_of(cluster)
     assert not cgroups_of(cluster)
     assert {path.name for path in cluster.state.iterdir()} <= {"logs"}

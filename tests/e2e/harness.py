@@ -17,6 +17,7 @@ import psutil
 import yaml
 from internvl_api.constants import GROUP, LABEL_JOB, LABEL_MANAGED_BY, MANAGED_BY, PLURAL, VERSION
 from internvl_api.status import InternVLFineTuneStatus
+from ivft_cluster import daemons
 from ivft_cluster.cluster import Cluster
 from ivft_cluster.shell import wait_for
 from ivft_demo.checkpoint import OUTPUT_LAYER, write_checkpoint
@@ -200,12 +201,12 @@ class Platform:
 def processes(group: str, command: str) -> list[psutil.Process]:
     """Processes whose cgroup name contains one text (a pod's uid, a cluster's id) and command another; oldest first."""
     found = []
-    for process in psutil.process_iter(["cmdline", "create_time"]):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+    for process in daemons.everyone():
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended meanwhile
             groups = Path(f"/proc/{process.pid}/cgroup").read_text()
-            if group in groups and command in " ".join(process.info["cmdline"] or []):
-                found.append(process)
-    return sorted(found, key=lambda process: process.info["create_time"])
+            if group in groups and command in " ".join(process.cmdline()):
+                found.append((process.create_time(), process.pid, process))
+    return [process for *_, process in sorted(found)]
 
 
 class ChildLog:

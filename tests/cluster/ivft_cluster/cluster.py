@@ -92,7 +92,7 @@ class Cluster(Faults):
         networks = {network.namespace_of(process.pid) for process in members if daemons.name_of(process) == HOLDER}
         networks -= {network.namespace_of(1), None}
         mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
-        guests = [process for process in psutil.process_iter() if network.namespace_of(process.pid) in networks]
+        guests = [process for process in daemons.everyone() if network.namespace_of(process.pid) in networks]
         everyone = {process.pid: process for process in [*members, *guests] if process.pid not in mine}
         daemons.kill(list(everyone.values()))
 

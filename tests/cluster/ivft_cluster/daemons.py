@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -42,10 +42,17 @@ def start(
         )
 
 
+def everyone() -> Iterator[psutil.Process]:
+    """Every process now. psutil.process_iter may give one that has ended, where a newer one has its number."""
+    for number in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(number)
+
+
 def find(member: str) -> list[psutil.Process]:
     """Living processes of one member, or of a whole cluster when `member` is a cluster id; oldest first."""
     found = []
-    for process in psutil.process_iter():
+    for process in everyone():
         try:
             mark = process.environ().get(MARK, "")
             process.create_time()  # read now, and kept: the process may be gone when the list is sorted
