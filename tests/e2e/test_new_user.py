@@ -120,8 +120,7 @@ def test_from_helm_install_to_uninstall(team: Platform, images: Images, times: T
         set_defaults(team)
         first = apply(team, "pets")
         team.follow("pets")
-    published = {each.path for each in verify_manifest(team.s3, f"{first}/artifacts")}
-    assert "adapter/adapter_model.safetensors" in published
+    assert "adapter/adapter_model.safetensors" in {each.path for each in verify_manifest(team.s3, f"{first}/artifacts")}
     with times.of("Prometheus answers the queries of every dashboard"):
         assert set(empty_panels(team.cluster.prometheus, team.namespace, "pets")) <= PANELS_OF_FAULTS
 
@@ -147,9 +146,9 @@ def test_from_helm_install_to_uninstall(team: Platform, images: Images, times: T
     assert (status.attempt, status.restarts.user, status.restarts.infrastructure) == (1, 0, 0)
     assert_same_losses(losses(team.s3, second), losses(team.s3, first))
 
+    published = [verify_manifest(team.s3, f"{output}/artifacts") for output in (first, second)]
     with times.of("helm uninstall"):
         helm.uninstall(kubeconfig)
     left = team.cluster.kubectl("get", "internvlfinetunes", "-n", team.namespace, "-o", "name").split()
     assert left == ["internvlfinetune.internvl.dev/again", "internvlfinetune.internvl.dev/pets"]
-    for output in (first, second):
-        assert {each.path for each in verify_manifest(team.s3, f"{output}/artifacts")} == published
+    assert [verify_manifest(team.s3, f"{output}/artifacts") for output in (first, second)] == published
