@@ -9,7 +9,8 @@ from ivft_cluster.api_server import ApiServer
 from ivft_cluster.crds import install_crd
 from ivft_cluster.releases import CONTAINERD, ETCD
 
-# Processes of a test and lanes of `make test` share the cores: with more threads each would spin while it waits.
+# The processes of a test and the lanes of `make test` share two cores. With more OpenMP threads than cores, threads
+# burn CPU time while they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["ivft_cluster.fixtures"]

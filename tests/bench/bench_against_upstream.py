@@ -31,9 +31,9 @@ SHAPES = {  # hidden size, layers, intermediate size, heads, vocabulary; micro-b
 
 
 def bench_row_against_upstream(tmp_path: Path) -> None:
-    """A 640x480 JPEG as 6 tiles of 448 and a thumbnail, with a question and an answer, on one core, by turns.
+    """Time one row in our way and in upstream's: a 640x480 JPEG (6 tiles of 448 and a thumbnail), question and answer.
 
-    What no way can leave out is timed too: to decode the picture, and to resize it for the tiles and the thumbnail.
+    The two ways take turns on one core. A third time is the lower limit of both: to decode and resize the picture.
     """
     torch.set_num_threads(1)
     Image.fromarray(astronaut()).resize((640, 480)).save(tmp_path / "0.jpg", quality=90)
@@ -64,7 +64,7 @@ def bench_row_against_upstream(tmp_path: Path) -> None:
     assert sample.tiles.shape[0] == 7
     mine, others, floor = _by_turns([(ours, theirs, least)] * ROUNDS)
     table = Table(title="640x480 JPEG, 6 tiles of 448 pixels and a thumbnail: rows a CPU second")
-    for column in ("ours", "upstream's way", "ratio", "decoding and resizing alone", "ratio at best"):
+    for column in ("ours", "upstream's way", "ratio", "decode and resize only", "highest possible ratio"):
         table.add_column(column)
     cells = ROUNDS / mine, ROUNDS / others, others / mine, ROUNDS / floor, others / floor
     table.add_row(*(f"{cell:.2f}" for cell in cells))

@@ -14,12 +14,13 @@ PANELS_OF_FAULTS = {
 
 
 def empty_panels(prometheus: Prometheus, namespace: str, run: str) -> list[str]:
-    """Titles of panels without an answer at the last moment of the run's training, when its series end.
+    """Titles of the panels whose query returns nothing for the last second in which the run was training.
 
-    Panels of the workers' own series are left out: they are scraped at other moments than the operator.
+    Skips panels that show the workers' own series: Prometheus scrapes them at other times than the operator.
     """
     checkpoint = f'internvl_job_checkpoint_timestamp_seconds{{job_namespace="{namespace}", job_name="{run}"}}'
-    (last,) = prometheus.query(f"max(max_over_time(timestamp({checkpoint})[3h:5s]))")
+    (newest,) = prometheus.query(f"max(max_over_time(timestamp({checkpoint})[3h:5s]))")
+    last_second = float(newest["value"][1])
     chosen = {"$namespace": namespace, "$run": run}
     empty = []
     for path in sorted((CHART / "files/dashboards").glob("*.json")):
@@ -27,6 +28,6 @@ def empty_panels(prometheus: Prometheus, namespace: str, run: str) -> list[str]:
             (query,) = [target["expr"] for target in panel["targets"]]
             for variable, value in chosen.items():
                 query = query.replace(variable, value)
-            if "internvl_train_" not in query and not prometheus.query(query, at=float(last["value"][1])):
+            if "internvl_train_" not in query and not prometheus.query(query, at=last_second):
                 empty.append(panel["title"])
     return empty

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.e2e
 
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
 QUOTA = 2  # GPUs
-GROUP = {"workers": 2, "gpusPerWorker": 1}
-ONE_POD = {"workers": 1, "gpusPerWorker": 2}
+TWO_WORKERS = {"workers": 2, "gpusPerWorker": 1}
+ONE_WORKER = {"workers": 1, "gpusPerWorker": 2}
 HIGH = "kueue-high"  # a WorkloadPriorityClass
 PRIORITY = "kueue.x-k8s.io/priority-class"
 OBJECTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -118,7 +118,7 @@ def submit(platform: Platform, name: str, training: dict[str, int] = STEPS, **mo
     return platform.apply(
         "quickstart",
         name,
-        **more.pop("size", GROUP),
+        **more.pop("size", TWO_WORKERS),
         training=training,
         checkpoint=CHECKPOINT,
         scheduling={"gang": "kueue", "queue": "team"},
@@ -149,18 +149,19 @@ def test_the_queue_admits_one_run_after_the_other(
     platform.wait("first", "training", trains)
     tell("the first run trains")
     assert queue.gpus_in_use() == QUOTA
-    assert len(pods_started(platform, "first")) == GROUP["workers"]
+    assert len(pods_started(platform, "first")) == TWO_WORKERS["workers"]
 
     # No quota is left: the second run waits with Kueue's own reason, and its preflight holds no GPU.
     submit(platform, "second")
-    submit(platform, "third", labels={PRIORITY: HIGH})
+    third_output = submit(platform, "third", labels={PRIORITY: HIGH})
     platform.wait("second", "held by its queue", gated)
     tell("the second run waits")
     assert not pods_started(platform, "second")
     command = ["why", "second", "-n", NAMESPACE, "--kubeconfig", str(platform.cluster.kubeconfig)]
     wait_for("Kueue's reason", lambda: explained(command, capsys), timeout=60)
 
-    # The third run has a higher priority: the first saves a checkpoint, frees its GPUs and queues again.
+    # Kueue preempts the first run for the third, which has a higher priority. The first run saves a checkpoint, frees
+    # its GPUs and waits in the queue again.
     resource = platform.wait_resource("first", "preempted", lambda status: status.attempt > 1)
     tell("the first run is preempted")
     (stage,) = [each for each in read_status(resource).stages if each.name == "train"]
@@ -181,6 +182,7 @@ def test_the_queue_admits_one_run_after_the_other(
     platform.follow("second")
     tell("the second run is done")
 
+    assert [each.step for each in losses(platform.s3, third_output)] == list(range(1, STEPS["maxSteps"] + 1))
     assert_same_losses(losses(platform.s3, output), long_curve)
     wait_for("every GPU is free", lambda: queue.gpus_in_use() == 0)
     with capsys.disabled():
@@ -220,7 +222,7 @@ def test_a_group_that_exceeds_the_quota_shows_the_reason(
 
 
 def test_a_queued_run_that_is_suspended_leaves_the_queue(platform: Platform, queue: Queue) -> None:
-    submit(platform, "held", LONG_STEPS, size=ONE_POD)
+    submit(platform, "held", LONG_STEPS, size=ONE_WORKER)
     platform.wait("held", "training", trains)
     platform.change("held", runPolicy={"suspend": True})
     platform.wait("held", "Suspended", lambda status: status.phase == "Suspended")

@@ -1,4 +1,4 @@
-"""A new user's way through the product on a real cluster, with the time of each step; docs/install.md has them."""
+"""The steps of a new user on a real cluster, from installing to uninstalling; docs/install.md lists their times."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALERT = "InternVLRunStalled"
 
 
 class Times:
-    """How long each step of the way took, in seconds."""
+    """Measures how many seconds each step takes."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -58,11 +58,11 @@ class Times:
 
 
 @pytest.fixture
-def times(pytestconfig: pytest.Config) -> Iterator[Times]:
-    """Prints its table at the end."""
+def times(capsys: pytest.CaptureFixture[str]) -> Iterator[Times]:
+    """Prints its table after the test."""
     times = Times()
     yield times
-    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # type: ignore[union-attr]
+    with capsys.disabled():
         print(f"\n{times.table()}")
 
 
@@ -81,7 +81,7 @@ def team(platform: Platform, images: Images) -> Iterator[Platform]:
 
 
 def apply(team: Platform, name: str, **spec: object) -> str:
-    """`kubectl apply` of the run by this name, and its output by the namespace's defaults."""
+    """Apply the run under this name with kubectl; return its output, which the namespace's defaults set."""
     resource = yaml.safe_load(RUN)
     resource["metadata"]["name"] = name
     resource["spec"] |= spec
@@ -95,7 +95,7 @@ def set_defaults(team: Platform) -> None:
 
 
 def load_alerts(team: Platform, values: helm.Values) -> None:
-    """The chart's alerts in Prometheus; a stalled run waits 5 seconds for its alert, not 15 minutes."""
+    """Load the chart's alerts into Prometheus; the alert on a stalled run fires after 5 seconds, not 15 minutes."""
     rules = {"enabled": True, "overrides": {ALERT: {"for": "5s"}}}
     rendered = helm.template(values | {"prometheusRule": rules})
     (rule,) = [each for each in rendered if each["kind"] == "PrometheusRule"]
@@ -125,18 +125,18 @@ def test_from_helm_install_to_uninstall(team: Platform, images: Images, times: T
         assert set(empty_panels(team.cluster.prometheus, team.namespace, "pets")) <= PANELS_OF_FAULTS
 
     load_alerts(team, values)
-    with times.of("a run without its Secret stalls, and its alert fires (for: 5s)"):
+    with times.of("the Secret of a run is missing: the run stalls, its alert fires"):
         apply(team, "late", secrets={"objectStorage": "late-keys"})
         team.wait("late", "stalled", lambda status: stalled(status) == "SecretMissing")
         wait_for(f"{ALERT} fires", lambda: alert_fires(team, "late"))
-    with times.of("with the Secret the run continues, and the alert resolves"):
+    with times.of("the Secret is created: the run continues and the alert resolves"):
         keys = team.core.read_namespaced_secret(SECRET, team.namespace).data
         team.core.create_namespaced_secret(team.namespace, {"metadata": {"name": "late-keys"}, "data": keys})
-        team.wait("late", "going on", lambda status: status.phase == "Running")
+        team.wait("late", "running", lambda status: status.phase == "Running")
         wait_for(f"{ALERT} resolves", lambda: not alert_fires(team, "late"))
     team.delete("late")
 
-    with times.of("helm upgrade and rollback while a run trains, until it is published"):
+    with times.of("helm upgrade and rollback during training, until it is published"):
         second = apply(team, "again")
         team.wait("again", "training", trains)
         before = helm.revision(kubeconfig)

@@ -74,15 +74,16 @@ class Prometheus:
         def loaded() -> bool:
             return {group["name"] for group in self._ask("rules")["groups"]} == wanted
 
-        wait_for("Prometheus has its rules", loaded, on_timeout=lambda: tail(self.state / "prometheus.log"))
+        wait_for("Prometheus has loaded the rules", loaded, on_timeout=lambda: tail(self.state / "prometheus.log"))
 
     def firing(self) -> list[dict[str, str]]:
         """The labels of every alert that fires."""
         return [each["labels"] for each in self._ask("alerts")["alerts"] if each["state"] == "firing"]
 
-    def _ask(self, what: str) -> dict[str, Any]:
-        answer = requests.get(f"{self.url}/api/v1/{what}", timeout=10)
-        answer.raise_for_status()
+    def _ask(self, what: str, **parameters: str) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/api/v1/{what}", params=parameters, timeout=10)
+        if not answer.ok:
+            raise requests.HTTPError(answer.text, response=answer)
         return dict(answer.json()["data"])
 
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
@@ -90,11 +91,8 @@ class Prometheus:
 
         Raises requests.HTTPError with Prometheus's own message for a wrong expression.
         """
-        asked = {"query": expression} if at is None else {"query": expression, "time": str(at)}
-        answer = requests.get(f"{self.url}/api/v1/query", params=asked, timeout=10)
-        if not answer.ok:
-            raise requests.HTTPError(answer.text, response=answer)
-        return list(answer.json()["data"]["result"])
+        moment = {} if at is None else {"time": str(at)}
+        return list(self._ask("query", query=expression, **moment)["result"])
 
 
 def scrape_config(targets: Path, rules: Path) -> dict[str, Any]:

@@ -94,8 +94,12 @@ def test_a_file_that_changes_after_a_break_is_not_patched_together(server: WebSe
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
     [
-        pytest.param(401, AccessDenied, "was refused (401); use a public or a signed URL, or object storage", id="401"),
-        pytest.param(403, AccessDenied, "was refused (403); use a public or a signed URL, or object storage", id="403"),
+        pytest.param(
+            401, AccessDenied, "was refused (401); use a public URL, a signed URL or an object store", id="401"
+        ),
+        pytest.param(
+            403, AccessDenied, "was refused (403); use a public URL, a signed URL or an object store", id="403"
+        ),
         pytest.param(405, Unavailable, "the server answered 405", id="405"),
     ],
 )

@@ -207,7 +207,7 @@ class HttpsSource:
         if status in (401, 403):
             return AccessDenied(
                 "AccessDenied",
-                f"{place} was refused ({status}); use a public or a signed URL, or object storage",
+                f"{place} was refused ({status}); use a public URL, a signed URL or an object store",
                 self._field,
             )
         return Unavailable("ServerUnavailable", f"{place}: the server answered {status}", self._field)
