@@ -52,6 +52,11 @@ TEXTS = {
         nccl("Cuda failure 'out of memory'"),
         nccl("Failed to CUDA calloc 10485760 bytes"),
         nccl("Failed to CUDA calloc async 608 bytes"),
+        "RuntimeError: cuFFT error: CUFFT_ALLOC_FAILED",
+        "Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp",
+        "CUDA error (/build/flash-attention/csrc/flash_attn/src/flash_fwd_launch_template.h:188): out of memory",
+        'RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1131, '
+        "please report a bug to PyTorch.",
         WATCHDOG.format(text="CUDA error: out of memory"),
     ),
     "GpuHardwareError": (
@@ -81,6 +86,17 @@ TEXTS = {
         "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update it",
         "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env "
         "variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices to be zero.",
+        cuda("peer access is not supported between these two devices"),
+        cuda("peer mapping resources exhausted"),
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ARCH_MISMATCH when calling `cublasGemmEx( handle, opa, opb, m, n, k)`",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED",
+        "RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu.",
+        nccl(
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 3b000",
+            "invalid usage (run with NCCL_DEBUG=WARN for details)",
+            "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+        ),
+        "Failed to initialize NVML: Unknown Error",
         "pynvml.NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch.",
         "RuntimeError: Failed to initialize NVML: Driver/library version mismatch",
     ),
@@ -92,6 +108,7 @@ TEXTS = {
         nccl("Call to ibv_reg_mr failed with error Cannot allocate memory", SYSTEM, CALL_OR_DEVICE),
         nccl("Call to ibv_reg_mr_iova2 failed with error Bad address", SYSTEM, CALL_OR_DEVICE),
         nccl("Call to ibv_reg_dmabuf_mr failed with error Invalid argument", SYSTEM, CALL_OR_DEVICE),
+        nccl("Call to ibv_create_cq failed with error Cannot allocate memory", SYSTEM, CALL_OR_DEVICE),
         nccl("Call to mlx5dv_reg_dmabuf_mr failed with error Bad address", SYSTEM, CALL_OR_DEVICE),
     ),
     "NodeUnfit": (
@@ -129,6 +146,8 @@ TEXTS = {
         "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
         "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED_CUDART",
         "RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "RuntimeError: cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+        "CUDA error (flash_bwd_launch_template.h:47): an illegal memory access was encountered",
         nccl("Cuda failure 700 'an illegal memory access was encountered'"),
         nccl(""),
         "[rank3]:[F1129 01:12:00 ProcessGroupNCCL.cpp:1622] [PG ID 0 PG GUID 0(default_pg) Rank 3] ProcessGroupNCCL's "
@@ -144,7 +163,10 @@ TEXTS = {
         "NumelOut=1, Timeout(ms)=600000) ran for 600026 milliseconds before timing out.",
         "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1.",
         "torch.distributed.DistBackendError: NCCL timeout in: /__w/pytorch/torch/csrc/NCCLUtils.cpp:94",
-        "torch.distributed.DistNetworkError: failed to recv, got 0 bytes: remote process exited",
+        "torch.distributed.DistNetworkError: Failed to recv, got 0 bytes. Connection was likely closed. Did the remote "
+        "server shutdown or crash?",
+        "torch.distributed.DistStoreError: wait timeout after 600000ms, keys: /default_pg/0//cuda//ncclUniqueId",
+        "RuntimeError: Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:166] no error",
         nccl(
             "socketProgress: Connection closed by remote peer run-1.run.team.svc<40312>",
             "remote process exited or there was a network error",
@@ -157,6 +179,16 @@ TEXTS = {
             "opcode=IBV_WC_SEND(0) vendor_err=129",
             SYSTEM,
             CALL_OR_DEVICE,
+        ),
+        nccl(
+            "Assertion failed in transport.cc",
+            "internal error - please report this issue to the NCCL developers",
+            "ncclInternalError: Internal check failed.",
+        ),
+        nccl(
+            "Failed to initialize any NET plugin",
+            "internal error - please report this issue to the NCCL developers",
+            "ncclInternalError: Internal check failed.",
         ),
         nccl("Call to ibv_open_device failed", SYSTEM, CALL_OR_DEVICE),
         nccl("Call to connect to 10.0.0.2<47000> failed : No route to host", SYSTEM, CALL_OR_DEVICE),

@@ -13,6 +13,7 @@ from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.recipes.summary import recipe_config
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
+from internvl_api.status import StageName
 
 SPEC: dict[str, Any] = {
     "recipe": "internvl2-26b-full",
@@ -91,6 +92,53 @@ def test_a_model_on_a_volume_is_not_downloaded() -> None:
     assert remote.disk_bytes - local.disk_bytes == 2 * setup_parameters(config)
 
 
+def disk(stage: StageName, recipe: str = "internvl2-llama3-76b-full", **changes: Any) -> dict[str, int]:
+    """GiB by purpose, rounded."""
+    spec = {"recipe": recipe, "data": {"meta": "/meta.json"}, "output": "s3://bucket/run"} | changes
+    found = needs(resolve(parse_spec(spec), job="team/run", job_uid="uid"), stage)
+    assert found is not None
+    return {name: round(amount / GIB) for name, amount in found.disk.items()}
+
+
+FROZEN = {"training": {"freeze": {"vision": True, "language": True, "projector": False}}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "expected"),
+    [
+        pytest.param("train", {}, {"checkpoint files": 8, "exported shards": 80}, id="ranges of an object store"),
+        pytest.param(
+            "train",
+            {"model": {"name": "InternVL2-Llama3-76B", "source": "https://models.org/76b"}},
+            {"weights of the base model": 142, "checkpoint files": 8, "exported shards": 80},
+            id="a web server may give no ranges",
+        ),
+        pytest.param(
+            "train",
+            FROZEN,
+            {"checkpoint files": 1, "exported shards": 80},
+            id="a frozen part is exported too",
+        ),
+        pytest.param("evaluate", FROZEN, {"trained weights": 142}, id="a whole model, and no base"),
+        pytest.param("evaluate", {"output": "/runs/76b"}, {}, id="a volume is read in place"),
+        pytest.param("merge", {}, {"trained weights": 142, "merged model": 142}, id="merge copies what was trained"),
+        pytest.param(
+            "evaluate",
+            {"recipe": "internvl2-llama3-76b-lora"},
+            {"weights of the base model": 142, "trained weights": 0},
+            id="an adapter on its base",
+        ),
+    ],
+)
+def test_the_disk_has_room_for_what_a_stage_fetches_and_writes(
+    stage: StageName, changes: dict[str, Any], expected: dict[str, int]
+) -> None:
+    found = disk(stage, **changes)
+    assert found.keys() == expected.keys()
+    for name, gib in expected.items():
+        assert abs(found[name] - gib) <= 1, found
+
+
 def setup_parameters(config: RunConfig) -> int:
     setup = setup_of(config)
     assert setup is not None
@@ -159,6 +207,11 @@ def given(kind: str, **amounts: str) -> dict[str, Any]:
             id="a stop that is killed",
         ),
         pytest.param({"terminationGracePeriodSeconds": 330}, [], id="a stop that has time"),
+        pytest.param(
+            {"resources": {"limits": {"memory": "500Gi"}, "requests": {"memory": "1Gi"}}},
+            ["spec.podTemplate.resources.requests.memory: found 1Gi, train needs about 286."],
+            id="a limit that suffices with a request that does not",
+        ),
     ],
 )
 def test_what_is_said_of_too_little(template: dict[str, Any], said: list[str]) -> None:
@@ -178,3 +231,20 @@ def test_more_workers_share_a_checkpoint() -> None:
     setup = setup_of(config)
     assert setup is not None
     assert checkpoint_share(replace(setup), 4) * 4 == pytest.approx(checkpoint_share(setup, 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("given", [None, 3600])
+def test_a_stop_that_no_grace_period_allows(given: int | None) -> None:
+    template = {} if given is None else {"terminationGracePeriodSeconds": given}
+    (said,) = shortfalls(*resolved(podTemplate=template), storage_rate=50e6)
+    assert "the longest grace period is 3600 s" in said
+    assert "240 GB of a checkpoint at the measured 0.05 GB/s" in said
+    assert "use more workers or faster storage for spec.output" in said
+
+
+def test_the_fewest_workers_of_an_elastic_run_decide() -> None:
+    changes = {"recipe": "internvl2-llama3-76b-full", "podTemplate": given("requests", memory="280Gi")}
+    assert shortfalls(*resolved(**changes)) == []
+    (said,) = shortfalls(*resolved(**changes, minWorkers=2))
+    assert "requests.memory: found 280Gi, train needs about" in said
+    assert said.endswith("(with spec.minWorkers 2)")

@@ -56,6 +56,22 @@ def test_a_catalogue_name_brings_source_and_template() -> None:
     assert (config.model.source, config.model.template) == ("hf://OpenGVLab/InternVL2-40B", "Hermes-2")
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "template"),
+    [
+        ("hf://OpenGVLab/InternVL2-26B", "InternVL2-26B", "internlm2-chat"),
+        ("hf://OpenGVLab/InternVL2-26B@v1.0", "InternVL2-26B", "internlm2-chat"),
+        ("hf://OpenGVLab/InternVL2-26B-AWQ", None, None),
+        ("hf://someone/InternVL2-26B", None, None),
+        ("s3://models/OpenGVLab/InternVL2-26B", None, None),
+    ],
+)
+def test_the_repository_of_a_published_model_is_its_name(source: str, name: str | None, template: str | None) -> None:
+    """So that its memory and time are estimated, although the run gives no name."""
+    config = run_config(model={"source": source})
+    assert (config.model.source, config.model.name, config.model.template) == (source, name, template)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_resolves_and_keeps_its_scripts_global_batch(name: str) -> None:
     config = recipe_config(name)

@@ -17,6 +17,7 @@ from internvl_operator import http_server, metrics_server, webhook
 from internvl_operator.health import Health
 from internvl_operator.http_server import Handler, Server, TlsFolder
 from ivft_cluster.pki import Authority
+from ivft_cluster.shell import wait_for
 
 REVIEW = json.dumps({"apiVersion": "admission.k8s.io/v1", "request": {"uid": "7"}}).encode()
 
@@ -117,7 +118,8 @@ def test_idle_connections_neither_pile_up_nor_keep_a_probe_out(start: Start) -> 
     idle = [socket.create_connection(("127.0.0.1", server.server_port), timeout=30) for _ in range(40)]
     try:
         assert send(server, b"GET / HTTP/1.0\r\n\r\n").endswith(b"ok")
-        assert threading.active_count() - before <= 2 * 4
+        # A thread whose connection was closed for a newer one takes a moment to end.
+        wait_for("an end of the other threads", lambda: threading.active_count() - before <= 2 * 4)
     finally:
         for connection in idle:
             connection.close()

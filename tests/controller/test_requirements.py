@@ -20,7 +20,7 @@ from internvl_operator.webhook import answer
 TRAIN, MERGE, PREFLIGHT = Stage("train"), Stage("merge"), Stage("preflight")
 BIG: Raw = {"model": {"name": "InternVL2-26B"}, "workers": 1, "gpusPerWorker": 8, "training": {"zeroStage": 3}}
 TINY: Raw = {"model": {"source": "s3://models/tiny"}, "workers": 1, "gpusPerWorker": 2}
-DERIVED = {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "93Gi"}
+DERIVED = {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "104Gi"}
 DEFAULT = {"cpu": "1", "memory": "2Gi"}
 OWN = {"requests": {"cpu": "3", "memory": "5Gi"}}
 
@@ -38,8 +38,8 @@ OWN = {"requests": {"cpu": "3", "memory": "5Gi"}}
         pytest.param(
             BIG,
             OperatorConfig(cache_host_path="/mnt/cache"),
-            {"cpu": "24", "memory": "287Gi"},
-            id="weights on a disk of the node are not of the pod",
+            {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "56Gi"},
+            id="weights on a disk of the node are not of the pod, its checkpoint and export are",
         ),
     ],
 )
@@ -53,7 +53,7 @@ def test_requests_of_a_worker(changes: Raw, config: OperatorConfig, requests: di
     ("stage", "requests"),
     [
         pytest.param(PREFLIGHT, {"cpu": "2", "memory": "4Gi"}, id="preflight"),
-        pytest.param(MERGE, {"cpu": "2", "memory": "7Gi", "ephemeral-storage": "133Gi"}, id="merge"),
+        pytest.param(MERGE, {"cpu": "2", "memory": "7Gi", "ephemeral-storage": "96Gi"}, id="merge"),
     ],
 )
 def test_requests_of_a_stage_on_the_cpu(stage: Stage, requests: dict[str, str]) -> None:
@@ -142,3 +142,25 @@ def test_the_field_that_messages_name_exists(stage: str) -> None:
     for name in requirements.setting(stage).removeprefix("spec.").split("."):
         fields = {field.alias: field for field in section.model_fields.values()}
         section = fields[name].annotation
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "gib"),
+    [
+        pytest.param({}, CONFIG, None, id="no limit: the trainer's default"),
+        pytest.param({"ephemeral-storage": "900Gi"}, CONFIG, None, id="a limit with room for the default"),
+        pytest.param({"ephemeral-storage": "200Gi"}, CONFIG, 87, id="nine tenths of what training leaves"),
+        pytest.param({"ephemeral-storage": "60Gi"}, CONFIG, 1, id="never nothing"),
+        pytest.param(
+            {"ephemeral-storage": "200Gi"}, OperatorConfig(cache_host_path="/mnt"), None, id="the node's own folder"
+        ),
+    ],
+)
+def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorConfig, gib: int | None) -> None:
+    run = a_run(**BIG, podTemplate={"resources": {"limits": changes}})
+    assert requirements.cache_gib(run, TRAIN, config) == gib
+
+
+def test_the_cache_of_an_unknown_model_has_half_of_the_disks_limit() -> None:
+    run = a_run(**TINY, podTemplate={"resources": {"limits": {"ephemeral-storage": "50Gi"}}})
+    assert requirements.cache_gib(run, TRAIN, CONFIG) == 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from internvl_trainer.distributed import free_port
 from trainer.memory_limits import MemoryGroup, memory_groups
-from trainer.runs import PROGRAM, Stage, environment, pod_environment, started
+from trainer.runs import Stage, environment, pod_environment, started
 
+_PROGRAM = Path(__file__).with_name("limited_stage.py")
 _SECONDS = 1500  # of a phase, at most
 _HEAD = ("phase", "processes", "limit, MB", "most of one, MB", "seconds")
 
@@ -75,9 +77,15 @@ class LimitedRanks:
 
 @contextmanager
 def limited_ranks(
-    folder: Path, stage: str, count: int, limit: int | None, table: PhaseTable, program: Sequence[str] = PROGRAM
+    folder: Path, stage: str, count: int, limit: int | None, table: PhaseTable, *, of_a_copy: int = 0
 ) -> Iterator[LimitedRanks]:
-    """A stage of the run in `folder` in so many pods of one process. Raises NoMemoryGroups."""
+    """A stage of the run in `folder` in so many pods of one process. Raises NoMemoryGroups.
+
+    Args:
+        limit: bytes of each process; None for none.
+        of_a_copy: processes that hold a model of an evaluation together; 0: the trainer chooses.
+    """
+    program = [sys.executable, str(_PROGRAM), str(of_a_copy)]
     port = free_port()
     with memory_groups(count, limit) as groups, ExitStack() as stack:
         stages = [

@@ -37,6 +37,7 @@ GPU_RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9
 CONFIG_PATH = "/etc/internvl/run.yaml"
 SCRATCH_PATH = "/scratch"  # an emptyDir, deleted with the pod
 CACHE_PATH = "/cache"  # can be shared by the pods of a node
+DEFAULT_CACHE_GIB = 100
 TERMINATION_MESSAGE_PATH = "/dev/termination-log"
 TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet truncates longer ones
 MASTER_PORT = 29500
@@ -48,6 +49,7 @@ ENV_ADOPTED_UIDS = "INTERNVL_ADOPTED_UIDS"  # of earlier runs whose pods this ru
 ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks for
 ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
 ENV_USAGE = "INTERNVL_USAGE"  # GPU-hours and cost of the run so far (JSON), for the report
+ENV_CACHE_GIB = "INTERNVL_CACHE_GIB"  # GiB of entries that the cache keeps beside those in use
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
 TAKING_STEPS = "training"  # `detail` of /progress while training takes steps, and does nothing else

@@ -56,6 +56,7 @@ def _cuda(*texts: str) -> Text:
         r"CUDA driver error: ",  # torch, c10/cuda/driver_api.h
         r"Error \d+: ",  # torch.cuda.init, after "Unexpected error from cudaGetDeviceCount()"
         r"Triton Error \[CUDA\]: ",
+        r"CUDA error \([^()\n]{1,300}:\d+\): ",  # flash-attn
     )
     sentences = rf"{_START}(?:{'|'.join(prefixes)})(?:{either})\s*$"
     nccl = rf"Cuda failure (?:\d+ )?'(?:{either})'"  # NCCL, CUDACHECK in include/checks.h
@@ -64,7 +65,7 @@ def _cuda(*texts: str) -> Text:
 
 def _status(library: str, *names: str) -> Text:
     """Status codes of a CUDA library, as torch quotes them: `CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …`."""
-    return Text(library, rf"{_START}(?:CUDA|cuDNN|cusolver) error: (?:{'|'.join(names)})\b")
+    return Text(library, rf"{_START}(?:CUDA|cuDNN|cusolver|cuFFT) error: (?:{'|'.join(names)})\b")
 
 
 # The first fault whose text matches wins, so the specific ones stand before the general ones.
@@ -79,7 +80,14 @@ FAULTS = (
             _status("cuBLAS", "CUBLAS_STATUS_ALLOC_FAILED"),
             _status("cuDNN", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
             _status("cuSOLVER", "CUSOLVER_STATUS_ALLOC_FAILED"),
+            _status("cuFFT", "CUFFT_ALLOC_FAILED"),
             Text("NCCL, include/alloc.h", r"Failed to CUDA calloc (?:async )?\d+ bytes"),
+            Text("bitsandbytes", rf"{_START}Error out of memory at line \d+ in file "),
+            # The allocator asks NVML what is in use only when memory runs out.
+            Text(
+                "torch, CUDACachingAllocator.cpp",
+                r"NVML_SUCCESS == \w+ INTERNAL ASSERT FAILED at \S*CUDACachingAllocator\.cpp",
+            ),
         ),
     ),
     Fault(
@@ -124,7 +132,13 @@ FAULTS = (
                 "MPS client failed to connect to the MPS control daemon or the MPS server",
                 "MPS server is not ready to accept new MPS client requests",
                 "unknown error",
+                "peer access is not supported between these two devices",
+                "peer mapping resources exhausted",
             ),
+            _status("cuBLAS", "CUBLAS_STATUS_ARCH_MISMATCH"),
+            _status("cuDNN", r"CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED", r"CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH"),
+            Text("NCCL, init.cc", r"Duplicate GPU detected : rank \d+ and rank \d+"),
+            Text("torch.cuda.init", rf"{_START}CUDA driver initialization failed, you might not have a CUDA gpu\."),
             Text("torch.cuda.init", rf"{_START}No CUDA GPUs are available\s*$"),
             Text("torch.cuda.init", rf"{_START}Found no NVIDIA driver on your system\."),
             Text("torch.cuda.init", rf"{_START}The NVIDIA driver on your system is too old \(found version "),
@@ -132,6 +146,7 @@ FAULTS = (
                 "torch.cuda.init", rf"{_START}CUDA unknown error - this may be due to an incorrectly set up environment"
             ),
             Text("NVML", rf"{_START}(?:Failed to initialize NVML: )?Driver/library version mismatch\s*$"),
+            Text("nvidia-smi and NVML", rf"{_START}Failed to initialize NVML: Unknown Error\s*$"),
             Text("NVML", rf"{_START}RM has detected an NVML/RM version mismatch\.?\s*$"),
         ),
     ),
@@ -149,6 +164,7 @@ FAULTS = (
         "node's limit of locked memory (ulimit -l) to unlimited, and load nvidia-peermem there",
         texts=(
             Text("NCCL, misc/ibvwrap.cc", r"Call to ibv_reg_(?:dmabuf_)?mr(?:_iova2)? failed with error "),
+            Text("NCCL, misc/ibvwrap.cc", r"Call to ibv_\w+ failed with error Cannot allocate memory"),
             Text("NCCL, misc/mlx5dvwrap.cc", r"Call to mlx5dv_reg_dmabuf_mr failed with error "),
         ),
     ),
@@ -216,6 +232,7 @@ FAULTS = (
                 r"CUDNN_STATUS_EXECUTION_FAILED\w*",
                 r"CUDNN_STATUS_INTERNAL_ERROR\w*",
             ),
+            _status("cuSOLVER", "CUSOLVER_STATUS_EXECUTION_FAILED", "CUSOLVER_STATUS_INTERNAL_ERROR"),
             Text("torch, ProcessGroupNCCL.cpp", r"ProcessGroupNCCL's watchdog got stuck for \d+ seconds"),
             Text("NCCL, ncclGetErrorString(1)", r"unhandled cuda error \(run with NCCL_DEBUG"),
         ),
@@ -232,7 +249,9 @@ FAULTS = (
             Text("gloo", r"Timed out waiting|Application timeout caused pair closure"),
             Text("torch, ProcessGroupNCCL.cpp", r"collective operation timeout|NCCL communicator was aborted"),
             Text("torch, NCCLUtils.hpp", r"NCCL timeout in: "),
-            Text("torch, TCPStore", r"remote process exited"),
+            Text("torch, TCPStore", r"[Ff]ailed to recv, got 0 bytes\b"),
+            Text("torch, TCPStore", r"wait timeout after \d+ms, keys: "),
+            Text("torch, ProcessGroupGloo.cpp", r"Gloo connectFullMesh failed with "),
             Text("NCCL, ncclGetErrorString(6)", r"ncclRemoteError|remote process exited or there was a network error"),
         ),
     ),
@@ -242,6 +261,8 @@ FAULTS = (
         advice="a call to the network between the workers failed: look at the node's network card and its switch "
         "(ibstat, ethtool), and at the other workers' logs",
         texts=(
+            Text("NCCL, ncclGetErrorString(3)", r"^ncclInternalError: Internal check failed"),
+            Text("NCCL, plugin/net.cc", r"Failed to initialize any NET plugin"),
             Text("NCCL, transport/net_ib", r"Got completion from peer .* with status="),
             Text("NCCL, misc/ibvwrap.cc", r"Call to ibv_\w+ failed"),
             Text("NCCL, misc/socket.cc", r"Call to (?:bind|connect|accept|recv|send|listen|socket|poll)\b.* failed"),

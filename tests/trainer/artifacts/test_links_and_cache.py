@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from internvl_trainer.artifacts import sources
-from internvl_trainer.artifacts.cache import Cache
+from internvl_trainer.artifacts.cache import Cache, open_cache
 from internvl_trainer.artifacts.directory_download import has_small_files_of
 from internvl_trainer.artifacts.storage import open_storage
 from internvl_trainer.errors import UserError
@@ -142,3 +142,14 @@ def test_namespaces_share_no_entry(tmp_path: Path) -> None:
         cache = cache_of_a_process(tmp_path, namespace)
         assert cache.bytes_of("picture", namespace.encode) == namespace.encode()
         assert cache._digest("row") != cache_of_a_process(tmp_path)._digest("row")
+
+
+@pytest.mark.parametrize("found", ["abc", "0", "-1", "100Gi", "nan", "1e3", ""])
+def test_a_bound_of_the_cache_that_is_no_amount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path))
+    monkeypatch.setenv("INTERNVL_CACHE_GIB", found)
+    with pytest.raises(UserError) as caught:
+        open_cache()
+    assert str(caught.value) == (
+        f"INTERNVL_CACHE_GIB: found {found!r}, expected GiB above 0, such as 100; correct it, or remove the variable"
+    )

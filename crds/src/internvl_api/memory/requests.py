@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from internvl_api.address import OBJECT_STORES
 from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import Row, Setup, setup_on_gpus
 from internvl_api.memory.stop_time import CHECKPOINT_BYTES, checkpoint_share
@@ -39,14 +40,21 @@ class Needs:
     Attributes:
         cores: of the CPU.
         memory: bytes by purpose; /dev/shm counts as memory.
-        disk: bytes by purpose, of /scratch and /cache, without the run's own media.
+        cache: bytes of /cache by purpose, without the run's own media.
+        scratch: bytes of /scratch by purpose.
         shm: bytes of /dev/shm.
     """
 
     cores: float
     memory: Mapping[str, int]
-    disk: Mapping[str, int] = field(default_factory=dict)
+    cache: Mapping[str, int] = field(default_factory=dict)
+    scratch: Mapping[str, int] = field(default_factory=dict)
     shm: int = 0
+
+    @property
+    def disk(self) -> dict[str, int]:
+        """Bytes by purpose, of /cache and /scratch."""
+        return {name: amount for name, amount in (*self.cache.items(), *self.scratch.items()) if amount}
 
     @property
     def memory_bytes(self) -> int:
@@ -56,10 +64,15 @@ class Needs:
     def disk_bytes(self) -> int:
         return sum(self.disk.values())
 
-    def requests(self) -> dict[str, str]:
-        """The amounts as Kubernetes' requests, in whole cores and Gi."""
-        disk = {"ephemeral-storage": whole_gi(self.disk_bytes)} if self.disk_bytes else {}
-        return {"cpu": str(math.ceil(self.cores)), "memory": whole_gi(self.memory_bytes), **disk}
+    def requests(self, *, cache_of_node: bool = False) -> dict[str, str]:
+        """The amounts as Kubernetes' requests, in whole cores and Gi.
+
+        Args:
+            cache_of_node: /cache is a folder of the node, which Kubernetes does not count as the pod's disk.
+        """
+        disk = self.disk_bytes - cache_of_node * sum(self.cache.values())
+        of_disk = {"ephemeral-storage": whole_gi(disk)} if disk else {}
+        return {"cpu": str(math.ceil(self.cores)), "memory": whole_gi(self.memory_bytes), **of_disk}
 
 
 def whole_gi(amount: int) -> str:
@@ -72,17 +85,19 @@ def needs(config: RunConfig, stage: StageName) -> Needs | None:
     setup = setup_on_gpus(config)
     if setup is None:
         return None
-    remote = not config.model.source.startswith(("/", "pvc://"))
     weights = setup.element_bytes * setup.model.parameters
-    download = {"weights of the base model": weights} if remote else {}
+    base = {"weights of the base model": weights if _is_copied(config.model.source) else 0}
     if stage == "train":
-        return _training(config, setup, download)
+        return _training(config, setup, {} if _reads_parts(config) else base)
+    # Full training leaves a whole model, and nothing reads the base any more.
+    is_whole = stage in ("evaluate", "merge") and config.method == "full"
+    trained = {"trained weights": weights if is_whole else setup.element_bytes * setup.trainable_parameters}
     if stage in ("evaluate", "baseline-evaluate"):
         trains = stage == "evaluate" and config.trains
-        trained = {"trained weights": setup.element_bytes * setup.trainable_parameters} if trains else {}
-        return _evaluation(config, setup, download | trained)
+        fetched = trained if trains and _is_copied(config.output) else {}
+        return _evaluation(config, setup, fetched if is_whole else base | fetched)
     if stage == "merge":
-        return _merge(setup, download)
+        return _merge(setup, {} if is_whole else base, trained)
     if stage in ("score", "baseline-score"):
         return Needs(2, {"process": 2 * GIB, "METEOR": 2 * GIB})
     if stage == "doctor":  # the ranks, and as many processes that reduce among the GPUs of the node
@@ -93,7 +108,22 @@ def needs(config: RunConfig, stage: StageName) -> Needs | None:
     return Needs(1, {"process": 2 * GIB})
 
 
-def _training(config: RunConfig, setup: Setup, download: Mapping[str, int]) -> Needs:
+def _is_copied(address: str) -> bool:
+    """Whether a pod copies files to its disk before it uses them; those of a volume are used where they are."""
+    return not address.startswith(("/", "pvc://"))
+
+
+def _reads_parts(config: RunConfig) -> bool:
+    """Whether each worker reads its own share of the base model at the source: ZeRO-3 over several workers.
+
+    A web server may give no parts of a file, so a base model at https:// may need room for all of it.
+    """
+    several = config.training.zero_stage == 3 and config.workers > 1
+    source = config.model.source
+    return several and not config.model.resize_embeddings and source.startswith(("hf://", *OBJECT_STORES))
+
+
+def _training(config: RunConfig, setup: Setup, base: Mapping[str, int]) -> Needs:
     ranks, workers = config.processes_per_worker, config.training.data_workers
     shm = _batches_in_flight(setup, ranks, workers) + _SHM_MARGIN
     share = checkpoint_share(setup, config.workers)
@@ -106,16 +136,16 @@ def _training(config: RunConfig, setup: Setup, download: Mapping[str, int]) -> N
         "snapshot of a checkpoint": share,
         "offloaded by ZeRO": _offloaded(setup, ranks),
     }
-    disk = {
-        **download,
+    exported = setup.model.parameters if config.method == "full" else setup.trainable_parameters
+    scratch = {
         "checkpoint files": min(share, 2 * ranks * _CHECKPOINT_FILE),
-        "exported shards": min(setup.element_bytes * setup.trainable_parameters, ranks * _EXPORT_BYTES),
+        "exported shards": min(setup.element_bytes * exported, ranks * _EXPORT_BYTES),
     }
     cores = ranks * (1 + _WORKER_CORES * workers)
-    return Needs(cores, {name: amount for name, amount in memory.items() if amount}, disk, shm)
+    return Needs(cores, {name: amount for name, amount in memory.items() if amount}, base, scratch, shm)
 
 
-def _evaluation(config: RunConfig, setup: Setup, disk: Mapping[str, int]) -> Needs:
+def _evaluation(config: RunConfig, setup: Setup, fetched: Mapping[str, int]) -> Needs:
     ranks = config.processes_per_worker
     memory = {
         "launcher": _POD_BYTES,
@@ -123,18 +153,14 @@ def _evaluation(config: RunConfig, setup: Setup, disk: Mapping[str, int]) -> Nee
         "tensors being loaded": ranks * _tensors(setup, setup.element_bytes),
         "/dev/shm": _SHM_MARGIN,
     }
-    return Needs(2 * ranks, memory, disk, _SHM_MARGIN)
+    return Needs(2 * ranks, memory, fetched, shm=_SHM_MARGIN)
 
 
-def _merge(setup: Setup, download: Mapping[str, int]) -> Needs:
+def _merge(setup: Setup, base: Mapping[str, int], trained: Mapping[str, int]) -> Needs:
     """Tensors are merged one at a time, in fp32; the disk holds one merged model, whatever the formats."""
     memory = {"process": _PROCESS_BYTES, "tensors being merged": _tensors(setup, 4)}
-    disk = {
-        **download,
-        "trained weights": setup.element_bytes * setup.trainable_parameters,
-        "merged model": setup.element_bytes * setup.model.parameters,
-    }
-    return Needs(2, memory, disk)
+    merged = {"merged model": setup.element_bytes * setup.model.parameters}
+    return Needs(2, memory, base, {**trained, **merged})
 
 
 def _tensors(setup: Setup, element_bytes: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
-from internvl_api.memory.stop_time import estimated_stop
+from internvl_api.memory.stop_time import LONGEST_GRACE_SECONDS, estimated_stop
 from internvl_api.pipeline import PARALLEL_STAGES, stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
@@ -23,23 +23,32 @@ def shortfalls(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: floa
     Args:
         storage_rate: bytes that a node stores in a second; None before the run has measured it.
     """
+    least = spec.min_workers or config.workers  # fewer workers hold and store more each
+    smallest = config if least >= config.workers else config.model_copy(update={"workers": least})
     found = dict.fromkeys(
         text
         for stage in stage_names(spec)
-        if (needed := needs(config, stage)) is not None
+        if (needed := needs(smallest, stage)) is not None
         for text in _of_stage(spec, stage, needed)
     )
-    return [*found, *_grace(spec, config, storage_rate)]
+    every = [*found, *_grace(spec, smallest, storage_rate)]
+    return every if smallest is config else [f"{text} (with spec.minWorkers {least})" for text in every]
 
 
 def _grace(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: float | None) -> Iterator[str]:
     """A grace period in which a worker cannot save a checkpoint: each stop loses the steps since the last one."""
     given, estimated = spec.pod_template.termination_grace_period_seconds, estimated_stop(config, storage_rate)
-    if given is not None and estimated is not None and given < estimated[0] * _TOLERATED:
+    if estimated is None:
+        return
+    seconds, why = estimated
+    field, needed = "spec.podTemplate.terminationGracePeriodSeconds", "a stop that saves a checkpoint takes about"
+    if seconds * _TOLERATED > LONGEST_GRACE_SECONDS:
         yield (
-            f"spec.podTemplate.terminationGracePeriodSeconds: found {given}, a stop that saves a checkpoint takes "
-            f"about {estimated[0]} s: {estimated[1]}; remove the field, or raise it"
+            f"{field}: {needed} {seconds} s, and the longest grace period is {LONGEST_GRACE_SECONDS} s, so that a stop "
+            f"loses the steps since the last checkpoint: {why}; use more workers or faster storage for spec.output"
         )
+    elif given is not None and given < seconds * _TOLERATED:
+        yield f"{field}: found {given}, {needed} {seconds} s: {why}; remove the field, or raise it"
 
 
 def _of_stage(spec: InternVLFineTuneSpec, stage: StageName, needed: Needs) -> Iterator[str]:
@@ -53,10 +62,11 @@ def _of_stage(spec: InternVLFineTuneSpec, stage: StageName, needed: Needs) -> It
         ("memory", needed.memory_bytes * _TOLERATED, needed.memory),
         (_DISK, needed.disk_bytes * _TOLERATED, needed.disk),
     ):
-        kind, quantity = _most(given or {}, name)
-        if quantity is not None and amount(quantity) < wanted:
-            text = f"about {math.ceil(needed.cores)} cores" if name == "cpu" else _sum(parts)
-            yield f"spec.podTemplate.{place}.{kind}.{name}: found {quantity}, {stage} needs {text}"
+        text = f"about {math.ceil(needed.cores)} cores" if name == "cpu" else _sum(parts)
+        for kind, quantity in _amounts(given or {}, name).items():
+            if amount(quantity) < wanted:
+                yield f"spec.podTemplate.{place}.{kind}.{name}: found {quantity}, {stage} needs {text}"
+                break  # a limit ends what exceeds it, a request only chooses the node
     if stage == "train" and template.shm_size is not None and amount(template.shm_size) < needed.shm * _TOLERATED:
         yield (
             f"spec.podTemplate.shmSize: found {template.shm_size}, the batches that {_data_workers(spec)} data workers "
@@ -69,13 +79,10 @@ def _data_workers(spec: InternVLFineTuneSpec) -> int:
     return spec.processes_per_worker * spec.training.data_workers
 
 
-def _most(given: Mapping[str, Any], name: str) -> tuple[str, Any]:
-    """(limits or requests, quantity): a limit ends what exceeds it; a request alone only chooses the node."""
-    for kind in ("limits", "requests"):
-        quantity = (given.get(kind) or {}).get(name)
-        if quantity is not None:
-            return kind, quantity
-    return "requests", None
+def _amounts(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The limit and the request of a resource, where they are given. A limit alone is the request too."""
+    found = {kind: (given.get(kind) or {}).get(name) for kind in ("limits", "requests")}
+    return {kind: quantity for kind, quantity in found.items() if quantity is not None}
 
 
 def _sum(parts: Mapping[str, int]) -> str:

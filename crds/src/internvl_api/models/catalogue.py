@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.types import Template
 
 # How upstream stores the language model; decides how it is converted to the native class.
@@ -265,6 +266,15 @@ def hub_repository(model: str) -> str:
     return f"OpenGVLab/{model}"
 
 
+def model_at(source: str) -> str | None:
+    """The published model whose own repository a source names, `hf://owner/name[@revision]`; None for other sources."""
+    repository = source.removeprefix("hf://").partition("@")[0].rstrip("/")
+    return _PUBLISHED.get(repository) if source.startswith("hf://") else None
+
+
 def find_model(name: str) -> CatalogueModel | None:
     """The catalogue's entry with exactly this name, or None."""
     return CATALOGUE.get(name)
+
+
+_PUBLISHED = {hub_repository(name): name for name in (*CATALOGUE, *RETRIEVAL_MODELS)}

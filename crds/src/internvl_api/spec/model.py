@@ -1,9 +1,10 @@
 """The sections of a spec about the model: `model`, `image`, `lora`, and `training.freeze`."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from internvl_api.models.catalogue import model_at
 from internvl_api.types import ApiModel, Source, Template
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -16,7 +17,8 @@ class Model(ApiModel):
         None,
         pattern=NAME_PATTERN,
         max_length=128,
-        description="Name of a model in the catalogue; sets the template and the default source",
+        description="Name of a model in the catalogue; sets the template and the default source; default: the model "
+        "whose Hub repository is the source",
     )
     source: Source | None = Field(
         None,
@@ -39,6 +41,15 @@ class Model(ApiModel):
         description="Give the language model's embeddings a row for every token of an extended tokenizer: the mean of "
         "the rows that are there. Needs method full and a language model that trains",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_repository(cls, given: Any) -> Any:
+        """The name of a published model that is given by its repository alone, so that its dimensions are known."""
+        if not isinstance(given, dict) or given.get("name") is not None:
+            return given
+        name = model_at(str(given.get("source") or ""))
+        return given if name is None else given | {"name": name}
 
 
 class Tiling(NamedTuple):

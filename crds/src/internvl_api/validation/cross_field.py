@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from internvl_api.models.catalogue import CATALOGUE, hub_repository
+from internvl_api.models.catalogue import CATALOGUE, model_at
 from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import recipe_names
 from internvl_api.spec import Data, Image, InternVLFineTuneSpec, Scheduling, Training
@@ -320,9 +320,7 @@ def _resize(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 def _source(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """A source that is known to hold another model than the named one, whose template would be wrong."""
     name, source = spec.model.name, spec.model.source or ""
-    repository = source.removeprefix("hf://").partition("@")[0].rstrip("/")
-    known = {hub_repository(model): model for model in _MODEL_NAMES}
-    other = known.get(repository) if source.startswith("hf://") else None
+    other = model_at(source)
     if name is not None and other is not None and other != name:
         whose = f" (from recipe {spec.recipe})" if spec.recipe else ""
         text = f"found {source}, which holds {other}, but model.name is {name}{whose}; set model.name to {other}"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from internvl_api.constants import GPU
+from internvl_api.memory.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.kubernetes.container import Resources
 from internvl_api.spec.kubernetes.volumes import VOLUME_KINDS, Volume
@@ -82,9 +83,12 @@ def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     if template.gpu_claim_template and no_gpu:
         yield Violation("spec.podTemplate.gpuClaimTemplate", f"found {template.gpu_claim_template!r}, but {no_gpu}")
     yield from _gpus("spec.podTemplate.resources", template.resources, names, no_gpu)
+    yield from _above_limit("spec.podTemplate.resources", template.resources)
     for stage in type(template.stage_resources).model_fields:
         why = no_gpu if stage == "evaluate" else "this stage uses no GPU; remove it"
-        yield from _gpus(f"spec.podTemplate.stageResources.{stage}", template.stage_resources.of(stage), names, why)
+        field, given = f"spec.podTemplate.stageResources.{stage}", template.stage_resources.of(stage)
+        yield from _gpus(field, given, names, why)
+        yield from _above_limit(field, given)
 
 
 def _gpus(field: str, given: Resources | None, names: Iterable[str], no_gpu: str) -> Iterator[Violation]:
@@ -93,3 +97,12 @@ def _gpus(field: str, given: Resources | None, names: Iterable[str], no_gpu: str
         for name in names:
             if name in amounts and no_gpu:
                 yield Violation(f"{field}.{part}.{name}", f"found {amounts[name]}, but {no_gpu}")
+
+
+def _above_limit(field: str, given: Resources | None) -> Iterator[Violation]:
+    """Requests above their limits, with which no server makes a pod."""
+    limits, requests = (given or {}).get("limits", {}), (given or {}).get("requests", {})
+    for name in sorted(limits.keys() & requests.keys()):
+        if amount(requests[name]) > amount(limits[name]):
+            text = f"found {requests[name]} with a limit of {limits[name]}; lower the request, or raise the limit"
+            yield Violation(f"{field}.requests.{name}", text)

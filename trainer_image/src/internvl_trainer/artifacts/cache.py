@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -26,10 +27,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from internvl_api.constants import CACHE_PATH
+from internvl_api.constants import CACHE_PATH, DEFAULT_CACHE_GIB, ENV_CACHE_GIB
+
+from internvl_trainer.errors import UserError
 
 _GIB = 1 << 30
-_DEFAULT_GIB = 100
 _ABANDONED_SECONDS = 3 * 24 * 3600
 _MAKING = ".making"
 _DIGEST_BYTES = 32
@@ -224,13 +226,24 @@ class Cache:
 def open_cache() -> Cache:
     """The cache of this process: $INTERNVL_CACHE, else /cache where it can be written, else a folder of the user's.
 
-    $INTERNVL_CACHE_GIB bounds it (100 unless told).
+    $INTERNVL_CACHE_GIB bounds it (DEFAULT_CACHE_GIB unless told). Raises UserError when that is no amount.
     """
-    limit = int(float(os.environ.get("INTERNVL_CACHE_GIB", _DEFAULT_GIB)) * _GIB)
+    limit = _limit()
     root = cache_root()
     if os.path.ismount(CACHE_PATH) and not os.access(CACHE_PATH, os.W_OK):
         logger.warning("uid %d cannot write to %s; caching in %s", os.getuid(), CACHE_PATH, root)
     return Cache(root, limit, os.environ.get(ENV_NAMESPACE, ""))
+
+
+def _limit() -> int:
+    """Bytes that the cache may have."""
+    found = os.environ.get(ENV_CACHE_GIB, str(DEFAULT_CACHE_GIB))
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", found) and float(found) > 0:
+        return int(float(found) * _GIB)
+    text = (
+        f"found {found[:80]!r}, expected GiB above 0, such as {DEFAULT_CACHE_GIB}; correct it, or remove the variable"
+    )
+    raise UserError("InvalidEnvironment", text, ENV_CACHE_GIB)
 
 
 def cache_root() -> Path:

@@ -16,6 +16,7 @@ from internvl_api.constants import (
     ENV_ADOPTED_UIDS,
     ENV_ALLOW_PRIVATE_ADDRESSES,
     ENV_ATTEMPT,
+    ENV_CACHE_GIB,
     ENV_IMAGE,
     ENV_JOB_UID,
     ENV_USAGE,
@@ -227,7 +228,9 @@ def _env(
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
     # Secret's key and the administrator's proxies, ours override all.
-    given = [*egress.env(run, config), *credentials.env(run, stage), *run.spec.pod_template.env]
+    cache = requirements.cache_gib(run, stage, config)
+    of_cache = [] if cache is None else [{"name": ENV_CACHE_GIB, "value": str(cache)}]
+    given = [*egress.env(run, config), *credentials.env(run, stage), *of_cache, *run.spec.pod_template.env]
     users: dict[str, Mapping[str, Any]] = {item["name"]: item for item in given}
     return [item for name, item in users.items() if name not in ours] + [
         {"name": name, "value": str(value)} for name, value in ours.items()

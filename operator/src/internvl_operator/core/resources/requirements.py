@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from internvl_api.constants import GPU
+from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
-from internvl_api.memory.quantity import amount
+from internvl_api.memory.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import StageResources, stage_field
 
@@ -69,10 +69,21 @@ def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
     found = requests.needs(run.resolved.run_config, stage.name)
     if found is None:
         return setting
-    derived = found.requests()
-    if config.cache_host_path:  # the node's own disk, where the base model's weights go
-        derived.pop(DISK, None)
-    return {"requests": derived}
+    return {"requests": found.requests(cache_of_node=bool(config.cache_host_path))}
+
+
+def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
+    """GiB that a pod may keep in its cache beside the files in use, where its disk has a limit; None for the default.
+
+    The kubelet evicts a pod whose files exceed the limit. What the stage itself needs is left free, and a tenth of the
+    rest for logs; of a model outside the catalogue half of the limit is left free.
+    """
+    limit = (build(run, stage, config).get("limits") or {}).get(DISK)
+    if limit is None or config.cache_host_path:
+        return None
+    needed = requests.needs(run.resolved.run_config, stage.name) if run.resolved.run_config else None
+    room = amount(limit) / 2 if needed is None else (amount(limit) - needed.disk_bytes) * 9 / 10
+    return max(1, int(room / GIB)) if room < DEFAULT_CACHE_GIB * GIB else None
 
 
 def setting(stage: str) -> str:
