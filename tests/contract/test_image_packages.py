@@ -71,6 +71,44 @@ def test_the_image_takes_no_package_without_a_hash_and_runs_as_nobody() -> None:
     assert [line for line in DOCKERFILE.splitlines() if line.startswith("USER ")][-1] == "USER 10001:10001"
 
 
+APT_STEP = re.search(r"^RUN (packages=.*?[^\\\\])\n", DOCKERFILE, re.M | re.S)
+
+
+@pytest.mark.parametrize(
+    ("has_ensurepip", "asked", "installed"),
+    [
+        (True, "", ""),
+        (True, "default-jre-headless", "default-jre-headless"),
+        (False, "", "python3-venv"),
+        (False, "default-jre-headless ibverbs-providers", "default-jre-headless ibverbs-providers python3-venv"),
+    ],
+)
+def test_a_base_without_ensurepip_gets_the_package_that_makes_a_venv(
+    has_ensurepip: bool, asked: str, installed: str, tmp_path: Path
+) -> None:
+    """PyTorch's bases are Ubuntu with python3 and python3-pip alone."""
+    log = tmp_path / "log"
+    programs = {"python3": f"exit {int(not has_ensurepip)}", "apt-get": f'echo "$@" >> {log}', "rm": "exit 0"}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    assert APT_STEP
+    done = subprocess.run(["/bin/sh", "-c", APT_STEP[1]], env={"PATH": str(tmp_path), "APT_PACKAGES": asked})
+    assert done.returncode == 0
+    calls = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    wanted = ["update -qq", f"install -y -qq --no-install-recommends {installed}"] if installed else []
+    assert calls == wanted
+
+
+@pytest.mark.parametrize("component", build_images.DOCKERFILES)
+def test_an_image_has_its_source_revision_and_version_as_labels(component: str) -> None:
+    text = (CHECKOUT / build_images.DOCKERFILES[component]).read_text(encoding="utf-8")
+    _, _, last = text.rpartition("\nFROM ")
+    for name in ("source", "revision", "version"):
+        assert re.search(rf'^ARG {name.upper()}=""$', last, re.M)
+        assert f'org.opencontainers.image.{name}="${{{name.upper()}}}"' in last
+
+
 def resolve(variant: str, files: list[Path], folder: Path) -> subprocess.CompletedProcess[str]:
     """Find a wheel of the variant's platform for every package, without downloading any."""
     python, platform = TARGETS[variant]
@@ -85,8 +123,9 @@ def resolve(variant: str, files: list[Path], folder: Path) -> subprocess.Complet
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", TARGETS)
 def test_every_package_has_a_wheel_for_the_platform(variant: str, tmp_path: Path) -> None:
-    files = [file for file in build_images.locked_files(variant) if file.name != "requirements-source.txt"]
-    done = resolve(variant, [*files, FOLDER / "requirements-qlora.txt"], tmp_path)
+    with_wheels = [name for name in build_images.EXTRAS if name != "cuda"]
+    files = build_images.locked_files(variant, with_wheels)
+    done = resolve(variant, [file for file in files if file.name != "requirements-source.txt"], tmp_path)
     assert done.returncode == 0, done.stderr
     count = len([line for line in done.stderr.splitlines() if line.startswith(" + ")])
     assert count >= len(blocks("requirements.txt"))
@@ -106,8 +145,12 @@ def test_the_files_are_what_make_lock_writes() -> None:
     assert lock_requirements.main(["--check"]) == 0
 
 
-def test_the_list_of_packages_names_every_locked_package_with_its_hashes(tmp_path: Path) -> None:
-    document = json.loads(build_images.write_sbom(tmp_path / "sbom.json", "cu13").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("extras", [(), ("qlora",), ("mlflow", "wandb", "swanlab", "qlora", "cuda")])
+def test_the_list_of_packages_names_every_locked_package_with_its_hashes(
+    extras: tuple[str, ...], tmp_path: Path
+) -> None:
+    document = json.loads(build_images.write_sbom(tmp_path / "sbom.json", "cu13", extras).read_text(encoding="utf-8"))
+    assert len({each["name"] for each in document["components"]}) == len(document["components"])
     listed = {
         (canonicalize_name(each["name"]), each["version"]): {
             entry["content"] for reference in each["externalReferences"] for entry in reference["hashes"]
@@ -116,7 +159,12 @@ def test_the_list_of_packages_names_every_locked_package_with_its_hashes(tmp_pat
     }
     expected = {
         (canonicalize_name(requirement.name), next(iter(requirement.specifier)).version): set(hashes)
-        for name in ("requirements.txt", "requirements-source.txt", "requirements-torch.txt")
+        for name in (
+            "requirements.txt",
+            "requirements-source.txt",
+            "requirements-torch.txt",
+            *(f"requirements-{extra}.txt" for extra in extras),
+        )
         for requirement, hashes in blocks(name).items()
     }
     assert listed == expected
@@ -132,12 +180,16 @@ case "$*" in *fail*) exit 1 ;; esac
 def test_images_are_built_with_labels_and_their_size_and_time_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_images, "write_sbom", lambda path, variant: path)
+    listed = []
+    monkeypatch.setattr(
+        build_images, "write_sbom", lambda path, variant, extras: (listed.append((variant, extras)), path)[1]
+    )
     builder = tmp_path / "builder"
     builder.write_text(FAKE_BUILDER, encoding="utf-8")
     builder.chmod(0o755)
     arguments = ["--builder", str(builder), "--variant", "cu12", "--extras", "qlora", "--registry", "example.org/team"]
     assert build_images.main(arguments) == 0
+    assert listed == [("cu12", ["qlora"])]
     calls = (tmp_path / "builder.log").read_text(encoding="utf-8").splitlines()
     (trainer,) = [call for call in calls if "trainer_image/Dockerfile" in call]
     assert "--tag example.org/team/internvl-trainer:0.1.0-cu12" in trainer
@@ -147,3 +199,5 @@ def test_images_are_built_with_labels_and_their_size_and_time_are_printed(
     assert re.search(r"internvl-trainer:0\.1\.0-cu12  6\.19 GB  \d+ s", capsys.readouterr().out)
     assert build_images.main([*arguments, "--registry", "fail"]) == 1
     assert "operator: " in capsys.readouterr().err
+    assert build_images.main([*arguments, "--extras", "qlora,lora"]) == 1
+    assert "--extras: found lora; expected some of mlflow, " in capsys.readouterr().err

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -25,14 +27,18 @@ BASES = {
     "cu12": "docker.io/pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime"
     "@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4",
 }
+EXTRAS = ("mlflow", "wandb", "swanlab", "qlora", "cuda")
 DOCKERFILES = {"operator": "operator/Dockerfile", "trainer": "trainer_image/Dockerfile"}
+_BLOCK = re.compile(r"^[\w.-]+==.*\n(?:[ ].*\n)*", re.M)  # a requirement with its hashes
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build both images and write the trainer's list of packages; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=BASES, default="cu13", help="CUDA of the trainer's image (default: cu13)")
-    parser.add_argument("--extras", default="", metavar="NAMES", help="the trainer's optional packages: qlora, cuda")
+    parser.add_argument(
+        "--extras", default="", metavar="NAMES", help=f"the trainer's optional packages, by comma: {', '.join(EXTRAS)}"
+    )
     parser.add_argument("--registry", default="", metavar="HOST/PATH", help="put before the images' names")
     parser.add_argument("--builder", default=os.environ.get("BUILDER"), help=f"one of {', '.join(BUILDERS)}")
     options = parser.parse_args(arguments)
@@ -40,12 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     if builder is None:
         print(f"no builder found: install one of {', '.join(BUILDERS)}, or name yours in BUILDER", file=sys.stderr)
         return 1
-    sbom = write_sbom(CHECKOUT / "build" / f"internvl-trainer-{options.variant}.cdx.json", options.variant)
+    try:
+        extras = extras_of(options.extras)
+    except ValueError as error:
+        print(f"--extras: {error}", file=sys.stderr)
+        return 1
+    sbom = write_sbom(CHECKOUT / "build" / f"internvl-trainer-{options.variant}.cdx.json", options.variant, extras)
     print(f"{'packages':<10}{sbom.relative_to(CHECKOUT)}")
     for component in DOCKERFILES:
         started = time.monotonic()
         name = image_name(component, options.variant, options.registry)
-        command = build_command(component, name, options.variant, options.extras)
+        command = build_command(component, name, options.variant, ",".join(extras))
         if subprocess.run([builder, *command], cwd=CHECKOUT).returncode:
             print(f"{component}: {builder} failed; its output is above", file=sys.stderr)
             return 1
@@ -76,16 +87,27 @@ def version(component: str) -> str:
     return version
 
 
-def locked_files(variant: str) -> list[Path]:
-    """The requirement files that a variant installs."""
+def extras_of(text: str) -> list[str]:
+    """The names in EXTRAS, by comma. Raises ValueError naming one that the image does not have."""
+    names = list(dict.fromkeys(text.replace(",", " ").split()))
+    if unknown := [name for name in names if name not in EXTRAS]:
+        raise ValueError(f"found {', '.join(unknown)}; expected some of {', '.join(EXTRAS)}")
+    return names
+
+
+def locked_files(variant: str, extras: Iterable[str] = ()) -> list[Path]:
+    """The requirement files that a variant with these optional packages installs."""
     names = ["requirements.txt", "requirements-source.txt", *(["requirements-torch.txt"] if variant == "cu13" else [])]
+    names += [f"requirements-{extra}.txt" for extra in extras]
     return [CHECKOUT / "trainer_image" / name for name in names]
 
 
-def write_sbom(path: Path, variant: str) -> Path:
+def write_sbom(path: Path, variant: str, extras: Iterable[str] = ()) -> Path:
     """Write the trainer's Python packages as CycloneDX JSON, with the hashes that the build accepts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(file.read_text(encoding="utf-8") for file in locked_files(variant))
+    texts = [file.read_text(encoding="utf-8") for file in locked_files(variant, extras)]
+    # Two extras may need the same package, at the same version.
+    text = "".join(dict.fromkeys(block for each in texts for block in _BLOCK.findall(each)))
     command = [sys.executable, "-m", "cyclonedx_py", "requirements", "-", "--output-reproducible"]
     made = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
     document = json.loads(made)
