@@ -5,12 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from internvl_api.constants import ExitCode
+from internvl_trainer.artifacts.storage import FolderStorage
+from internvl_trainer.cli import doctor
 from internvl_trainer.cli.doctor import as_json, print_rows
+from internvl_trainer.cli.main import main
+from internvl_trainer.doctor import bandwidth
 from internvl_trainer.doctor.checks import Row
 from rich.console import Console
 
@@ -49,6 +56,55 @@ def test_json_has_the_worst_level_and_every_row() -> None:
         "advice": "",
     }
     assert json.loads(as_json(ROWS[2:]))["result"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--expect", "gpus=64"], "--expect"),
+        (["--storage", "s3://nowhere"], "--storage"),
+        (["--size", "4"], "--size"),
+        (["--expect", "gpus=64", "--storage", "s3://nowhere", "--output", "json"], "--expect, --storage, --output"),
+    ],
+)
+def test_options_that_the_stage_does_not_take_are_refused_beside_config(
+    given: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--config", "run.yaml", *given]) == ExitCode.USER_ERROR
+    message = capsys.readouterr().err
+    assert message.startswith(f"found {named} beside --config")
+    assert f"drop {named}, or drop --config" in message
+
+
+def test_a_size_that_would_fill_the_disk_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "measure", lambda **_: pytest.fail("measured"))
+    assert main(["doctor", "--size", "99999999999"]) == ExitCode.USER_ERROR
+    message = capsys.readouterr().err
+    assert re.match(
+        r"--size: \S+ has [\d.]+ GiB free: found a test file of 99999999999 MiB, expected at most \d+", message
+    )
+    assert "give a smaller --size, or set TMPDIR" in message
+
+
+def test_a_stop_leaves_nothing_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = []
+
+    def stopped(storage: FolderStorage, key: str, _megabytes: int) -> None:
+        storage.write(key, b"x")
+        sent.append(key)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(bandwidth, "measure_speed", stopped)
+    monkeypatch.setattr(doctor, "prepare_environment", lambda *_: None)
+    monkeypatch.setattr(doctor, "measure", lambda storage, megabytes: bandwidth.measure_storage(storage, megabytes))
+    assert main(["doctor", "--storage", str(tmp_path), "--size", "1"]) == ExitCode.RESUME
+    assert "stopped by SIGTERM; nothing is left" in capsys.readouterr().err
+    assert len(sent) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ def gpus(*changes: Mapping[str, Any]) -> tuple[Gpu, ...]:
     return tuple(replace(H100, **change) for change in changes)
 
 
+def varlen(*changes: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The kernel on one GPU each."""
+    return tuple(Kernel("varlen", device=f"cuda:{index}", **change) for index, change in enumerate(changes))
+
+
 def row(name: str, level: Level, says: str, expect: str = "", **changes: Any) -> Any:
     return pytest.param(name, level, says, expect, changes, id=f"{name}-{level}-{says}")
 
@@ -61,7 +66,10 @@ ROWS = [
     row("GPU memory", "warning", "in use: GPU 1 30.0 GiB", gpus=gpus({}, {"used": 30 * GIB})),
     row("GPU memory", "failure", "40.0 GiB each", "memory=80Gi", gpus=gpus({}, {"memory": 40 * GIB})),
     row("GPU memory", "failure", "no GPU", "memory=80Gi", **NO_GPU),
+    row("GPU memory", "skipped", "does not report it", gpus=gpus({}, {"memory": None})),
+    row("GPU memory", "failure", "does not report it", "memory=80Gi", gpus=gpus({}, {"memory": None})),
     row("GPU health", "pass", "no memory errors"),
+    row("GPU health", "pass", "no memory errors, the driver does not report the clock", gpus=gpus({"slowed": None})),
     row("GPU health", "warning", "GPU 1: slowed by heat", gpus=gpus({}, {"slowed": "slowed by heat"})),
     row("GPU health", "warning", "GPU 0: memory rows wait for a reset", gpus=gpus({"remap_pending": True}, {})),
     row("GPU health", "failure", "GPU 1: 3 uncorrectable memory errors", gpus=gpus({}, {"uncorrected": 3})),
@@ -81,6 +89,31 @@ ROWS = [
     row("attention: varlen", "failure", "differs from math by 5.0e-01", kernels=(Kernel("varlen", error=0.5),)),
     row("attention: varlen", "failure", "by nan", kernels=(Kernel("varlen", error=float("nan")),)),
     row("attention: varlen", "failure", "illegal address", kernels=(Kernel("varlen", failure="illegal address"),)),
+    row("attention: varlen", "pass", "differs from math by 4.0e-03", kernels=varlen({"error": 4e-3}, {"error": 4e-3})),
+    row(
+        "attention: varlen",
+        "failure",
+        "cuda:1, the worst of 3 GPUs: differs from math by 5.0e-01",
+        kernels=varlen({"error": 4e-3}, {"error": 0.5}, {"error": 0.3}),
+    ),
+    row(
+        "attention: varlen",
+        "failure",
+        "cuda:1, the worst of 2 GPUs: differs from math by nan",
+        kernels=varlen({"error": 0.5}, {"error": float("nan")}),
+    ),
+    row(
+        "attention: varlen",
+        "warning",
+        "cuda:1, the worst of 2 GPUs: not here: only supports Ampere",
+        kernels=varlen({"error": 4e-3}, {"missing": "only supports Ampere"}),
+    ),
+    row(
+        "attention: varlen",
+        "failure",
+        "cuda:0, the worst of 2 GPUs: illegal address",
+        kernels=varlen({"failure": "illegal address"}, {"missing": "needs a GPU"}),
+    ),
     row("all-reduce", "pass", "300.0 GB/s over 2 processes (nccl)", "allreduce=200GB"),
     row("all-reduce", "pass", "20.0 GB/s", **LINKLESS, all_reduce=AllReduce("nccl", 2, 20e9)),
     row("all-reduce", "skipped", "one GPU", **ONE_GPU, all_reduce=None),
@@ -144,10 +177,30 @@ def test_one_worker_has_no_row_for_all_workers() -> None:
     assert {each.name for each in check(HEALTHY, Expectations())} - {each.name for each in rows} == {"all workers"}
 
 
-def test_a_missing_kernel_is_no_warning_where_varlen_works() -> None:
-    kernels = (Kernel("varlen", error=1e-3), Kernel("flash-attn", missing="No module named 'flash_attn'"))
+@pytest.mark.parametrize(("works", "missing"), [("varlen", "flash-attn"), ("flash-attn", "varlen")])
+def test_a_missing_kernel_is_no_warning_where_a_kernel_for_all_rows_works(works: str, missing: str) -> None:
+    kernels = (Kernel(works, error=1e-3), Kernel(missing, missing="No module named 'x'"))
     rows = check(replace(HEALTHY, kernels=kernels), Expectations())
-    assert [each.level for each in rows if each.name == "attention: flash-attn"] == ["skipped"]
+    assert [each.level for each in rows if each.name == f"attention: {missing}"] == ["skipped"]
+
+
+def test_a_kernel_that_computes_wrongly_replaces_no_missing_one() -> None:
+    kernels = (Kernel("varlen", error=0.5), Kernel("flash-attn", missing="No module named 'flash_attn'"))
+    rows = check(replace(HEALTHY, kernels=kernels), Expectations())
+    assert [each.level for each in rows if each.name == "attention: flash-attn"] == ["warning"]
+
+
+def test_a_small_and_slow_disk_is_told_as_both() -> None:
+    rows = check(replace(HEALTHY, disk=Disk("/tmp", 20 * GIB, 39e6, 3e9)), Expectations())
+    (advice,) = [each.advice for each in rows if each.name == "disk"]
+    assert "little room: " in advice
+    assert "slow: " in advice
+
+
+def test_too_little_shared_memory_is_told_with_the_bound() -> None:
+    rows = check(HEALTHY, parse_expectations("shm=1Ti"))
+    (advice,) = [each.advice for each in rows if each.name == "/dev/shm"]
+    assert advice.startswith("expected 1024.0 GiB; docker: --shm-size")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ class FakeDriver:
     NVMLError = real.NVMLError
     NVMLError_NotSupported = real.NVMLError_NotSupported
     NVMLError_InvalidArgument = real.NVMLError_InvalidArgument
+    NVMLError_FunctionNotFound = real.NVMLError_FunctionNotFound
+    NVMLError_NoPermission = real.NVMLError_NoPermission
     NVML_ERROR_LIBRARY_NOT_FOUND = real.NVML_ERROR_LIBRARY_NOT_FOUND
     NVML_ERROR_DRIVER_NOT_LOADED = real.NVML_ERROR_DRIVER_NOT_LOADED
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = real.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
@@ -41,6 +43,7 @@ class FakeDriver:
             "nvmlDeviceGetTotalEccErrors": 0,
             "nvmlDeviceGetRemappedRows": (0, 0, 0, 0),
             "nvmlDeviceGetCurrentClocksEventReasons": 0x1,  # idle
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 0x1,
             **faults,
         }
         self._links_down = faults.get("links_down", ())
@@ -69,6 +72,11 @@ def error(code: int) -> Exception:
     return made
 
 
+UNSUPPORTED = error(real.NVML_ERROR_NOT_SUPPORTED)
+FORBIDDEN = error(real.NVML_ERROR_NO_PERMISSION)
+UNKNOWN = error(real.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
 def test_a_healthy_node() -> None:
     driver, gpus = read_driver(FakeDriver())
     assert driver == Driver("580.65.06", (13, 0))
@@ -87,8 +95,20 @@ def test_a_healthy_node() -> None:
         ({"nvmlDeviceGetCurrentClocksEventReasons": 0x8}, {"slowed": "slowed by the hardware"}),
         ({"links_down": {(0, 3), (0, 4)}}, {"links": 18, "links_down": 2}),
         ({"links_down": None}, {"links": 0, "links_down": 0}),
-        ({"nvmlDeviceGetTotalEccErrors": real.NVMLError_NotSupported()}, {"uncorrected": 0}),
-        ({"nvmlDeviceGetRemappedRows": real.NVMLError_NotSupported()}, {"remap_failed": False}),
+        ({"nvmlDeviceGetTotalEccErrors": UNSUPPORTED}, {"uncorrected": None}),
+        ({"nvmlDeviceGetTotalEccErrors": FORBIDDEN}, {"uncorrected": None}),
+        ({"nvmlDeviceGetRemappedRows": UNSUPPORTED}, {"remap_failed": False}),
+        ({"nvmlDeviceGetRemappedRows": UNKNOWN}, {"remap_failed": False}),
+        ({"nvmlDeviceGetMemoryInfo": UNSUPPORTED}, {"memory": None, "used": 0}),
+        # a driver before 535 has the former name alone
+        (
+            {"nvmlDeviceGetCurrentClocksEventReasons": UNKNOWN, "nvmlDeviceGetCurrentClocksThrottleReasons": 0x40},
+            {"slowed": "slowed by heat", "links": 18},
+        ),
+        (
+            {"nvmlDeviceGetCurrentClocksEventReasons": UNKNOWN, "nvmlDeviceGetCurrentClocksThrottleReasons": UNKNOWN},
+            {"slowed": None},
+        ),
         ({"nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 * GIB, used=20 * GIB)}, {"used": 20 * GIB}),
         ({"nvmlDeviceGetCudaComputeCapability": (7, 5)}, {"capability": (7, 5)}),
     ],
@@ -136,6 +156,11 @@ def test_a_driver_that_does_not_answer(faults: dict[str, Any], says: str | None)
         ({"nvmlDeviceGetRemappedRows": (0, 9, 0, 1)}, "GPU health", "failure", "no spare memory rows left"),
         ({"nvmlDeviceGetRemappedRows": (0, 1, 1, 0)}, "GPU health", "warning", "wait for a reset"),
         ({"nvmlDeviceGetCurrentClocksEventReasons": 0x40}, "GPU health", "warning", "GPU 0: slowed by heat"),
+        ({"nvmlDeviceGetCurrentClocksEventReasons": UNKNOWN}, "driver", "pass", "580.65.06"),
+        ({"nvmlDeviceGetCurrentClocksEventReasons": UNKNOWN}, "GPU health", "pass", "no memory errors, full clock"),
+        ({"nvmlDeviceGetTotalEccErrors": FORBIDDEN}, "GPU health", "pass", "does not report memory errors, full clock"),
+        ({"nvmlDeviceGetMemoryInfo": UNSUPPORTED}, "GPUs", "pass", "8 x NVIDIA H100"),
+        ({"nvmlDeviceGetMemoryInfo": UNSUPPORTED}, "GPU memory", "skipped", "does not report it"),
         ({"links_down": {(0, 3), (0, 4)}}, "NVLink", "failure", "GPU 0: 2 of 18 links down"),
         ({"links_down": None}, "NVLink", "warning", "none"),
         ({"nvmlDeviceGetCudaComputeCapability": (7, 5)}, "bf16", "failure", "compute capability 7.5"),

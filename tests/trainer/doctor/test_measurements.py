@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from internvl_trainer.all_reduce import WrongSum, timed_all_reduce
 from internvl_trainer.artifacts.storage import FolderStorage
+from internvl_trainer.doctor import kernels
 from internvl_trainer.doctor.all_reduce import measure_all_reduce
-from internvl_trainer.doctor.bandwidth import measure_disk, measure_storage
+from internvl_trainer.doctor.bandwidth import lacking_room, measure_disk, measure_storage
 from internvl_trainer.doctor.kernels import measure_kernels, run_kernel
 from internvl_trainer.doctor.machine import AllReduce, Disk, Problem, Transfer
 
@@ -20,11 +23,26 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_processors_flash_kernel_agrees_with_math() -> None:
-    found = {each.name: each for each in measure_kernels("cpu")}
+    found = {each.name: each for each in measure_kernels([torch.device("cpu")])}
     error = found["sdpa flash"].error
     assert error is not None
     assert 0 < error < 1e-2
     assert found["varlen"].missing == "needs a GPU"
+
+
+def test_kernels_are_compared_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def error(_way: object, device: torch.device, **_: object) -> float:
+        asked.append(device)
+        return 0.5 if device.index == 1 else 1e-3
+
+    monkeypatch.setattr(kernels, "kernel_error", error)
+    devices = [torch.device("meta", index) for index in range(3)]
+    found = measure_kernels(devices)
+    assert asked == devices * 5
+    assert {(each.device, each.error) for each in found} == {("meta:0", 1e-3), ("meta:1", 0.5), ("meta:2", 1e-3)}
+    assert len({each.name for each in found}) == 5
 
 
 def test_a_kernel_that_computes_wrongly_or_breaks_is_told_from_one_that_is_not_here() -> None:
@@ -76,6 +94,29 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert measure_disk(4) == Problem(f"{tmp_path / 'absent'}: No such file or directory")
 
 
+def test_the_file_on_disk_has_no_name_that_a_kill_could_leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append((os.fstat(descriptor).st_size, os.listdir(tmp_path)))
+    )
+    assert isinstance(measure_disk(4), Disk)
+    assert seen == [(4 * 2**20, [])]
+
+
+def test_a_file_larger_than_half_of_the_free_room_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**30))
+    assert lacking_room(1536) == ""
+    says = f"{tmp_path} has 3.0 GiB free: found a test file of 1537 MiB, expected at most 1536 MiB, half of that"
+    assert lacking_room(1537) == says
+    assert measure_disk(1537) == Problem(says)
+    assert measure_storage(str(tmp_path / "storage"), 1537) == Problem(f"not measured: {says}")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_as_storage_is_left_as_it_was(tmp_path: Path) -> None:
     found = measure_storage(str(tmp_path), 1)
     assert isinstance(found, Transfer)
@@ -97,4 +138,13 @@ def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:
     assert isinstance(found, Problem)
     assert "file" in found.text
     assert isinstance(measure_storage("ftp://host/x", 1), Problem)
+    for uri, expected in (
+        ("s3://", "s3://bucket/prefix"),
+        ("gs:///x", "gs://bucket/prefix"),
+        ("az://", "az://container"),
+    ):
+        found = measure_storage(uri, 1)
+        assert isinstance(found, Problem)
+        assert f"found '{uri}', which names no " in found.text
+        assert f"; expected {expected}" in found.text
     assert os.listdir(tmp_path) == ["file"]

@@ -74,7 +74,14 @@ class ObjectStorage(Storage, ABC):
 
     def __init__(self, uri: str, *, field: str) -> None:
         self.uri, self._field = uri.rstrip("/"), field
-        self._bucket, _, self._prefix = self.uri.removeprefix(self.service.scheme).partition("/")
+        self._bucket, _, self._prefix = uri.removeprefix(self.service.scheme).rstrip("/").partition("/")
+        if not self._bucket:
+            scheme, container = self.service.scheme, self.service.container
+            raise UserError(
+                "UnsupportedSource",
+                f"found {uri!r}, which names no {container}; expected {scheme}{container}/prefix",
+                field,
+            )
         self._root = f"{self._prefix}/" if self._prefix else ""
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import tempfile
 import time
@@ -33,10 +34,12 @@ def measure_speed(storage: Storage, key: str, megabytes: int) -> Speed:
     """
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         sent, received = Path(folder) / "sent", Path(folder) / "received"
-        sent.write_bytes(os.urandom(megabytes * 2**20))
+        with sent.open("wb") as file:
+            for _ in range(megabytes):
+                file.write(os.urandom(2**20))
         write = rate(megabytes, lambda: storage.upload(sent, key))
         read = rate(megabytes, lambda: storage.download(key, received))
-        if received.read_bytes() != sent.read_bytes():
+        if not filecmp.cmp(sent, received, shallow=False):
             raise UserError("StorageCorrupts", f"{storage.uri}: the file that came back differs from the one sent")
     return Speed(write, read)
 

@@ -14,18 +14,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from internvl_trainer.cli.options import count, load_config, on_chosen_device
+from internvl_trainer.cli.options import CommandError, count, load_config, on_chosen_device
 from internvl_trainer.cli.stage import run_stage_here
 from internvl_trainer.distributed import prepare_environment
+from internvl_trainer.doctor.bandwidth import lacking_room
 from internvl_trainer.doctor.checks import Level, Row, check
 from internvl_trainer.doctor.expectations import Expectations, parse_expectations
 from internvl_trainer.doctor.probe import measure, torch_build
+from internvl_trainer.signals import StopRequested, stop_by_exception
 from internvl_trainer.terminal import printable
 
 DESCRIPTION = """\
 Check driver, GPUs, attention kernels, communication, disk, object storage, clock and limits of this machine. Changes
 nothing; writes and removes one file on the disk, and one in the storage if it is named. With --config, do the stage
-`doctor` of a run on all its workers, with the bounds of spec.doctor.expect.
+`doctor` of a run on all its workers, with the bounds of spec.doctor.expect; other options are refused beside it.
 """
 EXAMPLES = """\
 examples:
@@ -37,8 +39,9 @@ examples:
 --expect takes, by comma: gpus, memory (of each GPU), nvlink (links of each GPU), allreduce, disk, storage (each a
 second), free (on the disk), shm.
 
-exit codes: 0 nothing failed (warnings are no failure)   65 a check failed
+exit codes: 0 nothing failed (warnings are no failure)   65 a check failed, or wrong options   75 stopped
 """
+_SIZE = 256  # MiB
 _STYLE: dict[Level, str] = {"pass": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
 _WORDS: dict[Level, str] = {"failure": "failed", "warning": "warned", "pass": "passed", "skipped": "skipped"}
 _SIGN: dict[Level, str] = {"pass": "✓", "warning": "!", "failure": "✗", "skipped": "-"}
@@ -46,23 +49,32 @@ _SIGN: dict[Level, str] = {"pass": "✓", "warning": "!", "failure": "✗", "ski
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "--expect", type=_expectations, default=Expectations(), metavar="NAME=VALUE,…", help="fail below these"
-    )
+    parser.add_argument("--expect", type=_expectations, metavar="NAME=VALUE,…", help="fail below these")
     parser.add_argument("--config", type=Path, metavar="RUN.YAML", help="do the stage `doctor` of this run")
     parser.add_argument("--storage", metavar="URI", help="measure this storage: {s3,gs,az}://bucket/prefix or a folder")
     parser.add_argument(
-        "--size", type=count, default=256, metavar="MIB", help="size of the file for disk and storage (default: 256)"
+        "--size",
+        type=count,
+        metavar="MIB",
+        help=f"size of the file for disk and storage, at most half of the free room (default: {_SIZE})",
     )
-    parser.add_argument("--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--output", choices=("table", "json"), help="default: table")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and judge; or do the stage."""
     if options.config:
+        _refuse_beside_config(options)
         return run_stage_here("doctor", on_chosen_device(load_config(options.config)), options.config)
+    if options.size:
+        _check_size(options.size)
     prepare_environment("cuda" if torch_build().gpus else "cpu", 1)
-    rows = check(measure(storage=options.storage, megabytes=options.size), options.expect)
+    try:
+        with stop_by_exception():
+            machine = measure(storage=options.storage, megabytes=options.size or _SIZE)
+    except StopRequested as stop:
+        raise CommandError(f"stopped by {stop}; nothing is left on disk or storage", ExitCode.RESUME) from None
+    rows = check(machine, options.expect or Expectations())
     if options.output == "json":
         print(as_json(rows))
     else:
@@ -93,6 +105,30 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
     console.print(
         ", ".join(f"{counted[level]} {word}" for level, word in _WORDS.items() if counted[level]), style="bold"
     )
+
+
+def _refuse_beside_config(options: argparse.Namespace) -> None:
+    """Raises CommandError for options that the stage of a run does not take."""
+    given = [f"--{name}" for name in ("expect", "storage", "size", "output") if getattr(options, name) is not None]
+    if given:
+        raise CommandError(
+            f"found {', '.join(given)} beside --config, which does the stage `doctor` of a run: its bounds are "
+            "spec.doctor.expect, its storage is spec.output, and its rows are in stages/doctor/doctor.json there; "
+            f"drop {', '.join(given)}, or drop --config to check this machine alone",
+            ExitCode.USER_ERROR,
+        )
+
+
+def _check_size(megabytes: int) -> None:
+    """Raises CommandError when the temporary folder has too little room for a file of that size."""
+    try:
+        lacking = lacking_room(megabytes)
+    except OSError:  # the row of the disk says why
+        return
+    if lacking:
+        raise CommandError(
+            f"--size: {lacking}; give a smaller --size, or set TMPDIR to a larger disk", ExitCode.USER_ERROR
+        )
 
 
 def _expectations(text: str) -> Expectations:

@@ -8,19 +8,39 @@ import shutil
 import tempfile
 import time
 
+from internvl_api.memory.quantity import gib
+
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.artifacts.storage_speed import measure_speed, rate
 from internvl_trainer.doctor.machine import Disk, Problem, Transfer
 from internvl_trainer.errors import UserError
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2**20
+
+
+def lacking_room(megabytes: int) -> str:
+    """Why a test file of that many MiB is too large for the temporary folder; empty when it is not.
+
+    Raises OSError when there is no such folder.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    largest = free // 2 // 2**20
+    if megabytes <= largest:
+        return ""
+    return (
+        f"{folder} has {gib(free)} free: found a test file of {megabytes} MiB, expected at most {largest} MiB, half of "
+        "that"
+    )
 
 
 def measure_disk(megabytes: int) -> Disk | Problem:
-    """Write, sync and read back a file in the temporary folder."""
+    """Write, sync and read back a file in the temporary folder; it has no name there, so that no signal leaves it."""
     folder = tempfile.gettempdir()
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="doctor-") as file:
+        if lacking := lacking_room(megabytes):
+            return Problem(lacking)
+        with tempfile.TemporaryFile(dir=folder) as file:
             write = rate(megabytes, lambda: _write(file.fileno(), megabytes))
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read from the disk, not from memory
             read = rate(megabytes, lambda: _read(file.fileno()))
@@ -33,6 +53,8 @@ def measure_storage(uri: str, megabytes: int) -> Transfer | Problem:
     """Send a file to the storage and receive it; both files are removed."""
     key = f"doctor-{secrets.token_hex(4)}/data"
     try:
+        if lacking := lacking_room(megabytes):
+            return Problem(f"not measured: {lacking}")
         storage = open_storage(uri, field="storage")
         try:
             speed = measure_speed(storage, key, megabytes)
@@ -62,7 +84,7 @@ def _clock_ahead(storage: Storage, key: str) -> float:
 
 def _write(descriptor: int, megabytes: int) -> None:
     data = os.urandom(_CHUNK)
-    for _ in range(max(1, megabytes * 2**20 // _CHUNK)):
+    for _ in range(megabytes):
         os.write(descriptor, data)
     os.fsync(descriptor)
 

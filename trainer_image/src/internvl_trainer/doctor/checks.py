@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from internvl_api.memory.quantity import GIB, gib
@@ -27,6 +28,9 @@ _SKEW_WARNING, _SKEW_FAILURE = 5.0, 300.0  # seconds; S3 refuses requests of a c
 _SHM_FAILURE, _SHM_WARNING = 64 * MIB, 1 * GIB  # 64 MiB is a container's default, too little for loader processes
 _FILES_FAILURE, _FILES_WARNING = 1024, 4096
 _LOCKED_FAILURE = 64 * MIB
+_BADNESS: tuple[Level, ...] = ("pass", "skipped", "warning", "failure")
+_FLAT_KERNELS = ("varlen", "flash-attn")  # all rows of a batch in one call
+_UNTOLD_ERRORS, _UNTOLD_CLOCK = "the driver does not report memory errors", "the driver does not report the clock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def check(machine: Machine, expect: Expectations) -> list[Row]:
         _gpu_health(machine),
         _nvlink(machine, expect),
         _bf16(machine),
-        *(_kernel(each, machine) for each in machine.kernels),
+        *_kernels(machine),
         _all_reduce(machine, expect),
         *([_between_workers(machine.between_workers)] if machine.between_workers else []),
         _disk(machine, expect),
@@ -109,7 +113,11 @@ def _gpu_memory(machine: Machine, expect: Expectations) -> Row:
     name = "GPU memory"
     if not machine.gpus:
         return _without_gpu(name, f"expected {gib(expect.memory)}" if expect.memory else "")
-    smallest = min(gpu.memory for gpu in machine.gpus)
+    known = [gpu.memory for gpu in machine.gpus if gpu.memory is not None]
+    if len(known) < len(machine.gpus):
+        advice = f"expected {gib(expect.memory)}: drop memory from --expect for these GPUs" if expect.memory else ""
+        return Row(name, "failure" if advice else "skipped", "the driver does not report it", advice)
+    smallest = min(known)
     busy = {index: gpu.used for index, gpu in enumerate(machine.gpus) if gpu.used > _BUSY}
     found = f"{gib(smallest)} each" if len(machine.gpus) > 1 else gib(smallest)
     # A card sold as 80 GB reports a little less than 80 GiB.
@@ -129,7 +137,9 @@ def _gpu_health(machine: Machine) -> Row:
         return Row(name, "failure", broken, "results can be wrong: drain the node and have the card replaced or reset")
     if suspect := _each(machine, _suspect):
         return Row(name, "warning", suspect, "reset the card before a long run; check cooling and power")
-    return Row(name, "pass", "no memory errors, full clock")
+    errors = "no memory errors" if all(gpu.uncorrected is not None for gpu in machine.gpus) else _UNTOLD_ERRORS
+    clock = "full clock" if all(gpu.slowed is not None for gpu in machine.gpus) else _UNTOLD_CLOCK
+    return Row(name, "pass", f"{errors}, {clock}")
 
 
 def _broken(gpu: Gpu) -> str:
@@ -139,7 +149,7 @@ def _broken(gpu: Gpu) -> str:
 
 
 def _suspect(gpu: Gpu) -> str:
-    return "memory rows wait for a reset" if gpu.remap_pending else gpu.slowed
+    return "memory rows wait for a reset" if gpu.remap_pending else gpu.slowed or ""
 
 
 def _nvlink(machine: Machine, expect: Expectations) -> Row:
@@ -169,13 +179,33 @@ def _bf16(machine: Machine) -> Row:
     return Row(name, "pass", found)
 
 
+def _kernels(machine: Machine) -> list[Row]:
+    """A row for each kernel, about the GPU where it is worst."""
+    names = dict.fromkeys(each.name for each in machine.kernels)
+    return [_worst([each for each in machine.kernels if each.name == name], machine) for name in names]
+
+
+def _worst(kernels: list[Kernel], machine: Machine) -> Row:
+    """The row of the device where a kernel is worst; it names the device when the devices differ."""
+    rows = [(_kernel(each, machine), each) for each in kernels]
+    row, kernel = max(rows, key=lambda each: (_BADNESS.index(each[0].level), _distance(each[1])))
+    if all(each == row for each, _ in rows):
+        return row
+    return replace(row, found=f"{kernel.device}, the worst of {len(kernels)} GPUs: {row.found}")
+
+
+def _distance(kernel: Kernel) -> float:
+    return math.inf if kernel.error is None or math.isnan(kernel.error) else kernel.error
+
+
 def _kernel(kernel: Kernel, machine: Machine) -> Row:
     name = f"attention: {kernel.name}"
     if kernel.failure:
         return Row(name, "failure", kernel.failure, "driver, PyTorch and GPU do not fit together: see the rows above")
     if kernel.missing or kernel.error is None:
         needed = bool(machine.gpus) and not any(
-            each.name == "varlen" and each.error is not None for each in machine.kernels
+            each.name in _FLAT_KERNELS and each.device == kernel.device and _distance(each) <= _KERNEL_ERROR
+            for each in machine.kernels
         )
         advice = "without varlen or flash-attn, training calls sdpa once a row and is slower" if needed else ""
         return Row(name, "warning" if needed else "skipped", f"not here: {kernel.missing}", advice)
@@ -228,17 +258,18 @@ def _reduced(measured: AllReduce) -> str:
 def _disk(machine: Machine, expect: Expectations) -> Row:
     name, disk = "disk", machine.disk
     if isinstance(disk, Problem):
-        return Row(name, "failure", disk.text, "set TMPDIR to a folder that can be written")
+        return Row(name, "failure", disk.text, "set TMPDIR to a folder with room that can be written")
     found = f"{disk.path}: {gib(disk.free)} free, writes {rate_words(disk.write)}, reads {rate_words(disk.read)}"
     slower = min(disk.write, disk.read)
     if slower < expect.disk or disk.free < expect.free:
         wanted = [f"{rate_words(expect.disk)}"] * bool(expect.disk) + [f"{gib(expect.free)} free"] * bool(expect.free)
         return Row(name, "failure", found, f"expected {' and '.join(wanted)}: set TMPDIR to another disk")
+    warnings = []
     if disk.free < _LITTLE_DISK:
-        return Row(name, "warning", found, "little room: models, data and checkpoints pass through it")
+        warnings.append("little room: models, data and checkpoints pass through it")
     if slower < _SLOW_DISK:
-        return Row(name, "warning", found, "slow: downloads and checkpoints wait for it; prefer a local SSD")
-    return Row(name, "pass", found)
+        warnings.append("slow: downloads and checkpoints wait for it; prefer a local SSD")
+    return Row(name, "warning" if warnings else "pass", found, "; ".join(warnings))
 
 
 def _storage(machine: Machine, expect: Expectations) -> Row:
@@ -272,7 +303,9 @@ def _clock(machine: Machine) -> Row:
 def _shared_memory(machine: Machine, expect: Expectations) -> Row:
     name, size = "/dev/shm", machine.shared_memory
     advice = "docker: --shm-size 16g; Kubernetes: an emptyDir with medium Memory (the operator adds one)"
-    if size < expect.shm or size <= _SHM_FAILURE:
+    if size < expect.shm:
+        return Row(name, "failure", _size(size), f"expected {_size(expect.shm)}; {advice}")
+    if size <= _SHM_FAILURE:
         return Row(name, "failure", _size(size), advice)
     if size < _SHM_WARNING:
         return Row(name, "warning", _size(size), advice)

@@ -8,7 +8,7 @@ from typing import Any
 from internvl_trainer.doctor.machine import Driver, Gpu, Problem
 
 _MOST_LINKS = 18  # of a Hopper or Blackwell GPU
-# Bits of nvmlDeviceGetCurrentClocksEventReasons that name a fault; an idle GPU or a power cap is none.
+# Bits of the reasons for a lower clock that name a fault; an idle GPU or a power cap is none.
 _SLOWED = {
     0x08: "slowed by the hardware",
     0x20: "slowed by heat",
@@ -48,22 +48,21 @@ def read_driver(library: Any) -> tuple[Driver | Problem | None, tuple[Gpu, ...]]
 
 def _gpu(library: Any, index: int) -> Gpu:
     handle = library.nvmlDeviceGetHandleByIndex(index)
-    memory = library.nvmlDeviceGetMemoryInfo(handle)
-    uncorrected = _optional(library, lambda: _memory_errors(library, handle), 0)
+    memory = _optional(library, lambda: library.nvmlDeviceGetMemoryInfo(handle), None)
+    uncorrected = _optional(library, lambda: _memory_errors(library, handle), None)
     rows = _optional(library, lambda: library.nvmlDeviceGetRemappedRows(handle), (0, 0, False, False))
-    reasons = _optional(library, lambda: library.nvmlDeviceGetCurrentClocksEventReasons(handle), 0)
     links = [_link(library, handle, number) for number in range(_MOST_LINKS)]
     present = [state for state in links if state is not None]
     major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
     return Gpu(
         name=_text(library.nvmlDeviceGetName(handle)),
-        memory=int(memory.total),
-        used=int(memory.used),
+        memory=None if memory is None else int(memory.total),
+        used=0 if memory is None else int(memory.used),
         capability=(major, minor),
-        uncorrected=int(uncorrected),
+        uncorrected=None if uncorrected is None else int(uncorrected),
         remap_pending=bool(rows[2]),
         remap_failed=bool(rows[3]),
-        slowed=next((text for bit, text in _SLOWED.items() if reasons & bit), ""),
+        slowed=_slowed(library, handle),
         links=len(present),
         links_down=sum(not state for state in present),
     )
@@ -74,16 +73,29 @@ def _memory_errors(library: Any, handle: Any) -> Any:
     return library.nvmlDeviceGetTotalEccErrors(handle, kind, since)
 
 
+def _slowed(library: Any, handle: Any) -> str | None:
+    """Why the clock is held down; empty when it is not, None where the driver does not tell."""
+    reasons = _optional(library, lambda: library.nvmlDeviceGetCurrentClocksEventReasons(handle), None)
+    if reasons is None:  # its name before driver 535
+        reasons = _optional(library, lambda: library.nvmlDeviceGetCurrentClocksThrottleReasons(handle), None)
+    return None if reasons is None else next((text for bit, text in _SLOWED.items() if reasons & bit), "")
+
+
 def _link(library: Any, handle: Any, number: int) -> Any:
     """Whether the NVLink is active; None where the GPU has no link of that number."""
     return _optional(library, lambda: library.nvmlDeviceGetNvLinkState(handle, number), None)
 
 
 def _optional(library: Any, ask: Callable[[], Any], otherwise: Any) -> Any:
-    """The answer, or `otherwise` where this kind of GPU does not have it."""
+    """The answer, or `otherwise` where this kind of GPU, this driver or this container's rights do not give it."""
     try:
         return ask()
-    except (library.NVMLError_NotSupported, library.NVMLError_InvalidArgument):
+    except (
+        library.NVMLError_NotSupported,
+        library.NVMLError_InvalidArgument,
+        library.NVMLError_FunctionNotFound,
+        library.NVMLError_NoPermission,
+    ):
         return otherwise
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +19,7 @@ from internvl_trainer.model.attention import (
     attend_varlen,
     kernel_error,
 )
+from internvl_trainer.signals import StopRequested
 
 _LENGTHS = (96, 160)  # tokens of the two rows
 _HEADS = (4, 4)  # of queries and keys; not every kernel takes fewer keys
@@ -32,8 +35,8 @@ _NO_KERNEL = (
 )
 
 
-def measure_kernels(device: str) -> tuple[Kernel, ...]:
-    """The kernels that attention may use, each run once in bf16, forward and backward."""
+def measure_kernels(devices: Sequence[torch.device]) -> tuple[Kernel, ...]:
+    """The kernels that attention may use, each run once in bf16 on each device, forward and backward."""
     ways: dict[str, Attend] = {
         "sdpa flash": partial(_attend_sdpa, SDPBackend.FLASH_ATTENTION),
         "sdpa efficient": partial(_attend_sdpa, SDPBackend.EFFICIENT_ATTENTION),
@@ -41,10 +44,10 @@ def measure_kernels(device: str) -> tuple[Kernel, ...]:
         "varlen": _attend_varlen,
         "flash-attn": attend_flash_attn,
     }
-    where = torch.device(device)
     return tuple(
-        run_kernel(name, partial(kernel_error, way, where, lengths=_LENGTHS, heads=_HEADS))
+        replace(run_kernel(name, partial(_error_on, device, way)), device="" if device.type == "cpu" else str(device))
         for name, way in ways.items()
+        for device in devices
     )
 
 
@@ -52,10 +55,17 @@ def run_kernel(name: str, measure: Callable[[], float]) -> Kernel:
     """A kernel's error, or why it did not run."""
     try:
         return Kernel(name, error=measure())
+    except StopRequested:
+        raise
     except Exception as error:  # noqa: BLE001  whatever a kernel raises is its finding
         line = (str(error).strip().splitlines() or [""])[0].partition(". ")[0][:120]
         absent = isinstance(error, _ABSENT) or any(text in str(error).lower() for text in _NO_KERNEL)
         return Kernel(name, missing=line) if absent else Kernel(name, failure=f"{type(error).__name__}: {line}")
+
+
+def _error_on(device: torch.device, way: Attend) -> float:
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return kernel_error(way, device, lengths=_LENGTHS, heads=_HEADS)
 
 
 def _attend_sdpa(

@@ -34,31 +34,32 @@ class Gpu:
     """One GPU as the driver reports it.
 
     Attributes:
-        memory, used: bytes.
-        uncorrected: uncorrectable memory errors since the driver was loaded.
+        memory, used: bytes; None and 0 where the driver does not tell, as for memory shared with the processor.
+        uncorrected: uncorrectable memory errors since the driver was loaded; None where the driver does not tell.
         remap_pending: replacing broken rows of memory needs a reset.
         remap_failed: no spare rows of memory are left.
-        slowed: why the clock is held down, by heat or power; empty when it is not.
+        slowed: why the clock is held down, by heat or power; empty when it is not, None where the driver does not tell.
         links, links_down: NVLinks in all and inactive.
     """
 
     name: str
-    memory: int
+    memory: int | None
     used: int
     capability: tuple[int, int]
-    uncorrected: int = 0
+    uncorrected: int | None = 0
     remap_pending: bool = False
     remap_failed: bool = False
-    slowed: str = ""
+    slowed: str | None = ""
     links: int = 0
     links_down: int = 0
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """An attention kernel on small inputs.
+    """An attention kernel on small inputs, on one device.
 
     Attributes:
+        device: PyTorch's name of the GPU, as cuda:3; empty on the processor.
         error: largest difference from the math path, relative to its largest value; None when it did not run.
         missing: why this machine does not have the kernel; empty when it has it.
         failure: the exception of a kernel that should run; empty when it ran.
@@ -68,6 +69,7 @@ class Kernel:
     error: float | None = None
     missing: str = ""
     failure: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Machine:
     Attributes:
         driver: None where there is no NVIDIA driver.
         cpu_bf16: whether the processor has instructions for bf16.
+        kernels: each on every GPU that PyTorch uses, or on the processor.
         all_reduce: None where there was one process only.
         storage: None where none was named.
         shared_memory: bytes of /dev/shm.

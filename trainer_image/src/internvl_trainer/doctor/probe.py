@@ -34,7 +34,7 @@ def measure(*, storage: str | None, megabytes: int, gpus_used: bool = True) -> M
         torch=torch,
         gpus=gpus,
         cpu_bf16=bool(_BF16_FLAGS & _cpu_flags()),
-        kernels=_kernels(device),
+        kernels=_kernels(torch.gpus),
         all_reduce=all_reduce,
         disk=measure_disk(megabytes),
         storage=measure_storage(storage, megabytes) if storage else None,
@@ -54,10 +54,12 @@ def torch_build() -> TorchBuild:
     return TorchBuild(torch.__version__, (major, minor) if built_for else None, torch.cuda.device_count())
 
 
-def _kernels(device: str) -> tuple[Kernel, ...]:
-    from internvl_trainer.doctor.kernels import measure_kernels  # imports torch
+def _kernels(gpus: int) -> tuple[Kernel, ...]:
+    import torch
 
-    return measure_kernels(device)
+    from internvl_trainer.doctor.kernels import measure_kernels
+
+    return measure_kernels([torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")])
 
 
 def _cpu_flags() -> set[str]:
