@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,11 +145,84 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_call_goes_on_where_the_last_one_ended(measured: list[str], tmp_path: Path) -> None:
-    assert command.run_parts(command.waiting(tmp_path), tmp_path, "Card", 400) == ["c"], "too long for the time left"
+    assert command.run_parts(command.waiting(tmp_path), tmp_path, "Card", 400) == ["b", "c"], "b failed; c is too long"
     assert measured == ["a", "b"]
     assert command.waiting(tmp_path) == ["c"]
     assert command.run_parts(command.waiting(tmp_path), tmp_path, "Card", 400) == [], "a first part always runs"
     assert command.waiting(tmp_path) == ["b"], "what failed is tried again at the end"
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
+    """The command as on a machine with a card; its page and results are in `folder`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "prepare_environment", lambda *_: None)
+    monkeypatch.setattr(command, "ask_card", lambda: "Card")
+    monkeypatch.setattr(command, "CHECKOUT", folder)
+    monkeypatch.setattr(command, "PAGE", folder / "gpu.md")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--seconds", "400", *words])
+    command.PAGE.write_text(f"{BEGIN}\n{END}\n")
+    return command.main()
+
+
+def test_a_failed_part_is_left_and_fails_the_command(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, tmp_path) == command.UNFINISHED
+    assert "left: b, c; call it again" in capsys.readouterr().out
+    assert run_command(monkeypatch, tmp_path) == command.UNFINISHED
+    assert "left: b; call it again" in capsys.readouterr().out, "c is measured, and b failed before"
+    assert measured == ["a", "b", "c"]
+    assert run_command(monkeypatch, tmp_path, "b") == command.UNFINISHED
+    assert "left: b; " in capsys.readouterr().out
+    assert run_command(monkeypatch, tmp_path, "a") == 0
+    assert "measured: a; see " in capsys.readouterr().out
+
+
+CHILD = """
+import signal, sys
+with open(sys.argv[1], "w") as pipe:
+    pipe.write("x")
+    pipe.flush()
+    signal.pause()
+"""
+PARENT = """
+import signal, subprocess, sys
+subprocess.Popen([sys.executable, *sys.argv[2:]])
+if sys.argv[1] == "ends":
+    open(sys.argv[-1]).read(1)
+else:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_no_process_of_a_part_outlives_it(ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child holds a pipe open; the pipe's end comes when the child is gone."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "child.py").write_text(CHILD)
+    words = [sys.executable, "-c", PARENT, "ends" if ends else "stays", str(tmp_path / "child.py"), str(pipe)]
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    wait = subprocess.Popen.wait
+
+    def wait_for_the_child(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout and not ends:
+            assert select.select([reading], [], [], 60)[0]
+            assert os.read(reading, 1) == b"x"
+            raise subprocess.TimeoutExpired(words, timeout)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_the_child)
+    assert command.run_alone(words, 60) == ("" if ends else "not done after 60 s")
+    assert select.select([reading], [], [], 60)[0]
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+def test_the_last_line_of_a_failed_part_is_its_failure() -> None:
+    assert command.run_alone([sys.executable, "-c", "raise ValueError('no room')"], 60) == "ValueError: no room"
+    assert command.run_alone([sys.executable, "-c", "raise SystemExit(7)"], 60) == "exit code 7"
 
 
 def test_the_page_has_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
