@@ -24,6 +24,7 @@ from internvl_trainer.model.attention import (
     choose_attention,
     kernel_error,
 )
+from internvl_trainer.model.rotary import constant_up_to
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -87,14 +88,44 @@ def test_rows_attend_to_themselves_alone(window: int | None, key_heads: int) -> 
     assert_close(found, dense(query, key, value, rows, window))
 
 
-def test_a_dense_mask_over_8192_tokens_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The warnings of a process that has given none so far."""
+    monkeypatch.setattr(attention, "_warned", set())
+    caplog.set_level(logging.WARNING, attention.logger.name)
+    return caplog
+
+
+def test_a_sliding_windows_mask_over_8192_tokens_is_warned_of_once(warnings: pytest.LogCaptureFixture) -> None:
     assert attention.window_mask(9000, None, CPU) is None
     assert attention.window_mask(9000, 9000, CPU) is None
-    with caplog.at_level(logging.WARNING):
-        assert attention.window_mask(100, 10, CPU) is not None
-        assert not caplog.messages
-        attention.window_mask(8200, 10, CPU)
-    assert "a row of 8200 tokens with a sliding window of 10 needs a dense mask of 64 MiB" in caplog.text
+    assert attention.window_mask(100, 10, CPU) is not None
+    assert not warnings.messages
+    for length in (8200, 8201):  # another layer, another row
+        attention.window_mask(length, 10, CPU)
+    (message,) = warnings.messages
+    assert "a row of 8200 tokens with a sliding window of 10 needs a dense mask of 64 MiB a layer" in message
+
+
+@torch.no_grad()
+def test_a_padded_batchs_mask_over_8192_tokens_is_warned_of_once(
+    warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MOST_MASKED", 1024)
+    model = load("qwen2").model.eval()
+
+    def answer(length: int, padded: int) -> None:
+        mask = torch.ones(2, length, dtype=torch.int64)
+        mask[1, :padded] = 0
+        model.generate(torch.full((2, length), 7), attention_mask=mask, max_new_tokens=2, pad_token_id=0)
+
+    answer(1024, padded=100)
+    answer(1200, padded=0)
+    assert not warnings.messages, "short enough, and without padding there is no mask"
+    answer(1100, padded=100)
+    answer(1200, padded=100)
+    (message,) = [message for message in warnings.messages if "dense mask" in message]
+    assert "a batch of 2 x 1100 tokens, padded or with a sliding window needs a dense mask of 2 MiB a pass" in message
 
 
 def test_the_kernels_get_what_they_are_documented_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +246,36 @@ def test_a_dynamic_rotary_embedding_still_grows_with_longer_rows() -> None:
         expected = theirs(batch["input_ids"], labels=batch["labels"]).loss_sum
         assert_close(ours(**batch).loss_sum, expected, LOSS)
         assert "dynamic" in rotary.rope_type
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["internlm2", "phi3"])
+def test_the_loss_of_a_row_does_not_depend_on_longer_rows(kind: str) -> None:
+    """Neither beside it nor before it. Above its limit, each kind has other frequencies."""
+    limit = constant_up_to(load(kind).model.native.config.text_config)
+    assert limit is not None
+    rows = [text(length) for length in (50, limit + 300, limit, limit + 1, 70)]
+    alone = [load(kind).model.eval()(**collate([row])).token_losses for row in rows]
+    model = load(kind).model.eval()
+    for _ in range(2):
+        packed = model(**collate(rows)).token_losses
+        assert_close(packed, torch.cat(alone), LOSS)
+        for row, expected in zip(rows, alone, strict=True):
+            assert_close(model(**collate([row])).token_losses, expected, LOSS)
+
+
+@torch.no_grad()
+def test_longer_rows_have_other_frequencies() -> None:
+    """So that the test above shows something: transformers' own choice makes a short row's loss another."""
+    for kind in ("internlm2", "phi3"):
+        limit = constant_up_to(load(kind).model.native.config.text_config)
+        assert limit is not None
+        row = collate([text(50)])
+        padding = torch.zeros(2, limit + 300, dtype=torch.int64)
+        padding[0, :50] = row["input_ids"][0]
+        mask = torch.zeros_like(padding, dtype=torch.bool)
+        mask[0, :50] = mask[1] = True
+        model = load(kind).model.eval()
+        beside = model(padding, attention_mask=mask, return_logits=True).logits[0, :50]
+        alone = model(**row, return_logits=True).logits[0]
+        assert (beside - alone).abs().max() > 1e-4

@@ -1,22 +1,27 @@
-"""A step waits for the device once: a stand-in for a device counts what would make the host wait."""
+"""A step waits for the device twice: a stand-in for a device counts what would make the host wait.
+
+It reads the losses before the update, and the norm of the gradients after it. DeepSpeed's own waits are not seen here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from golden import CASES, load, sample
 from internvl_trainer.data.loader import Batch, Collation, MicroBatch, Window
 from internvl_trainer.train import engine as engine_module
-from internvl_trainer.train.engine import run_backward
+from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.step_losses import StepLosses
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.runs import make_config
 
 pytestmark = pytest.mark.slow
 
 READS = ("cpu", "tolist", "numpy")  # of a tensor on the device; other operators have names of their own
+COPIES = {"tensor", "as_tensor", "asarray", "new_tensor"}  # of Python's numbers, and the copy to a device waits
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave"}
 
 
@@ -52,11 +57,28 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Copies(TorchFunctionMode):
+    """Lists the calls that make a tensor of Python's numbers on a device."""
+
+    def __enter__(self) -> Copies:
+        self.calls: list[str] = []
+        super().__enter__()
+        return self
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        beside = isinstance(args[0], OnDevice) if name == "new_tensor" else False
+        if name in COPIES and (beside or options.get("device") is not None):
+            self.calls.append(name)
+        return func(*args, **options)
+
+
 class Engine:
     """What a step asks of DeepSpeed's engine."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+        self.model, self.optimizer = model, torch.optim.AdamW(model.parameters(), fused=True)
+        self.norm: torch.Tensor | None = None
 
     def __call__(self, **batch: Any) -> Any:
         output = self.model(**batch)
@@ -68,7 +90,11 @@ class Engine:
         loss.backward()
 
     def step(self) -> None:
-        pass
+        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(gradients).as_subclass(OnDevice)
+
+    def get_global_grad_norm(self) -> torch.Tensor | None:
+        return self.norm
 
 
 class Alone:
@@ -100,7 +126,7 @@ def place(batch: Batch, device: torch.device) -> Batch:
 
 
 def step(case: str, drop: tuple[str, ...] = (), weighting: Any = "token") -> tuple[int, list[str]]:
-    """Reads from the device, and operators that wait, of one optimizer step of four micro-batches."""
+    """Reads from the device, and what else waits, of one optimizer step of four micro-batches."""
     loaded = load(case.split("/")[0])
     loaded.model.train().set_gradient_checkpointing(True)
     made = window(case, loaded.model.native.config.image_token_id, weighting)
@@ -108,14 +134,15 @@ def step(case: str, drop: tuple[str, ...] = (), weighting: Any = "token") -> tup
         for name in drop:
             del batch[name]
     losses = StepLosses(["a", "b"])
-    with Waits() as waits:
-        group: Any = Alone()
-        run_backward(Engine(loaded.model), made, made.weights, make_config("/out"), group, 0, losses, lambda: False)
+    engine, group = Engine(loaded.model), cast(Any, Alone())
+    with Waits() as waits, Copies() as copies:
+        run_backward(engine, made, made.weights, make_config("/out"), group, 0, losses, lambda: False)
         before = Waits.reads
         total, _ = losses.read()
+        assert apply_step(engine, 1e-4) > 0
     assert before == 0
     assert total > 0
-    return Waits.reads, waits.operators
+    return Waits.reads, waits.operators + copies.calls
 
 
 @pytest.fixture(autouse=True)
@@ -123,20 +150,23 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "on_device", place)
 
 
+NORM = ["_local_scalar_dense"]
+
+
 @pytest.mark.parametrize("case", [pytest.param(case, id=case) for case in CASES])
-def test_a_step_reads_from_the_device_once(case: str) -> None:
-    assert step(case) == (1, [])
+def test_a_step_reads_its_losses_and_the_norm(case: str) -> None:
+    assert step(case) == (1, NORM)
 
 
 def test_weights_and_losses_of_datasets_need_no_other_read() -> None:
-    assert step("qwen2/Hermes-2", weighting="square") == (1, [])
+    assert step("qwen2/Hermes-2", weighting="square") == (1, NORM)
 
 
 @pytest.mark.parametrize("name", ["supervised", "image_places"])
 def test_the_stand_in_sees_what_waits(name: str) -> None:
     """Without the indices of the collator, the model has to find them."""
     _, operators = step("qwen2/Hermes-2", drop=(name,))
-    assert operators == ["nonzero"] * 4
+    assert operators == ["nonzero"] * 4 + NORM
 
 
 def test_the_stand_in_sees_reads() -> None:
@@ -148,3 +178,15 @@ def test_the_stand_in_sees_reads() -> None:
         _ = tensor[tensor > 0]
     assert Waits.reads == 2
     assert waits.operators == ["_local_scalar_dense", "index"]
+
+
+def test_the_stand_in_sees_copies_of_numbers() -> None:
+    device = torch.device("cpu")
+    with Copies() as copies:
+        torch.tensor(1.0, device=device)
+        torch.as_tensor([1.0], device=device)
+        torch.ones(3).as_subclass(OnDevice).new_tensor([1.0])
+        torch.tensor([1.0]).to(device, non_blocking=True)
+        torch.full((), 1.0, device=device)
+        torch.ones(3).as_subclass(OnDevice).new_zeros(3)
+    assert copies.calls == ["tensor", "as_tensor", "new_tensor"]

@@ -7,6 +7,7 @@ vision tower) uses transformers' SDPA attention, whose kernel needs no mask for 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ scaled_dot_product_attention a row. transformers reserves names with `flash`."""
 
 MOST_MASKED = 8192
 """Length of a row above which a dense mask is worth a warning: one byte a pair of tokens, 64 MiB here."""
+
+_warned: set[str] = set()  # units of work of whose masks the log already warns
 
 _MOST_ERROR = 0.05  # of a kernel in bf16, whose numbers have 8 bits: 13 units in the last place
 
@@ -108,15 +111,29 @@ def window_mask(length: int, window: int | None, device: torch.device) -> torch.
     """(length, length) bool, True where a token sees another; None for a row that fits into the sliding window."""
     if window is None or length <= window:
         return None
-    if length > MOST_MASKED:
-        logger.warning(
-            "a row of %d tokens with a sliding window of %d needs a dense mask of %d MiB in every layer; a GPU with "
-            "bf16 needs none",
-            length, window, length * length >> 20,
-        )  # fmt: skip
+    _warn_of_mask(f"a row of {length} tokens with a sliding window of {window}", (length, length), "a layer")
     places = torch.arange(length, device=device)
     behind = places[:, None] - places
     return (behind >= 0) & (behind < window)
+
+
+def padded_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
+    """transformers' mask of a pass without rows: (B, 1, queries, keys) bool, or None where its kernel needs none."""
+    mask: torch.Tensor | None = sdpa_mask(*arguments, **options)
+    if mask is not None:
+        batch, _, queries, _ = mask.shape
+        _warn_of_mask(f"a batch of {batch} x {queries} tokens, padded or with a sliding window", mask.shape, "a pass")
+    return mask
+
+
+def _warn_of_mask(what: str, shape: Sequence[int], unit: str) -> None:
+    """Warn of a dense mask of many queries, but only of the first for each unit of the work that makes one."""
+    if shape[-2] > MOST_MASKED and unit not in _warned:
+        _warned.add(unit)
+        logger.warning(
+            "%s needs a dense mask of %d MiB %s, here and in what follows; a GPU with bf16 needs none to train",
+            what, math.prod(shape) >> 20, unit,
+        )  # fmt: skip
 
 
 def _left(window: int | None) -> int:
@@ -158,7 +175,7 @@ def attend(
 
 for _name, _kernel in KERNELS.items():
     AttentionInterface.register(_name, partial(attend, _kernel))
-    AttentionMaskInterface.register(_name, sdpa_mask)  # for passes without rows
+    AttentionMaskInterface.register(_name, padded_mask)  # for passes without rows
 
 
 def flat_arguments(implementation: str | None, rows: Rows) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import InternVLForConditionalGeneration
 from .attention import Rows, flat_arguments
 from .checkpoint_format import Architecture
 from .head_loss import HeadLoss
-from .rotary import known_length
+from .rotary import each_row_alone
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -27,12 +27,13 @@ def normalise_tiles(tiles: torch.Tensor) -> torch.Tensor:
     """(tiles, 3, S, S) fp32 from uint8: / 255, - mean, / deviation, each step rounded as in torchvision.
 
     The divisors are tensors on the tiles' device because CUDA replaces a division by a Python number with a
-    multiplication by its reciprocal, which rounds differently.
+    multiplication by its reciprocal, which rounds differently. They are filled there: a copy from the host would wait.
     """
-    device = tiles.device
-    scale = torch.tensor(255.0, device=device)
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
+    scale, *channels = (
+        torch.full((1, 1, 1), value, dtype=torch.float32, device=tiles.device)
+        for value in (255.0, *IMAGENET_MEAN, *IMAGENET_STD)
+    )
+    mean, std = torch.cat(channels[:3]), torch.cat(channels[3:])
     return tiles.to(torch.float32).div_(scale).sub_(mean).div_(std)
 
 
@@ -139,7 +140,8 @@ class ChatModel(nn.Module):
     ) -> ChatOutput:
         """Loss and logits of one pass, without a key-value cache, with which rows of one sequence would see each other.
 
-        With the last three arguments, as `collate` makes them, nothing here waits for the device.
+        With the last three tensors, as `collate` makes them, nothing here waits for the device, but for the rotary
+        embedding of rows that are longer than its limit (`each_row_alone`).
 
         Args:
             input_ids: (B, L) int64.
@@ -163,7 +165,7 @@ class ChatModel(nn.Module):
             hidden = self._decode(embeddings, position_ids, attention_mask=attention_mask)
         else:
             rows = Rows.of(row_starts, input_ids.device)
-            with known_length(self.language_model.rotary_emb, rows.longest):
+            with each_row_alone(self.language_model.rotary_emb, rows.lengths):
                 arguments = flat_arguments(self.native.config.text_config._attn_implementation, rows)
                 hidden = self._decode(embeddings, position_ids, **arguments)
         output = ChatOutput(None, None, None)
@@ -200,7 +202,8 @@ class ChatModel(nn.Module):
         output.loss_sum, output.token_losses = self.head_loss.compute(
             self.native.lm_head, hidden.flatten(0, 1)[supervised], labels.flatten()[following], weights
         )
-        output.tokens, output.weight_sum = weights.new_tensor(len(supervised), dtype=torch.int64), weights.sum()
+        output.tokens = torch.full((), len(supervised), dtype=torch.int64, device=hidden.device)
+        output.weight_sum = weights.sum()
 
     def embed(
         self,

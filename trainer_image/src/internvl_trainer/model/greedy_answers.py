@@ -14,6 +14,7 @@ from internvl_trainer.data.row_schema import Turn
 from internvl_trainer.data.tokenize import TEMPLATES, encode_prompt
 from internvl_trainer.faults import is_gpu_out_of_memory
 from internvl_trainer.model.load import LoadedModel
+from internvl_trainer.model.rotary import constant_up_to
 from internvl_trainer.model.tokenizer import decode_answer
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def generate_all(
     bos: int | None = loaded.model.native.config.text_config.bos_token_id
     start = [] if bos is None else [bos]
     answers = [Generated("", at_limit=False)] * len(prompts)
-    limit = _limit(loaded)
+    limit = constant_up_to(loaded.model.native.config.text_config)
     waiting = deque(plan_batches([len(prompt.ids) + max_new_tokens for prompt in prompts], batch_size, limit))
     while waiting:
         places = waiting.popleft()
@@ -123,15 +124,6 @@ def plan_batches(lengths: Sequence[int], batch_size: int, limit: int | None) -> 
         yield together[start : start + batch_size]
     for place in alone:
         yield [place]
-
-
-def _limit(loaded: LoadedModel) -> int | None:
-    """Tokens up to which the rotary frequencies are constant; None when they always are."""
-    text = loaded.model.native.config.text_config
-    rope = text.rope_parameters
-    if rope["rope_type"] not in ("dynamic", "longrope"):
-        return None
-    return int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
 
 
 def _generate(

@@ -1,35 +1,68 @@
-"""Rotary embeddings whose frequencies depend on the length of the sequence, without asking the device for it."""
+"""Rotary embeddings whose frequencies depend on the length of the sequence: those of each row in a flat batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+Embed = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 @contextmanager
-def known_length(rotary: Any, longest: int) -> Iterator[None]:
-    """Keep a dynamic rotary embedding from reading the position ids, where `longest` tokens leave it as it is.
+def each_row_alone(rotary: Any, lengths: Sequence[int]) -> Iterator[None]:
+    """Give each row of a flat batch the frequencies that it has alone, whatever rows came before or lie beside it.
 
-    transformers compares the largest position with the length of the original training, twice a pass, on the host.
-    InternLM2 is dynamic (`rope_scaling`), and its rows hardly ever exceed that length.
+    transformers chooses them by the largest position in the batch: InternLM2 (`dynamic`) and Phi-3 (`longrope`) have
+    others above the length of their original training. Where no row is longer, nothing waits for the device.
 
     Args:
         rotary: of transformers' language model.
-        longest: tokens of the longest row.
+        lengths: tokens of each row.
     """
-    if not _stays(rotary, longest):
+    limit = constant_up_to(rotary.config)
+    if limit is None:
         yield
         return
-    kind, rotary.rope_type = rotary.rope_type, "default"
+    _forget_length(rotary)
+    kind, embed = rotary.rope_type, rotary.forward
+    if max(lengths) <= limit:
+        rotary.rope_type = "default"  # compares no position with the limit
+    else:
+        rotary.forward = _in_rows(rotary, embed, lengths)
     try:
         yield
     finally:
         rotary.rope_type = kind
+        vars(rotary).pop("forward", None)
+        _forget_length(rotary)
 
 
-def _stays(rotary: Any, longest: int) -> bool:
-    if "dynamic" not in rotary.rope_type:
-        return False
-    cached, original = rotary.max_seq_len_cached, rotary.original_max_seq_len
-    return isinstance(cached, int) and longest <= original and cached <= original  # a tensor after longer rows
+def constant_up_to(text_config: Any) -> int | None:
+    """Tokens of a row up to which its rotary frequencies are constant; None when they always are."""
+    rope = text_config.rope_parameters
+    if rope["rope_type"] not in ("dynamic", "longrope"):
+        return None
+    return int(rope.get("original_max_position_embeddings") or text_config.max_position_embeddings)
+
+
+def _in_rows(rotary: Any, embed: Embed, lengths: Sequence[int]) -> Embed:
+    """The embedding, of one row after the other."""
+
+    def forward(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = []
+        for positions in torch.split(position_ids, list(lengths), dim=1):
+            _forget_length(rotary)
+            parts.append(embed(hidden, positions))
+        cosines, sines = zip(*parts, strict=True)
+        return torch.cat(cosines, dim=1), torch.cat(sines, dim=1)
+
+    return forward
+
+
+def _forget_length(rotary: Any) -> None:
+    """Give the embedding the frequencies of the original training again; it keeps those of a longer row."""
+    rotary.max_seq_len_cached = rotary.original_max_seq_len
+    rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device, copy=True)  # longrope writes into it

@@ -115,7 +115,10 @@ def loss_shares(own: Sequence[float], everywhere: Sequence[float], world_size: i
 
 
 def apply_step(engine: Any, rate: float) -> float:
-    """Update the weights at this learning rate; the norm of the gradients before clipping."""
+    """Update the weights at this learning rate; the norm of the gradients before clipping.
+
+    It waits for the update: DeepSpeed gives the norm only after it, and the loss is read before, to be refused.
+    """
     set_learning_rate(engine.optimizer.param_groups, rate)
     engine.step()
     norm = engine.get_global_grad_norm()
