@@ -125,7 +125,7 @@ def test_a_padded_batchs_mask_over_8192_tokens_is_warned_of_once(
     answer(1100, padded=100)
     answer(1200, padded=100)
     (message,) = [message for message in warnings.messages if "dense mask" in message]
-    assert "a batch of 2 x 1100 tokens, padded or with a sliding window needs a dense mask of 2 MiB a pass" in message
+    assert "a padded (or sliding-window) batch of 2 x 1100 tokens needs a dense mask of 2 MiB a pass" in message
 
 
 def test_the_kernels_get_what_they_are_documented_to_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def padded_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
     mask: torch.Tensor | None = sdpa_mask(*arguments, **options)
     if mask is not None:
         batch, _, queries, _ = mask.shape
-        _warn_of_mask(f"a batch of {batch} x {queries} tokens, padded or with a sliding window", mask.shape, "a pass")
+        _warn_of_mask(f"a padded (or sliding-window) batch of {batch} x {queries} tokens", mask.shape, "a pass")
     return mask
 
 
@@ -131,7 +131,7 @@ def _warn_of_mask(what: str, shape: Sequence[int], unit: str) -> None:
     if shape[-2] > MOST_MASKED and unit not in _warned:
         _warned.add(unit)
         logger.warning(
-            "%s needs a dense mask of %d MiB %s, here and in what follows; a GPU with bf16 needs none to train",
+            "%s needs a dense mask of %d MiB %s; later ones are not reported. Training on a GPU in bf16 needs none",
             what, math.prod(shape) >> 20, unit,
         )  # fmt: skip
 
