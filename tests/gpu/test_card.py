@@ -15,6 +15,7 @@ pytestmark = [
 ]
 CARD = torch.device("cuda", 0)
 BF16 = 2e-2  # of the largest value: five units in the last of bf16's eight bits
+BF16_LOSS = 2e-3  # four times the largest on a processor; attention at 1.5 times its scale makes 2.6e-3
 
 
 def test_a_kernel_without_dense_masks_is_chosen_on_ampere_and_later() -> None:
@@ -33,7 +34,7 @@ def test_attention_is_that_of_fp64() -> None:
 def test_upstreams_losses() -> None:
     exact, rounded = measure_golden(CARD, torch.float32), measure_golden(CARD)
     assert max(exact.values()) < 1e-4, exact
-    assert max(rounded.values()) < BF16, rounded
+    assert max(rounded.values()) < BF16_LOSS, rounded
 
 
 def test_zero_stages_in_one_process_and_in_two_are_equal(tmp_path: Path) -> None:
