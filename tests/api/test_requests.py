@@ -119,7 +119,12 @@ FROZEN = {"training": {"freeze": {"vision": True, "language": True, "projector":
             {"checkpoint files": 1, "exported shards": 80},
             id="a frozen part is exported too",
         ),
-        pytest.param("evaluate", FROZEN, {"trained weights": 142}, id="a whole model, and no base"),
+        pytest.param(
+            "evaluate",
+            FROZEN,
+            {"trained weights": 142},
+            id="full training stored a whole model, so the base is not fetched",
+        ),
         pytest.param("evaluate", {"output": "/runs/76b"}, {}, id="a volume is read in place"),
         pytest.param("merge", {}, {"trained weights": 142, "merged model": 142}, id="merge copies what was trained"),
         pytest.param(
@@ -247,4 +252,4 @@ def test_the_fewest_workers_of_an_elastic_run_decide() -> None:
     assert shortfalls(*resolved(**changes)) == []
     (said,) = shortfalls(*resolved(**changes, minWorkers=2))
     assert "requests.memory: found 280Gi, train needs about" in said
-    assert said.endswith("(with spec.minWorkers 2)")
+    assert said.endswith("(at the fewest workers, spec.minWorkers 2)")

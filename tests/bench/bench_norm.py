@@ -22,7 +22,7 @@ def bench_norm() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     table = Table(title=f"RMS norm of {TOKENS:,} x {HIDDEN} numbers; fastest of {ROUNDS} calls")
-    for column in ("dtype", "norm", "differ from transformers'", "kept, MB", "ms"):
+    for column in ("dtype", "norm", "results that differ", "saved for backward, MB", "ms"):
         table.add_column(column)
     for dtype in (torch.float32, torch.bfloat16):
         hidden, norms = _inputs(dtype)

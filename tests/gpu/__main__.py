@@ -25,7 +25,7 @@ from internvl_trainer.distributed import prepare_environment
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = CHECKOUT / "docs" / "gpu.md"
 UNFINISHED = 3
-"""Exit code when parts are left or have failed: call it again."""
+"""Exit code when parts are left or have failed: run it again."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     write_page(PAGE, folder, {name: part.title for name, part in PARTS.items()})
     left = left if options.parts else unmeasured(folder)
     measured = ", ".join(options.parts) or "every part"
-    again = f"left: {', '.join(left)}; call it again. {PAGE} says why a part failed"
+    again = f"not measured: {', '.join(left)}; run it again. {PAGE} says why a part failed"
     print(again if left else f"measured: {measured}; see {PAGE}")
     return UNFINISHED if left else 0
 

@@ -28,10 +28,10 @@ from trainer.synthetic_checkpoint import Size, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-RANKS, STEPS, CHECKPOINT = 8, 5, 3
+RANKS, LAYERS, STEPS, CHECKPOINT = 8, 32, 5, 3
 SIZES = {
-    "small": Size(hidden=64, intermediate=128, layers=32, shards=RANKS),
-    "large": Size(hidden=1024, intermediate=4096, layers=32, shards=RANKS),
+    "small": Size(hidden=64, intermediate=128, layers=LAYERS, shards=RANKS),
+    "large": Size(hidden=1024, intermediate=4096, layers=LAYERS, shards=RANKS),
 }
 ON_THE_WAY = 3  # layers
 OF_A_COPY = (1, 2, 4)  # processes that hold a copy of the model together; each evaluation has two copies
@@ -56,7 +56,7 @@ class Setting:
 
     def limit(self, stage: str, processes: int, *, files: int = 0) -> int:
         """Bytes for one of the processes that hold the model together, with so many of the checkpoint's files."""
-        layers = self.size * ON_THE_WAY // SIZES["large"].layers
+        layers = self.size * ON_THE_WAY // LAYERS
         return self.base[stage] + self.size // processes + self.size * files // RANKS + layers
 
     def run(self, name: str, ranks: int, checkpoint: str = "large", **sections: Any) -> Path:

@@ -171,12 +171,12 @@ def test_a_failed_part_is_left_and_fails_the_command(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(monkeypatch, tmp_path) == command.UNFINISHED
-    assert "left: b, c; call it again" in capsys.readouterr().out
+    assert "not measured: b, c; run it again" in capsys.readouterr().out
     assert run_command(monkeypatch, tmp_path) == command.UNFINISHED
-    assert "left: b; call it again" in capsys.readouterr().out, "c is measured, and b failed before"
+    assert "not measured: b; run it again" in capsys.readouterr().out, "c is measured, and b failed before"
     assert measured == ["a", "b", "c"]
     assert run_command(monkeypatch, tmp_path, "b") == command.UNFINISHED
-    assert "left: b; " in capsys.readouterr().out
+    assert "not measured: b; run it again" in capsys.readouterr().out
     assert run_command(monkeypatch, tmp_path, "a") == 0
     assert "measured: a; see " in capsys.readouterr().out
 

@@ -110,7 +110,7 @@ def test_a_file_larger_than_half_of_the_free_room_is_not_written(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**30))
     assert lacking_room(1536) == ""
-    says = f"{tmp_path} has 3.0 GiB free: found a test file of 1537 MiB, expected at most 1536 MiB, half of that"
+    says = f"found a test file of 1537 MiB, expected at most 1536 MiB: half of the 3.0 GiB that are free in {tmp_path}"
     assert lacking_room(1537) == says
     assert measure_disk(1537) == Problem(says)
     assert measure_storage(str(tmp_path / "storage"), 1537) == Problem(f"not measured: {says}")

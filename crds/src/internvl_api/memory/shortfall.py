@@ -32,7 +32,9 @@ def shortfalls(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: floa
         for text in _of_stage(spec, stage, needed)
     )
     every = [*found, *_grace(spec, smallest, storage_rate)]
-    return every if smallest is config else [f"{text} (with spec.minWorkers {least})" for text in every]
+    return (
+        every if smallest is config else [f"{text} (at the fewest workers, spec.minWorkers {least})" for text in every]
+    )
 
 
 def _grace(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: float | None) -> Iterator[str]:

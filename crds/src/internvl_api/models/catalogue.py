@@ -260,6 +260,9 @@ _MODELS = (
 
 CATALOGUE: dict[str, CatalogueModel] = {model.name: model for model in _MODELS}
 
+MODEL_NAMES = (*CATALOGUE, *RETRIEVAL_MODELS)
+"""Every published model, of both kinds."""
+
 
 def hub_repository(model: str) -> str:
     """owner/name of an InternVL model's repository on the Hugging Face Hub."""
@@ -268,13 +271,10 @@ def hub_repository(model: str) -> str:
 
 def model_at(source: str) -> str | None:
     """The published model whose own repository a source names, `hf://owner/name[@revision]`; None for other sources."""
-    repository = source.removeprefix("hf://").partition("@")[0].rstrip("/")
-    return _PUBLISHED.get(repository) if source.startswith("hf://") else None
+    address = source.partition("@")[0].rstrip("/")
+    return next((name for name in MODEL_NAMES if address == f"hf://{hub_repository(name)}"), None)
 
 
 def find_model(name: str) -> CatalogueModel | None:
     """The catalogue's entry with exactly this name, or None."""
     return CATALOGUE.get(name)
-
-
-_PUBLISHED = {hub_repository(name): name for name in (*CATALOGUE, *RETRIEVAL_MODELS)}

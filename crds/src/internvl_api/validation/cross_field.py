@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from internvl_api.models.catalogue import CATALOGUE, model_at
+from internvl_api.models.catalogue import MODEL_NAMES, model_at
 from internvl_api.models.kinds import RETRIEVAL_MODELS
 from internvl_api.recipes.files import recipe_names
 from internvl_api.spec import Data, Image, InternVLFineTuneSpec, Scheduling, Training
@@ -12,8 +12,6 @@ from internvl_api.validation.cel_rules import Values, given, positive, rule
 from internvl_api.validation.evaluation_alone import ALONE
 from internvl_api.validation.suggest import cel_list, cel_prefix_hint, prefix_or_closest
 from internvl_api.validation.violations import Violation
-
-_MODEL_NAMES = (*CATALOGUE, *RETRIEVAL_MODELS)
 
 
 def _default(model: Any, name: str) -> int:
@@ -52,17 +50,17 @@ def known_recipe(recipe: str) -> Values | None:
 
 @rule(
     "model.name",
-    f"self in {cel_list(_MODEL_NAMES)}",
+    f"self in {cel_list(MODEL_NAMES)}",
     "unknown model '{found}'; {hint} model.name to load model.source alone",
     reason="UnknownModel",
     found="self",
-    hint=cel_prefix_hint(_MODEL_NAMES, "did you mean '%s'? Remove", "remove"),
+    hint=cel_prefix_hint(MODEL_NAMES, "did you mean '%s'? Remove", "remove"),
 )
 def known_model(model: str) -> Values | None:
     """The model is in the catalogue."""
-    if model in _MODEL_NAMES:
+    if model in MODEL_NAMES:
         return None
-    name = prefix_or_closest(model, _MODEL_NAMES)
+    name = prefix_or_closest(model, MODEL_NAMES)
     return {"found": model, "hint": f"did you mean '{name}'? Remove" if name else "remove"}
 
 

@@ -100,7 +100,7 @@ def _gpus(field: str, given: Resources | None, names: Iterable[str], no_gpu: str
 
 
 def _above_limit(field: str, given: Resources | None) -> Iterator[Violation]:
-    """Requests above their limits, with which no server makes a pod."""
+    """Requests above their limits. The API server refuses a pod that has one."""
     limits, requests = (given or {}).get("limits", {}), (given or {}).get("requests", {})
     for name in sorted(limits.keys() & requests.keys()):
         if amount(requests[name]) > amount(limits[name]):

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=count,
         metavar="MIB",
-        help=f"size of the file for disk and storage, at most half of the free room (default: {_SIZE})",
+        help=f"size of the test file; at most half of the free disk space (default: {_SIZE})",
     )
     parser.add_argument("--output", choices=("table", "json"), help="default: table")
 

@@ -29,8 +29,8 @@ def lacking_room(megabytes: int) -> str:
     if megabytes <= largest:
         return ""
     return (
-        f"{folder} has {gib(free)} free: found a test file of {megabytes} MiB, expected at most {largest} MiB, half of "
-        "that"
+        f"found a test file of {megabytes} MiB, expected at most {largest} MiB: half of the {gib(free)} that "
+        f"are free in {folder}"
     )
 
 

@@ -186,7 +186,7 @@ def _kernels(machine: Machine) -> list[Row]:
 
 
 def _worst(kernels: list[Kernel], machine: Machine) -> Row:
-    """The row of the device where a kernel is worst; it names the device when the devices differ."""
+    """The row of the GPU on which a kernel does worst. It names that GPU where the GPUs differ."""
     rows = [(_kernel(each, machine), each) for each in kernels]
     row, kernel = max(rows, key=lambda each: (_BADNESS.index(each[0].level), _distance(each[1])))
     if all(each == row for each, _ in rows):

@@ -87,7 +87,7 @@ def _link(library: Any, handle: Any, number: int) -> Any:
 
 
 def _optional(library: Any, ask: Callable[[], Any], otherwise: Any) -> Any:
-    """The answer, or `otherwise` where this kind of GPU, this driver or this container's rights do not give it."""
+    """The answer; `otherwise` where GPU or driver does not support the call, or the container may not make it."""
     try:
         return ask()
     except (
