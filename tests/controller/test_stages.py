@@ -174,6 +174,18 @@ def test_only_what_works_in_parallel_takes_gpus(stage: Any) -> None:
     assert {"name": "pvc-0", "mountPath": "/pvc/photos", "readOnly": True} in container["volumeMounts"]
 
 
+def test_preflight_has_the_pods_that_share_its_rows_and_no_gpu() -> None:
+    run = a_run(data={"train": {"photos": {"annotation": "s3://data/train.jsonl"}}, "preflight": {"workers": 3}})
+    preflight = Stage("preflight")
+    assert preflight.size(run.spec) == 3
+    built = [pods.build(run, preflight, 1, rank, OperatorConfig())["spec"]["containers"][0] for rank in range(3)]
+    envs = [{item["name"]: item.get("value") for item in container["env"]} for container in built]
+    assert [(env["RANK"], env["WORLD_SIZE"]) for env in envs] == [("0", "3"), ("1", "3"), ("2", "3")]
+    assert all("nvidia.com/gpu" not in container["resources"].get("limits", {}) for container in built)
+    assert Stage("train").size(run.spec) == 2
+    assert Stage("publish").size(run.spec) == 1
+
+
 def test_the_pipeline_follows_the_spec() -> None:
     assert [stage.name for stage in pipeline(a_run().spec)] == ["preflight", "train", "publish"]
     assert [stage.title for stage in pipeline(a_run(**EVERYTHING).spec)][1:3] == ["Doctor", "BaselineEvaluate"]

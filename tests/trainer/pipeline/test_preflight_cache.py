@@ -66,7 +66,7 @@ def test_another_output_checks_no_row_again(
         second = check(config_of(tmp_path, "two"))
     assert checked == [0, 16, 32]
     assert second["findings"] == first["findings"]
-    assert "40 of 40 rows were checked before; their results are from" in caplog.text
+    assert "the results of 40 of 40 rows are in" in caplog.text
     sizes = [read_row_sizes(config, FolderStorage(Path(config.output), field="")) for config in _both(tmp_path)]
     assert sizes[0] is not None
     assert sizes[1] is not None

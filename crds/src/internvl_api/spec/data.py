@@ -52,7 +52,7 @@ class Dataset(ApiModel):
 
 
 class Preflight(ApiModel):
-    """How many rows preflight checks, and where it keeps the results."""
+    """How many rows preflight checks, in how many pods, and where it keeps the results."""
 
     sample: int | None = Field(
         None,
@@ -68,6 +68,13 @@ class Preflight(ApiModel):
         description="Where preflight keeps results of checked rows for runs with other outputs: s3://bucket/prefix, "
         "gs://bucket/prefix, az://container/prefix or an absolute path on a mounted volume; whoever can write there "
         "can hide bad rows. Default: nowhere",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods that share the check of the rows, without GPUs; for millions of rows, or rows with large "
+        "pictures",
     )
 
 

@@ -124,7 +124,7 @@ class Scheduling(ApiModel):
 class StageResources(ApiModel):
     """Requests and limits of the pods of single stages, in Kubernetes' own format."""
 
-    preflight: Resources | None = Field(None, description="Requests and limits of the preflight pod")
+    preflight: Resources | None = Field(None, description="Requests and limits of a preflight pod")
     evaluate: Resources | None = Field(
         None,
         description="Requests and limits of a worker in baseline-evaluate and evaluate; default: podTemplate.resources",

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_snake
 
 from internvl_api.spec import InternVLFineTuneSpec, Training
+from internvl_api.spec.data import Preflight
 from internvl_api.spec.model import Lora
 from internvl_api.spec.training import Checkpoint, Retrieval
 from internvl_api.types import ApiModel
@@ -129,8 +130,8 @@ _DATA = (
     _refused(
         "data.preflight",
         f"found settings; {_WHY}, and preflight checks every row of the test sets; remove them",
-        lambda field: f"{given(f'{field}.sample')} || {given(f'{field}.cache')}",
-        lambda spec: _written(spec.data.preflight, ("sample", "cache")),
+        lambda field: " || ".join(given(f"{field}.{name}") for name in _fields(Preflight)),
+        lambda spec: _written(spec.data.preflight, _fields(Preflight)),
     ),
     _refused(
         "data.badRows",

@@ -28,6 +28,8 @@ class Stage:
 
     def size(self, spec: InternVLFineTuneSpec) -> int:
         """Number of pods in the group."""
+        if self.name == "preflight":
+            return spec.data.preflight.workers
         return spec.workers if self.parallel else 1
 
     def processes(self, spec: InternVLFineTuneSpec) -> int:

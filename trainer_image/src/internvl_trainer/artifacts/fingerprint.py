@@ -93,7 +93,7 @@ def _beyond_training(config: RunConfig, stage: StageName) -> dict[str, Any]:
             "tasks": tasks,
             "validation": validation,
             "validationMeta": config.data.validation_meta,
-            **_dump(config.data.preflight, {"cache"}),
+            **_dump(config.data.preflight, {"cache", "workers"}),
         },
         "doctor": {"doctor": _dump(config.doctor), "workers": [config.workers, config.processes_per_worker]},
         "baseline-evaluate": {"tasks": tasks},

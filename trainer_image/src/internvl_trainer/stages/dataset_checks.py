@@ -20,6 +20,7 @@ from internvl_trainer.retrieval.pair_checks import Pairs
 from internvl_trainer.retrieval.pair_dataset import OpenPairs
 from internvl_trainer.run_context import RunContext
 from internvl_trainer.stages.preflight_cache import open_shard_store
+from internvl_trainer.stages.row_parts import Part, check_part
 from internvl_trainer.stages.row_shards import Rows, check_in_shards
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _check(
     of_file: Sequence[Finding],
     settings: Mapping[str, Any],
 ) -> CheckedRows:
-    """The chosen rows' findings beside those of the file, in the file's order."""
+    """The chosen rows' findings beside those of the file, in the file's order; none in a pod that only helps."""
     config, description = context.config, dataset.description
     used = count_used(dataset)
     chosen = choose_rows(used, config.data.preflight.sample, config.training.seed)
@@ -94,13 +95,23 @@ def _check(
     def tell(done: int) -> None:
         context.reporter.doing(f"checking rows of {description.name}: {done} of {len(chosen)}")
 
-    sizes = np.zeros((len(chosen), 2), np.int32)
     store = open_shard_store(context, dataset, settings, chosen, tokenizer=digest)
+    part = Part.of_this_pod()
+    if part.pods > 1:
+        check_part(rows, chosen, store, part, processes=usable_cpus(), is_over=lambda: _is_over(context), tell=tell)
+    if not part.leads:
+        return CheckedRows([], len(chosen), None)
+    sizes = np.zeros((len(chosen), 2), np.int32)
     counted = check_in_shards(rows, chosen, store, sizes, processes=usable_cpus(), tell=tell)
     whole = [(finding, 1) for finding in [*check_length(description, len(dataset.index)), *of_file]]
     found = sorted([*whole, *counted], key=lambda each: each[0].line or 0)
     every = len(chosen) == used
     return CheckedRows(with_counts(count_repeated(found)), len(chosen), sizes if every else None)
+
+
+def _is_over(context: RunContext) -> bool:
+    """Whether the first pod has finished the stage."""
+    return context.stages.result("preflight") is not None
 
 
 def describe_checked(config: RunConfig, checked: int, rows: int) -> str | None:

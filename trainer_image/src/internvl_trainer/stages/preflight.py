@@ -47,6 +47,7 @@ from internvl_trainer.stages.dataset_checks import (
     describe_checked,
 )
 from internvl_trainer.stages.preflight_cache import digest_files, tokenizer_digest
+from internvl_trainer.stages.row_parts import Part
 from internvl_trainer.tracking.clients import check_client
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ Check = Callable[[Any], CheckedRows]
 
 def run(context: RunContext) -> StageResult:
     """Check output, model and rows, cheapest first. Raises UserError for the first thing that stops the run."""
+    if not Part.of_this_pod().leads:
+        return _help(context)
     config, reporter, stages = context.config, context.reporter, context.stages
     check_client(config)
     reporter.doing("checking the output")
@@ -99,6 +102,14 @@ def run(context: RunContext) -> StageResult:
     check_mixing(config, report)
     stages.commit("preflight", files)
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(config, report))
+
+
+def _help(context: RunContext) -> StageResult:
+    """Check this pod's part of the rows. The first pod reads the results, and checks all else."""
+    datasets, check = _open(context)
+    for dataset in datasets:
+        check(dataset)
+    return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message="checked its part of the rows")
 
 
 def _open(context: RunContext) -> tuple[list[Any], Check]:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Protocol
 
@@ -27,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 20_000
 _VERSION = 2  # of a stored shard; raise it when this format changes
+_NAME = re.compile(r"[0-9]{12}\.json")
 _LARGEST = 1 << 26  # bytes of a stored shard; one with more findings is checked again
-_WAITING = 4  # shards given to each process in advance
+_WAITING = 2  # shards that each process works on or has been given
 
 
 class Rows(Protocol):
@@ -89,6 +91,11 @@ class ShardStore:
             found[shard.first] = shard
         return found
 
+    def finished(self) -> set[int]:
+        """First rows of the shards that are stored, whole or not; costs one listing."""
+        names = (file.key.rpartition("/")[2] for file in self._storage.list(f"{self._folder}/"))
+        return {int(name.removesuffix(".json")) for name in names if _NAME.fullmatch(name)}
+
     def _parse(self, data: bytes) -> Shard:
         """Raises ValueError for anything but a shard of this store that is whole."""
         digest, _, text = data.partition(b"\n")
@@ -125,16 +132,16 @@ def check_in_shards(
         sizes: (chosen, 2) int32, filled with tokens and tiles of each row that could be encoded.
         tell: gets the number of rows that are done, after each shard.
     """
-    spans = [range(start, min(len(chosen), start + SHARD_ROWS)) for start in range(0, len(chosen), SHARD_ROWS)]
+    spans = spans_of(len(chosen))
     stores = store.shared or len(spans) > 1  # a single shard is stored with the stage's own result
     stored = store.load() if stores else {}
     shards = {first: shard for first, shard in stored.items() if range(first, first + shard.rows) in spans}
     missing = [span for span in spans if span.start not in shards]
     done = sum(shard.rows for shard in shards.values())
     if done:
-        logger.info("%d of %d rows were checked before; their results are from %s", done, len(chosen), store.uri)
+        logger.info("the results of %d of %d rows are in %s; they are not checked again", done, len(chosen), store.uri)
     tell(done)
-    for shard in _computed(source, chosen, missing, processes):
+    for shard in computed(source, chosen, missing, min(processes, len(missing))):
         if stores:
             store.add(shard)
         shards[shard.first] = shard
@@ -143,6 +150,11 @@ def check_in_shards(
     for shard in shards.values():
         sizes[shard.first : shard.first + shard.rows] = shard.sizes_array()
     return count_repeated(counted for first in sorted(shards) for counted in shards[first].findings)
+
+
+def spans_of(rows: int) -> list[range]:
+    """The positions of each shard's rows among the chosen ones."""
+    return [range(start, min(rows, start + SHARD_ROWS)) for start in range(0, rows, SHARD_ROWS)]
 
 
 def check_shard(source: Rows, chosen: Sequence[int], span: range) -> Shard:
@@ -160,15 +172,15 @@ def check_shard(source: Rows, chosen: Sequence[int], span: range) -> Shard:
 _inherited: tuple[Rows, Sequence[int]]
 
 
-def _computed(source: Rows, chosen: Sequence[int], spans: list[range], processes: int) -> Iterator[Shard]:
-    """Shards as they are finished; forked processes share the rows' memory."""
-    if processes < 2 or len(spans) < 2:
+def computed(source: Rows, chosen: Sequence[int], spans: Iterable[range], processes: int) -> Iterator[Shard]:
+    """Shards as they are finished; forked processes share the rows' memory. Takes a span when a process is free."""
+    if processes < 2:
         yield from (check_shard(source, chosen, span) for span in spans)
         return
     global _inherited
     _inherited = source, chosen
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(processes, len(spans)), mp_context=context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         waiting: set[Future[Shard]] = set()
         left = iter(spans)
         while True:

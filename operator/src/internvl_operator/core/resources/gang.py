@@ -28,7 +28,7 @@ def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
     if scheduling.gang not in _SCHEDULERS:
         return []
     version, _ = _SCHEDULERS[scheduling.gang]
-    size, least = stage.size(run.spec), run.spec.min_workers
+    size, least = stage.size(run.spec), run.spec.min_workers if stage.parallel else None
     spec: dict[str, Any] = {"minMember": min(size, least) if least else size}
     if scheduling.gang == "volcano":
         chosen = {"queue": scheduling.queue, "priorityClassName": run.spec.pod_template.priority_class_name}
