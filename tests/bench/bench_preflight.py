@@ -1,8 +1,12 @@
-"""Rows of text a second that preflight checks with one process and with two. It asserts no limits."""
+"""Rows of text a second that preflight checks with one process and with two; the second is killed and goes on.
+
+It asserts no limits of time.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -13,7 +17,7 @@ from internvl_trainer.artifacts.storage import FolderStorage
 from internvl_trainer.data.dataset_meta import DatasetDescription
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.row_checks import ChatRows, Checker
-from internvl_trainer.stages.row_shards import ShardStore, check_in_shards
+from internvl_trainer.stages.row_shards import ShardStore, check_in_shards, spans_of
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +25,10 @@ ROWS = int(os.environ.get("PREFLIGHT_ROWS", 1_000_000))
 
 
 def bench_preflight(tmp_path: Path) -> None:
-    """The same rows with one and with two processes, each into an output of its own."""
+    """The same rows with one and with two processes, each into an output of its own.
+
+    Two processes are killed when half of the shards are stored. Their rate counts both attempts.
+    """
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for number in range(ROWS):
@@ -39,8 +46,31 @@ def bench_preflight(tmp_path: Path) -> None:
         store = ShardStore(FolderStorage(tmp_path / f"output-{processes}", field="spec.output"), "shards", "x")
         sizes = np.zeros((ROWS, 2), np.int32)
         began = time.monotonic()
+        kept = kill_halfway(rows, store, processes) if processes > 1 else {}
         assert check_in_shards(rows, range(ROWS), store, sizes, processes=processes) == []
+        assert kept.items() <= written(store).items(), "a stored shard was checked again"
         assert (sizes[:, 0] > 0).all()
         rates.append(ROWS / (time.monotonic() - began))
         table.add_row(str(processes), f"{rates[-1]:,.0f}", f"{rates[-1] / rates[0]:.2f} x")
+        if kept:
+            table.add_row("", f"killed with {len(kept)} of {len(spans_of(ROWS))} shards stored", "none again")
     Console().print(table)
+
+
+def kill_halfway(rows: ChatRows, store: ShardStore, processes: int) -> dict[str, float]:
+    """Check the rows in a process that is killed when half of the shards are stored; these shards, as `written`."""
+    sizes = np.zeros((ROWS, 2), np.int32)
+    work = multiprocessing.get_context("fork").Process(
+        target=check_in_shards, args=(rows, range(ROWS), store, sizes), kwargs={"processes": processes}
+    )
+    work.start()
+    while 2 * len(written(store)) < len(spans_of(ROWS)):
+        time.sleep(0.5)
+    work.kill()
+    work.join()
+    return written(store)
+
+
+def written(store: ShardStore) -> dict[str, float]:
+    """When each stored shard was written."""
+    return {path.name: path.stat().st_mtime for path in Path(store.uri).glob("*.json")}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import multiprocessing
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from golden import GOLDEN, checkpoint, read_file, settings, tokenizer_of
 from internvl_trainer.artifacts.storage import FolderStorage
 from internvl_trainer.data.dataset_meta import DatasetDescription
-from internvl_trainer.data.diagnostics import with_counts
+from internvl_trainer.data.diagnostics import Finding, with_counts
 from internvl_trainer.data.index import RowIndex
 from internvl_trainer.data.row_checks import ChatRows, Checker
 from internvl_trainer.data.row_choice import choose_rows
@@ -83,6 +85,42 @@ def test_a_killed_preflight_goes_on_where_it_was(
     expected = np.zeros((ROWS, 2), np.int32)
     assert found == fold_repeated(rows.check(range(ROWS), expected))
     assert (sizes == expected).all()
+
+
+class Stuck:
+    """The first two shards' rows, and others whose check never ends."""
+
+    def __init__(self, rows: ChatRows) -> None:
+        self.rows = rows
+
+    def check(self, rows: Sequence[int], sizes: np.ndarray) -> list[Finding]:
+        while rows[0] >= 2 * SHARD:
+            signal.pause()
+        return self.rows.check(rows, sizes)
+
+    def reopened(self) -> "Stuck":
+        return Stuck(self.rows.reopened())
+
+
+def test_processes_that_are_killed_leave_what_they_have_stored(rows: ChatRows, store: ShardStore) -> None:
+    """SIGKILL, as at the end of a pod, while every process checks rows."""
+    context = multiprocessing.get_context("fork")
+    stored = context.Semaphore(0)
+
+    def tell(done: int) -> None:
+        if done == 2 * SHARD:
+            stored.release()
+
+    sizes = np.zeros((ROWS, 2), np.int32)
+    work = context.Process(
+        target=check_in_shards, args=(Stuck(rows), range(ROWS), store, sizes), kwargs={"processes": 2, "tell": tell}
+    )
+    work.start()
+    assert stored.acquire(timeout=300)
+    work.kill()
+    work.join()
+    assert store.finished() == {0, SHARD}
+    assert_all_is_found(rows, store)
 
 
 def signed(text: bytes) -> bytes:
