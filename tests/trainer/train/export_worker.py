@@ -1,5 +1,7 @@
 """Two ranks train two steps on a base model in three shards, with ZeRO-1 and with ZeRO-3, and export.
 
+Each leaves the names of the weight files that it wrote in `zero<stage>-rank<rank>.json`.
+
 With ZeRO-1 the base is a folder; with ZeRO-3 each rank, a pod of its own, reads its shares of it from object storage.
 
 Run by the launcher as `python export_worker.py FOLDER`.
@@ -12,7 +14,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from internvl_trainer.distributed import Rendezvous, join_group, prepare_environment
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.signals import StopFlag
@@ -31,8 +35,16 @@ def main(folder: Path) -> None:
     rendezvous = Rendezvous.from_environment(os.environ)
     prepare_environment("cpu", rendezvous.processes)
     group = join_group(rendezvous, "cpu")
+    from internvl_trainer.train import export
     from internvl_trainer.train.trainer import train
 
+    written: list[str] = []
+
+    def record(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        written.append(path.name)
+        save_file(tensors, path, **options)
+
+    export.save_file = record
     base = folder / "base"  # made by the test
     for stage, source in ((1, str(base)), (3, BASE_URI)):
         training = {"zeroStage": stage, "maxSteps": 2}
@@ -41,6 +53,8 @@ def main(folder: Path) -> None:
         )
         context = group_context(config, "train", group, Reporter(config.job, "train"))
         train(context, StopFlag(leave=sys.exit))
+        (folder / f"zero{stage}-rank{group.rank}.json").write_text(json.dumps(written))
+        written.clear()
 
 
 def split(whole: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapters import lora_config
+from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import load_chat_model
 from internvl_trainer.train.components import lora_settings
 from internvl_trainer.train.export import export_model
@@ -51,7 +52,7 @@ def export(base: Path, target: Path, change: Any = None, rank: int = 0, world_si
     engine = SimpleNamespace(module=loaded.model)
     group = Group(rank, world_size, 0, torch.device("cpu"), control=None)
     files = {}
-    for path in export_model(engine, loaded, base, target, make_config("/out"), group):
+    for path in export_model(engine, loaded, open_checkpoint(base), target, make_config("/out"), group):
         files[path.relative_to(target).as_posix()] = path.read_bytes()
         path.unlink()
     return files

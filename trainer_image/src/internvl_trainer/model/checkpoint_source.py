@@ -14,7 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig
 
 from ..errors import UserError
-from .checkpoint_format import Architecture, UnsupportedArchitecture, native_config, read_architecture, to_native
+from .checkpoint_format import (
+    Architecture,
+    UnsupportedArchitecture,
+    native_config,
+    read_architecture,
+    to_native,
+    to_upstream,
+)
 from .checkpoint_format.config import DEFAULT_TEMPLATES, language_kind
 from .checkpoint_format.files import CheckpointError, TensorEntry, list_tensors, read_json, shape_tensors
 from .checkpoint_format.shards import Piece, upstream_pieces
@@ -51,6 +58,15 @@ class Source:
         if not self.is_native:
             return list(upstream_pieces(self.entries, self.architecture))
         return [Piece(name, entry) for entry in self.entries for name, _ in self.rename(shape_tensors([entry]))]
+
+    def to_stored(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The inverse of `rename`: the native model's tensors under the directory's names and in its layout."""
+        if not self.is_native:
+            yield from to_upstream(tensors, self.architecture)
+            return
+        names = {piece.name: piece.entry.name for piece in self.pieces()}
+        for name, tensor in tensors:
+            yield names[name], tensor
 
 
 def open_checkpoint(directory: Path, entries: list[TensorEntry] | None = None) -> Source:

@@ -34,7 +34,6 @@ class LoadedModel:
         tokenizer: with the checkpoint's special tokens; `<IMG_CONTEXT>` is `model.native.config.image_token_id`.
         upstream_config: upstream's config.json; None for a native directory that does not keep it.
         attn_implementation: a name of `attention.KERNELS`, or one of transformers'.
-        is_native: the directory is in transformers' format, not in upstream's.
         shard: of the language model, which several processes then hold together.
     """
 
@@ -43,7 +42,6 @@ class LoadedModel:
     upstream_config: dict[str, Any] | None
     architecture: Architecture
     attn_implementation: str
-    is_native: bool
     shard: LanguageShard | None = None
 
     @property
@@ -153,7 +151,6 @@ def load_chat_model(
         upstream_config=source.upstream_config,
         architecture=architecture,
         attn_implementation=attention,
-        is_native=source.is_native,
         shard=shard,
     )
 

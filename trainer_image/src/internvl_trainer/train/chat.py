@@ -74,12 +74,11 @@ def chat_components(context: GroupContext, base: BaseModel) -> Components:
 
 
 def _export(config: RunConfig, base: BaseModel, loaded: LoadedModel, group: Group) -> Export:
+    source = base.open()
     if config.method == "lora":
-        recorded = identify_base(base.open(), config.model.source) if group.leads else None
+        recorded = identify_base(source, config.model.source) if group.leads else None
         return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
-    return lambda engine, directory: export_model(
-        engine, loaded, base.directory, directory, config, group, base.entries
-    )
+    return lambda engine, directory: export_model(engine, loaded, source, directory, config, group)
 
 
 def make_order(config: RunConfig, dataset: RowDataset, storage: Storage, *, image_tokens: int) -> Order[Any]:

@@ -16,10 +16,9 @@ from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_base import AdapterBase
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import Adaptable, native_name
-from internvl_trainer.model.checkpoint_format import to_upstream
-from internvl_trainer.model.checkpoint_format.files import TensorEntry, list_tensors, read_tensor
-from internvl_trainer.model.checkpoint_format.tensors import DERIVED, match_native
-from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER
+from internvl_trainer.model.checkpoint_format.files import read_tensor
+from internvl_trainer.model.checkpoint_format.tensors import DERIVED
+from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER, Source
 from internvl_trainer.model.convert_checkpoint import copy_files
 from internvl_trainer.model.exported_config import trained_config
 from internvl_trainer.model.load import LoadedModel
@@ -45,78 +44,51 @@ def export_adapter(
 
 
 def export_model(
-    engine: Any,
-    loaded: LoadedModel,
-    base: Path,
-    directory: Path,
-    config: RunConfig,
-    group: Group,
-    entries: list[TensorEntry] | None = None,
+    engine: Any, loaded: LoadedModel, base: Source, directory: Path, config: RunConfig, group: Group
 ) -> Iterator[Path]:
     """Write a model directory like the base's: the same shards with new weights, all other files copied.
 
-    All ranks iterate over it, and each writes shards of its own: it gets each complete file and may delete it. About
-    one shard of each rank is in memory. A native model is written by rank 0.
-
-    Args:
-        entries: the base's tensors, where they are not in its directory.
+    All ranks iterate over it, and each writes shards of its own: it gets each complete file and may delete it. One
+    shard of each rank is in memory.
     """
-    shards = _Shards(base, group.world_size, entries)
-
-    def owner(name: str) -> int:
-        native = native_name(name)
-        if native is None or loaded.is_native:
-            return 0
-        return shards.owner(match_native(native, loaded.architecture.kind).upstream_name)
-
-    tensors = _native_names(full_tensors(engine, group, owner, only_trainable=False))
     directory.mkdir(parents=True)
-    if not group.leads:
-        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)
-        return
-    copy_files(base, directory)
-    if loaded.upstream_config is not None:
-        kept = directory / KEPT_FOLDER if loaded.is_native else directory
-        changed = trained_config(
-            loaded.upstream_config,
-            config,
-            template=loaded.template,
-            image_size=loaded.image_size,
-            vocabulary=loaded.vocabulary if config.model.resize_embeddings else None,
-        )
-        (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
-    if loaded.is_native:
-        loaded.model.native.save_pretrained(directory, state_dict=dict(tensors))
-    yield from _files(directory)
-    if not loaded.is_native:
-        yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)
+    if group.leads:
+        copy_files(base.directory, directory)
+        if base.upstream_config is not None:
+            kept = directory / KEPT_FOLDER if base.is_native else directory
+            changed = trained_config(
+                base.upstream_config,
+                config,
+                template=loaded.template,
+                image_size=loaded.image_size,
+                vocabulary=loaded.vocabulary if config.model.resize_embeddings else None,
+            )
+            (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+        if base.is_native:
+            loaded.model.native.save_pretrained(directory, state_dict={})  # its configuration, no weights
+        yield from _files(directory)
+    yield from _write_weights(engine, base, directory, group)
 
 
 def export_retrieval_model(
-    engine: Any,
-    loaded: LoadedRetrievalModel,
-    base: Path,
-    directory: Path,
-    group: Group,
-    entries: list[TensorEntry] | None = None,
+    engine: Any, loaded: LoadedRetrievalModel, base: Source, directory: Path, group: Group
 ) -> Iterator[Path]:
     """Like export_model, for a retrieval model, whose format is always upstream's."""
-    shards = _Shards(base, group.world_size, entries)
-
-    def owner(name: str) -> int:
-        return shards.owner(match_native(name, loaded.architecture.kind).upstream_name)
-
-    tensors = full_tensors(engine, group, owner, only_trainable=False)
     directory.mkdir(parents=True)
     if group.leads:
-        copy_files(base, directory)
+        copy_files(base.directory, directory)
         (directory / CONFIG_FILE).write_text(json.dumps(loaded.upstream_config, indent=2) + "\n", encoding="utf-8")
         yield from _files(directory)
-    yield from _write_shards(to_upstream(tensors, loaded.architecture), shards, directory)  # type: ignore[arg-type]
+    yield from _write_weights(engine, base, directory, group)
 
 
 def full_tensors(
-    engine: Any, group: Group, owner: Callable[[str], int], *, only_trainable: bool
+    engine: Any,
+    group: Group,
+    owner: Callable[[str], int],
+    *,
+    only_trainable: bool,
+    order: Callable[[str], str] = lambda _: "",
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, whole tensor) of the parameters that this rank owns, on the CPU. All ranks iterate over it.
 
@@ -125,11 +97,12 @@ def full_tensors(
     collective of the engine's group may take.
 
     Args:
-        owner: the rank that gets a parameter.
+        owner: the rank that gets a parameter, by its name.
+        order: parameters come in the order of this key of their names; those with the same, in the model's.
     """
     from internvl_trainer.import_deepspeed import deepspeed
 
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in sorted(engine.module.named_parameters(), key=lambda named: order(named[0])):
         if only_trainable and not parameter.requires_grad:
             continue
         is_own = owner(name) == group.rank
@@ -154,25 +127,41 @@ def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple
 class _Shards:
     """The weight files of a base model, and which rank writes each: one after the other, in turn."""
 
-    def __init__(self, base: Path, world_size: int, entries: list[TensorEntry] | None) -> None:
-        self.entries = {entry.name: entry for entry in (list_tensors(base) if entries is None else entries)}
-        self.files = {name: entry.file.name for name, entry in self.entries.items()}
-        names = sorted(set(self.files.values()))
+    def __init__(self, base: Source, world_size: int) -> None:
+        self.entries = {entry.name: entry for entry in base.entries}
+        self._files = {piece.name: piece.entry.file.name for piece in base.pieces()}
+        names = sorted({entry.file.name for entry in base.entries})
         self._owners = {name: number % world_size for number, name in enumerate(names)}
 
-    def owner(self, name: str) -> int:
-        """The rank that writes a tensor, by upstream's name."""
-        return self._owners[self.files[name]]
+    def file(self, parameter: str) -> str:
+        """The file that has a parameter of the model in training."""
+        native = native_name(parameter)
+        assert native is not None, f"{parameter} is an adapter's, and whole models are exported without adapters"
+        return self._files[native]
+
+    def owner(self, parameter: str) -> int:
+        """The rank that writes a parameter of the model in training."""
+        return self._owners[self.file(parameter)]
+
+
+def _write_weights(engine: Any, base: Source, directory: Path, group: Group) -> Iterator[Path]:
+    """Write the weights into files like the base's. All ranks iterate over it, and each gets the files it writes.
+
+    Parameters come file by file, in whatever order the model has them, so a rank collects one file at a time.
+    """
+    shards = _Shards(base, group.world_size)
+    tensors = full_tensors(engine, group, shards.owner, only_trainable=False, order=shards.file)
+    return _write_shards(base.to_stored(_native_names(tensors)), shards, directory)
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], shards: _Shards, directory: Path) -> Iterator[Path]:
     """Write each tensor into the file that holds it in the base; yields a file when its last tensor is there."""
     waiting: dict[str, set[str]] = defaultdict(set)
-    for name, file in shards.files.items():
-        waiting[file].add(name)
+    for entry in shards.entries.values():
+        waiting[entry.file.name].add(entry.name)
     collected: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in tensors:
-        file = shards.files[name]
+        file = shards.entries[name].file.name
         collected[file][name] = tensor.contiguous()
         waiting[file].discard(name)
         if all(DERIVED.search(left) for left in waiting[file]):

@@ -134,9 +134,8 @@ def _validation(
 
 
 def _export(config: RunConfig, base: BaseModel, loaded: LoadedRetrievalModel, group: Group) -> Export:
+    source = base.open()
     if config.method == "lora":
-        recorded = identify_base(base.open(), config.model.source) if group.leads else None
+        recorded = identify_base(source, config.model.source) if group.leads else None
         return lambda engine, directory: export_adapter(engine, loaded.model, directory, group, recorded)
-    return lambda engine, directory: export_retrieval_model(
-        engine, loaded, base.directory, directory, group, base.entries
-    )
+    return lambda engine, directory: export_retrieval_model(engine, loaded, source, directory, group)
