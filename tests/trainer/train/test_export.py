@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 from internvl_trainer.distributed import Group
-from internvl_trainer.model.adapters import lora_config
+from internvl_trainer.model.adapters import LoraSettings, apply_method, is_adapter, lora_config
 from internvl_trainer.model.checkpoint_source import open_checkpoint
 from internvl_trainer.model.load import load_chat_model
+from internvl_trainer.model.parameters import CPU
+from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.train.components import lora_settings
-from internvl_trainer.train.export import export_model
+from internvl_trainer.train.export import export_adapter, export_model
 from safetensors.torch import load_file, save_file
+from trainer.contexts import Alone
 from trainer.runs import GOLDEN, make_config
+from trainer.train.held_tensors import watched_export
 
 DERIVED = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
 
@@ -102,6 +106,28 @@ def test_a_changed_weight_is_in_its_shard(base: Path, tmp_path: Path) -> None:
         files[json.loads(files["model.safetensors.index.json"])["weight_map"]["language_model.lm_head.weight"]]
     )
     assert float(load_file(tmp_path / "shard")["language_model.lm_head.weight"].abs().max()) == 0.0
+
+
+def test_what_learns_beside_an_adapter_is_written_a_tensor_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter on the vision tower leaves the whole language model to learn."""
+    loaded, held = load_chat_model(GOLDEN / "checkpoints" / "qwen2", dtype=torch.float32), watched_export(monkeypatch)
+    apply_method(loaded.model, "lora", lora=LoraSettings(vision_rank=1))
+    learning = {name: parameter for name, parameter in loaded.model.named_parameters() if parameter.requires_grad}
+    others = {name.removeprefix("native."): tensor for name, tensor in learning.items() if not is_adapter(name)}
+    engine = SimpleNamespace(module=loaded.model)
+    written = list(export_adapter(engine, loaded.model, tmp_path / "out", Alone(), None))
+    assert [path.name for path in written] == ["adapter_config.json", "adapter_model.safetensors", OTHER_WEIGHTS]
+    found = load_file(tmp_path / "out" / OTHER_WEIGHTS)
+    assert found.keys() == others.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in others.items())
+    save_file({name: tensor.detach() for name, tensor in others.items()}, tmp_path / "at-once", {"format": "pt"})
+    assert (tmp_path / "out" / OTHER_WEIGHTS).read_bytes() == (tmp_path / "at-once").read_bytes()
+    of_adapter = sum(tensor.nbytes for name, tensor in learning.items() if is_adapter(name))
+    assert held.peak <= of_adapter + 2 * max(tensor.nbytes for tensor in others.values())
+    assert not list(export_adapter(engine, loaded.model, tmp_path / "other", Group(1, 2, 0, CPU, control=None), None))
+    assert not (tmp_path / "other").exists()
 
 
 def test_each_tower_has_its_own_alpha() -> None:

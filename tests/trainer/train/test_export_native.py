@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from internvl_trainer.train import export
 from safetensors.torch import load_file, save_file
 from trainer.contexts import Alone
 from trainer.runs import make_config
+from trainer.train.held_tensors import watched_export
 from transformers import AutoModelForImageTextToText
 
 SMALL = 60_000  # bytes of a shard; the checkpoints have 13 of them
@@ -146,29 +146,12 @@ def test_each_rank_writes_shards_of_its_own(tmp_path: Path, world_size: int) -> 
     assert found == wanted
 
 
-class Held:
-    """The tensors that an export has collected and still refers to."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
-        self.peak = 0
-
-    def watch(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        for number, (name, tensor) in enumerate(tensors):
-            copy = tensor.clone()
-            self._tensors[number] = (weakref.ref(copy), copy.nbytes)
-            self.peak = max(self.peak, sum(size for known, size in self._tensors.values() if known() is not None))
-            yield name, copy
-            del copy
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_holds_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """Also where each shard has tensors from the model's beginning to its end."""
     base = published(tmp_path / "base")
     scatter(base, 4)
-    loaded, held, full_tensors = trained(base), Held(), export.full_tensors
-    monkeypatch.setattr(export, "full_tensors", lambda *given, **named: held.watch(full_tensors(*given, **named)))
+    loaded, held = trained(base), watched_export(monkeypatch)
     exported(loaded, base, tmp_path / "out", rank_of(rank, 2))
     shards = [sum(tensor.nbytes for tensor in load_file(path).values()) for path in base.glob("*.safetensors")]
     largest = max(parameter.nbytes for parameter in loaded.model.parameters())

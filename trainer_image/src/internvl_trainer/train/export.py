@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from internvl_trainer.distributed import Group
 from internvl_trainer.model.adapter_base import AdapterBase
 from internvl_trainer.model.adapter_files import save_adapter
-from internvl_trainer.model.adapters import Adaptable, native_name
-from internvl_trainer.model.checkpoint_format.files import read_tensor
+from internvl_trainer.model.adapters import Adaptable, is_adapter, native_name
+from internvl_trainer.model.checkpoint_format.files import TensorEntry, read_tensor
+from internvl_trainer.model.checkpoint_format.shards import place_in_file, write_tensors
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER, Source
 from internvl_trainer.model.convert_checkpoint import copy_files
@@ -31,16 +32,35 @@ def export_adapter(
 ) -> Iterator[Path]:
     """Write the adapter and the other trained weights on rank 0, which gets their paths. All ranks iterate over it.
 
+    The adapter is in memory, of the other weights one tensor at a time.
+
     Args:
         base: the model that the adapter records, on rank 0.
     """
-    state = dict(full_tensors(engine, group, lambda _: 0, only_trainable=True))
-    if not group.leads:
-        return
-    save_adapter(model, directory, state, base)
-    if others := dict(_native_names(state.items())):
-        save_file(others, directory / OTHER_WEIGHTS, metadata={"format": "pt"})
-    yield from _files(directory)
+    learning = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    state = dict(full_tensors(engine, group, lambda _: 0, filter(is_adapter, learning)))
+    if group.leads:
+        save_adapter(model, directory, state, base)
+    others = {name: parameter for name, parameter in learning.items() if not is_adapter(name)}
+    if others:
+        _write_others(engine, others, directory / OTHER_WEIGHTS, group)
+    if group.leads:
+        yield from _files(directory)
+
+
+def _write_others(engine: Any, parameters: Mapping[str, Any], path: Path, group: Group) -> None:
+    """Write parameters under their native names on rank 0. All ranks call it."""
+    described = {name: _describe(name, parameter, path) for name, parameter in parameters.items()}
+    names = sorted(described, key=lambda name: place_in_file(described[name]))
+    tensors = (tensor for _, tensor in full_tensors(engine, group, lambda _: 0, names))
+    if group.leads:
+        write_tensors([described[name] for name in names], tensors, path)
+    else:
+        deque(tensors, maxlen=0)  # takes part in collecting them
+
+
+def _describe(name: str, parameter: Any, file: Path) -> TensorEntry:
+    return TensorEntry(_native(name), file, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
 
 
 def export_model(
@@ -83,29 +103,22 @@ def export_retrieval_model(
 
 
 def full_tensors(
-    engine: Any,
-    group: Group,
-    owner: Callable[[str], int],
-    *,
-    only_trainable: bool,
-    order: Callable[[str], str] = lambda _: "",
+    engine: Any, group: Group, owner: Callable[[str], int], names: Iterable[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, whole tensor) of the parameters that this rank owns, on the CPU. All ranks iterate over it.
 
-    A shared parameter comes once, under its first name. Where parameters are partitioned the ranks go in step: before
-    each one they wait for each other on the group for slow work, because a rank may take longer to store a file than a
-    collective of the engine's group may take.
+    Where parameters are partitioned the ranks go in step: before each one they wait for each other on the group for
+    slow work, because a rank may take longer to store a file than a collective of the engine's group may take.
 
     Args:
         owner: the rank that gets a parameter, by its name.
-        order: parameters come in the order of this key of their names; those with the same, in the model's.
+        names: of the parameters, in the order in which they come; the same on all ranks.
     """
     from internvl_trainer.import_deepspeed import deepspeed
 
-    for name, parameter in sorted(engine.module.named_parameters(), key=lambda named: order(named[0])):
-        if only_trainable and not parameter.requires_grad:
-            continue
-        is_own = owner(name) == group.rank
+    parameters = dict(engine.module.named_parameters())
+    for name in names:
+        parameter, is_own = parameters[name], owner(name) == group.rank
         if not hasattr(parameter, "ds_id"):
             if is_own:
                 yield name, parameter.detach().cpu()
@@ -117,11 +130,11 @@ def full_tensors(
             yield name, whole
 
 
-def _native_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors under the native model's names, without those of adapters."""
-    for name, tensor in tensors:
-        if (native := native_name(name)) is not None:
-            yield native, tensor
+def _native(name: str) -> str:
+    """The native model's name of a parameter that is no adapter's."""
+    native = native_name(name)
+    assert native is not None, f"{name} is an adapter's; whole models are exported without adapters"
+    return native
 
 
 class _Shards:
@@ -135,9 +148,7 @@ class _Shards:
 
     def file(self, parameter: str) -> str:
         """The file that has a parameter of the model in training."""
-        native = native_name(parameter)
-        assert native is not None, f"{parameter} is an adapter's, and whole models are exported without adapters"
-        return self._files[native]
+        return self._files[_native(parameter)]
 
     def owner(self, parameter: str) -> int:
         """The rank that writes a parameter of the model in training."""
@@ -150,8 +161,9 @@ def _write_weights(engine: Any, base: Source, directory: Path, group: Group) -> 
     Parameters come file by file, in whatever order the model has them, so a rank collects one file at a time.
     """
     shards = _Shards(base, group.world_size)
-    tensors = full_tensors(engine, group, shards.owner, only_trainable=False, order=shards.file)
-    return _write_shards(base.to_stored(_native_names(tensors)), shards, directory)
+    names = sorted((name for name, _ in engine.module.named_parameters()), key=shards.file)
+    tensors = full_tensors(engine, group, shards.owner, names)
+    return _write_shards(base.to_stored((_native(name), tensor) for name, tensor in tensors), shards, directory)
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], shards: _Shards, directory: Path) -> Iterator[Path]:

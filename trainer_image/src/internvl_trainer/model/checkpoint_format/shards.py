@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
@@ -36,6 +36,22 @@ class Part:
 
     dim: int
     extents: Extents
+
+
+class Described(Protocol):
+    """A tensor's name, shape and dtype, without its data."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 def unchanged(_: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -197,15 +213,29 @@ def write_shards(files: Mapping[str, Sequence[Planned]], directory: Path) -> Ite
 
 
 def _write_shard(planned: Sequence[Planned], path: Path) -> None:
-    """Write the same bytes as safetensors' save_file, which needs all tensors in memory."""
-    ordered = sorted(planned, key=lambda tensor: (-_RANKS[tensor.dtype], tensor.name))
+    ordered = sorted(planned, key=place_in_file)
+    write_tensors(ordered, (tensor.make(read_tensor) for tensor in ordered), path)
+
+
+def place_in_file(tensor: Described) -> tuple[int, str]:
+    """The key by which safetensors orders the tensors of a file."""
+    return -_RANKS[tensor.dtype], tensor.name
+
+
+def write_tensors(described: Sequence[Described], tensors: Iterable[torch.Tensor], path: Path) -> None:
+    """Write the same bytes as safetensors' save_file, which needs all tensors in memory.
+
+    Args:
+        described: in the order of `place_in_file`.
+        tensors: in the same order; each is written as it comes.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        header[tensor.name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+    for each in described:
+        start, end = end, end + each.nbytes
+        header[each.name] = {
+            "dtype": DTYPE_NAMES[each.dtype],
+            "shape": list(each.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -213,9 +243,8 @@ def _write_shard(planned: Sequence[Planned], path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(_ALIGNMENT, "little"))
         file.write(text)
-        for tensor in ordered:
-            values = tensor.make(read_tensor).contiguous().reshape(-1)
-            file.write(values.view(torch.uint8).numpy().data)
+        for tensor in tensors:
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 _ALIGNMENT = 8  # bytes, of the header's length and its end (safetensors' format)
