@@ -10,8 +10,10 @@ import pytest
 from controller.builders import member, text
 from controller.fake_server import clock
 from controller.simulator import Operator, World
-from internvl_api.constants import TAKING_STEPS
-from internvl_api.status import Heartbeat, Progress, StepPhase
+from internvl_api.constants import MOVING_WEIGHTS, TAKING_STEPS
+from internvl_api.recipes.summary import recipe_config
+from internvl_api.run_config import RunConfig
+from internvl_api.status import Bandwidth, Heartbeat, Progress, StepPhase
 from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.progress_deadline import limit_of, slowest
 from internvl_operator.core.run import Key
@@ -25,6 +27,11 @@ def state(worker: int, step: int | None, phase: StepPhase = "computing", local_r
     if step is None:
         return ProcessState(worker, local_rank)
     return ProcessState(worker, local_rank, Progress(step=step), Heartbeat(phase=phase, idle_seconds=61))
+
+
+def in_setup(worker: int, detail: str) -> ProcessState:
+    """Before the first step there is no heartbeat."""
+    return ProcessState(worker, 0, Progress(stage="train", detail=detail))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,16 @@ def state(worker: int, step: int | None, phase: StepPhase = "computing", local_r
             [state(0, 41), state(1, 41)],
             "all workers answer at step 41: it has computed or waited in a collective for 61 s",
             id="all-are-in-the-same-place",
+        ),
+        pytest.param(
+            [in_setup(0, "starting DeepSpeed"), in_setup(1, "downloading hf://x/y: 1.0 GB of 2.0 GB")],
+            "worker 1 lags at step 0: downloading hf://x/y: 1.0 GB of 2.0 GB; the others wait for it",
+            id="one-still-fetches-the-model",
+        ),
+        pytest.param(
+            [in_setup(0, "loading the model"), in_setup(1, "loading the model")],
+            "all workers answer at step 0: loading the model",
+            id="all-load-the-model",
         ),
     ],
 )
@@ -167,7 +184,7 @@ STEPS = {"stage": "train", "detail": TAKING_STEPS, "total_steps": 100}
             None,
             Progress(stage="train", step=50, total_steps=100, eta_seconds=500, detail="checkpoint at step 50"),
             None,
-            id="a-checkpoint-may-take-long",
+            id="a-checkpoint-of-unknown-size-may-take-long",
         ),
         pytest.param(None, None, None, id="nothing-was-heard"),
     ],
@@ -186,7 +203,89 @@ def test_without_a_deadline_in_the_spec_a_hang_ends_after_twenty_steps() -> None
     assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)
     world.later(1)
     assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
-    assert "(default: 20 steps of 120.0 s, at least 1800 s)" in world.status["stages"][1]["message"]
+    told = world.status["stages"][1]["message"]
+    assert "(default: 20 steps of 120.0 s, at least 1800 s; spec.runPolicy.progressDeadlineSeconds sets another" in told
+
+
+LARGE = recipe_config("internvl2-llama3-76b-full")  # 152.5 GB of weights, and 212.2 GB of a checkpoint on each node
+
+
+@pytest.mark.parametrize("detail", [word + " more" for word in MOVING_WEIGHTS])
+def test_what_moves_weights_has_an_hour_and_the_time_for_their_bytes(detail: str) -> None:
+    found = limit_of(None, Progress(stage="train", detail=detail), LARGE)
+    assert found is not None
+    assert found.seconds == pytest.approx(3600 + (152.5e9 + 212.2e9) / 50e6, abs=2)
+    assert "3600 s + 152.5 GB of weights and 212.2 GB of a checkpoint at 50 MB/s (assumed at least) = " in found.origin
+    assert found.origin.endswith("; spec.runPolicy.progressDeadlineSeconds sets another limit")
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "rate"),
+    [
+        pytest.param(Bandwidth(storage_read=2e9, storage_write=1e9), 50e6, id="a-fast-one"),
+        pytest.param(Bandwidth(storage_read=2e9, storage_write=30e6), 15e6, id="writes-slowly"),
+        pytest.param(Bandwidth(storage_read=80e6), 40e6, id="reads-slowly"),
+        pytest.param(Bandwidth(all_reduce=1.0), 50e6, id="the-network-alone-was-measured"),
+    ],
+)
+def test_a_slow_storage_has_more_time(bandwidth: Bandwidth, rate: float) -> None:
+    found = limit_of(None, Progress(stage="train", detail="exporting", bandwidth=bandwidth), LARGE)
+    assert found is not None
+    assert found.seconds == pytest.approx(3600 + (152.5e9 + 212.2e9) / rate, rel=0.001)
+
+
+def test_a_storage_that_a_pod_makes_up_delays_a_day_at_most() -> None:
+    found = limit_of(None, Progress(detail="exporting", bandwidth=Bandwidth(storage_write=1.0)), LARGE)
+    assert found is not None
+    assert found.seconds == 86_400
+    assert "= 86400 s, the most there is" in found.origin
+
+
+ON_CPU = LARGE.model_copy(update={"device": "cpu"})
+UNKNOWN = LARGE.model_copy(update={"model": LARGE.model.model_copy(update={"name": None})})
+
+
+@pytest.mark.parametrize(
+    ("detail", "config"),
+    [
+        pytest.param("validating after step 50", LARGE, id="validation"),
+        pytest.param("answering 8 sample rows after step 50", LARGE, id="samples"),
+        pytest.param("indexing the data", LARGE, id="index"),
+        pytest.param("reading the pairs", LARGE, id="pairs"),
+        pytest.param("waiting for the others", LARGE, id="rendezvous"),
+        pytest.param("starting", LARGE, id="start"),
+        pytest.param("brewing", LARGE, id="another-release-of-the-trainer-says"),
+        pytest.param(None, LARGE, id="says-nothing"),
+        pytest.param("loading the model", ON_CPU, id="on-the-cpu"),
+        pytest.param("loading the model", UNKNOWN, id="a-model-without-dimensions"),
+        pytest.param("loading the model", None, id="without-a-configuration"),
+    ],
+)
+def test_there_is_no_default_where_the_time_is_unknown(detail: str | None, config: RunConfig | None) -> None:
+    assert limit_of(None, Progress(stage="train", detail=detail), config) is None
+
+
+def report(world: World, *details: str) -> None:
+    """What each worker says it is doing."""
+    said = enumerate(details)
+    world.server.answers = {f"run-train-{worker}": Progress(stage="train", detail=detail) for worker, detail in said}
+    world.operator.settle()
+
+
+def test_a_model_that_is_never_loaded_frees_the_gpus() -> None:
+    world = World(model={"name": "InternVL2-1B"}, gpusPerWorker=8)
+    world.reach("train")
+    report(world, "downloading hf://x/y: 1.0 GB of 2.0 GB", "loading the model")
+    world.later(3000)
+    report(world, "downloading hf://x/y: 1.1 GB of 2.0 GB", "loading the model")
+    world.later(3000)
+    assert world.status["attempt"] == 1, "a download that goes on is progress"
+    report(world, "loading the model", "loading the model")
+    world.later(7200)
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 1}
+    told = world.status["stages"][1]["message"]
+    assert "no progress since 2026-01-31T13:40:00Z in 'loading the model' (default while it moves weights: 3600" in told
+    assert "spec.runPolicy.progressDeadlineSeconds sets another limit): all workers answer" in told
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

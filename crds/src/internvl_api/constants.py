@@ -52,7 +52,37 @@ ENV_USAGE = "INTERNVL_USAGE"  # GPU-hours and cost of the run so far (JSON), for
 ENV_CACHE_GIB = "INTERNVL_CACHE_GIB"  # GiB of entries that the cache keeps beside those in use
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
-TAKING_STEPS = "training"  # `detail` of /progress while training takes steps, and does nothing else
+# What training says it is doing: the start of `detail` of /progress. The default progress deadline depends on it.
+TAKING_STEPS = "training"  # and does nothing else
+# Moving the model or a checkpoint: their sizes bound the time.
+DOWNLOADING = "downloading"
+MEASURING = "measuring network and storage"
+FETCHING_MODEL = "fetching the model"
+NOTING_MODEL = "noting which model it is"
+LOADING_MODEL = "loading the model"
+STARTING_ENGINE = "starting DeepSpeed"
+RESTORING = "looking for a checkpoint"
+CHECKPOINTING = "checkpoint at step"
+FINISHING_CHECKPOINT = "waiting for the checkpoint of step"
+EXPORTING = "exporting"
+MOVING_WEIGHTS = (
+    DOWNLOADING, MEASURING, FETCHING_MODEL, NOTING_MODEL, LOADING_MODEL, STARTING_ENGINE, RESTORING, CHECKPOINTING,
+    FINISHING_CHECKPOINT, EXPORTING,
+)  # fmt: skip
+# Their time depends on the data, and they report nothing until they are done.
+INDEXING = "indexing the data"
+READING_PAIRS = "reading the pairs"
+VALIDATING = "validating after step"
+ANSWERING_SAMPLES = "answering"
+# The other ranks must come in time, and the output's lease must be free.
+STARTING = "starting"
+WAITING_FOR_OTHERS = "waiting for the others"
+# What comes before the first step, in order.
+SETUP_ORDER = (
+    STARTING, WAITING_FOR_OTHERS, MEASURING, FETCHING_MODEL, DOWNLOADING, NOTING_MODEL, LOADING_MODEL, INDEXING,
+    READING_PAIRS, STARTING_ENGINE, RESTORING,
+)  # fmt: skip
+
 ALREADY_PUBLISHED = "AlreadyPublished"  # reason of a preflight that finds every stage done
 
 

@@ -200,9 +200,11 @@ def test_media_are_asked_for_once(server: WebServer) -> None:
 
 
 def test_a_download_says_how_far_it_is(server: WebServer) -> None:
-    heard: list[str] = []
+    heard: list[str | None] = []
     with told_to(heard.append):
         fetch(server)
+    assert heard.pop() is None, "it has ended"
+    assert heard[0] is not None
     assert heard[0].startswith(f"downloading {server.url}/data/rows.jsonl: ")
     assert heard[0].endswith(" of 5.1 MB")
 

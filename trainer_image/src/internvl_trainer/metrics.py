@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from internvl_api.constants import METRICS_PORT
+from internvl_api.constants import METRICS_PORT, STARTING
 from internvl_api.status import Bandwidth, CheckpointStatus, Heartbeat, Progress, StageName, StepPhase
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -107,7 +107,8 @@ class Reporter:
 
     def __init__(self, job: str, stage: StageName) -> None:
         self.registry = CollectorRegistry()
-        self.progress = Progress(stage=stage, detail="starting")
+        self.progress = Progress(stage=stage, detail=STARTING)
+        self._activity = STARTING  # what `detail` says again after a download
         self.checkpoint: CheckpointStatus | None = None
         self._phase: tuple[StepPhase, float] | None = None  # and since when
         self._peak_memory = 0  # bytes
@@ -166,12 +167,17 @@ class Reporter:
 
     def doing(self, detail: str) -> None:
         """Set and log what the stage is doing."""
-        self.progress = self.progress.model_copy(update={"detail": detail})
+        self.update(detail=detail)
         logger.info("%s: %s", self.progress.stage, detail)
 
     def update(self, **fields: Any) -> None:
         """Set fields of /progress."""
+        self._activity = fields.get("detail", self._activity)
         self.progress = self.progress.model_copy(update=fields)
+
+    def downloading(self, text: str | None) -> None:
+        """Show the progress of a download as what the stage is doing; None, at its end: what it was doing before."""
+        self.progress = self.progress.model_copy(update={"detail": text or self._activity})
 
     def note_memory(self, gpu: int | None) -> None:
         """Note the peaks of memory so far; `gpu`: bytes that torch reserved at most, None on the CPU."""

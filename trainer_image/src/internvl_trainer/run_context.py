@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from internvl_api.constants import WAITING_FOR_OTHERS
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName, StageResult
 
@@ -60,7 +61,7 @@ class RunContext:
         Rank 0 looks up the versions of the annotation files for all.
         """
         rendezvous = Rendezvous.from_environment(os.environ)
-        self.reporter.doing("waiting for the others" if rendezvous.world_size > 1 else "preparing the processor or GPU")
+        self.reporter.doing(WAITING_FOR_OTHERS if rendezvous.world_size > 1 else "preparing the processor or GPU")
         group = join_group(rendezvous, self.config.device)
         self.stages.use_inputs(group.first(self.stages.inputs if group.leads else None))
         return GroupContext(

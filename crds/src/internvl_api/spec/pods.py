@@ -88,8 +88,10 @@ class RunPolicy(ApiModel):
         None,
         ge=10,
         description="Maximum seconds without progress once training reports it; then training restarts from the newest "
-        "checkpoint. Must exceed the longest step, validation, checkpoint and download. Default, only while it takes "
-        "steps: 20 times the mean step, at least 1800; 7200 for the first step of an attempt",
+        "checkpoint. Must exceed the longest step, validation, checkpoint and download. Default: while it takes steps, "
+        "20 times the mean step, at least 1800; 7200 for the first step of an attempt. While it fetches, loads, "
+        "restores, stores or exports weights of a known model on GPUs: 3600 and the time to move the model and a "
+        "node's share of a checkpoint at 50 MB/s, or at half of the measured rate of a slower storage. Otherwise none",
     )
     clean_pod_policy: Literal["Running", "All", "None"] = Field(
         "Running",

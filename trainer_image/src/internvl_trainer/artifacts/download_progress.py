@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from internvl_api.constants import DOWNLOADING
+
 _INTERVAL = 1.0  # seconds
-_listeners: list[Callable[[str], object]] = []
+_listeners: list[Callable[[str | None], object]] = []
 
 
 @contextmanager
-def told_to(listener: Callable[[str], object]) -> Iterator[None]:
-    """Within the block, call `listener` about once a second with the progress of each download of this process."""
+def told_to(listener: Callable[[str | None], object]) -> Iterator[None]:
+    """Within the block, call `listener` about once a second with the progress of each download of this process.
+
+    At the end of a download it gets None.
+    """
     _listeners.append(listener)
     try:
         yield
@@ -28,7 +33,7 @@ def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
 
     def follow() -> None:
         while not done.is_set():
-            _tell(uri, _size(folder), total)
+            _tell(progress_text(uri, _size(folder), total))
             done.wait(_INTERVAL)
 
     thread = threading.Thread(target=follow, name="download", daemon=True)
@@ -38,11 +43,12 @@ def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        _tell(None)
 
 
-def _tell(uri: str, arrived: int, total: int) -> None:
+def _tell(text: str | None) -> None:
     for listener in _listeners:
-        listener(progress_text(uri, arrived, total))
+        listener(text)
 
 
 def progress_text(uri: str, arrived: int, total: int) -> str:
@@ -52,7 +58,7 @@ def progress_text(uri: str, arrived: int, total: int) -> str:
     'downloading s3://data/rows.jsonl: 2.0 kB of 4.1 kB'
     """
     known = f": {_text(min(arrived, total))} of {_text(total)}" if total > 0 else ""
-    return f"downloading {uri}{known}"
+    return f"{DOWNLOADING} {uri}{known}"
 
 
 def _text(size: int) -> str:

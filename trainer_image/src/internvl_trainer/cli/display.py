@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from internvl_api.constants import STARTING
 from internvl_api.status import Progress, StageName, StageResult
 from rich.console import Console, Group
 from rich.live import Live
@@ -66,7 +67,7 @@ class Display:
     def follow(self, stage: StageName, read: Callable[[], Progress | None]) -> Iterator[None]:
         """Keep the stage's line up to date while the body runs."""
         line = self._lines[stage]
-        line.began, line.detail = self._clock(), "starting"
+        line.began, line.detail = self._clock(), STARTING
         done = threading.Event()
 
         def refresh() -> None:

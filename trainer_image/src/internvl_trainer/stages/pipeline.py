@@ -29,7 +29,7 @@ from internvl_trainer.tracking.tracker import tracking
 def run_stage(stage: StageName, config: RunConfig, reporter: Reporter) -> StageResult:
     """Do one stage, or find it done. Raises UserError for what the user must correct."""
     several = stage in PARALLEL_STAGES and Rendezvous.from_environment(os.environ).world_size > 1
-    tell = told_to(lambda text: reporter.update(detail=text))
+    tell = told_to(reporter.downloading)
     with leased(open_context(stage, config, reporter)) as (context, finish), tell, tracked(context) as context:
         result = _published(context.stages) if stage == "preflight" else None
         # With several ranks, rank 0 calls begin for all after they have met.

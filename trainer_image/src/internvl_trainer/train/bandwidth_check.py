@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from internvl_api.constants import MEASURING
 from internvl_api.memory.step_time import network_warning
 from internvl_api.status import Bandwidth
 
@@ -52,7 +53,7 @@ def check_bandwidth(context: GroupContext) -> Bandwidth | None:
     config, group = context.config, context.group
     if group.world_size == 1 or config.network.bandwidth_check is False:
         return None
-    context.reporter.doing("measuring network and storage")
+    context.reporter.doing(MEASURING)
     began = time.monotonic()
     reduced = _measure_all_reduce(group, _ALL_REDUCE[group.device.type])
     stored = _measure_storage(context, _STORAGE[group.device.type])

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from internvl_api.constants import INDEXING, LOADING_MODEL
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.sources import open_media
@@ -43,7 +44,7 @@ def chat_components(context: GroupContext, base: BaseModel) -> Components:
     """Load the chat model, add its adapters, and index the conversations."""
     config, group, reporter = context.config, context.group, context.reporter
     training = config.training
-    reporter.doing("loading the model")
+    reporter.doing(LOADING_MODEL)
     loaded = load_model(config, base, group)
     report = apply_method(
         loaded.model, config.method, freeze=freeze(config), lora=lora_settings(config), seed=training.seed
@@ -51,7 +52,7 @@ def chat_components(context: GroupContext, base: BaseModel) -> Components:
     loaded.model.set_gradient_checkpointing(training.gradient_checkpointing)
     if group.leads:
         logger.info("%s", report)
-    reporter.doing("indexing the data")
+    reporter.doing(INDEXING)
     rows = open_rows(context, loaded)
     order = make_order(
         config, rows, context.storage, image_tokens=config.image.tiling.max_tiles * loaded.context_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from internvl_api.constants import LOADING_MODEL, READING_PAIRS
 from internvl_api.run_config import RunConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -41,7 +42,7 @@ def retrieval_components(context: GroupContext, base: BaseModel) -> Components:
     """Load the model, choose what learns, read the pairs. Raises UserError for what the user must correct."""
     config, group, reporter = context.config, context.group, context.reporter
     training = config.training
-    reporter.doing("loading the model")
+    reporter.doing(LOADING_MODEL)
     loaded = load_retrieval_model(
         base.directory,
         dtype=weights_dtype(config),
@@ -62,7 +63,7 @@ def retrieval_components(context: GroupContext, base: BaseModel) -> Components:
         logger.info("%s", report)
         _log_learning(loaded)
         logger.info("learning rates after the warm-up:\n%s", describe_groups(groups, training.learning_rate))
-    reporter.doing("reading the pairs")
+    reporter.doing(READING_PAIRS)
     tokenizer = read_tokenizer(base.directory)
     bad_lines = read_bad_lines(config, context.storage)
     reporter.skipped_rows.set(sum(len(lines) for lines in bad_lines.values()))

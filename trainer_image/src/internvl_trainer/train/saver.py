@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
-from internvl_api.constants import TAKING_STEPS
+from internvl_api.constants import CHECKPOINTING, FINISHING_CHECKPOINT, TAKING_STEPS
 from internvl_api.memory.stop_time import STORAGE_RATE
 
 from internvl_trainer.artifacts.storage import persistently
@@ -53,7 +53,7 @@ class Saver:
         """
         reporter, began = self.context.reporter, time.monotonic()
         self.finish()
-        reporter.doing(f"checkpoint at step {step}")
+        reporter.doing(f"{CHECKPOINTING} {step}")
         if self.context.group.leads and self.checkpoints.newest is None:
             persistently(self.context.stages.claim_output)()
         is_last = step == self.setup.total_steps or self.held_out.ended is not None
@@ -83,8 +83,8 @@ class Saver:
         """Wait until the checkpoint in flight, if there is one, is complete."""
         if flight := self.checkpoints.in_flight:
             self.context.reporter.doing(
-                f"waiting for the checkpoint of step {flight.step}: {flight.sent / 1e6:.0f} of {flight.size / 1e6:.0f} "
-                "MB of rank 0 are stored"
+                f"{FINISHING_CHECKPOINT} {flight.step}: {flight.sent / 1e6:.0f} of {flight.size / 1e6:.0f} MB "
+                "of rank 0 are stored"
             )
             self._report(self.checkpoints.finish())
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from internvl_api.constants import FETCHING_MODEL, NOTING_MODEL, STARTING_ENGINE
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.data.loader import Loader
@@ -64,16 +65,16 @@ def prepare(context: GroupContext) -> TrainingSetup:
     check_batch(config, group.world_size)
     if config.lora.quantize is not None:
         check_quantization(group.device)
-    reporter.doing("fetching the model")
+    reporter.doing(FETCHING_MODEL)
     base = fetch_base(context)
-    reporter.doing("noting which model it is")
+    reporter.doing(NOTING_MODEL)
     base_identity = group.first(describe_base(config) if group.leads else None)
     make_components = retrieval_components if config.model.kind == "retrieval" else chat_components
     components = make_components(context, base)
     total_steps = components.order.count_steps(config.training.epochs, config.training.max_steps)
     if group.leads:
         logger.info("%s", describe_length(total_steps, config.training.epochs, config.training.max_steps))
-    reporter.doing("starting DeepSpeed")
+    reporter.doing(STARTING_ENGINE)
     return TrainingSetup(
         context=context,
         components=components,

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from internvl_api.constants import TAKING_STEPS
+from internvl_api.constants import ANSWERING_SAMPLES, EXPORTING, RESTORING, TAKING_STEPS, VALIDATING
 from internvl_api.status import Bandwidth, StageResult
 
 from internvl_trainer.artifacts.manifest import ManifestFile
@@ -60,7 +60,7 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
         processes=config.processes_per_worker,
     )
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
-        reporter.doing("looking for a checkpoint")
+        reporter.doing(RESTORING)
         first = checkpoints.restore(setup.engine, Path(scratch), total_steps=setup.total_steps)
         if first == 0 and setup.base.resumes:
             use_base_weights(setup.engine, setup.base, group)
@@ -225,7 +225,7 @@ class Trainer:
         if samples is None or not (is_due(step, total, samples.every) or self.held_out.ended):
             return
         began = time.monotonic()
-        self.reporter.doing(f"answering {len(samples.chosen)} sample rows after step {step}")
+        self.reporter.doing(f"{ANSWERING_SAMPLES} {len(samples.chosen)} sample rows after step {step}")
         answers = samples.answers(self.setup.engine, lambda: self.stop.requested)
         self.reporter.update(detail=TAKING_STEPS)
         if answers is not None and self.log is not None:
@@ -265,12 +265,12 @@ class Trainer:
     def finish(self, directory: Path) -> StageResult:
         """Export the weights with the metrics log; the stage's manifest comes last."""
         group, stages = self.context.group, self.context.stages
-        self.reporter.doing("exporting")
         kind = "adapter" if self.context.config.method == "lora" else "model"
         if group.leads:
             persistently(stages.discard)("train")  # left by a killed attempt
         artifacts = {kind: stages.uri("train", kind)}
         self.saver.finish()
+        self.reporter.doing(EXPORTING)
         steps, exported = self.saver.step, self._load_exported()
         self.checkpoints.release()  # host memory holds a shard of each rank instead
         stored = store_export(self.context, self.setup, directory, kind, self.checkpoints.epoch)
@@ -315,7 +315,7 @@ class Trainer:
         validation = self.setup.components.validation
         if validation is None or not is_due(step, self.setup.total_steps, every):
             return None
-        self.reporter.doing(f"validating after step {step}")
+        self.reporter.doing(f"{VALIDATING} {step}")
         is_last = step == self.setup.total_steps  # no later attempt would take it
         loss = validation.loss(self.setup.engine, lambda: self.stop.requested and not is_last)
         self.reporter.update(detail=TAKING_STEPS)

@@ -1,7 +1,8 @@
 """End training that makes no progress, and name the process that lags.
 
-Without progressDeadlineSeconds the deadline follows from the run's own steps, and holds only while the trainer says
-that it takes steps: checkpoints, validation and exports may take long, and it says when it does those.
+Without progressDeadlineSeconds the deadline follows from what the trainer says it is doing. For steps it counts in the
+run's own steps. For moving the model or a checkpoint it counts their bytes. There is none for work whose time depends
+on the data and that reports nothing meanwhile, such as validation, nor for waits with limits of their own.
 
 The deadline counts from an attempt's first progress report: an operator that cannot reach the pods gets none and never
 reports a hang. All processes are probed before an attempt ends, so that a restarted operator decides on fresh answers
@@ -11,18 +12,23 @@ and can name the lagging process.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from internvl_api.constants import TAKING_STEPS
+from internvl_api.constants import MOVING_WEIGHTS, SETUP_ORDER, TAKING_STEPS
+from internvl_api.memory.moving_time import moving_limit
+from internvl_api.run_config import RunConfig
 from internvl_api.status import Progress, StepPhase
 
 from internvl_operator.core.context import ReconcileContext
 from internvl_operator.core.observe import ProcessState, RankAnswers
 from internvl_operator.core.policies.outcome import Decision, Outcome
 from internvl_operator.core.stages import Stage
+from internvl_operator.core.telemetry import clean_text
 from internvl_operator.core.timestamps import from_text, to_text
 
 _STEPS = 20  # mean steps without progress, after which training counts as hung
 _SHORTEST_SECONDS = 1800.0  # steps differ, and a stalled storage may come back
 _FIRST_STEP_SECONDS = 7200.0  # kernels are compiled and caches are cold
+_FIELD = "spec.runPolicy.progressDeadlineSeconds"
+_SHOWN = 120  # characters of what training says it does
 _PROBE_AGAIN = 30.0  # seconds until the next probe when no answer came back
 _ORDER: dict[StepPhase, int] = {"data": 0, "meeting": 1, "computing": 2}
 _WORDS: dict[StepPhase, str] = {
@@ -39,15 +45,31 @@ class Limit(NamedTuple):
     origin: str
 
 
-def limit_of(given: int | None, progress: Progress | None) -> Limit | None:
-    """The deadline of a run: what the spec says, else twenty of its steps and half an hour at least.
+def limit_of(given: int | None, progress: Progress | None, config: RunConfig | None = None) -> Limit | None:
+    """The deadline of a run: what the spec says, else what its steps, or the bytes that it moves, allow.
 
-    None when the spec gives none and training does something else than steps, or has not reported yet.
+    None when the spec gives none and training does something whose time is unknown, or has not reported yet.
+
+    Args:
+        config: says how many bytes there are to move; None when unknown.
     """
     if given is not None:
-        return Limit(given, f"spec.runPolicy.progressDeadlineSeconds: {given}")
-    if progress is None or progress.detail != TAKING_STEPS:
+        return Limit(given, f"{_FIELD}: {given}")
+    found = _default_of(progress, config) if progress is not None else None
+    return found and Limit(found.seconds, f"{found.origin}; {_FIELD} sets another limit")
+
+
+def _default_of(progress: Progress, config: RunConfig | None) -> Limit | None:
+    detail = progress.detail or ""
+    if detail == TAKING_STEPS:
+        return _of_steps(progress)
+    if config is None or not detail.startswith(MOVING_WEIGHTS):
         return None
+    found = moving_limit(config, progress.bandwidth)
+    return found and Limit(found[0], f"default while it moves weights: {found[1]}")
+
+
+def _of_steps(progress: Progress) -> Limit:
     left = (progress.total_steps or 0) - (progress.step or 0)
     if progress.eta_seconds is None or left < 1:
         return Limit(_FIRST_STEP_SECONDS, f"default for the first step of an attempt: {_FIRST_STEP_SECONDS:.0f} s")
@@ -59,7 +81,7 @@ def limit_of(given: int | None, progress: Progress | None) -> Limit | None:
 def decide(context: ReconcileContext, stage: Stage) -> Decision:
     """End training without progress for the deadline's seconds, after its processes were probed."""
     given, since = context.run.spec.run_policy.progress_deadline_seconds, from_text(context.status.progress_at)
-    found = limit_of(given, context.status.progress)
+    found = limit_of(given, context.status.progress, context.run.resolved.run_config)
     if found is None or since is None or stage.name != "train" or context.entry(stage).state != "Running":
         return Decision()
     limit, origin = found
@@ -73,7 +95,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
         return Decision(probe=running, wait=_PROBE_AGAIN)
     if _has_advanced(answers, context.status.progress or Progress()):
         return Decision(wait=limit, record={"progress_at": to_text(answers.asked_at)})
-    text = f"no progress since {context.status.progress_at} ({origin}): "
+    during = _during(context.status.progress)
+    text = f"no progress since {context.status.progress_at}{during} ({origin}): "
     return Decision(Outcome("retry", "ProgressStalled", text + slowest(answers.states), "infrastructure"))
 
 
@@ -103,8 +126,19 @@ def _has_advanced(answers: RankAnswers, known: Progress) -> bool:
     return newest is not None and (newest.step, newest.detail) != (known.step, known.detail)
 
 
+def _during(progress: Progress | None) -> str:
+    """What training did when it stopped to report, for messages; empty while it takes steps."""
+    text = " ".join(clean_text(progress.detail if progress else None, _SHOWN).split())
+    return f" in '{text}'" if text and text != TAKING_STEPS else ""
+
+
 def _position(state: ProcessState) -> tuple[int, int]:
-    return _step(state), _ORDER[state.heartbeat.phase] if state.heartbeat else -1
+    """How far a process is: its step, then its place in the step, or in the setup before the first one."""
+    if state.heartbeat:
+        return _step(state), _ORDER[state.heartbeat.phase]
+    detail = (state.progress.detail if state.progress else None) or ""
+    places = [place for place, word in enumerate(SETUP_ORDER) if detail.startswith(word)]  # "starting" starts two
+    return _step(state), max(places, default=len(SETUP_ORDER)) - len(SETUP_ORDER) - 1
 
 
 def _step(state: ProcessState) -> int:
