@@ -125,7 +125,11 @@ def _start_servers(settings: Settings, config: OperatorConfig, api: Api, health:
         return _webhook_tls(settings, api, health)
 
     known = webhook.Known(
-        config.policy, config.gpu_memory, partial(namespace_defaults.read, api), config.defaults.to_yaml()
+        config.policy,
+        config.gpu_memory,
+        partial(namespace_defaults.read, api),
+        config.defaults.to_yaml(),
+        config.network_profiles,
     )
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),

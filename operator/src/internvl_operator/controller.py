@@ -240,7 +240,7 @@ class Controller:
             return
         config, now, observed = self._config, self._now(), self._observe(key)
         defaults = self._defaults_of(key, raw["metadata"]["uid"], observed)
-        run = read_run(raw, self._resolved.get, config.policy, config.gpu_memory, defaults)
+        run = read_run(raw, self._resolved.get, config.policy, config.gpu_memory, defaults, config.profile_gpus)
         plan = reconcile(run, observed, now, self._config)
         try:
             made = self._applier.carry_out(run, plan)

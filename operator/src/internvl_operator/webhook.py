@@ -7,7 +7,8 @@ send it a request, so every part of a review is checked before it is used.
 import json
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from internvl_api.memory.shortfall import shortfalls
@@ -19,6 +20,8 @@ from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import SpecError
 
+from internvl_operator.core.network_profiles import NetworkProfile, required_gpus
+from internvl_operator.core.network_use import unused_devices
 from internvl_operator.core.run import read_status
 from internvl_operator.http_server import Handler, Server
 from internvl_operator.kube.client import ApiError
@@ -69,12 +72,14 @@ class Known(NamedTuple):
         gpu_memory: bytes of one GPU; None when unknown.
         defaults: gives the defaults of a namespace; raises ApiError when they cannot be read.
         cluster_defaults: those of the cluster, as YAML.
+        profiles: the administrator's network profiles.
     """
 
     policy: Policy = Policy()
     gpu_memory: int | None = None
     defaults: Callable[[str], str] = lambda namespace: ""
     cluster_defaults: str = ""
+    profiles: Mapping[str, NetworkProfile] = MappingProxyType({})
 
 
 NOTHING = Known()
@@ -95,7 +100,7 @@ def review(request: Request, known: Known = NOTHING) -> Raw:
     before, now = _checked(request.old, known, defaults), _checked(request.new, known, defaults)
     if wrong := [each for each in now.violations if each not in before.violations]:
         response |= {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": str(SpecError(*wrong))}}
-    elif warnings := _warnings(now.spec):
+    elif warnings := _warnings(now.spec, known):
         response["warnings"] = warnings
     return document
 
@@ -133,12 +138,16 @@ def _checked(raw: Raw | None, known: Known, today: RunDefaults) -> Checked:
     given = found if isinstance(found, dict) else {}
     status = read_status({key: given[key] for key in ("checkpoint", "defaults") if key in given})
     defaults = today._replace(output=(status.defaults.output if status.defaults else None) or "")
-    return check_spec(raw.get("spec"), InCluster.of(status, known.policy, known.gpu_memory, defaults))
+    cluster = InCluster.of(status, known.policy, known.gpu_memory, defaults, required_gpus(known.profiles))
+    return check_spec(raw.get("spec"), cluster)
 
 
-def _warnings(spec: InternVLFineTuneSpec | None) -> list[str]:
-    """What kubectl shows of a run that is admitted: requests and limits below what its stages need."""
-    return shortfalls(spec, resolve(spec, job="", job_uid="")) if spec else []
+def _warnings(spec: InternVLFineTuneSpec | None, known: Known) -> list[str]:
+    """What kubectl shows of a run that is admitted: too small requests and limits, and devices that it cannot use."""
+    if spec is None:
+        return []
+    unused = unused_devices(spec, spec.workers, known.profiles)
+    return shortfalls(spec, resolve(spec, job="", job_uid="")) + ([unused] if unused else [])
 
 
 def _run(request: Raw, name: str) -> Raw | None:

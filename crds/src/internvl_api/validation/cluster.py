@@ -1,6 +1,6 @@
 """What refuses a spec in a cluster only: the operator and its webhook check it, a single machine does not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from internvl_api.validation.violations import Violation
 class InCluster(NamedTuple):
     """What the cluster knows of the run, and its administrator's policy.
 
-    `checkpoint_uri` is "" before the first checkpoint; `gpu_memory` is in bytes, None where it is not known.
+    `checkpoint_uri` is "" before the first checkpoint; `gpu_memory` is in bytes, None where it is not known;
+    `profile_gpus` has the network profiles that work with one number of GPUs of a worker alone, with this number.
     """
 
     checkpoint_uri: str = ""
     policy: Policy = Policy()
     gpu_memory: int | None = None
     defaults: RunDefaults = RunDefaults()
+    profile_gpus: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(
@@ -33,10 +35,11 @@ class InCluster(NamedTuple):
         policy: Policy | None = None,
         gpu_memory: int | None = None,
         defaults: RunDefaults | None = None,
+        profile_gpus: tuple[tuple[str, int], ...] = (),
     ) -> "InCluster":
         """From the recorded status, whatever the spec was then; `policy`, `defaults`: None for the default."""
         checkpoint_uri = status.checkpoint.uri if status.checkpoint else ""
-        return cls(checkpoint_uri, policy or Policy(), gpu_memory, defaults or RunDefaults())
+        return cls(checkpoint_uri, policy or Policy(), gpu_memory, defaults or RunDefaults(), profile_gpus)
 
 
 class OutputChange(NamedTuple):
@@ -80,6 +83,7 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
     for field, address in spec.destinations():
         yield from _is_mounted(spec, field, address)
     yield from _tracker_has_key(spec)
+    yield from _profile_has_its_gpus(spec, dict(cluster.profile_gpus))
     if cluster.gpu_memory is not None:
         yield from _evaluation_fits(spec, cluster.gpu_memory)
     kept, _, _ = cluster.checkpoint_uri.rpartition("/checkpoints/")
@@ -95,6 +99,18 @@ def _evaluation_fits(spec: InternVLFineTuneSpec, gpu_memory: int) -> Iterator[Vi
     if model is not None and gpus_of_a_copy(model, spec.processes_per_worker, gpu_memory) is None:
         message = not_possible(model, spec.processes_per_worker, gpu_memory)
         yield Violation("spec.evaluation.tasks", message, "EvaluationNotPossible")
+
+
+def _profile_has_its_gpus(spec: InternVLFineTuneSpec, gpus: Mapping[str, int]) -> Iterator[Violation]:
+    """A violation for a profile that cannot work with the GPUs of a worker; training would fail, or be slow."""
+    profile = spec.network.profile or ""
+    needed = gpus.get(profile)
+    if spec.trains and needed is not None and spec.gpus_per_worker != needed:
+        text = (
+            f"found {spec.gpus_per_worker}, expected {needed}: network.profile {profile} works only for a worker with "
+            f"{needed} GPUs; set it to {needed}, or choose another profile"
+        )
+        yield Violation("spec.gpusPerWorker", text, "NetworkProfileNotPossible")
 
 
 def _tracker_has_key(spec: InternVLFineTuneSpec) -> Iterator[Violation]:

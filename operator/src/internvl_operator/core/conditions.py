@@ -3,11 +3,13 @@
 Ready=True: the result is published. Reconciling=True: work continues without the user. Stalled=True: the run waits for
 the user or has failed. Reconciling and Stalled are never True together. MemoryEstimate exists only when GPU memory is
 known, ResourceEstimate only when a request, a limit, shmSize or the grace period is too small, NetworkEstimate only
-when the measured network decides how long a step takes; False is a warning and stops nothing.
+when the measured network decides how long a step takes, or when training cannot use the devices of its network profile;
+False is a warning and stops nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 from internvl_api.memory.advice import advice
 from internvl_api.memory.answering import evaluation_note
@@ -17,6 +19,8 @@ from internvl_api.memory.step_time import network_warning
 from internvl_api.status import Condition, ConditionType, InternVLFineTuneStatus, Phase
 
 from internvl_operator.core.measured_storage import storage_rate
+from internvl_operator.core.network_profiles import NetworkProfile
+from internvl_operator.core.network_use import unused_devices
 from internvl_operator.core.policies.oom_policy import attempt_config
 from internvl_operator.core.run import Run
 from internvl_operator.core.telemetry import printable
@@ -118,6 +122,7 @@ def with_estimates(
     gpu_memory: int | None,
     now: datetime,
     status: InternVLFineTuneStatus | None = None,
+    profiles: Mapping[str, NetworkProfile] = MappingProxyType({}),
 ) -> Sequence[Condition]:
     """`conditions` with fresh estimates, and without one where there is nothing to say.
 
@@ -127,13 +132,14 @@ def with_estimates(
     Args:
         gpu_memory: bytes of one GPU; None when unknown.
         status: has the measured bandwidths; None for a run without one.
+        profiles: the administrator's network profiles.
     """
     kept = [condition for condition in conditions if condition.type not in ESTIMATES]
     known = [condition for condition in conditions if condition.type in ESTIMATES]
     found = (
         _memory_estimate(run, gpu_memory, now),
         _resource_estimate(run, status, now),
-        _network_estimate(run, status, now),
+        _network_use(run, profiles, now) or _network_estimate(run, status, now),
     )
     return kept + [set_condition(known, new)[-1] for new in found if new is not None]
 
@@ -142,6 +148,12 @@ def _resource_estimate(run: Run, status: InternVLFineTuneStatus | None, now: dat
     spec, run_config = run.resolved.spec, run.resolved.run_config
     found = shortfalls(spec, run_config, storage_rate(status)) if spec is not None and run_config is not None else []
     return _estimate("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
+
+
+def _network_use(run: Run, profiles: Mapping[str, NetworkProfile], now: datetime) -> Condition | None:
+    spec = run.resolved.spec
+    message = unused_devices(spec, run.wanted_workers or spec.workers, profiles) if spec is not None else None
+    return _estimate("NetworkEstimate", "NetworkUnused", message, run, now) if message else None
 
 
 def _network_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:

@@ -173,8 +173,11 @@ class ReconcileContext:
     def set_phase(self, phase: Phase, reason: str, message: str) -> None:
         """Set the phase and the conditions that summarise it."""
         self.status.phase = phase
+        config, known = self.config, self.status.conditions
         self.status.conditions = conditions.summarise(
-            conditions.with_estimates(self.status.conditions, self.run, self.config.gpu_memory, self.now, self.status),
+            conditions.with_estimates(
+                known, self.run, config.gpu_memory, self.now, self.status, config.network_profiles
+            ),
             phase,
             reason,
             message,

@@ -2,7 +2,8 @@
 
 Sources: github.com/GoogleCloudPlatform/container-engine-accelerators, folder gpudirect-tcpxo, commit 992db81 (2026-06):
 README.md (release of 9 January 2026: versions and NCCL's settings), nccl-test-latest.yaml (annotations, volumes and
-capabilities), best-practice.md (sidecar and start-up probe).
+capabilities), best-practice.md (sidecar and start-up probe). That a pod must use all GPUs and all network cards of its
+node is in cloud.google.com/kubernetes-engine/docs/how-to/gpu-bandwidth-gpudirect-tcpx.
 """
 
 import json
@@ -13,9 +14,10 @@ IMAGE = "us-docker.pkg.dev/gce-ai-infra/gpudirect-tcpxo/tcpgpudmarxd-dev:v1.0.21
 _LIBRARIES = "/usr/local/nvidia/lib64"
 _APERTURES = "/dev/aperture_devices"
 _READY = "/run/health-check"  # the daemon writes it once it is initialised, after about 30 s
+GPUS = 8  # of a node; a pod takes them all, with all its cards
 _NICS = 8
 
-_DEVICES = [*(f"nvidia{number}" for number in range(8)), "nvidiactl", "nvidia-uvm", "dmabuf_import_helper"]
+_DEVICES = [*(f"nvidia{number}" for number in range(GPUS)), "nvidiactl", "nvidia-uvm", "dmabuf_import_helper"]
 _INTERFACES = [
     {"interfaceName": "eth0", "network": "default"},
     *({"interfaceName": f"eth{number}", "network": f"vpc{number}"} for number in range(1, _NICS + 1)),
@@ -80,7 +82,7 @@ ENV = {
     "NCCL_TUNER_PLUGIN": "libnccl-tuner.so",
     "NCCL_TUNER_CONFIG_PATH": f"{_LIBRARIES}/a3plus_tuner_config.textproto",
     "NCCL_SHIMNET_GUEST_CONFIG_CHECKER_CONFIG_FILE": f"{_LIBRARIES}/a3plus_guest_config.textproto",
-    "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(8))),
+    "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(GPUS))),
     "NCCL_NVLSTREE_MAX_CHUNKSIZE": "131072",
     "NCCL_P2P_NET_CHUNKSIZE": "524288",
     "NCCL_P2P_PCI_CHUNKSIZE": "524288",

@@ -5,6 +5,7 @@ NVIDIA's network operator (rdma/rdma_shared_device_a) and of the AWS EFA device 
 gke_tcpxo.py names its own.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from internvl_api.types import ApiModel
@@ -47,6 +48,9 @@ class NetworkProfile(ApiModel):
     extends: Literal["infiniband", "roce", "efa", "gke-tcpxo"] | None = Field(
         None, description="Built-in profile whose parts this one has too; fields of a part of the same name replace its"
     )
+    gpus_per_worker: int | None = Field(
+        None, ge=1, le=16, description="The only gpusPerWorker that this profile works with; default: any"
+    )
     resources: dict[str, str] = Field(default_factory=dict, description="Limits of extended resources, of a worker")
     capabilities: tuple[str, ...] = Field((), description="Linux capabilities to add, such as IPC_LOCK")
     host_network: bool = Field(False, description="Use the network of the node")
@@ -81,6 +85,7 @@ BUILT_IN: dict[str, NetworkProfile] = {
         env={"FI_PROVIDER": "efa", "NCCL_NET": "AWS Libfabric", "FI_EFA_USE_HUGE_PAGE": "0"},
     ),
     "gke-tcpxo": NetworkProfile(
+        gpus_per_worker=gke_tcpxo.GPUS,
         annotations=gke_tcpxo.ANNOTATIONS,
         sidecars=(gke_tcpxo.SIDECAR,),
         volumes=gke_tcpxo.VOLUMES,
@@ -91,7 +96,7 @@ BUILT_IN: dict[str, NetworkProfile] = {
 }
 
 
-def find_profile(name: str, own: dict[str, NetworkProfile]) -> NetworkProfile:
+def find_profile(name: str, own: Mapping[str, NetworkProfile]) -> NetworkProfile:
     """A profile by name, the administrator's before a built-in one; the pod network for an unknown name."""
     return _whole(own[name]) if name in own else BUILT_IN.get(name, NetworkProfile())
 
@@ -102,6 +107,7 @@ def _whole(profile: NetworkProfile) -> NetworkProfile:
         return profile
     base = BUILT_IN[profile.extends]
     return NetworkProfile(
+        gpus_per_worker=profile.gpus_per_worker or base.gpus_per_worker,
         resources=base.resources | profile.resources,
         capabilities=tuple(dict.fromkeys((*base.capabilities, *profile.capabilities))),
         host_network=base.host_network or profile.host_network,
@@ -112,6 +118,12 @@ def _whole(profile: NetworkProfile) -> NetworkProfile:
         annotations=base.annotations | profile.annotations,
         env=base.env | profile.env,
     )
+
+
+def required_gpus(own: Mapping[str, NetworkProfile]) -> tuple[tuple[str, int], ...]:
+    """The profiles that work with one number of GPUs of a worker alone, each with this number."""
+    found = ((name, find_profile(name, own).gpus_per_worker) for name in sorted({*BUILT_IN, *own}))
+    return tuple((name, gpus) for name, gpus in found if gpus is not None)
 
 
 def _laid_over(base: _Parts, own: _Parts, key: str) -> _Parts:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from internvl_api.constants import GPU
@@ -10,7 +11,7 @@ from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
 from pydantic import AfterValidator, ConfigDict, Field
 
-from internvl_operator.core.network_profiles import NetworkProfile
+from internvl_operator.core.network_profiles import NetworkProfile, required_gpus
 from internvl_operator.core.usage import Prices
 
 
@@ -111,3 +112,8 @@ class OperatorConfig:
     retry_cap: float = 300.0
     settle: float = 5.0
     force_delete_after: float = 60.0
+
+    @cached_property
+    def profile_gpus(self) -> tuple[tuple[str, int], ...]:
+        """The network profiles that work with one number of GPUs of a worker alone, each with this number."""
+        return required_gpus(self.network_profiles)

@@ -87,11 +87,12 @@ def read_run(
     policy: Policy | None = None,
     gpu_memory: int | None = None,
     defaults: Callable[[InternVLFineTuneStatus], RunDefaults] | None = None,
+    profile_gpus: tuple[tuple[str, int], ...] = (),
 ) -> Run:
     """The run; `resolve`: a cached `resolve_spec`; `policy`: the administrator's, by default the operator's own.
 
     `gpu_memory`: bytes of one GPU, where they are known; `defaults`: those in force with a status
-    (policies/defaults_in_force.py).
+    (policies/defaults_in_force.py); `profile_gpus`: see InCluster.
 
     Never raises: an invalid spec becomes `resolved.error`, and an unknown status is read in part.
     """
@@ -100,7 +101,7 @@ def read_run(
     status = read_status(raw_status)
     job, parts = f"{metadata['namespace']}/{metadata['name']}", _object(spec)
     in_force = defaults(status) if defaults else RunDefaults()
-    cluster = InCluster.of(status, policy, gpu_memory, in_force)
+    cluster = InCluster.of(status, policy, gpu_memory, in_force, profile_gpus)
     resolved = (resolve or resolve_spec)(job, metadata["uid"], _canonical(spec), cluster)
     return Run(
         namespace=metadata["namespace"],
