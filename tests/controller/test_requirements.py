@@ -15,7 +15,7 @@ from internvl_operator.core.reconcile import reconcile
 from internvl_operator.core.resources import pods, requirements
 from internvl_operator.core.run import read_run
 from internvl_operator.core.stages import Stage
-from internvl_operator.webhook import answer
+from internvl_operator.webhook import Known, Request, answer, review
 
 TRAIN, MERGE, PREFLIGHT = Stage("train"), Stage("merge"), Stage("preflight")
 BIG: Raw = {"model": {"name": "InternVL2-26B"}, "workers": 1, "gpusPerWorker": 8, "training": {"zeroStage": 3}}
@@ -109,6 +109,16 @@ def test_kubectl_shows_a_warning_at_admission(changes: Raw, warned: bool) -> Non
     assert ("warnings" in response) == warned
 
 
+def test_settings_of_the_operator_that_are_too_small_for_a_run_are_said_too() -> None:
+    small = OperatorConfig(worker_resources={"limits": {"memory": "64Gi"}})
+    plan = reconcile(a_run(**BIG), Observed(), NOW, small)
+    condition = next(each for each in plan.status.conditions if each.type == "ResourceEstimate")
+    assert "the operator's setting workerResources.limits.memory: found 64Gi, train needs about" in condition.message
+    request = Request("1", custom_resource(**BIG), None)
+    warnings = review(request, Known(settings=small.pod_settings))["response"]["warnings"]
+    assert "; ".join(warnings) == condition.message
+
+
 def test_a_new_derivation_recreates_unstarted_pods_alone() -> None:
     before = pods.defaults_digest(a_run(**TINY), TRAIN, CONFIG)
     assert pods.defaults_digest(a_run(**BIG), TRAIN, CONFIG) != before
@@ -154,6 +164,7 @@ def test_the_field_that_messages_name_exists(stage: str) -> None:
         pytest.param(
             {"ephemeral-storage": "200Gi"}, OperatorConfig(cache_host_path="/mnt"), None, id="the node's own folder"
         ),
+        pytest.param({}, OperatorConfig(scratch_size_limit="100Gi"), 47, id="a small volume, with the model in it"),
     ],
 )
 def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorConfig, gib: int | None) -> None:
@@ -164,3 +175,4 @@ def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorCo
 def test_the_cache_of_an_unknown_model_has_half_of_the_disks_limit() -> None:
     run = a_run(**TINY, podTemplate={"resources": {"limits": {"ephemeral-storage": "50Gi"}}})
     assert requirements.cache_gib(run, TRAIN, CONFIG) == 25
+    assert requirements.cache_gib(a_run(**TINY), TRAIN, OperatorConfig(scratch_size_limit="50Gi")) == 25

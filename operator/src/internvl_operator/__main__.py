@@ -130,6 +130,7 @@ def _start_servers(settings: Settings, config: OperatorConfig, api: Api, health:
         partial(namespace_defaults.read, api),
         config.defaults.to_yaml(),
         config.network_profiles,
+        config.pod_settings,
     )
     for name, serve in (
         ("metrics_port", lambda port: metrics_server.serve(port, settings.metrics_secret)),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from internvl_api.memory.pod_settings import PodSettings
 from internvl_api.memory.shortfall import shortfalls
 from internvl_api.recipes.resolve import resolve
 from internvl_api.spec import InternVLFineTuneSpec
@@ -73,6 +74,7 @@ class Known(NamedTuple):
         defaults: gives the defaults of a namespace; raises ApiError when they cannot be read.
         cluster_defaults: those of the cluster, as YAML.
         profiles: the administrator's network profiles.
+        settings: what pods get where the spec says nothing.
     """
 
     policy: Policy = Policy()
@@ -80,6 +82,7 @@ class Known(NamedTuple):
     defaults: Callable[[str], str] = lambda namespace: ""
     cluster_defaults: str = ""
     profiles: Mapping[str, NetworkProfile] = MappingProxyType({})
+    settings: PodSettings = PodSettings()
 
 
 NOTHING = Known()
@@ -147,7 +150,7 @@ def _warnings(spec: InternVLFineTuneSpec | None, known: Known) -> list[str]:
     if spec is None:
         return []
     unused = unused_devices(spec, spec.workers, known.profiles)
-    return shortfalls(spec, resolve(spec, job="", job_uid="")) + ([unused] if unused else [])
+    return shortfalls(spec, resolve(spec, job="", job_uid=""), settings=known.settings) + ([unused] if unused else [])
 
 
 def _run(request: Raw, name: str) -> Raw | None:

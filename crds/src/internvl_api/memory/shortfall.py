@@ -1,36 +1,43 @@
-"""Requests and limits of a spec that are below what its stages need, as text for warnings: they stop nothing."""
+"""Requests and limits that are below what a run's stages need, or cannot be used, as text for warnings.
+
+They stop nothing, as the sums are estimates.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Literal
 
+from internvl_api.memory.disk_shortfall import DISK, disk_parts, of_cache, of_volumes
+from internvl_api.memory.pod_settings import Given, PodSettings, given_for
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
 from internvl_api.memory.stop_time import LONGEST_GRACE_SECONDS, estimated_stop
-from internvl_api.pipeline import PARALLEL_STAGES, stage_names
+from internvl_api.pipeline import stage_names
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
-from internvl_api.spec.pods import stage_field
 from internvl_api.status import StageName
 
 _TOLERATED = 0.9  # of an estimate
-_DISK = "ephemeral-storage"
+_KINDS: tuple[Literal["limits"], Literal["requests"]] = ("limits", "requests")
 
 
-def shortfalls(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: float | None = None) -> list[str]:
-    """One sentence for each amount that is too small, with the sum that says why; empty when all suffice.
+def shortfalls(
+    spec: InternVLFineTuneSpec,
+    config: RunConfig,
+    storage_rate: float | None = None,
+    settings: PodSettings = PodSettings(),  # noqa: B008 - immutable
+) -> list[str]:
+    """One sentence for each amount that cannot work, with the sum that says why; empty when all suffice.
 
     Args:
         storage_rate: bytes that a node stores in a second; None before the run has measured it.
+        settings: what the operator gives pods where the spec says nothing.
     """
     least = spec.min_workers or config.workers  # fewer workers hold and store more each
     smallest = config if least >= config.workers else config.model_copy(update={"workers": least})
-    found = dict.fromkeys(
-        text
-        for stage in stage_names(spec)
-        if (needed := needs(smallest, stage)) is not None
-        for text in _of_stage(spec, stage, needed)
-    )
+    found: dict[str, None] = {}
+    for stage in stage_names(spec):
+        found |= dict.fromkeys(_of_stage(spec, stage, needs(smallest, stage), settings))
     every = [*found, *_grace(spec, smallest, storage_rate)]
     return (
         every if smallest is config else [f"{text} (at the fewest workers, spec.minWorkers {least})" for text in every]
@@ -53,38 +60,62 @@ def _grace(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: float | 
         yield f"{field}: found {given}, {needed} {seconds} s: {why}; remove the field, or raise it"
 
 
-def _of_stage(spec: InternVLFineTuneSpec, stage: StageName, needed: Needs) -> Iterator[str]:
-    template = spec.pod_template
-    own = template.stage_resources.of(stage)
-    parallel = stage in PARALLEL_STAGES
-    given = template.resources if own is None and parallel else own
-    place = "resources" if own is None else f"stageResources.{stage_field(stage)}"
+def _of_stage(
+    spec: InternVLFineTuneSpec, stage: StageName, needed: Needs | None, settings: PodSettings
+) -> Iterator[str]:
+    given = given_for(spec, stage, settings)
+    if needed is not None:
+        yield from _too_small(spec, stage, given, needed, settings)
+        yield from of_volumes(spec, stage, given, needed, settings)
+    yield from of_cache(spec, stage, given, needed, settings)
+    if stage == "train":
+        yield from _shm(spec, given, needed)
+
+
+def _too_small(
+    spec: InternVLFineTuneSpec, stage: StageName, given: Given, needed: Needs, settings: PodSettings
+) -> Iterator[str]:
+    disk = disk_parts(spec, needed, settings)
     for name, wanted, parts in (
         ("cpu", needed.cores / 2, {}),  # slower with less; half is what every process has for itself
         ("memory", needed.memory_bytes * _TOLERATED, needed.memory),
-        (_DISK, needed.disk_bytes * _TOLERATED, needed.disk),
+        (DISK, sum(disk.values()) * _TOLERATED, disk),
     ):
         text = f"about {math.ceil(needed.cores)} cores" if name == "cpu" else _sum(parts)
-        for kind, quantity in _amounts(given or {}, name).items():
-            if amount(quantity) < wanted:
-                yield f"spec.podTemplate.{place}.{kind}.{name}: found {quantity}, {stage} needs {text}"
+        for kind in _KINDS if given.is_of_spec else _KINDS[:1]:  # a user cannot change the administrator's requests
+            quantity = given.amount(kind, name)
+            if quantity is not None and amount(quantity) < wanted:
+                yield f"{given.place}.{kind}.{name}: found {quantity}, {stage} needs {text}"
                 break  # a limit ends what exceeds it, a request only chooses the node
-    if stage == "train" and template.shm_size is not None and amount(template.shm_size) < needed.shm * _TOLERATED:
+
+
+def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iterator[str]:
+    """A /dev/shm that is too small for the batches, or larger than the memory that it is a part of."""
+    size = spec.pod_template.shm_size
+    if size is None:
+        return
+    found = f"spec.podTemplate.shmSize: found {size}"
+    if needed is not None and amount(size) < needed.shm * _TOLERATED:
         yield (
-            f"spec.podTemplate.shmSize: found {template.shm_size}, the batches that {_data_workers(spec)} data workers "
-            f"prepare ahead need up to {gib(needed.shm)}; raise it, or lower spec.training.dataWorkers"
+            f"{found}, the batches that {_data_workers(spec)} data workers prepare ahead need up to "
+            f"{gib(needed.shm)}; raise it, or lower spec.training.dataWorkers"
+        )
+    shared = "/dev/shm is memory of the worker, so that"
+    limit, request = given.amount("limits", "memory"), given.amount("requests", "memory")
+    if limit is not None and amount(size) > amount(limit):
+        yield f"{found}, more than {given.place}.limits.memory {limit}; {shared} no more than the limit can be used"
+    elif limit is None and request is not None and amount(size) > amount(request):
+        yield f"{found}, more than {given.place}.requests.memory {request}; {shared} a node may have no room for it"
+    elif given.amounts is None and needed is not None and amount(size) > needed.memory_bytes:
+        yield (
+            f"{found}, more than all memory that a worker requests, {_sum(needed.memory)}; {shared} a node may have "
+            "no room for it; remove the field, or set spec.podTemplate.resources"
         )
 
 
 def _data_workers(spec: InternVLFineTuneSpec) -> int:
     """Data workers of all processes of a worker."""
     return spec.processes_per_worker * spec.training.data_workers
-
-
-def _amounts(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The limit and the request of a resource, where they are given. A limit alone is the request too."""
-    found = {kind: (given.get(kind) or {}).get(name) for kind in ("limits", "requests")}
-    return {kind: quantity for kind, quantity in found.items() if quantity is not None}
 
 
 def _sum(parts: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from internvl_api.memory.advice import advice
 from internvl_api.memory.answering import evaluation_note
 from internvl_api.memory.estimate import Verdict, estimate
+from internvl_api.memory.pod_settings import PodSettings
 from internvl_api.memory.shortfall import shortfalls
 from internvl_api.memory.step_time import network_warning
 from internvl_api.status import Condition, ConditionType, InternVLFineTuneStatus, Phase
@@ -123,6 +124,7 @@ def with_estimates(
     now: datetime,
     status: InternVLFineTuneStatus | None = None,
     profiles: Mapping[str, NetworkProfile] = MappingProxyType({}),
+    settings: PodSettings = PodSettings(),  # noqa: B008 - immutable
 ) -> Sequence[Condition]:
     """`conditions` with fresh estimates, and without one where there is nothing to say.
 
@@ -133,20 +135,25 @@ def with_estimates(
         gpu_memory: bytes of one GPU; None when unknown.
         status: has the measured bandwidths; None for a run without one.
         profiles: the administrator's network profiles.
+        settings: what pods get where the spec says nothing.
     """
     kept = [condition for condition in conditions if condition.type not in ESTIMATES]
     known = [condition for condition in conditions if condition.type in ESTIMATES]
     found = (
         _memory_estimate(run, gpu_memory, now),
-        _resource_estimate(run, status, now),
+        _resource_estimate(run, status, settings, now),
         _network_use(run, profiles, now) or _network_estimate(run, status, now),
     )
     return kept + [set_condition(known, new)[-1] for new in found if new is not None]
 
 
-def _resource_estimate(run: Run, status: InternVLFineTuneStatus | None, now: datetime) -> Condition | None:
+def _resource_estimate(
+    run: Run, status: InternVLFineTuneStatus | None, settings: PodSettings, now: datetime
+) -> Condition | None:
     spec, run_config = run.resolved.spec, run.resolved.run_config
-    found = shortfalls(spec, run_config, storage_rate(status)) if spec is not None and run_config is not None else []
+    if spec is None or run_config is None:
+        return None
+    found = shortfalls(spec, run_config, storage_rate(status), settings)
     return _estimate("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
 
 

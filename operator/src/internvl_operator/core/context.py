@@ -176,7 +176,13 @@ class ReconcileContext:
         config, known = self.config, self.status.conditions
         self.status.conditions = conditions.summarise(
             conditions.with_estimates(
-                known, self.run, config.gpu_memory, self.now, self.status, config.network_profiles
+                known,
+                self.run,
+                config.gpu_memory,
+                self.now,
+                self.status,
+                config.network_profiles,
+                config.pod_settings,
             ),
             phase,
             reason,

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from internvl_api.constants import GPU
+from internvl_api.memory.pod_settings import PodSettings
 from internvl_api.spec.defaults import Defaults
 from internvl_api.types import ApiModel
 from internvl_api.validation.policy import Policy
@@ -117,3 +118,16 @@ class OperatorConfig:
     def profile_gpus(self) -> tuple[tuple[str, int], ...]:
         """The network profiles that work with one number of GPUs of a worker alone, each with this number."""
         return required_gpus(self.network_profiles)
+
+    @cached_property
+    def pod_settings(self) -> PodSettings:
+        """What bounds the pods of a stage; what the administrator left alone is derived instead."""
+        return PodSettings(
+            self.worker_resources if self.worker_resources != _BUILT_IN.worker_resources else None,
+            self.stage_resources if self.stage_resources != _BUILT_IN.stage_resources else None,
+            self.scratch_size_limit,
+            is_cache_of_node=bool(self.cache_host_path),
+        )
+
+
+_BUILT_IN = OperatorConfig()

@@ -25,7 +25,6 @@ from internvl_api.constants import (
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
-from internvl_api.memory.quantity import amount
 from internvl_api.memory.stop_time import DEFAULT_GRACE_SECONDS
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import PodTemplate
@@ -239,7 +238,7 @@ def _env(
 
 def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str, Any]]:
     resources = requirements.build(run, stage, config)
-    disk = {"emptyDir": {"sizeLimit": _disk_limit(resources, config.scratch_size_limit)}}
+    disk = {"emptyDir": {"sizeLimit": requirements.disk_limit(resources, config.scratch_size_limit)}}
     cache: dict[str, Any] = disk
     if config.cache_host_path:
         cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}
@@ -256,15 +255,6 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
     taken = {volume["name"] for volume in ours}
     users = {volume["name"]: volume for volume in run.spec.pod_template.volumes}
     return [*ours, *(volume for name, volume in users.items() if name not in taken)]
-
-
-def _disk_limit(resources: dict[str, Any], default: str) -> str:
-    """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
-    limit = (resources.get("limits") or {}).get(requirements.DISK)
-    if limit is not None:
-        return str(limit)
-    request = str((resources.get("requests") or {}).get(requirements.DISK, "0"))
-    return max((default, request), key=amount)
 
 
 def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:

@@ -16,7 +16,6 @@ from internvl_operator.core.stages import Stage
 Amounts = Mapping[str, Any]
 DISK = "ephemeral-storage"
 GPU_CLAIM = "gpus"  # its name in the pod
-_BUILT_IN = OperatorConfig()
 # The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
 # the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
 _DERIVED = {"cpu": "1", "memory": "4Gi"}
@@ -62,9 +61,10 @@ def shm_size(run: Run, stage: Stage) -> str:
 
 
 def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
-    name = "worker_resources" if stage.parallel else "stage_resources"
-    setting: Amounts = getattr(config, name)
-    if setting != getattr(_BUILT_IN, name) or run.resolved.run_config is None:
+    settings = config.pod_settings
+    setting: Amounts = config.worker_resources if stage.parallel else config.stage_resources
+    is_changed = (settings.workers if stage.parallel else settings.others) is not None
+    if is_changed or run.resolved.run_config is None:
         return setting
     found = requests.needs(run.resolved.run_config, stage.name)
     if found is None:
@@ -75,15 +75,28 @@ def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
 def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
     """GiB that a pod may keep in its cache beside the files in use, where its disk has a limit; None for the default.
 
-    The kubelet evicts a pod whose files exceed the limit. What the stage itself needs is left free, and a tenth of the
-    rest for logs; of a model outside the catalogue half of the limit is left free.
+    The kubelet evicts a pod whose files exceed the limit of ephemeral-storage, or the size limit of a volume. What the
+    stage itself needs is left free, and a tenth of the rest for logs; half of the limit for a model outside the
+    catalogue.
     """
-    limit = (build(run, stage, config).get("limits") or {}).get(DISK)
-    if limit is None or config.cache_host_path:
+    if config.cache_host_path:
         return None
+    resources = build(run, stage, config)
+    limit = disk_limit(resources, config.scratch_size_limit)
     needed = requests.needs(run.resolved.run_config, stage.name) if run.resolved.run_config else None
-    room = amount(limit) / 2 if needed is None else (amount(limit) - needed.disk_bytes) * 9 / 10
+    is_of_pod = DISK in (resources.get("limits") or {})
+    taken = None if needed is None else needed.disk_bytes if is_of_pod else sum(needed.cache.values())
+    room = amount(limit) / 2 if taken is None else (amount(limit) - taken) * 9 / 10
     return max(1, int(room / GIB)) if room < DEFAULT_CACHE_GIB * GIB else None
+
+
+def disk_limit(resources: Amounts, default: str) -> str:
+    """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
+    limit = (resources.get("limits") or {}).get(DISK)
+    if limit is not None:
+        return str(limit)
+    request = str((resources.get("requests") or {}).get(DISK, "0"))
+    return max((default, request), key=amount)
 
 
 def setting(stage: str) -> str:

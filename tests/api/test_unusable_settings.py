@@ -1,0 +1,161 @@
+"""Settings of pods that cannot work are said with the figures, whoever set them: the run or the administrator."""
+
+from typing import Any
+
+import pytest
+from internvl_api.memory.pod_settings import PodSettings
+from internvl_api.memory.shortfall import shortfalls
+from internvl_api.recipes.resolve import parse_spec, resolve
+
+BIG: dict[str, Any] = {
+    "recipe": "internvl2-26b-full",
+    "data": {"meta": "/meta.json"},
+    "output": "s3://bucket/run",
+    "merge": {"formats": ["hf"]},
+}
+ON_CPU: dict[str, Any] = {
+    "model": {"source": "s3://models/tiny"},
+    "data": {"train": {"photos": {"annotation": "s3://data/train.jsonl"}}},
+    "output": "s3://bucket/run",
+}
+DISK = {"resources": {"limits": {"ephemeral-storage": "200Gi"}}}
+
+
+def said(base: dict[str, Any], settings: PodSettings = PodSettings(), **template: Any) -> list[str]:  # noqa: B008
+    spec = parse_spec({**base, "podTemplate": template})
+    return shortfalls(spec, resolve(spec, job="team/run", job_uid="uid"), settings=settings)
+
+
+def memory(kind: str, size: str) -> dict[str, Any]:
+    return {"resources": {kind: {"memory": size}}}
+
+
+@pytest.mark.parametrize(
+    ("base", "template", "words"),
+    [
+        pytest.param(
+            BIG,
+            {"shmSize": "600Gi"} | memory("limits", "500Gi"),
+            "found 600Gi, more than spec.podTemplate.resources.limits.memory 500Gi; /dev/shm is memory of the worker",
+            id="more than the limit",
+        ),
+        pytest.param(
+            BIG,
+            {"shmSize": "400Gi"} | memory("requests", "300Gi"),
+            "found 400Gi, more than spec.podTemplate.resources.requests.memory 300Gi",
+            id="more than the request",
+        ),
+        pytest.param(
+            BIG,
+            {"shmSize": "400Gi"},
+            "found 400Gi, more than all memory that a worker requests, about 286.9 GiB: launcher 1.0 + 8 processes",
+            id="more than is derived",
+        ),
+        pytest.param(ON_CPU, {"shmSize": "8Gi"} | memory("limits", "4Gi"), "limits.memory 4Gi", id="on the CPU"),
+        pytest.param(BIG, {"shmSize": "64Gi"} | memory("limits", "500Gi"), None, id="a part of the limit"),
+        pytest.param(BIG, {"shmSize": "64Gi"}, None, id="a part of what is derived"),
+        pytest.param(
+            BIG,
+            {"shmSize": "400Gi", "resources": {"limits": {"memory": "500Gi"}, "requests": {"memory": "300Gi"}}},
+            None,
+            id="the limit allows more than the request",
+        ),
+        pytest.param(ON_CPU, memory("limits", "4Gi"), None, id="the default size is nobody's mistake"),
+        pytest.param(ON_CPU, {"shmSize": "64Gi"}, None, id="nothing is known"),
+    ],
+)
+def test_a_shared_memory_larger_than_the_memory_it_is_part_of(
+    base: dict[str, Any], template: dict[str, Any], words: str | None
+) -> None:
+    found = said(base, **template)
+    assert len(found) == (words is not None)
+    assert words is None or (found[0].startswith("spec.podTemplate.shmSize: ") and words in found[0]), found
+
+
+def cache(gib: str) -> dict[str, Any]:
+    return {"env": [{"name": "INTERNVL_CACHE_GIB", "value": gib}]}
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "template", "words"),
+    [
+        pytest.param(
+            BIG,
+            PodSettings(),
+            cache("150") | DISK,
+            "train keeps 150.0 GiB in /cache beside 103.0 GiB in use, more than spec.podTemplate.resources.limits."
+            "ephemeral-storage 200Gi, so that the pod is evicted when the cache is full; remove the variable, or "
+            "set it to at most 96",
+            id="with a model beside it",
+        ),
+        pytest.param(ON_CPU, PodSettings(), cache("300") | DISK, "at most 200", id="alone"),
+        pytest.param(ON_CPU, PodSettings(disk="100Gi"), cache("300"), "the size limit of /cache 100Gi", id="a volume"),
+        pytest.param(BIG, PodSettings(), cache("90") | DISK, None, id="it fits"),
+        pytest.param(ON_CPU, PodSettings(disk="100Gi", is_cache_of_node=True), cache("300"), None, id="of the node"),
+        pytest.param(ON_CPU, PodSettings(), cache("300"), None, id="no limit is known"),
+        pytest.param(ON_CPU, PodSettings(), cache("lots") | DISK, None, id="the trainer refuses what is no amount"),
+        pytest.param(
+            ON_CPU,
+            PodSettings(disk="100Gi"),
+            cache("300")
+            | {
+                "volumes": [{"name": "large", "persistentVolumeClaim": {"claimName": "large"}}],
+                "volumeMounts": [{"name": "large", "mountPath": "/cache"}],
+            },
+            None,
+            id="on a volume of the run",
+        ),
+    ],
+)
+def test_a_cache_that_outgrows_its_disk(
+    base: dict[str, Any], settings: PodSettings, template: dict[str, Any], words: str | None
+) -> None:
+    found = [text for text in said(base, settings, **template) if text.startswith("spec.podTemplate.env ")]
+    assert bool(found) == (words is not None)
+    assert words is None or words in found[0], found
+
+
+SMALL_DISK = PodSettings(disk="40Gi")
+
+
+def test_a_size_limit_of_the_operators_below_what_a_stage_needs() -> None:
+    found = said(BIG, SMALL_DISK, **memory("requests", "300Gi"))
+    assert len(found) == 2
+    assert found[0] == (
+        "the operator's setting scratchSizeLimit: found 40Gi, train needs about 47.5 GiB in /cache: weights of the "
+        "base model 47.5; set spec.podTemplate.resources.requests.ephemeral-storage to as much, or raise the setting"
+    )
+    assert "train needs about 55.5 GiB in /scratch: checkpoint files 8.0 + exported shards 47.5" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "template"),
+    [
+        pytest.param(SMALL_DISK, {}, id="the derived request raises it"),
+        pytest.param(
+            SMALL_DISK,
+            {"resources": {"requests": {"memory": "300Gi", "ephemeral-storage": "110Gi"}}},
+            id="the given request raises it",
+        ),
+        pytest.param(PodSettings(disk="500Gi"), memory("requests", "300Gi"), id="the setting suffices"),
+        pytest.param(PodSettings(), memory("requests", "300Gi"), id="the setting is not known"),
+    ],
+)
+def test_a_disk_that_suffices(settings: PodSettings, template: dict[str, Any]) -> None:
+    assert said(BIG, settings, **template) == []
+
+
+def test_a_cache_of_the_node_takes_no_disk_of_the_pod() -> None:
+    template = {"resources": {"limits": {"ephemeral-storage": "60Gi"}}}
+    assert "found 60Gi, train needs about 103.0 GiB" in said(BIG, **template)[0]
+    assert said(BIG, PodSettings(is_cache_of_node=True), **template) == []
+
+
+def test_a_limit_of_the_administrators_ends_workers_too() -> None:
+    """A request that is too small only chooses the node, and users cannot change it."""
+    settings = PodSettings(
+        workers={"limits": {"memory": "64Gi"}, "requests": {"ephemeral-storage": "110Gi"}},
+        others={"requests": {"memory": "1Gi", "ephemeral-storage": "110Gi"}},
+    )
+    (found,) = said(BIG, settings)
+    assert found.startswith("the operator's setting workerResources.limits.memory: found 64Gi, train needs about 286.9")
