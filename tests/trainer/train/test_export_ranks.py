@@ -36,7 +36,7 @@ def test_two_ranks_export_the_same_model_under_zero_1_and_zero_3(tmp_path: Path,
     command = [sys.executable, "-c", _LAUNCH, str(Path(__file__).with_name("export_worker.py")), str(tmp_path)]
     with serving(server):
         env = environment(tmp_path, **server.environment())
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     weights = [request for request in server.requests if request.path.endswith(".safetensors")]
     assert weights
