@@ -88,11 +88,22 @@ def test_snippets_parse(page: Path) -> None:
         json.loads(line)
 
 
-@pytest.mark.parametrize("page", of_each(PAGES))
-def test_commands_in_a_page_are_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def plugin_commands(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The commands of `kubectl ivft`."""
     with pytest.raises(SystemExit):
         kubectl_ivft(["--help"])
-    plugin = set(re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
+    return set(re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", of_each([*PAGES, CHECKOUT / "charts/internvl-operator/files/alerts.yaml"]))
+def test_commands_named_in_a_sentence_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = set(re.findall(r"`kubectl ivft ([a-z]+)", page.read_text(encoding="utf-8")))
+    assert named <= plugin_commands(capsys)
+
+
+@pytest.mark.parametrize("page", of_each(PAGES))
+def test_commands_in_a_page_are_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = plugin_commands(capsys)
     for line in "".join(blocks(page, "")).replace("\\\n", " ").splitlines():
         for program, rest in re.findall(r"^(?:\$ )?(internvl-trainer|kubectl ivft) (.*)", line.strip()):
             words = shlex.split(re.split(r" #|  | [>|&]", rest)[0])
