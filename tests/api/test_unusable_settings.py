@@ -36,13 +36,15 @@ def memory(kind: str, size: str) -> dict[str, Any]:
         pytest.param(
             BIG,
             {"shmSize": "600Gi"} | memory("limits", "500Gi"),
-            "found 600Gi, more than spec.podTemplate.resources.limits.memory 500Gi; /dev/shm is memory of the worker",
+            "found 600Gi, more than spec.podTemplate.resources.limits.memory 500Gi; /dev/shm is memory of the worker, "
+            "so that no more than the limit can be used; lower shmSize, or raise the limit",
             id="more than the limit",
         ),
         pytest.param(
             BIG,
             {"shmSize": "400Gi"} | memory("requests", "300Gi"),
-            "found 400Gi, more than spec.podTemplate.resources.requests.memory 300Gi",
+            "found 400Gi, more than spec.podTemplate.resources.requests.memory 300Gi; /dev/shm is memory of the "
+            "worker, so that a node may have no room for it; lower shmSize, or raise the request",
             id="more than the request",
         ),
         pytest.param(
@@ -83,12 +85,19 @@ def cache(gib: str) -> dict[str, Any]:
             BIG,
             PodSettings(),
             cache("150") | DISK,
-            "train keeps 150.0 GiB in /cache beside 103.0 GiB in use, more than spec.podTemplate.resources.limits."
-            "ephemeral-storage 200Gi, so that the pod is evicted when the cache is full; remove the variable, or "
-            "set it to at most 96",
+            "found 150.0, the GiB that train keeps in /cache beside 103.0 GiB in use: more than spec.podTemplate."
+            "resources.limits.ephemeral-storage 200Gi, so that the pod is evicted when the cache is full; remove the "
+            "variable, or set it to at most 96",
             id="with a model beside it",
         ),
         pytest.param(ON_CPU, PodSettings(), cache("300") | DISK, "at most 200", id="alone"),
+        pytest.param(
+            BIG,
+            PodSettings(),
+            cache("150") | {"resources": {"limits": {"ephemeral-storage": "103Gi"}}},
+            "remove the variable, or raise that limit",
+            id="no room for any",
+        ),
         pytest.param(ON_CPU, PodSettings(disk="100Gi"), cache("300"), "the size limit of /cache 100Gi", id="a volume"),
         pytest.param(BIG, PodSettings(), cache("90") | DISK, None, id="it fits"),
         pytest.param(ON_CPU, PodSettings(disk="100Gi", is_cache_of_node=True), cache("300"), None, id="of the node"),
@@ -123,7 +132,8 @@ def test_a_size_limit_of_the_operators_below_what_a_stage_needs() -> None:
     assert len(found) == 2
     assert found[0] == (
         "the operator's setting scratchSizeLimit: found 40Gi, train needs about 47.5 GiB in /cache: weights of the "
-        "base model 47.5; set spec.podTemplate.resources.requests.ephemeral-storage to as much, or raise the setting"
+        "base model 47.5; set spec.podTemplate.resources.requests.ephemeral-storage to at least that, or raise "
+        "scratchSizeLimit"
     )
     assert "train needs about 55.5 GiB in /scratch: checkpoint files 8.0 + exported shards 47.5" in found[1]
 

@@ -55,7 +55,7 @@ def test_a_profile_that_cannot_work_is_refused(profile: str | None, gpus: int, n
     else:
         assert error is not None
         assert (error.field, error.reason) == ("spec.gpusPerWorker", "NetworkProfileNotPossible")
-        assert error.message.startswith(f"found {gpus}, expected {needed}: network.profile {profile} works only for a")
+        assert error.message.startswith(f"found {gpus}, expected {needed}: network.profile {profile} works with no")
 
 
 def test_a_run_that_only_evaluates_has_no_network_profile_to_refuse() -> None:
@@ -77,8 +77,8 @@ def unused(run: Run) -> str | None:
     return found[0].message if found else None
 
 
-ON_CPU = "spec.gpusPerWorker is 0, and ranks on the CPU exchange over TCP; remove the field"
-ONE_WORKER = "spec.workers is 1, and GPUs of one worker exchange inside their node; remove the field"
+ON_CPU = "spec.gpusPerWorker is 0, and ranks on the CPU exchange over TCP; set it to none"
+ONE_WORKER = "spec.workers is 1, and GPUs of one worker exchange inside their node; set it to none"
 
 
 @pytest.mark.parametrize(

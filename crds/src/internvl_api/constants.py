@@ -53,7 +53,7 @@ ENV_CACHE_GIB = "INTERNVL_CACHE_GIB"  # GiB of entries that the cache keeps besi
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
 
 # What training says it is doing: the start of `detail` of /progress. The default progress deadline depends on it.
-TAKING_STEPS = "training"  # and does nothing else
+TAKING_STEPS = "training"  # takes steps, and does nothing else
 # Moving the model or a checkpoint: their sizes bound the time.
 DOWNLOADING = "downloading"
 MEASURING = "measuring network and storage"

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 AnsweringStage = Literal["baseline-evaluate", "evaluate"]
 
-# Stages that run on GPUs, as a group of pods; every other stage is one pod on the CPU.
+# Stages that run on GPUs, as a group of spec.workers pods; every other stage is one pod on the CPU, or
+# data.preflight.workers of them.
 PARALLEL_STAGES: frozenset[StageName] = frozenset({"doctor", "baseline-evaluate", "train", "evaluate"})
 
 SCORED_BY: dict[AnsweringStage, StageName] = {"baseline-evaluate": "baseline-score", "evaluate": "score"}

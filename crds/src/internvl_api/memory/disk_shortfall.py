@@ -5,14 +5,11 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from internvl_api.constants import CACHE_PATH, ENV_CACHE_GIB, SCRATCH_PATH
-from internvl_api.memory.pod_settings import Given, PodSettings
+from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, disk_limit
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import StageName
-
-DISK = "ephemeral-storage"
-_TOLERATED = 0.9  # of an estimate
 
 
 def disk_parts(spec: InternVLFineTuneSpec, needed: Needs, settings: PodSettings) -> dict[str, int]:
@@ -20,7 +17,7 @@ def disk_parts(spec: InternVLFineTuneSpec, needed: Needs, settings: PodSettings)
     return {name: size for parts in _volumes(spec, needed, settings).values() for name, size in parts.items() if size}
 
 
-def of_volumes(
+def volume_shortfalls(
     spec: InternVLFineTuneSpec, stage: StageName, given: Given, needed: Needs, settings: PodSettings
 ) -> Iterator[str]:
     """/scratch or /cache whose size limit is below what the stage puts there: the kubelet evicts the pod.
@@ -29,21 +26,21 @@ def of_volumes(
     """
     if settings.disk is None or given.amounts is None or given.amount("limits", DISK) is not None:
         return
-    limit = max(settings.disk, str(given.amount("requests", DISK) or "0"), key=amount)
+    limit = disk_limit(given.amounts, settings.disk)
     for path, parts in _volumes(spec, needed, settings).items():
-        if sum(parts.values()) * _TOLERATED > amount(limit):
+        if sum(parts.values()) * TOLERATED > amount(limit):
             terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
             yield (
                 f"the operator's setting scratchSizeLimit: found {settings.disk}, {stage} needs about "
                 f"{gib(sum(parts.values()))} in {path}: {terms}; set {given.place}.requests.{DISK} "
-                "to as much, or raise the setting"
+                "to at least that, or raise scratchSizeLimit"
             )
 
 
-def of_cache(
+def cache_shortfall(
     spec: InternVLFineTuneSpec, stage: StageName, given: Given, needed: Needs | None, settings: PodSettings
 ) -> Iterator[str]:
-    """A cache that the run lets grow beyond its disk: the kubelet evicts the pod when it does."""
+    """A cache that may grow beyond its disk, by a variable of the run: the kubelet evicts the pod when it does."""
     kept = _cache_bytes(spec)
     if kept is None or settings.is_cache_of_node or _is_mounted(spec, CACHE_PATH):
         return
@@ -51,15 +48,16 @@ def of_cache(
     parts: Mapping[str, int] = {} if needed is None else disk_parts(spec, needed, settings)
     if limit is None and settings.disk is not None:
         request = given.amount("requests", DISK) or (str(sum(parts.values())) if given.amounts is None else "0")
-        limit, place = max(settings.disk, str(request), key=amount), "the size limit of /cache"
+        limit, place = disk_limit({"requests": {DISK: request}}, settings.disk), "the size limit of /cache"
         parts = {} if needed is None else _volumes(spec, needed, settings)[CACHE_PATH]
     if limit is None or kept + sum(parts.values()) <= amount(limit):
         return
-    room = max(0, int((amount(limit) - sum(parts.values())) / GIB))
+    room = int((amount(limit) - sum(parts.values())) / GIB)
+    smaller = f"set it to at most {room}" if room > 0 else "raise that limit"  # the trainer refuses a cache of 0
     yield (
-        f"spec.podTemplate.env {ENV_CACHE_GIB}: {stage} keeps {kept / GIB:.1f} GiB in /cache beside "
-        f"{gib(sum(parts.values()))} in use, more than {place} {limit}, so that the pod is evicted when the cache is "
-        f"full; remove the variable, or set it to at most {room}"
+        f"spec.podTemplate.env {ENV_CACHE_GIB}: found {kept / GIB:.1f}, the GiB that {stage} keeps in /cache beside "
+        f"{gib(sum(parts.values()))} in use: more than {place} {limit}, so that the pod is evicted when the cache is "
+        f"full; remove the variable, or {smaller}"
     )
 
 

@@ -1,14 +1,17 @@
-"""Requests and limits of a stage: the spec's, else the operator's settings."""
+"""Requests and limits of a stage: the spec's, else the operator's settings, and the disk that follows from them."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from internvl_api.memory.quantity import amount
 from internvl_api.pipeline import PARALLEL_STAGES
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import stage_field
 from internvl_api.status import StageName
 
 Amounts = Mapping[str, Any]
+DISK = "ephemeral-storage"
+TOLERATED = 0.9  # of an estimate; what is given may be so much of it without a warning
 
 
 class PodSettings(NamedTuple):
@@ -39,8 +42,12 @@ class Given(NamedTuple):
         return ((self.amounts or {}).get(kind) or {}).get(name)
 
 
-def given_for(spec: InternVLFineTuneSpec, stage: StageName, settings: PodSettings) -> Given:
-    """What the spec gives for a stage, else the operator's settings."""
+def given_for(
+    spec: InternVLFineTuneSpec,
+    stage: StageName,
+    settings: PodSettings = PodSettings(),  # noqa: B008 - immutable
+) -> Given:
+    """What the spec gives for a stage, else the operator's settings; without settings: what the spec gives, if any."""
     template, is_parallel = spec.pod_template, stage in PARALLEL_STAGES
     own = template.stage_resources.of(stage)
     if own is not None:
@@ -49,3 +56,15 @@ def given_for(spec: InternVLFineTuneSpec, stage: StageName, settings: PodSetting
         return Given(template.resources, "spec.podTemplate.resources")
     setting, name = (settings.workers, "workerResources") if is_parallel else (settings.others, "stageResources")
     return Given(setting, f"the operator's setting {name}", is_of_spec=False)
+
+
+def disk_limit(resources: Amounts, default: str) -> str:
+    """Size limit of /scratch and of /cache, each: the container's limit of ephemeral-storage where there is one.
+
+    Else the default, or what the container requests when that is more.
+    """
+    limit = (resources.get("limits") or {}).get(DISK)
+    if limit is not None:
+        return str(limit)
+    request = str((resources.get("requests") or {}).get(DISK, "0"))
+    return max((default, request), key=amount)

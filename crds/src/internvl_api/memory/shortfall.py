@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from internvl_api.memory.disk_shortfall import DISK, disk_parts, of_cache, of_volumes
-from internvl_api.memory.pod_settings import Given, PodSettings, given_for
+from internvl_api.memory.disk_shortfall import cache_shortfall, disk_parts, volume_shortfalls
+from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, given_for
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
 from internvl_api.memory.stop_time import LONGEST_GRACE_SECONDS, estimated_stop
@@ -17,7 +17,6 @@ from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import StageName
 
-_TOLERATED = 0.9  # of an estimate
 _KINDS: tuple[Literal["limits"], Literal["requests"]] = ("limits", "requests")
 
 
@@ -51,12 +50,12 @@ def _grace(spec: InternVLFineTuneSpec, config: RunConfig, storage_rate: float | 
         return
     seconds, why = estimated
     field, needed = "spec.podTemplate.terminationGracePeriodSeconds", "a stop that saves a checkpoint takes about"
-    if seconds * _TOLERATED > LONGEST_GRACE_SECONDS:
+    if seconds * TOLERATED > LONGEST_GRACE_SECONDS:
         yield (
             f"{field}: {needed} {seconds} s, and the longest grace period is {LONGEST_GRACE_SECONDS} s, so that a stop "
             f"loses the steps since the last checkpoint: {why}; use more workers or faster storage for spec.output"
         )
-    elif given is not None and given < seconds * _TOLERATED:
+    elif given is not None and given < seconds * TOLERATED:
         yield f"{field}: found {given}, {needed} {seconds} s: {why}; remove the field, or raise it"
 
 
@@ -66,8 +65,8 @@ def _of_stage(
     given = given_for(spec, stage, settings)
     if needed is not None:
         yield from _too_small(spec, stage, given, needed, settings)
-        yield from of_volumes(spec, stage, given, needed, settings)
-    yield from of_cache(spec, stage, given, needed, settings)
+        yield from volume_shortfalls(spec, stage, given, needed, settings)
+    yield from cache_shortfall(spec, stage, given, needed, settings)
     if stage == "train":
         yield from _shm(spec, given, needed)
 
@@ -78,8 +77,8 @@ def _too_small(
     disk = disk_parts(spec, needed, settings)
     for name, wanted, parts in (
         ("cpu", needed.cores / 2, {}),  # slower with less; half is what every process has for itself
-        ("memory", needed.memory_bytes * _TOLERATED, needed.memory),
-        (DISK, sum(disk.values()) * _TOLERATED, disk),
+        ("memory", needed.memory_bytes * TOLERATED, needed.memory),
+        (DISK, sum(disk.values()) * TOLERATED, disk),
     ):
         text = f"about {math.ceil(needed.cores)} cores" if name == "cpu" else _sum(parts)
         for kind in _KINDS if given.is_of_spec else _KINDS[:1]:  # a user cannot change the administrator's requests
@@ -95,7 +94,7 @@ def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iter
     if size is None:
         return
     found = f"spec.podTemplate.shmSize: found {size}"
-    if needed is not None and amount(size) < needed.shm * _TOLERATED:
+    if needed is not None and amount(size) < needed.shm * TOLERATED:
         yield (
             f"{found}, the batches that {_data_workers(spec)} data workers prepare ahead need up to "
             f"{gib(needed.shm)}; raise it, or lower spec.training.dataWorkers"
@@ -103,9 +102,15 @@ def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iter
     shared = "/dev/shm is memory of the worker, so that"
     limit, request = given.amount("limits", "memory"), given.amount("requests", "memory")
     if limit is not None and amount(size) > amount(limit):
-        yield f"{found}, more than {given.place}.limits.memory {limit}; {shared} no more than the limit can be used"
+        yield (
+            f"{found}, more than {given.place}.limits.memory {limit}; {shared} no more than the limit can be used; "
+            "lower shmSize, or raise the limit"
+        )
     elif limit is None and request is not None and amount(size) > amount(request):
-        yield f"{found}, more than {given.place}.requests.memory {request}; {shared} a node may have no room for it"
+        yield (
+            f"{found}, more than {given.place}.requests.memory {request}; {shared} a node may have no room for it; "
+            "lower shmSize, or raise the request"
+        )
     elif given.amounts is None and needed is not None and amount(size) > needed.memory_bytes:
         yield (
             f"{found}, more than all memory that a worker requests, {_sum(needed.memory)}; {shared} a node may have "

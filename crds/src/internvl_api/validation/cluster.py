@@ -107,8 +107,8 @@ def _profile_has_its_gpus(spec: InternVLFineTuneSpec, gpus: Mapping[str, int]) -
     needed = gpus.get(profile)
     if spec.trains and needed is not None and spec.gpus_per_worker != needed:
         text = (
-            f"found {spec.gpus_per_worker}, expected {needed}: network.profile {profile} works only for a worker with "
-            f"{needed} GPUs; set it to {needed}, or choose another profile"
+            f"found {spec.gpus_per_worker}, expected {needed}: network.profile {profile} works with no other number; "
+            f"set it to {needed}, or choose another profile"
         )
         yield Violation("spec.gpusPerWorker", text, "NetworkProfileNotPossible")
 

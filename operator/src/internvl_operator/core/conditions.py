@@ -2,9 +2,9 @@
 
 Ready=True: the result is published. Reconciling=True: work continues without the user. Stalled=True: the run waits for
 the user or has failed. Reconciling and Stalled are never True together. MemoryEstimate exists only when GPU memory is
-known, ResourceEstimate only when a request, a limit, shmSize or the grace period is too small, NetworkEstimate only
-when the measured network decides how long a step takes, or when training cannot use the devices of its network profile;
-False is a warning and stops nothing.
+known, ResourceEstimate only when a request, a limit, shmSize, the cache or the grace period cannot work,
+NetworkEstimate only when the measured network decides how long a step takes, or when training cannot use the devices of
+its network profile; False is a warning and stops nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -129,7 +129,8 @@ def with_estimates(
     """`conditions` with fresh estimates, and without one where there is nothing to say.
 
     They warn before the first pod starts and never stop a run, as estimates may be wrong.
-    No estimate is possible for GPUs of unknown memory, runs on CPUs, models outside the catalogue and invalid specs.
+    GPUs of unknown memory and invalid specs have no estimates; runs on CPUs and models outside the catalogue have only
+    those that need no figures of a model, such as shmSize beside a limit of memory.
 
     Args:
         gpu_memory: bytes of one GPU; None when unknown.

@@ -28,7 +28,7 @@ def unused_devices(spec: InternVLFineTuneSpec, workers: int, own: Mapping[str, N
         return None
     return (
         f"spec.network.profile: found {name}, which takes {', '.join(parts)} for each worker; training cannot use "
-        f"them, because {why}; remove the field"
+        f"them, because {why}; set it to none"
     )
 
 

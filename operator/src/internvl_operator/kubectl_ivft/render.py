@@ -38,7 +38,7 @@ _SENTENCES = {
     ("MemoryEstimate", "True"): "Fits in GPU memory (estimated)",
     ("MemoryEstimate", "False"): "May not fit in GPU memory (estimated)",
     ("ResourceEstimate", "False"): "Requests may be too small (estimated)",
-    ("NetworkEstimate", "False"): "The network is too slow, or cannot be used (estimated)",
+    ("NetworkEstimate", "False"): "The network limits training, or its devices are not used (estimated)",
 }
 
 

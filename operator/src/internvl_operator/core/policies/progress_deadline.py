@@ -60,6 +60,7 @@ def limit_of(given: int | None, progress: Progress | None, config: RunConfig | N
 
 
 def _default_of(progress: Progress, config: RunConfig | None) -> Limit | None:
+    """The limit for what training says it is doing; None for work whose time is unknown."""
     detail = progress.detail or ""
     if detail == TAKING_STEPS:
         return _of_steps(progress)
@@ -127,7 +128,7 @@ def _has_advanced(answers: RankAnswers, known: Progress) -> bool:
 
 
 def _during(progress: Progress | None) -> str:
-    """What training did when it stopped to report, for messages; empty while it takes steps."""
+    """What training was doing when it last reported, for messages; empty while it takes steps."""
     text = " ".join(clean_text(progress.detail if progress else None, _SHOWN).split())
     return f" in '{text}'" if text and text != TAKING_STEPS else ""
 

@@ -25,6 +25,7 @@ from internvl_api.constants import (
     SCRATCH_PATH,
     TERMINATION_MESSAGE_PATH,
 )
+from internvl_api.memory.pod_settings import disk_limit
 from internvl_api.memory.stop_time import DEFAULT_GRACE_SECONDS
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import PodTemplate
@@ -238,7 +239,7 @@ def _env(
 
 def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str, Any]]:
     resources = requirements.build(run, stage, config)
-    disk = {"emptyDir": {"sizeLimit": requirements.disk_limit(resources, config.scratch_size_limit)}}
+    disk = {"emptyDir": {"sizeLimit": disk_limit(resources, config.scratch_size_limit)}}
     cache: dict[str, Any] = disk
     if config.cache_host_path:
         cache = {"hostPath": {"path": config.cache_host_path, "type": "DirectoryOrCreate"}}

@@ -1,10 +1,10 @@
 """Build the requests and limits of a worker, from the spec and the operator's defaults."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
+from internvl_api.memory.pod_settings import DISK, Amounts, disk_limit, given_for
 from internvl_api.memory.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import StageResources, stage_field
@@ -13,8 +13,6 @@ from internvl_operator.core.operator_config import OperatorConfig
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
-Amounts = Mapping[str, Any]
-DISK = "ephemeral-storage"
 GPU_CLAIM = "gpus"  # its name in the pod
 # The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
 # the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
@@ -28,7 +26,7 @@ def build(run: Run, stage: Stage, config: OperatorConfig) -> dict[str, Any]:
     in the catalogue, and on the CPU, the settings' defaults.
     """
     spec, template = run.spec, run.spec.pod_template
-    given = given_for(spec, stage)
+    given = given_for(spec, stage.name).amounts
     resource = template.gpu_resource or config.gpu_resource
     if stage.parallel:
         wanted, claims = _default(run, stage, config) if given is None else given, gpu_claims(spec, stage)
@@ -44,12 +42,6 @@ def gpu_claims(spec: InternVLFineTuneSpec, stage: Stage) -> list[dict[str, str]]
     """The pod's claim of GPUs, where the spec names a template for it and the stage uses GPUs."""
     template = spec.pod_template.gpu_claim_template
     return [{"name": GPU_CLAIM, "resourceClaimTemplateName": template}] if template and stage.gpus(spec) else []
-
-
-def given_for(spec: InternVLFineTuneSpec, stage: Stage) -> Amounts | None:
-    """The resources that the spec gives for a stage; None when it gives none."""
-    given = spec.pod_template.stage_resources.of(stage.name)
-    return spec.pod_template.resources if given is None and stage.parallel else given
 
 
 def shm_size(run: Run, stage: Stage) -> str:
@@ -88,15 +80,6 @@ def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
     taken = None if needed is None else needed.disk_bytes if is_of_pod else sum(needed.cache.values())
     room = amount(limit) / 2 if taken is None else (amount(limit) - taken) * 9 / 10
     return max(1, int(room / GIB)) if room < DEFAULT_CACHE_GIB * GIB else None
-
-
-def disk_limit(resources: Amounts, default: str) -> str:
-    """The container's limit of ephemeral storage; else the default, or what it requests when that is more."""
-    limit = (resources.get("limits") or {}).get(DISK)
-    if limit is not None:
-        return str(limit)
-    request = str((resources.get("requests") or {}).get(DISK, "0"))
-    return max((default, request), key=amount)
 
 
 def setting(stage: str) -> str:
