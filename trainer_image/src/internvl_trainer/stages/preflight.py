@@ -64,7 +64,7 @@ Check = Callable[[Any], CheckedRows]
 def run(context: RunContext) -> StageResult:
     """Check output, model and rows, cheapest first. Raises UserError for the first thing that stops the run."""
     if not Part.of_this_pod().leads:
-        return _help(context)
+        return _check_own_part(context)
     config, reporter, stages = context.config, context.reporter, context.stages
     check_client(config)
     reporter.doing("checking the output")
@@ -104,7 +104,7 @@ def run(context: RunContext) -> StageResult:
     return StageResult(stage="preflight", outcome="succeeded", reason="Checked", message=summary(config, report))
 
 
-def _help(context: RunContext) -> StageResult:
+def _check_own_part(context: RunContext) -> StageResult:
     """Check this pod's part of the rows. The first pod reads the results, and checks all else."""
     datasets, check = _open(context)
     for dataset in datasets:

@@ -32,7 +32,7 @@ def export_adapter(
 ) -> Iterator[Path]:
     """Write the adapter and the other trained weights on rank 0, which gets their paths. All ranks iterate over it.
 
-    The adapter is in memory, of the other weights one tensor at a time.
+    Rank 0 holds the whole adapter in memory, and one tensor of the other weights at a time.
 
     Args:
         base: the model that the adapter records, on rank 0.
@@ -60,6 +60,7 @@ def _write_others(engine: Any, parameters: Mapping[str, Any], path: Path, group:
 
 
 def _describe(name: str, parameter: Any, file: Path) -> TensorEntry:
+    """Native name, whole shape and dtype of a parameter; under ZeRO-3 `shape` is that of this rank's part."""
     return TensorEntry(_native(name), file, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype)
 
 
@@ -133,7 +134,7 @@ def full_tensors(
 def _native(name: str) -> str:
     """The native model's name of a parameter that is no adapter's."""
     native = native_name(name)
-    assert native is not None, f"{name} is an adapter's; whole models are exported without adapters"
+    assert native is not None, f"{name} is an adapter's and has no name in the native model"
     return native
 
 

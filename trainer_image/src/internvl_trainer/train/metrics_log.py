@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from internvl_api.constants import ENV_ATTEMPT
 
-from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, METRICS_FILE, SAMPLES_FILE, SAMPLES_FOLDER
+from internvl_trainer.artifacts.output_layout import EVENTS_FOLDER, JOURNAL, METRICS_FILE, SAMPLES_FILE, SAMPLES_FOLDER
+from internvl_trainer.distributed import Group
 
 VALIDATION_SCALAR = "validation/loss"
 """The loss on data.validation in TensorBoard and in trackers."""
@@ -185,6 +186,14 @@ def count_attempts(metrics: Path) -> int:
         return int(said)
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return int(json.loads(lines[-1]).get("attempt", 1)) + 1 if lines else 1
+
+
+def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
+    """Rank 0's metrics log, continuing that of the restored checkpoint; None on the other ranks."""
+    if not group.leads:
+        return None
+    restore_metrics_log(scratch / "record", scratch / JOURNAL)
+    return MetricsLog(scratch / "record")
 
 
 def restore_metrics_log(folder: Path, saved: Path) -> None:

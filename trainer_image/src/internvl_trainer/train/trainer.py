@@ -16,10 +16,8 @@ from internvl_api.constants import ANSWERING_SAMPLES, EXPORTING, RESTORING, TAKI
 from internvl_api.status import Bandwidth, StageResult
 
 from internvl_trainer.artifacts.manifest import ManifestFile
-from internvl_trainer.artifacts.output_layout import JOURNAL
 from internvl_trainer.artifacts.storage import persistently
 from internvl_trainer.data.loader import Window
-from internvl_trainer.distributed import Group
 from internvl_trainer.errors import UserError
 from internvl_trainer.metrics import Reporter
 from internvl_trainer.run_context import GroupContext
@@ -30,7 +28,7 @@ from internvl_trainer.train.checkpoint import Checkpoints
 from internvl_trainer.train.engine import apply_step, run_backward
 from internvl_trainer.train.held_out import Exported, HeldOut, choose_best
 from internvl_trainer.train.loss_watch import LossWatch
-from internvl_trainer.train.metrics_log import VALIDATION_SCALAR, MetricsLog, StepRecord, restore_metrics_log
+from internvl_trainer.train.metrics_log import VALIDATION_SCALAR, MetricsLog, StepRecord, open_metrics_log
 from internvl_trainer.train.saver import Saver
 from internvl_trainer.train.schedule import learning_rate, warmup_steps
 from internvl_trainer.train.setup import TrainingSetup, prepare
@@ -90,14 +88,6 @@ def train(context: GroupContext, stop: StopFlag) -> StageResult:
 def is_due(step: int, total_steps: int, every: int) -> bool:
     """Whether something done every `every` steps is due after `step` steps; always after the last step."""
     return step % every == 0 or step == total_steps
-
-
-def open_metrics_log(scratch: Path, group: Group) -> MetricsLog | None:
-    """Rank 0's metrics log, continuing that of the restored checkpoint; None on the other ranks."""
-    if not group.leads:
-        return None
-    restore_metrics_log(scratch / "record", scratch / JOURNAL)
-    return MetricsLog(scratch / "record")
 
 
 @dataclass
