@@ -64,7 +64,7 @@ def kill_halfway(rows: ChatRows, store: ShardStore, processes: int) -> dict[str,
         target=check_in_shards, args=(rows, range(ROWS), store, sizes), kwargs={"processes": processes}
     )
     work.start()
-    while 2 * len(written(store)) < len(spans_of(ROWS)):
+    while work.is_alive() and 2 * len(written(store)) < len(spans_of(ROWS)):
         time.sleep(0.5)
     work.kill()
     work.join()
