@@ -109,9 +109,7 @@ def test_an_unmet_condition_publishes_nothing_and_keeps_the_adapter(platform: Pl
 def test_retrieval_training_improves_recall(platform: Platform) -> None:
     """A retrieval model runs through the same stages on two nodes; two pods share preflight."""
     output = platform.apply("quickstart-retrieval", "retrieval", data={"preflight": {"workers": 2}})
-    platform.wait(
-        "retrieval", "two pods of preflight", lambda _: len(platform.pods("retrieval", stage="preflight")) == 2
-    )
+    wait_for("both pods of preflight", lambda: len(platform.pods("retrieval", stage="preflight")) == 2)
     status = platform.follow("retrieval")
     ended = {pod.metadata.name: pod.status.phase for pod in platform.pods("retrieval", stage="preflight")}
     assert ended.pop("retrieval-preflight-0") == "Succeeded"
