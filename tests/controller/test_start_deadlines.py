@@ -125,3 +125,53 @@ def test_a_run_past_its_deadline_tells_what_held_it_up() -> None:
     failed = world.server.condition("Failed")
     assert failed["reason"] == "DeadlineExceeded"
     assert failed["message"].endswith(f"(at the end pod run-train-1 finds no node: {NO_GPU})")
+
+
+def preflight_of_three(**changes: Any) -> World:
+    """Two pods of preflight run, the third finds no node."""
+    rows = {"train": {"photos": {"annotation": "s3://data/train.jsonl"}}, "preflight": {"workers": 3}}
+    world = World(data=rows, **changes)
+    for rank in range(2):
+        place(world, f"run-preflight-{rank}", {"phase": "Running"})
+    world.server.set_pod("run-preflight-2", unscheduled())
+    world.operator.settle()
+    return world
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="no-deadline"),
+        pytest.param({"runPolicy": {"schedulingDeadlineSeconds": 60}}, id="deadline"),
+        pytest.param({"minWorkers": 1}, id="elastic"),
+    ],
+)
+def test_a_pod_of_preflight_without_a_node_neither_ends_the_attempt_nor_keeps_the_stage(changes: Raw) -> None:
+    """The first pod checks what it leaves, so ending the others' work would help nobody."""
+    world = preflight_of_three(**changes)
+    world.later(3600)
+    assert (world.status["attempt"], world.status["phase"]) == (1, "Pending")
+    world.end("preflight", ranks=(0,))
+    assert world.status["stage"] == "train"
+    world.collect()
+    assert world.pods("preflight") == ["run-preflight-0"], "one had no node, one had nothing left to do"
+    world.run("train")
+    assert world.status["phase"] == "Running"
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 0}
+
+
+def test_the_first_pod_of_preflight_has_the_deadline_of_every_worker() -> None:
+    world = preflight_of_three(runPolicy={"schedulingDeadlineSeconds": 60})
+    world.server.change("Pod", "run-preflight-0", lambda raw: raw["spec"].pop("nodeName"))
+    world.server.set_pod("run-preflight-0", unscheduled())
+    world.operator.settle()
+    world.later(60)
+    assert world.server.condition("Stalled")["reason"] == "SchedulingDeadlineExceeded"
+
+
+def test_a_pod_of_preflight_that_fails_after_the_first_has_succeeded_costs_nothing() -> None:
+    world = preflight_of_three()
+    world.end("preflight", ranks=(0,))
+    world.end("preflight", 1, "boom", ranks=(1,))
+    assert world.status["stage"] == "train"
+    assert world.status["restarts"] == {"user": 0, "infrastructure": 0}

@@ -36,6 +36,8 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     if not workers and not created:
         return Decision()
     size = stage.size(context.run.spec)
+    if not stage.parallel and any(pod.rank == 0 and pod.succeeded for pod in workers):
+        return Decision(Outcome("succeeded", "Succeeded", "worker 0 succeeded"))
     expected = size if created else len({pod.rank for pod in workers})
     found = failure_policy.classify(workers, expected, pods.image_setting(context.run.spec))
     if found is None or found.secondary:

@@ -285,6 +285,7 @@ def _suspend(context: ReconcileContext, stage: Stage, note: str = "") -> None:
 
 
 def _succeed(context: ReconcileContext, stage: Stage) -> None:
+    context.remove([pod for pod in context.workers if not pod.finished])  # pods of preflight that the first outran
     entry = context.entry(stage)
     entry.state, entry.finished_at, entry.reason, entry.message = "Succeeded", context.timestamp(), None, None
     if stage.name == "train" and context.status.progress:

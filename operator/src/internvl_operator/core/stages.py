@@ -32,6 +32,10 @@ class Stage:
             return spec.data.preflight.workers
         return spec.workers if self.parallel else 1
 
+    def waits_for(self, rank: int) -> bool:
+        """Whether the stage cannot end without this pod. Of preflight's, the first one does what the others leave."""
+        return self.parallel or rank == 0
+
     def processes(self, spec: InternVLFineTuneSpec) -> int:
         """Number of processes in one pod."""
         return spec.processes_per_worker if self.parallel else 1

@@ -29,7 +29,7 @@ def _scheduling_deadline(context: ReconcileContext, stage: Stage) -> Decision:
             return _queue_deadline(context, stage, limit, smaller)
     if avoided:
         limit = min(limit or bad_nodes.PATIENCE, bad_nodes.PATIENCE)
-    unscheduled = [pod for pod in context.workers if _needs_node(pod)]
+    unscheduled = [pod for pod in context.workers if stage.waits_for(pod.rank) and _needs_node(pod)]
     if limit is None or not unscheduled:
         return Decision(record={"unscheduled_since": None})
     since = context.status.unscheduled_since or context.timestamp()
@@ -75,7 +75,7 @@ def _start_deadline(context: ReconcileContext, stage: Stage) -> Decision:
     limit = context.run.spec.run_policy.start_deadline_seconds
     decision = Decision()
     for pod in context.workers:
-        if not pod.unstarted or pod.start_time is None:
+        if not (stage.waits_for(pod.rank) and pod.unstarted) or pod.start_time is None:
             continue
         left = limit - (context.now - pod.start_time).total_seconds()
         if left <= 0:
