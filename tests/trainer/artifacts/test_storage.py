@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from internvl_trainer.artifacts.storage import ConditionsUnsupported, Storage, inside, open_storage
+from internvl_trainer.artifacts.storage import ConditionsUnsupported, FolderStorage, Storage, inside, open_storage
 from internvl_trainer.distributed import free_port
 from internvl_trainer.errors import AccessDenied, Unavailable, UserError
 from ivft_cluster.s3 import S3Server
@@ -262,3 +263,27 @@ def test_a_missing_bucket_is_named(s3_env: object) -> None:
 def test_unknown_schemes_are_refused() -> None:
     with pytest.raises(UserError, match="hf:// cannot be used here"):
         open_storage("hf://owner/name", field="data.train.x.root")
+
+
+def test_a_folder_that_is_deleted_while_others_write_and_list_there(tmp_path: Path) -> None:
+    """The first pod of preflight deletes the shards at its end, while another stores one."""
+    storage = FolderStorage(tmp_path, field="spec.output")
+    until = time.monotonic() + 2
+
+    def repeat(act: Callable[[], object]) -> None:
+        while time.monotonic() < until:
+            act()
+
+    acts = (
+        lambda: storage.write("stages/preflight/shards/x/0.json", b"x" * 100_000),
+        lambda: list(storage.list("stages/preflight/")),
+        lambda: storage.delete("stages/preflight/"),
+    )
+    with ThreadPoolExecutor(len(acts)) as pool:
+        for done in [pool.submit(repeat, act) for act in acts]:
+            done.result()
+
+
+def test_a_file_to_store_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found no file"):
+        FolderStorage(tmp_path, field="spec.output").upload(tmp_path / "absent", "key")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UNFINISHED = ".writing-"  # how the name of a file begins while it is written
+_TRIES = 5  # to write a file into a folder that another process deletes at the same time
 _LOCK_SECONDS = 10.0  # for another process to finish one small write
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 P = ParamSpec("P")
@@ -228,6 +229,20 @@ def _locked(path: Path) -> Iterator[None]:
         yield  # closing the file unlocks it
 
 
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file, and put it in the place of `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_UNFINISHED)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def _write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -243,7 +258,9 @@ class FolderStorage:
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
         folder = self._root / prefix.rpartition("/")[0]
-        found = (path.relative_to(self._root).as_posix() for path in folder.rglob("*") if path.is_file())
+        # Unlike rglob, os.walk leaves out a folder that another process deletes meanwhile.
+        paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+        found = (path.relative_to(self._root).as_posix() for path in paths if path.is_file())
         for key in sorted(found):
             if key.startswith(prefix) and (stored := self.stat(key)):
                 yield stored
@@ -348,24 +365,23 @@ class FolderStorage:
     def _store(self, key: str, write: Callable[[Path], object]) -> None:
         target = self._path(key)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=_UNFINISHED)
-            os.close(handle)
-            try:
-                write(Path(name))
-                os.chmod(name, 0o644)
-                os.replace(name, target)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            for left in reversed(range(_TRIES)):
+                try:
+                    return _replace(target, write)
+                except (FileNotFoundError, FileExistsError):  # another process deletes the folder with all its files
+                    if not left:
+                        raise
         except OSError as error:
             raise self._failure(error, key) from error
 
     def _remove_empty_parents(self, path: Path) -> None:
         for parent in path.parents:
-            if parent == self._root or any(parent.iterdir()):
+            if parent == self._root:
                 return
-            parent.rmdir()
+            try:
+                parent.rmdir()
+            except OSError:  # not empty, also when another process has written there meanwhile
+                return
 
     def _failure(self, error: OSError, key: str) -> UserError:
         place = f"{self.uri}/{key}"
