@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from internvl_api.constants import CACHE_PATH, DEFAULT_CACHE_GIB, ENV_CACHE_GIB
@@ -87,7 +88,11 @@ class Cache:
         return self.folder(name, make_in) / "content"
 
     def folder(
-        self, name: str, make: Callable[[Path], object], is_intact: Callable[[Path], bool] | None = None
+        self,
+        name: str,
+        make: Callable[[Path], object],
+        is_intact: Callable[[Path], bool] | None = None,
+        while_another_makes: Callable[[Path], AbstractContextManager[object]] = nullcontext,
     ) -> Path:
         """The folder named `name`, kept from eviction while this process lives.
 
@@ -95,14 +100,15 @@ class Cache:
         `is_intact` agrees; else it is made again. Each process checks an entry once.
 
         `make` fills the folder it is given. After a failure the next caller gets the same half-filled folder, so
-        that a download can go on; two processes never make the same entry at once.
+        that a download can go on; two processes never make the same entry at once. While one waits for another,
+        `while_another_makes` is entered with the folder that the other one fills.
         """
         digest = self._digest(name)
         entry, descriptor = self.root / "entries" / digest, self._open_lock(digest)
         try:
             while not self._lock_entry(entry, descriptor) or not self._keep_if_intact(digest, entry, is_intact):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
-                self._make(digest, descriptor, make)
+                self._make(digest, descriptor, make, while_another_makes)
             os.utime(entry)
         except BaseException:
             os.close(descriptor)
@@ -113,12 +119,22 @@ class Cache:
             self._held[digest] = descriptor
         return entry
 
-    def _make(self, digest: str, descriptor: int, make: Callable[[Path], object]) -> None:
+    def _make(
+        self,
+        digest: str,
+        descriptor: int,
+        make: Callable[[Path], object],
+        while_another_makes: Callable[[Path], AbstractContextManager[object]],
+    ) -> None:
         """Make the entry, or wait until the process that makes it is done."""
         entry, partial = self.root / "entries" / digest, self.root / "partial" / digest
         making = self._open_lock(digest + _MAKING)
         try:
-            fcntl.flock(making, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(making, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with while_another_makes(partial):
+                    fcntl.flock(making, fcntl.LOCK_EX)
             if not entry.exists():  # nobody made it while this process waited
                 partial.mkdir(parents=True, exist_ok=True)
                 make(partial)

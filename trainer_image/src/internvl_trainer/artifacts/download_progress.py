@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from internvl_api.constants import DOWNLOADING
@@ -27,7 +28,7 @@ def told_to(listener: Callable[[str | None], object]) -> Iterator[None]:
 
 
 @contextmanager
-def announced(uri: str, folder: Path, total: int) -> Iterator[None]:
+def announced(uri: str, folder: Path, total: int = 0) -> Iterator[None]:
     """Within the block, report how `folder` grows to `total` bytes."""
     done = threading.Event()
 
@@ -52,13 +53,13 @@ def _tell(text: str | None) -> None:
 
 
 def progress_text(uri: str, arrived: int, total: int) -> str:
-    """The progress text of a download of `total` bytes; without sizes when the total is not known.
+    """The progress text of a download of `total` bytes, 0 when that is not known.
 
     >>> progress_text("s3://data/rows.jsonl", 2_000, 4_100)
     'downloading s3://data/rows.jsonl: 2.0 kB of 4.1 kB'
     """
-    known = f": {_text(min(arrived, total))} of {_text(total)}" if total > 0 else ""
-    return f"{DOWNLOADING} {uri}{known}"
+    known = f"{_text(min(arrived, total))} of {_text(total)}" if total > 0 else _text(arrived)
+    return f"{DOWNLOADING} {uri}: {known}"
 
 
 def _text(size: int) -> str:
@@ -69,9 +70,8 @@ def _text(size: int) -> str:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # renamed meanwhile
-            continue
+    for parent, _, names in os.walk(folder):  # leaves out what is deleted meanwhile, unlike rglob
+        for name in names:
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                total += os.stat(os.path.join(parent, name)).st_size
     return total

@@ -7,7 +7,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -140,11 +141,17 @@ def fetch_directory(uri: str, *, field: str, weights: bool = True) -> Path:
     storage = _open(uri, field)
     files = _checkpoint_files(storage, field, weights)
 
+    def telling(folder: Path) -> AbstractContextManager[None]:
+        return announced(storage.uri, folder, sum(file.size for file in files))
+
     def make(folder: Path) -> None:
-        with announced(storage.uri, folder, sum(file.size for file in files)):
+        with telling(folder):
             download_files(storage, files, folder)
 
-    return _cache().folder(_copy_name(uri, files), make, lambda folder: has_small_files_of(storage, files, folder))
+    def is_intact(folder: Path) -> bool:
+        return has_small_files_of(storage, files, folder)
+
+    return _cache().folder(_copy_name(uri, files), make, is_intact, while_another_makes=telling)
 
 
 def has_directory(uri: str, *, field: str) -> bool:
@@ -366,7 +373,8 @@ def _fetch_repository(repo: hub.Repository, weights: bool) -> Path:
     def is_intact(folder: Path) -> bool:
         return hub.has_files(repo, commit, folder) and (with_code or not any(folder.rglob("*.py")))
 
-    return _cache().folder(_repository_name(repo, commit, weights=weights), make, is_intact)
+    name = _repository_name(repo, commit, weights=weights)
+    return _cache().folder(name, make, is_intact, while_another_makes=partial(announced, repo.uri))
 
 
 def _repository_name(repo: hub.Repository, commit: str, *, weights: bool) -> str:
