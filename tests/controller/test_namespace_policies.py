@@ -118,6 +118,20 @@ def test_a_run_with_a_stages_limits_gets_past_a_quota_that_asks_for_them() -> No
             id="number-of-pods",
         ),
         pytest.param(
+            "preflight",
+            "exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3",
+            "QuotaExceeded",
+            ("lower spec.data.preflight.workers",),
+            id="number-of-preflights-pods",
+        ),
+        pytest.param(
+            "preflight",
+            "exceeded quota: cpu, requested: requests.cpu=16, used: requests.cpu=40, limited: requests.cpu=48",
+            "QuotaExceeded",
+            ("lower spec.data.preflight.workers or spec.podTemplate.stageResources.preflight",),
+            id="processors-of-preflight",
+        ),
+        pytest.param(
             "merge",
             "exceeded quota: mem, requested: limits.memory=64Gi,pods=1, used: limits.memory=10Gi,pods=1, limited: …",
             "QuotaExceeded",

@@ -51,8 +51,10 @@ def _request_less(stage: str | None, requested: str | None) -> str:
     """The advice to request less; GPUs and the number of pods have fields of their own."""
     if stage is None:
         return "ask its administrator"
+    workers = "spec.data.preflight.workers" if stage == "preflight" else "spec.workers"
     if requested and _EXTENDED.search(requested):
-        return "lower spec.workers or spec.gpusPerWorker"
+        return f"lower {workers} or spec.gpusPerWorker"
     if requested and all(part.strip().startswith(("pods=", "count/pods=")) for part in requested.split(",")):
-        return "lower spec.workers"
-    return f"lower {requirements.setting(stage)}"
+        return f"lower {workers}"
+    setting = requirements.setting(stage)
+    return f"lower {workers} or {setting}" if stage == "preflight" else f"lower {setting}"
