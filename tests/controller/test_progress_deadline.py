@@ -288,6 +288,27 @@ def test_a_model_that_is_never_loaded_frees_the_gpus() -> None:
     assert "spec.runPolicy.progressDeadlineSeconds sets another limit): all workers answer" in told
 
 
+@pytest.mark.parametrize(
+    ("details", "restarts"),
+    [
+        pytest.param(("fetching the model", "downloading hf://x/y: 1.0 GB of 2.0 GB"), 0, id="another-downloads"),
+        pytest.param(("downloading hf://x/y: 1.0 GB of 2.0 GB",) * 2, 1, id="all-are-at-the-same-byte"),
+        pytest.param(("fetching the model", "fetching the model"), 1, id="nobody-downloads"),
+        pytest.param(("downloading hf://x/y: 1.0 GB of 2.0 GB", "fetching the model"), 1, id="the-first-downloads"),
+    ],
+)
+def test_the_first_worker_may_wait_for_the_download_of_another(details: tuple[str, ...], restarts: int) -> None:
+    """Its node has the model already; the other one's node has a slow link."""
+    world = World(model={"name": "InternVL2-1B"}, gpusPerWorker=8)
+    world.reach("train")
+    report(world, *details)
+    world.later(7200)
+    assert world.status["restarts"] == {"user": 0, "infrastructure": restarts}
+    world.server.answers = {"run-train-0": Progress(stage="train", detail=details[0])}  # the other one hangs
+    world.later(7200)
+    assert world.status["restarts"]["infrastructure"] == 1
+
+
 class Answering(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = json.dumps({"step": 41, "heartbeat": {"phase": "meeting", "idleSeconds": 3.5}}).encode()

@@ -12,7 +12,7 @@ and can name the lagging process.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from internvl_api.constants import MOVING_WEIGHTS, SETUP_ORDER, TAKING_STEPS
+from internvl_api.constants import DOWNLOADING, MOVING_WEIGHTS, SETUP_ORDER, TAKING_STEPS
 from internvl_api.memory.moving_time import moving_limit
 from internvl_api.run_config import RunConfig
 from internvl_api.status import Progress, StepPhase
@@ -94,7 +94,9 @@ def decide(context: ReconcileContext, stage: Stage) -> Decision:
     current = answers is not None and answers.pod_uids == {pod.uid for pod in running}
     if answers is None or not current or (answers.asked_at - since).total_seconds() < limit:
         return Decision(probe=running, wait=_PROBE_AGAIN)
-    if _has_advanced(answers, context.status.progress or Progress()):
+    if _has_advanced(answers, context.status.progress or Progress()) or (
+        given is None and _waits_for_download(answers)
+    ):
         return Decision(wait=limit, record={"progress_at": to_text(answers.asked_at)})
     during = _during(context.status.progress)
     text = f"no progress since {context.status.progress_at}{during} ({origin}): "
@@ -125,6 +127,13 @@ def slowest(states: Sequence[ProcessState]) -> str:
 def _has_advanced(answers: RankAnswers, known: Progress) -> bool:
     newest = answers.states[0].progress if answers.states else None
     return newest is not None and (newest.step, newest.detail) != (known.step, known.detail)
+
+
+def _waits_for_download(answers: RankAnswers) -> bool:
+    """Whether the first process waits for another one's download, which ends by itself when its source is silent."""
+    answering = [state.progress for state in answers.states if state.progress is not None]
+    downloads = [(progress.detail or "").startswith(DOWNLOADING) for progress in answering]
+    return len(answering) == len(answers.states) and any(downloads) and not downloads[0]
 
 
 def _during(progress: Progress | None) -> str:
