@@ -60,12 +60,12 @@ def test_the_pod_group_of_a_stage(scheduling: Raw, changes: Raw, version: str, s
     assert alone["metadata"]["name"] != made["metadata"]["name"]
 
 
-def test_min_workers_is_of_training_alone() -> None:
-    """Training may begin with fewer workers; the pods of preflight are as many as the spec says."""
+@pytest.mark.parametrize(("least", "members"), [(None, [2, 1]), (1, [1, 1])], ids=["all", "few"])
+def test_how_many_pods_must_start_together(least: int | None, members: list[int]) -> None:
+    """All of training, or spec.minWorkers; of preflight one, which checks what the others leave."""
     data = {"train": {"photos": {"annotation": "s3://data/train.jsonl"}}, "preflight": {"workers": 3}}
-    run = a_run(scheduling={"gang": "volcano"}, minWorkers=1, data=data)
-    members = [gang.pod_groups(run, stage)[0]["spec"]["minMember"] for stage in (TRAIN, PREFLIGHT)]
-    assert members == [1, 3]
+    run = a_run(scheduling={"gang": "volcano"}, data=data, **({"minWorkers": least} if least else {}))
+    assert [gang.pod_groups(run, stage)[0]["spec"]["minMember"] for stage in (TRAIN, PREFLIGHT)] == members
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ def pod_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
     if scheduling.gang not in _SCHEDULERS:
         return []
     version, _ = _SCHEDULERS[scheduling.gang]
-    size, least = stage.size(run.spec), run.spec.min_workers if stage.parallel else None
-    spec: dict[str, Any] = {"minMember": min(size, least) if least else size}
+    size = stage.size(run.spec)
+    least = run.spec.min_workers or size if stage.parallel else 1  # of preflight, only the first pod must run
+    spec: dict[str, Any] = {"minMember": min(size, least)}
     if scheduling.gang == "volcano":
         chosen = {"queue": scheduling.queue, "priorityClassName": run.spec.pod_template.priority_class_name}
         spec |= {key: value for key, value in chosen.items() if value}
