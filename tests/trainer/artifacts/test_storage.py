@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,23 +265,47 @@ def test_unknown_schemes_are_refused() -> None:
         open_storage("hf://owner/name", field="data.train.x.root")
 
 
-def test_a_folder_that_is_deleted_while_others_write_and_list_there(tmp_path: Path) -> None:
+def test_a_file_is_stored_although_its_folder_is_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first pod of preflight deletes the shards at its end, while another stores one."""
     storage = FolderStorage(tmp_path, field="spec.output")
-    until = time.monotonic() + 2
+    real, deleted = os.replace, []
 
-    def repeat(act: Callable[[], object]) -> None:
-        while time.monotonic() < until:
-            act()
+    def replace(source: str, target: Path) -> None:
+        if not deleted:
+            deleted.append(storage.delete("stages/preflight/"))
+        real(source, target)
 
-    acts = (
-        lambda: storage.write("stages/preflight/shards/x/0.json", b"x" * 100_000),
-        lambda: list(storage.list("stages/preflight/")),
-        lambda: storage.delete("stages/preflight/"),
-    )
-    with ThreadPoolExecutor(len(acts)) as pool:
-        for done in [pool.submit(repeat, act) for act in acts]:
-            done.result()
+    monkeypatch.setattr(os, "replace", replace)
+    storage.write("stages/preflight/shards/x/0.json", b"x")
+    assert deleted
+    assert storage.read("stages/preflight/shards/x/0.json") == b"x"
+
+
+def test_a_listing_leaves_out_what_is_deleted_meanwhile(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path, field="spec.output")
+    for number in range(3):
+        storage.write(f"stages/preflight/shards/{number}/0.json", b"x")
+    listing = storage.list("stages/")
+    assert next(listing).key == "stages/preflight/shards/0/0.json"
+    storage.delete("stages/preflight/")
+    assert list(listing) == []
+
+
+def test_a_folder_that_others_write_into_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process stores a file between the deletion of the last one and that of the empty folder."""
+    storage = FolderStorage(tmp_path, field="spec.output")
+    storage.write("stages/preflight/shards/x/0.json", b"x")
+    real = Path.rmdir
+
+    def rmdir(folder: Path) -> None:
+        (folder / "1.json").write_bytes(b"y")
+        real(folder)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    storage.delete("stages/preflight/shards/x/0.json")
+    assert storage.read("stages/preflight/shards/x/1.json") == b"y"
 
 
 def test_a_file_to_store_that_is_not_there_is_named(tmp_path: Path) -> None:
