@@ -21,7 +21,7 @@ from internvl_trainer.model.checkpoint_format.shards import place_in_file, write
 from internvl_trainer.model.checkpoint_format.tensors import DERIVED
 from internvl_trainer.model.checkpoint_source import CONFIG_FILE, KEPT_FOLDER, Source
 from internvl_trainer.model.convert_checkpoint import copy_files
-from internvl_trainer.model.exported_config import trained_config
+from internvl_trainer.model.exported_config import GENERATION_CONFIG, trained_config
 from internvl_trainer.model.load import LoadedModel
 from internvl_trainer.model.trained_weights import OTHER_WEIGHTS
 from internvl_trainer.retrieval.load import LoadedRetrievalModel
@@ -74,6 +74,9 @@ def export_model(
     """
     directory.mkdir(parents=True)
     if group.leads:
+        if base.is_native:
+            loaded.model.native.save_pretrained(directory, state_dict={})  # its configuration, no weights
+            (directory / GENERATION_CONFIG).unlink(missing_ok=True)  # a default one; the base's is copied
         copy_files(base.directory, directory)
         if base.upstream_config is not None:
             kept = directory / KEPT_FOLDER if base.is_native else directory
@@ -85,8 +88,6 @@ def export_model(
                 vocabulary=loaded.vocabulary if config.model.resize_embeddings else None,
             )
             (kept / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
-        if base.is_native:
-            loaded.model.native.save_pretrained(directory, state_dict={})  # its configuration, no weights
         yield from _files(directory)
     yield from _write_weights(engine, base, directory, group)
 
