@@ -155,6 +155,31 @@ def test_a_disk_that_suffices(settings: PodSettings, template: dict[str, Any]) -
     assert said(BIG, settings, **template) == []
 
 
+def empty(path: str, size: str) -> dict[str, Any]:
+    volume = {"name": "own", "emptyDir": {"sizeLimit": size}}
+    return {"volumes": [volume], "volumeMounts": [{"name": "own", "mountPath": path}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "needs"),
+    [
+        pytest.param("/cache", "train needs about 47.5 GiB in /cache: weights of the base model 47.5", id="cache"),
+        pytest.param("/scratch", "train needs about 55.5 GiB in /scratch: checkpoint files 8.0 + exp", id="scratch"),
+    ],
+)
+def test_an_empty_dir_of_the_run_that_is_too_small(path: str, needs: str) -> None:
+    found = said(BIG, PodSettings(disk="500Gi"), **empty(path, "40Gi"))
+    assert found[0].startswith(f"spec.podTemplate.volumes[0].emptyDir.sizeLimit: found 40Gi, {needs}"), found
+    assert found[0].endswith("; raise it to at least that")
+    assert said(BIG, PodSettings(disk="500Gi"), **empty(path, "120Gi")) == []
+
+
+def test_a_cache_that_outgrows_an_empty_dir_of_the_run() -> None:
+    found = said(ON_CPU, PodSettings(disk="500Gi"), **empty("/cache", "120Gi"), **cache("150"))
+    assert "more than spec.podTemplate.volumes[0].emptyDir.sizeLimit 120Gi" in found[0]
+    assert said(ON_CPU, PodSettings(disk="100Gi"), **empty("/cache", "200Gi"), **cache("150")) == []
+
+
 def test_a_cache_of_the_node_takes_no_disk_of_the_pod() -> None:
     template = {"resources": {"limits": {"ephemeral-storage": "60Gi"}}}
     assert "found 60Gi, train needs about 103.0 GiB" in said(BIG, **template)[0]

@@ -180,6 +180,7 @@ STEPS = {"stage": "train", "detail": TAKING_STEPS, "total_steps": 100}
         pytest.param(None, Progress(**STEPS, step=50), 7200, id="the-first-step-of-an-attempt"),
         pytest.param(None, Progress(**STEPS, step=100, eta_seconds=0), 7200, id="the-last-step-is-done"),
         pytest.param(None, Progress(**STEPS, step=99, eta_seconds=-5), 1800, id="a-pod-may-say-anything"),
+        pytest.param(None, Progress(**STEPS, step=99, eta_seconds=1e308), 20 * 86_400, id="or-that-it-takes-for-ever"),
         pytest.param(
             None,
             Progress(stage="train", step=50, total_steps=100, eta_seconds=500, detail="checkpoint at step 50"),

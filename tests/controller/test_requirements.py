@@ -23,6 +23,12 @@ TINY: Raw = {"model": {"source": "s3://models/tiny"}, "workers": 1, "gpusPerWork
 DERIVED = {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "104Gi"}
 DEFAULT = {"cpu": "1", "memory": "2Gi"}
 OWN = {"requests": {"cpu": "3", "memory": "5Gi"}}
+OF_A_CLAIM: Raw = {"persistentVolumeClaim": {"claimName": "large"}}
+
+
+def mounted(path: str, volume: Raw) -> Raw:
+    """A podTemplate with a volume of the run at a path."""
+    return {"volumes": [{"name": "large", **volume}], "volumeMounts": [{"name": "large", "mountPath": path}]}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,30 @@ OWN = {"requests": {"cpu": "3", "memory": "5Gi"}}
             OperatorConfig(cache_host_path="/mnt/cache"),
             {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "56Gi"},
             id="weights on a disk of the node are not of the pod, its checkpoint and export are",
+        ),
+        pytest.param(
+            BIG | {"podTemplate": mounted("/cache", OF_A_CLAIM)},
+            CONFIG,
+            {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "56Gi"},
+            id="nor are those on a volume of the run",
+        ),
+        pytest.param(
+            BIG | {"podTemplate": mounted("/scratch", OF_A_CLAIM)},
+            CONFIG,
+            {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "48Gi"},
+            id="its checkpoint and export may be on one too",
+        ),
+        pytest.param(
+            BIG | {"podTemplate": mounted("/cache", {"emptyDir": {"medium": "Memory"}})},
+            CONFIG,
+            {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "56Gi"},
+            id="memory is no disk",
+        ),
+        pytest.param(
+            BIG | {"podTemplate": mounted("/cache", {"emptyDir": {}})},
+            OperatorConfig(cache_host_path="/mnt/cache"),
+            DERIVED,
+            id="an emptyDir of the run is the pod's disk, wherever the administrator has the cache",
         ),
     ],
 )
@@ -84,12 +114,12 @@ TOO_SMALL = BIG | {"podTemplate": {"resources": {"limits": {"memory": "64Gi"}}, 
 def test_too_little_is_a_condition_and_one_event() -> None:
     first = reconcile(read_run(custom_resource(**TOO_SMALL)), Observed(), NOW, CONFIG)
     condition = next(each for each in first.status.conditions if each.type == "ResourceEstimate")
-    assert (condition.status, condition.reason) == ("False", "RequestsTooSmall")
+    assert (condition.status, condition.reason) == ("False", "ResourcesDoNotFit")
     assert "found 64Gi, train needs about 28" in condition.message
     assert "shmSize: found 64Mi" in condition.message
-    assert [event.reason for event in first.events].count("RequestsTooSmall") == 1
+    assert [event.reason for event in first.events].count("ResourcesDoNotFit") == 1
     again = reconcile(read_run(custom_resource(status=first.status.to_dict(), **TOO_SMALL)), Observed(), NOW, CONFIG)
-    assert "RequestsTooSmall" not in [event.reason for event in again.events]
+    assert "ResourcesDoNotFit" not in [event.reason for event in again.events]
 
 
 def test_the_condition_goes_when_the_spec_is_corrected() -> None:
@@ -170,6 +200,21 @@ def test_the_field_that_messages_name_exists(stage: str) -> None:
 def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorConfig, gib: int | None) -> None:
     run = a_run(**BIG, podTemplate={"resources": {"limits": changes}})
     assert requirements.cache_gib(run, TRAIN, config) == gib
+
+
+@pytest.mark.parametrize(
+    ("volume", "gib"),
+    [
+        pytest.param(OF_A_CLAIM, None, id="a claim: its size is not known"),
+        pytest.param({"emptyDir": {"sizeLimit": "100Gi"}}, 47, id="nine tenths of what the model leaves"),
+        pytest.param({"emptyDir": {"sizeLimit": "20Gi", "medium": "Memory"}}, 1, id="of memory"),
+        pytest.param({"emptyDir": {"sizeLimit": "900Gi"}}, 87, id="the limit of the container is smaller"),
+    ],
+)
+def test_the_cache_stays_within_a_volume_of_the_run(volume: Raw, gib: int | None) -> None:
+    limits = {"resources": {"limits": {"ephemeral-storage": "200Gi"}}}
+    run = a_run(**BIG, podTemplate=mounted("/cache", volume) | limits)
+    assert requirements.cache_gib(run, TRAIN, CONFIG) == gib
 
 
 def test_the_cache_of_an_unknown_model_has_half_of_the_disks_limit() -> None:

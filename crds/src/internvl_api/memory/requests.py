@@ -64,13 +64,12 @@ class Needs:
     def disk_bytes(self) -> int:
         return sum(self.disk.values())
 
-    def requests(self, *, cache_of_node: bool = False) -> dict[str, str]:
+    def requests(self, disk: int) -> dict[str, str]:
         """The amounts as Kubernetes' requests, in whole cores and Gi.
 
         Args:
-            cache_of_node: /cache is a folder of the node, which Kubernetes does not count as the pod's disk.
+            disk: bytes on the pod's own disk; other volumes and folders of the node take none of it.
         """
-        disk = self.disk_bytes - cache_of_node * sum(self.cache.values())
         of_disk = {"ephemeral-storage": whole_gi(disk)} if disk else {}
         return {"cpu": str(math.ceil(self.cores)), "memory": whole_gi(self.memory_bytes), **of_disk}
 

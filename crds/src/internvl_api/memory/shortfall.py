@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from internvl_api.memory.disk_shortfall import cache_shortfall, disk_parts, volume_shortfalls
+from internvl_api.memory.disk_shortfall import cache_shortfall, volume_shortfalls
+from internvl_api.memory.pod_disk import disk_parts
 from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, given_for
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs

@@ -116,7 +116,7 @@ class Image(ApiModel):
 
 
 class Freeze(ApiModel):
-    """Parts of the model that keep their weights. Method lora always freezes the language model."""
+    """Parts of the model that keep their weights. Method lora also freezes each tower that has an adapter."""
 
     vision: bool = Field(True, description="Freeze the vision tower")
     projector: bool = Field(False, description="Freeze the projector between the vision tower and the language model")

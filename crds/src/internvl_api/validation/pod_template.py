@@ -4,6 +4,7 @@ The API server finds the same mistakes when a pod is made; those in `resources`,
 the whole preflight.
 """
 
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 
@@ -69,8 +70,17 @@ def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
 
 
 def _mounts(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Mounts of no volume, and paths that would hide another mount or that the operator would not recognise."""
     names = [volume["name"] for volume in spec.pod_template.volumes]
-    for index, mount in enumerate(spec.pod_template.volume_mounts):
+    paths = [mount["mountPath"] for mount in spec.pod_template.volume_mounts]
+    for index, (path, mount) in enumerate(zip(paths, spec.pod_template.volume_mounts, strict=True)):
+        plain = posixpath.normpath("/" + path.replace(":", "-").lstrip("/"))
+        if path != plain:
+            text = f"found {path!r}, expected an absolute path in its shortest form, without ':', such as {plain!r}"
+            yield Violation(f"spec.podTemplate.volumeMounts[{index}].mountPath", text)
+        elif path in paths[:index]:
+            text = f"found {path!r} twice; give each mount a path of its own"
+            yield Violation(f"spec.podTemplate.volumeMounts[{index}].mountPath", text)
         if mount["name"] not in names and not _OWN_VOLUMES.fullmatch(mount["name"]):
             text = f"found {mount['name']!r}, expected a volume of podTemplate.volumes: {', '.join(names) or 'none'}"
             yield Violation(f"spec.podTemplate.volumeMounts[{index}].name", text)

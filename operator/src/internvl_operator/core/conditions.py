@@ -155,7 +155,7 @@ def _resource_estimate(
     if spec is None or run_config is None:
         return None
     found = shortfalls(spec, run_config, storage_rate(status), settings)
-    return _estimate("ResourceEstimate", "RequestsTooSmall", "; ".join(found), run, now) if found else None
+    return _estimate("ResourceEstimate", "ResourcesDoNotFit", "; ".join(found), run, now) if found else None
 
 
 def _network_use(run: Run, profiles: Mapping[str, NetworkProfile], now: datetime) -> Condition | None:

@@ -37,7 +37,7 @@ _SENTENCES = {
     ("Failed", "True"): "Failed",
     ("MemoryEstimate", "True"): "Fits in GPU memory (estimated)",
     ("MemoryEstimate", "False"): "May not fit in GPU memory (estimated)",
-    ("ResourceEstimate", "False"): "Requests may be too small (estimated)",
+    ("ResourceEstimate", "False"): "Resources may not fit (estimated)",
     ("NetworkEstimate", "False"): "The network limits training, or its devices are not used (estimated)",
 }
 

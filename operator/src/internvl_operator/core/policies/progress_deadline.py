@@ -26,6 +26,7 @@ from internvl_operator.core.timestamps import from_text, to_text
 
 _STEPS = 20  # mean steps without progress, after which training counts as hung
 _SHORTEST_SECONDS = 1800.0  # steps differ, and a stalled storage may come back
+_LONGEST_STEP_SECONDS = 86_400.0  # whatever a pod reports
 _FIRST_STEP_SECONDS = 7200.0  # kernels are compiled and caches are cold
 _FIELD = "spec.runPolicy.progressDeadlineSeconds"
 _SHOWN = 120  # characters of what training says it does
@@ -74,7 +75,7 @@ def _of_steps(progress: Progress) -> Limit:
     left = (progress.total_steps or 0) - (progress.step or 0)
     if progress.eta_seconds is None or left < 1:
         return Limit(_FIRST_STEP_SECONDS, f"default for the first step of an attempt: {_FIRST_STEP_SECONDS:.0f} s")
-    step = max(0.0, progress.eta_seconds / left)
+    step = min(_LONGEST_STEP_SECONDS, max(0.0, progress.eta_seconds / left))
     seconds = max(_SHORTEST_SECONDS, _STEPS * step)
     return Limit(seconds, f"default: {_STEPS} steps of {step:.1f} s, at least {_SHORTEST_SECONDS:.0f} s")
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
-from internvl_api.memory.pod_settings import DISK, Amounts, disk_limit, given_for
+from internvl_api.memory.pod_disk import cache_bounds, disk_parts
+from internvl_api.memory.pod_settings import Amounts, given_for
 from internvl_api.memory.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import StageResources, stage_field
@@ -61,7 +62,7 @@ def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
     found = requests.needs(run.resolved.run_config, stage.name)
     if found is None:
         return setting
-    return {"requests": found.requests(cache_of_node=bool(config.cache_host_path))}
+    return {"requests": found.requests(sum(disk_parts(run.spec, found, settings).values()))}
 
 
 def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
@@ -71,15 +72,13 @@ def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
     stage itself needs is left free, and a tenth of the rest for logs; half of the limit for a model outside the
     catalogue.
     """
-    if config.cache_host_path:
-        return None
-    resources = build(run, stage, config)
-    limit = disk_limit(resources, config.scratch_size_limit)
     needed = requests.needs(run.resolved.run_config, stage.name) if run.resolved.run_config else None
-    is_of_pod = DISK in (resources.get("limits") or {})
-    taken = None if needed is None else needed.disk_bytes if is_of_pod else sum(needed.cache.values())
-    room = amount(limit) / 2 if taken is None else (amount(limit) - taken) * 9 / 10
-    return max(1, int(room / GIB)) if room < DEFAULT_CACHE_GIB * GIB else None
+    bounds = cache_bounds(run.spec, build(run, stage, config), "", needed, config.pod_settings)
+    rooms = [
+        amount(bound.limit) / 2 if needed is None else (amount(bound.limit) - taken) * 9 / 10 for bound, taken in bounds
+    ]
+    room = min(rooms, default=None)
+    return max(1, int(room / GIB)) if room is not None and room < DEFAULT_CACHE_GIB * GIB else None
 
 
 def setting(stage: str) -> str:
