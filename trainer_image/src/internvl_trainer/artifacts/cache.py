@@ -1,10 +1,10 @@
 """A bounded disk cache that several processes of a node share: entries are made once and thrown out oldest first.
 
 Layout: `entries/<digest>` (a file or a folder), `records/<digest>` (the sha256 of each file of a folder),
-`partial/<digest>` while a folder is made, and two locks of a folder:
-`locks/<digest>`, shared by its users for as long as they live, and `locks/<digest>.making`. They are two, because
-flock(2) does not turn a shared lock into an exclusive one in one step: of two processes that found no entry, one would
-make it and keep it in use, and the other would wait for that use to end.
+`partial/<digest>` while a folder is made, `locks/added` (how many bytes were added since a process last made room), and
+two locks of a folder: `locks/<digest>`, shared by its users for as long as they live, and `locks/<digest>.making`. They
+are two, because flock(2) does not turn a shared lock into an exclusive one in one step: of two processes that found no
+entry, one would make it and keep it in use, and the other would wait for that use to end.
 An entry is named by a digest of the run's namespace, of where it came from and of its etag, so that a changed source is
 another entry and namespaces share none. Whoever can write to the folder can change an entry, so none is used unchecked:
 media are stored after their sha256, and the user of a folder gives a check of its files against their source.
@@ -36,6 +36,7 @@ _GIB = 1 << 30
 _ABANDONED_SECONDS = 3 * 24 * 3600
 _MAKING = ".making"
 _DIGEST_BYTES = 32
+_COUNT_BYTES = 8
 ENV_NAMESPACE = "INTERNVL_CACHE_NAMESPACE"
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,13 @@ logger = logging.getLogger(__name__)
 class Cache:
     """Entries under `root`. Those that no process uses have at most about `limit` bytes together.
 
-    A model in use may be larger than the limit; counting it would evict every picture. The limit is checked whenever a
-    twentieth of it has been added.
+    A model in use may be larger than the limit; counting it would evict every picture. The limit is checked whenever
+    all processes together have added a twentieth of it.
     """
 
     def __init__(self, root: Path, limit: int, namespace: str = "") -> None:
         self.root, self._limit, self._namespace = root, limit, namespace
         self._checked: set[str] = set()  # folder entries that this process made or checked
-        self._added = 0
         self._held: dict[str, int] = {}  # folder entries in use by this process: digest to the lock's descriptor
         self._mutex = threading.Lock()
         for name in ("entries", "locks", "partial", "records"):
@@ -172,32 +172,45 @@ class Cache:
         os.close(handle)
         try:
             write(Path(temporary))
+            size = Path(temporary).stat().st_size  # once it is an entry, another process may evict it
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        self._count(path.stat().st_size)
+        self._count(size)
 
     def _count(self, size: int) -> None:
-        with self._mutex:
-            self._added += size
-            if self._added * 20 < self._limit:
-                return
-            self._added = 0
-        self.evict()
+        """Add to what all processes have added since one of them last made room; make room when it is much."""
+        descriptor = self._open_lock("added")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            added = int.from_bytes(os.pread(descriptor, _COUNT_BYTES, 0)) + size
+            is_much = added * 20 >= self._limit
+            os.pwrite(descriptor, (0 if is_much else added).to_bytes(_COUNT_BYTES), 0)
+        finally:
+            os.close(descriptor)
+        if is_much:
+            self.evict()
 
     def evict(self) -> None:
         """Delete the entries that were not used for longest until the rest fits; entries in use stay, uncounted."""
         self._remove_abandoned()
-        entries = [(entry.stat().st_mtime, entry) for entry in (self.root / "entries").iterdir()]
-        entries = [(used, entry) for used, entry in entries if not self._is_in_use(entry)]
+        entries = [(used, entry) for used, entry in self._by_use() if not self._is_in_use(entry)]
         sizes = {entry: _size(entry) for _, entry in entries}
         excess = sum(sizes.values()) - self._limit
-        for _, entry in sorted(entries):
+        for _, entry in entries:
             if excess <= 0:
                 return
             if self._delete(entry, lock=entry.name):
                 excess -= sizes[entry]
+
+    def _by_use(self) -> list[tuple[float, Path]]:
+        """When each entry was last used, and its path; the one that was not used for longest comes first."""
+        found = []
+        for entry in (self.root / "entries").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                found.append((entry.stat().st_mtime, entry))
+        return sorted(found)
 
     def _remove_abandoned(self) -> None:
         """Delete what a killed download left and no process has continued for days."""
