@@ -133,7 +133,7 @@ def test_a_size_limit_of_the_operators_below_what_a_stage_needs() -> None:
     assert found[0] == (
         "the operator's setting scratchSizeLimit: found 40Gi, train needs about 47.5 GiB in /cache: weights of the "
         "base model 47.5; set spec.podTemplate.resources.requests.ephemeral-storage to at least that, or raise "
-        "scratchSizeLimit"
+        "the operator's setting scratchSizeLimit"
     )
     assert "train needs about 55.5 GiB in /scratch: checkpoint files 8.0 + exported shards 47.5" in found[1]
 
@@ -172,6 +172,67 @@ def test_an_empty_dir_of_the_run_that_is_too_small(path: str, needs: str) -> Non
     assert found[0].startswith(f"spec.podTemplate.volumes[0].emptyDir.sizeLimit: found 40Gi, {needs}"), found
     assert found[0].endswith("; raise it to at least that")
     assert said(BIG, PodSettings(disk="500Gi"), **empty(path, "120Gi")) == []
+
+
+def test_a_volume_for_both_is_compared_with_the_sum() -> None:
+    both = empty("/cache", "60Gi")
+    both["volumeMounts"] = [{"name": "own", "mountPath": path, "subPath": path[1:]} for path in ("/cache", "/scratch")]
+    found = said(BIG, PodSettings(disk="500Gi"), **both)
+    assert "found 60Gi, train needs about 103.0 GiB in /cache and /scratch: weights of the base model 47.5" in found[0]
+
+
+def test_a_claim_of_the_pod_that_is_too_small() -> None:
+    claim = {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "10Gi"}}}}}
+    found = said(BIG, volumes=[{"name": "own", "ephemeral": claim}], volumeMounts=empty("/cache", "1")["volumeMounts"])
+    field = "spec.podTemplate.volumes[0].ephemeral.volumeClaimTemplate.spec.resources.requests.storage"
+    assert found[0].startswith(f"{field}: found 10Gi, train needs about 47.5 GiB in /cache"), found
+
+
+def test_files_in_memory_are_memory() -> None:
+    ram = {"volumes": [{"name": "own", "emptyDir": {"medium": "Memory", "sizeLimit": "200Gi"}}]}
+    template = {**ram, "volumeMounts": [{"name": "own", "mountPath": "/cache"}], **memory("limits", "300Gi")}
+    (found,) = [text for text in said(BIG, **template) if "limits.memory" in text]
+    assert "found 300Gi, train needs about 486.9 GiB" in found
+    assert "files in /cache 200.0" in found
+
+
+def shared(**empty_dir: Any) -> dict[str, Any]:
+    return {
+        "volumes": [{"name": "own", "emptyDir": empty_dir}],
+        "volumeMounts": [{"name": "own", "mountPath": "/dev/shm"}],
+    }
+
+
+def test_shared_memory_of_the_run_is_compared_with_the_batches() -> None:
+    (found,) = said(BIG, **shared(medium="Memory", sizeLimit="64Mi"))
+    assert found.startswith("spec.podTemplate.volumes[0].emptyDir.sizeLimit: found 64Mi, the batches that 32 data"), (
+        found
+    )
+    assert said(BIG, **shared(medium="Memory", sizeLimit="64Gi")) == []
+    assert said(BIG, **shared()) == []
+
+
+def test_a_size_of_shared_memory_that_a_volume_replaces() -> None:
+    (found,) = said(BIG, **shared(medium="Memory", sizeLimit="64Gi"), shmSize="64Mi")
+    assert found == (
+        "spec.podTemplate.shmSize: found 64Mi, but podTemplate.volumeMounts mounts a volume at /dev/shm, which "
+        "replaces the one of this size; remove one of them"
+    )
+
+
+def test_a_request_that_sets_the_size_is_said_once() -> None:
+    own = {"requests": {"ephemeral-storage": "45Gi"}}
+    (found,) = said(BIG, PodSettings(disk="20Gi"), resources=own)
+    assert found.startswith("spec.podTemplate.resources.requests.ephemeral-storage: found 45Gi, train needs about 103")
+    of_train = [text for text in said(BIG, PodSettings(own, disk="20Gi")) if "train needs" in text]
+    field = "the operator's setting workerResources.requests.ephemeral-storage"
+    assert [text.partition(": ")[0] for text in of_train] == [field]
+    assert of_train[0].endswith(f"; set {field} to at least that, or raise the operator's setting scratchSizeLimit")
+
+
+def test_stages_without_a_cache_are_not_compared_with_it() -> None:
+    template = cache("150") | {"stageResources": {"publish": {"limits": {"ephemeral-storage": "20Gi"}}}}
+    assert said(BIG, **template) == []
 
 
 def test_a_cache_that_outgrows_an_empty_dir_of_the_run() -> None:

@@ -60,10 +60,10 @@ def mounted(path: str, volume: Raw) -> Raw:
             id="its checkpoint and export may be on one too",
         ),
         pytest.param(
-            BIG | {"podTemplate": mounted("/cache", {"emptyDir": {"medium": "Memory"}})},
+            BIG | {"podTemplate": mounted("/cache", {"emptyDir": {"medium": "Memory", "sizeLimit": "60Gi"}})},
             CONFIG,
-            {"cpu": "24", "memory": "287Gi", "ephemeral-storage": "56Gi"},
-            id="memory is no disk",
+            {"cpu": "24", "memory": "347Gi", "ephemeral-storage": "56Gi"},
+            id="a volume in memory is memory",
         ),
         pytest.param(
             BIG | {"podTemplate": mounted("/cache", {"emptyDir": {}})},
@@ -190,14 +190,14 @@ def test_the_field_that_messages_name_exists(stage: str) -> None:
         pytest.param({}, CONFIG, None, id="no limit: the trainer's default"),
         pytest.param({"ephemeral-storage": "900Gi"}, CONFIG, None, id="a limit with room for the default"),
         pytest.param({"ephemeral-storage": "200Gi"}, CONFIG, 87, id="nine tenths of what training leaves"),
-        pytest.param({"ephemeral-storage": "60Gi"}, CONFIG, 1, id="never nothing"),
+        pytest.param({"ephemeral-storage": "60Gi"}, CONFIG, 0.1, id="never nothing"),
         pytest.param(
             {"ephemeral-storage": "200Gi"}, OperatorConfig(cache_host_path="/mnt"), None, id="the node's own folder"
         ),
         pytest.param({}, OperatorConfig(scratch_size_limit="100Gi"), 47, id="a small volume, with the model in it"),
     ],
 )
-def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorConfig, gib: int | None) -> None:
+def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorConfig, gib: float | None) -> None:
     run = a_run(**BIG, podTemplate={"resources": {"limits": changes}})
     assert requirements.cache_gib(run, TRAIN, config) == gib
 
@@ -207,14 +207,40 @@ def test_the_cache_stays_within_the_disks_limit(changes: Raw, config: OperatorCo
     [
         pytest.param(OF_A_CLAIM, None, id="a claim: its size is not known"),
         pytest.param({"emptyDir": {"sizeLimit": "100Gi"}}, 47, id="nine tenths of what the model leaves"),
-        pytest.param({"emptyDir": {"sizeLimit": "20Gi", "medium": "Memory"}}, 1, id="of memory"),
+        pytest.param({"emptyDir": {"sizeLimit": "60Gi", "medium": "Memory"}}, 11, id="of memory"),
+        pytest.param({"emptyDir": {"sizeLimit": "0"}}, 87, id="zero is no limit"),
+        pytest.param(
+            {"ephemeral": {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "70Gi"}}}}}},
+            20,
+            id="a claim of the pod: what it asks for",
+        ),
         pytest.param({"emptyDir": {"sizeLimit": "900Gi"}}, 87, id="the limit of the container is smaller"),
     ],
 )
-def test_the_cache_stays_within_a_volume_of_the_run(volume: Raw, gib: int | None) -> None:
+def test_the_cache_stays_within_a_volume_of_the_run(volume: Raw, gib: float | None) -> None:
     limits = {"resources": {"limits": {"ephemeral-storage": "200Gi"}}}
     run = a_run(**BIG, podTemplate=mounted("/cache", volume) | limits)
     assert requirements.cache_gib(run, TRAIN, CONFIG) == gib
+
+
+def test_a_volume_for_both_has_room_for_both() -> None:
+    volume = mounted("/cache", {"emptyDir": {"sizeLimit": "200Gi"}})
+    volume["volumeMounts"] = [
+        {"name": "large", "mountPath": path, "subPath": path.strip("/")} for path in ("/cache", "/scratch")
+    ]
+    assert requirements.cache_gib(a_run(**BIG, podTemplate=volume), TRAIN, CONFIG) == 87
+
+
+def test_a_cache_below_a_gib_is_a_part_of_one() -> None:
+    run = a_run(**TINY, podTemplate=mounted("/cache", {"emptyDir": {"sizeLimit": "500Mi"}}))
+    assert requirements.cache_gib(run, TRAIN, CONFIG) == 0.24
+
+
+def test_uploading_takes_the_disk_of_the_files_in_transit() -> None:
+    changes = BIG | {"publish": {"hub": {"repository": "team/model"}}, "secrets": {"huggingFace": "hub"}}
+    found = requirements.build(a_run(**changes), Stage("publish"), CONFIG)
+    assert found["requests"]["ephemeral-storage"] == "10Gi"
+    assert "ephemeral-storage" not in requirements.build(a_run(**BIG), Stage("publish"), CONFIG)["requests"]
 
 
 def test_the_cache_of_an_unknown_model_has_half_of_the_disks_limit() -> None:

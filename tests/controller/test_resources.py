@@ -7,12 +7,13 @@ import pytest
 import yaml
 from controller.builders import CONFIG, UID, Raw, a_run, spec
 from controller.operator_process import Cluster
+from internvl_api.constants import ENV_USAGE, OPERATOR_ENV
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster
 from internvl_operator.core.operator_config import OperatorConfig, PodDefaults, PodSecurity
-from internvl_operator.core.resources import config_map, network_policy, pods, service
+from internvl_operator.core.resources import config_map, credentials, network_policy, pods, service
 from internvl_operator.core.stages import Stage
 from kubernetes.client import ApiException
 
@@ -308,7 +309,6 @@ def test_users_labels_annotations_and_environment_do_not_replace_ours() -> None:
             "env": [
                 {"name": "NCCL_DEBUG", "value": "INFO"},
                 {"name": "NCCL_DEBUG", "value": "WARN"},
-                {"name": "WORLD_SIZE", "value": "1000"},
                 {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
             ],
         }
@@ -322,17 +322,23 @@ def test_users_labels_annotations_and_environment_do_not_replace_ours() -> None:
     names = [item["name"] for item in container(pod)["env"]]
     assert len(names) == len(set(names))
     assert env(pod)["NCCL_DEBUG"] == "WARN"
-    assert env(pod)["WORLD_SIZE"] == "2"
     assert {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}} in container(pod)["env"]
 
 
-def test_users_mounts_may_replace_scratch_but_not_the_configuration() -> None:
-    volumes = [{"name": "fast", "persistentVolumeClaim": {"claimName": "fast"}}, {"name": "config", "emptyDir": {}}]
-    given = [{"name": "fast", "mountPath": "/cache"}, {"name": "fast", "mountPath": "/etc/internvl"}]
-    pod = build(podTemplate={"volumes": volumes, "volumeMounts": given})
+def test_the_variables_that_a_spec_cannot_set_are_those_of_every_pod() -> None:
+    """A run may set those of credentials itself; ENV_USAGE is there where usage is known."""
+    of_secrets = {item["name"] for item in credentials.env(a_run(), Stage("train"))}
+    assert set(env(build())) - of_secrets == set(OPERATOR_ENV) - {ENV_USAGE}
+
+
+def test_users_mounts_may_replace_the_cache() -> None:
+    template = {
+        "volumes": [{"name": "fast", "persistentVolumeClaim": {"claimName": "fast"}}],
+        "volumeMounts": [{"name": "fast", "mountPath": "/cache"}],
+    }
+    pod = build(podTemplate=template)
     assert mounts(pod)["/cache"]["name"] == "fast"
-    assert mounts(pod)["/etc/internvl"]["name"] == "config"
-    assert "configMap" in volume(pod, "config")
+    assert volume(pod, "fast") == template["volumes"][0]
 
 
 @pytest.mark.parametrize(

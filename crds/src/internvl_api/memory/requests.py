@@ -64,14 +64,10 @@ class Needs:
     def disk_bytes(self) -> int:
         return sum(self.disk.values())
 
-    def requests(self, disk: int) -> dict[str, str]:
-        """The amounts as Kubernetes' requests, in whole cores and Gi.
-
-        Args:
-            disk: bytes on the pod's own disk; other volumes and folders of the node take none of it.
-        """
-        of_disk = {"ephemeral-storage": whole_gi(disk)} if disk else {}
-        return {"cpu": str(math.ceil(self.cores)), "memory": whole_gi(self.memory_bytes), **of_disk}
+    def requests(self) -> dict[str, str]:
+        """The amounts as Kubernetes' requests, in whole cores and Gi."""
+        disk = {"ephemeral-storage": whole_gi(self.disk_bytes)} if self.disk else {}
+        return {"cpu": str(math.ceil(self.cores)), "memory": whole_gi(self.memory_bytes), **disk}
 
 
 def whole_gi(amount: int) -> str:
@@ -104,7 +100,9 @@ def needs(config: RunConfig, stage: StageName) -> Needs | None:
         return Needs(processes, {f"{processes} processes": processes * _PROCESS_BYTES})
     if stage == "preflight":
         return Needs(2, {"processes": 4 * GIB})
-    return Needs(1, {"process": 2 * GIB})
+    uploaded = weights if config.method == "full" or config.merge.formats else trained["trained weights"]
+    files = {"files being uploaded": min(uploaded, _EXPORT_BYTES) if config.publish.hub else 0}
+    return Needs(1, {"process": 2 * GIB}, scratch=files)
 
 
 def _is_copied(address: str) -> bool:

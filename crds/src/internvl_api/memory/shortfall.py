@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from internvl_api.constants import SHM_PATH
 from internvl_api.memory.disk_shortfall import cache_shortfall, volume_shortfalls
-from internvl_api.memory.pod_disk import disk_parts
+from internvl_api.memory.pod_disk import Bound, is_in_memory, placed, volume_at, volume_size
 from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, given_for
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
@@ -65,17 +66,17 @@ def _of_stage(
 ) -> Iterator[str]:
     given = given_for(spec, stage, settings)
     if needed is not None:
-        yield from _too_small(spec, stage, given, needed, settings)
+        yield from _too_small(stage, given, placed(spec, needed, settings))
         yield from volume_shortfalls(spec, stage, given, needed, settings)
     yield from cache_shortfall(spec, stage, given, needed, settings)
     if stage == "train":
+        yield from _replaced_shm(spec)
         yield from _shm(spec, given, needed)
 
 
-def _too_small(
-    spec: InternVLFineTuneSpec, stage: StageName, given: Given, needed: Needs, settings: PodSettings
-) -> Iterator[str]:
-    disk = disk_parts(spec, needed, settings)
+def _too_small(stage: StageName, given: Given, needed: Needs) -> Iterator[str]:
+    """Requests and limits below what a stage needs of its node."""
+    disk = needed.disk
     for name, wanted, parts in (
         ("cpu", needed.cores / 2, {}),  # slower with less; half is what every process has for itself
         ("memory", needed.memory_bytes * TOLERATED, needed.memory),
@@ -89,12 +90,23 @@ def _too_small(
                 break  # a limit ends what exceeds it, a request only chooses the node
 
 
+def _replaced_shm(spec: InternVLFineTuneSpec) -> Iterator[str]:
+    """A shmSize without effect."""
+    size = spec.pod_template.shm_size
+    if size and volume_at(spec, SHM_PATH) is not None:
+        yield (
+            f"spec.podTemplate.shmSize: found {size}, but podTemplate.volumeMounts mounts a volume at {SHM_PATH}, "
+            "which replaces the one of this size; remove one of them"
+        )
+
+
 def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iterator[str]:
     """A /dev/shm that is too small for the batches, or larger than the memory that it is a part of."""
-    size = spec.pod_template.shm_size
-    if size is None:
+    bound = _shm_size(spec)
+    if bound is None:
         return
-    found = f"spec.podTemplate.shmSize: found {size}"
+    size, lower = bound.limit, f"lower {bound.place.rpartition('.')[2]}"
+    found = f"{bound.place}: found {size}"
     if needed is not None and amount(size) < needed.shm * TOLERATED:
         yield (
             f"{found}, the batches that {_data_workers(spec)} data workers prepare ahead need up to "
@@ -105,18 +117,26 @@ def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iter
     if limit is not None and amount(size) > amount(limit):
         yield (
             f"{found}, more than {given.place}.limits.memory {limit}; {shared} no more than the limit can be used; "
-            "lower shmSize, or raise the limit"
+            f"{lower}, or raise the limit"
         )
     elif limit is None and request is not None and amount(size) > amount(request):
         yield (
             f"{found}, more than {given.place}.requests.memory {request}; {shared} a node may have no room for it; "
-            "lower shmSize, or raise the request"
+            f"{lower}, or raise the request"
         )
     elif given.amounts is None and needed is not None and amount(size) > needed.memory_bytes:
         yield (
             f"{found}, more than all memory that a worker requests, {_sum(needed.memory)}; {shared} a node may have "
             "no room for it; remove the field, or set spec.podTemplate.resources"
         )
+
+
+def _shm_size(spec: InternVLFineTuneSpec) -> Bound | None:
+    """The size of /dev/shm that the spec gives, as shmSize or by a volume in memory; None where it gives none."""
+    volume, size = volume_at(spec, SHM_PATH), spec.pod_template.shm_size
+    if volume is not None:
+        return volume_size(spec, volume) if is_in_memory(volume) else None
+    return Bound(size, "spec.podTemplate.shmSize") if size else None
 
 
 def _data_workers(spec: InternVLFineTuneSpec) -> int:

@@ -201,10 +201,15 @@ class PodTemplate(ApiModel):
     )
     volumes: list[Volume] = Field(default_factory=list, max_length=100, description="Volumes added to the pods")
     volume_mounts: list[VolumeMount] = Field(
-        default_factory=list, max_length=100, description="Where the trainer's container mounts volumes"
+        default_factory=list,
+        max_length=100,
+        description="Where the trainer's container mounts volumes; at /scratch, /cache or /dev/shm instead of the "
+        "operator's own",
     )
     env: list[EnvVar] = Field(
-        default_factory=list, max_length=200, description="Environment variables added to the trainer's container"
+        default_factory=list,
+        max_length=200,
+        description="Environment variables added to the trainer's container; not those that the operator sets itself",
     )
     labels: Labels = Field(default_factory=dict, description="Labels added to the pods")
     annotations: Annotations = Field(default_factory=dict, description="Annotations added to the pods")

@@ -13,6 +13,7 @@ from internvl_api.validation.cel_rules import Values, rule
 from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import Violation
+from internvl_api.validation.volumes import not_kept
 
 
 class InCluster(NamedTuple):
@@ -81,7 +82,7 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
     """Violations of a spec that is valid by itself."""
     yield from policy_rules.violations(spec, cluster.policy)
     for field, address in spec.destinations():
-        yield from _is_mounted(spec, field, address)
+        yield from not_kept(spec, field, address)
     yield from _tracker_has_key(spec)
     yield from _profile_has_its_gpus(spec, dict(cluster.profile_gpus))
     if cluster.gpu_memory is not None:
@@ -121,16 +122,3 @@ def _tracker_has_key(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     if tracking and key and not given:
         text = f"required because tracking.service is {tracking.service}; name a Secret with the key {key}"
         yield Violation("spec.secrets.tracking", text, "SecretMissing")
-
-
-def _is_mounted(spec: InternVLFineTuneSpec, field: str, place: str) -> Iterator[Violation]:
-    """A violation for a path on no mounted volume: each stage has its own pods, so the next one would not find it."""
-    if not place.startswith("/"):
-        return
-    mounts = [mount["mountPath"] for mount in spec.pod_template.volume_mounts]
-    if not any(PurePosixPath(place).is_relative_to(path) for path in mounts):
-        text = (
-            f"found {place!r}, where podTemplate.volumeMounts mounts no volume, so results would be lost with "
-            "the pod; use object storage such as s3://bucket/prefix, or mount a volume there"
-        )
-        yield Violation(field, text)

@@ -4,11 +4,9 @@ The API server finds the same mistakes when a pod is made; those in `resources`,
 the whole preflight.
 """
 
-import posixpath
-import re
 from collections.abc import Iterable, Iterator
 
-from internvl_api.constants import GPU
+from internvl_api.constants import CACHE_PATH, ENV_CACHE, GPU, OPERATOR_ENV
 from internvl_api.memory.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.kubernetes.container import Resources
@@ -16,8 +14,7 @@ from internvl_api.spec.kubernetes.volumes import VOLUME_KINDS, Volume
 from internvl_api.spec.pods import PodTemplate
 from internvl_api.validation.cel_rules import Values, rule
 from internvl_api.validation.violations import Violation
-
-_OWN_VOLUMES = re.compile(r"config|scratch|cache|shm|pvc-[0-9]+")  # volumes that the operator adds to every pod
+from internvl_api.validation.volumes import wrong_mounts, wrong_volumes
 
 
 # A server drops an unknown kind that a client did not check; Kubernetes takes a volume without a kind for an emptyDir.
@@ -52,38 +49,21 @@ RULES = (one_kind_of_volume, gpus_of_one_kind)
 
 def wrong_pod_template(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
     """Violations of a podTemplate that no rule of the CRD finds."""
-    yield from _volumes(spec)
-    yield from _mounts(spec)
+    yield from wrong_volumes(spec)
+    yield from wrong_mounts(spec)
+    yield from _env(spec)
     yield from _resources(spec)
 
 
-def _volumes(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    """Volumes that no pod would have; an emptyDir's loss is none, as the operator's own volume is as empty."""
-    names = [volume["name"] for volume in spec.pod_template.volumes]
-    for index, (name, volume) in enumerate(zip(names, spec.pod_template.volumes, strict=True)):
-        field = f"spec.podTemplate.volumes[{index}].name"
-        if name in names[:index]:
-            yield Violation(field, f"found {name!r} twice; give each volume a name of its own")
-        elif _OWN_VOLUMES.fullmatch(name) and "emptyDir" not in volume:
-            text = f"found {name!r}, a volume that the operator adds to every pod and that would hide this one"
-            yield Violation(field, f"{text}; rename it here and in volumeMounts, for example to 'my-{name}'")
-
-
-def _mounts(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
-    """Mounts of no volume, and paths that would hide another mount or that the operator would not recognise."""
-    names = [volume["name"] for volume in spec.pod_template.volumes]
-    paths = [mount["mountPath"] for mount in spec.pod_template.volume_mounts]
-    for index, (path, mount) in enumerate(zip(paths, spec.pod_template.volume_mounts, strict=True)):
-        plain = posixpath.normpath("/" + path.replace(":", "-").lstrip("/"))
-        if path != plain:
-            text = f"found {path!r}, expected an absolute path in its shortest form, without ':', such as {plain!r}"
-            yield Violation(f"spec.podTemplate.volumeMounts[{index}].mountPath", text)
-        elif path in paths[:index]:
-            text = f"found {path!r} twice; give each mount a path of its own"
-            yield Violation(f"spec.podTemplate.volumeMounts[{index}].mountPath", text)
-        if mount["name"] not in names and not _OWN_VOLUMES.fullmatch(mount["name"]):
-            text = f"found {mount['name']!r}, expected a volume of podTemplate.volumes: {', '.join(names) or 'none'}"
-            yield Violation(f"spec.podTemplate.volumeMounts[{index}].name", text)
+def _env(spec: InternVLFineTuneSpec) -> Iterator[Violation]:
+    """Variables that would have no effect, or move the cache away from its volume and the sums of its size."""
+    for index, name in enumerate(item["name"] for item in spec.pod_template.env):
+        field = f"spec.podTemplate.env[{index}].name"
+        if name in OPERATOR_ENV:
+            yield Violation(field, f"found {name!r}, which the operator sets in every pod; remove it")
+        elif name == ENV_CACHE:
+            text = f"found {name!r}; the cache of a pod is {CACHE_PATH}: remove the variable, and mount a volume there"
+            yield Violation(field, text)
 
 
 def _resources(spec: InternVLFineTuneSpec) -> Iterator[Violation]:

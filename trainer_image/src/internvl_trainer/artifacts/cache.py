@@ -28,7 +28,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from internvl_api.constants import CACHE_PATH, DEFAULT_CACHE_GIB, ENV_CACHE_GIB
+from internvl_api.constants import CACHE_PATH, DEFAULT_CACHE_GIB, ENV_CACHE, ENV_CACHE_GIB
 
 from internvl_trainer.errors import UserError
 
@@ -277,7 +277,7 @@ def _limit() -> int:
 
 def cache_root() -> Path:
     """Where the cache is; see open_cache."""
-    if chosen := os.environ.get("INTERNVL_CACHE"):
+    if chosen := os.environ.get(ENV_CACHE):
         return Path(chosen)
     if os.access(CACHE_PATH, os.W_OK):
         return Path(CACHE_PATH)

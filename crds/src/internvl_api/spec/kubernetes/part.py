@@ -7,12 +7,12 @@ from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, with_con
 
 part = with_config(ConfigDict(extra="forbid"))
 
-QUANTITY_PATTERN = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+QUANTITY_PATTERN = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 _QUANTITY_LENGTH = 64
 
 
 def _quantity(value: object) -> object:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     is_text = isinstance(value, str) and len(value) <= _QUANTITY_LENGTH and re.match(QUANTITY_PATTERN, value)
     if not is_number and not is_text:
         raise ValueError(f"found {str(value)[:80]!r}, expected a quantity such as 8, 500m or 64Gi")

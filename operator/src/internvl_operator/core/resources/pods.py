@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from internvl_api.constants import (
@@ -12,6 +11,7 @@ from internvl_api.constants import (
     ANNOTATION_POD_DIGEST,
     ANNOTATION_RUN_DIGEST,
     CACHE_PATH,
+    CONFIG_FOLDER,
     CONFIG_PATH,
     ENV_ADOPTED_UIDS,
     ENV_ALLOW_PRIVATE_ADDRESSES,
@@ -23,6 +23,7 @@ from internvl_api.constants import (
     MASTER_PORT,
     METRICS_PORT,
     SCRATCH_PATH,
+    SHM_PATH,
     TERMINATION_MESSAGE_PATH,
 )
 from internvl_api.memory.pod_settings import disk_limit
@@ -42,9 +43,7 @@ from internvl_operator.core.stages import Stage
 
 PVC_ROOT = "/pvc"
 DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
-_CONFIG_FOLDER = str(PurePosixPath(CONFIG_PATH).parent)
 _CACHE = "cache"  # name of the volume
-_SHM = "/dev/shm"
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
 # node is declared lost is enough to tell a network outage from a lost node.
 _LOST_NODE_SECONDS = 30
@@ -253,21 +252,18 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
         {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         for claim, volume in claims(run.spec).items()
     ]
-    taken = {volume["name"] for volume in ours}
-    users = {volume["name"]: volume for volume in run.spec.pod_template.volumes}
-    return [*ours, *(volume for name, volume in users.items() if name not in taken)]
+    return [*ours, *run.spec.pod_template.volumes]
 
 
 def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
-    """Our mounts and the user's; a user's mount replaces ours at /scratch, /cache or /dev/shm, but not run.yaml's."""
+    """Our mounts and the user's, which replace ours at /scratch, /cache or /dev/shm."""
     spec = run.spec
     users = {mount["mountPath"]: _of_namespace(mount, run, config) for mount in spec.pod_template.volume_mounts}
-    users.pop(_CONFIG_FOLDER, None)
     ours: dict[str, dict[str, Any]] = {
-        _CONFIG_FOLDER: {"name": "config", "readOnly": True},
+        CONFIG_FOLDER: {"name": "config", "readOnly": True},
         SCRATCH_PATH: {"name": "scratch"},
         CACHE_PATH: _of_namespace({"name": _CACHE}, run, config),
-        _SHM: {"name": "shm"},
+        SHM_PATH: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
     return [*(mount | {"mountPath": path} for path, mount in ours.items() if path not in users), *users.values()]

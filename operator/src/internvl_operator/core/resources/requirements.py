@@ -1,10 +1,11 @@
 """Build the requests and limits of a worker, from the spec and the operator's defaults."""
 
+import math
 from typing import Any
 
 from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
-from internvl_api.memory.pod_disk import cache_bounds, disk_parts
+from internvl_api.memory.pod_disk import cache_bounds, placed
 from internvl_api.memory.pod_settings import Amounts, given_for
 from internvl_api.memory.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
@@ -15,6 +16,7 @@ from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
 GPU_CLAIM = "gpus"  # its name in the pod
+_LEAST_CACHE_GIB = 0.1  # the trainer refuses a cache of nothing
 # The limits of workers that other stages get too, and the least of each: a worker of a small model may need less than
 # the merge of its weights. A worker's other limits (network cards, huge pages, scratch disk) are its own.
 _DERIVED = {"cpu": "1", "memory": "4Gi"}
@@ -62,10 +64,10 @@ def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
     found = requests.needs(run.resolved.run_config, stage.name)
     if found is None:
         return setting
-    return {"requests": found.requests(sum(disk_parts(run.spec, found, settings).values()))}
+    return {"requests": placed(run.spec, found, settings).requests()}
 
 
-def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
+def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> float | None:
     """GiB that a pod may keep in its cache beside the files in use, where its disk has a limit; None for the default.
 
     The kubelet evicts a pod whose files exceed the limit of ephemeral-storage, or the size limit of a volume. What the
@@ -77,8 +79,10 @@ def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> int | None:
     rooms = [
         amount(bound.limit) / 2 if needed is None else (amount(bound.limit) - taken) * 9 / 10 for bound, taken in bounds
     ]
-    room = min(rooms, default=None)
-    return max(1, int(room / GIB)) if room is not None and room < DEFAULT_CACHE_GIB * GIB else None
+    room = float(min(rooms, default=math.inf)) / GIB
+    if room >= DEFAULT_CACHE_GIB:
+        return None
+    return int(room) if room >= 1 else max(_LEAST_CACHE_GIB, int(room * 100) / 100)
 
 
 def setting(stage: str) -> str:
