@@ -140,7 +140,7 @@ def nested(levels: int) -> Raw:
         ),
         pytest.param(
             {"podTemplate": {"resources": {"limits": {"cpu": 0.5}}}},
-            "spec.podTemplate.resources.limits.cpu", "found '0.5', expected a quantity such as 8, 500m or 64Gi",
+            "spec.podTemplate.resources.limits.cpu", "found '0.5', expected a quantity from 0 to below 8Ei, such as 8",
             id="a fraction of a core",
         ),
         pytest.param(

@@ -86,8 +86,8 @@ def cache(gib: str) -> dict[str, Any]:
             PodSettings(),
             cache("150") | DISK,
             "found 150.0, the GiB that train keeps in /cache beside 103.0 GiB in use: more than spec.podTemplate."
-            "resources.limits.ephemeral-storage 200Gi, so that the pod is evicted when the cache is full; remove the "
-            "variable, or set it to at most 96",
+            "resources.limits.ephemeral-storage 200Gi, so that the volume is full, or the "
+            "pod evicted, before the cache makes room; remove the variable, or set it to at most 96",
             id="with a model beside it",
         ),
         pytest.param(ON_CPU, PodSettings(), cache("300") | DISK, "at most 200", id="alone"),
@@ -98,7 +98,13 @@ def cache(gib: str) -> dict[str, Any]:
             "remove the variable, or raise that limit",
             id="no room for any",
         ),
-        pytest.param(ON_CPU, PodSettings(disk="100Gi"), cache("300"), "the size limit of /cache 100Gi", id="a volume"),
+        pytest.param(
+            ON_CPU,
+            PodSettings(disk="100Gi"),
+            cache("300"),
+            "scratchSizeLimit 100Gi",
+            id="a volume",
+        ),
         pytest.param(BIG, PodSettings(), cache("90") | DISK, None, id="it fits"),
         pytest.param(ON_CPU, PodSettings(disk="100Gi", is_cache_of_node=True), cache("300"), None, id="of the node"),
         pytest.param(ON_CPU, PodSettings(), cache("300"), None, id="no limit is known"),
@@ -210,6 +216,42 @@ def test_shared_memory_of_the_run_is_compared_with_the_batches() -> None:
     )
     assert said(BIG, **shared(medium="Memory", sizeLimit="64Gi")) == []
     assert said(BIG, **shared()) == []
+    assert said(BIG, **shared(sizeLimit="64Mi"))[0].endswith("raise it, or lower spec.training.dataWorkers")
+    assert said(BIG, **shared(sizeLimit="900Gi")) == [], "a disk is no memory"
+    assert said(BIG, **shared(medium="Memory", sizeLimit="900Gi"))[0].endswith(
+        "; lower sizeLimit, or set spec.podTemplate.resources"
+    )
+
+
+def test_a_large_shared_memory_beside_files_in_memory() -> None:
+    ram = {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "200Gi"}}
+    mount = {"name": "ram", "mountPath": "/cache"}
+    assert said(BIG, volumes=[ram], volumeMounts=[mount], shmSize="400Gi") == [], "the worker requests 487 GiB"
+
+
+def test_files_in_memory_count_where_a_stage_has_them() -> None:
+    ram = {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "60Gi"}}
+    mount = {"name": "ram", "mountPath": "/cache"}
+    few = {"publish": {"limits": {"memory": "8Gi"}}}
+    assert said(BIG, volumes=[ram], volumeMounts=[mount], stageResources=few) == []
+    few = {"merge": {"limits": {"memory": "8Gi"}}}
+    (found,) = said(BIG, volumes=[ram], volumeMounts=[mount], stageResources=few)
+    assert "merge needs about" in found
+    assert "files in /cache 60.0" in found
+    scratch = {"volumes": [ram], "volumeMounts": [mount | {"mountPath": "/scratch"}]}
+    found = said(BIG, **scratch, **memory("limits", "300Gi"))
+    assert "train needs about 342.5 GiB" in found[0]
+    assert "files in /scratch 55.5" in found[0], "what training puts there, not the size of the volume"
+
+
+def test_the_suggested_cache_fits_every_limit() -> None:
+    template = empty("/cache", "60Gi") | DISK
+    (found,) = [text for text in said(BIG, **template, **cache("150")) if " train " in text and "env" in text]
+    assert found.endswith(
+        "sizeLimit 60Gi, so that the volume is full, or the pod evicted, before the cache makes "
+        "room; remove the variable, or set it to at most 12"
+    )
+    assert said(BIG, **template, **cache("12")) == []
 
 
 def test_a_size_of_shared_memory_that_a_volume_replaces() -> None:

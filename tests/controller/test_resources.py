@@ -251,16 +251,6 @@ def test_a_cache_shared_by_the_pods_of_a_node() -> None:
     assert "subPath" not in mounts(build())["/cache"]
 
 
-@pytest.mark.parametrize("more", [{}, {"subPath": "other-team"}, {"subPathExpr": "$(TEAM)"}])
-def test_a_mount_of_the_nodes_cache_is_the_folder_of_the_namespace(more: dict[str, str]) -> None:
-    """A run may mount `cache` elsewhere, but sees no other namespace's entries there."""
-    template = {"volumeMounts": [{"name": "cache", "mountPath": "/models", "readOnly": True} | more]}
-    pod = build(options=OperatorConfig(cache_host_path="/mnt/nvme"), podTemplate=template)
-    expected = {"name": "cache", "mountPath": "/models", "readOnly": True, "subPath": "team"}
-    assert mounts(pod)["/models"] == expected
-    assert mounts(build(podTemplate=template))["/models"] == template["volumeMounts"][0]
-
-
 def test_claims_named_in_sources_are_mounted_read_only_once_each() -> None:
     data = {
         "train": {

@@ -39,6 +39,7 @@ CONFIG_PATH = f"{CONFIG_FOLDER}/run.yaml"
 SCRATCH_PATH = "/scratch"  # an emptyDir, deleted with the pod
 CACHE_PATH = "/cache"  # can be shared by the pods of a node
 SHM_PATH = "/dev/shm"
+PVC_ROOT = "/pvc"  # below it the claims of pvc:// sources
 DEFAULT_CACHE_GIB = 100
 TERMINATION_MESSAGE_PATH = "/dev/termination-log"
 TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet truncates longer ones
@@ -51,10 +52,10 @@ ENV_ADOPTED_UIDS = "INTERNVL_ADOPTED_UIDS"  # of earlier runs whose pods this ru
 ENV_DEVICE = "INTERNVL_DEVICE"  # cpu: train on the CPU, whatever the run asks for
 ENV_ALLOW_PRIVATE_ADDRESSES = "INTERNVL_ALLOW_PRIVATE_ADDRESSES"  # true: https:// sources may be on private addresses
 ENV_USAGE = "INTERNVL_USAGE"  # GPU-hours and cost of the run so far (JSON), for the report
-ENV_CACHE = "INTERNVL_CACHE"  # folder of the cache outside a pod of the operator; there it is CACHE_PATH
+ENV_CACHE = "INTERNVL_CACHE"  # folder of the cache outside the operator's pods; in these it is always CACHE_PATH
 ENV_CACHE_GIB = "INTERNVL_CACHE_GIB"  # GiB of entries that the cache keeps beside those in use
 ENV_IMAGE = "INTERNVL_IMAGE"  # image of the container, for the report
-# What the operator sets in every pod, whatever else sets it.
+# Reserved for the operator: a run cannot set them.
 OPERATOR_ENV = (
     "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK",
     "PET_MASTER_ADDR", "PET_MASTER_PORT", ENV_ATTEMPT, ENV_JOB_UID, ENV_ADOPTED_UIDS, ENV_IMAGE,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from internvl_api.constants import SHM_PATH
 from internvl_api.memory.disk_shortfall import cache_shortfall, volume_shortfalls
-from internvl_api.memory.pod_disk import Bound, is_in_memory, placed, volume_at, volume_size
+from internvl_api.memory.pod_disk import Bound, StageDisk, is_in_memory, needs_of_node, volume_at, volume_size
 from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, given_for
 from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
@@ -65,13 +65,15 @@ def _of_stage(
     spec: InternVLFineTuneSpec, stage: StageName, needed: Needs | None, settings: PodSettings
 ) -> Iterator[str]:
     given = given_for(spec, stage, settings)
-    if needed is not None:
-        yield from _too_small(stage, given, placed(spec, needed, settings))
-        yield from volume_shortfalls(spec, stage, given, needed, settings)
-    yield from cache_shortfall(spec, stage, given, needed, settings)
+    disk = StageDisk(spec, stage, needed, given, settings)
+    of_node = needed and needs_of_node(spec, stage, needed, settings)
+    if of_node is not None:
+        yield from _too_small(stage, given, of_node)
+    yield from volume_shortfalls(disk)
+    yield from cache_shortfall(disk)
     if stage == "train":
         yield from _replaced_shm(spec)
-        yield from _shm(spec, given, needed)
+        yield from _shm(spec, given, of_node)
 
 
 def _too_small(stage: StageName, given: Given, needed: Needs) -> Iterator[str]:
@@ -105,37 +107,43 @@ def _shm(spec: InternVLFineTuneSpec, given: Given, needed: Needs | None) -> Iter
     bound = _shm_size(spec)
     if bound is None:
         return
-    size, lower = bound.limit, f"lower {bound.place.rpartition('.')[2]}"
-    found = f"{bound.place}: found {size}"
-    if needed is not None and amount(size) < needed.shm * TOLERATED:
+    found = f"{bound.place}: found {bound.limit}"
+    if needed is not None and amount(bound.limit) < needed.shm * TOLERATED:
         yield (
             f"{found}, the batches that {_data_workers(spec)} data workers prepare ahead need up to "
             f"{gib(needed.shm)}; raise it, or lower spec.training.dataWorkers"
         )
-    shared = "/dev/shm is memory of the worker, so that"
-    limit, request = given.amount("limits", "memory"), given.amount("requests", "memory")
-    if limit is not None and amount(size) > amount(limit):
+    volume = volume_at(spec, SHM_PATH)
+    if volume is None or is_in_memory(volume):
+        yield from _more_than_memory(f"{found}, more than", bound, given, needed)
+
+
+def _more_than_memory(found: str, bound: Bound, given: Given, needed: Needs | None) -> Iterator[str]:
+    """A size of /dev/shm above the memory that it is a part of."""
+    shared, lower = "/dev/shm is memory of the worker, so that", f"lower {bound.place.rpartition('.')[2]}"
+    size, limit, request = amount(bound.limit), given.amount("limits", "memory"), given.amount("requests", "memory")
+    if limit is not None and size > amount(limit):
         yield (
-            f"{found}, more than {given.place}.limits.memory {limit}; {shared} no more than the limit can be used; "
+            f"{found} {given.place}.limits.memory {limit}; {shared} no more than the limit can be used; "
             f"{lower}, or raise the limit"
         )
-    elif limit is None and request is not None and amount(size) > amount(request):
+    elif limit is None and request is not None and size > amount(request):
         yield (
-            f"{found}, more than {given.place}.requests.memory {request}; {shared} a node may have no room for it; "
+            f"{found} {given.place}.requests.memory {request}; {shared} a node may have no room for it; "
             f"{lower}, or raise the request"
         )
-    elif given.amounts is None and needed is not None and amount(size) > needed.memory_bytes:
+    elif given.amounts is None and needed is not None and size > needed.memory_bytes:
         yield (
-            f"{found}, more than all memory that a worker requests, {_sum(needed.memory)}; {shared} a node may have "
-            "no room for it; remove the field, or set spec.podTemplate.resources"
+            f"{found} all memory that a worker requests, {_sum(needed.memory)}; {shared} a node may have no room for "
+            f"it; {lower}, or set spec.podTemplate.resources"
         )
 
 
 def _shm_size(spec: InternVLFineTuneSpec) -> Bound | None:
-    """The size of /dev/shm that the spec gives, as shmSize or by a volume in memory; None where it gives none."""
+    """The size of /dev/shm that the spec gives, as shmSize or by a volume; None where it gives none."""
     volume, size = volume_at(spec, SHM_PATH), spec.pod_template.shm_size
     if volume is not None:
-        return volume_size(spec, volume) if is_in_memory(volume) else None
+        return volume_size(spec, volume)
     return Bound(size, "spec.podTemplate.shmSize") if size else None
 
 

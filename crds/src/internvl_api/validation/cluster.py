@@ -13,7 +13,7 @@ from internvl_api.validation.cel_rules import Values, rule
 from internvl_api.validation.defaults import RunDefaults
 from internvl_api.validation.policy import Policy
 from internvl_api.validation.violations import Violation
-from internvl_api.validation.volumes import not_kept
+from internvl_api.validation.volumes import lost_with_pod
 
 
 class InCluster(NamedTuple):
@@ -82,7 +82,7 @@ def in_cluster(spec: InternVLFineTuneSpec, cluster: InCluster) -> Iterator[Viola
     """Violations of a spec that is valid by itself."""
     yield from policy_rules.violations(spec, cluster.policy)
     for field, address in spec.destinations():
-        yield from not_kept(spec, field, address)
+        yield from lost_with_pod(spec, field, address)
     yield from _tracker_has_key(spec)
     yield from _profile_has_its_gpus(spec, dict(cluster.profile_gpus))
     if cluster.gpu_memory is not None:

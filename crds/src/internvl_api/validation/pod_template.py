@@ -1,7 +1,7 @@
 """Rules for `spec.podTemplate` beyond the bounds of its fields.
 
-The API server finds the same mistakes when a pod is made; those in `resources`, which only training workers get, after
-the whole preflight.
+The API server finds some of these mistakes when a pod is made; those in `resources`, which only training workers get,
+after the whole preflight.
 """
 
 from collections.abc import Iterable, Iterator

@@ -185,11 +185,11 @@ class Cache:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             added = int.from_bytes(os.pread(descriptor, _COUNT_BYTES, 0)) + size
-            is_much = added * 20 >= self._limit
-            os.pwrite(descriptor, (0 if is_much else added).to_bytes(_COUNT_BYTES), 0)
+            is_due = added * 20 >= self._limit
+            os.pwrite(descriptor, (0 if is_due else added).to_bytes(_COUNT_BYTES), 0)
         finally:
             os.close(descriptor)
-        if is_much:
+        if is_due:
             self.evict()
 
     def evict(self) -> None:

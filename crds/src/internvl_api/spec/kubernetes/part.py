@@ -5,18 +5,21 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, with_config
 
+from internvl_api.memory.quantity import amount
+
 part = with_config(ConfigDict(extra="forbid"))
 
-QUANTITY_PATTERN = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+QUANTITY_PATTERN = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
 _QUANTITY_LENGTH = 64
+_LIMIT = 2**63  # Kubernetes' own
 
 
 def _quantity(value: object) -> object:
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_number = isinstance(value, int) and not isinstance(value, bool)
     is_text = isinstance(value, str) and len(value) <= _QUANTITY_LENGTH and re.match(QUANTITY_PATTERN, value)
-    if not is_number and not is_text:
-        raise ValueError(f"found {str(value)[:80]!r}, expected a quantity such as 8, 500m or 64Gi")
-    return value
+    if (is_number or is_text) and 0 <= amount(value) < _LIMIT:
+        return value
+    raise ValueError(f"found {str(value)[:80]!r}, expected a quantity from 0 to below 8Ei, such as 8, 500m or 64Gi")
 
 
 # Schemas of Kubernetes allow a whole number or text here, and no fraction: 0.5 is written 500m or "0.5".

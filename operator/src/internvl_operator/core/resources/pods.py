@@ -22,6 +22,7 @@ from internvl_api.constants import (
     ENV_USAGE,
     MASTER_PORT,
     METRICS_PORT,
+    PVC_ROOT,
     SCRATCH_PATH,
     SHM_PATH,
     TERMINATION_MESSAGE_PATH,
@@ -41,7 +42,6 @@ from internvl_operator.core.resources.ownership import owned_metadata
 from internvl_operator.core.run import Run
 from internvl_operator.core.stages import Stage
 
-PVC_ROOT = "/pvc"
 DEFAULT_IMAGE = "the chart's trainer.image (spec.podTemplate.image is not set)"
 _CACHE = "cache"  # name of the volume
 # By default pods stay on an unreachable node for five minutes, while the whole group waits. Half a minute after the
@@ -226,14 +226,12 @@ def _env(
         "TMPDIR": SCRATCH_PATH,
     }
     # Each name must be unique (server-side apply keys on it): the user's last entry wins over a
-    # Secret's key and the administrator's proxies, ours override all.
+    # Secret's key and the administrator's proxies. None of these has a name of ours.
     cache = requirements.cache_gib(run, stage, config)
     of_cache = [] if cache is None else [{"name": ENV_CACHE_GIB, "value": str(cache)}]
     given = [*egress.env(run, config), *credentials.env(run, stage), *of_cache, *run.spec.pod_template.env]
     users: dict[str, Mapping[str, Any]] = {item["name"]: item for item in given}
-    return [item for name, item in users.items() if name not in ours] + [
-        {"name": name, "value": str(value)} for name, value in ours.items()
-    ]
+    return [*users.values(), *({"name": name, "value": str(value)} for name, value in ours.items())]
 
 
 def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str, Any]]:
@@ -258,25 +256,16 @@ def _volumes(run: Run, stage: Stage, config: OperatorConfig) -> list[Mapping[str
 def _mounts(run: Run, config: OperatorConfig) -> list[Mapping[str, Any]]:
     """Our mounts and the user's, which replace ours at /scratch, /cache or /dev/shm."""
     spec = run.spec
-    users = {mount["mountPath"]: _of_namespace(mount, run, config) for mount in spec.pod_template.volume_mounts}
+    users = {mount["mountPath"]: mount for mount in spec.pod_template.volume_mounts}
     ours: dict[str, dict[str, Any]] = {
         CONFIG_FOLDER: {"name": "config", "readOnly": True},
         SCRATCH_PATH: {"name": "scratch"},
-        CACHE_PATH: _of_namespace({"name": _CACHE}, run, config),
+        # Of a folder of the node, which other namespaces use too, that of the run's namespace.
+        CACHE_PATH: {"name": _CACHE, **({"subPath": run.namespace} if config.cache_host_path else {})},
         SHM_PATH: {"name": "shm"},
     }
     ours |= {f"{PVC_ROOT}/{claim}": {"name": volume, "readOnly": True} for claim, volume in claims(spec).items()}
     return [*(mount | {"mountPath": path} for path, mount in ours.items() if path not in users), *users.values()]
-
-
-def _of_namespace(mount: Mapping[str, Any], run: Run, config: OperatorConfig) -> dict[str, Any]:
-    """The mount; one of a node's cache is always the folder of the run's namespace.
-
-    A deeper folder, which subPath may name, could be a link to the folder of another namespace.
-    """
-    if mount["name"] != _CACHE or not config.cache_host_path:
-        return {**mount}
-    return {key: value for key, value in mount.items() if key != "subPathExpr"} | {"subPath": run.namespace}
 
 
 def claims(spec: InternVLFineTuneSpec) -> dict[str, str]:

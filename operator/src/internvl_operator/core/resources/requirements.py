@@ -1,12 +1,11 @@
 """Build the requests and limits of a worker, from the spec and the operator's defaults."""
 
-import math
 from typing import Any
 
 from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
-from internvl_api.memory.pod_disk import cache_bounds, placed
-from internvl_api.memory.pod_settings import Amounts, given_for
+from internvl_api.memory.pod_disk import StageDisk, needs_of_node
+from internvl_api.memory.pod_settings import Amounts, Given, given_for
 from internvl_api.memory.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import StageResources, stage_field
@@ -64,7 +63,7 @@ def _default(run: Run, stage: Stage, config: OperatorConfig) -> Amounts:
     found = requests.needs(run.resolved.run_config, stage.name)
     if found is None:
         return setting
-    return {"requests": placed(run.spec, found, settings).requests()}
+    return {"requests": needs_of_node(run.spec, stage.name, found, settings).requests()}
 
 
 def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> float | None:
@@ -75,11 +74,13 @@ def cache_gib(run: Run, stage: Stage, config: OperatorConfig) -> float | None:
     catalogue.
     """
     needed = requests.needs(run.resolved.run_config, stage.name) if run.resolved.run_config else None
-    bounds = cache_bounds(run.spec, build(run, stage, config), "", needed, config.pod_settings)
-    rooms = [
-        amount(bound.limit) / 2 if needed is None else (amount(bound.limit) - taken) * 9 / 10 for bound, taken in bounds
-    ]
-    room = float(min(rooms, default=math.inf)) / GIB
+    given = Given(build(run, stage, config), setting(stage.name))
+    tightest = StageDisk(run.spec, stage.name, needed, given, config.pod_settings).tightest_of_cache()
+    if tightest is None:
+        return None
+    bound, taken = tightest
+    free = amount(bound.limit) / 2 if needed is None else (amount(bound.limit) - taken) * 9 / 10
+    room = float(free) / GIB
     if room >= DEFAULT_CACHE_GIB:
         return None
     return int(room) if room >= 1 else max(_LEAST_CACHE_GIB, int(room * 100) / 100)
