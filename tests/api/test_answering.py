@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from internvl_api.memory.answering import Answering, answering_of, gpus_of_a_copy
-from internvl_api.memory.quantity import parse_bytes
+from internvl_api.quantity import parse_bytes
 from internvl_api.recipes.resolve import parse_spec
 from internvl_api.validation.check import check_spec
 from internvl_api.validation.cluster import InCluster

@@ -8,9 +8,9 @@ from chat_recipes import chat_recipe_names
 from internvl_api.memory.activations import LOSS_CHUNK_BYTES, loss_bytes, positions_per_chunk
 from internvl_api.memory.advice import advice, largest_micro_batch, remedies
 from internvl_api.memory.estimate import estimate, judge, memory
-from internvl_api.memory.quantity import GIB, amount, gib, parse_bytes
 from internvl_api.memory.setup import Setup, longest_row, setup_of, typical_row
 from internvl_api.memory.tables import GUIDE_ROWS, compare, fill
+from internvl_api.quantity import GIB, amount, gib, parse_bytes
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.recipes.summary import (

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 from internvl_api.memory.estimate import estimate
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.requests import needs
 from internvl_api.memory.shortfall import shortfalls
 from internvl_api.memory.stop_time import estimated_stop
 from internvl_api.pipeline import stage_names
+from internvl_api.quantity import GIB
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import Training

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from internvl_api.memory.estimate import judge
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.real_size import CARD, Size, fill, sizes
 from internvl_api.memory.stop_time import LONGEST_GRACE_SECONDS, grace_seconds, stop_seconds
+from internvl_api.quantity import GIB
 from internvl_api.recipes.files import recipe_names
 
 DOCUMENTS = [Path(__file__).parents[2] / "docs" / name for name in ("real-size.md", "network.md")]

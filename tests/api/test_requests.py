@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.requests import Needs, needs, size_of_shm
 from internvl_api.memory.setup import setup_of
 from internvl_api.memory.shortfall import shortfalls
 from internvl_api.memory.stop_time import checkpoint_share
+from internvl_api.quantity import GIB
 from internvl_api.recipes.resolve import parse_spec, resolve
 from internvl_api.recipes.summary import recipe_config
 from internvl_api.run_config import RunConfig

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 from internvl_api.memory.estimate import memory
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import Row, longest_row, typical_row
 from internvl_api.memory.step_time import bound_by_network, network_bytes, row_flops, step_seconds
 from internvl_api.memory.stop_time import checkpoint_bytes, checkpoint_share, stop_seconds, stop_words
 from internvl_api.models.retrieval import RETRIEVAL_CATALOGUE
+from internvl_api.quantity import GIB
 from internvl_api.recipes.summary import recipe_setup
 
 

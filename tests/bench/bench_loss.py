@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 from rich.console import Console
 from rich.table import Table
 

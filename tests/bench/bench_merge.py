@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from golden import checkpoint
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 from internvl_api.run_config import RunConfig
 from internvl_trainer.model.adapter_files import save_adapter
 from internvl_trainer.model.adapters import apply_method, is_adapter

@@ -24,7 +24,7 @@ import yaml
 from controller.builders import result, spec
 from controller.operator_process import Cluster, OperatorProcess
 from internvl_api.constants import API_VERSION, GROUP, KIND, METRICS_PORT, PLURAL, VERSION
-from internvl_api.memory.quantity import parse_bytes
+from internvl_api.quantity import parse_bytes
 from ivft_cluster import helm
 from ivft_cluster.api_server import ApiServer
 from ivft_cluster.crds import install_crd, load_crd

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from controller.builders import CONFIG, NOW, a_run, at, custom_resource, text
-from internvl_api.memory.quantity import GIB
+from internvl_api.quantity import GIB
 from internvl_api.status import Condition
 from internvl_operator.core.conditions import with_estimates
 from internvl_operator.core.observe import Observed

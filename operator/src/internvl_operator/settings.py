@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from internvl_api.address import HIDDEN, redact
 from internvl_api.constants import GPU_RESOURCE_PATTERN
-from internvl_api.memory.quantity import parse_bytes
+from internvl_api.quantity import parse_bytes
 from internvl_api.spec.defaults import Defaults
 from internvl_api.spec.pods import BYTES_PATTERN
 from internvl_api.types import ApiModel

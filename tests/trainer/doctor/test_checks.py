@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from internvl_api.memory.quantity import GIB
+from internvl_api.quantity import GIB
 from internvl_trainer.doctor.checks import Level, check
 from internvl_trainer.doctor.expectations import Expectations, parse_expectations
 from internvl_trainer.doctor.machine import AllReduce, Disk, Driver, Gpu, Kernel, Machine, Problem, TorchBuild, Transfer

@@ -6,8 +6,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from internvl_api.memory.estimate import Estimate, memory
-from internvl_api.memory.quantity import gib
 from internvl_api.memory.setup import Row, Setup, longest_row, typical_row
+from internvl_api.quantity import gib
 
 _LORA_RANK = 16  # of upstream's recipes
 _MOST_GPUS = 1024

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from internvl_api.memory.quantity import gib
 from internvl_api.models.catalogue import find_model
+from internvl_api.quantity import gib
 
 if TYPE_CHECKING:
     from internvl_api.run_config import RunConfig

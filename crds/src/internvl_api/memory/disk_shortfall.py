@@ -7,7 +7,7 @@ from decimal import Decimal
 from internvl_api.constants import ENV_CACHE_GIB
 from internvl_api.memory.pod_disk import FILLING_CACHE, SCRATCH_SETTING, StageDisk, volumes
 from internvl_api.memory.pod_settings import DISK, TOLERATED
-from internvl_api.memory.quantity import GIB, amount, gib
+from internvl_api.quantity import GIB, amount, gib
 from internvl_api.spec import InternVLFineTuneSpec
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from internvl_api.memory.activations import language_cost, loss_bytes, projector_held, vision_cost
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import Row, Setup, longest_row, setup_of, typical_row
 from internvl_api.models.catalogue import count_patches
+from internvl_api.quantity import GIB
 from internvl_api.run_config import RunConfig
 
 # AdamW has three fp32 numbers for each trained parameter: master weight, first and second moment. DeepSpeed keeps a

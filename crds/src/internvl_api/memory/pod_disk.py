@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from internvl_api.constants import CACHE_PATH, SCRATCH_PATH
 from internvl_api.memory.pod_settings import DISK, Amounts, Given, PodSettings, disk_limit
-from internvl_api.memory.quantity import amount
 from internvl_api.memory.requests import Needs, whole_gi
+from internvl_api.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.kubernetes.volumes import Volume
 from internvl_api.status import StageName

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from internvl_api.memory.quantity import amount
 from internvl_api.pipeline import PARALLEL_STAGES
+from internvl_api.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import stage_field
 from internvl_api.status import StageName

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from internvl_api.generated import generate, with_tables
 from internvl_api.memory.estimate import judge
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.requests import Needs, needs
 from internvl_api.memory.setup import Setup, setup_of
 from internvl_api.memory.step_time import bound_by_network, network_bytes, step_seconds
 from internvl_api.memory.stop_time import STORAGE_RATE, checkpoint_bytes, checkpoint_share, stop_seconds
 from internvl_api.memory.tables import CARD, GUIDE_ROWS, markdown
+from internvl_api.quantity import GIB
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.summary import recipe_config
 from internvl_api.run_config import RunConfig

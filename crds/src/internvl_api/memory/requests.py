@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from internvl_api.address import OBJECT_STORES
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import Row, Setup, setup_on_gpus
 from internvl_api.memory.stop_time import CHECKPOINT_BYTES, checkpoint_share
 from internvl_api.models.retrieval import RetrievalCatalogueModel
+from internvl_api.quantity import GIB
 from internvl_api.run_config import RunConfig
 from internvl_api.status import StageName
 

@@ -11,10 +11,10 @@ from internvl_api.constants import SHM_PATH
 from internvl_api.memory.disk_shortfall import cache_shortfall, volume_shortfalls
 from internvl_api.memory.pod_disk import Bound, StageDisk, is_in_memory, needs_of_node, volume_at, volume_size
 from internvl_api.memory.pod_settings import DISK, TOLERATED, Given, PodSettings, given_for
-from internvl_api.memory.quantity import GIB, amount, gib
 from internvl_api.memory.requests import Needs, needs
 from internvl_api.memory.stop_time import LONGEST_GRACE_SECONDS, estimated_stop
 from internvl_api.pipeline import stage_names
+from internvl_api.quantity import GIB, amount, gib
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.status import StageName

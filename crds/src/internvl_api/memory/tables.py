@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from internvl_api.generated import generate, with_tables
 from internvl_api.memory.estimate import judge, memory
-from internvl_api.memory.quantity import GIB
 from internvl_api.memory.setup import longest_row
+from internvl_api.quantity import GIB
 from internvl_api.recipes.files import recipe_names
 from internvl_api.recipes.summary import recipe_setup
 

@@ -7,7 +7,7 @@ after the whole preflight.
 from collections.abc import Iterable, Iterator
 
 from internvl_api.constants import CACHE_PATH, ENV_CACHE, GPU, OPERATOR_ENV
-from internvl_api.memory.quantity import amount
+from internvl_api.quantity import amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.kubernetes.container import Resources
 from internvl_api.spec.kubernetes.volumes import VOLUME_KINDS, Volume

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 
 from internvl_trainer.artifacts.storage import is_full
 from internvl_trainer.errors import UserError

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from internvl_api.constants import ExitCode
-from internvl_api.memory.quantity import gib, parse_bytes
+from internvl_api.quantity import gib, parse_bytes
 
 from internvl_trainer.cli.options import CommandError
 

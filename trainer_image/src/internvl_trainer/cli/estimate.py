@@ -10,8 +10,8 @@ from internvl_api.constants import ExitCode
 from internvl_api.memory.advice import advice, largest_micro_batch
 from internvl_api.memory.answering import evaluation_note
 from internvl_api.memory.estimate import judge
-from internvl_api.memory.quantity import GIB, parse_bytes
 from internvl_api.memory.setup import Setup, setup_of
+from internvl_api.quantity import GIB, parse_bytes
 from internvl_api.recipes.summary import estimate_lines, recipe_setup
 from internvl_api.validation.violations import SpecError
 from rich.console import Console

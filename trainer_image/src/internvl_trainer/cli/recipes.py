@@ -6,7 +6,7 @@ import argparse
 
 from internvl_api.constants import API_VERSION, KIND, ExitCode
 from internvl_api.memory.estimate import judge
-from internvl_api.memory.quantity import GIB, gib
+from internvl_api.quantity import GIB, gib
 from internvl_api.recipes.summary import model_facts, recipe_config, recipe_lines, recipe_setup, recipe_text
 from internvl_api.validation.violations import SpecError
 from rich import box

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 
 from internvl_trainer.artifacts.storage import Storage, open_storage
 from internvl_trainer.artifacts.storage_speed import measure_speed, rate

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from internvl_api.memory.quantity import GIB, gib
+from internvl_api.quantity import GIB, gib
 
 from internvl_trainer.artifacts.storage_speed import rate_words
 from internvl_trainer.doctor.expectations import Expectations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from internvl_api.memory.quantity import parse_bytes
+from internvl_api.quantity import parse_bytes
 
 
 @dataclass(frozen=True)

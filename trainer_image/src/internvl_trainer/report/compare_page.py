@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from string import ascii_uppercase
 
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 
 from internvl_trainer.artifacts.output_layout import REPORT_PAGE
 from internvl_trainer.report.comparison import Comparison

@@ -13,9 +13,9 @@ from typing import Any
 from internvl_api.address import redact
 from internvl_api.constants import ENV_IMAGE
 from internvl_api.memory.estimate import memory
-from internvl_api.memory.quantity import gib
 from internvl_api.memory.requests import needs
 from internvl_api.memory.setup import longest_row, setup_of, typical_row
+from internvl_api.quantity import gib
 from internvl_api.run_config import RunConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup

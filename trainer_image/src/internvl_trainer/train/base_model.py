@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 from internvl_api.run_config import RunConfig
 
 from internvl_trainer.artifacts.output_layout import stored_checkpoints

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 
 from internvl_trainer.artifacts.disk_space import check_space
 from internvl_trainer.metrics import free_container_memory

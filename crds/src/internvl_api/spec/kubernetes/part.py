@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, with_config
 
-from internvl_api.memory.quantity import amount
+from internvl_api.quantity import amount
 
 part = with_config(ConfigDict(extra="forbid"))
 

@@ -6,7 +6,7 @@ The result is the same up to rounding, and checkpoints of the larger micro batch
 from collections.abc import Sequence
 from dataclasses import replace
 
-from internvl_api.memory.quantity import gib
+from internvl_api.quantity import gib
 from internvl_api.run_config import RunConfig
 from internvl_api.spec import RunPolicy
 from internvl_api.status import InternVLFineTuneStatus, StageName

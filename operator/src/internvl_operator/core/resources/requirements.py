@@ -6,7 +6,7 @@ from internvl_api.constants import DEFAULT_CACHE_GIB, GPU
 from internvl_api.memory import requests
 from internvl_api.memory.pod_disk import StageDisk, needs_of_node
 from internvl_api.memory.pod_settings import Amounts, Given, given_for
-from internvl_api.memory.quantity import GIB, amount
+from internvl_api.quantity import GIB, amount
 from internvl_api.spec import InternVLFineTuneSpec
 from internvl_api.spec.pods import StageResources, stage_field
 

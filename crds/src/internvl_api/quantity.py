@@ -1,4 +1,4 @@
-"""Amounts of memory as text: `80Gi` as in Kubernetes, `80GB` or `80GiB` as in data sheets."""
+"""Quantities of Kubernetes, and amounts of memory: `80Gi` as in Kubernetes, `80GB` or `80GiB` as in data sheets."""
 
 import re
 from decimal import Decimal
