@@ -1,4 +1,4 @@
-"""Rows of text a second that preflight checks with one process and with two; the second is killed and goes on.
+"""Rows of text a second that preflight checks with one thread, one process of four threads, and two such processes.
 
 It asserts no limits of time.
 """
@@ -25,9 +25,9 @@ ROWS = int(os.environ.get("PREFLIGHT_ROWS", 1_000_000))
 
 
 def bench_preflight(tmp_path: Path) -> None:
-    """The same rows with one and with two processes, each into an output of its own.
+    """The same rows with each number of processes and threads, each into an output of its own.
 
-    Two processes are killed when half of the shards are stored. Their rate counts both attempts.
+    Two processes are killed when half of the shards are stored and go on. Their rate counts both attempts.
     """
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
@@ -39,11 +39,15 @@ def bench_preflight(tmp_path: Path) -> None:
             file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
     dataset = DatasetDescription("rows", str(tmp_path), str(path))
     checker = Checker(dataset, settings("Hermes-2"), read_file, tokenizer_of(checkpoint("qwen2")))
-    rows = ChatRows(RowIndex.build(path), checker, threads=4)
-    table = Table("processes", "rows/s", "against one", title=f"preflight of {ROWS:,} rows of text")
+    index = RowIndex.build(path)
+    table = Table(
+        "processes", "threads of each", "rows/s", "against one thread", title=f"preflight of {ROWS:,} rows of text"
+    )
     rates: list[float] = []
-    for processes in (1, 2):
-        store = ShardStore(FolderStorage(tmp_path / f"output-{processes}", field="spec.output"), "shards", "x")
+    for processes, threads in ((1, 1), (1, 4), (2, 4)):
+        rows = ChatRows(index, checker, threads=threads)
+        output = FolderStorage(tmp_path / f"output-{processes}-{threads}", field="spec.output")
+        store = ShardStore(output, "shards", "x")
         sizes = np.zeros((ROWS, 2), np.int32)
         began = time.monotonic()
         kept = kill_halfway(rows, store, processes) if processes > 1 else {}
@@ -51,9 +55,9 @@ def bench_preflight(tmp_path: Path) -> None:
         assert kept.items() <= written(store).items(), "a stored shard was checked again"
         assert (sizes[:, 0] > 0).all()
         rates.append(ROWS / (time.monotonic() - began))
-        table.add_row(str(processes), f"{rates[-1]:,.0f}", f"{rates[-1] / rates[0]:.2f} x")
+        table.add_row(str(processes), str(threads), f"{rates[-1]:,.0f}", f"{rates[-1] / rates[0]:.2f} x")
         if kept:
-            table.add_row("", f"killed with {len(kept)} of {len(spans_of(ROWS))} shards stored", "none again")
+            table.add_row("", "", f"killed with {len(kept)} of {len(spans_of(ROWS))} shards stored", "none again")
     Console().print(table)
 
 
