@@ -1,4 +1,4 @@
-"""Rows a second and memory of a rank that reads a million rows of Parquet and of WebDataset in a run's order."""
+"""Measures the speed and memory of a rank that reads a million rows of Parquet and of WebDataset in a run's order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Rows of text a second that preflight checks with one thread, one process of four threads, and two such processes.
-
-It asserts no limits of time.
-"""
+"""Measures preflight of text rows in one thread, four threads, and two processes. It asserts no limits of time."""
 
 from __future__ import annotations
 
@@ -25,24 +22,18 @@ ROWS = int(os.environ.get("PREFLIGHT_ROWS", 1_000_000))
 
 
 def bench_preflight(tmp_path: Path) -> None:
-    """The same rows with each number of processes and threads, each into an output of its own.
+    """Check the same rows three times and print rows a second; every check writes to its own output.
 
-    Two processes are killed when half of the shards are stored and go on. Their rate counts both attempts.
+    The check in two processes is killed when half of the shards are stored, then started again. Its time is the sum of
+    both attempts.
     """
     path = tmp_path / "rows.jsonl"
-    with path.open("w") as file:
-        for number in range(ROWS):
-            turns = [
-                {"from": "human", "value": f"What does the sign at corner {number} say?"},
-                {"from": "gpt", "value": f"It says that street {number * 7919 % ROWS} is closed until the evening."},
-            ]
-            file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
+    write_rows(path)
     dataset = DatasetDescription("rows", str(tmp_path), str(path))
     checker = Checker(dataset, settings("Hermes-2"), read_file, tokenizer_of(checkpoint("qwen2")))
     index = RowIndex.build(path)
-    table = Table(
-        "processes", "threads of each", "rows/s", "against one thread", title=f"preflight of {ROWS:,} rows of text"
-    )
+    columns = ("processes", "threads per process", "rows/s", "speed-up over one thread")
+    table = Table(*columns, title=f"preflight of {ROWS:,} rows of text")
     rates: list[float] = []
     for processes, threads in ((1, 1), (1, 4), (2, 4)):
         rows = ChatRows(index, checker, threads=threads)
@@ -57,12 +48,23 @@ def bench_preflight(tmp_path: Path) -> None:
         rates.append(ROWS / (time.monotonic() - began))
         table.add_row(str(processes), str(threads), f"{rates[-1]:,.0f}", f"{rates[-1] / rates[0]:.2f} x")
         if kept:
-            table.add_row("", "", f"killed with {len(kept)} of {len(spans_of(ROWS))} shards stored", "none again")
+            table.add_row("", "", f"killed with {len(kept)} of {len(spans_of(ROWS))} shards stored", "none repeated")
     Console().print(table)
 
 
+def write_rows(path: Path) -> None:
+    """Write ROWS different questions and answers without pictures."""
+    with path.open("w") as file:
+        for number in range(ROWS):
+            turns = [
+                {"from": "human", "value": f"What does the sign at corner {number} say?"},
+                {"from": "gpt", "value": f"It says that street {number * 7919 % ROWS} is closed until the evening."},
+            ]
+            file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
+
+
 def kill_halfway(rows: ChatRows, store: ShardStore, processes: int) -> dict[str, float]:
-    """Check the rows in a process that is killed when half of the shards are stored; these shards, as `written`."""
+    """Start the check, kill it when half of the shards are stored, and return `written` of these shards."""
     sizes = np.zeros((ROWS, 2), np.int32)
     work = multiprocessing.get_context("fork").Process(
         target=check_in_shards, args=(rows, range(ROWS), store, sizes), kwargs={"processes": processes}
@@ -76,5 +78,5 @@ def kill_halfway(rows: ChatRows, store: ShardStore, processes: int) -> dict[str,
 
 
 def written(store: ShardStore) -> dict[str, float]:
-    """When each stored shard was written."""
+    """Return the modification time of each stored shard, in seconds, by file name."""
     return {path.name: path.stat().st_mtime for path in Path(store.uri).glob("*.json")}
